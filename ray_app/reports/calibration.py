@@ -1,5 +1,6 @@
-"""The result of `touchstone detectors calibrate` (`Calibration`), and its lines for the terminal
-(`calibration_lines`).
+"""The result of `touchstone detectors calibrate` (`Calibration`), and its lines.
+
+`calibration_lines` formats the result for the terminal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibrated card, and what it was made of.
+    """A calibrated card, and the data that it is based on.
 
     Attributes:
         card: The card as it was written.
@@ -24,11 +25,11 @@ class Calibration:
         run: URL of the labelled run.
         labels: Name of the labels.
         detectors: Names of the detectors in the run.
-        used: Labelled images that were used.
-        labelled: Labelled rows of the run.
-        left_out: Labelled images that were not used, by reason.
+        used: Number of labelled images that were used.
+        labelled: Number of labelled rows of the run.
+        left_out: Number of labelled images that were not used, by reason.
         remarks: Sentences on the run and the labels.
-        miss: Fraction of held-out fakes at or below `real_below`, at most.
+        miss: Maximum fraction of held-out fakes at or below `real_below`.
         held_out: Path of the labels of the held-out part.
         commands: Commands that evaluate the card on the held-out part.
     """
@@ -47,7 +48,7 @@ class Calibration:
     commands: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the calibration as plain JSON. The card holds what was fitted."""
+        """Return the calibration as JSON. Fitted values are in the card."""
         keys = {"rule", "thresholds", "guarantee", "operating_points", "notes"}
         population = self.card.population
         return {
@@ -104,63 +105,63 @@ def calibration_lines(calibration: Calibration, width: int = text.OUTPUT_WIDTH) 
 
 
 def _guarantee_lines(calibration: Calibration) -> list[str]:
-    """Return what the thresholds state, for which archives, and how much data that rests on."""
+    """Return lines on the rates of the thresholds, their archives, and the data behind them."""
     thresholds, guarantee = calibration.card.thresholds, calibration.card.guarantee
     population, cascade = calibration.card.population, calibration.card.cascade
     lines = []
     if guarantee is not None:
         is_kept = guarantee.upper_bound <= guarantee.target_fpr
-        most = guarantee.target_fpr if is_kept else guarantee.upper_bound
-        known = "guaranteed" if is_kept else "measured"
+        bound = guarantee.target_fpr if is_kept else guarantee.upper_bound
+        basis = "guaranteed" if is_kept else "measured"
         recall = thresholds.true_positive_rate
         lines += [
-            f"fake at {thresholds.fake_above:.3f} and above: at most {_share(most)} of reals, {known} with "
-            f"{_share(guarantee.confidence)} confidence",
+            f"fake at {thresholds.fake_above:.3f} and above: at most {_percent(bound)} of reals, {basis} with "
+            f"{_percent(guarantee.confidence)} confidence",
             f"  {guarantee.false_positives:,} of {guarantee.n_real:,} held-out reals reach it; "
             + (
                 "there are no held-out fakes"
                 if recall is None
-                else f"it finds {_share(recall)} of the fakes"
+                else f"it finds {_percent(recall)} of the fakes"
             ),
         ]
         if guarantee.these_sources:
-            lines.append("  for archives of these very sources, in these shares")
+            lines.append("  for archives of these same sources in these same proportions")
         elif guarantee.groups and guarantee.effective and guarantee.effective < guarantee.groups:
             lines.append(
                 f"  all labelled reals are of {guarantee.groups:,} sources or looks, worth {guarantee.effective:,.0f} independent ones"
             )
     lines.append(
-        f"real at {thresholds.real_below:.3f} and below: no more than {_share(calibration.miss)} of the held-out fakes; "
+        f"real at {thresholds.real_below:.3f} and below: no more than {_percent(calibration.miss)} of the held-out fakes; "
         "in between the verdict is abstain"
     )
     if population is not None:
         lines.append(
-            f"probabilities are right if {_share(population.prevalence)} of the images are fake"
+            f"probabilities are right if {_percent(population.prevalence)} of the images are fake"
         )
     if cascade is not None:
         low, high = cascade.band
         lines.append(
             f"cascade: {wording.counted(cascade.first, 'detector')} on every image, all detectors from {low:.3f} to {high:.3f} "
-            f"and on {_share(cascade.audit_share)} more, together about {_share(cascade.expected_share)} of the images"
+            f"and on {_percent(cascade.audit_share)} more, together about {_percent(cascade.expected_share)} of the images"
         )
     return lines
 
 
 def _point_lines(points: Sequence[OperatingPoint], width: int) -> list[str]:
-    heads = ["false-positive rate", "fake at", "measured", "at most", "finds", "the rate is"]
+    headers = ["false-positive rate", "fake at", "measured", "at most", "finds", "the rate is"]
     rows = [
         [
-            _share(point.rate),
+            _percent(point.rate),
             f"{point.threshold:.3f}",
-            _share(point.false_positive_rate),
-            _share(point.upper_bound),
-            _share(point.recall),
+            _percent(point.false_positive_rate),
+            _percent(point.upper_bound),
+            _percent(point.recall),
             "guaranteed" if point.is_guaranteed else "measured",
         ]
         for point in points
     ]
-    return text.table(heads, rows, width, right={0, 1, 2, 3, 4})
+    return text.table(headers, rows, width, right={0, 1, 2, 3, 4})
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return wording.percent(value, 3)

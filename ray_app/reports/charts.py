@@ -22,11 +22,12 @@ Floats = npt.NDArray[np.float64]
 
 MARKERS = "●■▲◆▼✚"
 STYLES = len(MARKERS)
-# A line over steps with more points would look the same, and a long training has very many.
+# A line with more points would look the same, and a long training has very many.
 _MAX_RUNS = 240
 _MAX_DOTS = 40
 _DETECTION_TICKS = (0.001, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8)
-_TOLERANCE = 0.04  # percent of the plotting area by which a simplified line may be off
+# Maximum distance of a simplified line from the original, in percent of the plotting area.
+_TOLERANCE = 0.04
 # The width of the plotting area on a telephone, of a character, and of the gap between two labels.
 _NARROW_PX, _COMPACT_PX, _CHARACTER_PX, _GAP_PX = 255, 140, 6.8, 5
 
@@ -51,11 +52,11 @@ class Axis(NamedTuple):
     bends: bool = False
 
     def across(self, values: Any) -> Floats:
-        """Return the positions of values in percent from the start; values beyond an end are at it."""
+        """Return the positions of values in percent from the start, limited to the axis."""
         low, high = float(self.warp(self.low)), float(self.warp(self.high))
         warped = np.clip(self.warp(np.asarray(values, float)), low, high)
-        shares: Floats = 100 * (warped - low) / ((high - low) or 1.0)
-        return shares.round(2)
+        positions: Floats = 100 * (warped - low) / ((high - low) or 1.0)
+        return positions.round(2)
 
     def down(self, values: Any) -> Floats:
         """Return the positions of values in percent from the end, for an axis that points up."""
@@ -63,7 +64,13 @@ class Axis(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """A mark on a line, with the ends of its interval along y and the text of its tooltip."""
+    """A mark on a line.
+
+    Attributes:
+        at: Its coordinates.
+        words: Text of its tooltip.
+        ends: Bounds of its interval along y. None without an interval.
+    """
 
     at: Point
     words: str
@@ -71,7 +78,14 @@ class Spot(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """One line with its marks, in one of STYLES; `level`: a faint line across, to compare it with."""
+    """A line with its marks.
+
+    Attributes:
+        style: Number of its style, below `STYLES`.
+        points: Its points.
+        spots: Its marks.
+        level: y of a faint horizontal line for comparison. None for no such line.
+    """
 
     style: int
     points: Sequence[Point]
@@ -80,7 +94,7 @@ class Trace(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """The label of an axis at a position in percent."""
+    """A label of an axis at a position in percent."""
 
     at: float
     words: str
@@ -171,7 +185,7 @@ class _Drawing:
         Args:
             ident: An id that is unique on the page.
             title: The name of the chart.
-            description: What the chart shows, in words.
+            description: Text alternative of the chart.
         """
         characters = max((len(tick.words) for tick in self.y_ticks), default=0)
         margin_em = round(max(2.0, 0.62 * characters + 0.9), 2)
@@ -229,10 +243,10 @@ def axis_start(lows: Sequence[float]) -> float:
 
     The axis starts at the minimum, rounded down, so that values near 1 differ to the eye.
     """
-    least = min(lows, default=0.0)
-    if least >= 0.99:
+    lowest = min(lows, default=0.0)
+    if lowest >= 0.99:
         return 0.99
-    return 0.95 if least >= 0.95 else max(0.0, math.floor(10 * least + 1e-9) / 10)
+    return 0.95 if lowest >= 0.95 else max(0.0, math.floor(10 * lowest + 1e-9) / 10)
 
 
 def plane(
@@ -255,7 +269,7 @@ def plane(
         y: The vertical axis.
         ident: An id that is unique on the page.
         title: The name of the chart.
-        description: What the chart shows, in words.
+        description: Text alternative of the chart.
         guide: A dotted line for comparison.
         shade: The part of x in which too little is known.
         flat: Whether the chart is lower than wide.
@@ -301,9 +315,10 @@ def histogram(
         counts: The count of each bin.
         ident: An id that is unique on the page.
         title: The name of the chart.
-        description: What the chart shows, in words.
-        zones: The scores below which nothing was found and above which an image is fake. Bars have
-            the colours of verdicts and change them at these scores; the band between is shaded.
+        description: Text alternative of the chart.
+        zones: The scores below which there is no evidence, and above which an image is fake. Bars
+            have the colours of verdicts, which change at these scores; the band between them is
+            shaded.
         compact: Whether the chart is one of many.
     """
     top = max([*counts, 1])
@@ -316,10 +331,10 @@ def histogram(
     for (left, right), count in zip(pairwise(edges), counts, strict=True):
         stops = sorted({left, right, *(cut for cut in zones or () if left < cut < right)})
         height = max(100 * count / top, 0.8)
-        words = f"{_plain(left)} to {_plain(right)}: {count:,}"
+        text = f"{_plain(left)} to {_plain(right)}: {count:,}"
         for start, stop in pairwise(stops if count else ()):
             kind = _zone((start + stop) / 2, zones)
-            drawing.bars.append(_bar(x, start, stop, 100 - height, height, kind, words))
+            drawing.bars.append(_bar(x, start, stop, 100 - height, height, kind, text))
     for cut in sorted({cut for cut in zones or () if x.low < cut < x.high}):
         drawing.lines.append(_cut(x, cut))
     if zones and zones[0] < x.high and zones[1] > x.low:
@@ -352,13 +367,13 @@ def class_histogram(
     x, y = number_axis("", edges[0], edges[-1]), Axis("", -top, top, list(ticks.items()))
     drawing = _start_drawing("square", x, y)
     for kind, sign, counts in classes:
-        whole = max(sum(counts), 1)
+        total = max(sum(counts), 1)
         for (left, right), count in zip(pairwise(edges), counts, strict=True):
             if count:
-                height = 50 * max(count / whole / top, 0.01)
-                words = f"{kind}, {_plain(left)} to {_plain(right)}: {count:,}"
+                height = 50 * max(count / total / top, 0.01)
+                text = f"{kind}, {_plain(left)} to {_plain(right)}: {count:,}"
                 start = 50 - height if sign > 0 else 50
-                drawing.bars.append(_bar(x, left, right, start, height, kind, words))
+                drawing.bars.append(_bar(x, left, right, start, height, kind, text))
     drawing.lines.append(Line(0, 50, 100, 50, "axis"))
     drawing.labels += [
         Label(0, 0, "fakes", dx=0.5, dy=1),
@@ -366,11 +381,11 @@ def class_histogram(
     ]
     if cut is not None and x.low < cut < x.high:
         drawing.lines.append(_cut(x, cut))
-        at = float(x.across(cut))
-        anchor, dx = ("start", 0.5) if at < 60 else ("end", -0.5)
-        drawing.labels.append(Label(at, 0, f"threshold {_plain(cut)}", anchor, dx, -0.6))
-    described = f"{sum(fakes):,} fakes and {sum(reals):,} real images; scores from {_plain(x.low)} to {_plain(x.high)}."
-    return drawing.draw(ident, title, described)
+        position = float(x.across(cut))
+        anchor, dx = ("start", 0.5) if position < 60 else ("end", -0.5)
+        drawing.labels.append(Label(position, 0, f"threshold {_plain(cut)}", anchor, dx, -0.6))
+    description = f"{sum(fakes):,} fakes and {sum(reals):,} real images; scores from {_plain(x.low)} to {_plain(x.high)}."
+    return drawing.draw(ident, title, description)
 
 
 def line_chart(
@@ -386,15 +401,15 @@ def line_chart(
 ) -> Markup | None:
     """Draw values over steps, or return None if no value is finite.
 
-    The line of many points is the mean of runs of neighbours, shaded from the minimum to the maximum
-    of each run.
+    The line of many points is the mean of groups of neighbours. It is shaded from the minimum to the
+    maximum of each group.
 
     Args:
         points: Steps with their values.
         span: The first and the last step of the axis.
         ident: An id that is unique on the page.
         title: The name of the chart.
-        description: What the chart shows, in words.
+        description: Text alternative of the chart.
         chosen: The step to mark.
         from_zero: Whether the axis of values that are not negative starts at 0.
         compact: Whether the chart is one of many.
@@ -405,45 +420,45 @@ def line_chart(
     runs = np.array_split(finite, math.ceil(len(finite) / math.ceil(len(finite) / _MAX_RUNS)))
     means = np.array([run.mean(axis=0) for run in runs])
     low, high = means[:, 1].min(), means[:, 1].max()
-    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    low = 0.0 if from_zero and low >= 0 else low - room
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    low = 0.0 if from_zero and low >= 0 else low - margin
     x = _count_axis(span[1], 3 if compact else 6, span[0])
-    y = number_axis("", low, high + room, 4 if compact else 6)
+    y = number_axis("", low, high + margin, 4 if compact else 6)
     drawing = _start_drawing("compact" if compact else "wide", x, y)
     across = x.across(means[:, 0])
-    least, most = (y.down([pick(run[:, 1]) for run in runs]) for pick in (np.min, np.max))
-    around = np.concatenate([across, across[::-1]]), np.concatenate([least, most[::-1]])
-    drawing.curves.append(ChartPath(_path(*around, tolerance=0) + "Z", "range"))
+    lower, upper = (y.down([reduce(run[:, 1]) for run in runs]) for reduce in (np.min, np.max))
+    outline = np.concatenate([across, across[::-1]]), np.concatenate([lower, upper[::-1]])
+    drawing.curves.append(ChartPath(_path(*outline, tolerance=0) + "Z", "range"))
     drawing.curves.append(ChartPath(_path(across, y.down(means[:, 1])), "trace strong"))
     if chosen is not None:
         drawing.lines.append(_cut(x, chosen))
     for step, value in finite:
         if step == chosen or len(finite) <= _MAX_DOTS:
-            radius, kind, words = (
+            radius, kind, suffix = (
                 (5.0, "fill-gold", ", chosen") if step == chosen else (2.3, "fill-strong", "")
             )
-            tip = f"step {step:,.0f}{words}: {_plain(value)}"
-            place = float(x.across(step)), float(y.down(value))
-            drawing.marks.append(Mark(*place, kind, tip, radius=radius))
+            tip = f"step {step:,.0f}{suffix}: {_plain(value)}"
+            position = float(x.across(step)), float(y.down(value))
+            drawing.marks.append(Mark(*position, kind, tip, radius=radius))
     return drawing.draw(ident, title, description)
 
 
 def _start_drawing(shape: str, x: Axis, y: Axis) -> _Drawing:
-    room_px = _COMPACT_PX if shape == "compact" else _NARROW_PX
-    x_ticks = _fitting((Tick(float(x.across(at)), words) for at, words in x.ticks), room_px)
-    y_ticks = [Tick(float(y.down(at)), words) for at, words in y.ticks]
+    width_px = _COMPACT_PX if shape == "compact" else _NARROW_PX
+    x_ticks = _select_ticks((Tick(float(x.across(at)), text) for at, text in x.ticks), width_px)
+    y_ticks = [Tick(float(y.down(at)), text) for at, text in y.ticks]
     return _Drawing(shape, x.title, y.title, x_ticks, y_ticks)
 
 
-def _fitting(ticks: Iterable[Tick], room_px: float) -> list[Tick]:
-    """Return the labels that do not overlap on an axis of N pixels."""
-    kept, end = [], -math.inf
+def _select_ticks(ticks: Iterable[Tick], width_px: float) -> list[Tick]:
+    """Return the labels that do not overlap on an axis of this width in pixels."""
+    selected, end = [], -math.inf
     for tick in ticks:
-        middle, half = room_px * tick.at / 100, _CHARACTER_PX * len(tick.words) / 2
+        middle, half = width_px * tick.at / 100, _CHARACTER_PX * len(tick.words) / 2
         if middle - half >= end:
-            kept.append(tick)
+            selected.append(tick)
             end = middle + half + _GAP_PX
-    return kept
+    return selected
 
 
 def _band(left: float, right: float) -> Bar:
@@ -460,8 +475,8 @@ def _bar(
 
 
 def _cut(x: Axis, at: float) -> Line:
-    place = float(x.across(at))
-    return Line(place, -3, place, 100, "cut")
+    position = float(x.across(at))
+    return Line(position, -3, position, 100, "cut")
 
 
 def _zone(score: float, zones: tuple[float, float] | None) -> str:
@@ -487,14 +502,14 @@ def _zone_labels(x: Axis, zones: tuple[float, float]) -> list[Label]:
 
 
 def _path(across: Floats, down: Floats, tolerance: float = _TOLERANCE) -> str:
-    """Return a line as the `d` of a path, without the points that the eye would not miss."""
+    """Return a line as the `d` of a path, without points that make no visible difference."""
     points = np.column_stack([across, down])
-    kept = points[_corners(points, tolerance)] if len(points) > 2 else points
-    return "M" + "L".join(f"{x:g} {y:g}" for x, y in kept) if len(kept) else ""
+    selected = points[_find_corners(points, tolerance)] if len(points) > 2 else points
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in selected) if len(selected) else ""
 
 
-def _corners(points: Floats, tolerance: float) -> npt.NDArray[np.bool_]:
-    """Select the points of a line that differ from it without them (Douglas and Peucker 1973)."""
+def _find_corners(points: Floats, tolerance: float) -> npt.NDArray[np.bool_]:
+    """Select the points without which a line would change visibly (Douglas and Peucker 1973)."""
     is_kept = np.zeros(len(points), bool)
     is_kept[[0, -1]] = True
     spans = [(0, len(points) - 1)]
@@ -517,14 +532,16 @@ def _corners(points: Floats, tolerance: float) -> npt.NDArray[np.bool_]:
 
 def _bent(points: Sequence[Point], x: Axis, y: Axis) -> tuple[Floats, Floats]:
     """Return the positions of points, with more points between them if an axis bends lines."""
-    places = np.asarray(points, float).reshape(-1, 2)
-    if (x.bends or y.bends) and len(places) > 1:
-        steps = max(6, 96 // len(places))
-        # The points are close to the smaller end, where such axes stretch most.
-        between = (np.arange(1, steps + 1) / steps) ** 3
-        inner = places[:-1, None] + between[None, :, None] * np.diff(places, axis=0)[:, None]
-        places = np.concatenate([places[:1], inner.reshape(-1, 2)])
-    return x.across(places[:, 0]), y.down(places[:, 1])
+    positions = np.asarray(points, float).reshape(-1, 2)
+    if (x.bends or y.bends) and len(positions) > 1:
+        steps = max(6, 96 // len(positions))
+        # The new points are close to the lower end, where such axes stretch most.
+        fractions = (np.arange(1, steps + 1) / steps) ** 3
+        inner = (
+            positions[:-1, None] + fractions[None, :, None] * np.diff(positions, axis=0)[:, None]
+        )
+        positions = np.concatenate([positions[:1], inner.reshape(-1, 2)])
+    return x.across(positions[:, 0]), y.down(positions[:, 1])
 
 
 def _count_axis(high: float, steps: int, low: float = 0.0) -> Axis:
@@ -533,14 +550,16 @@ def _count_axis(high: float, steps: int, low: float = 0.0) -> Axis:
 
 
 def _round_ticks(low: float, high: float, steps: int) -> list[float]:
-    """Return about N numbers that are 1, 2, or 5 times a power of ten apart."""
+    """Return about `steps` numbers that are 1, 2, or 5 times a power of ten apart."""
     if not high > low:
         return [low]
-    least = (high - low) / steps
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * (1 - 1e-9))
+    min_step = (high - low) / steps
+    power = 10.0 ** math.floor(math.log10(min_step))
+    step = next(
+        power * factor for factor in (1, 2, 5, 10) if power * factor >= min_step * (1 - 1e-9)
+    )
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{place * step:.12g}") for place in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def _plain(value: float) -> str:
@@ -548,5 +567,5 @@ def _plain(value: float) -> str:
     return text.replace("-", "−")
 
 
-def _in_percent(share: float) -> str:
-    return f"{_plain(round(100 * share, 9))} %"
+def _in_percent(fraction: float) -> str:
+    return f"{_plain(round(100 * fraction, 9))} %"

@@ -1,4 +1,4 @@
-"""Lines for the terminal on an index, its splits, and leaks between them."""
+"""Format an index, its splits, and leaks between them as lines for the terminal."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ _AGREES = {True: "agree", False: "DIFFER", None: "unknown"}
 
 
 def index_lines(info: IndexInfo) -> Iterator[str]:
-    """Yield what an index holds: counts, comparison with published counts, and what is left out."""
+    """Yield lines on an index: counts, comparison with published counts, and files left out."""
     hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
     yield f"{info.rows:,} labelled images, layout {info.layout}{hashed} · digest {info.digest[:16]}"
     yield ""
@@ -33,15 +33,15 @@ def index_lines(info: IndexInfo) -> Iterator[str]:
         for reason in reasons:
             yield f"{name}: {reason['files']:,} × {reason['why']}, for example {reason['example']}"
     if info.repeated:
-        yield f"named more than once by the source, indexed once: {info.repeated:,}"
+        yield f"repeated in the source, indexed once: {info.repeated:,}"
 
 
 def split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
-    """Yield how an index was divided, and the commands that follow.
+    """Yield lines on how an index was split, and the commands to run next.
 
     Args:
         document: The content of split.json.
-        out: The directory of the divided index.
+        out: The directory of the split index.
     """
     images = wording.counted(document["images"], "image")
     groups = wording.counted(document["groups"], "group")
@@ -79,18 +79,18 @@ def split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     yield ""
     yield from document["remarks"]
     yield from _describe_leaks(document["leaks"])
-    yield f"next: touchstone train configs/train/FILE.yaml --out DIR, whose data says {{at: {out}, split: train}} and so on"
+    yield f"next: touchstone train configs/train/FILE.yaml --out DIR, with {{at: {out}, split: train}} and so on in its data section"
     yield f"      {shlex.join(['touchstone', 'evaluate', 'RUN', '--labels', out, '--split', 'test', '--out', 'figures'])}"
 
 
 def leak_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what the splits of an index share, from the result of `check_splits`."""
+    """Yield lines on what the splits of an index share, from the result of `check_splits`."""
     yield " · ".join(f"{name} {count:,}" for name, count in document["images"].items() if count)
     for leak in document["leaks"]:
         if not leak["known"]:
-            yield f"not known: {leak['what']} (the index has nothing that would show it)"
+            yield f"not known: {leak['what']} (the index has no column that would show it)"
     lines = list(_describe_leaks(document["leaks"]))
-    yield from lines or ["the splits share nothing, as far as can be told"]
+    yield from lines or ["the splits share nothing, as far as is known"]
 
 
 def _describe_leaks(leaks: Sequence[Mapping[str, Any]]) -> Iterator[str]:

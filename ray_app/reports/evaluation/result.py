@@ -1,8 +1,8 @@
-"""The result of an evaluation (`EvaluationResult`): a tidy table of metrics, facts about what they
-are of (`EvaluationMeta`), and what the page draws.
+"""The result of an evaluation (`EvaluationResult`).
 
-Every value of a metric is in the table. A fact, such as `GeneratorInfo`, names the `scope` of its
-rows.
+It has a tidy table of metrics, facts on what they are of (`EvaluationMeta`), and data of the charts
+of each system. Every value of a metric is in the table. A fact, such as `GeneratorInfo`, names the
+`scope` of its rows in the table.
 """
 
 from collections import Counter
@@ -32,11 +32,11 @@ class RunInfo:
 
     Attributes:
         url: The run directory.
-        fingerprint: The digest of everything that decided a score.
-        created_at: When the run began.
+        fingerprint: Digest of all settings that determine scores.
+        created_at: Time when the run started.
         detectors: Names of its detectors.
         ensemble: Name of its ensemble.
-        identity: Everything that decided a score.
+        identity: All settings that determine scores.
     """
 
     url: str = ""
@@ -52,14 +52,14 @@ class LabelInfo:
     """The labels, and how they were joined with the rows of the run.
 
     Attributes:
-        name: Where they are, without secrets.
-        key: The column that joins them.
+        name: Path or URL of the labels, without secrets.
+        key: The column that joins labels and rows.
         rows: Number of labels.
-        joined: Labels with a row.
-        without_row: Labels without a row.
-        rows_without_label: Rows without a label.
-        doubled: Labels that are given twice, and equal.
-        other_split: Labels of other splits, which are left out.
+        joined: Number of labels with a row.
+        without_row: Number of labels without a row.
+        rows_without_label: Number of rows without a label.
+        doubled: Number of repeated labels that are equal.
+        other_split: Number of labels of other splits, which are left out.
     """
 
     name: str = ""
@@ -74,16 +74,16 @@ class LabelInfo:
 
 @dataclass(frozen=True)
 class ProtocolInfo:
-    """The rules that were followed.
+    """The protocol of the evaluation.
 
     Attributes:
         name: Name of the protocol.
         title: Its title.
         source: The publication.
-        what: What it measures.
+        what: Description of what it measures.
         threshold: The threshold of all systems.
-        strict: Whether fake is a score above the threshold, not one at it.
-        averages: How it averages, in words.
+        strict: Whether only scores above the threshold are fake, not scores at it.
+        averages: Description of its averages.
         notes: Notes on how to read it.
         commands: The commands that run it.
     """
@@ -105,17 +105,17 @@ class DataInfo:
 
     Attributes:
         n: Number of rows with a label.
-        n_real: Real images.
-        n_fake: Fakes.
-        n_whole: Fakes that are generated as a whole.
-        n_local: Fakes that are local edits.
+        n_real: Number of real images.
+        n_fake: Number of fakes.
+        n_whole: Number of fakes that are generated as a whole.
+        n_local: Number of fakes that are local edits.
         digest: Digest of the image ids with their labels.
-        statuses: Rows by status.
-        formats: Rows by class and format.
-        sizes: Rows by class and size.
-        features: The file facts that tell fakes from real images.
+        statuses: Number of rows by status.
+        formats: Number of rows by class and format.
+        sizes: Number of rows by class and size.
+        features: The file facts that separate fakes from real images best.
         confounded: Whether these facts alone separate the classes.
-        class_ratio: Fakes for each real image.
+        class_ratio: Number of fakes per real image.
     """
 
     n: int = 0
@@ -133,9 +133,7 @@ class DataInfo:
 
     @staticmethod
     def most_frequent(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-        """Return the formats or sizes of both classes, the most frequent first; sizes keep their
-        order.
-        """
+        """Return the formats of both classes by frequency, or the sizes in ascending order."""
         totals = sum((Counter(by_name) for by_name in counts.values()), Counter[str]())
         return sorted(
             totals,
@@ -145,11 +143,12 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class IntervalInfo:
-    """What 95 % intervals are of.
+    """The population that 95 % intervals describe.
 
     Attributes:
-        fakes: `generators` or `images`: whether they are of further generators.
-        reals: `sources` or `images`: whether they are of further sources of real images.
+        fakes: `generators` for further generators, or `images` for further images of the same ones.
+        reals: `sources` for further sources of real images, or `images` for further images of the
+            same ones.
         generators: Number of generators that the labels name.
         sources: Number of sources that the labels name.
     """
@@ -161,19 +160,19 @@ class IntervalInfo:
 
     @classmethod
     def of_names(cls, generators: Iterable[str], sources: Iterable[str]) -> "IntervalInfo":
-        """Return what intervals are of, from the names of each image's generator or source."""
+        """Choose the population from the names of the generator or source of each image."""
         counts = {"generators": len(set(generators)), "sources": len(set(sources))}
         fakes, reals = (word if n >= MIN_GROUPS else "images" for word, n in counts.items())
         return cls(fakes=fakes, reals=reals, **counts)
 
     @property
     def of_images(self) -> bool:
-        """Whether they are of further images of the same generators and sources alone."""
+        """Whether intervals are only for further images of the same generators and sources."""
         return self.fakes != "generators" and self.reals != "sources"
 
     @property
     def words(self) -> str:
-        """A sentence for the head of a table; empty if it is not known what intervals are of."""
+        """Sentence for the head of a table; "" if the population is not known."""
         if not self.fakes:
             return ""
         if self.of_images:
@@ -194,12 +193,12 @@ class IntervalInfo:
     @property
     def _few(self) -> str:
         few = [
-            words
-            for number, drawn, words in (
+            noun
+            for count, has_further, noun in (
                 (self.generators, self.fakes == "generators", "generators"),
                 (self.sources, self.reals == "sources", "sources"),
             )
-            if number > 1 and not drawn
+            if count > 1 and not has_further
         ]
         return f" Fewer than eight {' and '.join(few)} say nothing of further ones." if few else ""
 
@@ -213,10 +212,10 @@ class GeneratorInfo:
         label: `fake` or `real`.
         kind: `whole`, `local`, or `real`.
         seen: Whether the system was trained on it: `in-training`, `unseen`, or `unknown`.
-        released: When the generator was released.
-        architecture: Its architecture.
-        n: Images with a score.
-        unscored: Images without a score.
+        released: Date of the release of the generator.
+        architecture: Architecture of the generator.
+        n: Number of images with a score.
+        unscored: Number of images without a score.
     """
 
     name: str
@@ -230,7 +229,7 @@ class GeneratorInfo:
 
     @property
     def scope(self) -> str:
-        """The scope of its metrics."""
+        """Scope of its metrics."""
         return f"{self.label}, {self.kind}: {self.name}"
 
 
@@ -245,20 +244,20 @@ class StratumInfo:
 
     @property
     def scope(self) -> str:
-        """The scope of its metrics."""
+        """Scope of its metrics."""
         return f"{self.format}, {self.size}"
 
 
 @dataclass(frozen=True)
 class ViewInfo:
-    """The same images, perturbed.
+    """The images under one perturbation.
 
     Attributes:
         name: Name of the perturbation, which is the `view` of its metrics.
         kind: `degradation`, `chain` (several changes), or `attack`.
         why: Why there are no such images.
-        n_real: Real images.
-        n_fake: Fakes.
+        n_real: Number of real images.
+        n_fake: Number of fakes.
     """
 
     name: str
@@ -278,13 +277,13 @@ class SystemInfo:
         title: Its title.
         output: `continuous`, or `binary` for replies of yes and no.
         calibrated: Whether its scores are calibrated.
-        threshold: Fake is a score above it.
-        strict: Whether a score at the threshold is not fake.
-        late: Whether it scores only images that go on in a cascade.
-        n_real: Real images with a score.
-        n_fake: Fakes with a score.
-        unscored: Images without a score.
-        kinds_intervals: What intervals of whole fakes and of local edits are of.
+        threshold: Scores above it are fake.
+        strict: Whether scores at the threshold are not fake.
+        late: Whether it scores only images in the second stage of a cascade.
+        n_real: Number of real images with a score.
+        n_fake: Number of fakes with a score.
+        unscored: Number of images without a score.
+        kinds_intervals: Population of intervals of whole fakes and of local edits.
         generators: Its images by generator and source.
         strata: Its images by format and size.
         views: Its images under perturbation.
@@ -308,12 +307,12 @@ class SystemInfo:
 
     @property
     def n(self) -> int:
-        """Images with a score."""
+        """Number of images with a score."""
         return self.n_real + self.n_fake
 
     @property
     def called(self) -> str:
-        """Its title, or its name if it has none."""
+        """Title of the system, or its name if it has no title."""
         return self.title or self.name
 
 
@@ -322,13 +321,13 @@ class ReferenceInfo:
     """A published column.
 
     Attributes:
-        column: Its head.
+        column: Header of the column.
         source: The publication.
         rows: Published values by row of the table.
-        mark: Why it is wrong or cannot be compared.
-        marks: The same of single cells, by row.
-        system: Which of our systems it is.
-        verified: Whether somebody ran its weights on the real data and compared the values.
+        mark: Why the column is wrong or cannot be compared. None if it can.
+        marks: Why single cells are wrong or cannot be compared, by row.
+        system: The measured system that it corresponds to. None if there is none.
+        verified: Whether the same weights were run on the real data and the values compared.
     """
 
     column: str = ""
@@ -342,13 +341,13 @@ class ReferenceInfo:
 
 @dataclass(frozen=True)
 class TableRowInfo:
-    """A row of the protocol's table. Its cells are in the scope `table`, under its name.
+    """A row of the table of the protocol. Its cells are in the scope `table`, under its name.
 
     Attributes:
         name: Name of the row.
-        label: The class of its images; empty for a footer.
+        label: The class of its images; "" for a footer.
         n: Number of its images.
-        seen: By system, whether they were in its training.
+        seen: Whether its images were in training, by system.
     """
 
     name: str
@@ -359,16 +358,17 @@ class TableRowInfo:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A paired test between two systems on the same images. The difference is the metric `test` of
-    b in the scope of the test.
+    """A paired test between two systems on the same images.
+
+    The difference is the metric `test` of system b in the scope of the test.
 
     Attributes:
-        a: The first system.
-        b: The second system.
-        test: `auc` or `accuracy`, with `clustered ` in front if it is of further generators.
-        n: Images that both score.
-        p: Two-sided p; None if the test is undefined.
-        p_holm: The p corrected for all pairs.
+        a: Name of the first system.
+        b: Name of the second system.
+        test: `auc` or `accuracy`, with the prefix `clustered ` if it is for further generators.
+        n: Number of images with scores of both systems.
+        p: Two-sided p-value. None if the test is undefined.
+        p_holm: p-value corrected for all pairs.
     """
 
     a: str
@@ -380,12 +380,12 @@ class PairedTest:
 
     @property
     def scope(self) -> str:
-        """The scope of the difference."""
+        """Scope of the difference."""
         return f"less {self.a}"
 
     @property
     def by_cluster(self) -> bool:
-        """Whether it is of further generators or sources."""
+        """Whether the test is for further generators or sources."""
         return self.test.startswith("clustered")
 
 
@@ -402,14 +402,14 @@ class MaskInfo:
     """Masks of one detector at one resolution.
 
     Attributes:
-        system: The detector.
+        system: Name of the detector.
         resolution: `network` or `original`.
         images: Number of images.
-        empty: Images in which nothing is altered.
-        all_altered: Images in which everything is altered.
+        empty: Number of images in which nothing is altered.
+        all_altered: Number of images in which everything is altered.
         generators: Local edits by generator.
-        views: The same under perturbation.
-        rules: The scopes of metrics by the rules of others.
+        views: Masks under perturbation.
+        rules: Scopes of metrics by the rules of other publications.
     """
 
     system: str
@@ -423,7 +423,7 @@ class MaskInfo:
 
     @property
     def scope(self) -> str:
-        """The scope of its metrics."""
+        """Scope of its metrics."""
         return f"masks at {self.resolution} size"
 
     def scope_of(self, part: str) -> str:
@@ -433,7 +433,7 @@ class MaskInfo:
 
 @dataclass(frozen=True)
 class MaskFailure:
-    """Why true masks could not be read, and how many."""
+    """A reason why true masks could not be read, with their number and an example."""
 
     reason: str = ""
     n: int = 0
@@ -445,12 +445,12 @@ class LocalizationInfo:
     """How masks were measured.
 
     Attributes:
-        policy: The rules in words.
-        images: Images with a mask and a truth.
-        without_label: Images with a mask and without a label.
-        warning: Which truths mark nothing or everything.
-        unreadable: Truths that could not be read.
-        systems: The detectors that draw masks.
+        policy: Description of the rules.
+        images: Number of images with a mask and a true mask.
+        without_label: Number of images with a mask but without a label.
+        warning: Sentence on true masks that mark nothing or everything. None if there are none.
+        unreadable: True masks that could not be read, by reason.
+        systems: Masks of each detector.
     """
 
     policy: Mapping[str, Any] = field(default_factory=dict)
@@ -463,7 +463,13 @@ class LocalizationInfo:
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """Images of one generator or family, and how many images were taken for it."""
+    """A generator or a family.
+
+    Attributes:
+        name: Name of the generator or family.
+        n: Number of its images.
+        predicted: Number of images that were given its name.
+    """
 
     name: str
     n: int = 0
@@ -472,11 +478,11 @@ class ClassInfo:
 
 @dataclass(frozen=True)
 class IdentificationInfo:
-    """Generators that were named.
+    """Names that an identifier gave to images.
 
     Attributes:
-        scope: The scope of the metrics.
-        title: What was named, and by which rules.
+        scope: Scope of the metrics.
+        title: Description of the classes and the rules.
         classes: The true names, the most frequent first.
         pairs: True name, wrong name, and number of such images.
         notes: How to read the metrics.
@@ -496,7 +502,7 @@ class IdentificationInfo:
 
     @property
     def confusions(self) -> list[tuple[str, str, int]]:
-        """Generators taken for others, the most frequent first; no more than 30."""
+        """Up to 30 most frequent confusions: true name, wrong name, number of images."""
         named = [
             (truth, "no name" if predicted is None else predicted, number)
             for truth, predicted, number in self.pairs
@@ -506,12 +512,12 @@ class IdentificationInfo:
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """Fakes of some generators.
+    """Fakes of a group of generators.
 
     Attributes:
         name: Name of the group.
-        distribution: `in` or `out`: whether such generators were in training.
-        total: Whether it stands for several groups.
+        distribution: `in` if such generators were in training, else `out`.
+        total: Whether it is the total of several groups.
         generators: Names of the generators.
         n: Number of images.
     """
@@ -524,13 +530,13 @@ class GroupInfo:
 
     @property
     def scope(self) -> str:
-        """The scope of its metrics: those of detection by system, the others without a system."""
+        """Scope of its metrics. Metrics of detection have a system, the others do not."""
         return f"group: {self.name}"
 
 
 @dataclass(frozen=True)
 class PromptInfo:
-    """Predicted prompts: counts by name, and notes on how to read the metrics of `prompts`."""
+    """Counts of predicted prompts, and notes on how to read the metrics of the scope `prompts`."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -538,31 +544,31 @@ class PromptInfo:
 
 @dataclass(frozen=True)
 class EvaluationMeta:
-    """What the metrics are of.
+    """Facts on the data, the systems, and the rules of an evaluation.
 
     Attributes:
         title: Title of the evaluation.
         version: Version of Touchstone.
-        made_at: When it was made.
-        settings: The settings of the evaluation that are not defaults, without secrets.
-        label_warnings: What to beware of in the labels, in sentences.
-        data_warnings: How the classes differ, in sentences.
-        faults: Known faults of the data, in sentences.
+        made_at: Time of the evaluation.
+        settings: Settings of the evaluation that are not defaults, without secrets.
+        label_warnings: Warning sentences on the labels.
+        data_warnings: Sentences on how the classes differ.
+        faults: Sentences on known faults of the data.
         run: The run.
         labels: The labels.
-        protocol: The protocol; None if there is none.
+        protocol: The protocol. None if there is none.
         data: The images.
-        intervals: What 95 % intervals are of.
+        intervals: The population that 95 % intervals describe.
         systems: The ensemble and the detectors.
-        table: Rows of the protocol's table.
-        footers: Rows under the table.
+        table: Rows of the table of the protocol.
+        footers: Rows below the table.
         reference: Published columns.
         paired: Paired tests between systems.
-        localization: Masks; None if there are none.
-        identification: Generators named; the first entry is the protocol's.
-        prompts: Prompts predicted; None if there are none.
-        groups: Generators in and out of the distribution of training.
-        groups_by: `protocol` or `identifier`: what divides the groups.
+        localization: Masks. None if there are none.
+        identification: Named generators; the first entry follows the rules of the protocol.
+        prompts: Predicted prompts. None if there are none.
+        groups: Groups of generators in and out of the distribution of training.
+        groups_by: `protocol` or `identifier`, which defines the groups.
     """
 
     title: str = ""
@@ -594,12 +600,12 @@ class ReliabilityBin:
     """Images whose probability is between `low` and `high`.
 
     Attributes:
-        low: The lowest probability.
-        high: The highest probability.
+        low: Lowest probability.
+        high: Highest probability.
         n: Number of images.
-        probability: The mean probability.
-        fake_share: The fraction that is fake.
-        interval: The 95 % interval of that fraction.
+        probability: Mean probability.
+        fake_share: Fraction of fakes.
+        interval: 95 % interval of that fraction.
     """
 
     low: float = 0.0
@@ -612,7 +618,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class ClassHistogram:
-    """Counts of scores (log-odds) by class, (n,), between n + 1 edges."""
+    """Counts of scores (log-odds) by class, of shape (n,), between n + 1 edges."""
 
     edges: tuple[float, ...] = ()
     real: tuple[int, ...] = ()
@@ -629,7 +635,7 @@ Points = tuple[tuple[float | None, ...], ...]
 
 @dataclass(frozen=True)
 class Curves:
-    """What the page draws of one system.
+    """Curves of one system for the page.
 
     Attributes:
         roc: FPR, TPR, and threshold of each point.
@@ -648,7 +654,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One image that is classified wrong with confidence. `thumbnail` is a JPEG in base64."""
+    """An image that is misclassified with confidence. `thumbnail` is a JPEG in base64."""
 
     image_id: int = 0
     uri: str = ""
@@ -662,7 +668,7 @@ class Mistake:
 
     @property
     def name(self) -> str:
-        """The name of its file."""
+        """Name of the file."""
         from ray_app.reports.format import file_name
 
         return file_name(self.uri, self.member)
@@ -670,8 +676,11 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Overlay:
-    """One altered image with its true and its predicted mask. `picture` is a JPEG in base64; `why`
-    says why there is none.
+    """An altered image with its true and its predicted mask.
+
+    Attributes:
+        picture: JPEG in base64. None if there is no picture.
+        why: Why there is no picture.
     """
 
     image_id: int = 0
@@ -685,7 +694,7 @@ class Overlay:
     why: str = ""
 
 
-_DRAWN: Mapping[str, Any] = {
+_PAGE_FIELDS: Mapping[str, Any] = {
     "curves": dict[str, Curves],
     "mistakes": tuple[Mistake, ...],
     "overlays": tuple[Overlay, ...],
@@ -694,14 +703,14 @@ _DRAWN: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """An evaluation as a whole.
+    """The result of an evaluation.
 
     Attributes:
-        meta: What the metrics are of.
+        meta: Facts on the data, the systems, and the rules.
         metrics: All metrics.
-        curves: By system, what the page draws.
+        curves: Curves for the page by system.
         mistakes: The most confident mistakes of the leading system.
-        overlays: Masks beside the truth.
+        overlays: Images with predicted and true masks.
     """
 
     meta: EvaluationMeta = EvaluationMeta()
@@ -712,27 +721,27 @@ class EvaluationResult:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EvaluationResult":
-        """Return the result of `metrics.json`, and of `to_dict`.
+        """Make a result from the content of `metrics.json`, or from the result of `to_dict`.
 
         Raises:
-            pydantic.ValidationError: A value is of another type.
+            pydantic.ValidationError: If a value has the wrong type.
         """
         from pydantic import TypeAdapter
 
-        drawn: dict[str, Any] = {
+        page_fields: dict[str, Any] = {
             name: TypeAdapter(kind).validate_python(content[name])
-            for name, kind in _DRAWN.items()
+            for name, kind in _PAGE_FIELDS.items()
             if name in content
         }
         meta = TypeAdapter(EvaluationMeta).validate_python(content["meta"])
-        return cls(meta, MetricsTable.from_dicts(content["metrics"]), **drawn)
+        return cls(meta, MetricsTable.from_dicts(content["metrics"]), **page_fields)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `metrics.json`: facts and metrics, without drawings."""
+        """Return the content of `metrics.json`: facts and metrics, without curves and images."""
         return {"schema": SCHEMA, "meta": asdict(self.meta), "metrics": self.metrics.to_dicts()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of `metrics.json` with curves and pictures."""
+        """Return the content of `metrics.json` with curves and images."""
         return self.to_json() | {
             "curves": {name: asdict(curves) for name, curves in self.curves.items()},
             "mistakes": [asdict(mistake) for mistake in self.mistakes],
@@ -749,7 +758,7 @@ class EvaluationResult:
 
     @property
     def leading(self) -> "SystemResult | None":
-        """The system that the page is about: the ensemble, or the best one."""
+        """The system that the page describes: the ensemble, or else the best detector."""
         return next(
             (system for system in self.systems if system.info.kind == "ensemble"),
             max(self.systems, key=_merit, default=None),
@@ -757,20 +766,26 @@ class EvaluationResult:
 
     @property
     def shortcut_auc(self) -> MetricValue:
-        """The AUC of file facts alone."""
+        """AUC of file facts alone."""
         return self.metrics.find("shortcut_auc", scope=DATA)
 
 
 @dataclass(frozen=True)
 class SystemResult:
-    """One system with its metrics and curves."""
+    """A system with its metrics and curves."""
 
     info: SystemInfo
     metrics: MetricsTable
     curves: Curves = Curves()
 
     def figure(self, name: str, scope: str = ALL, view: str = "") -> MetricValue:
-        """Return one metric; one without a value if it was not measured."""
+        """Return a metric, which has no value if it was not measured.
+
+        Args:
+            name: Key of the metric.
+            scope: Scope of the metric.
+            view: Name of a perturbation; "" for images without perturbation.
+        """
         return self.metrics.find(name, self.info.name, view=view, scope=scope)
 
     def figures(self, scope: str = ALL, view: str = "") -> Mapping[str, MetricValue]:
@@ -779,30 +794,30 @@ class SystemResult:
 
     @property
     def flagged(self) -> MetricValue:
-        """The false-positive rate."""
+        """False-positive rate."""
         return self.figure("tnr").complement
 
     @property
     def kinds_apart(self) -> list[tuple[str, Mapping[str, MetricValue]]]:
         """Metrics of whole fakes and of local edits, if there are local edits."""
         parts = [(kind, self.figures(kind_scope(kind))) for kind in ("whole", "local")]
-        known = [
-            (kind, figures)
-            for kind, figures in parts
-            if any(metric.value is not None for metric in figures.values())
+        measured = [
+            (kind, metrics)
+            for kind, metrics in parts
+            if any(metric.value is not None for metric in metrics.values())
         ]
-        return known if any(kind == "local" for kind, _ in known) else []
+        return measured if any(kind == "local" for kind, _ in measured) else []
 
     def hardest(self, label: str = "fake") -> list[GeneratorInfo]:
-        """Return the generators or sources of one class, the least accuracy first; those without a
-        score are last.
-        """
+        """Return generators or sources of a class in ascending order of accuracy; no score is last."""
 
-        def ease(one: GeneratorInfo) -> tuple[bool, float, str]:
-            rate = self.rate(one).value
-            return rate is None, rate or 0.0, one.name
+        def ease(generator: GeneratorInfo) -> tuple[bool, float, str]:
+            rate = self.rate(generator).value
+            return rate is None, rate or 0.0, generator.name
 
-        return sorted((one for one in self.info.generators if one.label == label), key=ease)
+        return sorted(
+            (generator for generator in self.info.generators if generator.label == label), key=ease
+        )
 
     def rate(self, generator: GeneratorInfo) -> MetricValue:
         """Return the fraction of a generator's images that are judged correctly."""
@@ -810,8 +825,8 @@ class SystemResult:
 
     @property
     def fullest_strata(self) -> list[StratumInfo]:
-        """Formats and sizes, those of the most images first."""
-        return sorted(self.info.strata, key=lambda one: -(one.n_real + one.n_fake))
+        """Formats and sizes in descending order of their number of images."""
+        return sorted(self.info.strata, key=lambda stratum: -(stratum.n_real + stratum.n_fake))
 
 
 def kind_scope(kind: str) -> str:
@@ -820,5 +835,5 @@ def kind_scope(kind: str) -> str:
 
 
 def _merit(system: SystemResult) -> float:
-    found = (system.figure(name).value for name in ("auc", "balanced_accuracy", "accuracy"))
-    return next((value for value in found if value is not None), -1.0)
+    values = (system.figure(name).value for name in ("auc", "balanced_accuracy", "accuracy"))
+    return next((value for value in values if value is not None), -1.0)
