@@ -122,7 +122,7 @@ def _print_table(rows: Sequence[dict[str, Any]], names: Sequence[str], spec: "Sc
     from ray_app.reports.check import CheckFacts, check_lines
     from ray_app.reports.text import terminal_width
 
-    lines = check_lines(rows, names, CheckFacts.of(spec), terminal_width())
+    lines = check_lines(rows, names, CheckFacts.from_spec(spec), terminal_width())
     click.echo("\n".join(lines))
 
 
@@ -133,7 +133,7 @@ def _write_page(
     from ray_app.runs import fingerprint
     from ray_app.scoring.identity import scoring_facts
 
-    facts = CheckFacts.of(spec, fingerprint(scoring_facts(spec)))
+    facts = CheckFacts.from_spec(spec, fingerprint(scoring_facts(spec)))
     rows, pictures = [file.row for file in checked], [file.picture for file in checked]
     write_check_page(page, rows, names, pictures, facts, version=__version__)
     click.echo(f"page: {page}", err=True)

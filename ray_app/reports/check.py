@@ -106,7 +106,7 @@ class CheckFacts(NamedTuple):
     confidence: float | None = None
 
     @classmethod
-    def of(cls, spec: ScoringSpec, fingerprint: str = "") -> "CheckFacts":
+    def from_spec(cls, spec: ScoringSpec, fingerprint: str = "") -> "CheckFacts":
         """Return the facts of the ensemble of a spec, with the current time."""
         cards, now = spec.cards.values(), datetime.now(UTC).isoformat(timespec="seconds")
         titles = {name: card.title for name, card in spec.cards.items()}

@@ -34,8 +34,8 @@ FEATURE_WORDS = {
     "short_side_px": "short side",
     "jpeg_quality": "JPEG quality",
 }
-NEAREST = "A name is the nearest of the generators that the identifier knows: no proof of where an image came from."
-WORDS = "Words are a guess at the prompt. Many prompts lead to one image."
+NEAREST = "A name is the nearest of the generators that the identifier knows; it does not prove the origin of an image."
+WORDS = "A predicted prompt is a guess. Many prompts lead to similar images."
 NO_PROOF = (
     "this is no proof: real images of a new kind that score as fakes look like more fakes; "
     "`touchstone runs audit RUN --draw 30 --flagged` bounds by labels how many flags are wrong"
@@ -163,11 +163,11 @@ def profile_lines(profile: ProfileSummary | None) -> list[str]:
             for title, number in wording.largest(counts, _MAX_ENTRIES_IN_LINE)
         ]
         parts += [f"like no known generator {profile.unlike:,}"] if profile.unlike else []
-        parts += [f"no say {profile.silent:,}"] if profile.silent else []
+        parts += [f"not identified {profile.silent:,}"] if profile.silent else []
         lines.append(f"flagged images are nearest to: {', '.join(parts)}")
     if profile.describes:
         lines.append(
-            f"words: predicted for {profile.described:,} of {wording.counted(profile.flagged, 'flagged image')}"
+            f"prompts: predicted for {profile.described:,} of {wording.counted(profile.flagged, 'flagged image')}"
         )
     return lines
 

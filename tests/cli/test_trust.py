@@ -29,7 +29,7 @@ def test_audit_draws_a_page_and_reads_labels_back(run, tmp_path, touchstone):
     assert f"touchstone {command}" in ended.out
     page = (out / "audit.html").read_text()
     assert page.count("data:image/jpeg;base64") == N - 1
-    assert page.count("It cannot be read any more.") == 1
+    assert page.count("The file cannot be read any more.") == 1
     with open(out / "sample.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:

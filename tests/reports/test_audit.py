@@ -44,7 +44,7 @@ def test_audit_page_numbers_images_in_sample_order():
     for (_, details), name in zip(shown, NAMES, strict=True):
         assert name.partition(" ")[0] in details
     assert page.count("data:image/jpeg;base64") == 4
-    assert page.count("It cannot be read any more.") == 1
+    assert page.count("The file cannot be read any more.") == 1
 
 
 def figure(value, low=None, high=None, why=""):

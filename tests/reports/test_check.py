@@ -51,7 +51,11 @@ def test_verdict_is_shown_only_if_the_finding_differs():
     without = check_row("d.jpg", 4.0, "fake") | {"finding": None}
     assert page_text([without, declared]).count("flagged as fake") == 3  # Also its heading.
     for row, has_verdict in ((plain[0], False), (declared, True), (without, False)):
-        decided = page_text([row]).partition("What was decided")[2].partition("The score among")[0]
+        decided = (
+            page_text([row])
+            .partition("The decision")[2]
+            .partition("The score and the thresholds")[0]
+        )
         assert ("Verdict" in decided) == has_verdict
 
 
@@ -78,7 +82,7 @@ def test_page_says_a_reason_once_and_links_each_file(tmp_path):
     links = [one["href"] for one in page.attributes("a")]
     assert links == [f"holiday/{number % 3}/{number}.jpg" for number in range(12)]
     assert str(tmp_path) not in text
-    assert page.text.count("Why, as 2 others") == 6
+    assert page.text.count("Why, like 2 others") == 6
     assert page.text.count("The score lies between the two thresholds") == 1
 
 

@@ -90,7 +90,7 @@ def test_tile_shows_known_and_predicted_words(rows, gallery):
 def test_unreadable_and_missing_images_have_tiles(gallery, tmp_path):
     last = read((gallery / "page-00003.html").read_text()).text
     assert "the file ends before the image does" in last
-    assert last.count("No picture") == 2
+    assert last.count("No preview") == 2
     photos = write_photos(tmp_path / "photos", 3)
     run = score_photos(load_ensemble_card("tiny"), photos, tmp_path / "run")
     missing, changed, kept = sorted(photos.glob("photo-*.jpg"))
@@ -99,7 +99,7 @@ def test_unreadable_and_missing_images_have_tiles(gallery, tmp_path):
     make_gallery(run, str(tmp_path / "out"), quiet=True)
     [page] = texts_of(tmp_path / "out")
     assert page.count("data:image/jpeg") == 1
-    assert page.count("No picture") == 4
+    assert page.count("No preview") == 4
 
 
 def test_interrupted_gallery_is_resumed_and_replaced(run, gallery, tmp_path, capsys):

@@ -15,8 +15,8 @@ def test_generators_are_counted_by_family():
     lines = profile_lines(ProfileSummary.model_validate(example_profile()))
     assert lines == [
         "flagged images are nearest to: Stable Diffusion XL 53, FLUX.1 dev and its relatives 30, Midjourney 22, gaudi 3, "
-        "like no known generator 38, no say 4",
-        "words: predicted for 146 of 150 flagged images",
+        "like no known generator 38, not identified 4",
+        "prompts: predicted for 146 of 150 flagged images",
     ]
     assert lines[0] in summary_lines(example_summary(profile=example_profile()))
 
@@ -31,10 +31,10 @@ def test_run_without_a_profile_names_no_generator():
 def test_page_shows_what_names_and_words_are_worth():
     words = read(page_of("run", "profile")).text
     assert (
-        "A name is the nearest of the generators that the identifier knows: no proof of where an image came from."
+        "A name is the nearest of the generators that the identifier knows; it does not prove the origin of an image."
         in words
     )
-    assert "Words were predicted for 146 of 150 flagged images." in words
+    assert "Prompts were predicted for 146 of 150 flagged images." in words
     assert "Stable Diffusion XL 1.0 41" in words
     assert "like no known generator; nearest: FLUX.1 dev" in words
     assert LONG not in words

@@ -81,7 +81,7 @@ def test_intervals_hold_what_they_are_of(prior, found, wrong, n):
 
 def test_page_shows_what_flags_are_worth(words):
     for said in (
-        "If every one of the 2,990 scored images were real, about 30 would be flagged all the same (17 to 49). 150 were flagged.",
+        "If every one of the 2,990 scored images were real, about 30 would still be flagged (17 to 49). 150 were flagged.",
         *("0.1 % 32 0.6 7.4 %", "1 % 54 6 44.7 %", "10 % 266 60 89.9 %"),
         "flags about 1 % of real pictures and finds",
         "held-out scenes, decoders and cameras of the demonstration set",
@@ -101,7 +101,7 @@ def test_thresholds_without_rates_are_said_to_have_none():
     cuts = {"real_below": -1.0, "fake_above": 2.0}
     bare = words_of(ensemble=ensemble | {"thresholds": cuts | rates})
     assert "Not known. The thresholds carry no measured false-positive rate" in bare
-    assert "would be flagged all the same" not in bare
+    assert "would still be flagged" not in bare
     assert "has no measured error rates" in bare
     assert "There are no thresholds" in words_of(ensemble=ensemble | {"thresholds": None})
 
@@ -188,7 +188,7 @@ def test_last_days_of_a_followed_run_are_shown():
     assert "2026-10-01" not in page, "30 days"
     by_day = "2026-10-30 20,030 files, 3 flagged; 2026-10-31 20,031 files, 3 flagged; 2026-11-01 2"
     assert f"by day: {by_day} files, 0 flagged" in summary_lines(summary)
-    assert "The last days" not in words_of(days=last)
+    assert "Files by day of scoring" not in words_of(days=last)
 
 
 def test_page_has_a_banner_for_demonstration_detectors(words):
@@ -227,12 +227,12 @@ def test_highest_scores_are_listed_with_their_container(words):
 def test_page_shows_given_pictures_that_are_jpegs():
     plain = render_run_report(example_summary())
     assert "<img" not in plain
-    assert "No picture" not in plain
+    assert "No preview" not in plain
     given = {1001: thumbnail(), 1002: b"<svg onload=alert(1)>", 1003: "the file is <b>gone</b>"}
     page = PageReader(render_run_report(example_summary(), thumbnails=given))
     (image,) = page.attributes("img")
     assert image["src"].startswith("data:image/jpeg;base64,/9j/")
-    assert page.text.count("No picture") == 2
+    assert page.text.count("No preview") == 2
     assert "the file is <b>gone</b>" in page.text
 
 
@@ -303,10 +303,10 @@ def test_properties_of_an_archive_have_names():
 
 def test_findings_are_counted_only_beyond_the_verdicts():
     summary = example_summary() | {"findings": {"flagged by detectors": 150, "left open": 40}}
-    assert "What was found" not in read(render_run_report(summary)).text
+    assert "Findings: the strongest" not in read(render_run_report(summary)).text
     assert not any(line.startswith("findings") for line in summary_lines(summary))
     summary["findings"]["says that ComfyUI made it"] = 1
-    assert "What was found" in read(render_run_report(summary)).text
+    assert "Findings: the strongest" in read(render_run_report(summary)).text
     lines = summary_lines(summary)
     [line] = [line for line in lines if line.startswith("findings")]
     assert "says that ComfyUI made it 1" in line

@@ -66,7 +66,7 @@ def test_diverged_and_long_trainings_have_a_short_page():
     nans = [{"step": step, "loss": float("nan"), "rate": 0.1} for step in range(10)]
     text = words_of(history=nans, validations=[{"step": 5, "loss": None, "auc": 0.5}])
     assert "No step was recorded." in text
-    assert "1 validation Figures of each validation Step ROC AUC 5 0.5000" in text
+    assert "1 validation Metrics of each validation Step ROC AUC 5 0.5000" in text
     history = [{"step": step, "loss": 1 / (step + 1), "rate": 1e-4} for step in range(10_000)]
     short = {"mistakes": [], "validations": example_facts()["validations"][:1]}
     page = render_training_report(example_facts(history=history, **short))
@@ -81,7 +81,7 @@ def test_mistakes_have_thumbnails_that_are_jpegs():
     page = PageReader(render_training_report(facts))
     (image,) = page.attributes("img")
     assert image["src"].startswith("data:image/jpeg;base64,/9j/")
-    assert "Fakes that it takes for real a.png flux −2.50" in page.text
+    assert "Fakes judged real a.png flux −2.50" in page.text
     assert "Real images that it takes for fake b.png real:scan +1.25" in page.text
 
 
@@ -92,7 +92,7 @@ def test_page_shows_leakage_calibration_recipe_and_card(words):
         "Leakage: validation in train.",
         "2 images could not be compared by bytes: no hash.",
         "fakes of held-out generators in groups that stay 412",
-        "3 images could not be read when a step wanted them",
+        "3 images could not be read when a step needed them",
         "Calibrated on validation: log-odds = 0.91 × score − 0.12; on test, probabilities are off by 1.4 %.",
         "Starts from openfake-swinv2-small",
         "bf16 in place of fp16",

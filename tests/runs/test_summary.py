@@ -79,7 +79,7 @@ def test_summary_and_report_show_declarations():
     assert not [line for line in summary_lines(summary) if "declare" in line]
     page = render_run_report(summary | {"provenance": counted(ROWS)})
     assert (
-        "5 of 7 files say something of their origin; 3 files say so themselves: a model made them"
+        "5 of 7 files have metadata on their origin; 3 files declare that a model generated them"
         in page
     )
     assert "h-origin" not in render_run_report(summary)

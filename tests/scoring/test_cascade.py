@@ -96,7 +96,7 @@ def test_second_detector_looks_at_band_and_audit_alone(fused, both_on_all, band,
     assert (looks["first"]["images"], looks["second"]["images"]) == (len(rows), late)
     assert all(look["seconds"] > 0 and look["hours_per_million"] > 0 for look in looks.values())
     assert any(line.startswith("second stage: ") for line in summary_lines(summary))
-    assert "Second look: " in (out / "report.html").read_text()
+    assert "Second stage: " in (out / "report.html").read_text()
 
 
 SAME = ("status", "sha256", "width", "verdict", "verdict_reason", "verdict_detail", "second_look", "calibrated")  # fmt: skip

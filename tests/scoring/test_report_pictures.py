@@ -71,7 +71,7 @@ def test_changed_files_cost_only_their_pictures(run, archive):
     os.truncate(archive / "box.tar", 600)
     page = page_of(run)
     assert len(page.attributes("img")) == 2
-    assert page.text.count("No picture") == 4
+    assert page.text.count("No preview") == 4
     (archive / "photo-2.jpg").unlink()
     os.mkfifo(archive / "photo-2.jpg")  # nobody will ever write to it
     top = run.read_json("summary.json")["top"]

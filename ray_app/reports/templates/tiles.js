@@ -1,5 +1,5 @@
 "use strict";
-// Order and choice of a page's tiles, by those controls that the page has. Loads nothing and keeps nothing.
+// Sort and filter the tiles of a page with the controls that it has. This script loads and stores nothing.
 const shown = (() => {
   const list = document.querySelector(".tiles");
   if (!list) return () => [];
@@ -22,7 +22,7 @@ const shown = (() => {
     const sign = (falls ? -1 : 1) * (turned.getAttribute("aria-pressed") === "true" ? -1 : 1);
     const sorted = [...tiles].sort((one, other) => {
       const [a, b] = [of(one), of(other)];
-      if (a === null || b === null) return (a === null) - (b === null) || place.get(one) - place.get(other); // what has none comes last, either way
+      if (a === null || b === null) return (a === null) - (b === null) || place.get(one) - place.get(other); // Tiles without a value are last in either direction.
       return sign * compare(a, b) || place.get(one) - place.get(other);
     });
     for (const tile of sorted) list.append(tile);
@@ -45,7 +45,7 @@ const shown = (() => {
     none.hidden = count > 0;
   }
 
-  if (folder) { // all folders with pictures, and those that hold them
+  if (folder) { // All folders with images, and their parent folders.
     const found = new Set();
     for (const tile of tiles) for (let at = -1; (at = tile.dataset.folder.indexOf("/", at + 1)) >= 0; ) found.add(tile.dataset.folder.slice(0, at + 1));
     folder.append(...[...found].filter((one) => !/:\/\/?$/.test(one)).sort(words.compare).slice(0, 2000).map((one) => new Option(one, one)));
@@ -59,12 +59,12 @@ const shown = (() => {
   for (const one of document.querySelectorAll("[name=shown], #folder, #why")) one.addEventListener("change", choose);
   least?.addEventListener("input", choose);
   document.getElementById("tools").hidden = false;
-  if (order.selectedIndex) arrange(); // a browser may remember what was chosen
+  if (order.selectedIndex) arrange(); // A browser may restore an earlier choice.
   choose();
   return () => [...list.children].filter((tile) => !tile.hidden);
 })();
 
-// Enlargement of the tiles that are shown, on a page that has a dialog for it.
+// Enlarge tiles on a page that has a dialog for this.
 (() => {
   const list = document.querySelector(".tiles");
   const dialog = document.getElementById("enlarged");
@@ -82,13 +82,13 @@ const shown = (() => {
     document.getElementById("before").disabled = place === 0;
     document.getElementById("after").disabled = place === shown().length - 1;
     if (!dialog.open) dialog.showModal();
-    else if (!dialog.contains(document.activeElement) || document.activeElement.disabled) document.getElementById("close").focus(); // or keys would reach nobody
+    else if (!dialog.contains(document.activeElement) || document.activeElement.disabled) document.getElementById("close").focus(); // Otherwise no element gets key events.
   }
 
   function large(small) {
     const image = document.createElement("img");
     image.src = small.src;
-    image.alt = `The picture of ${current.dataset.name}`;
+    image.alt = `The image ${current.dataset.name}`;
     return image;
   }
 

@@ -82,7 +82,7 @@ def test_page_shows_every_section_with_its_figures(words):
         "In and out of distribution; detection by Stacked ensemble of four",
         "other generators of their families out 310 87.7 %",
         "known generators left unnamed 10.2 %",
-        "Made by Taken for Images Bar flux-1-dev no name 11",
+        "True name Given name Images Bar flux-1-dev no name 11",
         "CLIP, regenerated image",
     ):
         assert said in words, said
@@ -186,7 +186,7 @@ def test_attacks_have_a_table_and_are_no_worst_perturbation():
     tables = [said.index(caption) for caption in captions]
     assert tables == sorted(tables)
     assert said.index("print-scan") > tables[2]
-    assert "jpeg-ai not there: its networks are not available" in said
+    assert "jpeg-ai not available: its networks are not available" in said
     assert "to 0.6000." in said
     assert "Under print-scan" not in said
 
