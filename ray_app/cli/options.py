@@ -39,7 +39,16 @@ class ShippedName(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> "list[CompletionItem]":
-        """Return the names that start with `incomplete`, or complete files if there are none."""
+        """Return the completions of a value that is not complete.
+
+        Args:
+            ctx: Context of the command.
+            param: The parameter.
+            incomplete: The start of the value.
+
+        Returns:
+            The names that start with `incomplete`, or a request to complete files if there are none.
+        """
         from click.shell_completion import CompletionItem
 
         names = list[str]()

@@ -196,12 +196,25 @@ class _Drawing:
 
 
 def number_axis(title: str, low: float, high: float, steps: int = 5) -> Axis:
-    """Return a linear axis of numbers."""
+    """Return a linear axis of numbers.
+
+    Args:
+        title: Name of the axis.
+        low: Value at its start.
+        high: Value at its end.
+        steps: Approximate number of ticks.
+    """
     return Axis(title, low, high, [(tick, _plain(tick)) for tick in _round_ticks(low, high, steps)])
 
 
 def share_axis(title: str, low: float = 0.0, high: float = 1.0) -> Axis:
-    """Return a linear axis of fractions, in per cent."""
+    """Return a linear axis of fractions with ticks in per cent.
+
+    Args:
+        title: Name of the axis.
+        low: Fraction at its start.
+        high: Fraction at its end.
+    """
     return Axis(
         title, low, high, [(tick, _in_percent(tick)) for tick in _round_ticks(low, high, 5)]
     )
@@ -224,6 +237,11 @@ def probit_axis(title: str, low: float = 0.001, high: float = 0.8) -> Axis:
     """Return an axis on which scores of two normal distributions form a straight line.
 
     DET curves have such axes (Martin et al. 1997).
+
+    Args:
+        title: Name of the axis.
+        low: Fraction at its start.
+        high: Fraction at its end.
     """
     from scipy.special import ndtri
 

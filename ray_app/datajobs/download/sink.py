@@ -1,7 +1,8 @@
 """Store images as files or in shards, and commit the rows of all URLs (`Sink`).
 
-Rows are committed after files: a file without a row is checked before its URL is requested again.
-Rows are committed before their shard: rows whose shard is missing are ignored.
+For files, rows are committed after their files; a file without a row is checked before its URL is
+requested again. For shards, rows are committed before their shard; rows whose shard is missing are
+ignored.
 """
 
 import hashlib

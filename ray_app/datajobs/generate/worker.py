@@ -52,7 +52,9 @@ SCHEMA = pa.schema(
 
 @dataclass
 class GenerationWorker:
-    """A function that generates blocks with one pipeline. It is sent to a process before the first.
+    """A function that generates blocks with one pipeline. It is sent to the process of a worker.
+
+    The pipeline is loaded in that process, before the first block.
 
     Attributes:
         store: The output directory.
