@@ -100,7 +100,7 @@ def test_thresholds_without_rates_are_said_to_have_none():
     rates = {"false_positive_rate": None, "n_real": None}
     cuts = {"real_below": -1.0, "fake_above": 2.0}
     bare = words_of(ensemble=ensemble | {"thresholds": cuts | rates})
-    assert "Not known. The thresholds carry no measured false-positive rate" in bare
+    assert "Not known. The thresholds have no measured false-positive rate" in bare
     assert "would still be flagged" not in bare
     assert "has no measured error rates" in bare
     assert "There are no thresholds" in words_of(ensemble=ensemble | {"thresholds": None})

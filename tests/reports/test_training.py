@@ -82,7 +82,7 @@ def test_mistakes_have_thumbnails_that_are_jpegs():
     (image,) = page.attributes("img")
     assert image["src"].startswith("data:image/jpeg;base64,/9j/")
     assert "Fakes judged real a.png flux −2.50" in page.text
-    assert "Real images that it takes for fake b.png real:scan +1.25" in page.text
+    assert "Real images judged fake b.png real:scan +1.25" in page.text
 
 
 def test_page_shows_leakage_calibration_recipe_and_card(words):

@@ -263,8 +263,8 @@ def _describe_wide_interval(name: str, result: EvaluationResult, system: SystemR
     Return "" if no interval is.
     """
     intervals = result.meta.intervals
-    metrics = (("AUC", system.figure("auc"), False), ("share of fakes found", system.figure("tpr"), False),
-               ("share of real images flagged", system.flagged, True))  # fmt: skip
+    metrics = (("AUC", system.figure("auc"), False), ("fraction of fakes found", system.figure("tpr"), False),
+               ("fraction of real images flagged", system.flagged, True))  # fmt: skip
     for title, metric, is_of_reals in metrics:
         if metric.interval is None or metric.interval[1] - metric.interval[0] <= _MAX_INTERVAL:
             continue
@@ -457,7 +457,7 @@ def _describe_difference(
     other = test.a if is_second else test.b
     info = next((info for info in result.meta.systems if info.name == other), None)
     against = f"Against {short(info.called if info else other)}, the closest in paired tests, its"
-    title = "AUC" if "auc" in test.test else "share judged correctly"
+    title = "AUC" if "auc" in test.test else "fraction judged correctly"
     amount = difference * (1 if is_second else -1)
     if not amount:
         return f"{against} {title} is the same."

@@ -182,7 +182,7 @@ def test_attacks_have_a_table_and_are_no_worst_perturbation():
     ]
     meta = replace(result.meta, systems=(first,))
     said = text_of(replace(result, meta=meta, metrics=MetricsTable((*result.metrics.rows, *rows))))
-    captions = ("Every perturbation,", "Chains of changes, as on platforms,", "Attacks, done so")
+    captions = ("Every perturbation,", "Chains of changes, as on platforms,", "Attacks, which try")
     tables = [said.index(caption) for caption in captions]
     assert tables == sorted(tables)
     assert said.index("print-scan") > tables[2]

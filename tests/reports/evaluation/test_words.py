@@ -74,7 +74,7 @@ def test_headline_of_a_wide_interval_has_no_figure():
     few = headline(result_of(auc=figure(0.9, 0.6, 1.0), tpr=figure(0.5, 0.1, 0.9)))
     said = "300 images are too few to say how good npr is: its"
     assert wide == f"{said} AUC could be anything from 0.06 to 1.00."
-    assert few == f"{said} share of fakes found could be anything from 10 % to 90 %."
+    assert few == f"{said} fraction of fakes found could be anything from 10 % to 90 %."
 
 
 @pytest.mark.parametrize(
