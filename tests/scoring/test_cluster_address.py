@@ -12,7 +12,7 @@ from ray_app.cluster.config import ClusterConfig
 from ray_app.datajobs.shards.config import PackConfig
 from ray_app.datajobs.shards.run import _workers as workers
 from ray_app.errors import ClusterError, ConfigError, ExitCode
-from ray_app.serving.ray_server import _refuse_a_cluster as refuse_a_cluster
+from ray_app.serving.ray_server import _require_no_cluster as refuse_a_cluster
 
 
 @pytest.fixture(autouse=True)

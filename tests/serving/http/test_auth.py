@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 
 from ray_app.errors import ConfigError
 from ray_app.serving.config import Access
-from ray_app.serving.http.auth import AccessGuard, BearerTokens, Paths, by_digests
+from ray_app.serving.http.auth import AccessGuard, BearerTokens, Paths, with_token_digests
 from tests.serving.http.live import ask, request, serving
 
 OLD, NEW, OTHER = "old-token-0123456789", "new-token-0123456789", "other-token-012345678"
@@ -231,7 +231,7 @@ def test_websocket_is_closed():
 def test_digests_admit_tokens_of_a_variable_not_inherited(monkeypatch):
     given = Access(tokens_sha256=(hashlib.sha256(OTHER.encode()).hexdigest(),))
     monkeypatch.setenv("TOUCHSTONE_TOKENS", f"{OLD},{NEW}")
-    handed_on = by_digests(given)
+    handed_on = with_token_digests(given)
     monkeypatch.delenv("TOUCHSTONE_TOKENS")
     assert not any(token in handed_on.model_dump_json() for token in (OLD, NEW, OTHER))
     asked = [bearer(OLD), bearer(NEW), bearer(OTHER), {}, bearer(handed_on.tokens_sha256[0])]
