@@ -176,11 +176,12 @@ def is_request_id(client_id: str) -> bool:
 
 
 class Envelope(errors.Layer):
-    """Give each request an id, and each answer the common headers. Count both, also for guards.
+    """Give each request an id and each answer the common headers, and count both.
 
-    The id is that of the client if `is_request_id` accepts it, else 16 hex digits. It is in
-    `scope["state"]["request_id"]`. The headers forbid browsers sniffing, framing, referrers, and
-    use by other sites. Answers of `/v1` are not cached, and the page may use only its own files.
+    Answers of guards are included. The id is that of the client if `is_request_id` accepts it, else
+    16 hex digits. It is in `scope["state"]["request_id"]`. The headers forbid browsers sniffing,
+    framing, referrers, and use by other sites. Answers of `/v1` are not cached, and the page may
+    use only its own files.
 
     Args:
         app: The application inside this layer.

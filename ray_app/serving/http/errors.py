@@ -88,7 +88,13 @@ class Layer:
         await (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one HTTP request."""
+        """Handle one HTTP request.
+
+        Args:
+            scope: The ASGI scope.
+            receive: The ASGI receive function.
+            send: The ASGI send function.
+        """
         raise NotImplementedError
 
 
