@@ -1,3 +1,5 @@
-"""What is done to pictures before a network sees them: perturbations of the world, and the
-augmentation policies of the papers.
+"""Transform images before a network sees them.
+
+Perturbations imitate what happens to images in the world, and augmentation policies are those of
+papers.
 """

@@ -1,8 +1,8 @@
-"""Steps of one `strength` each: blurs, colours, noises, tones, and crops as robustness suites name
-them.
+"""Define steps of one `strength` each, as robustness suites name them.
 
-The formulas are from papers and from the published levels of ARNIQA (Agnolucci et al. 2024, arXiv
-2310.14918), on which NTIRE 2026 builds (arXiv 2604.11487).
+They are blurs, colours, noises, tones, and crops. The formulas are from papers and from the
+published levels of ARNIQA (Agnolucci et al. 2024, arXiv 2310.14918), on which NTIRE 2026 builds
+(arXiv 2604.11487).
 """
 
 import io
@@ -21,18 +21,19 @@ Array = npt.NDArray[np.float32]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def _values(image: Image.Image) -> Array:
-    """(H, W, 3), 0–1."""
+def _to_values(image: Image.Image) -> Array:
+    """Return the pixels (H, W, 3) as values of 0–1."""
     return np.asarray(image, np.float32) / np.float32(255)
 
 
-def _image(values: npt.NDArray[np.floating]) -> Image.Image:
+def _to_image(values: npt.NDArray[np.floating]) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values * np.float32(255)), 0, 255).astype(np.uint8))
 
 
-def _filtered(image: Image.Image, kernel: npt.NDArray[np.float64]) -> Image.Image:
-    """Every channel under a square kernel of odd sides, which sums to 1; outside, the outermost
-    pixels go on. By Fourier transforms.
+def _filter(image: Image.Image, kernel: npt.NDArray[np.float64]) -> Image.Image:
+    """Apply a square kernel of odd sides, which sums to 1, to every channel.
+
+    The outermost pixels are repeated outside. The computation uses Fourier transforms.
     """
     from scipy import fft
 
@@ -42,12 +43,13 @@ def _filtered(image: Image.Image, kernel: npt.NDArray[np.float64]) -> Image.Imag
     inside = slice(2 * reach, 2 * reach + image.height), slice(2 * reach, 2 * reach + image.width)
     channels = [
         fft.irfft2(
-            fft.rfft2(np.pad(np.asarray(one, np.float32), reach, mode="edge"), shape) * response,
+            fft.rfft2(np.pad(np.asarray(channel, np.float32), reach, mode="edge"), shape)
+            * response,
             shape,
         )[inside]
-        for one in image.split()
+        for channel in image.split()
     ]
-    return _image(np.stack(channels, axis=-1) / np.float32(255))
+    return _to_image(np.stack(channels, axis=-1) / np.float32(255))
 
 
 @register_step("lens-blur")
@@ -55,14 +57,15 @@ def blur_by_lens(
     image: Image.Image,
     strength: Annotated[float, Field(ge=0.5, le=64, description="radius of the disk in pixels")],
 ) -> Image.Image:
-    """Blur as out of focus: the mean over a disk. Its rim counts by the fraction of each pixel that
-    the disk covers.
+    """Blur as out of focus, by the mean over a disk.
+
+    The rim of the disk counts by the fraction of each pixel that the disk covers.
     """
     reach, fine = math.ceil(strength), 9
-    place = (np.arange((2 * reach + 1) * fine) + 0.5) / fine - reach - 0.5
-    inside = np.add.outer(place**2, place**2) <= strength**2
+    coordinates = (np.arange((2 * reach + 1) * fine) + 0.5) / fine - reach - 0.5
+    inside = np.add.outer(coordinates**2, coordinates**2) <= strength**2
     kernel = inside.reshape(2 * reach + 1, fine, 2 * reach + 1, fine).mean(axis=(1, 3))
-    return _filtered(image, kernel / kernel.sum())
+    return _filter(image, kernel / kernel.sum())
 
 
 @register_step("motion-blur")
@@ -71,15 +74,15 @@ def blur_by_motion(
     rng: Rng,
     strength: Annotated[float, Field(ge=1, le=64, description="length of the line in pixels")],
 ) -> Image.Image:
-    """Blur as in motion: the mean along a line in a drawn direction."""
+    """Blur as in motion, by the mean along a line in a random direction."""
     angle, half = rng.uniform(0, math.pi), (strength - 1) / 2
     reach = math.ceil(half) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(float)
     along = x * math.cos(angle) + y * math.sin(angle)
     across = -x * math.sin(angle) + y * math.cos(angle)
-    away = np.hypot(np.maximum(np.abs(along) - half, 0), across)
-    kernel = np.clip(1 - away, 0, 1)
-    return _filtered(image, kernel / kernel.sum())
+    distance = np.hypot(np.maximum(np.abs(along) - half, 0), across)
+    kernel = np.clip(1 - distance, 0, 1)
+    return _filter(image, kernel / kernel.sum())
 
 
 @register_step("glass-blur")
@@ -88,20 +91,22 @@ def blur_by_glass(
     rng: Rng,
     strength: Annotated[float, Field(ge=0.5, le=16, description="reach in pixels")],
 ) -> Image.Image:
-    """Blur as through frosted glass (Hendrycks and Dietterich 2019): blur, take every pixel from up to
-    `strength` pixels away, and blur again.
+    """Blur as through frosted glass (Hendrycks and Dietterich 2019).
+
+    The image is blurred, every pixel is taken from up to `strength` pixels away, and it is blurred
+    again.
     """
-    soft = ops.gaussian_taps(2 * math.ceil(strength) + 1, 0.4 + 0.2 * strength)
-    pixels, most = np.asarray(ops.blurred(image, soft)), math.ceil(strength)
+    taps = ops.gaussian_taps(2 * math.ceil(strength) + 1, 0.4 + 0.2 * strength)
+    pixels, max_offset = np.asarray(ops.blur(image, taps)), math.ceil(strength)
     for _ in range(2):
         shape = pixels.shape[:2]
         rows, columns = (
-            rng.integers(-most, most, shape, np.int32, endpoint=True) for _ in range(2)
+            rng.integers(-max_offset, max_offset, shape, np.int32, endpoint=True) for _ in range(2)
         )
         rows += np.arange(shape[0], dtype=np.int32)[:, None]
         columns += np.arange(shape[1], dtype=np.int32)
         pixels = pixels[rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1)]
-    return ops.blurred(Image.fromarray(pixels), soft)
+    return ops.blur(Image.fromarray(pixels), taps)
 
 
 @register_step("pixel-jitter")
@@ -110,20 +115,20 @@ def jitter_pixels(
     rng: Rng,
     strength: Annotated[float, Field(ge=0.01, le=8, description="standard deviation in pixels")],
 ) -> Image.Image:
-    """Take every pixel from a position that is off by a normal deviate each way, five times."""
+    """Take every pixel from a position displaced by normal deviates, five times."""
     from scipy.ndimage import map_coordinates
 
     values = np.asarray(image, np.float32)
     height, width = values.shape[:2]
     for _ in range(5):
-        places = rng.standard_normal((2, height, width), np.float32) * np.float32(strength)
-        places[0] += np.arange(height, dtype=np.float32)[:, None]
-        places[1] += np.arange(width, dtype=np.float32)
+        positions = rng.standard_normal((2, height, width), np.float32) * np.float32(strength)
+        positions[0] += np.arange(height, dtype=np.float32)[:, None]
+        positions[1] += np.arange(width, dtype=np.float32)
         values = np.stack(
-            [map_coordinates(values[..., c], places, order=1, mode="nearest") for c in range(3)],
+            [map_coordinates(values[..., c], positions, order=1, mode="nearest") for c in range(3)],
             axis=-1,
         )
-    return _image(values / np.float32(255))
+    return _to_image(values / np.float32(255))
 
 
 @register_step("color-shift")
@@ -132,22 +137,22 @@ def shift_colours(
     rng: Rng,
     strength: Annotated[float, Field(ge=1, le=64, description="distance in pixels")],
 ) -> Image.Image:
-    """Move green in a drawn direction at edges, as a lens with chromatic aberration does."""
+    """Shift green in a random direction at edges, as a lens with chromatic aberration does."""
     from scipy.ndimage import gaussian_filter, sobel
 
     values = np.asarray(image, np.float32)
     grey = values @ _LUMA
     edges = gaussian_filter(np.hypot(sobel(grey, 0), sobel(grey, 1)), 4)
     low, high = np.percentile(edges, (1, 99))
-    share = np.clip((edges - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)
+    weight = np.clip((edges - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)
     angle = rng.uniform(0, math.pi / 2)
-    moved = [round(strength * part) for part in (math.sin(angle), math.cos(angle))]
-    green = np.pad(values[..., 1], [(moved[0], 0), (moved[1], 0)], mode="edge")[
+    offsets = [round(strength * part) for part in (math.sin(angle), math.cos(angle))]
+    green = np.pad(values[..., 1], [(offsets[0], 0), (offsets[1], 0)], mode="edge")[
         : values.shape[0], : values.shape[1]
     ]
     values = values.copy()
-    values[..., 1] += (green - values[..., 1]) * share
-    return _image(values / np.float32(255))
+    values[..., 1] += (green - values[..., 1]) * weight
+    return _to_image(values / np.float32(255))
 
 
 @register_step("saturation")
@@ -159,9 +164,9 @@ def saturate(
     ],
 ) -> Image.Image:
     """Multiply the saturation of HSV."""
-    values = _values(image)
+    values = _to_values(image)
     top = values.max(axis=-1, keepdims=True)
-    return _image(top - np.float32(strength) * (top - values))
+    return _to_image(top - np.float32(strength) * (top - values))
 
 
 @register_step("color-jitter")
@@ -170,12 +175,12 @@ def jitter_colours(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="factors are within 1 ± strength")],
 ) -> Image.Image:
-    """Multiply brightness, contrast, and saturation, each by a drawn factor."""
+    """Multiply brightness, contrast, and saturation, each by a random factor."""
     light, contrast, colour = (1 + rng.uniform(-1, 1, 3) * strength).astype(np.float32)
-    values = _values(image) * light
+    values = _to_values(image) * light
     values = (values - values.mean()) * contrast + values.mean()
     grey = (values @ _LUMA)[..., None]
-    return _image(grey + (values - grey) * colour)
+    return _to_image(grey + (values - grey) * colour)
 
 
 @register_step("color-cast")
@@ -184,9 +189,12 @@ def cast_colour(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="fraction of the light")],
 ) -> Image.Image:
-    """Tint the light: multiply the channels by 1 + `strength` of a drawn direction."""
-    way = rng.standard_normal(3)
-    return _image(_values(image) * (1 + strength * way / np.linalg.norm(way)).astype(np.float32))
+    """Tint the light: multiply the channels by 1 + `strength` of a random direction."""
+    direction = rng.standard_normal(3)
+    return _to_image(
+        _to_values(image)
+        * (1 + strength * direction / np.linalg.norm(direction)).astype(np.float32)
+    )
 
 
 @register_step("channel-shift")
@@ -195,8 +203,10 @@ def shift_channels(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=255, description="largest shift, of 255")],
 ) -> Image.Image:
-    """Add a drawn value to each channel."""
-    return _image(_values(image) + (rng.uniform(-1, 1, 3) * strength / 255).astype(np.float32))
+    """Add a random value to each channel."""
+    return _to_image(
+        _to_values(image) + (rng.uniform(-1, 1, 3) * strength / 255).astype(np.float32)
+    )
 
 
 @register_step("quantization")
@@ -237,9 +247,9 @@ def add_impulse_noise(
 ) -> Image.Image:
     """Make values black or white, half of each."""
     pixels = np.array(image)
-    drawn = rng.random(pixels.shape, np.float32)
-    pixels[drawn < strength / 2] = 0
-    pixels[drawn > 1 - strength / 2] = 255
+    noise = rng.random(pixels.shape, np.float32)
+    pixels[noise < strength / 2] = 0
+    pixels[noise > 1 - strength / 2] = 255
     return Image.fromarray(pixels)
 
 
@@ -260,8 +270,8 @@ def add_speckle_noise(
     strength: Annotated[float, Field(ge=0, le=2, description="standard deviation of the factor")],
 ) -> Image.Image:
     """Multiply every value by 1 + a normal deviate, by its standard deviation."""
-    values = _values(image)
-    return _image(
+    values = _to_values(image)
+    return _to_image(
         values * (1 + np.float32(strength) * rng.standard_normal(values.shape, np.float32))
     )
 
@@ -273,7 +283,7 @@ def add_shot_noise(
     strength: Annotated[float, Field(ge=1, le=10000, description="photons of white")],
 ) -> Image.Image:
     """Add the Poisson noise of a sensor."""
-    return _image((rng.poisson(_values(image) * strength) / strength).astype(np.float32))
+    return _to_image((rng.poisson(_to_values(image) * strength) / strength).astype(np.float32))
 
 
 @register_step("iso-noise")
@@ -282,16 +292,17 @@ def add_iso_noise(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="fraction of the light")],
 ) -> Image.Image:
-    """Add the noise of a camera at high ISO: it grows with the root of the light. Half as much, over
-    two pixels, is in colour.
+    """Add the noise of a camera at high ISO, which grows with the square root of the light.
+
+    Half as much noise, over two pixels, is in colour.
     """
-    values = _values(image)
+    values = _to_values(image)
     height, width = values.shape[:2]
     grey = np.sqrt(values @ _LUMA)
     light = rng.standard_normal((height, width), np.float32) * grey
     coarse = rng.standard_normal(((height + 1) // 2, (width + 1) // 2, 3), np.float32)
     colour = coarse.repeat(2, 0).repeat(2, 1)[:height, :width] / 2
-    return _image(values + np.float32(strength) * (light[..., None] + colour * grey[..., None]))
+    return _to_image(values + np.float32(strength) * (light[..., None] + colour * grey[..., None]))
 
 
 @register_step("brightness")
@@ -300,7 +311,7 @@ def brighten(
     strength: Annotated[float, Field(ge=0, le=2, description="rise of the middle, times two")],
 ) -> Image.Image:
     """Brighten by the parabola through (0, 0), (½, ½ + `strength` / 2), and (1, 1), clipped."""
-    return _bend(image, strength)
+    return _bend_tones(image, strength)
 
 
 @register_step("darkness")
@@ -309,12 +320,12 @@ def darken(
     strength: Annotated[float, Field(ge=0, le=1, description="fall of the middle, times two")],
 ) -> Image.Image:
     """Darken by the parabola through (0, 0), (½, ½ − `strength` / 2), and (1, 1), clipped."""
-    return _bend(image, -strength)
+    return _bend_tones(image, -strength)
 
 
-def _bend(image: Image.Image, rise: float) -> Image.Image:
+def _bend_tones(image: Image.Image, rise: float) -> Image.Image:
     x = np.arange(256) / 255
-    return _toned(image, x + 2 * rise * x * (1 - x))
+    return _apply_curve(image, x + 2 * rise * x * (1 - x))
 
 
 @register_step("contrast")
@@ -324,13 +335,14 @@ def change_contrast(
         float, Field(ge=-1, le=1, description="slope; 0 is a little steeper than the image")
     ],
 ) -> Image.Image:
-    """Change the contrast by the cubic spline that takes 0.3 to 0.25 − `strength` / 4 and 0.7 to 0.75
-    + `strength` / 4, and keeps 0, ½, and 1.
+    """Change the contrast by a cubic spline.
+
+    It maps 0.3 to 0.25 − `strength` / 4 and 0.7 to 0.75 + `strength` / 4, and keeps 0, ½, and 1.
     """
     from scipy.interpolate import CubicSpline
 
     low, high = 0.25 - strength / 4, 0.75 + strength / 4
-    return _toned(
+    return _apply_curve(
         image, CubicSpline([0, 0.3, 0.5, 0.7, 1], [0, low, 0.5, high, 1])(np.arange(256) / 255)
     )
 
@@ -341,15 +353,16 @@ def bend_tones(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="standard deviation of the handles")],
 ) -> Image.Image:
-    """Change tones by a cubic Bézier curve from black to white. The heights of its handles are ¼ and
-    ¾ plus normal deviates.
+    """Change tones by a cubic Bézier curve from black to white.
+
+    The heights of its handles are ¼ and ¾ plus normal deviates.
     """
     low, high = np.clip([0.25, 0.75] + rng.standard_normal(2) * strength, 0, 1)
     t = np.arange(256) / 255
-    return _toned(image, 3 * (1 - t) ** 2 * t * low + 3 * (1 - t) * t**2 * high + t**3)
+    return _apply_curve(image, 3 * (1 - t) ** 2 * t * low + 3 * (1 - t) * t**2 * high + t**3)
 
 
-def _toned(image: Image.Image, curve: npt.NDArray[np.float64]) -> Image.Image:
+def _apply_curve(image: Image.Image, curve: npt.NDArray[np.float64]) -> Image.Image:
     return image.point(np.rint(255 * np.clip(curve, 0, 1)).astype(int).tolist() * 3)
 
 
@@ -372,33 +385,36 @@ def equalise(
         np.float32,
     )
     (up, down, v), (left, right, u) = (
-        _between(parts, side) for parts, side in zip(tiles, (height, width), strict=True)
+        _interpolate_tiles(parts, side) for parts, side in zip(tiles, (height, width), strict=True)
     )
-    found = np.zeros(grey.shape, np.float32)
-    for rows, share_down in ((up, 1 - v), (down, v)):
-        for columns, share_across in ((left, 1 - u), (right, u)):
-            found += share_down[:, None] * share_across * curves[rows[:, None], columns, grey]
-    return _image(_values(image) + ((found - grey) / np.float32(255))[..., None])
+    equalised = np.zeros(grey.shape, np.float32)
+    for rows, weight_down in ((up, 1 - v), (down, v)):
+        for columns, weight_across in ((left, 1 - u), (right, u)):
+            equalised += weight_down[:, None] * weight_across * curves[rows[:, None], columns, grey]
+    return _to_image(_to_values(image) + ((equalised - grey) / np.float32(255))[..., None])
 
 
 def _equalise_tile(tile: npt.NDArray[np.uint8], limit: float) -> npt.NDArray[np.float64]:
     counts = np.bincount(tile.ravel(), minlength=256).astype(float)
-    most = limit * counts.mean()
-    spare = np.maximum(counts - most, 0).sum()
+    max_count = limit * counts.mean()
+    excess = np.maximum(counts - max_count, 0).sum()
     curve: npt.NDArray[np.float64] = (
-        255 * np.cumsum(np.minimum(counts, most) + spare / 256) / counts.sum()
+        255 * np.cumsum(np.minimum(counts, max_count) + excess / 256) / counts.sum()
     )
     return curve
 
 
-def _between(
+def _interpolate_tiles(
     parts: list[npt.NDArray[np.intp]], side: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Array]:
-    """Per place the tiles before and after it, by their centres, and how far towards the latter."""
+    """Return the tiles before and after each position, and the weight of the latter.
+
+    Distances are measured between the centres of the tiles.
+    """
     centres = np.array([part.mean() for part in parts])
-    place = np.interp(np.arange(side), centres, np.arange(len(parts)))
-    first = np.floor(place).astype(np.intp)
-    return first, np.minimum(first + 1, len(parts) - 1), (place - first).astype(np.float32)
+    position = np.interp(np.arange(side), centres, np.arange(len(parts)))
+    first = np.floor(position).astype(np.intp)
+    return first, np.minimum(first + 1, len(parts) - 1), (position - first).astype(np.float32)
 
 
 @register_step("pixelation")
@@ -410,7 +426,7 @@ def pixelate(
 ) -> Image.Image:
     """Shrink and enlarge by the nearest pixel."""
     small = ops.scaled_size(image.size, 0.95 - strength**0.6)
-    return ops.resized(ops.resized(image, small, "nearest"), image.size, "nearest")
+    return ops.resize(ops.resize(image, small, "nearest"), image.size, "nearest")
 
 
 @register_step("moire")
@@ -419,10 +435,11 @@ def add_moire(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="fraction of the light")],
 ) -> Image.Image:
-    """Darken by two bent gratings of two to three pixels that beat against each other, each channel
-    with a small offset.
+    """Darken by two bent gratings of two to three pixels that interfere.
+
+    Each channel has a small offset.
     """
-    values = _values(image)
+    values = _to_values(image)
     height, width = values.shape[:2]
     y, x = (np.arange(side, dtype=np.float32) / max(height, width) for side in (height, width))
     period, angle, bend = rng.uniform(2.2, 3.2), rng.uniform(0, math.pi), rng.uniform(0.5, 2, 2)
@@ -433,10 +450,10 @@ def add_moire(
         height, width
     )
     for channel in range(3):
-        one = np.cos(math.tau * along / period)
-        other = np.cos(math.tau * (along * 1.06 + warp * (4 + channel)) / period)
-        values[..., channel] *= 1 - np.float32(strength) * (0.5 - 0.5 * one * other)
-    return _image(values)
+        first = np.cos(math.tau * along / period)
+        second = np.cos(math.tau * (along * 1.06 + warp * (4 + channel)) / period)
+        values[..., channel] *= 1 - np.float32(strength) * (0.5 - 0.5 * first * second)
+    return _to_image(values)
 
 
 @register_step("watermark")
@@ -445,8 +462,9 @@ def add_watermark(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=32, description="largest change, of 255")],
 ) -> Image.Image:
-    """Add an invisible mark by spread spectrum (Cox et al. 1997): a drawn 8 × 8 pattern of middle
-    frequencies, with a drawn sign per block.
+    """Add an invisible mark by spread spectrum (Cox et al. 1997).
+
+    The mark is a random 8 × 8 pattern of middle frequencies, with a random sign per block.
     """
     from scipy.fft import idctn
 
@@ -458,7 +476,7 @@ def add_watermark(
     height, width = image.height, image.width
     signs = rng.choice(np.array([-1, 1], np.float32), ((height + 7) // 8, (width + 7) // 8))
     mark = np.kron(signs, pattern)[:height, :width]
-    return _image(_values(image) + mark[..., None] * np.float32(strength / 255))
+    return _to_image(_to_values(image) + mark[..., None] * np.float32(strength / 255))
 
 
 @register_step("random-crop", keeps_place=False)
@@ -467,7 +485,7 @@ def crop_anywhere(
     rng: Rng,
     strength: Annotated[float, Field(ge=0.05, le=1, description="fraction of both sides")],
 ) -> Image.Image:
-    """Crop to a part anywhere."""
+    """Crop to a part at a random position."""
     width, height = ops.scaled_size(image.size, strength)
     left, top = (
         int(rng.integers(image.width - width + 1)),
@@ -482,7 +500,10 @@ def crop_another_shape(
     rng: Rng,
     strength: Annotated[float, Field(ge=0.05, le=1, description="fraction of the area")],
 ) -> Image.Image:
-    """Crop to a part anywhere, of a shape drawn from 3:4 to 4:3 of the image's own."""
+    """Crop to a part at a random position, with another aspect ratio.
+
+    It is drawn from 3:4 to 4:3 of the image's own.
+    """
     shape = math.sqrt(math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3))))
     width = min(max(round(image.width * math.sqrt(strength) * shape), 1), image.width)
     height = min(max(round(image.height * math.sqrt(strength) / shape), 1), image.height)

@@ -1,8 +1,8 @@
-"""Image operations of perturbations and augmentation: blur, codecs, resizes and crops, noise and
-tone; and, on an image with its mask, geometry.
+"""Provide image operations for perturbations and augmentation.
 
-They draw random numbers only from a generator that they are given. Parity with the papers'
-libraries is to the pixel: where Pillow stands for OpenCV, torchvision or scipy, the function says
+They are blur, codecs, resizes and crops, noise and tone, and geometry of an image with its mask.
+Random numbers come only from a generator that the caller passes. The operations equal those of the
+papers' libraries to the pixel; if Pillow replaces OpenCV, torchvision, or scipy, the function says
 so.
 """
 
@@ -17,16 +17,17 @@ from PIL import Image, ImageFilter, features
 
 Taps = npt.NDArray[np.float64]
 
-# OpenCV's fixed kernels for sizes whose sigma nobody gave (getGaussianKernel).
-_SMALL = {1: (1.0,), 3: (0.25, 0.5, 0.25), 5: (0.0625, 0.25, 0.375, 0.25, 0.0625),
+# OpenCV's fixed kernels for small sizes without a sigma (getGaussianKernel).
+_SMALL_KERNELS = {1: (1.0,), 3: (0.25, 0.5, 0.25), 5: (0.0625, 0.25, 0.375, 0.25, 0.0625),
           7: (0.03125, 0.109375, 0.21875, 0.28125, 0.21875, 0.109375, 0.03125)}  # fmt: skip
 
-_LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65535}
+# Maximum length of a side in pixels.
+_MAX_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65535}
 
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "lanczos-or-bicubic"]
 Size = tuple[int, int]
 
-MOST_PIXELS = 2**26  # 192 MiB of RGB
+MAX_PIXELS = 2**26  # 192 MiB of RGB.
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -34,29 +35,31 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-_BAND = 256  # rows: the noise of a large image is never in memory as a whole
+# Rows per band, so that the noise of a large image is never in memory as a whole.
+_BAND = 256
 
 Box = tuple[int, int, int, int]
 Resampling = Image.Resampling
 Change = Callable[[Image.Image], Image.Image]
 
-# A longer strip is cut before it is enlarged to a short side of hundreds: one of 1 × 100,000 pixels
-# would not fit into memory.
-_LONGEST_PER_SHORT = 16
+# A longer strip is cropped before it is enlarged to a short side of hundreds of pixels. Otherwise a
+# strip of 1 × 100,000 pixels would not fit into memory.
+_MAX_ASPECT = 16
 
 Mask = npt.NDArray[np.bool_]
 
 
 def gaussian_taps(size: int, sigma: float) -> Taps:
-    """`size` (odd) weights of a Gaussian of `sigma` pixels, which sum to 1."""
+    """Return `size` (odd) weights of a Gaussian of `sigma` pixels, which sum to 1."""
     taps = np.exp(-0.5 * ((np.arange(size) - size // 2) / sigma) ** 2)
     normalised: Taps = taps / taps.sum()
     return normalised
 
 
-def blurred(image: Image.Image, taps: Taps) -> Image.Image:
-    """`taps` along both axes of every channel, in float, rounded once; outside, the image is
-    mirrored at its outermost pixels.
+def blur(image: Image.Image, taps: Taps) -> Image.Image:
+    """Apply `taps` along both axes of every channel, in float, rounding once.
+
+    The image is mirrored at its outermost pixels.
     """
     from scipy.ndimage import correlate1d
 
@@ -66,20 +69,20 @@ def blurred(image: Image.Image, taps: Taps) -> Image.Image:
 
 
 def opencv_taps(size: int) -> Taps:
-    """What OpenCV takes for a kernel of `size` (odd) whose sigma it is to derive: 0.3 · ((size − 1)
-    / 2 − 1) + 0.8, from 9 on.
+    """Return OpenCV's weights for a kernel of `size` (odd) from which it derives sigma.
+
+    From size 9 on, sigma is 0.3 · ((size − 1) / 2 − 1) + 0.8.
     """
-    if size in _SMALL:
-        return np.array(_SMALL[size])
+    if size in _SMALL_KERNELS:
+        return np.array(_SMALL_KERNELS[size])
     return gaussian_taps(size, 0.3 * ((size - 1) * 0.5 - 1) + 0.8)
 
 
-def scipy_blurred(image: Image.Image, sigma: float) -> Image.Image:
-    """`scipy.ndimage.gaussian_filter` on each channel as uint8, as CNNDetection's code and its
-    heirs call it.
+def scipy_blur(image: Image.Image, sigma: float) -> Image.Image:
+    """Apply `scipy.ndimage.gaussian_filter` to each channel as uint8.
 
-    Both of its passes cut fractions off: the image comes out up to two grey levels darker, which is
-    theirs to measure too.
+    CNNDetection's code and its successors call it in this way. Both passes truncate fractions, so
+    the image becomes up to two grey levels darker, as in their measurements.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -89,65 +92,78 @@ def scipy_blurred(image: Image.Image, sigma: float) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-# Pillow's JPEG stands for OpenCV's too: for qualities 30 to 100 they give the same pixels, bit for
-# bit (Pillow 13.0, OpenCV 5.0). An image longer than a format can hold (a strip of over 65,500
-# pixels for JPEG) comes back as it is.
-def jpeg(image: Image.Image, quality: int, *, swapped: bool = False) -> Image.Image:
-    """RGB through JPEG, chroma halved both ways (4:2:0). `swapped`: red and blue change places for
-    the codec.
+# Pillow's JPEG also replaces OpenCV's: for qualities 30 to 100 they give equal pixels (Pillow 13.0,
+# OpenCV 5.0). An image that is too long for a format (over 65,500 pixels for JPEG) is returned
+# unchanged.
+def jpeg(image: Image.Image, quality: int, *, swap_channels: bool = False) -> Image.Image:
+    """Compress an RGB image as JPEG with halved chroma (4:2:0).
 
-    That is what becomes of RGB pixels handed to OpenCV, which takes them for BGR: red, not blue, is
-    then the colour that loses most.
+    Args:
+        image: The image.
+        quality: Quality of the codec.
+        swap_channels: Whether to swap red and blue for the codec. This happens if RGB pixels are
+            passed to OpenCV, which expects BGR: red instead of blue then loses most.
     """
-    if not swapped:
-        return _through(image, "JPEG", quality=quality)
+    if not swap_channels:
+        return _recompress(image, "JPEG", quality=quality)
     red, green, blue = image.split()
-    blue, green, red = _through(
+    blue, green, red = _recompress(
         Image.merge("RGB", (blue, green, red)), "JPEG", quality=quality
     ).split()
     return Image.merge("RGB", (red, green, blue))
 
 
 def webp(image: Image.Image, quality: int, *, method: int = 4) -> Image.Image:
-    """RGB through lossy WebP; `method` is its effort, 0 (fastest) to 6."""
-    return _through(image, "WEBP", quality=quality, method=method)
+    """Compress an RGB image as lossy WebP.
+
+    Args:
+        image: The image.
+        quality: Quality of the codec.
+        method: Effort, 0 (fastest) to 6.
+    """
+    return _recompress(image, "WEBP", quality=quality, method=method)
 
 
 def lossless_webp(image: Image.Image) -> Image.Image:
-    """RGB through lossless WebP: the same pixels, as WebP's decoder gives them."""
-    return _through(image, "WEBP", lossless=True, method=0)
+    """Compress an RGB image as lossless WebP, and return the decoder's equal pixels."""
+    return _recompress(image, "WEBP", lossless=True, method=0)
 
 
 def avif(image: Image.Image, quality: int) -> Image.Image:
-    """RGB through AVIF at its second highest speed, in one thread: how many cores there are must
-    not show in the pixels.
+    """Compress an RGB image as AVIF at its second highest speed.
+
+    It uses one thread, so that the pixels do not depend on the number of cores.
     """
-    return _through(image, "AVIF", quality=quality, speed=9, max_threads=1)
+    return _recompress(image, "AVIF", quality=quality, speed=9, max_threads=1)
 
 
 def has_avif() -> bool:
-    """Whether this Pillow was built with AVIF."""
+    """Return whether this Pillow was built with AVIF."""
     return bool(features.check("avif"))
 
 
-def _through(image: Image.Image, codec: str, **options: Any) -> Image.Image:
-    if max(image.size) > _LONGEST[codec]:
+def _recompress(image: Image.Image, codec: str, **options: Any) -> Image.Image:
+    if max(image.size) > _MAX_SIDE[codec]:
         return image
     encoded = io.BytesIO()
-    # Pillow keeps the options of `save` on the image itself: one image in two threads would be
-    # saved with the other's.
+    # Pillow stores the options of `save` on the image itself. Without the copy, two threads that
+    # save one image would mix their options.
     image.copy().save(encoded, codec, **options)
     with Image.open(encoded) as decoded:
         return decoded.convert("RGB")
 
 
-# A result has at least one pixel a side. One that would pass `MOST_PIXELS` is not made: the image
-# comes back as it is.
-def resized(image: Image.Image, size: Size, method: Filter) -> Image.Image:
-    """Pillow's resize to (width, height), rows before columns under every version.
-    `lanczos-or-bicubic`: Lanczos where the width shrinks, else bicubic.
+# A result has at least one pixel per side. If it would exceed `MAX_PIXELS`, the image is returned
+# unchanged.
+def resize(image: Image.Image, size: Size, method: Filter) -> Image.Image:
+    """Resize to (width, height) with Pillow, rows before columns in every version.
+
+    Args:
+        image: The image.
+        size: Width and height.
+        method: The filter. `lanczos-or-bicubic` is Lanczos if the width shrinks, else bicubic.
     """
-    if size == image.size or size[0] * size[1] > MOST_PIXELS:
+    if size == image.size or size[0] * size[1] > MAX_PIXELS:
         return image
     if method == "lanczos-or-bicubic":
         method = "lanczos" if size[0] < image.width else "bicubic"
@@ -155,46 +171,60 @@ def resized(image: Image.Image, size: Size, method: Filter) -> Image.Image:
 
 
 def scaled_size(size: Size, scale: float) -> Size:
-    """(width, height) times `scale`, rounded half to even."""
+    """Return (width, height) times `scale`, rounded half to even."""
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
 def capped_size(size: Size, long_edge: int) -> Size:
-    """The size with its longer side at most `long_edge`, the aspect kept."""
+    """Return the size with a longer side of at most `long_edge`, keeping the aspect ratio."""
     return scaled_size(size, min(long_edge / max(size), 1.0))
 
 
 def fitted_size(size: Size, screen: Size) -> Size:
-    """The size within a screen that is turned as the image is, the aspect kept; what fits stays."""
-    share = min(max(screen) / max(size), min(screen) / min(size), 1.0)
-    return scaled_size(size, share)
+    """Return the size that fits a screen, keeping the aspect ratio.
+
+    The screen has the orientation of the image. A size that fits already is returned unchanged.
+    """
+    scale = min(max(screen) / max(size), min(screen) / min(size), 1.0)
+    return scaled_size(size, scale)
 
 
-def centre_crop(image: Image.Image, share: float) -> Image.Image:
-    """The middle of the image with `share` of both sides."""
-    width, height = scaled_size(image.size, share)
+def centre_crop(image: Image.Image, fraction: float) -> Image.Image:
+    """Crop to the middle, to a fraction of both sides."""
+    width, height = scaled_size(image.size, fraction)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
 def random_square(
-    image: Image.Image, low: int, high: int, share: float, rng: np.random.Generator
+    image: Image.Image, low: int, high: int, fraction: float, rng: np.random.Generator
 ) -> Image.Image:
-    """A square anywhere, its side drawn from `share` of the short side to all of it, within `low`
-    and `high` pixels.
+    """Crop to a square at a random position.
 
-    Where the short side is below `low`, the side is the short side.
+    The side is drawn from a fraction of the short side to all of it, within `low` and `high`. If
+    the short side is below `low`, the side is the short side.
+
+    Args:
+        image: The image.
+        low: Minimum side in pixels.
+        high: Maximum side in pixels.
+        fraction: Minimum side as a fraction of the short side.
+        rng: Random number generator.
     """
-    most = min(*image.size, high)
-    least = min(max(int(most * share), low), most)
-    side = int(rng.integers(least, most, endpoint=True))
+    max_side = min(*image.size, high)
+    min_side = min(max(int(max_side * fraction), low), max_side)
+    side = int(rng.integers(min_side, max_side, endpoint=True))
     left, top = (int(rng.integers(0, n - side, endpoint=True)) for n in image.size)
     return image.crop((left, top, left + side, top + side))
 
 
-def noisy(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
-    """Gaussian noise of standard deviation `sigma` on the 0–255 scale, for every value of its own;
-    rounded and clipped once.
+def add_noise(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
+    """Add Gaussian noise to every value, rounding and clipping once.
+
+    Args:
+        image: The image.
+        sigma: Standard deviation on the 0–255 scale.
+        rng: Random number generator.
     """
     pixels = np.array(image)
     for start in range(0, len(pixels), _BAND):
@@ -204,23 +234,32 @@ def noisy(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.I
     return Image.fromarray(pixels)
 
 
-def with_gamma(image: Image.Image, gamma: float) -> Image.Image:
-    """Every value v of 0–1 becomes v ** `gamma`: above 1 is darker."""
+def apply_gamma(image: Image.Image, gamma: float) -> Image.Image:
+    """Raise every value of 0–1 to the power of `gamma`; above 1 is darker."""
     curve = np.rint(255 * (np.arange(256) / 255) ** gamma).astype(int).tolist()
     return image.point(curve * len(image.getbands()))
 
 
-def sharpened(image: Image.Image, percent: int, radius: float) -> Image.Image:
-    """Pillow's unsharp mask, without a threshold."""
+def sharpen(image: Image.Image, percent: int, radius: float) -> Image.Image:
+    """Apply Pillow's unsharp mask without a threshold.
+
+    Args:
+        image: The image.
+        percent: Strength in percent.
+        radius: Radius in pixels.
+    """
     return image.filter(ImageFilter.UnsharpMask(radius=radius, percent=percent, threshold=0))
 
 
 class ImageSample(NamedTuple):
-    """`image` RGB; `mask` of mode L and the same size, 255 where it was altered, or None; `label` 1
-    = fake.
+    """An image with its mask and label.
 
-    `finished`: the policy gave the image its final geometry; otherwise it goes through the card's
-    preprocessing.
+    Attributes:
+        image: The RGB image.
+        mask: A mask of mode L and equal size, 255 for altered pixels; or None.
+        label: 1 for fake, 0 for real.
+        finished: Whether the policy gave the image its final geometry. Otherwise the card's
+            preprocessing follows.
     """
 
     image: Image.Image
@@ -229,30 +268,44 @@ class ImageSample(NamedTuple):
     finished: bool = False
 
 
-# What follows is done to an image and its mask at once. The mask goes by the same geometry with the
-# nearest pixel instead of a filter, so it stays 0 or 255.
-def transformed(sample: ImageSample, change: Change, of_mask: Change | None = None) -> ImageSample:
-    """`change` of the image, and of the mask `of_mask`, or the same."""
-    mask = sample.mask and (of_mask or change)(sample.mask)
+# The functions below transform an image together with its mask. The geometry of the mask is the
+# same, but with the nearest pixel instead of a filter, so it stays 0 or 255.
+def transform_sample(
+    sample: ImageSample, change: Change, change_mask: Change | None = None
+) -> ImageSample:
+    """Transform an image and its mask.
+
+    Args:
+        sample: The image and its mask.
+        change: Transforms the image.
+        change_mask: Transforms the mask; None to use `change`.
+    """
+    mask = sample.mask and (change_mask or change)(sample.mask)
     return sample._replace(image=change(sample.image), mask=mask)
 
 
 def resize_sample(sample: ImageSample, size: Size, filter: Resampling) -> ImageSample:
-    """Squashed to (width, height) by one of Pillow's filters."""
-    return transformed(
+    """Resize to (width, height), ignoring the aspect ratio.
+
+    Args:
+        sample: The image and its mask.
+        size: Width and height.
+        filter: Filter of Pillow for the image.
+    """
+    return transform_sample(
         sample,
         lambda image: image.resize(size, filter),
         lambda mask: mask.resize(size, Resampling.NEAREST),
     )
 
 
-def cropped(sample: ImageSample, box: Box) -> ImageSample:
-    """The part within (left, upper, right, lower)."""
-    return transformed(sample, lambda image: image.crop(box))
+def crop_sample(sample: ImageSample, box: Box) -> ImageSample:
+    """Crop to the box (left, upper, right, lower)."""
+    return transform_sample(sample, lambda image: image.crop(box))
 
 
-def quarter_turned(sample: ImageSample, quarters: int) -> ImageSample:
-    """Turned anticlockwise by `quarters` of a circle."""
+def turn_quarters(sample: ImageSample, quarters: int) -> ImageSample:
+    """Rotate anticlockwise by `quarters` quarter turns."""
     turns = (
         None,
         Image.Transpose.ROTATE_90,
@@ -260,24 +313,30 @@ def quarter_turned(sample: ImageSample, quarters: int) -> ImageSample:
         Image.Transpose.ROTATE_270,
     )
     turn = turns[quarters % 4]
-    return sample if turn is None else transformed(sample, lambda image: image.transpose(turn))
+    return sample if turn is None else transform_sample(sample, lambda image: image.transpose(turn))
 
 
-def mirrored(sample: ImageSample) -> ImageSample:
-    """Left and right change places."""
-    return transformed(sample, lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+def mirror(sample: ImageSample) -> ImageSample:
+    """Swap left and right."""
+    return transform_sample(sample, lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 
-def flipped_vertically(sample: ImageSample) -> ImageSample:
-    """Top and bottom change places."""
-    return transformed(sample, lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
+def flip_vertically(sample: ImageSample) -> ImageSample:
+    """Swap top and bottom."""
+    return transform_sample(sample, lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
 
 
-def rotated(sample: ImageSample, degrees: float, filter: Resampling) -> ImageSample:
-    """Rotated anticlockwise about the centre, in the same frame; what comes in from outside is
-    black, and unaltered in the mask.
+def rotate(sample: ImageSample, degrees: float, filter: Resampling) -> ImageSample:
+    """Rotate anticlockwise about the centre, keeping the frame.
+
+    Pixels from outside are black, and unaltered in the mask.
+
+    Args:
+        sample: The image and its mask.
+        degrees: Angle in degrees.
+        filter: Filter of Pillow for the image.
     """
-    return transformed(
+    return transform_sample(
         sample,
         lambda image: image.rotate(degrees, filter),
         lambda mask: mask.rotate(degrees, Resampling.NEAREST),
@@ -285,33 +344,45 @@ def rotated(sample: ImageSample, degrees: float, filter: Resampling) -> ImageSam
 
 
 def random_crop(sample: ImageSample, side: int, rng: np.random.Generator) -> ImageSample:
-    """`side` × `side` pixels from anywhere within; an image that is smaller is mirrored out to it
-    first.
+    """Crop to `side` × `side` pixels at a random position.
+
+    A smaller image is first extended by mirroring.
+
+    Args:
+        sample: The image and its mask.
+        side: Side in pixels.
+        rng: Random number generator.
     """
     if min(sample.image.size) < side:
-        sample = transformed(sample, lambda image: _mirrored_out(image, side))
+        sample = transform_sample(sample, lambda image: _extend_by_mirroring(image, side))
     width, height = sample.image.size
     left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
-    return cropped(sample, (left, top, left + side, top + side))
+    return crop_sample(sample, (left, top, left + side, top + side))
 
 
-def with_short_side(
+def resize_short_side(
     sample: ImageSample, short: int, filter: Resampling, rng: np.random.Generator
 ) -> ImageSample:
-    """The shorter side brought to `short`, the longer one in proportion and truncated, as
-    torchvision's Resize does.
+    """Resize the shorter side to `short`, and the longer one in proportion.
 
-    Of a strip more than 16 times as long as it is wide, a part 16 times as long is drawn first.
+    The longer side is truncated, as torchvision's Resize does. A strip that is more than 16 times
+    as long as wide is first cropped to a random part 16 times as long.
+
+    Args:
+        sample: The image and its mask.
+        short: Shorter side in pixels.
+        filter: Filter of Pillow for the image.
+        rng: Random number generator.
     """
     width, height = sample.image.size
-    longest = _LONGEST_PER_SHORT * min(width, height)
-    if max(width, height) > longest:
-        start = int(rng.integers(max(width, height) - longest + 1))
-        sample = cropped(
+    max_length = _MAX_ASPECT * min(width, height)
+    if max(width, height) > max_length:
+        start = int(rng.integers(max(width, height) - max_length + 1))
+        sample = crop_sample(
             sample,
-            (start, 0, start + longest, height)
+            (start, 0, start + max_length, height)
             if width > height
-            else (0, start, width, start + longest),
+            else (0, start, width, start + max_length),
         )
         width, height = sample.image.size
     size = (
@@ -322,42 +393,63 @@ def with_short_side(
     return sample if size == (width, height) else resize_sample(sample, size, filter)
 
 
-def random_part(
+def crop_random_part(
     sample: ImageSample,
-    share: tuple[float, float],
-    ratio: tuple[float, float],
+    area_range: tuple[float, float],
+    ratio_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> ImageSample:
-    """The part that torchvision's RandomResizedCrop would take: `drawn_box`, or the largest centred
-    one of an allowed shape.
+    """Crop to the part that torchvision's RandomResizedCrop would take.
+
+    It is `draw_box`, or the largest centred part of an allowed aspect ratio.
+
+    Args:
+        sample: The image and its mask.
+        area_range: Minimum and maximum fraction of the area.
+        ratio_range: Minimum and maximum of width ÷ height.
+        rng: Random number generator.
     """
     width, height = sample.image.size
-    box = drawn_box((width, height), share, ratio, rng)
+    box = draw_box((width, height), area_range, ratio_range, rng)
     if box is None:
-        across, down = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-        left, top = (width - across) // 2, (height - down) // 2
-        box = left, top, left + across, top + down
-    return cropped(sample, box)
+        crop_width, crop_height = (
+            min(width, round(height * ratio_range[1])),
+            min(height, round(width / ratio_range[0])),
+        )
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+        box = left, top, left + crop_width, top + crop_height
+    return crop_sample(sample, box)
 
 
-def drawn_box(
-    size: Size, share: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+def draw_box(
+    size: Size,
+    area_range: tuple[float, float],
+    ratio_range: tuple[float, float],
+    rng: np.random.Generator,
 ) -> Box | None:
-    """A box of `share` of the area, its width ÷ height within `ratio` and drawn on a log scale;
-    None where ten draws do not fit.
+    """Draw a box within an image, or return None if ten draws do not fit.
+
+    Args:
+        size: Width and height of the image.
+        area_range: Minimum and maximum fraction of the area.
+        ratio_range: Minimum and maximum of width ÷ height, which is drawn on a log scale.
+        rng: Random number generator.
     """
     width, height = size
     for _ in range(10):
-        area = width * height * rng.uniform(*share)
-        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        across, down = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < across <= width and 0 < down <= height:
-            left, top = int(rng.integers(width - across + 1)), int(rng.integers(height - down + 1))
-            return left, top, left + across, top + down
+        area = width * height * rng.uniform(*area_range)
+        ratio = math.exp(rng.uniform(math.log(ratio_range[0]), math.log(ratio_range[1])))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left, top = (
+                int(rng.integers(width - box_width + 1)),
+                int(rng.integers(height - box_height + 1)),
+            )
+            return left, top, left + box_width, top + box_height
     return None
 
 
-def _mirrored_out(image: Image.Image, side: int) -> Image.Image:
+def _extend_by_mirroring(image: Image.Image, side: int) -> Image.Image:
     pixels = np.asarray(image)
     missing = [max(side - n, 0) for n in pixels.shape[:2]]
     pad = [(n // 2, n - n // 2) for n in missing] + [(0, 0)] * (pixels.ndim - 2)
@@ -365,20 +457,26 @@ def _mirrored_out(image: Image.Image, side: int) -> Image.Image:
 
 
 def edge_map(mask: Mask, width: int = 7) -> Mask:
-    """Pixels of (H, W) within reach of both sides of the outline: mask and its inverse, each
-    dilated by a cross of `width` pixels.
+    """Return the pixels (H, W) near the outline of a mask.
 
-    Outside the array is neither, so a mask that touches the border has no edge along it, and an
-    empty or full one has none at all. specs/localization.md §3.2; golden/maskclip.md §5.3, C13. An
-    odd `width`, or ValueError. The reference refuses a side that is not longer than `width`; here
-    it is a band like any other.
+    They are in both the mask and its inverse, each dilated by a cross of `width` pixels. Nothing is
+    outside the array, so a mask has no edge along the border, and an empty or full mask has no edge
+    at all. MaskCLIP's reference rejects a side that is not longer than `width`; here it is treated
+    like any other.
+
+    Args:
+        mask: The mask (H, W).
+        width: Width of the edge in pixels, odd.
+
+    Raises:
+        ValueError: The width is even or not positive.
     """
     if width < 1 or width % 2 == 0:
-        raise ValueError(f"the width of an edge is odd: {width}")
-    return _dilated(mask, width // 2) & _dilated(~mask, width // 2)
+        raise ValueError(f"the width of an edge must be odd and positive, got {width}")
+    return _dilate(mask, width // 2) & _dilate(~mask, width // 2)
 
 
-def _dilated(mask: Mask, reach: int) -> Mask:
+def _dilate(mask: Mask, reach: int) -> Mask:
     result = mask.copy()
     for step in range(1, reach + 1):
         result[step:] |= mask[:-step]
@@ -394,13 +492,19 @@ def resized_rows_first(
     filter: Image.Resampling,
     part: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """Resize an image, or its upper left `part`, (width, height) in fractions of pixels, to `size`,
-    (width, height).
+    """Resize an image, or its upper left part, along the rows first and then along the columns.
 
-    Every Pillow before 13 works along the rows first, then along the columns, and rounds in
-    between; 13 takes the order that is less work, which for tall pictures whose aspect changes is
-    the other one. In two calls the order is that of the versions with which the detectors' authors
-    measured. The picture in between is `size[0]` wide and as high as the image.
+    Pillow before 13 always does this, and rounds in between. Pillow 13 chooses the order that is
+    less work, which for tall images whose aspect ratio changes is the other one. Two calls keep the
+    order of the versions with which the detectors' authors measured. The intermediate image is
+    `size[0]` wide and as high as the image.
+
+    Args:
+        image: The image.
+        size: Width and height of the result.
+        filter: Filter of Pillow.
+        part: Width and height of the upper left part, which may be fractions of pixels; None for
+            the whole image.
     """
     width, height = part or image.size
     across = image.resize((size[0], image.height), filter, box=(0, 0, width, image.height))

@@ -1,7 +1,7 @@
-"""Perturbations of images: `load_perturbations` reads them by name (a shipped list, a YAML file, or
-steps such as `jpeg:75`), and `Perturbation.apply` applies one.
+"""Read perturbations of images by name (`load_perturbations`), and apply them.
 
-`absent_views` returns the views that a list declares as absent, with the reasons.
+A name is a shipped list, a YAML file, or steps such as `jpeg:75`. `absent_views` returns the views
+that a list declares as absent, with the reasons.
 """
 
 import hashlib
@@ -25,18 +25,26 @@ from pydantic import (
 from ray_app.config import Frozen, load_yaml, named_configs, validate
 from ray_app.errors import ConfigError
 from ray_app.transforms import degradations, photography, steps  # noqa: F401 - they register steps
-from ray_app.transforms.registry import STEPS, Rng, Step, make_step, register_step, written_steps
+from ray_app.transforms.registry import (
+    STEPS,
+    Rng,
+    Step,
+    make_step,
+    number_parameters,
+    register_step,
+)
 
 Kind = Literal["degradation", "chain", "attack"]
 KindOfView = Annotated[
     Kind,
     Field(
-        description="degradation; chain: several of them, as on a platform; attack: done so that a detector fails"
+        description="degradation; chain: several degradations, as on a platform; attack: meant to make a detector fail"
     ),
 ]
 
 LEVELS = 5
-SHOWN = 3  # The level of a family if a list is given without a level.
+# The level of a family if a list is given without a level.
+DEFAULT_LEVEL = 3
 
 
 def _check_digest(digest: str, info: ValidationInfo) -> str:
@@ -69,18 +77,18 @@ def draw_families(
     least: Annotated[int, Field(ge=1, description="smallest number of families")] = 1,
     spread: Annotated[float, Field(gt=0, description="standard deviation of levels")] = 2.5,
 ) -> Image.Image:
-    """Apply families of a list, of different groups, one after another, each at a drawn level, as
-    NTIRE 2026 does to half of its images.
+    """Apply random families of a list, one after another, each at a random level.
 
-    The number of families and the family of a group are drawn evenly. Levels follow the right half
-    of a normal distribution, so that weak ones are likelier.
+    The families are of different groups. NTIRE 2026 does this to half of its images. The number of
+    families and the family of a group are drawn uniformly. Levels follow the right half of a normal
+    distribution, so weak levels are more likely.
     """
     groups = _groups(list)
-    ends = min(least, len(groups)), min(most, len(groups))
+    bounds = min(least, len(groups)), min(most, len(groups))
     weights = np.exp(-((np.arange(LEVELS) / spread) ** 2) / 2)
-    for number in rng.choice(len(groups), int(rng.integers(*ends, endpoint=True)), replace=False):
+    for number in rng.choice(len(groups), int(rng.integers(*bounds, endpoint=True)), replace=False):
         family = groups[number][int(rng.integers(len(groups[number])))]
-        image = family.at(int(rng.choice(LEVELS, p=weights / weights.sum())))(image, rng)
+        image = family.make_step(int(rng.choice(LEVELS, p=weights / weights.sum())))(image, rng)
     return image
 
 
@@ -92,7 +100,7 @@ _RETIRED = frozenset(("vae", "img2img", "alter"))
 
 
 class Perturbation(Frozen):
-    """Steps that are applied one after another. They make one view of an image."""
+    """Steps that are applied one after another, and make one view of an image."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9.,:+-]*$",
@@ -107,13 +115,13 @@ class Perturbation(Frozen):
 
     @field_validator("steps", mode="before")
     @classmethod
-    def _refuse_retired_steps(cls, given: Any) -> Any:
-        for step in given if isinstance(given, list | tuple) else ():
+    def _refuse_retired_steps(cls, value: Any) -> Any:
+        for step in value if isinstance(value, list | tuple) else ():
             if isinstance(step, Mapping) and step.get("op") in _RETIRED:
                 raise ValueError(
                     f"op {step['op']} is retired: use {{op: call, path: MODULE:FUNCTION}} with a function of yours"
                 )
-        return given
+        return value
 
     @field_validator("name")
     @classmethod
@@ -123,12 +131,18 @@ class Perturbation(Frozen):
         return name
 
     def apply(self, image: Image.Image, seed: int) -> Image.Image:
-        """Return the RGB image after all steps. Equal pixels, seeds, and library versions give equal
-        pixels, in any process and order.
+        """Return the RGB image after all steps.
+
+        Equal pixels, seeds, and library versions give equal pixels, in any process and order.
+
+        Args:
+            image: The image.
+            seed: Seed of random steps (`seed_of`).
 
         Raises:
-            OSError, ValueError, RuntimeError, DecompressionBombError: A codec of Pillow cannot do it.
-            MemoryError: The image does not fit.
+            OSError: A codec of Pillow fails, as for ValueError, RuntimeError, and
+                DecompressionBombError.
+            MemoryError: The image does not fit into memory.
         """
         rng = np.random.default_rng(seed)
         for step in self.steps:
@@ -136,7 +150,11 @@ class Perturbation(Frozen):
         return image
 
     def check(self) -> None:
-        """Raise ConfigError if a step cannot run on this machine."""
+        """Check that all steps can run on this machine.
+
+        Raises:
+            ConfigError: A step cannot run.
+        """
         for step in self.steps:
             if step.op == "call":
                 steps.import_function(step.parameters["path"])
@@ -148,11 +166,11 @@ class Perturbation(Frozen):
 
     @property
     def keeps_place(self) -> bool:
-        """Whether a mask of the perturbed image fits the image. After a crop it does not."""
+        """Whether a mask of the perturbed image fits the image; after a crop it does not."""
         return all(step.keeps_place for step in self.steps)
 
     def facts(self) -> list[dict[str, Any]]:
-        """Return the steps as plain JSON without default values, as in the identity of a run."""
+        """Return the steps as plain JSON without default values, as in a run's identity."""
         return [step.model_dump(mode="json", exclude_defaults=True) for step in self.steps]
 
 
@@ -185,13 +203,13 @@ class DegradationFamily(Frozen):
         if self.step.get("op") == "call":
             raise ValueError(f"{self.name}: a family cannot call a function of yours")
         if any(len(values) != LEVELS for values in self.levels.values()):
-            raise ValueError(f"{self.name}: a family has {LEVELS} levels")
+            raise ValueError(f"{self.name}: a family needs {LEVELS} values per parameter")
         for number in range(LEVELS):
-            self.at(number)
+            self.make_step(number)
         return self
 
-    def at(self, number: int) -> Step:
-        """Return the step of a level, 0 the first."""
+    def make_step(self, number: int) -> Step:
+        """Return the step of a level, 0 for the first one."""
         level = {key: values[number] for key, values in self.levels.items()}
         where = f"{self.name}, level {number + 1}"
         try:
@@ -233,19 +251,17 @@ class PerturbationList(Frozen):
             *(family.name for family in self.families),
             *(view.name for view in self.absent),
         ]
-        if doubled := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two perturbations are called {', '.join(sorted(doubled))}")
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two perturbations are called {', '.join(sorted(duplicates))}")
         if not self.perturbations and not self.families:
             raise ValueError("the list has no perturbations")
         return self
 
-    def views(self, level: int = SHOWN) -> Iterator[Perturbation]:
-        """Yield all views of the list, with families at a level from 1 to 5, which ends their
-        names.
-        """
+    def views(self, level: int = DEFAULT_LEVEL) -> Iterator[Perturbation]:
+        """Yield all views of the list, with families at a level from 1 to 5 in their names."""
         yield from self.perturbations
         for family in self.families:
-            yield Perturbation(name=f"{family.name}-{level}", steps=(family.at(level - 1),))
+            yield Perturbation(name=f"{family.name}-{level}", steps=(family.make_step(level - 1),))
 
 
 def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
@@ -253,8 +269,8 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
 
     Args:
         names: Shipped lists (`standard`, `sidbench`, …), paths of YAML files, or steps such as
-            `jpeg:75` and `blur:2+jpeg:50` (see `written_steps`). Families of a list are at level 3,
-            or at the level after a colon: `ntire-2026:5`.
+            `jpeg:75` and `blur:2+jpeg:50` (see `number_parameters`). Families of a list are at
+            level 3, or at the level after a colon: `ntire-2026:5`.
 
     Raises:
         ConfigError: A name is unknown, a step cannot run here, or two perturbations of one name
@@ -266,31 +282,33 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
             perturbation.check()
             if perturbations.setdefault(perturbation.name, perturbation) != perturbation:
                 raise ConfigError(
-                    f"--perturb {name}: {perturbation.name} is also another perturbation's name in this run",
+                    f"--perturb {name}: two different perturbations are called {perturbation.name} in this run",
                     hint="score the two lists in two runs, or rename one of them in a YAML file of your own",
                 )
     return tuple(perturbations.values())
 
 
 def absent_views(names: Iterable[str]) -> tuple[AbsentView, ...]:
-    """Return what the lists of these names declare as absent, each once."""
+    """Return the views that the lists of these names declare as absent, each once."""
     lists = [read[0] for read in map(_read_list, names) if read]
-    return tuple({view.name: view for one_list in lists for view in one_list.absent}.values())
+    return tuple({view.name: view for view_list in lists for view in view_list.absent}.values())
 
 
 def _read_list(name: str) -> tuple[PerturbationList, int] | None:
     """Return the list of a name and the level of its families, or None if it is not a list."""
     shipped = named_configs("perturb")
     base, _, level = name.rpartition(":")
-    if base in shipped or (base and base not in written_steps() and Path(base).is_file()):
+    if base in shipped or (base and base not in number_parameters() and Path(base).is_file()):
         if level not in map(str, range(1, LEVELS + 1)):
             raise ConfigError(
                 f"--perturb {name}: no such level",
-                hint=f"levels of a list are 1 (weakest) to {LEVELS}",
+                hint=f"give a level from 1 (weakest) to {LEVELS}",
             )
         return load_yaml(shipped.get(base, Path(base)), PerturbationList), int(level)
-    if name in shipped or (name.partition(":")[0] not in written_steps() and Path(name).is_file()):
-        return load_yaml(shipped.get(name, Path(name)), PerturbationList), SHOWN
+    if name in shipped or (
+        name.partition(":")[0] not in number_parameters() and Path(name).is_file()
+    ):
+        return load_yaml(shipped.get(name, Path(name)), PerturbationList), DEFAULT_LEVEL
     return None
 
 
@@ -303,17 +321,21 @@ def _read_name(name: str) -> tuple[Perturbation, ...]:
     lists = ", ".join(named_configs("perturb"))
     raise ConfigError(
         f"--perturb {name}: no such perturbation",
-        hint=f"lists: {lists}; or a YAML file; or steps: {examples}",
+        hint=f"give a list ({lists}), a YAML file, or steps such as {examples}",
     )
 
 
 @cache
 def _groups(name: str) -> tuple[tuple[DegradationFamily, ...], ...]:
-    """Return the families of a list by their groups, in order. Raises ConfigError."""
+    """Return the families of a list by their groups, in order.
+
+    Raises:
+        ConfigError: The name is not a list of families.
+    """
     read = _read_list(name)
     if read is None or not read[0].families:
         raise ConfigError(
-            f"{name}: not a list of families", hint="draw takes a list such as ntire-2026"
+            f"{name} is not a list of families", hint="give a list such as ntire-2026"
         )
     groups: dict[str, list[DegradationFamily]] = {}
     for family in read[0].families:
@@ -332,13 +354,13 @@ def _list_digest(name: str) -> str:
 
 
 def _parse_steps(text: str) -> Perturbation:
-    numbers, parsed = written_steps(), []
+    numbers, parsed = number_parameters(), []
     for part in text.split("+"):
         op, _, value = part.partition(":")
         if op in STEPS and op not in numbers:
             raise ConfigError(
-                f"--perturb {text}: {op} takes more than a number",
-                hint=f"write it in a YAML file, with {', '.join(STEPS[op].model_fields)}",
+                f"--perturb {text}: {op} needs more than a number",
+                hint=f"write the step in a YAML file, with {', '.join(STEPS[op].model_fields)}",
             )
         if op in numbers and not value:
             raise ConfigError(
@@ -347,13 +369,13 @@ def _parse_steps(text: str) -> Perturbation:
         if op not in numbers:
             valid = ", ".join(f"{op}:{name.upper()}" for op, name in sorted(numbers.items()))
             raise ConfigError(
-                f"--perturb {text}: {part} is not a step", hint=f"steps are {valid}, joined by +"
+                f"--perturb {text}: {part} is not a step", hint=f"join steps by +, such as {valid}"
             )
         try:
             number = float(value) if "." in value else int(value)
         except ValueError:
             raise ConfigError(
-                f"--perturb {text}: {value} is not a value",
+                f"--perturb {text}: {value} is not a number",
                 hint="give a number, for example jpeg:75 or crop:0.5",
             ) from None
         parsed.append({"op": op, numbers[op]: number})

@@ -1,9 +1,9 @@
-"""Augmentation policies: which one changes the training images (`Augmentation`), what a policy is
-(`Policy`), and `make_policy`.
+"""Choose an augmentation policy by a config (`Augmentation`), and make it (`make_policy`).
 
-Policies of a few steps stand here: `none`; `flips`, which leaves every pixel's value alone, for
-detectors that live on traces of single pixels (touchstone-tiny); CNNDetection's (Wang et al. 2020),
-which UniversalFakeDetect took over: blur, JPEG, crop. Sources: specs/detectors.md §10, §9b.
+This module also has the policies of a few steps. `none` changes nothing. `flips` keeps every
+pixel's value, for detectors that depend on traces in single pixels (touchstone-tiny).
+`cnndetection` is that of CNNDetection (Wang et al. 2020, arXiv 1912.11035), which
+UniversalFakeDetect uses too: blur, JPEG, crop.
 """
 
 from collections.abc import Mapping
@@ -22,95 +22,102 @@ from ray_app.transforms.policies import in_the_wild, papers
 
 
 class Unchanged(Frozen):
-    """The policy `none`: every image as it was decoded."""
+    """The policy `none`: every image as decoded."""
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
-        """The same sample; draws nothing."""
+        """Return the sample unchanged."""
         return sample
 
 
 class Flips(Frozen):
-    """Random crop, then one of the eight ways in which a square can lie. No resampling and no
-    codec.
+    """A random crop, and one of the eight orientations of a square, without resampling and codec.
 
-    With `crop` the result is final; without, it keeps its size and goes through the card's
-    preprocessing.
+    With `crop` the result is final. Without it, the image keeps its size, and the card's
+    preprocessing follows.
     """
 
     crop: int | None = Field(
         default=None,
         ge=1,
-        description="side of the square, in pixels; smaller images are mirrored out to it",
+        description="side of the square in pixels; smaller images are extended to it by mirroring",
     )
-    turns: bool = Field(default=True, description="none to three quarter turns")
-    mirror: bool = Field(
-        default=True, description="left and right change places in half of the images"
-    )
+    turns: bool = Field(default=True, description="rotate by zero to three quarter turns")
+    mirror: bool = Field(default=True, description="swap left and right in half of the images")
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
-        """Changed as drawn from `rng`."""
+        """Return the sample after random changes."""
         if self.crop is not None:
             sample = ops.random_crop(sample, self.crop, rng)._replace(finished=True)
         if self.turns:
-            sample = ops.quarter_turned(sample, int(rng.integers(4)))
+            sample = ops.turn_quarters(sample, int(rng.integers(4)))
         if self.mirror and rng.random() < 0.5:
-            sample = ops.mirrored(sample)
+            sample = ops.mirror(sample)
         return sample
 
 
 class CnnDetection(Frozen):
-    """Short side to 256, blur, JPEG, random crop of 224, mirror; the result is final. Another
-    `crop` scales the 256 with it.
+    """The policy of CNNDetection; the result is final.
 
-    The authors draw JPEG's encoder from OpenCV and Pillow, which give the same pixels
-    (ray_app.transforms.ops): not drawn here.
+    The short side becomes 256, then follow blur, JPEG, a random crop of 224, and mirroring. Another
+    `crop` scales the 256 with it. The authors choose JPEG's encoder at random from OpenCV and
+    Pillow, which give equal pixels (ray_app.transforms.ops), so it is not chosen here.
     """
 
-    crop: int = Field(ge=8, description="side of the random crop; by default the network's input")
+    crop: int = Field(
+        ge=8,
+        description="side of the random crop in pixels; by default that of the network's input",
+    )
     short_side: int | None = Field(
-        default=None, ge=8, description="before the crop; by default crop × 256 / 224"
+        default=None,
+        ge=8,
+        description="shorter side in pixels before the crop; by default crop × 256 / 224",
     )
     probability: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="of the blur, and independently of JPEG: 0.5 or 0.1 in the paper",
+        description="probability of the blur, and independently of JPEG; 0.5 or 0.1 in the paper",
     )
     sigma: tuple[float, float] = Field(
-        default=(0.0, 3.0), description="of the Gaussian blur, in pixels of the resized image"
+        default=(0.0, 3.0),
+        description="range of the Gaussian blur's sigma, in pixels of the resized image",
     )
-    quality: tuple[int, int] = Field(default=(30, 100), description="of JPEG, both ends included")
+    quality: tuple[int, int] = Field(
+        default=(30, 100), description="range of JPEG qualities, both ends included"
+    )
 
     @model_validator(mode="after")
-    def _room_for_the_crop(self) -> Self:
+    def _check_short_side(self) -> Self:
         if self.short_side is not None and self.short_side < self.crop:
-            raise ValueError(f"short_side {self.short_side} has no room for a crop of {self.crop}")
+            raise ValueError(f"short_side must be at least crop {self.crop}, got {self.short_side}")
         return self
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
-        """Changed as drawn from `rng`."""
-        sample = ops.with_short_side(
+        """Return the sample after random changes."""
+        sample = ops.resize_short_side(
             sample, self.short_side or self.crop * 256 // 224, ops.Resampling.BILINEAR, rng
         )
         image = sample.image
         if rng.random() < self.probability:
-            image = _blurred(image, rng.uniform(*self.sigma))
+            image = _scipy_blur(image, rng.uniform(*self.sigma))
         if rng.random() < self.probability:
             image = ops.jpeg(image, int(rng.integers(*self.quality, endpoint=True)))
         sample = ops.random_crop(sample._replace(image=image), self.crop, rng)
-        return (ops.mirrored(sample) if rng.random() < 0.5 else sample)._replace(finished=True)
+        return (ops.mirror(sample) if rng.random() < 0.5 else sample)._replace(finished=True)
 
 
-def _blurred(image: Image.Image, sigma: float) -> Image.Image:
-    """The authors' own: scipy's filter with uint8 between and after the axes, which truncates and
-    so darkens by about one grey level.
+def _scipy_blur(image: Image.Image, sigma: float) -> Image.Image:
+    """Blur as the authors do.
+
+    scipy's filter has uint8 between and after the axes, so it truncates, and darkens by about one
+    grey level.
     """
     from scipy.ndimage import gaussian_filter
 
     return Image.fromarray(gaussian_filter(np.asarray(image), sigma=(sigma, sigma, 0)))
 
 
-# The fields of a class are the policy's arguments.
+# The fields of a class are the arguments of the policy.
 POLICIES: Mapping[str, type[Frozen]] = {
     "none": Unchanged,
     "flips": Flips,
@@ -124,50 +131,57 @@ POLICIES: Mapping[str, type[Frozen]] = {
 
 
 class Augmentation(Frozen):
-    """`policy` by name, `arguments` for it (each policy says which it has and what they are by
-    default).
-    """
+    """The augmentation of training images."""
 
-    policy: str = "none"
-    arguments: Mapping[str, Any] = {}
+    policy: str = Field(default="none", description="name of the policy")
+    arguments: Mapping[str, Any] = Field(
+        default={}, description="arguments of the policy, which has a default for each"
+    )
     statistics: str | None = Field(
         default=None,
-        description="openfake-v1 alone: an .npz with blur_vals and res_vals of real training images; null = measured on a sample of them",
+        description="only for openfake-v1: an .npz file with blur_vals and res_vals of real training images; null = measured on a sample of them",
     )
 
     @field_validator("policy")
     @classmethod
-    def _known(cls, name: str) -> str:
+    def _check_policy(cls, name: str) -> str:
         if name not in POLICIES:
-            raise ValueError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
+            raise ValueError(f"unknown policy {name!r}, use one of {', '.join(POLICIES)}")
         return name
 
     @model_validator(mode="after")
-    def _statistics_are_of_use(self) -> Self:
+    def _check_statistics(self) -> Self:
         if self.statistics is not None and self.policy != "openfake-v1":
-            raise ValueError(f"statistics are for openfake-v1; {self.policy} takes none")
+            raise ValueError(f"statistics are only for openfake-v1, not for {self.policy}")
         return self
 
 
 class Policy(Protocol):
-    """One augmentation policy. All chance comes from `rng`: the same draws give the same image, on
-    any worker.
+    """An augmentation policy.
+
+    All randomness comes from `rng`: equal draws give equal images, on any worker.
     """
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
-        """The changed image, and mask by the same geometry."""
+        """Return the changed image, with its mask changed by the same geometry."""
 
 
 def make_policy(
     config: Augmentation, *, side: int | None, statistics: papers.RealStatistics | None = None
 ) -> Policy:
-    """The policy that `config` names, for a network whose input is `side` pixels square (None: it
-    takes any size).
+    """Return the policy of a config.
 
-    Policies that end in a crop make it `side` pixels, unless their arguments say otherwise.
-    `statistics` are what openfake-v1 matches fakes to, by default those in the file that `config`
-    names; the others take none. Raises ConfigError for an argument that the policy does not have or
-    cannot use, and for what it needs and was not given.
+    Policies that end in a crop use `side`, unless their arguments have another one.
+
+    Args:
+        config: The config.
+        side: The side in pixels of the network's square input; None if it takes any size.
+        statistics: The statistics that openfake-v1 matches fakes to; None for those in the file of
+            the config. Other policies need none.
+
+    Raises:
+        ConfigError: An argument is unknown or invalid, or something that the policy needs is
+            missing.
     """
     policy = POLICIES[config.policy]
     where = f"augmentation {config.policy}"
@@ -178,8 +192,8 @@ def make_policy(
     if "statistics" in policy.model_fields:
         if statistics is None and config.statistics is None:
             raise ConfigError(
-                f"{where}: it needs statistics of real images",
-                hint="measure them on real training images, or name an .npz",
+                f"{where} needs statistics of real images",
+                hint="measure them on real training images, or give an .npz file",
             )
         arguments["statistics"] = statistics or papers.load_statistics(
             Path(cast(str, config.statistics))

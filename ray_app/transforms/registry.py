@@ -1,8 +1,7 @@
-"""The registry of perturbation steps (`STEPS`). A step is a function with the decorator
-`register_step`.
+"""Register perturbation steps (`STEPS`). A step is a function with the decorator `register_step`.
 
 The signature of the function is the schema of the step: its parameters are the keys that a list may
-give, with their types, bounds, defaults, and descriptions. Lists, documents, and errors take names
+have, with their types, bounds, defaults, and descriptions. Lists, documents, and errors take names
 and parameters from here. A new step is one decorated function in `steps`, `degradations`, or
 `photography`.
 """
@@ -23,14 +22,14 @@ Function = TypeVar("Function", bound=Callable[..., Image.Image])
 
 
 class Step(Frozen):
-    """A step with its parameters, as a list states it: `{op: jpeg, quality: 75}`.
+    """A step with its parameters, as in a list: `{op: jpeg, quality: 75}`.
 
     Attributes:
-        function: Takes an RGB image, the parameters by name, and `rng` if the step draws.
-        is_random: Whether `function` takes `rng`, a generator of random numbers.
-        keeps_place: Whether the content of an image stays where it was, in fractions of the sides.
-        number: The parameter that `op:NUMBER` gives, or None if a number alone is not enough.
-        check_parameters: Raises ValueError for parameters that do not fit together.
+        function: Takes an RGB image, the parameters by name, and `rng` if the step is random.
+        is_random: Whether `function` takes `rng`, a random number generator.
+        keeps_place: Whether the content of an image keeps its position, in fractions of the sides.
+        number: The parameter that `op:NUMBER` sets, or None if a number alone is not enough.
+        check_parameters: Raises ValueError for parameters that are incompatible.
     """
 
     function: ClassVar[Callable[..., Image.Image]]
@@ -47,10 +46,10 @@ class Step(Frozen):
         return {name: value for name, value in self if name != "op"}
 
     def __call__(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """Return the RGB image after the step. The given image stays as it is."""
+        """Return the RGB image after the step, without changing the given image."""
         step = type(self)
-        drawn = {"rng": rng} if step.is_random else {}
-        return step.function(image, **self.parameters, **drawn)
+        extra = {"rng": rng} if step.is_random else {}
+        return step.function(image, **self.parameters, **extra)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -71,29 +70,36 @@ def register_step(
 ) -> Callable[[Function], Function]:
     """Register a function as the step `op`.
 
-    The function takes an RGB image of any size and returns one. If the step cannot be done to an
-    image, because of a codec's longest side for example, the image comes back as it was. The first
-    line of its docstring describes the step in the documents.
+    The function takes an RGB image of any size and returns one. If the step is impossible for an
+    image, for example because of a codec's maximum side, the function returns the image unchanged.
+    The first line of its docstring describes the step in the documents.
 
     Args:
         op: The name of the step in lists.
-        keeps_place: Whether the content of an image stays where it was, in fractions of the sides.
-        check: Gets all parameters by name, and raises ValueError if they do not fit together.
+        keeps_place: Whether the content of an image keeps its position, in fractions of the sides.
+        check: Gets all parameters by name, and raises ValueError if they are incompatible.
     """
 
     def register(function: Function) -> Function:
-        given = signature(function).parameters
-        parameters = {name: one for name, one in given.items() if name not in ("image", "rng")}
+        all_parameters = signature(function).parameters
+        parameters = {
+            name: parameter
+            for name, parameter in all_parameters.items()
+            if name not in ("image", "rng")
+        }
         fields: dict[str, Any] = {
-            name: (one.annotation, Field() if one.default is Parameter.empty else one.default)
-            for name, one in parameters.items()
+            name: (
+                parameter.annotation,
+                Field() if parameter.default is Parameter.empty else parameter.default,
+            )
+            for name, parameter in parameters.items()
         }
         op_field: Any = (Literal[op], Field(description=Step.model_fields["op"].description))
         model = create_model(
             op, __base__=Step, __doc__=cleandoc(function.__doc__ or ""), op=op_field, **fields
         )
         model.function = staticmethod(function)
-        model.is_random = "rng" in given
+        model.is_random = "rng" in all_parameters
         model.keeps_place = keeps_place
         model.number = _find_number(list(parameters.values()))
         model.check_parameters = staticmethod(check) if check else None
@@ -107,7 +113,7 @@ def make_step(facts: Mapping[str, Any]) -> Step:
     """Return the step that `op` names, with its parameters.
 
     Raises:
-        ValueError: There is no such step, or a parameter is invalid.
+        ValueError: The step does not exist, or a parameter is invalid.
     """
     model = STEPS.get(facts.get("op", ""))
     if model is None:
@@ -115,7 +121,7 @@ def make_step(facts: Mapping[str, Any]) -> Step:
     return model.model_validate(facts)
 
 
-def written_steps() -> dict[str, str]:
+def number_parameters() -> dict[str, str]:
     """Return the parameter that a number sets in `op:NUMBER`, by step."""
     return {op: model.number for op, model in STEPS.items() if model.number}
 
@@ -123,7 +129,7 @@ def written_steps() -> dict[str, str]:
 def _find_number(parameters: list[Parameter]) -> str | None:
     """Return the first parameter if it may be a number and all others have defaults."""
     first, *others = parameters
-    has_defaults = all(one.default is not Parameter.empty for one in others)
+    has_defaults = all(parameter.default is not Parameter.empty for parameter in others)
     return first.name if has_defaults and _takes_number(first.annotation) else None
 
 

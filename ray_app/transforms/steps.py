@@ -1,4 +1,4 @@
-"""Steps of perturbations: codecs, resizes, blur, noise, crops, tone, and a function of the user."""
+"""Define steps: codecs, resizes, blur, noise, crops, tone, and a function of the user."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,9 +19,11 @@ Side = Annotated[int, Field(ge=1, le=65535)]
 Scale = Annotated[float, Field(gt=0, le=16)]
 
 
-def _check_order(ends: Any) -> None:
-    if isinstance(ends, tuple) and ends[0] > ends[1]:
-        raise ValueError(f"{ends[0]} to {ends[1]} is not a range")
+def _check_order(bounds: Any) -> None:
+    if isinstance(bounds, tuple) and bounds[0] > bounds[1]:
+        raise ValueError(
+            f"the first bound must not exceed the second, got {bounds[0]} and {bounds[1]}"
+        )
 
 
 def _check_jpeg(quality: Any) -> None:
@@ -32,8 +34,9 @@ def _check_jpeg(quality: Any) -> None:
 def compress_jpeg(
     image: Image.Image, rng: Rng, quality: Quality | tuple[Quality, Quality]
 ) -> Image.Image:
-    """Compress as JPEG with halved chroma (4:2:0), by Pillow. Of two qualities, all between them
-    are equally likely, both included.
+    """Compress as JPEG with halved chroma (4:2:0), by Pillow.
+
+    Two qualities are the bounds of a random quality, both included and all equally likely.
     """
     if isinstance(quality, tuple):
         quality = int(rng.integers(*quality, endpoint=True))
@@ -62,7 +65,7 @@ _SIZES = ("scale", "short_side", "long_edge", "screen", "square")
 
 def _check_resize(**parameters: Any) -> None:
     if sum(parameters[name] is not None for name in _SIZES) != 1:
-        raise ValueError(f"resize takes exactly one of {', '.join(_SIZES)}")
+        raise ValueError(f"resize needs exactly one of {', '.join(_SIZES)}")
     _check_order(parameters["scale"])
 
 
@@ -72,17 +75,17 @@ def resize(
     rng: Rng,
     scale: Annotated[
         Scale | tuple[Scale, Scale] | None,
-        Field(description="factor of both sides; of two numbers, drawn evenly between them"),
+        Field(description="factor of both sides; two numbers are the bounds of a random factor"),
     ] = None,
     short_side: Annotated[
         Side | None, Field(description="shorter side in pixels; shrinks and enlarges")
     ] = None,
     long_edge: Annotated[
-        Side | None, Field(description="longer side in pixels, at most; only shrinks")
+        Side | None, Field(description="maximum longer side in pixels; only shrinks")
     ] = None,
     screen: Annotated[
         tuple[Side, Side] | None,
-        Field(description="width and height that the image fits, turned as it is; only shrinks"),
+        Field(description="width and height to fit, in the orientation of the image; only shrinks"),
     ] = None,
     square: Annotated[
         Side | None, Field(description="both sides in pixels; changes the aspect ratio")
@@ -103,18 +106,18 @@ def resize(
         target = ops.scaled_size(size, float(rng.uniform(*scale)))
     else:
         target = ops.scaled_size(size, scale or 1.0)
-    return ops.resized(image, target, filter)
+    return ops.resize(image, target, filter)
 
 
 def _check_odd(kernel: int) -> int:
     if kernel % 2 == 0:
-        raise ValueError(f"a kernel has an odd number of pixels, found {kernel}")
+        raise ValueError(f"kernel must be odd, got {kernel}")
     return kernel
 
 
 def _check_blur(sigma: float | None, kernel: int | None) -> None:
     if sigma is None and kernel is None:
-        raise ValueError("blur takes a sigma, a kernel, or both")
+        raise ValueError("blur needs a sigma, a kernel, or both")
 
 
 @register_step("blur", check=_check_blur)
@@ -128,18 +131,21 @@ def blur(
         Field(ge=1, le=255, description="side of the kernel in pixels, odd"),
     ] = None,
 ) -> Image.Image:
-    """Blur by a Gaussian. `sigma` alone: scipy's filter on uint8 channels, as robustness suites use
-    it. `kernel` alone: OpenCV's, which derives sigma. Both: that kernel in float, rounded once.
+    """Blur by a Gaussian with `sigma`, `kernel`, or both.
+
+    With `sigma` alone, scipy's filter is applied to uint8 channels, as in robustness suites. With
+    `kernel` alone, OpenCV's derives sigma. With both, the kernel is applied in float and rounded
+    once.
     """
     if kernel is None:
-        return ops.scipy_blurred(image, sigma or 0.0)
+        return ops.scipy_blur(image, sigma or 0.0)
     taps = ops.opencv_taps(kernel) if sigma is None else ops.gaussian_taps(kernel, sigma)
-    return ops.blurred(image, taps)
+    return ops.blur(image, taps)
 
 
 def _check_noise(sigma: float | None, variance: float | None) -> None:
     if (sigma is None) == (variance is None):
-        raise ValueError("noise takes a sigma or a variance")
+        raise ValueError("noise needs either a sigma or a variance")
 
 
 @register_step("noise", check=_check_noise)
@@ -154,7 +160,7 @@ def add_noise(
     ] = None,
 ) -> Image.Image:
     """Add Gaussian noise, by its `sigma` or its `variance`."""
-    return ops.noisy(image, sigma if sigma is not None else math.sqrt(variance or 0.0), rng)
+    return ops.add_noise(image, sigma if sigma is not None else math.sqrt(variance or 0.0), rng)
 
 
 @register_step("crop", keeps_place=False)
@@ -176,8 +182,10 @@ def crop_square(
     low: Annotated[Side, Field(description="smallest side in pixels")] = 1,
     high: Annotated[Side, Field(description="largest side in pixels")] = 65535,
 ) -> Image.Image:
-    """Crop to a square anywhere. Its side is drawn from `share` of the short side to all of it,
-    within `low` and `high`; it is the short side if that is below `low`.
+    """Crop to a square at a random position.
+
+    Its side is drawn from `share` of the short side to all of it, within `low` and `high`. If the
+    short side is below `low`, the side is the short side.
     """
     return ops.random_square(image, low, high, share, rng)
 
@@ -188,7 +196,7 @@ def apply_gamma(
     gamma: Annotated[float, Field(gt=0, le=8, description="exponent; above 1 is darker")],
 ) -> Image.Image:
     """Raise every value of 0–1 to the power of `gamma`."""
-    return ops.with_gamma(image, gamma)
+    return ops.apply_gamma(image, gamma)
 
 
 @register_step("sharpen")
@@ -198,7 +206,7 @@ def sharpen(
     radius: Annotated[float, Field(gt=0, le=16, description="radius in pixels")] = 1.0,
 ) -> Image.Image:
     """Sharpen by an unsharp mask."""
-    return ops.sharpened(image, percent, radius)
+    return ops.sharpen(image, percent, radius)
 
 
 @register_step("call", keeps_place=False)
@@ -216,13 +224,14 @@ def call(
         Mapping[str, Any], Field(description="arguments of the function, by name")
     ] = {},
 ) -> Image.Image:
-    """Call a function of yours. It gets the RGB image, `arguments` by name, and NumPy's generator
-    if it has a parameter `rng`, and returns an image. If it raises ValueError, the view has no
-    score of that image.
+    """Call a function of yours.
+
+    It gets the RGB image, `arguments` by name, and NumPy's generator if it has a parameter `rng`,
+    and returns an image. If it raises ValueError, the view of this image has no score.
     """
     function = import_function(path)
-    drawn = {"rng": rng} if "rng" in signature(function).parameters else {}
-    result = function(image, **arguments, **drawn)
+    extra = {"rng": rng} if "rng" in signature(function).parameters else {}
+    result = function(image, **arguments, **extra)
     if not isinstance(result, Image.Image):
         raise TypeError(f"{path} returned {type(result).__name__}, not a PIL image")
     return result.convert("RGB")
@@ -233,7 +242,7 @@ def import_function(path: str) -> Callable[..., Any]:
     """Return the function that the step `call` names as MODULE:FUNCTION.
 
     Raises:
-        ConfigError: It cannot be imported.
+        ConfigError: The function cannot be imported.
     """
     module, _, name = path.partition(":")
     try:

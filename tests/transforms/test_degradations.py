@@ -119,7 +119,7 @@ def test_levels_of_a_family_rise():
         if family.name == "linear-contrast":
             continue
         changes = [
-            change(PICTURE, family.at(level)(PICTURE, np.random.default_rng(2)))
+            change(PICTURE, family.make_step(level)(PICTURE, np.random.default_rng(2)))
             for level in range(5)
         ]
         assert changes == sorted(changes) or family.name == "perspective", (family.name, changes)

@@ -78,7 +78,7 @@ def test_lists_that_share_a_perturbation_have_it_once():
         (["nothing"], "no such perturbation"),
         (["jpeg:"], "jpeg needs a number"),
         (["jpeg:75+rotate:3"], "rotate:3 is not a step"),
-        (["jpeg:[9"], "not a value"),
+        (["jpeg:[9"], "not a number"),
         (["clean"], "no such perturbation"),
     ],
 )
@@ -91,7 +91,7 @@ def test_unknown_list_or_step_is_refused(names, told):
 def test_one_name_for_two_things_is_refused(tmp_path):
     path, one = tmp_path / "mine.yaml", "{name: jpeg-95, steps: [{op: jpeg, quality: 94}]}"
     path.write_text(f"name: mine\nsource: me\nperturbations: [{one}]\n")
-    with pytest.raises(ConfigError, match="jpeg-95 is also another"):
+    with pytest.raises(ConfigError, match="two different perturbations are called jpeg-95"):
         load_perturbations(["standard", str(path)])
     path.write_text(f"name: mine\nsource: me\nperturbations: [{one}, {one}]\n")
     with pytest.raises(ConfigError, match="two perturbations are called jpeg-95"):

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from docs_site import settings
 from ray_app.errors import ConfigError
 from ray_app.transforms.perturbations import Perturbation, load_perturbations
-from ray_app.transforms.registry import STEPS, Rng, make_step, register_step, written_steps
+from ray_app.transforms.registry import STEPS, Rng, make_step, number_parameters, register_step
 from tests.make.images import photo
 from tests.transforms.given import rng
 
@@ -39,7 +39,7 @@ def test_new_step_takes_one_function(shade):
     assert step(image, rng(1)).tobytes() == shade(image, rng(1), 9).tobytes()
     assert step.parameters == {"depth": 9, "floor": 0}
     assert (step.keeps_place, step.is_random) == (True, True)
-    assert written_steps()["shade"] == "depth"
+    assert number_parameters()["shade"] == "depth"
     with pytest.raises(ValidationError, match=r"shade\ndepth\n"):
         make_step({"op": "shade", "depth": 10})
     with pytest.raises(ValidationError, match="deep"):
@@ -62,9 +62,9 @@ def test_number_after_a_step_sets_its_first_parameter():
         load_perturbations(["lens-blur:99"])
     with pytest.raises(ConfigError, match=r"^--perturb jpeg:300: steps\.0\.jpeg\.quality: 300"):
         load_perturbations(["jpeg:300"])
-    with pytest.raises(ConfigError, match="show takes more than a number") as refused:
+    with pytest.raises(ConfigError, match="show needs more than a number") as refused:
         load_perturbations(["show:300"])
-    assert refused.value.hint == "write it in a YAML file, with op, screen"
+    assert refused.value.hint == "write the step in a YAML file, with op, screen"
 
 
 def test_unknown_step_names_the_nearest_step(tmp_path):

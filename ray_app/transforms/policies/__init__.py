@@ -1,1 +1,1 @@
-"""The augmentation policies of recipes."""
+"""Define the augmentation policies of training recipes."""

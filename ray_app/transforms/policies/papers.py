@@ -1,10 +1,10 @@
-"""The policies of papers: OpenFake's two, fakes made more like real photographs (v1) and what
-social media do to a picture (v2); MaskCLIP's; Community Forensics' (Park and Owens 2025,
-specs/detectors.md §7a).
+"""Define the augmentation policies of papers.
 
-OpenFake's are from the authors' code: specs/detectors.md §1b, §1c. Pillow stands for OpenCV in v1
-and for torchvision in v2, which itself hands such images to Pillow. `RealStatistics`: how large and
-how sharp real training images are, which v1 matches fakes to.
+They are OpenFake's two, MaskCLIP's, and that of Community Forensics (Park and Owens 2025, arXiv
+2411.04125). OpenFake's make fakes more like real photographs (v1), and imitate what social media do
+to images (v2). They follow the authors' code. Pillow replaces OpenCV in v1, and torchvision in v2,
+which itself calls Pillow for such images. `RealStatistics` are the sizes and the sharpness of real
+training images, which v1 matches fakes to.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,38 +25,43 @@ from ray_app.transforms.ops import ImageSample
 
 Rng = np.random.Generator
 
-# int(255 · √0.0005), of the code; the paper's variance alone would give 5.7.
+# int(255 · √0.0005) in the code; the paper's variance alone would give 5.7.
 _NOISE = 5
 
 
 @dataclass(frozen=True)
 class RealStatistics:
-    """`areas_px` (n,) int64 and `sharpness` (m,) float64 of real images; the policy draws from each
-    on its own.
+    """Statistics of real images. The policy draws from each independently.
+
+    Attributes:
+        areas_px: Areas in pixels, int64 (n,).
+        sharpness: Sharpness, float64 (m,).
     """
 
     areas_px: npt.NDArray[np.int64]
     sharpness: npt.NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        for name, values, least in (("areas", self.areas_px, 1), ("sharpness", self.sharpness, 0)):
+        for name, values, min_value in (
+            ("areas", self.areas_px, 1),
+            ("sharpness", self.sharpness, 0),
+        ):
             if (
                 values.ndim != 1
                 or not len(values)
                 or not np.isfinite(values).all()
-                or values.min() < least
+                or values.min() < min_value
             ):
                 raise ConfigError(
-                    f"statistics of real images: {name} must be one list of numbers from {least} on, with at least one"
+                    f"statistics of real images: {name} must be a non-empty list of numbers of at least {min_value}"
                 )
 
 
 def sharpness(image: Image.Image) -> float:
-    """Variance of the Laplacian of the luma, in grey levels squared: the measure of blur in
-    `real_train_stats.npz`.
+    """Return the variance of the Laplacian of the luma, in grey levels squared.
 
-    The 3 × 3 Laplacian (0 1 0, 1 −4 1, 0 1 0) with the border mirrored at its pixels' centres, as
-    OpenCV's. specs/detectors.md §1b.
+    It is the measure of blur in `real_train_stats.npz`. The 3 × 3 Laplacian (0 1 0, 1 −4 1, 0 1 0)
+    has the border mirrored at the centres of its pixels, as OpenCV's.
     """
     luma = np.pad(np.asarray(image.convert("L"), np.int16), 1, mode="reflect")
     centre = luma[1:-1, 1:-1]
@@ -65,8 +70,12 @@ def sharpness(image: Image.Image) -> float:
 
 
 def load_statistics(path: Path) -> RealStatistics:
-    """Read the authors' form: .npz with `blur_vals` (m,) and `res_vals` (n, 2) of (height, width).
-    Raises ConfigError naming the file.
+    """Read statistics in the authors' format.
+
+    It is .npz with `blur_vals` (m,) and `res_vals` (n, 2) of (height, width).
+
+    Raises:
+        ConfigError: The file cannot be read. The message names it.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -76,58 +85,59 @@ def load_statistics(path: Path) -> RealStatistics:
             )
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise ConfigError(
-            f"{path}: no statistics of real images: {error}",
-            hint="an .npz with blur_vals and res_vals",
+            f"{path}: cannot read statistics of real images: {error}",
+            hint="give an .npz file with blur_vals and res_vals",
         ) from error
     if sizes.ndim != 2 or sizes.shape[1] != 2:
-        raise ConfigError(
-            f"{path}: res_vals must be (n, 2) heights and widths, but its shape is {sizes.shape}"
-        )
+        raise ConfigError(f"{path}: res_vals must have the shape (n, 2), got {sizes.shape}")
     return RealStatistics(areas_px=sizes.prod(axis=1), sharpness=blur)
 
 
 def save_statistics(path: Path, statistics: RealStatistics) -> None:
-    """Write what `load_statistics` reads; a size is kept as its area × 1, which is all that the
-    policy asks of it.
+    """Write statistics that `load_statistics` reads.
+
+    A size is stored as its area × 1, because the policy needs only the area.
     """
     sizes = np.stack([statistics.areas_px, np.ones_like(statistics.areas_px)], axis=1)
     np.savez(path, blur_vals=statistics.sharpness, res_vals=sizes)
 
 
 class RealMatching(Frozen):
-    """v1, on fakes alone; a real image stays as it is. The result goes through the card's
-    preprocessing.
+    """The policy of OpenFake v1, for fakes alone; the card's preprocessing follows.
 
-    Each with `probability`, in this order: the area of a real image drawn from `statistics`, by a
-    bilinear resize; a blur of σ = 0.3 where the fake is more than 1.2 times as sharp as a real one,
-    drawn anew; noise of σ = 5; JPEG of quality 70 to 94. As in the authors' code, JPEG takes RGB
-    for BGR, and the noise is in red alone: OpenCV's `randn` reads one deviation as (5, 0, 0, 0).
+    Each step has `probability`, in this order. A bilinear resize gives the area of a random real
+    image from `statistics`. A blur of σ = 0.3 follows if the fake is more than 1.2 times as sharp
+    as a random real image. Then come noise of σ = 5 and JPEG of quality 70 to 94. As in the
+    authors' code, JPEG treats RGB as BGR, and the noise is in red alone: OpenCV's `randn` reads one
+    deviation as (5, 0, 0, 0).
     """
 
-    statistics: InstanceOf[RealStatistics]
+    statistics: InstanceOf[RealStatistics] = Field(
+        description="sizes and sharpness of real training images"
+    )
     probability: float = Field(
-        default=0.2, ge=0, le=1, description="of each of the four steps, independently"
+        default=0.2, ge=0, le=1, description="probability of each of the four steps, independently"
     )
 
     def __call__(self, sample: ImageSample, rng: Rng, /) -> ImageSample:
-        """Changed as drawn from `rng`."""
+        """Return the sample after random changes; real images stay unchanged."""
         if sample.label == 0:
             return sample
         if rng.random() < self.probability:
-            sample = _with_area(sample, int(rng.choice(self.statistics.areas_px)))
+            sample = _resize_to_area(sample, int(rng.choice(self.statistics.areas_px)))
         image = sample.image
         if rng.random() < self.probability and sharpness(image) > 1.2 * rng.choice(
             self.statistics.sharpness
         ):
-            image = ops.blurred(image, ops.gaussian_taps(3, 0.3))
+            image = ops.blur(image, ops.gaussian_taps(3, 0.3))
         if rng.random() < self.probability:
-            image = _noisy(image, rng)
+            image = _add_red_noise(image, rng)
         if rng.random() < self.probability:
-            image = ops.jpeg(image, int(rng.integers(70, 95)), swapped=True)
+            image = ops.jpeg(image, int(rng.integers(70, 95)), swap_channels=True)
         return sample._replace(image=image)
 
 
-def _with_area(sample: ImageSample, area: int) -> ImageSample:
+def _resize_to_area(sample: ImageSample, area: int) -> ImageSample:
     width, height = sample.image.size
     scale = (area / (width * height)) ** 0.5
     return ops.resize_sample(
@@ -135,7 +145,7 @@ def _with_area(sample: ImageSample, area: int) -> ImageSample:
     )
 
 
-def _noisy(image: Image.Image, rng: Rng) -> Image.Image:
+def _add_red_noise(image: Image.Image, rng: Rng) -> Image.Image:
     pixels = np.array(image)
     noise = np.rint(rng.normal(0, _NOISE, pixels.shape[:2])).astype(np.int16)
     pixels[..., 0] = (pixels[..., 0] + noise).clip(0, 255)
@@ -143,97 +153,106 @@ def _noisy(image: Image.Image, rng: Rng) -> Image.Image:
 
 
 class SocialMedia(Frozen):
-    """v2, on both classes: crop, colours, rotation, mirror, blur, and last one trip through a
-    codec. The result is final.
+    """The policy of OpenFake v2, for both classes; the result is final.
 
-    `avif` null: where this Pillow has it. Its place is else taken by WebP, as in the reference; one
-    training should not mix the two.
+    The steps are a crop, colours, rotation, mirroring, blur, and at last a codec. If AVIF is not
+    among the codecs, WebP replaces it, as in the reference. One training should not mix the two.
     """
 
-    crop: int = Field(ge=8, description="side of the resized crop; by default the network's input")
+    crop: int = Field(
+        ge=8,
+        description="side of the resized crop in pixels; by default that of the network's input",
+    )
     largest: int = Field(
         default=2048,
         ge=8,
-        description="images with a longer side are shrunk to it before anything else",
+        description="maximum longer side in pixels; longer images are first shrunk to it",
     )
-    avif: bool | None = Field(default=None, description="whether AVIF is among the codecs")
+    avif: bool | None = Field(
+        default=None, description="whether AVIF is among the codecs; null = if this Pillow has it"
+    )
 
     @field_validator("avif")
     @classmethod
-    def _can(cls, wanted: bool | None) -> bool | None:
-        if wanted and not ops.has_avif():
+    def _check_avif(cls, avif: bool | None) -> bool | None:
+        if avif and not ops.has_avif():
             raise ValueError(
-                "this Pillow has no AVIF; install pillow 11.3 or newer, or set it to false"
+                "this Pillow has no AVIF; install pillow 11.3 or newer, or set avif to false"
             )
-        return wanted
+        return avif
 
     def __call__(self, sample: ImageSample, rng: Rng, /) -> ImageSample:
-        """Changed as drawn from `rng`."""
-        sample = _at_most(sample, self.largest)
+        """Return the sample after random changes."""
+        sample = _shrink(sample, self.largest)
         sample = ops.resize_sample(
-            ops.random_part(sample, (0.5, 1.0), (0.5, 2.0), rng),
+            ops.crop_random_part(sample, (0.5, 1.0), (0.5, 2.0), rng),
             (self.crop, self.crop),
             ops.Resampling.BILINEAR,
         )
         if rng.random() < 0.8:
-            sample = sample._replace(image=_coloured(sample.image, rng))
+            sample = sample._replace(image=_jitter_colours(sample.image, rng))
         if rng.random() < 0.5:
-            sample = ops.rotated(sample, rng.uniform(-15, 15), ops.Resampling.NEAREST)
+            sample = ops.rotate(sample, rng.uniform(-15, 15), ops.Resampling.NEAREST)
         if rng.random() < 0.1:
-            sample = ops.mirrored(sample)
+            sample = ops.mirror(sample)
         if rng.random() < 0.5:
             sample = sample._replace(
-                image=ops.blurred(sample.image, ops.gaussian_taps(5, rng.uniform(0.1, 0.5)))
+                image=ops.blur(sample.image, ops.gaussian_taps(5, rng.uniform(0.1, 0.5)))
             )
-        image = compressed(
+        image = compress(
             sample.image, rng, with_avif=ops.has_avif() if self.avif is None else self.avif
         )
         return sample._replace(image=image, finished=True)
 
 
-def compressed(image: Image.Image, rng: Rng, *, with_avif: bool) -> Image.Image:
-    """One of OpenFake's five ways through a codec, of the same size: JPEG (a second time in 0.3 of
-    them) 0.45, WebP 0.20 (0.05 of them lossless), AVIF 0.10, a long edge of 720 to 1080 with JPEG
-    0.10, none 0.15.
+def compress(image: Image.Image, rng: Rng, *, with_avif: bool) -> Image.Image:
+    """Compress by one of OpenFake's five methods, keeping the size.
 
-    Compression comes after the crop, so a network of up to 720 pixels never sees the shrinking;
-    larger ones get it enlarged back.
+    The probabilities are JPEG 0.45 (0.3 of them twice), WebP 0.20 (0.05 of them lossless), AVIF
+    0.10, a long edge of 720 to 1080 with JPEG 0.10, and none 0.15. Compression follows the crop, so
+    a network of up to 720 pixels never sees the shrinking, and larger ones get the image enlarged
+    again.
+
+    Args:
+        image: The image.
+        rng: Random number generator.
+        with_avif: Whether to use AVIF; if not, WebP replaces it.
     """
-    way = rng.choice(
+    method = rng.choice(
         ["jpeg", "webp", "avif", "small-jpeg", "none"], p=[0.45, 0.20, 0.10, 0.10, 0.15]
     )
-    if way == "jpeg":
-        image = ops.jpeg(image, _quality(55, 95, rng))
-        return ops.jpeg(image, _quality(50, 85, rng)) if rng.random() < 0.3 else image
-    if way == "webp":
+    if method == "jpeg":
+        image = ops.jpeg(image, _draw_quality(55, 95, rng))
+        return ops.jpeg(image, _draw_quality(50, 85, rng)) if rng.random() < 0.3 else image
+    if method == "webp":
         return (
             ops.lossless_webp(image)
             if rng.random() < 0.05
-            else ops.webp(image, _quality(65, 90, rng), method=0)
+            else ops.webp(image, _draw_quality(65, 90, rng), method=0)
         )
-    if way == "avif":
+    if method == "avif":
         return (
-            ops.avif(image, _quality(40, 80, rng))
+            ops.avif(image, _draw_quality(40, 80, rng))
             if with_avif
-            else ops.webp(image, _quality(65, 90, rng))
+            else ops.webp(image, _draw_quality(65, 90, rng))
         )
-    if way == "small-jpeg":
+    if method == "small-jpeg":
         edge, size = int(rng.integers(720, 1080, endpoint=True)), image.size
         if max(size) > edge:
             image = image.resize(
                 (int(size[0] * edge / max(size)), int(size[1] * edge / max(size))),
                 ops.Resampling.BICUBIC,
             )
-        image = ops.jpeg(image, _quality(65, 85, rng))
+        image = ops.jpeg(image, _draw_quality(65, 85, rng))
         return image if image.size == size else image.resize(size, ops.Resampling.BICUBIC)
     return image
 
 
-def _quality(least: int, most: int, rng: Rng) -> int:
-    return int(rng.integers(least, most, endpoint=True))
+def _draw_quality(low: int, high: int, rng: Rng) -> int:
+    return int(rng.integers(low, high, endpoint=True))
 
 
-def _at_most(sample: ImageSample, largest: int) -> ImageSample:
+def _shrink(sample: ImageSample, largest: int) -> ImageSample:
     if max(sample.image.size) <= largest:
         return sample
     image = sample.image.copy()
@@ -243,8 +262,8 @@ def _at_most(sample: ImageSample, largest: int) -> ImageSample:
     )
 
 
-def _coloured(image: Image.Image, rng: Rng) -> Image.Image:
-    """Brightness × 0.7 to 1.3, contrast and saturation × 0.5 to 1.5, in random order."""
+def _jitter_colours(image: Image.Image, rng: Rng) -> Image.Image:
+    """Change brightness × 0.7–1.3, and contrast and saturation × 0.5–1.5, in random order."""
     kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     factors = rng.uniform((0.7, 0.5, 0.5), (1.3, 1.5, 1.5))
     for kind in rng.permutation(3):
@@ -252,7 +271,7 @@ def _coloured(image: Image.Image, rng: Rng) -> Image.Image:
     return image
 
 
-# One draw of a width from 3 to 7, even ones rounded up.
+# A width is drawn from 3 to 7, and even ones are rounded up.
 _KERNELS: tuple[npt.NDArray[np.float64], ...] = tuple(
     np.array(taps) / sum(taps)
     for taps in (
@@ -266,39 +285,39 @@ _KERNELS: tuple[npt.NDArray[np.float64], ...] = tuple(
 
 
 class MaskClipPolicy(Frozen):
-    """For image and mask together: scale, flips, light, JPEG, quarter turns, blur
-    (specs/localization.md §1.7); then the card's squash to 512.
+    """The policy of MaskCLIP, for an image and its mask together.
 
-    The reference, without arguments, is albumentations 1.3 on OpenCV. The same here: no antialias
-    when shrinking, the nearest mask pixel rounded down, a JPEG that takes RGB for BGR, and OpenCV's
-    fixed kernels for a Gaussian of 3, 5 and 7 pixels. Within one grey level: torchvision's bilinear
-    filter.
+    The steps are scale, flips, light, JPEG, quarter turns, and blur; the card's squash to 512
+    follows. The reference, without arguments, is albumentations 1.3 on OpenCV. Equal here are: no
+    antialiasing when shrinking, the nearest mask pixel rounded down, a JPEG that treats RGB as BGR,
+    and OpenCV's fixed kernels for a Gaussian of 3, 5, and 7 pixels. torchvision's bilinear filter
+    is within one grey level.
     """
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
-        """Changed as drawn from `rng`."""
-        sample = _scaled(sample, rng.uniform(0.8, 1.2))
+        """Return the sample after random changes."""
+        sample = _scale(sample, rng.uniform(0.8, 1.2))
         if rng.random() < 0.5:
-            sample = ops.mirrored(sample)
+            sample = ops.mirror(sample)
         if rng.random() < 0.5:
-            sample = ops.flipped_vertically(sample)
-        image = _lit(
+            sample = ops.flip_vertically(sample)
+        image = _adjust_light(
             sample.image, brightness=rng.uniform(-0.1, 0.1), contrast=rng.uniform(-0.1, 0.1)
         )
         if rng.random() < 0.2:
-            image = ops.jpeg(image, int(rng.integers(70, 100, endpoint=True)), swapped=True)
+            image = ops.jpeg(image, int(rng.integers(70, 100, endpoint=True)), swap_channels=True)
         sample = sample._replace(image=image)
         if rng.random() < 0.5:
-            sample = ops.quarter_turned(sample, int(rng.integers(4)))
+            sample = ops.turn_quarters(sample, int(rng.integers(4)))
         if rng.random() < 0.2:
             sample = sample._replace(
-                image=ops.blurred(sample.image, _KERNELS[int(rng.integers(len(_KERNELS)))])
+                image=ops.blur(sample.image, _KERNELS[int(rng.integers(len(_KERNELS)))])
             )
         return sample
 
 
-def _scaled(sample: ImageSample, factor: float) -> ImageSample:
-    # 3 seconds to import, so not before it is used.
+def _scale(sample: ImageSample, factor: float) -> ImageSample:
+    # Imported here because this takes 3 seconds.
     import torch
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2.functional import resize
@@ -311,15 +330,15 @@ def _scaled(sample: ImageSample, factor: float) -> ImageSample:
         pixels = resize(planes, size, mode, antialias=False).permute(1, 2, 0).numpy()
         return Image.fromarray(pixels if image.mode == "RGB" else pixels[..., 0])
 
-    return ops.transformed(
+    return ops.transform_sample(
         sample,
         lambda image: scaled(image, InterpolationMode.BILINEAR),
         lambda mask: scaled(mask, InterpolationMode.NEAREST),
     )
 
 
-def _lit(image: Image.Image, *, brightness: float, contrast: float) -> Image.Image:
-    """Grey level × (1 + contrast) + brightness × 255, clipped and truncated."""
+def _adjust_light(image: Image.Image, *, brightness: float, contrast: float) -> Image.Image:
+    """Return grey level × (1 + contrast) + brightness × 255, clipped and truncated."""
     levels = np.arange(256, dtype=np.float32) * np.float32(1 + contrast) + np.float32(
         brightness * 255
     )
@@ -337,36 +356,38 @@ _ANY_FILTER = (
 
 
 class CommunityForensicsPolicy(Frozen):
-    """Short side to 440, every operation none to two times in random order, random crop of 384; the
-    result is final.
+    """The policy of Community Forensics; the result is final.
 
-    Another `crop` scales the 440 with it (256 for 224, as the authors have). They draw JPEG's
-    encoder from OpenCV and Pillow, which give the same pixels (ray_app.transforms.ops): not drawn
-    here.
+    The short side becomes 440, every operation is applied zero to two times in random order, and a
+    random crop of 384 follows. Another `crop` scales the 440 with it (256 for 224, as the authors
+    do). The authors choose JPEG's encoder at random from OpenCV and Pillow, which give equal pixels
+    (ray_app.transforms.ops), so it is not chosen here.
     """
 
     crop: int = Field(
         ge=8,
-        description="side of the final crop and of those in the bag; by default the network's input",
+        description="side in pixels of the final crop and of the operations' crops; by default that of the network's input",
     )
     short_side: int | None = Field(
-        default=None, ge=8, description="before the bag; by default crop × 440 / 384"
+        default=None,
+        ge=8,
+        description="shorter side in pixels before the operations; by default crop × 440 / 384",
     )
     repeats: tuple[int, int] = Field(
-        default=(0, 2), description="fewest and most times of each operation"
+        default=(0, 2), description="minimum and maximum number of times of each operation"
     )
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check_ranges(self) -> Self:
         if self.short_side is not None and self.short_side < self.crop:
-            raise ValueError(f"short_side {self.short_side} has no room for a crop of {self.crop}")
+            raise ValueError(f"short_side must be at least crop {self.crop}, got {self.short_side}")
         if not 0 <= self.repeats[0] <= self.repeats[1]:
-            raise ValueError(f"repeats {self.repeats} are no range")
+            raise ValueError(f"repeats must be an ascending range from 0 on, got {self.repeats}")
         return self
 
     def __call__(self, sample: ImageSample, rng: Rng, /) -> ImageSample:
-        """Changed as drawn from `rng`."""
-        sample = ops.with_short_side(
+        """Return the sample after random changes."""
+        sample = ops.resize_short_side(
             sample, self.short_side or self.crop * 440 // 384, ops.Resampling.BILINEAR, rng
         )
         for name in self.draw(rng):
@@ -374,26 +395,26 @@ class CommunityForensicsPolicy(Frozen):
         return ops.random_crop(sample, self.crop, rng)._replace(finished=True)
 
     def draw(self, rng: Rng) -> list[str]:
-        """The names of the operations for one image, in the order in which they are applied."""
+        """Return the names of the operations for one image, in the order of application."""
         repeats = rng.integers(*self.repeats, size=len(OPERATIONS), endpoint=True)
         return [str(name) for name in rng.permutation(np.repeat(list(OPERATIONS), repeats))]
 
 
 def _resize(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
     short = int(rng.integers(crop + 1, round(crop * 1.228), endpoint=True))
-    return ops.with_short_side(
-        sample, short, _one_of((ops.Resampling.BILINEAR, ops.Resampling.BICUBIC), rng), rng
+    return ops.resize_short_side(
+        sample, short, _choose_filter((ops.Resampling.BILINEAR, ops.Resampling.BICUBIC), rng), rng
     )
 
 
 def _resized_crop(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
-    part = ops.random_part(sample, (0.9, 1.0), (3 / 4, 4 / 3), rng)
-    return ops.resize_sample(part, (crop, crop), _one_of(_ANY_FILTER, rng))
+    part = ops.crop_random_part(sample, (0.9, 1.0), (3 / 4, 4 / 3), rng)
+    return ops.resize_sample(part, (crop, crop), _choose_filter(_ANY_FILTER, rng))
 
 
 def _translate(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
     across, down = (round(rng.uniform(-0.1, 0.1) * n) for n in sample.image.size)
-    return ops.transformed(
+    return ops.transform_sample(
         sample,
         lambda image: image.transform(
             image.size, Image.Transform.AFFINE, (1, 0, -across, 0, 1, -down)
@@ -402,7 +423,7 @@ def _translate(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
 
 
 def _shear(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
-    # 3 seconds to import, so not before it is used.
+    # Imported here because this takes 3 seconds.
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2.functional import affine
 
@@ -420,7 +441,7 @@ def _shear(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
         )
         return result
 
-    return ops.transformed(
+    return ops.transform_sample(
         sample,
         lambda image: sheared(image, InterpolationMode.BILINEAR),
         lambda mask: sheared(mask, InterpolationMode.NEAREST),
@@ -439,19 +460,19 @@ def _pad(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
         frame.paste(image, (left, above))
         return frame
 
-    padded = ops.transformed(
+    padded = ops.transform_sample(
         sample, lambda image: framed(image, (grey,) * 3), lambda mask: framed(mask, 0)
     )
     return ops.resize_sample(padded, (width, height), ops.Resampling.BILINEAR)
 
 
 def _cut_out(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
-    """Half of the times a grey box; the mask no longer says that what it covers was altered."""
+    """Paint a grey box in half of the cases; the mask treats its pixels as unaltered."""
     if rng.random() >= 0.5:
         return sample
     width, height = sample.image.size
     grey = int(rng.integers(256))
-    box = ops.drawn_box((width, height), (0.02, 0.06), (1 / 3.3, 1 / 0.3), rng)
+    box = ops.draw_box((width, height), (0.02, 0.06), (1 / 3.3, 1 / 0.3), rng)
     if box is None:
         return sample
 
@@ -460,12 +481,12 @@ def _cut_out(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
         copy.paste(colour, box)
         return copy
 
-    return ops.transformed(
+    return ops.transform_sample(
         sample, lambda image: painted(image, (grey,) * 3), lambda mask: painted(mask, 0)
     )
 
 
-def _one_of(filters: tuple[ops.Resampling, ...], rng: Rng) -> ops.Resampling:
+def _choose_filter(filters: tuple[ops.Resampling, ...], rng: Rng) -> ops.Resampling:
     return filters[int(rng.integers(len(filters)))]
 
 
@@ -475,12 +496,12 @@ OPERATIONS: Mapping[str, Callable[[ImageSample, int, Rng], ImageSample]] = {
     ),
     "resize": _resize,
     "crop": ops.random_crop,
-    "mirror": lambda sample, crop, rng: ops.mirrored(sample) if rng.random() < 0.5 else sample,
+    "mirror": lambda sample, crop, rng: ops.mirror(sample) if rng.random() < 0.5 else sample,
     "upend": lambda sample, crop, rng: (
-        ops.flipped_vertically(sample) if rng.random() < 0.5 else sample
+        ops.flip_vertically(sample) if rng.random() < 0.5 else sample
     ),
     "resized-crop": _resized_crop,
-    "rotate": lambda sample, crop, rng: ops.rotated(
+    "rotate": lambda sample, crop, rng: ops.rotate(
         sample, rng.uniform(-15, 15), ops.Resampling.BILINEAR
     ),
     "translate": _translate,

@@ -6,7 +6,7 @@ from PIL import Image
 
 from ray_app.detectors.preprocessing import Preprocessing, Resize
 from ray_app.transforms.ops import ImageSample
-from ray_app.transforms.policies.papers import MaskClipPolicy, _lit, _scaled
+from ray_app.transforms.policies.papers import MaskClipPolicy, _adjust_light, _scale
 from tests.make.images import photo
 from tests.transforms.given import marked, rng, share_near
 
@@ -41,7 +41,10 @@ def test_light_and_contrast_within_a_tenth(results):
     assert np.ptp(ground[:, 0]) > 45
     levels = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(3, 0).T[None].copy())
     expected = [int(min(max(level * np.float32(1.05) - 10.2, 0), 255)) for level in range(256)]
-    assert np.asarray(_lit(levels, brightness=-0.04, contrast=0.05))[0, :, 0].tolist() == expected
+    assert (
+        np.asarray(_adjust_light(levels, brightness=-0.04, contrast=0.05))[0, :, 0].tolist()
+        == expected
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,6 @@ def test_blurred_in_a_fifth_of_the_images(grain):
 def test_scaling_is_opencv_s_without_antialias():
     image = photo(100, 100)
     opencv = Preprocessing(resize=Resize(mode="squash", size=80), resampler="opencv").prepare(image)
-    ours = np.asarray(_scaled(ImageSample(image, None, 1), 0.805).image)
+    ours = np.asarray(_scale(ImageSample(image, None, 1), 0.805).image)
     assert ours.shape == opencv.shape
     assert np.abs(ours.astype(int) - opencv).max() <= 1

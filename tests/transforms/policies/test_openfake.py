@@ -8,7 +8,7 @@ from PIL import Image
 
 from ray_app.errors import ConfigError
 from ray_app.transforms.ops import ImageSample, avif, has_avif, jpeg, webp
-from ray_app.transforms.policies.papers import RealMatching, RealStatistics, SocialMedia, compressed
+from ray_app.transforms.policies.papers import RealMatching, RealStatistics, SocialMedia, compress
 from ray_app.transforms.policy import Augmentation, make_policy
 from tests.transforms.given import by_pixels, marked, rng, share_near, textured
 
@@ -46,7 +46,9 @@ def test_v1_noise_and_jpeg_have_their_shares_and_strengths():
     sample = textured()
     policy = matching([sample.image.width * sample.image.height], [1e12])
     known = by_pixels(
-        lambda image, quality: jpeg(image, quality, swapped=True), sample.image, range(50, 101)
+        lambda image, quality: jpeg(image, quality, swap_channels=True),
+        sample.image,
+        range(50, 101),
     )
     original, qualities, noise = np.asarray(sample.image).astype(int), [], []
     for seed in range(DRAWS):
@@ -97,7 +99,7 @@ def ways():
         stream = rng(11)
         found: dict[str, list[int]] = {name: [] for name in [*known, "twice"]}
         for _ in range(DRAWS):
-            pixels = compressed(image, stream, with_avif=with_avif).tobytes()
+            pixels = compress(image, stream, with_avif=with_avif).tobytes()
             name = next((name for name, made in known.items() if pixels in made), "twice")
             found[name].append(known[name][pixels] if name != "twice" else 0)
         return found
@@ -204,5 +206,5 @@ def test_v2_shrinks_what_is_larger_than_2048_first():
     # Of a marker 32 pixels across nothing finer than two pixels is left.
     assert len(np.unique(np.asarray(small.image).reshape(-1, 3), axis=0)) > 10
     image = textured(1100, 300).image
-    sizes = {compressed(image, rng(seed), with_avif=False).size for seed in range(25)}
+    sizes = {compress(image, rng(seed), with_avif=False).size for seed in range(25)}
     assert sizes == {(1100, 300)}, "what a codec shrank grows back"
