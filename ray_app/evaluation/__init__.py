@@ -1,3 +1,5 @@
-"""How good a run's scores are: joined with labels, by a paper's protocol, into figures, a table and
-a page. Runs on Ray what is large.
+"""Evaluate how good a run's scores are.
+
+The scores are joined with labels and measured, by the rules of a paper if requested. The result is
+metrics, a table, and a page. Large runs are read on Ray. Start at `ray_app.evaluation.run`.
 """

@@ -4,7 +4,7 @@ Source: utils/evaluate.py of dflip3k/DFLIP-3K (arXiv 2401.02335). An answer is a
 is right if the sentence has "ai generated" for a fake, or "real" for a real image. Identification
 requires the whole sentence, and an unknown name counts as `sd`.
 
-There are departures where the authors' rule is unknown or clearly a mistake. An answer that is not
+There are departures if the authors' rule is unknown or clearly a mistake. An answer that is not
 such a sentence, or is missing, is wrong rather than `sd`. Groups are divided by their size, not by
 their size plus .001 (`accuracy_by_their_formula`). `format_sentence` turns the output of a detector
 and an identifier into a sentence.

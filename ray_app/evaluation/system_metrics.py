@@ -196,8 +196,8 @@ def paired_tests(
     fakes = np.asarray(sample["kind"]) != "real"
     names = read_group_names(sample) if meaning == "generators" else None
     scores = {
-        system_a.name: np.asarray(sample[f"score:{system_a.name}"].fill_null(np.nan))
-        for system_a in systems
+        system.name: np.asarray(sample[f"score:{system.name}"].fill_null(np.nan))
+        for system in systems
     }
     tests, rows = [], []
     for system_a, system_b in combinations(systems, 2):
@@ -259,7 +259,7 @@ class SystemScores:
         """
         is_real = any(group.kind == "real" for group in groups)
 
-        def is_chosen(cell: accumulate.FileCell) -> bool:
+        def is_selected(cell: accumulate.FileCell) -> bool:
             if cell.group in groups:
                 return True
             is_other = (cell.group.kind == "real") is not is_real
@@ -267,7 +267,7 @@ class SystemScores:
                 not others or any(is_named(cell.group.generator, glob) for glob in others)
             )
 
-        return self.select(is_chosen)
+        return self.select(is_selected)
 
     def count_correct(self, groups: Iterable[EvaluationGroup]) -> tuple[int, int]:
         """Return the number of correctly judged, and of scored, images of some groups."""

@@ -15,7 +15,7 @@ def check_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
     """Return scores as float64 (n,), and whether each is of a fake, bool (n,).
 
     Raises:
-        ValueError: The lengths differ, there are no scores, a score is not finite, or a label is
+        ValueError: The lengths differ, both are empty, a score is not finite, or a label is
             neither 0 nor 1.
     """
     values = np.asarray(scores, dtype=np.float64)

@@ -172,7 +172,7 @@ class _Confusion(NamedTuple):
         )
 
     def score(self, counts: Counts, average: str | None = None) -> Any:
-        """Return scikit-learn's precision, recall, F1, and support for other counts of the pairs."""
+        """Return scikit-learn's precision, recall, F1, and support for counts of the pairs."""
         from sklearn.metrics import precision_recall_fscore_support
 
         return precision_recall_fscore_support(

@@ -897,7 +897,7 @@ _ALL = (
     Metric(
         "eer",
         "equal error rate",
-        "The error rate at the threshold at which equal fractions of fakes are missed and of reals are flagged.",
+        "The error rate at the threshold at which the fraction of missed fakes equals that of flagged real images.",
         direction="min",
         needs="scores",
         value=equal_error_rate,

@@ -139,7 +139,7 @@ def _score_out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, see
 
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     scores = np.zeros(len(fake))
-    # On a busy machine, threads that wait for each other take longer than a single thread.
+    # Threads that wait for each other on a busy machine take longer than a single thread.
     with threadpool_limits(1):
         for training, held_out in folds.split(matrix, fake):
             # A few shallow trees with large leaves find only plain differences, and a fold takes a

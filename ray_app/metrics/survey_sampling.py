@@ -53,8 +53,8 @@ def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, MetricValue]
     n_flagged, n_passed = (sum(stratum.size for stratum in part) for part in (flagged, passed))
     prevalence, precision, missed = map(estimate_fraction, (strata, flagged, passed))
     hits, misses = (
-        tuple(size * end for end in ends)
-        for size, ends in (
+        tuple(size * bound for bound in bounds)
+        for size, bounds in (
             (n_flagged, _value_and_interval(precision)),
             (n_passed, _value_and_interval(missed)),
         )
@@ -131,9 +131,9 @@ def _subtract(total: int, counts: tuple[float, ...]) -> tuple[float, ...]:
     return total - value, total - high, total - low
 
 
-def _ratio_bounds(part: tuple[float, ...], rest: tuple[float, ...]) -> tuple[float, float, float]:
-    """Return part / (part + rest) with both ends, each from the worse ends of both."""
-    pairs = [(part[0], rest[0]), (part[1], rest[2]), (part[2], rest[1])]
+def _ratio_bounds(part: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, float, float]:
+    """Return part / (part + other) with both ends, each from the worse ends of both."""
+    pairs = [(part[0], other[0]), (part[1], other[2]), (part[2], other[1])]
     value, low, high = (a / (a + b) if a + b > 0 else 0.0 for a, b in pairs)
     return value, low, high
 

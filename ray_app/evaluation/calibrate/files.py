@@ -1,4 +1,4 @@
-"""Write the files of a calibration (`write_files`): the card, and the labels of the held-out part."""
+"""Write the files of a calibration: the card, and the labels of the held-out part."""
 
 import csv
 import io

@@ -303,8 +303,8 @@ def add_thresholds(
     )
     needed = thresholds.reals_needed(config.fpr, config.confidence)
     refuse_dependent(division, labelled_scores.size(config.fpr), needed, config)
-    chosen, overall = labelled_scores.choose(config.fpr)
-    fake_above, n_fake = chosen.fake_above, len(labelled_scores.fakes)
+    held_out_threshold, overall_threshold = labelled_scores.choose(config.fpr)
+    fake_above, n_fake = held_out_threshold.fake_above, len(labelled_scores.fakes)
     real_below = (
         thresholds.choose_real_below(labelled_scores.fakes, config.miss, fake_above=fake_above)
         if n_fake
@@ -314,17 +314,19 @@ def add_thresholds(
         real_below=real_below,
         fake_above=fake_above,
         target_fpr=config.fpr,
-        false_positive_rate=chosen.false_positives / chosen.n_real,
-        upper_bound=max(chosen.upper_bound, overall.upper_bound),
+        false_positive_rate=held_out_threshold.false_positives / held_out_threshold.n_real,
+        upper_bound=max(held_out_threshold.upper_bound, overall_threshold.upper_bound),
         true_positive_rate=labelled_scores.recall(fake_above),
-        n_real=chosen.n_real,
+        n_real=held_out_threshold.n_real,
         n_fake=n_fake or None,
         abstain_real=fraction_between(labelled_scores.reals, real_below, fake_above),
         abstain_fake=fraction_between(labelled_scores.fakes, real_below, fake_above),
     )
     points = tuple(labelled_scores.measure({*RATES, config.fpr}, real_below))
     facts = {"thresholds": decisive, "operating_points": points}
-    return Assembled(fitted, fitted.card.model_copy(update=facts), chosen, overall)
+    return Assembled(
+        fitted, fitted.card.model_copy(update=facts), held_out_threshold, overall_threshold
+    )
 
 
 def calibrate_scores(labelled: data.CalibrationData, calibrations: Mapping[str, Platt]) -> Floats:

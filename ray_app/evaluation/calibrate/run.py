@@ -110,7 +110,7 @@ def _finish_card(
         division: The images in parts.
         config: The settings.
     """
-    chosen, overall = assembled.chosen, assembled.overall
+    held_out, overall = assembled.chosen, assembled.overall
     population = _build_population(
         reading, assembled, division, _build_properties(reading, assembled)
     )
@@ -123,8 +123,8 @@ def _finish_card(
         "guarantee": Guarantee(
             target_fpr=config.fpr,
             confidence=config.confidence,
-            n_real=chosen.n_real,
-            false_positives=chosen.false_positives,
+            n_real=held_out.n_real,
+            false_positives=held_out.false_positives,
             upper_bound=assembled.upper_bound,
             groups=overall.groups,
             effective=overall.effective,

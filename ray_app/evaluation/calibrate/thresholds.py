@@ -88,11 +88,11 @@ def choose_threshold(
 ) -> ChosenThreshold:
     """Return the lowest threshold that keeps the false-positive rate within a target.
 
-    It is the smallest double that no more than `false_positives_allowed` of the scores reach. With
-    the given confidence, no more than the target fraction of further reals reach it, if they are
-    drawn as these were and are independent. The reason is that a threshold at an order statistic
-    exceeds the target as often as a binomial of this many reals falls so low (Wilks 1941), for
-    every distribution, and less often with ties. Nothing else may have been fitted on these scores.
+    It is the smallest double that at most k = `false_positives_allowed` of the n scores reach. With
+    the given confidence, at most the target fraction of further reals reach it, if they are drawn
+    as these were and are independent. The rate of such a threshold exceeds the target with
+    probability P(Bin(n, target) ≤ k), for every distribution, and with a lower one if there are
+    ties (Wilks 1941). Nothing else may have been fitted on these scores.
 
     Args:
         reals: Scores of real images (n,).
