@@ -22,13 +22,13 @@ from ray_app.archives import known_ids, manifest, members, raw_listing, reader
 from ray_app.errors import InputError, StorageError
 from ray_app.storage import Store, fetch
 
-# A member's position combines how often it was hashed again, the number of its raw file, and its row
-# there. The lowest position claims an id first.
+# A member's position combines how often it was hashed again, the number of its raw file, and its
+# row there. The lowest position claims an id first.
 _REHASH_STEP, _ROW_BITS = 1 << 56, 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 _FILES_AT_ONCE, _ROWS_AHEAD = 8, 8 * raw_listing.RAW_ROWS
-# The memory and the threads of DuckDB up to a number of ids. DuckDB needs some 140 MB in addition, and
-# stores the remaining data in a temporary folder.
+# The memory and the threads of DuckDB up to a number of ids. DuckDB needs some 140 MB in addition,
+# and stores the remaining data in a temporary folder.
 _MEMORY = ((2_500_000, "64MB", 2), (math.inf, "160MB", 4))
 # Ids that are grouped at once. Groups must fit into that memory: 2**19 ids do, 2**20 do not.
 _MAX_GROUPED_IDS = 1 << 18

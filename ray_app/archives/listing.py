@@ -97,7 +97,8 @@ class ListingProcess:
 
     def __enter__(self) -> "ListingProcess":
         command = [sys.executable, "-P", "-m", "ray_app.archives.listing"]
-        # The process has its own session, because Ctrl-C is for the parent, which ends this process.
+        # The process has its own session, because Ctrl-C is for the parent, which ends this
+        # process.
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -44,8 +44,8 @@ from ray_app.storage import (
 
 TABLE, _SHARD = ".parquet", ".tar"
 _BYTES_PER_MEMBER = 100_000  # An estimate, for a container that is not opened yet.
-# A table is held in memory, one at a time. img2dataset writes 10,000 rows of some twelve columns per
-# shard.
+# A table is held in memory, one at a time. img2dataset writes 10,000 rows of some twelve columns
+# per shard.
 _MAX_CELLS = 2_000_000
 
 

@@ -58,7 +58,8 @@ class SourceSection(Protocol):
 
 
 # A kind of source is a function that yields its sections in a fixed order, without reading their
-# contents. To add a kind, write such a function in a file of its own, and add a line to `_source_for`.
+# contents. To add a kind, write such a function in a file of its own, and add a line to
+# `_source_for`.
 Sections = Callable[[Fetcher], Iterator[SourceSection]]
 
 

@@ -81,8 +81,8 @@ class ListEntries:
     def _resolve(self, uri: str) -> tuple[str, RefusedMember | None]:
         """Return the full uri as a listing of its store spells it, and why it must not be read."""
         if uri.startswith("s3://") and "\0" not in uri:
-            # A list may have a hundred million uris in a few buckets, so only the bucket is checked,
-            # once.
+            # A list may have a hundred million uris in a few buckets, so only the bucket is
+            # checked, once.
             bucket = uri[5:].partition("/")[0]
             if bucket not in self._buckets:
                 full_uri, refused = _check_uri(uri)

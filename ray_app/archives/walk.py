@@ -45,10 +45,10 @@ _CARRIED_BYTES = 16 * 2**20
 # The number of members of the first step, and the factor by which each step increases the total.
 FIRST_STEP, GROWTH = 50_000, 4
 _PAGE = 1000
-# A range costs two or three requests, to find it and its end, so there is one range for 25 pages that
-# were listed before. Ranges are divided again if there may be eight times as many, because dividing a
-# range into a few parts costs as much as into ten. One process reads several ranges at once: a core
-# handles some 40 pages per second, and a store needs 50 to 200 ms for one.
+# A range costs two or three requests, to find it and its end, so there is one range for 25 pages
+# that were listed before. Ranges are divided again if there may be eight times as many, because
+# dividing a range into a few parts costs as much as into ten. One process reads several ranges at
+# once: a core handles some 40 pages per second, and a store needs 50 to 200 ms for one.
 _KEYS_PER_RANGE, _MIN_RANGES, _MAX_RANGES, _RECUT_FACTOR, _RANGES_PER_TASK = (
     25 * _PAGE,
     8,

@@ -37,8 +37,8 @@ from ray_app.images import tiff as tiff_pixels
 from ray_app.images.facts import MAX_VALUES, DecodedImage, ImageFileFacts, ImageRefused
 from ray_app.images.limits import Demand, ImageLimits, estimate_demand, estimate_webp_demand
 
-# The exceptions that Pillow and its plugins raise for hostile files: those of Pillow's own fuzz test,
-# and those that Touchstone's fuzzing found.
+# The exceptions that Pillow and its plugins raise for hostile files: those of Pillow's own fuzz
+# test, and those that Touchstone's fuzzing found.
 _PILLOW_ERRORS = (
     OSError,
     ValueError,
@@ -65,18 +65,19 @@ Opener = Callable[[bytes, set[str], int], ImageFile]
 Converter = Callable[[Image.Image, set[str], int], Image.Image]
 
 # A blank page, a black frame, or an empty cut-out has one colour, perhaps with noise and a slight
-# gradient. The score of a detector then depends on the noise alone: touchstone-tiny scores a flat grey
-# +4.2 (fake), and the same grey with noise of 4 levels -9.1 (real). The limits are levels of 0 to 255,
-# in any channel. Among 3,557 real photographs, the most even ones have a range of 113 in the sample, a
-# deviation of 12.8, and a range of 73 in the reduced copy. One colour with Gaussian noise of 5 levels
-# is below all three limits, and so is a gradient of 16 levels from edge to edge. A gradient of 24, a
-# page with one word, and noise of 8 levels count as content.
-# Pixels per side of two samples on a grid. All of the 3,557 photographs pass at the first sample,
-# whose cost is its reads from memory.
+# gradient. The score of a detector then depends on the noise alone: touchstone-tiny scores a flat
+# grey +4.2 (fake), and the same grey with noise of 4 levels -9.1 (real). The limits are levels of 0
+# to 255, in any channel. Among 3,557 real photographs, the most even ones have a range of 113 in
+# the sample, a deviation of 12.8, and a range of 73 in the reduced copy. One colour with Gaussian
+# noise of 5 levels is below all three limits, and so is a gradient of 16 levels from edge to edge.
+# A gradient of 24, a page with one word, and noise of 8 levels count as content. Pixels per side of
+# two samples on a grid. All of the 3,557 photographs pass at the first sample, whose cost is its
+# reads from memory.
 GLANCE_SIDE, SAMPLE_SIDE = 12, 32
 MAX_SAMPLE_RANGE = 48  # A larger range shows content, without further tests.
 MAX_DEVIATION = 6.0
-# Pixels per side of the reduced copy, and the minimum side of the box that is averaged to one pixel.
+# Pixels per side of the reduced copy, and the minimum side of the box that is averaged to one
+# pixel.
 REDUCED_SIDE, BOX_SIDE = 64, 8
 MAX_REDUCED_RANGE = 20  # Noise averages out; a gradient, or a word on a page, does not.
 
@@ -449,8 +450,8 @@ def _read_header(
     ):
         builder.flags.add("broken_icc")
     builder.orientation = 1
-    # Pillow applies a TIFF's own orientation tag when it decodes, because the tag is part of how the rows
-    # are stored.
+    # Pillow applies a TIFF's own orientation tag when it decodes, because the tag is part of how
+    # the rows are stored.
     if (exif := image.info.get("exif")) and not isinstance(image, TiffImageFile):
         try:
             builder.orientation = formats.read_exif_orientation(exif)
@@ -589,8 +590,8 @@ def has_content(pixels: Image.Image) -> bool:
     width, height = pixels.size
     nearest = Image.Resampling.NEAREST
     glance = pixels.resize((min(width, GLANCE_SIDE), min(height, GLANCE_SIDE)), nearest)
-    # Most images pass here. NumPy would take five times as long, a tenth of the total time for a tiny
-    # image.
+    # Most images pass here. NumPy would take five times as long, a tenth of the total time for a
+    # tiny image.
     red, green, blue = cast(tuple[tuple[int, int], ...], glance.getextrema())
     if max(red[1] - red[0], green[1] - green[0], blue[1] - blue[0]) > MAX_SAMPLE_RANGE:
         return True

@@ -38,8 +38,8 @@ FLAG_MEANING = {
 }
 
 
-# The largest numbers that a row can hold. A file, or a process that decoded a file, may state larger
-# ones, which are not accepted.
+# The largest numbers that a row can hold. A file, or a process that decoded a file, may state
+# larger ones, which are not accepted.
 MAX_VALUES = {
     "width": 2**31 - 1,
     "height": 2**31 - 1,

@@ -70,8 +70,8 @@ _CHANNELS = {"RGB": ("RGBX", 4), "L": ("GRAY", 1), "CMYK": ("CMYK", 4)}
 _READ_AHEAD = bytes(16)  # libjpeg requests up to eight bytes more than it needs.
 MAX_SEGMENTS = 10_000  # A JPEG of 32 MiB has a thousand; a hostile one could have ten million.
 MAX_RESTARTS = 10_000
-# The limit for the headers of all parts between restart markers. libjpeg needs half a second for the
-# tables of that many bytes.
+# The limit for the headers of all parts between restart markers. libjpeg needs half a second for
+# the tables of that many bytes.
 MAX_RESTART_BYTES = 64 * 2**20
 # Webcams leave one to four bytes before a restart marker, and cameras up to eight before the end
 # marker, as libjpeg counts them. None of 7,700 photographs has any. An MCU, the least by which
@@ -583,8 +583,8 @@ def _find_warning(data: bytes, max_pixels: int = 65_535**2) -> str:
         if height * width > max_pixels:
             return f"Corrupt JPEG data: {width} × {height} pixels, more than {max_pixels}"
         target, channels = _CHECKED.get(colours, ("GRAY", 1))
-        # The smallest scale takes the least time. The buffer still has room for all pixels, because libjpeg
-        # does not scale lossless JPEGs.
+        # The smallest scale takes the least time. The buffer still has room for all pixels, because
+        # libjpeg does not scale lossless JPEGs.
         buffer = np.empty((height, width, channels), np.uint8)
         simplejpeg.decode_jpeg(data, target, min_height=1, min_width=1, buffer=buffer)
     except ValueError as error:

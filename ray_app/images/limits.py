@@ -33,23 +33,24 @@ ALWAYS_ALLOWED_PIXELS = 1_000_000
 # strips. WebP is one because its own limit is a side of 16 383.
 LARGEST = frozenset({"JPEG", "TIFF", "WEBP"})
 
-# Matches the limit in the `detail` of a refusal: a field of these limits or of `container_limits`, or
-# the `decode_bytes` of a node.
+# Matches the limit in the `detail` of a refusal: a field of these limits or of `container_limits`,
+# or the `decode_bytes` of a node.
 NAMED_LIMIT = r"\bover (?P<limit>(?:container_limits\.)?max_[a-z_]+|decode_bytes)\b"
 
-# Any process has this much memory in addition to its libraries. A decode that needs more waits for the
-# budget of its node.
+# Any process has this much memory in addition to its libraries. A decode that needs more waits for
+# the budget of its node.
 SMALL_BYTES = 384 * 2**20
-# A decode limit in seconds is for this number of pixels. Larger images get proportionally more time.
+# A decode limit in seconds is for this number of pixels. Larger images get proportionally more
+# time.
 LIMIT_PIXELS = 50_000_000
 
 _MAX_BYTES = 2**63 - 1  # A header may claim any size.
 _FIXED_BYTES = 8 * 2**20  # The memory that a decoder allocates for the smallest image.
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLES, _BITS = 278, 322, 323, 277, 258  # TIFF tags.
 
-# Pillow needs four bytes for a pixel of several channels, and one byte for a pixel of one channel. The
-# decoder and the conversion to RGB need more memory in addition. The following numbers were measured
-# (tests/images/test_limits.py measures them again) and are upper bounds.
+# Pillow needs four bytes for a pixel of several channels, and one byte for a pixel of one channel.
+# The decoder and the conversion to RGB need more memory in addition. The following numbers were
+# measured (tests/images/test_limits.py measures them again) and are upper bounds.
 _ONE_CHANNEL = ("1", "L", "P")
 # Bytes per pixel that the conversion to RGB needs in addition to the image, by mode.
 _CONVERT_BYTES = {

@@ -365,8 +365,8 @@ def _check_pixel_data(image: Image.Image, data: bytes) -> None:
                 )
         elif parts:
             break
-    # Check the last row, and the row before it, which is in the last pass if an interlaced image has an
-    # odd number of rows.
+    # Check the last row, and the row before it, which is in the last pass if an interlaced image
+    # has an odd number of rows.
     bottom = np.asarray(image.crop((0, max(image.height - 2, 0), image.width, image.height)))
     if (
         (bottom == np.asarray(_get_fill_colour(image.mode)))

@@ -40,8 +40,8 @@ Unpack = Callable[[ManifestMember, bytes], bytes | InputError]
 
 _COLUMNS = ("json", "cls", "txt")
 MAX_SIDECAR_BYTES = 64 * 1024
-# A sample has a handful of files. A key with more files than this follows another naming scheme, and
-# must not fill memory.
+# A sample has a handful of files. A key with more files than this follows another naming scheme,
+# and must not fill memory.
 _MAX_FILES_PER_KEY = 64
 
 

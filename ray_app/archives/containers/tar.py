@@ -39,8 +39,8 @@ BLOCK = tarfile.BLOCKSIZE
 # file, and a few headers may be chained.
 _MAX_HEADERS = 2**20
 _MAX_SIZE = 2**56  # No disk holds more, and the sum of a few such sizes does not overflow.
-# The limit for zeros after end marks. Tools fill the last record with zeros: 10 KiB by default, up to
-# some MiB if a user sets the blocking factor.
+# The limit for zeros after end marks. Tools fill the last record with zeros: 10 KiB by default, up
+# to some MiB if a user sets the blocking factor.
 _MAX_PADDING = 64 * 2**20
 _END_MARK = 2 * BLOCK
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -64,8 +64,8 @@ _CONTINUED = b"M"  # In GNU tar, the remainder of a file that begins in another 
 _VOLUME = "GNU.volume."
 _VOLUME_NAME, _VOLUME_OFFSET = f"{_VOLUME}filename", f"{_VOLUME}offset"
 _SPARSE = ("major", "minor", "name", "realsize", "size", "map", "numblocks", "offset", "numbytes")
-# All other records are dropped. An archive may have any number of global records, which apply to each
-# of its members.
+# All other records are dropped. An archive may have any number of global records, which apply to
+# each of its members.
 _USED_RECORDS = frozenset(
     key.encode()
     for key in (
@@ -265,8 +265,8 @@ def _build_header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str
         ):
             raise _damaged(stream.tell(), f"a size of {digits[:40]!r}")
         stored = int(digits)
-    # Only files have data. The size field of other entries is ignored: a hard link repeats the size of
-    # its target.
+    # Only files have data. The size field of other entries is ignored: a hard link repeats the size
+    # of its target.
     has_data = info.type in _WITH_DATA or info.type not in tarfile.SUPPORTED_TYPES
     is_member = not info.isdir() and info.type not in _METADATA
     name = info.name

@@ -188,8 +188,8 @@ def _add_extension(blocks: MetadataBlocks, data: bytes, label: int, start: int, 
     elif label == _APPLICATION and data[start] == 11:
         name, body = data[start + 1 : start + 12], start + 12
         if name == b"XMP DataXMP":
-            # The packet is not cut into blocks. Its letters are read as lengths, and a trailer of 257
-            # bytes ends any such reading.
+            # The packet is not cut into blocks. Its letters are read as lengths, and a trailer of
+            # 257 bytes ends any such reading.
             packet = data[body:end]
             blocks.add_xmp(packet[: packet.rfind(b">") + 1])
         elif name.startswith(b"C2PA_GIF"):

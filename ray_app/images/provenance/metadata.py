@@ -52,7 +52,8 @@ _UTF_16 = {
     "utf-16-be": re.compile(rb"\xfe\xff|\0<\0[^\0]"),
 }
 _MARKUP = "<='\""
-# Properties are below x:xmpmeta, rdf:RDF, and rdf:Description. Deeper properties concern other files.
+# Properties are below x:xmpmeta, rdf:RDF, and rdf:Description. Deeper properties concern other
+# files.
 _DEPTH = 3
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# "
 _IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ "
@@ -193,8 +194,8 @@ def _decode_comment(data: bytes) -> str:
 
 
 def _guess_byte_order(start: bytes) -> str:
-    # The standard leaves the byte order open. Latin letters have a zero byte before them in big-endian
-    # order, and after them in little-endian order.
+    # The standard leaves the byte order open. Latin letters have a zero byte before them in
+    # big-endian order, and after them in little-endian order.
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     return "utf-16-be" if start[::2].count(0) >= start[1::2].count(0) else "utf-16-le"

@@ -31,8 +31,8 @@ MAX_VALUES = 20_000  # In a report, which are searched for source types.
 MAX_MANIFESTS = 50  # Including those of the ingredients of an image.
 MAX_PROBLEMS = 4
 _UNTRUSTED = "signingCredential.untrusted"
-# Problems of a file that is as it was signed, but whose signer or time is not vouched for. A signature
-# whose certificate has expired since is one of them.
+# Problems of a file that is as it was signed, but whose signer or time is not vouched for. A
+# signature whose certificate has expired since is one of them.
 _UNCHANGED = {_UNTRUSTED, "signingCredential.expired", "timeStamp.untrusted"}
 _LIST_URI = "trust-list"
 _OFFLINE = {
@@ -42,8 +42,8 @@ _OFFLINE = {
         "remote_manifest_fetch": False,
         "ocsp_fetch": False,
     },
-    # Identity assertions may name a web address. Decompression is limited, because a manifest may be a
-    # Brotli bomb.
+    # Identity assertions may name a web address. Decompression is limited, because a manifest may
+    # be a Brotli bomb.
     "core": {
         "allowed_network_hosts": [],
         "decode_identity_assertions": False,
@@ -279,8 +279,8 @@ class CredentialsReader:
         import c2pa
 
         try:
-            # Lists are used one at a time. If a signer is on several lists, the library would name any of
-            # them, a different one in each process.
+            # Lists are used one at a time. If a signer is on several lists, the library would name
+            # any of them, a different one in each process.
             for context, list_name in zip(self._contexts, self._list_names, strict=True):
                 with c2pa.Reader(
                     _MIME[format_name], io.BytesIO(data), manifest_data=store, context=context

@@ -17,8 +17,8 @@ from ray_app.config import Frozen
 MAX_CHARACTERS = 300  # The maximum for one value. A prompt is recognised by its start.
 # The lines of one list, and the characters of each line, so that the whole is a few KiB.
 MAX_LINES, MAX_LIST_CHARACTERS = 16, 100
-# https://cv.iptc.org/newscodes/digitalsourcetype, and C2PA 2.1 §18.15.4.5: images that a trained model
-# generated, in whole or in part.
+# https://cv.iptc.org/newscodes/digitalsourcetype, and C2PA 2.1 §18.15.4.5: images that a trained
+# model generated, in whole or in part.
 AI_SOURCE_TYPES = frozenset(
     {
         "trainedAlgorithmicMedia",
@@ -33,8 +33,8 @@ _KNOWN_SOURCE_TYPES = AI_SOURCE_TYPES | {
     "negativeFilm", "positiveFilm", "print", "screenCapture", "softwareImage", "virtualRecording",
 }  # fmt: skip
 _CANONICAL_CODES = {code.casefold(): code for code in _KNOWN_SOURCE_TYPES}
-# The addresses of IPTC's and C2PA's vocabulary, and the prefix for IPTC's. schema.org appends a word to
-# each code.
+# The addresses of IPTC's and C2PA's vocabulary, and the prefix for IPTC's. schema.org appends a
+# word to each code.
 _VOCABULARY = re.compile(
     r"(?:(?:https?://)?(?:www\.)?(?:cv\.iptc\.org/newscodes|c2pa\.org)/digitalsourcetype/|digsrctype:|(https?://(?:www\.)?schema\.org/))",
     re.IGNORECASE,

@@ -194,8 +194,8 @@ def parse_certificates(data: bytes, where: str) -> list[str]:
     text = data.decode("utf-8", "replace")
     blocks = _CERTIFICATE.findall(text)
     try:
-        # One bad certificate would make every manifest unreadable. Report it before a run, and not in
-        # each row.
+        # One bad certificate would make every manifest unreadable. Report it before a run, and not
+        # in each row.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
             cadata="\n".join(blocks) or "none"
         )

@@ -26,8 +26,8 @@ from PIL import Image
 from ray_app.images.provenance.statement import Watermark
 
 MAX_PROBABILITY = 1e-6  # A mark with a higher probability is not returned.
-# The minimum fraction of correct bits. The letters of a text share bits, and a pattern of 64 pixels may
-# look like three quarters of a text.
+# The minimum fraction of correct bits. The letters of a text share bits, and a pattern of 64 pixels
+# may look like three quarters of a text.
 MIN_CORRECT_FRACTION = 7 / 8
 MIN_BLOCKS_PER_BIT = 7
 STEP, BLOCK = 36, 8  # The step of levels, and the side of a block in pixels.
@@ -98,8 +98,8 @@ MESSAGES = (
 CARRIERS = (_BYTES, _FLOATS, _SWAPPED)
 _READING_COUNT = sum(len(message.carriers) for message in MESSAGES)
 _SEARCH_WAYS = 3  # As it is, resized, and cropped.
-# Width and height that the codes above generate by default or were trained on (SDXL: arXiv 2307.01952,
-# appendix I), and the same sizes rotated.
+# Width and height that the codes above generate by default or were trained on (SDXL: arXiv
+# 2307.01952, appendix I), and the same sizes rotated.
 _SIZES = (
     (512, 512),
     (768, 768),
