@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.archives.manifest import BLOCK_COLUMNS, ManifestInfo, write_listed
-from ray_app.ensembles import ensemble_of, sigmoid
+from ray_app.ensembles import build_ensemble, sigmoid
 from ray_app.runs import RunDirectory, row_schema
 from ray_app.runs.rows import as_array
 
@@ -40,7 +40,7 @@ def write_run(folder: Path, tables: Iterable[dict[str, Any]], detectors: Sequenc
     null. `fields`: columns beside the usual.
     """
     run = RunDirectory.open(str(folder))
-    card = ensemble_of(list(detectors)).model_dump(mode="json") if ensemble is None else ensemble
+    card = build_ensemble(list(detectors)).model_dump(mode="json") if ensemble is None else ensemble
     run.claim(
         {"detectors": {name: {} for name in detectors}, "source": [str(folder)]},
         list(detectors),

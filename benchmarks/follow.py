@@ -34,7 +34,7 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from ray_app.archives import ListedMember, image_id, manifests
+from ray_app.archives import ListedMember, image_id, list_complete_manifests
 from ray_app.errors import ExitCode
 from ray_app.runs import RunDirectory, current_tables, verify_run
 from tests.make.nodes import Nodes
@@ -239,7 +239,7 @@ def measure(day: Day, log: Path | None = None) -> dict[str, Any]:
         settled_s = time.time() - ended
         code = following.stop()
         every, rows = rows_of(OUT, vanished=True), rows_of(OUT)
-        numbers = manifests(run.store)
+        numbers = list_complete_manifests(run.store)
         summary = run.read_json("summary.json")
         found = {
             "mode": f"listed every {day.every_s:g} s",

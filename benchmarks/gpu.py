@@ -43,23 +43,23 @@ from benchmarks.seeded import PUBLISHED_PREFIX, seeded_card, write_card
 from benchmarks.work import cores
 from ray_app.config import find_config, load_yaml, named_configs
 from ray_app.detectors import DetectorCard, list_cards, load_card, load_detector
-from ray_app.detectors.card_sections import FormulaScore, formula_image
-from ray_app.detectors.compilation import Compiler, compile_checked, with_cuda_graphs
+from ray_app.detectors.card_sections import FormulaScore, generate_formula_image
+from ray_app.detectors.compilation import Compiler, compile_checked, compile_with_cuda_graphs
 from ray_app.detectors.detector import Detector, build_network, fake_index, load_network, log_odds
 from ray_app.detectors.precision import (
     TOLERANCE,
     ResolvedPrecision,
-    beyond_tolerance,
+    exceeds_tolerance,
     resolve_precision,
 )
-from ray_app.detectors.weights import resolved
+from ray_app.detectors.weights import resolve_parts
 from ray_app.errors import DetectorError, describe_error
 from ray_app.inference import BatchDecoder, ScoringSpec, StageClock
 from ray_app.inference.device_batches import (
     DeviceMeter,
     batch_sizes,
-    measured_batches,
-    paying_batch,
+    choose_batch_size,
+    measure_batches,
 )
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.identity import resolve
@@ -175,7 +175,7 @@ def detector_figures(card: DetectorCard, device: str, most: int = MOST_BATCH) ->
     batches of which size cost.
     """
     network, origin = _network(card, device)
-    images = [formula_image(400, 300)]
+    images = [generate_formula_image(400, 300)]
     pixels = np.stack([card.preprocessing.prepare(Image.fromarray(image)) for image in images])
     expected = _detector(card, copy.deepcopy(network).cpu(), "cpu", "fp32").score(pixels)
     figures: dict[str, Any] = {"weights": origin, "cpu_fp32": float(expected[0])}
@@ -186,7 +186,9 @@ def detector_figures(card: DetectorCard, device: str, most: int = MOST_BATCH) ->
         if isinstance(golden, FormulaScore):
             detector = _detector(card, copy.deepcopy(network), device, "fp32")
             score = detector.score(
-                detector.prepare(Image.fromarray(formula_image(golden.width, golden.height)))[None]
+                detector.prepare(
+                    Image.fromarray(generate_formula_image(golden.width, golden.height))
+                )[None]
             )[0]
             figures["golden"] = {
                 "score": float(score),
@@ -207,7 +209,7 @@ def detector_figures(card: DetectorCard, device: str, most: int = MOST_BATCH) ->
         }
         figures[precision] |= {
             "tolerance": TOLERANCE[precision],
-            "beyond": beyond_tolerance(score, expected, precision),
+            "beyond": exceeds_tolerance(score, expected, precision),
         }
         del detector
     return figures
@@ -221,10 +223,10 @@ def batch_figures(detector: Detector, device: str, most: int = MOST_BATCH) -> di
     height, width = card.preprocessing.shape or NATIVE
     slots = min(card.batch or SLOTS, SLOTS if card.preprocessing.shape else 8, most)
     run, meter = _forward(detector, height, width, device), DeviceMeter(device)
-    measured = measured_batches(batch_sizes(slots, slots if card.batch else most), run, meter)
+    measured = measure_batches(batch_sizes(slots, slots if card.batch else most), run, meter)
     return {
         "rates": {str(one.size): round(one.rate, 2) for one in measured},
-        "pays": paying_batch(measured),
+        "pays": choose_batch_size(measured),
         "memory_share": max(one.memory_share for one in measured),
     }
 
@@ -385,8 +387,8 @@ def network_figures(detector: Detector, device: str, slots: int, together: int) 
     run, meter = _forward(detector, height, width, device), DeviceMeter(device)
     slots = min(card.batch or slots, slots if card.preprocessing.shape else 8)
     most = slots if card.batch or not card.preprocessing.shape else max(slots, together)
-    measured = measured_batches(batch_sizes(slots, most), run, meter)
-    batch = paying_batch(measured, (together,))
+    measured = measure_batches(batch_sizes(slots, most), run, meter)
+    batch = choose_batch_size(measured, (together,))
     return {
         "rate": next(one.rate for one in measured if one.size == batch),
         "batch": batch,
@@ -538,11 +540,11 @@ def training_figures(name: str, device: str, count: int) -> dict[str, Any]:
     card, meter = training_card(recipe), DeviceMeter(device)
     learner = DetectorLearner(recipe, card, device=device, total_steps=10)
     batch = _drawn_batch(count, card)
-    meter.peak_share()
+    meter.measure_peak_fraction()
     losses = [learner.step(batch).loss]
     seconds = meter.seconds(lambda: losses.append(learner.step(batch).loss))
     return {"precision": learner.precision, "images": count, "step_s": seconds, "rate": count / seconds, "losses": losses,
-            "memory_share": meter.peak_share()}  # fmt: skip
+            "memory_share": meter.measure_peak_fraction()}  # fmt: skip
 
 
 def _drawn_batch(count: int, card: DetectorCard) -> dict[str, Any]:
@@ -578,7 +580,7 @@ def compile_part(options: argparse.Namespace, folder: Path) -> Iterator[Piece]:
 
 
 def compile_figures(
-    card: DetectorCard, device: str, count: int, compiler: Compiler = with_cuda_graphs
+    card: DetectorCard, device: str, count: int, compiler: Compiler = compile_with_cuda_graphs
 ) -> dict[str, Any]:
     """Images per second as it is and compiled, what compiling takes, and why it was not kept, where
     it was not.
@@ -624,7 +626,7 @@ def _network(card: DetectorCard, device: str) -> tuple[nn.Module, str]:
         )
         return network, "formula"
     try:
-        return load_network(card, resolved(card, offline=True)), "own"
+        return load_network(card, resolve_parts(card, offline=True)), "own"
     except DetectorError:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -43,11 +43,17 @@ class _TimeIsUpError(Exception):
 
 def list_keys(way: str, processes: int, seconds: float) -> dict[str, Any]:
     """List `s3://bucket/flat` of the server that the environment names."""
-    from ray_app.archives import BlockPlan, in_turn, last_listing, open_source, read_complete
+    from ray_app.archives import (
+        BlockPlan,
+        map_serial,
+        open_source,
+        read_complete,
+        read_last_listing,
+    )
     from ray_app.archives.listing import ListingRequest, list_archive
     from ray_app.archives.members import identity_digest
     from ray_app.archives.raw_listing import SectionLister
-    from ray_app.archives.walk import Walk
+    from ray_app.archives.walk import ArchiveWalker
     from ray_app.storage import Store
 
     began, archive, keys = time.monotonic(), open_source(SOURCES), 0
@@ -62,7 +68,7 @@ def list_keys(way: str, processes: int, seconds: float) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="listing-"))
         each = (
-            in_turn
+            map_serial
             if processes == 1
             else _tasks(stack.enter_context(ProcessPoolExecutor(processes)), processes)
         )
@@ -73,7 +79,7 @@ def list_keys(way: str, processes: int, seconds: float) -> dict[str, Any]:
                     ListingRequest(run=folder, lease=0, sources=SOURCES, plan=BlockPlan()), progress
                 )
                 store = Store.open(folder)
-                listed = last_listing(store)
+                listed = read_last_listing(store)
                 infos = [
                     read_complete(store, 0, k) for k in range(listed.portions if listed else 0)
                 ]
@@ -84,7 +90,9 @@ def list_keys(way: str, processes: int, seconds: float) -> dict[str, Any]:
                 lister = SectionLister(
                     Store.open(folder), "raw", archive.selection, archive.fetcher, identity_digest
                 )
-                Walk(lister, archive, each, progress=progress).sources(in_order=way == "stream")
+                ArchiveWalker(lister, archive, each, progress=progress).sources(
+                    in_order=way == "stream"
+                )
         wall, own = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {

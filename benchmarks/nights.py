@@ -29,8 +29,8 @@ import numpy as np
 
 from ray_app.archives import (
     BlockRef,
+    list_complete_manifests,
     list_portions,
-    manifests,
     open_source,
     read_block,
     read_blocks,
@@ -43,7 +43,7 @@ from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, judge, make_spec
 from ray_app.runs import RunDirectory, current_rows, result_rows, verify_run
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.backlog import work_of
+from ray_app.scoring.backlog import find_work
 from ray_app.scoring.run import ScoringRun, score_archive
 from tests.make.servers.s3 import Request, S3Server
 from tests.make.stages import without_ray
@@ -69,7 +69,7 @@ def made_up(run: ScoringRun, listing: ListingProcess | None) -> None:
     """
     if listing is not None:
         listing.result()
-    for ref in work_of(run.directory).pending:
+    for ref in find_work(run.directory).pending:
         write_made_up(run.directory, run.spec, ref, attempt=run.session.number)
 
 
@@ -252,7 +252,7 @@ def measure_days(days: int, listings: int = 288, new: int = 10) -> dict[str, Any
         return {
             "days": days,
             "listings": len(requests),
-            "manifests": len(manifests(run.store)),
+            "manifests": len(list_complete_manifests(run.store)),
             "members": run.read_json("summary.json")["members"],
             "requests": {
                 "second_listing": requests[1],

@@ -137,12 +137,12 @@ def prepare_models(folder: Path, names: Sequence[str] = tuple(MODELS.values())) 
 
 
 def _ensemble(work: Work, folder: Path) -> Path:
-    from ray_app.ensembles import ensemble_of
+    from ray_app.ensembles import build_ensemble
 
     path = folder / f"{work.name}-ensemble.yaml"
     path.write_text(
         yaml.safe_dump(
-            ensemble_of([work.card]).model_dump(mode="json", exclude_none=True), sort_keys=False
+            build_ensemble([work.card]).model_dump(mode="json", exclude_none=True), sort_keys=False
         )
     )
     return path

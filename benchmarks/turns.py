@@ -24,10 +24,10 @@ from PIL import Image
 from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import DetectorCard, load_card
-from ray_app.ensembles import ensemble_of
+from ray_app.ensembles import build_ensemble
 from ray_app.images import ImageLimits
 from ray_app.inference import Batch, BatchDecoder, ResourceEstimate, StageClock, make_spec
-from ray_app.inference.decoder import WALL_LIMIT_S, CarefulDecoder
+from ray_app.inference.decoder import WALL_LIMIT_S, CrashSafeDecoder
 from ray_app.inference.groups import group_detectors
 from ray_app.inference.worker import open_group_scorer
 from ray_app.scoring.layout import plan_layout
@@ -78,11 +78,13 @@ def measure(
     import torch
 
     torch.set_num_threads(1)
-    spec = make_spec(ensemble_of([card.name for card in cards]), cards=cards, limits=ImageLimits())
+    spec = make_spec(
+        build_ensemble([card.name for card in cards]), cards=cards, limits=ImageLimits()
+    )
     groups = group_detectors(spec, limit)
     assert groups is not None
     layout = plan_layout(
-        ResourceEstimate.of(spec),
+        ResourceEstimate.from_spec(spec),
         slots=4,
         cpus=1,
         gpus=0,
@@ -91,7 +93,7 @@ def measure(
         groups=groups,
     )
     clock = StageClock()
-    careful = CarefulDecoder(spec.limits, None, WALL_LIMIT_S, None)
+    careful = CrashSafeDecoder(spec.limits, None, WALL_LIMIT_S, None)
     decoder, scorer = open_group_scorer(
         spec, groups.groups, clock, careful=careful, kept_bytes=groups.kept_bytes
     )

@@ -4,10 +4,10 @@ from typing import Any
 
 from docs_site.markdown import code, docstring, prose, table
 from ray_app.config import load_yaml, named_configs
-from ray_app.datasets.known_faults import faults_of
+from ray_app.datasets.known_faults import find_faults
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout
 from ray_app.datasets.layouts.rules import PublishedLayout
-from ray_app.detectors import DetectorCard, list_cards, variants_of
+from ray_app.detectors import DetectorCard, list_cards, list_variants
 from ray_app.ensembles import EnsembleCard, load_ensemble_card
 from ray_app.evaluation.protocols import Protocol, load_protocol
 from ray_app.training.config import TrainConfig
@@ -106,7 +106,7 @@ def _detector(card: DetectorCard) -> str:
             "demonstration": "yes: not for decisions about any image" if card.demonstration else "",
             "cannot see": prose(" ".join(card.blind_to)),
             "source": prose(f"{card.citation} {card.source}"),
-            "variants": ", ".join(_variant(card, variant) for variant in variants_of(card)),
+            "variants": ", ".join(_variant(card, variant) for variant in list_variants(card)),
         },
         table(["set", "metric", "value", "images", "recomputed here", "source"], metrics)
         if metrics
@@ -168,7 +168,7 @@ def _recipe(recipe: TrainConfig) -> str:
 
 
 def _protocol(protocol: Protocol) -> str:
-    faults = faults_of(
+    faults = find_faults(
         {"layout": protocol.layout, "at": protocol.sources, "arguments": protocol.arguments}
     )
     return _entry(

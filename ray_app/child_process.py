@@ -140,7 +140,7 @@ class ChildProcess:
             self._child.stdin.write(part)
         self._child.stdin.flush()
 
-    def _epitaph(self, child: subprocess.Popen[bytes] | None) -> str:
+    def _describe_exit(self, child: subprocess.Popen[bytes] | None) -> str:
         """Close a child that stopped answering, and return a phrase that says how it ended."""
         if child is None or child is not self._child:
             return "gave no valid answer"
@@ -229,14 +229,14 @@ class _Watchdog:
 _WATCHDOG = _Watchdog()
 
 
-def own_process() -> tuple[int, str]:
+def identify_process() -> tuple[int, str]:
     """Return the process id of this process, and when it started."""
-    return os.getpid(), start_of(os.getpid()) or "?"
+    return os.getpid(), read_start_time(os.getpid()) or "?"
 
 
 def is_running(pid: int, started: str) -> bool:
     """Return whether exactly this process still runs, not another one with its id, nor a zombie."""
-    return start_of(pid) == started
+    return read_start_time(pid) == started
 
 
 def environment_without_secrets() -> dict[str, str]:
@@ -244,7 +244,7 @@ def environment_without_secrets() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in SECRETS}
 
 
-def start_of(pid: int) -> str | None:
+def read_start_time(pid: int) -> str | None:
     """Return the start time of a process in the format of the system, or None if it is not running."""
     if Path("/proc/self/stat").exists():
         try:

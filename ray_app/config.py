@@ -43,7 +43,7 @@ class Frozen(BaseModel):
     """Keys that 1.0 retires, by name. The value says what to use instead."""
 
 
-class Placed(Frozen):
+class FileConfig(Frozen):
     """Base of cards that know the folder of their file, which their relative paths start from."""
 
     _folder: Path = PrivateAttr(default=Path())
@@ -77,11 +77,11 @@ class Section(BaseModel):
             key: value for key, value in data.items() if value is not None or key in _nullable(cls)
         }
 
-    def written(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields that were set, as plain JSON in the order of the fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
-    def given(self) -> dict[str, Any]:
+    def get_set_fields(self) -> dict[str, Any]:
         """Return the fields that were set, by key, for building another section."""
         fields = type(self).model_fields.items()
         return {
@@ -106,14 +106,14 @@ _SPAN, _UNITS = (
 )
 
 
-def seconds_of(value: Any) -> Any:
+def parse_duration(value: Any) -> Any:
     """Return the seconds of a time span such as 90, 90s, 5m, 1.5h or 1d, or another value as it is."""
     match = _SPAN.fullmatch(value.strip()) if isinstance(value, str) else None
     return value if match is None else float(match[1]) * _UNITS[match[2]]
 
 
 # The type of a time span in a config: a number, or a text such as 5m.
-Seconds = Annotated[float, BeforeValidator(seconds_of)]
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
 
 Model = TypeVar("Model", bound=BaseModel)
 CACHE_VARIABLE = "TOUCHSTONE_CACHE"
@@ -249,7 +249,7 @@ def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> 
         ConfigError: If the file cannot be read, is not YAML, or does not fit the model.
     """
     config = validate(read_mapping(path), model, where=str(path), overrides=overrides)
-    if isinstance(config, Placed):
+    if isinstance(config, FileConfig):
         config._folder = path.resolve().parent
     return config
 
@@ -329,7 +329,7 @@ def validate(
         raise ConfigError("\n".join(lines)) from None
 
 
-def as_begun(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
+def complete_from_run(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
     """Complete the keys that the user did not write from an earlier config, in all sections.
 
     Args:
@@ -342,16 +342,16 @@ def as_begun(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
         the check of the run directory then reports the difference.
     """
     try:
-        return validate(merge_mappings(begun, written(config)), type(config), where=where)
+        return validate(merge_mappings(begun, get_set_values(config)), type(config), where=where)
     except ConfigError:
         return config
 
 
-def written(config: BaseModel) -> dict[str, Any]:
+def get_set_values(config: BaseModel) -> dict[str, Any]:
     """Return the keys that the user wrote, section by section, without the defaults."""
     values = {name: getattr(config, name) for name in config.model_fields_set}
     return {
-        name: written(value) if isinstance(value, BaseModel) else value
+        name: get_set_values(value) if isinstance(value, BaseModel) else value
         for name, value in values.items()
     }
 

@@ -80,7 +80,7 @@ class Reason(DescribedEnum):
     UNLIKE_ARCHIVE = "unlike_archive", "the archive is not like what the ensemble was calibrated on"
 
 
-VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
+VERDICT_PHRASES = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
 # The finding on a file if nothing but the verdict of the detectors is known.
 DETECTOR_FINDINGS = {
     "fake": "flagged by detectors",
@@ -89,7 +89,7 @@ DETECTOR_FINDINGS = {
 }
 
 
-class Doubt(NamedTuple):
+class AbstainReason(NamedTuple):
     """Why a verdict is `abstain`.
 
     Attributes:
@@ -239,7 +239,7 @@ def one_line(text: str) -> str:
     return text if len(text) <= MAX_DETAIL_CHARACTERS else text[: MAX_DETAIL_CHARACTERS - 1] + "…"
 
 
-def is_want_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether a process or its GPU ran out of memory, whichever library raised the error."""
     # The class of torch is recognised by its name because a decoder does not import torch. On a
     # CPU, torch raises a bare RuntimeError.
@@ -250,13 +250,13 @@ def is_want_of_memory(error: BaseException) -> bool:
     )
 
 
-def is_of_one_image(error: Exception) -> bool:
+def is_image_error(error: Exception) -> bool:
     """Return whether an unexpected exception affects only the image that was being processed.
 
     It does not if memory or a library is missing, or if the exception is about settings, storage or
     the cluster.
     """
-    return not (isinstance(error, TouchstoneError | ImportError) or is_want_of_memory(error))
+    return not (isinstance(error, TouchstoneError | ImportError) or is_out_of_memory(error))
 
 
 def describe_error(error: BaseException) -> str:

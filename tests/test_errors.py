@@ -13,7 +13,7 @@ from ray_app.errors import (
     InputError,
     Reason,
     Status,
-    is_of_one_image,
+    is_image_error,
     one_line,
 )
 from ray_app.serving.http.schemas import ImageAnswer
@@ -80,4 +80,4 @@ def test_a_detail_is_one_printable_line(text, line):
      (RuntimeError("DefaultCPUAllocator: not enough memory"), False)],
 )  # fmt: skip
 def test_what_may_be_put_down_to_one_image(error, of_one):
-    assert is_of_one_image(error) is of_one
+    assert is_image_error(error) is of_one

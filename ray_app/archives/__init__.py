@@ -23,35 +23,41 @@ if TYPE_CHECKING:
         BlockRef,
         ManifestInfo,
         copy_manifest,
-        guard_of,
-        last_listing,
-        listed_manifests,
-        manifests,
-        open_manifest,
+        list_complete_manifests,
+        list_manifests,
+        load_guard,
         read_block_lists,
         read_blocks,
         read_blocks_so_far,
         read_complete,
         read_ids,
+        read_last_listing,
+        read_open_manifest,
         read_vanished,
         read_vanished_so_far,
     )
     from ray_app.archives.members import (
         BlockPlan,
-        Each,
         Ids,
         ListedMember,
         ManifestMember,
+        MapFunction,
         MemberLocation,
         RefusedMember,
         TableColumns,
-        as_listed,
-        as_member,
-        block_sizes,
         image_id,
-        in_turn,
+        iter_block_sizes,
+        map_serial,
+        to_listed_member,
+        to_manifest_member,
     )
-    from ray_app.archives.reader import MemberReader, member_rows, read_block
-    from ray_app.archives.sources import Archive, fetcher_of, name_of, open_source, places_of
+    from ray_app.archives.reader import MemberReader, read_block, rows_to_members
+    from ray_app.archives.sources import (
+        Archive,
+        canonical_name,
+        create_fetcher,
+        open_source,
+        strip_kinds,
+    )
 else:
     __getattr__ = on_first_use(__name__)

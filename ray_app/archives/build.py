@@ -35,22 +35,22 @@ from ray_app.archives.known_ids import find_file_rows, find_ids_in
 from ray_app.archives.members import (
     BlockPlan,
     Digest,
-    Each,
     Ids,
     ListedMember,
-    block_sizes,
+    MapFunction,
     first_word,
     identity_digest,
-    in_turn,
+    iter_block_sizes,
+    map_serial,
 )
 from ray_app.archives.sources import Archive
-from ray_app.archives.walk import Walk
+from ray_app.archives.walk import ArchiveWalker
 from ray_app.errors import StorageError
 from ray_app.storage import Guard, Store
-from ray_app.storage.lease import newest_claim
+from ray_app.storage.lease import find_newest_claim
 
 
-def input_type_of(store: Store) -> pa.StructType | None:
+def find_input_type(store: Store) -> pa.StructType | None:
     """Return the type of the source's own columns over all manifests; None if it has none.
 
     Args:
@@ -58,10 +58,14 @@ def input_type_of(store: Store) -> pa.StructType | None:
     """
     firsts = (
         next(iter(manifest.read_blocks(store, number)), None)
-        for number in manifest.manifests(store)
+        for number in manifest.list_complete_manifests(store)
     )
-    return manifest.joined_inputs(
-        (manifest.input_type(reader.read_block(store, ref)) for ref in firsts if ref is not None),
+    return manifest.merge_input_types(
+        (
+            manifest.get_input_type(reader.read_block(store, ref))
+            for ref in firsts
+            if ref is not None
+        ),
         as_text=True,
     )
 
@@ -95,8 +99,8 @@ def write_selected(
     writer = cut_blocks.PartWriter(
         store, number, "part-00000", manifest.manifest_schema(input_type)
     )
-    stream = cut_blocks.TableStream(manifest.with_input(table, input_type) for table in rows)
-    for number, count in enumerate(block_sizes(plan)):
+    stream = cut_blocks.TableStream(manifest.widen_input(table, input_type) for table in rows)
+    for number, count in enumerate(iter_block_sizes(plan)):
         table = stream.up_to(count)
         if table is None:
             break
@@ -135,12 +139,12 @@ def write_retry(
         manifest=number,
         listing_s=0.0,
         portions=0,
-        earlier=last.known,
+        earlier=last.members_so_far,
         retried=list(statuses),
         retries=[*last.retries, number],
     )
     vanished = manifest.read_vanished(store, last.manifest)
-    return write_selected(store, rows, plan, input_type_of(store), base=base, vanished=vanished)
+    return write_selected(store, rows, plan, find_input_type(store), base=base, vanished=vanished)
 
 
 _MAX_NAMED = 100_000  # Files and containers that one process lists in some seconds.
@@ -177,7 +181,7 @@ class ListingOptions(TypedDict, total=False):
         clock: Returns the time in seconds.
     """
 
-    each: Each
+    each: MapFunction
     progress: raw_listing.Progress | None
     limit: int | None
     lease: int | None
@@ -265,7 +269,7 @@ def finish_manifest(store: Store, lease: int | None = None) -> manifest.Manifest
     Raises:
         StorageError: Another command claimed the directory.
     """
-    open_info = manifest.open_manifest(store)
+    open_info = manifest.read_open_manifest(store)
     if open_info is None or open_info.goes_on:
         return None
     _check_lease(store, lease)
@@ -273,7 +277,7 @@ def finish_manifest(store: Store, lease: int | None = None) -> manifest.Manifest
 
 
 def _check_lease(store: Store, lease: int | None) -> None:
-    if lease is not None and newest_claim(store) != lease:
+    if lease is not None and find_newest_claim(store) != lease:
         raise StorageError(
             f"{store.url}: another run took this directory over",
             hint="let the other run finish, then run the same command again",
@@ -304,7 +308,7 @@ def is_as_listed(
     lister = raw_listing.SectionLister(
         store, f"{folder}/listing", archive.selection, archive.fetcher, identity_digest
     )
-    walk = Walk(lister, archive, limit=limit)
+    walk = ArchiveWalker(lister, archive, limit=limit)
     walk.sources(in_order=True)
     store.clear(folder)
     return walk.digest == info.digest
@@ -324,7 +328,7 @@ class _Listing:
     plan: BlockPlan
     ids: IdTable
     is_portion: bool
-    each: Each = in_turn
+    each: MapFunction = map_serial
     progress: raw_listing.Progress | None = None
     limit: int | None = None
     lease: int | None = None
@@ -357,7 +361,7 @@ class _Listing:
             self.digest,
             self.portions.raw_rows,
         )
-        self.walk = Walk(lister, self.archive, self.each, self.limit, self.progress)
+        self.walk = ArchiveWalker(lister, self.archive, self.each, self.limit, self.progress)
         if self._open_info is not None and self._open_info.goes_on:
             path = manifest.path_in(self.number, "unlisted.json", self._open_info.portions - 1)
             self.walk.resume(store.read(path))
@@ -402,15 +406,15 @@ class _Listing:
         walk, store, number, last = self.walk, self.store, self.number, self.last
         goes_on = is_first and not walk.is_over
         if not walk.listed and not goes_on:
-            raise self.archive.empty(walk.found, walk.opened)
+            raise self.archive.empty_error(walk.found, walk.opened)
         files, each, folder = walk.files, self.each, manifest.get_folder(number, self._portion)
-        merged_type = manifest.joined_inputs(
+        merged_type = manifest.merge_input_types(
             (file.input_type for file in files), as_text=any(file.as_text for file in files)
         )
         input_type = manifest.finalize_type(merged_type)
         known_count, guard = manifest.read_known_count(store)
         if max(walk.kept, known_count) <= self.portions.few:
-            each = in_turn
+            each = map_serial
         replaced = self._find_replaced()
         chosen_members = self.ids.choose_new(
             folder, files, self.digest, self.portions.id_rows, without=replaced
@@ -458,7 +462,7 @@ class _Listing:
         return info
 
     def _cut(
-        self, runs: Sequence[cut_blocks.Run], input_type: pa.StructType | None, each: Each
+        self, runs: Sequence[cut_blocks.Run], input_type: pa.StructType | None, each: MapFunction
     ) -> pa.Table:
         """Write the files of members; return the blocks."""
         store, plan = self.store, self.plan
@@ -522,13 +526,13 @@ class _Listing:
         return np.setdiff1d(vanished, still_present, assume_unique=True)
 
 
-def _describe_listing(walk: Walk, earlier_guard: Guard) -> dict[str, Any]:
+def _describe_listing(walk: ArchiveWalker, earlier_guard: Guard) -> dict[str, Any]:
     """Return the fields of `ManifestInfo` that the next listing needs.
 
     The digest is empty if only opening the containers shows what they hold. Members of earlier
     listings are read under their own guard (`earlier_guard`).
     """
-    guard = walk.archive.fetcher.guard.joined(earlier_guard)
+    guard = walk.archive.fetcher.guard.merge(earlier_guard)
     servers = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
     linked = {"linked_folders": walk.linked.count, "linked_example": walk.linked.example}
     closed = {

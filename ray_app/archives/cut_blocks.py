@@ -96,7 +96,7 @@ def find_block_ends(store: Store, plan: members.BlockPlan, run: Run) -> members.
     Returns:
         The number of members up to the end of each block.
     """
-    sizes = members.block_sizes(plan) if run.number == 0 else repeat(plan.largest_block)
+    sizes = members.iter_block_sizes(plan) if run.number == 0 else repeat(plan.largest_block)
     starts = _find_group_starts(run.tables(store, ["uri", "place"])) if run.has_groups else None
     max_bytes = plan.max_block_bytes
     total_bytes = (
@@ -149,7 +149,7 @@ def cut_run(
     run, stops, block = item
     stem = f"part-{run.number:05}" if portion is None else f"{portion:05d}/part-{run.number:05}"
     writer = PartWriter(store, number, stem, manifest.manifest_schema(input_type))
-    rows = TableStream(manifest.with_input(table, input_type) for table in run.tables(store))
+    rows = TableStream(manifest.widen_input(table, input_type) for table in run.tables(store))
     for index, size in enumerate(np.diff(stops, prepend=0).tolist()):
         writer.add(rows.take(size).combine_chunks(), block + index)
     return writer.finish()

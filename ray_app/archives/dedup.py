@@ -306,7 +306,7 @@ def _write_ids(db: Any, store: Store, folder: str, id_rows: int) -> None:
         table = db.sql(_SELECT_NEW_IDS, params=ids).to_arrow_table()
         if len(table):
             path = f"{folder}/ids/{bits}-{bucket:05}.parquet"
-            manifest.create_file(store, path, manifest.parquet_bytes(table))
+            manifest.create_file(store, path, manifest.to_parquet_bytes(table))
 
 
 def _collect_chosen(db: Any, files: Sequence[raw_listing.RawFile]) -> list[ChosenMembers]:

@@ -76,7 +76,7 @@ def read_known_ids(store: Store) -> Iterator[pa.Table]:
 
     The ids of complete manifests are merged into files for the next listing.
     """
-    earlier, open_info = manifest.listed_manifests(store)
+    earlier, open_info = manifest.list_manifests(store)
     if open_info is not None:
         yield from _read_own(store, open_info)[1]
     if not earlier:
@@ -166,7 +166,7 @@ def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.
         rows = table.filter(pa.array(kept[positions] == ids)) if len(kept) else table.slice(0, 0)
         if len(rows):
             path = f"{manifest.get_folder(0)}/{FOLDER}/0-{file:05}.parquet"
-            target.write(path, manifest.parquet_bytes(rows))
+            target.write(path, manifest.to_parquet_bytes(rows))
 
 
 def find_ids_in(store: Store, ids: members.Ids, places: Collection[ClosedPlace]) -> members.Ids:

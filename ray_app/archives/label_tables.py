@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from ray_app.archives import tabular
 from ray_app.errors import ConfigError, InputError
-from ray_app.storage import Fetcher, canonical, strip_secrets
+from ray_app.storage import Fetcher, canonicalize, strip_secrets
 
 _JSON_ENDINGS = (".jsonl", ".ndjson")
 ENDINGS = (".csv", ".tsv", ".txt", *_JSON_ENDINGS, ".parquet")
@@ -110,7 +110,7 @@ class LabelTable:
         """Open the file, and raise its errors as ConfigError."""
         try:
             with Fetcher(signed=[self.place]).open(
-                strip_secrets(canonical(self.place)), ""
+                strip_secrets(canonicalize(self.place)), ""
             ) as file:
                 yield file
         except InputError as error:

@@ -24,7 +24,7 @@ from ray_app import errors
 from ray_app.archives.build import ListingOptions, finish_manifest, list_portions
 from ray_app.archives.containers import ContainerLimits
 from ray_app.archives.dedup import IdTable
-from ray_app.archives.manifest import ManifestInfo, last_listing
+from ray_app.archives.manifest import ManifestInfo, read_last_listing
 from ray_app.archives.members import BlockPlan, TableColumns
 from ray_app.archives.progress import ProgressLog
 from ray_app.archives.sources import open_source
@@ -210,7 +210,7 @@ def list_archive(
                     pass
                 time.sleep(request.every_s)
             except (errors.ConfigError, errors.StorageError) as error:
-                if last_listing(store) is None:
+                if read_last_listing(store) is None:
                     raise
                 print(f"following: {error}; retrying the listing", file=sys.stderr, flush=True)
                 time.sleep(min(request.every_s, _MAX_RETRY_DELAY_S))

@@ -141,14 +141,14 @@ class ManifestInfo:
         return bool(self.retried)
 
     @property
-    def known(self) -> int:
+    def members_so_far(self) -> int:
         """The number of members that the manifests up to this one list, each counted once."""
         return self.earlier if self.is_retry else self.earlier + self.members
 
     @property
     def current(self) -> int:
         """The number of members that the last listing found."""
-        return self.known - self.vanished
+        return self.members_so_far - self.vanished
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class BlockList(Sequence[BlockRef]):
         self._table = table
 
     @classmethod
-    def joined(cls, lists: Sequence["BlockList"]) -> "BlockList":
+    def concat(cls, lists: Sequence["BlockList"]) -> "BlockList":
         """Concatenate several lists."""
         empty = BLOCK_COLUMNS.append(pa.field("manifest", pa.int32())).empty_table()
         return cls(
@@ -220,7 +220,7 @@ class BlockList(Sequence[BlockRef]):
         sizes, members = (self._table[name].to_numpy() for name in ("size_bytes", "members"))
         return float((sizes / np.maximum(members, 1)).max(initial=0.0))
 
-    def without(self, excluded: Collection[int]) -> "BlockList":
+    def exclude(self, excluded: Collection[int]) -> "BlockList":
         """Return the blocks whose number is not in `excluded`."""
         excluded_numbers = np.fromiter(excluded, np.int32, len(excluded))
         return BlockList(
@@ -229,7 +229,7 @@ class BlockList(Sequence[BlockRef]):
             )
         )
 
-    def where(self, mask: Sequence[bool]) -> "BlockList":
+    def select(self, mask: Sequence[bool]) -> "BlockList":
         """Return the blocks at the positions at which `mask` is true."""
         return BlockList(self._table.filter(pa.array(mask, pa.bool_())))
 
@@ -272,16 +272,16 @@ def path_in(number: int, name: str, portion: int | None = None) -> str:
     return f"{get_folder(number, portion)}/{name}"
 
 
-def manifests(store: Store) -> list[int]:
+def list_complete_manifests(store: Store) -> list[int]:
     """Return the numbers of all complete manifests, ascending.
 
     Args:
         store: The run directory.
     """
-    return listed_manifests(store)[0]
+    return list_manifests(store)[0]
 
 
-def open_manifest(store: Store) -> ManifestInfo | None:
+def read_open_manifest(store: Store) -> ManifestInfo | None:
     """Return what the open manifest holds so far.
 
     Args:
@@ -290,10 +290,10 @@ def open_manifest(store: Store) -> ManifestInfo | None:
     Returns:
         The last portion's counts; None if no manifest with a portion is open.
     """
-    return listed_manifests(store)[1]
+    return list_manifests(store)[1]
 
 
-def listed_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
+def list_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
     """Return the numbers of all complete manifests, and what the open manifest holds so far.
 
     Args:
@@ -362,7 +362,7 @@ def read_last_portion(store: Store, number: int) -> ManifestInfo | None:
     return None
 
 
-def last_listing(store: Store) -> ManifestInfo | None:
+def read_last_listing(store: Store) -> ManifestInfo | None:
     """Return what the newest manifest, open or complete, holds as far as it is listed.
 
     Args:
@@ -387,7 +387,7 @@ def close_manifest(store: Store, last_portion: ManifestInfo) -> ManifestInfo:
     """
     number = last_portion.manifest
     blocks = read_blocks_so_far(store, last_portion).columns()
-    store.write(path_in(number, "blocks.parquet"), parquet_bytes(blocks))
+    store.write(path_in(number, "blocks.parquet"), to_parquet_bytes(blocks))
     vanished = read_vanished_so_far(store, last_portion)
     store.write(path_in(number, "vanished.parquet"), _vanished_bytes(vanished))
     info = replace(last_portion, goes_on=False)
@@ -428,7 +428,7 @@ def _list_numbers(store: Store, folder: str) -> list[int]:
     return sorted(int(name) for name in store.folders(folder) if name.isdigit())
 
 
-def guard_of(store: Store) -> Guard:
+def load_guard(store: Store) -> Guard:
     """Return which web servers may be requested for the members of a run's manifests.
 
     These are the servers that the commands that listed the members could request.
@@ -441,10 +441,10 @@ def guard_of(store: Store) -> Guard:
 
 def read_known_count(store: Store) -> tuple[int, Guard]:
     """Return how many members all manifests list so far, and the guard for reading them."""
-    last = last_listing(store)
+    last = read_last_listing(store)
     if last is None:
         return 0, Guard()
-    return last.known, Guard(frozenset(last.servers), last.allow_private)
+    return last.members_so_far, Guard(frozenset(last.servers), last.allow_private)
 
 
 def create_file(store: Store, path: str, data: bytes) -> None:
@@ -484,7 +484,7 @@ def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: I
     Raises:
         StorageError: Another process wrote the manifest.
     """
-    create_file(store, path_in(info.manifest, "blocks.parquet"), parquet_bytes(blocks))
+    create_file(store, path_in(info.manifest, "blocks.parquet"), to_parquet_bytes(blocks))
     create_file(store, path_in(info.manifest, "vanished.parquet"), _vanished_bytes(vanished))
     create_file(store, path_in(info.manifest, "_complete"), _info_bytes(info))
 
@@ -512,8 +512,8 @@ def write_portion(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: 
             ),
         }
     )
-    create_file(store, path_in(number, "blocks.parquet", portion), parquet_bytes(blocks))
-    create_file(store, path_in(number, "vanished.parquet", portion), parquet_bytes(changes))
+    create_file(store, path_in(number, "blocks.parquet", portion), to_parquet_bytes(blocks))
+    create_file(store, path_in(number, "vanished.parquet", portion), to_parquet_bytes(changes))
     create_file(store, path_in(number, "_complete", portion), _info_bytes(info))
 
 
@@ -522,7 +522,7 @@ def _info_bytes(info: ManifestInfo) -> bytes:
 
 
 def _vanished_bytes(vanished: Ids) -> bytes:
-    return parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS))
+    return to_parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS))
 
 
 def read_table(store: Store, path: str) -> pa.Table:
@@ -530,7 +530,7 @@ def read_table(store: Store, path: str) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(store.read(path))).read()
 
 
-def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
+def to_parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
     """Return a table as the bytes of a Parquet file, with `row_group` rows per row group."""
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", row_group_size=row_group, use_dictionary=False)
@@ -562,7 +562,7 @@ def read_blocks_so_far(store: Store, portion_info: ManifestInfo) -> BlockList:
     portions = range(portion_info.portions)
     with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
         read = partial(read_blocks, store, portion_info.manifest)
-        return BlockList.joined(list(pool.map(read, portions)))
+        return BlockList.concat(list(pool.map(read, portions)))
 
 
 def read_block_lists(store: Store) -> Iterator[BlockList]:
@@ -571,7 +571,7 @@ def read_block_lists(store: Store) -> Iterator[BlockList]:
     Args:
         store: The run directory.
     """
-    numbers, open_info = listed_manifests(store)
+    numbers, open_info = list_manifests(store)
     for number in numbers:
         yield read_blocks(store, number)
     if open_info is not None:
@@ -700,19 +700,19 @@ def cut_rows(rows: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-def input_type(table: pa.Table) -> pa.StructType | None:
+def get_input_type(table: pa.Table) -> pa.StructType | None:
     """Return the type of the source's own columns; None if the source has none."""
     return table.schema.field("input").type if "input" in table.schema.names else None
 
 
-def with_input(table: pa.Table, kind: pa.StructType | None) -> pa.Table:
+def widen_input(table: pa.Table, kind: pa.StructType | None) -> pa.Table:
     """Return the table with `input` as a wider type; fields that it lacks are null.
 
     Args:
         table: The members.
         kind: The wider type, None for no change.
     """
-    if kind is None or input_type(table) == kind:
+    if kind is None or get_input_type(table) == kind:
         return table
     count = len(table)
     if "input" not in table.schema.names:
@@ -729,7 +729,9 @@ def with_input(table: pa.Table, kind: pa.StructType | None) -> pa.Table:
     return table.set_column(table.schema.get_field_index("input"), pa.field("input", kind), widened)
 
 
-def joined_inputs(types: Iterable[pa.StructType | None], *, as_text: bool) -> pa.StructType | None:
+def merge_input_types(
+    types: Iterable[pa.StructType | None], *, as_text: bool
+) -> pa.StructType | None:
     """Return the type of `input` that holds all of these types; None if there are no columns.
 
     Args:

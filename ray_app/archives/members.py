@@ -159,7 +159,7 @@ class ManifestMember:
     refused: RefusedMember | None = None
 
 
-def as_member(item: ListedMember, slot: int = 0) -> ManifestMember:
+def to_manifest_member(item: ListedMember, slot: int = 0) -> ManifestMember:
     """Convert a listed file into a member that can be read.
 
     Args:
@@ -173,7 +173,7 @@ def as_member(item: ListedMember, slot: int = 0) -> ManifestMember:
     return ManifestMember(image_id(item), *identity, 0, slot, item.input, item.place, item.refused)
 
 
-def as_listed(member: ListedMember | ManifestMember) -> ListedMember:
+def to_listed_member(member: ListedMember | ManifestMember) -> ListedMember:
     """Convert a member back to the form in which its source listed it.
 
     Args:
@@ -263,7 +263,7 @@ class BlockPlan(Frozen):
         return max(self.batch_slots, self.max_block_members // self.batch_slots * self.batch_slots)
 
 
-def block_sizes(plan: BlockPlan) -> Iterator[int]:
+def iter_block_sizes(plan: BlockPlan) -> Iterator[int]:
     """Yield the number of members of block 0, 1, … without end.
 
     Block 0 is one batch, for an early verdict. The next blocks have about 16 members, doubled after
@@ -289,7 +289,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Each(Protocol):
+class MapFunction(Protocol):
     """A function that applies a picklable function to items and yields the results in order."""
 
     def __call__(
@@ -309,7 +309,7 @@ class Each(Protocol):
         """
 
 
-def in_turn(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
+def map_serial(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
     """Apply a function to items one after another, in this process.
 
     Args:

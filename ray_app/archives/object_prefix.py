@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, base, kind_of
+from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, base, detect_kind
 from ray_app.archives.containers.parquet import read_rows_by
 from ray_app.archives.members import (
     ListedMember,
@@ -34,7 +34,7 @@ from ray_app.storage import (
     KeyRange,
     ObjectInfo,
     RangeReader,
-    canonical,
+    canonicalize,
     list_objects,
     split_range,
     split_source,
@@ -113,7 +113,7 @@ class ObjectPrefix:
     limits: ContainerLimits
     selection: Selection = field(default_factory=Selection)
 
-    def found(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+    def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
         """Yield every object with its path relative to the source.
 
         A single file has its name as path.
@@ -163,7 +163,7 @@ class ObjectPrefix:
             fetcher: Reads sidecar tables.
             table: The sidecar table of the first objects, None if there is none.
         """
-        named_uri = None if self.is_pattern else strip_secrets(canonical(self.url))
+        named_uri = None if self.is_pattern else strip_secrets(canonicalize(self.url))
         sidecar: SidecarTable | None = None
         for info in objects:
             if isinstance(info, ClosedFolder):
@@ -209,8 +209,8 @@ class PrefixRange:
     prefix: ObjectPrefix
     keys: KeyRange
 
-    def found(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield the objects of the range, as `ObjectPrefix.found` does."""
+    def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+        """Yield the objects of the range, as `ObjectPrefix.list_entries` does."""
         return self.items(RangeReader(self.keys), fetcher)
 
     def split(self, count: int) -> list["PrefixRange"]:
@@ -242,7 +242,9 @@ class PrefixRange:
         """
         table_uri, base_url = uri.rpartition("/")[0] + TABLE, self.prefix.base_url
         matches = (
-            (lambda _: True) if self.keys.pattern is None else urls.full_matcher(self.keys.pattern)
+            (lambda _: True)
+            if self.keys.pattern is None
+            else urls.make_full_matcher(self.keys.pattern)
         )
         if not (table_uri.startswith(base_url) and matches(table_uri.removeprefix(base_url))):
             return None
@@ -269,8 +271,8 @@ class PartialRange:
             RangeReader(prefix_range.keys),
         )
 
-    def found(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield objects as `PrefixRange.found` does, up to the number of members.
+    def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+        """Yield objects as `PrefixRange.list_entries` does, up to the number of members.
 
         Files are listed in whole pages; the range ends directly after a container that reaches the
         number.
@@ -303,7 +305,7 @@ def classify_object(
         columns: The columns that the user named.
         limits: Limits on what the container may cost.
     """
-    kind = kind_of(path) if kind is None else kind
+    kind = detect_kind(path) if kind is None else kind
     if kind is not None and kind in CONTAINERS:
         return Container(info.uri, info.version, info.size_bytes, kind, path, columns, limits)
     member = VersionlessFile if isinstance(info, ClosedFile) else ListedMember

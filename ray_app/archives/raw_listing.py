@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 from ray_app.archives import members, object_prefix, sources
 from ray_app.archives.containers import Container, Unopened
 from ray_app.archives.manifest import (
+    get_input_type,
     has_archive_columns,
-    input_type,
-    joined_inputs,
     listed_rows,
-    parquet_bytes,
-    with_input,
+    merge_input_types,
+    to_parquet_bytes,
+    widen_input,
 )
 from ray_app.archives.selection import Selection
-from ray_app.storage import Fetcher, NotedFolders, Store, noting_linked_folders
+from ray_app.storage import Fetcher, FolderCount, Store, count_linked_folders
 
 Progress = Callable[[int], object]
 
@@ -122,7 +122,7 @@ class SectionListing:
     containers: tuple[Container, ...]
     digest: int
     settled: bool
-    linked: NotedFolders
+    linked: FolderCount
     closed: tuple[ClosedPlace, ...] = ()
     rest: object_prefix.PrefixRange | None = None
 
@@ -191,8 +191,8 @@ class SectionLister:
 
         def iter_passed() -> Iterator[members.ListedMember]:
             nonlocal n_found, is_settled
-            for (_, entry), passes in self.selection.chosen(
-                (partial_range or section).found(self.fetcher)
+            for (_, entry), passes in self.selection.filter_entries(
+                (partial_range or section).list_entries(self.fetcher)
             ):
                 if isinstance(entry, Container) and passes:
                     containers.append(entry)
@@ -211,7 +211,7 @@ class SectionLister:
 
         count = 0
         entries = islice(iter_passed(), self.limit)
-        with noting_linked_folders() as linked:
+        with count_linked_folders() as linked:
             while batch := list(islice(entries, min(self.batch, self.raw_rows))):
                 writer.add(batch, self.digest)
                 count += len(batch)
@@ -281,8 +281,10 @@ class _RawWriter:
     def _close(self) -> None:
         if not self._rows:
             return
-        kind = joined_inputs((input_type(table) for table in self._tables), as_text=self._as_text)
-        table = pa.concat_tables([with_input(table, kind) for table in self._tables])
+        kind = merge_input_types(
+            (get_input_type(table) for table in self._tables), as_text=self._as_text
+        )
+        table = pa.concat_tables([widen_input(table, kind) for table in self._tables])
         file = RawFile(
             rows=self._rows,
             largest_bytes=pc.max(table["size_bytes"]).as_py(),
@@ -290,7 +292,7 @@ class _RawWriter:
             as_text=self._as_text,
             input_type=kind,
             path=f"{self._stem}-{len(self._files):05}.parquet",
-            data=parquet_bytes(table, row_group=_BATCH_ROWS),
+            data=to_parquet_bytes(table, row_group=_BATCH_ROWS),
         )
         self._files.append(
             file if file.carried_bytes <= _CARRIED_BYTES else file.stored(self._store)

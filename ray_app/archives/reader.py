@@ -134,7 +134,7 @@ class MemberReader:
                 needed = min(
                     size_bytes * (1 if member.place is None else 2), self._budget.total_bytes
                 )
-                self._release_budget = stack.enter_context(self._budget.turn(needed))
+                self._release_budget = stack.enter_context(self._budget.reserve(needed))
             if member.place is None:
                 yield from self._fetcher.prefetch(
                     [member], depth_bytes=self._depth_bytes, max_bytes=self._max_bytes
@@ -163,7 +163,7 @@ def read_block(store: Store, ref: BlockRef) -> pa.Table:
     ).read_row_group(ref.row_group)
 
 
-def member_rows(block: pa.Table) -> list[ManifestMember]:
+def rows_to_members(block: pa.Table) -> list[ManifestMember]:
     """Convert the rows of a block into members.
 
     Args:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ray_app.archives.containers import Container, Unopened
 from ray_app.archives.members import ListedMember, UnreadableFolder
-from ray_app.storage import matcher, matcher_below, matcher_of_all_below
+from ray_app.storage import make_folder_matcher, make_matcher, make_subtree_matcher
 
 # The path that patterns are compared with, and the member or container.
 ListedEntry = tuple[str, ListedMember | Container]
@@ -25,7 +25,7 @@ class Selection:
     exclude: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
-    def chosen(self, entries: Iterator[ListedEntry]) -> Iterator[tuple[ListedEntry, bool]]:
+    def filter_entries(self, entries: Iterator[ListedEntry]) -> Iterator[tuple[ListedEntry, bool]]:
         """Yield all entries outside the skipped URLs, and whether the patterns let them pass.
 
         A container passes if its members might, so that it is opened, or reported if it cannot be
@@ -35,7 +35,7 @@ class Selection:
             _build_test(self.include, otherwise=True),
             _build_test(self.exclude, otherwise=False),
         )
-        may_have_some, enters = matcher_below(self.include), self.enters()
+        may_have_some, enters = make_folder_matcher(self.include), self.enters()
         has_include = bool(self.include)
         for path, item in entries:
             if self._is_skipped(item.uri):
@@ -56,7 +56,7 @@ class Selection:
 
         The test is False if everything in the folder is excluded or skipped.
         """
-        excludes_all = matcher_of_all_below(self.exclude)
+        excludes_all = make_subtree_matcher(self.exclude)
         return lambda path, uri: not (excludes_all(path) or self._is_skipped(uri))
 
     def _is_skipped(self, uri: str) -> bool:
@@ -67,4 +67,4 @@ class Selection:
 
 
 def _build_test(patterns: tuple[str, ...], *, otherwise: bool) -> Callable[[str], bool]:
-    return matcher(patterns) if patterns else lambda _: otherwise
+    return make_matcher(patterns) if patterns else lambda _: otherwise

@@ -27,7 +27,7 @@ from ray_app.storage import (
     Guard,
     KeyRange,
     RetryPolicy,
-    canonical,
+    canonicalize,
     list_divisions,
     strip_secrets,
     urls,
@@ -50,7 +50,7 @@ RETIRED_KINDS = {
 class SourceSection(Protocol):
     """A part of a source that one task lists. It is picklable and small."""
 
-    def found(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+    def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
         """Yield members and unopened containers in a fixed order.
 
         Each has the path that patterns are compared with.
@@ -73,7 +73,7 @@ class Opened:
 
     containers: tuple[Container, ...]
 
-    def found(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+    def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
         """Yield the members of the containers, one container after another."""
         for container in self.containers:
             table = (
@@ -149,11 +149,11 @@ class Archive:
         self.selection = Selection(
             tuple(include),
             tuple(exclude),
-            tuple(strip_secrets(canonical(url)).rstrip("/") for url in skip),
+            tuple(strip_secrets(canonicalize(url)).rstrip("/") for url in skip),
         )
         self._sources = [_source_for(url, columns, limits, self.selection) for url in sources]
         self._names = [strip_secrets(url) for url in sources]
-        self.fetcher = fetcher or fetcher_of(sources, allow_private=allow_private)
+        self.fetcher = fetcher or create_fetcher(sources, allow_private=allow_private)
 
     def sections(self) -> Iterator[SourceSection]:
         """Yield the sections of all sources, in order."""
@@ -166,7 +166,7 @@ class Archive:
             for ordinal, section in enumerate(source(self.fetcher)):
                 yield source_index, ordinal, section
 
-    def range_of(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
+    def range_section(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
         """Return a range of keys of a source, which is an S3 prefix, as a section.
 
         Args:
@@ -176,7 +176,7 @@ class Archive:
         kind, url = urls.split_kind(self._urls[source])
         return object_prefix.PrefixRange(
             object_prefix.ObjectPrefix(
-                canonical(url), kind, self.columns, self.limits, self.selection
+                canonicalize(url), kind, self.columns, self.limits, self.selection
             ),
             keys,
         )
@@ -187,13 +187,13 @@ class Archive:
     def beginning(self) -> Iterator[members.ListedMember]:
         """Yield the members as iterating does, without reading ahead; for the first few."""
         return self._members(
-            item for section in self.sections() for item in section.found(self.fetcher)
+            item for section in self.sections() for item in section.list_entries(self.fetcher)
         )
 
     def _members(self, entries: Iterator[ListedEntry]) -> Iterator[members.ListedMember]:
         n_found = n_kept = 0
         containers: list[Container] = []
-        for (_, item), passes in self.selection.chosen(entries):
+        for (_, item), passes in self.selection.filter_entries(entries):
             if isinstance(item, Container):
                 containers += [item] * passes
                 n_found += not passes
@@ -202,15 +202,15 @@ class Archive:
                 if passes:
                     yield item
         for container in containers:
-            for (_, item), passes in self.selection.chosen(
-                Opened((container,)).found(self.fetcher)
+            for (_, item), passes in self.selection.filter_entries(
+                Opened((container,)).list_entries(self.fetcher)
             ):
                 assert isinstance(item, members.ListedMember)
                 n_found, n_kept = n_found + 1, n_kept + passes
                 if passes:
                     yield item
         if not n_kept:
-            raise self.empty(n_found, len(containers))
+            raise self.empty_error(n_found, len(containers))
 
     def check(self) -> None:
         """Check that each source exists and that at least one member passes the patterns.
@@ -224,12 +224,16 @@ class Archive:
         if len(self._sources) > 1:
             for source in self._sources:
                 next(
-                    (True for section in source(self.fetcher) for _ in section.found(self.fetcher)),
+                    (
+                        True
+                        for section in source(self.fetcher)
+                        for _ in section.list_entries(self.fetcher)
+                    ),
                     None,
                 )
         next(self.beginning())
 
-    def empty(self, found: int, opened: int) -> ConfigError:
+    def empty_error(self, found: int, opened: int) -> ConfigError:
         """Return the error for an archive of which no file is left.
 
         Args:
@@ -277,7 +281,9 @@ def _iter_in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Itera
             ):
                 is_range = isinstance(section, object_prefix.PrefixRange)
                 reading.append(
-                    _read_ahead(section, fetcher, ended) if is_range else section.found(fetcher)
+                    _read_ahead(section, fetcher, ended)
+                    if is_range
+                    else section.list_entries(fetcher)
                 )
             if not reading:
                 return
@@ -304,7 +310,7 @@ def _read_ahead(
 
     def read() -> None:
         try:
-            entries = section.found(fetcher)
+            entries = section.list_entries(fetcher)
             while not ended.is_set() and (chunk := list(islice(entries, _CHUNK_MEMBERS))):
                 put(chunk)
             put([])
@@ -322,7 +328,7 @@ def _read_ahead(
     return items()
 
 
-def places_of(sources: Sequence[str]) -> list[str]:
+def strip_kinds(sources: Sequence[str]) -> list[str]:
     """Return the URLs of sources as the user gave them, with secrets but without KIND::.
 
     Args:
@@ -331,7 +337,7 @@ def places_of(sources: Sequence[str]) -> list[str]:
     return [urls.split_kind(source)[1] for source in sources]
 
 
-def fetcher_of(
+def create_fetcher(
     sources: Sequence[str], policy: RetryPolicy | None = None, *, allow_private: bool = False
 ) -> Fetcher:
     """Create the fetcher that reads the members of some sources.
@@ -342,11 +348,11 @@ def fetcher_of(
         allow_private: Whether lists in the sources may name any web server, also in private
             networks; otherwise only those on the public Internet.
     """
-    urls = places_of(sources)
-    return Fetcher(policy, signed=urls, guard=Guard.of(urls, allow_private=allow_private))
+    urls = strip_kinds(sources)
+    return Fetcher(policy, signed=urls, guard=Guard.from_urls(urls, allow_private=allow_private))
 
 
-def name_of(source: str) -> str:
+def canonical_name(source: str) -> str:
     """Return the canonical spelling of a source, with KIND:: and without secrets.
 
     The identity of a run contains this name.
@@ -355,7 +361,7 @@ def name_of(source: str) -> str:
         source: The source as the user gave it.
     """
     kind, url = urls.split_kind(source)
-    return (f"{kind}::" if kind else "") + strip_secrets(canonical(url))
+    return (f"{kind}::" if kind else "") + strip_secrets(canonicalize(url))
 
 
 def _source_for(
@@ -377,7 +383,7 @@ def _source_for(
         )
     if not url:
         raise ConfigError(f"'{source}' is not a source", hint="give a folder, a file or a URL")
-    url = canonical(url)  # Made absolute here, because tasks have another working directory.
+    url = canonicalize(url)  # Made absolute here, because tasks have another working directory.
     if kind == "list":
         return partial(uri_lists.find_lists, url, columns, limits)
     return partial(

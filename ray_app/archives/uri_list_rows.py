@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_app.archives.members import ListedMember, RefusedMember, VersionlessFile
 from ray_app.errors import ConfigError, Status
-from ray_app.storage import canonical, errors, local_path, strip_secrets, urls
+from ray_app.storage import canonicalize, errors, local_path, strip_secrets, urls
 from ray_app.storage.local import local_version
 
 # fsspec opens other schemes too: archives in archives, caches, shells. A list does not need them.
@@ -33,7 +33,7 @@ class ListEntries:
 
     def __init__(self, list_uri: str, column: str) -> None:
         self._list, self._column = list_uri, column
-        self._is_local = urls.scheme_of(list_uri) == "file"
+        self._is_local = urls.get_scheme(list_uri) == "file"
         path = local_path(list_uri) if self._is_local else list_uri.partition("?")[0]
         self._folder = path.rpartition("/")[0]
         self._row = 0
@@ -90,7 +90,7 @@ class ListEntries:
                     return full_uri, refused
                 self._buckets.add(bucket)
             return uri.rstrip("/"), None
-        scheme = urls.scheme_of(uri)
+        scheme = urls.get_scheme(uri)
         if "\0" in uri or scheme not in SCHEMES or (scheme not in UNCHAINED and "::" in uri):
             return uri, RefusedMember(
                 Status.UNSAFE_MEMBER,
@@ -127,7 +127,7 @@ def _check_uri(uri: str) -> tuple[str, RefusedMember | None]:
             "and give the workers credentials of their own",
         )
     try:
-        return canonical(uri), None
+        return canonicalize(uri), None
     except ConfigError as error:
         return uri, RefusedMember(Status.SOURCE_MISSING, error.message)
 

@@ -25,13 +25,13 @@ from ray_app.archives.containers import (
     Container,
     ContainerLimits,
     Unopened,
-    kind_of,
+    detect_kind,
     recognise_container,
 )
 from ray_app.archives.containers.parquet import index_uris
 from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.images.formats import describe_signature
-from ray_app.storage import ClosedFolder, Fetcher, canonical, list_objects, strip_secrets
+from ray_app.storage import ClosedFolder, Fetcher, canonicalize, list_objects, strip_secrets
 
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _CODEC_MAGICS = {"gzip": b"\x1f\x8b", "bz2": b"BZh", "zstd": b"\x28\xb5\x2f\xfd"}
@@ -87,7 +87,7 @@ class UriList:
     columns: members.TableColumns
     limits: ContainerLimits
 
-    def found(self, fetcher: Fetcher) -> Iterator[tuple[str, members.ListedMember]]:
+    def list_entries(self, fetcher: Fetcher) -> Iterator[tuple[str, members.ListedMember]]:
         """Yield a member per row, with the path that patterns are compared with.
 
         The path is relative to the list's folder if the file is in it, else the whole uri.
@@ -112,7 +112,7 @@ class UriList:
             raise ConfigError(f"{self.uri}: {' '.join(str(error).split())}", hint=hint) from error
 
     def _members(self, fetcher: Fetcher) -> Iterator[members.ListedMember]:
-        if kind_of(self.uri) == "parquet":
+        if detect_kind(self.uri) == "parquet":
             name = self.uri.rpartition("/")[2]
             container = Container(
                 self.uri, self.version, self.size_bytes, "parquet", name, self.columns, self.limits
@@ -191,7 +191,7 @@ class UriList:
 def is_one_file(url: str, fetcher: Fetcher) -> bool:
     """Return whether a source is one file, and not a folder or pattern; lists the store."""
     objects = list(itertools.islice(list_objects(url, fetcher.guard), 2))
-    return [info.uri for info in objects] == [strip_secrets(canonical(url))]
+    return [info.uri for info in objects] == [strip_secrets(canonicalize(url))]
 
 
 def looks_like_list(url: str) -> bool:

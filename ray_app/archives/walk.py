@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 from ray_app import __version__
 from ray_app.archives import object_prefix, raw_listing
 from ray_app.archives.containers import Container
-from ray_app.archives.members import Each, in_turn
+from ray_app.archives.members import MapFunction, map_serial
 from ray_app.archives.sources import Archive, Opened, SourceSection
-from ray_app.storage import KeyRange, NotedFolders
+from ray_app.storage import FolderCount, KeyRange
 
 # The position of a section: its source, its number there, and the key that precedes its range.
 Order = tuple[float, int, str]
@@ -87,7 +87,7 @@ class PendingSection:
 
 
 @dataclass
-class Walk:
+class ArchiveWalker:
     """A listing of an archive, in progress.
 
     Attributes:
@@ -110,7 +110,7 @@ class Walk:
 
     lister: raw_listing.SectionLister
     archive: Archive
-    each: Each = in_turn
+    each: MapFunction = map_serial
     limit: int | None = None
     progress: raw_listing.Progress | None = None
     found: int = 0
@@ -119,8 +119,8 @@ class Walk:
     opened: int = 0
     settled: bool = True
     named: int = 0
-    linked: NotedFolders = field(default_factory=NotedFolders)
-    closed_folders: NotedFolders = field(default_factory=NotedFolders)
+    linked: FolderCount = field(default_factory=FolderCount)
+    closed_folders: FolderCount = field(default_factory=FolderCount)
     closed: list[raw_listing.ClosedPlace] = field(default_factory=list)
     unlisted: list[PendingSection] | None = None
     _sum: int = 0
@@ -286,11 +286,11 @@ class Walk:
         )
         self.settled, self.linked, self._sum = (
             bool(state["settled"]),
-            NotedFolders(**state["linked"]),
+            FolderCount(**state["linked"]),
             int(state["sum"], 16),
         )
         # Older versions did not write these.
-        self.closed_folders = NotedFolders(**state.get("closed_folders", {}))
+        self.closed_folders = FolderCount(**state.get("closed_folders", {}))
         # Version 0.26 had no pending containers, because it listed all that it found.
         self._containers = [
             (_CONTAINER_ORDER, self._restore_container(container))
@@ -310,7 +310,7 @@ class Walk:
         ]
         for pending in pending_states:
             if pending["keys"] is not None:
-                section = self.archive.range_of(pending["source"], KeyRange(**pending["keys"]))
+                section = self.archive.range_section(pending["source"], KeyRange(**pending["keys"]))
                 self.unlisted.append(PendingSection(pending["source"], pending["ordinal"], section))
         self.unlisted.sort(key=lambda pending: pending.order)
 
@@ -384,7 +384,7 @@ class Walk:
         yield from zip(sections, listings, strict=True)
 
     def _map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        return (self.each if len(items) > 1 else in_turn)(function, items)
+        return (self.each if len(items) > 1 else map_serial)(function, items)
 
     def _list_in_order(
         self, sections: Sequence[PendingSection]
@@ -449,7 +449,7 @@ class Walk:
         self.closed += places
         for closed in places:
             if closed.version is None:
-                self.closed_folders.add(NotedFolders(1, closed.uri))
+                self.closed_folders.add(FolderCount(1, closed.uri))
 
 
 def _split_range(count: int, pending: PendingSection) -> list[object_prefix.PrefixRange]:

@@ -70,13 +70,15 @@ def check(
     # scores are equal.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    from ray_app.ensembles import choose_operating_point, ensemble_of, load_ensemble_card
+    from ray_app.ensembles import build_ensemble, choose_operating_point, load_ensemble_card
     from ray_app.images import BatchLimits
     from ray_app.inference.check_files import check_files
     from ray_app.inference.spec import make_spec
     from ray_app.reports.check import choose_picture_size, name_rows
 
-    card = ensemble_of(list(detectors)) if detectors else load_ensemble_card(ensemble or "default")
+    card = (
+        build_ensemble(list(detectors)) if detectors else load_ensemble_card(ensemble or "default")
+    )
     if fpr is not None:
         card = choose_operating_point(card, fpr)
     spec = make_spec(card, limits=BatchLimits(), device=device)

@@ -27,7 +27,7 @@ from ray_app.cli.config_options import ConfigCommand
 )
 @options.retry_shards_option
 @options.overrides
-@options.as_json
+@options.json_option
 def pack(
     config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **values: Any
 ) -> int:
@@ -93,7 +93,7 @@ def _parse_statuses(
     "--config", "config_file", metavar="FILE", help="YAML file with the settings of a collection."
 )
 @options.overrides
-@options.as_json
+@options.json_option
 def collect(
     meta: str | None,
     out: str | None,
@@ -158,7 +158,7 @@ def _accept(
 @click.option("--accept-licence", "accept_licences", multiple=True, metavar="NAME", callback=_accept,
               help="Accept the licence of this pipeline, or the licence with this id, and remember that; repeatable.")  # fmt: skip
 @options.overrides
-@options.as_json
+@options.json_option
 def generate(
     config_file: str, assignments: tuple[str, ...], retry: bool, as_json: bool, **values: Any
 ) -> int:
@@ -230,7 +230,7 @@ def _split_at_commas(
     is_flag=True,
     help="Write nothing; report what the splits of INDEX share, and exit with 2 if they share anything.",
 )
-@options.as_json
+@options.json_option
 def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) -> int:
     """Split an index into train, validation, and test.
 
@@ -242,15 +242,15 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) 
     """
     from ray_app.datasets.split_index import SplitConfig, check_splits, split_index
     from ray_app.errors import ConfigError, ExitCode
-    from ray_app.evaluation.data_faults import faults_of_index
+    from ray_app.evaluation.data_faults import find_index_faults
     from ray_app.reports.datasets import leak_lines, split_lines
-    from ray_app.reports.format import visible
+    from ray_app.reports.format import escape_invisible
 
     if check:
         report = check_splits(at)
-        report["remarks"] = faults_of_index(at, clip)
+        report["remarks"] = find_index_faults(at, clip)
         options.echo_document(
-            report, map(visible, [*report["remarks"], *leak_lines(report)]), as_json
+            report, map(escape_invisible, [*report["remarks"], *leak_lines(report)]), as_json
         )
         return ExitCode.USAGE if any(leak["values"] for leak in report["leaks"]) else ExitCode.DONE
     if not values["out"]:
@@ -260,9 +260,11 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) 
         )
     document = split_index(
         options.load_config("split", None, SplitConfig, {"at": at, **values}, ()),
-        lambda: faults_of_index(at, clip),
+        lambda: find_index_faults(at, clip),
     )
-    options.echo_document(document, map(visible, split_lines(document, values["out"])), as_json)
+    options.echo_document(
+        document, map(escape_invisible, split_lines(document, values["out"])), as_json
+    )
     return ExitCode.DONE
 
 
@@ -292,7 +294,7 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) 
     "--complete", is_flag=True, help="Exit with 2 if the counts differ from the published ones."
 )
 @options.overrides
-@options.as_json
+@options.json_option
 def index(
     out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **values: Any
 ) -> int:

@@ -66,7 +66,7 @@ def _use_mirror(context: click.Context, option: click.Parameter, mirror: str | N
 )
 @mirror_option
 @options.licence_option
-@options.as_json
+@options.json_option
 def fetch(
     names: tuple[str, ...],
     everything: bool,
@@ -156,7 +156,7 @@ def _callable_options(command: Callable[..., int]) -> Callable[..., int]:
     help="For FILE: the detector or backbone that these weights belong to. For a callable: the name of its new card.",
 )
 @_callable_options
-@options.as_json
+@options.json_option
 def add(sources: tuple[Path | str, ...], name: str | None, as_json: bool, **values: Any) -> int:
     """Add a file of weights, or a Python function as a new detector.
 
@@ -213,7 +213,7 @@ def _report(failures: Sequence[DetectorError]) -> int:
 
 
 @click.command("list")
-@options.as_json
+@options.json_option
 def list_detectors(as_json: bool) -> int:
     """List the detectors that are shipped or that you added.
 
@@ -235,7 +235,7 @@ def list_detectors(as_json: bool) -> int:
 
 @click.command("show")
 @click.argument("name", type=DETECTOR, metavar="NAME|PATH")
-@options.as_json
+@options.json_option
 def show_detector(name: str, as_json: bool) -> int:
     """Print the card of a detector, an identifier, or a describer as YAML.
 
@@ -258,7 +258,7 @@ def show_detector(name: str, as_json: bool) -> int:
               help="Folder with the images of the published scores, under any name.")  # fmt: skip
 @mirror_option
 @options.licence_option
-@options.as_json
+@options.json_option
 def verify(
     names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool
 ) -> int:
@@ -270,7 +270,7 @@ def verify(
     touchstone detectors verify touchstone-tiny
     """
     from ray_app.detectors import licences, load_card
-    from ray_app.detectors.card import base_name
+    from ray_app.detectors.card import strip_variant
     from ray_app.detectors.verify import verify_detector
 
     cards = [load_card(name) for name in names]
@@ -282,7 +282,7 @@ def verify(
         for check in verify_detector(card, images):
             checks.append(check)
             if not as_json:
-                part = f"{check.part}: " if check.part not in ("", base_name(card.name)) else ""
+                part = f"{check.part}: " if check.part not in ("", strip_variant(card.name)) else ""
                 click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {part}{check.told}")
         ok = all(check.outcome != "failed" for check in checks)
         results.append(

@@ -233,7 +233,9 @@ def _print_table(answers: Iterator[Mapping[str, Any]], is_demonstration: bool) -
         if rows:
             click.echo(verdict_table(rows, terminal_width()))
         for line in {
-            text_format.visible(row["error_rates"]) for row in rows if row.get("error_rates")
+            text_format.escape_invisible(row["error_rates"])
+            for row in rows
+            if row.get("error_rates")
         }:
             click.echo(line)
     if is_demonstration:

@@ -65,7 +65,7 @@ _intervals_option = click.option(
 )
 @options.licence_option
 @options.overrides
-@options.as_json
+@options.json_option
 def evaluate(
     assignments: tuple[str, ...],
     accepted: tuple[str, ...],
@@ -117,7 +117,7 @@ def evaluate(
     help="Column that matches the rows of both runs.  [default: image_id, or sha256 if no id is shared]",
 )
 @_intervals_option
-@options.as_json
+@options.json_option
 def compare(
     run_a: str,
     run_b: str,
@@ -151,7 +151,7 @@ def compare(
     metavar="NAME",
     help="Metric to order the table by: a value of the column `figure` of metrics.csv.",
 )
-@options.as_json
+@options.json_option
 def leaderboard(evaluations: tuple[str, ...], figure: str, as_json: bool) -> int:
     """Rank the systems of several evaluations of the same labelled images.
 

@@ -132,7 +132,7 @@ def source_options(command: Command) -> Command:
     return command
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 unguarded_option = click.option(
     "--unguarded",
     is_flag=True,
@@ -224,9 +224,9 @@ def parse_time(text: str) -> "datetime":
     """
     from datetime import UTC, datetime, timedelta
 
-    from ray_app.config import seconds_of
+    from ray_app.config import parse_duration
 
-    span = seconds_of(text)
+    span = parse_duration(text)
     try:
         time = (
             datetime.fromisoformat(text)

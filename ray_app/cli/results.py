@@ -80,7 +80,7 @@ _DEFAULT_ROWS = 50  # Rows in a table without --limit.
 @click.option(
     "--out", metavar="FILE", help="Write the rows to this .csv or .parquet file; any fsspec URL."
 )
-@options.as_json
+@options.json_option
 def results(
     run: str,
     image: str | None,
@@ -131,14 +131,14 @@ def results(
 
 def _print_operating_point(run: "RunDirectory") -> None:
     """Print the error rates of a finished run if its thresholds are those of an operating point."""
-    from ray_app.reports.format import visible
+    from ray_app.reports.format import escape_invisible
     from ray_app.runs.document import RunSummary
 
     if not run.store.exists("summary.json"):
         return
     summary = RunSummary.model_validate(run.read_json("summary.json"))
     if summary.ensemble.thresholds and summary.ensemble.thresholds.target_fpr is not None:
-        click.echo(visible(summary.error_rates))
+        click.echo(escape_invisible(summary.error_rates))
 
 
 def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool) -> None:
@@ -187,7 +187,7 @@ def _show_image(
 
 def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
     """Write the rows to a CSV or Parquet file; without rows, the file has only the columns."""
-    from ray_app.reports.format import counted
+    from ray_app.reports.format import pluralize
     from ray_app.runs import CurrentRows
     from ray_app.runs.row_shape import RowShape
     from ray_app.runs.table_files import write_tables
@@ -215,7 +215,7 @@ def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
         tables = (table.flatten() for table in tables)
     store = Store.open(folder or slash or ".")
     rows = write_tables(store, stem, schema, tables, forms=(forms[suffix],))
-    click.echo(f"{counted(rows, 'row')}: {strip_secrets(out)}")
+    click.echo(f"{pluralize(rows, 'row')}: {strip_secrets(out)}")
     return 0
 
 
@@ -262,7 +262,7 @@ def _guarantee_notes(run: "RunDirectory") -> list[str]:
     show_default=True,
     help="Number of images on a page.",
 )
-@options.as_json
+@options.json_option
 def gallery(
     run: str,
     out: str,
@@ -279,7 +279,7 @@ def gallery(
     \b
     touchstone runs gallery run --out gallery --verdict fake
     """
-    from ray_app.reports.format import counted
+    from ray_app.reports.format import pluralize
     from ray_app.runs.selection import RowFilter
     from ray_app.scoring.gallery import make_gallery
 
@@ -289,7 +289,7 @@ def gallery(
     options.echo_document(
         summary,
         [
-            f"{counted(summary['images'], 'image')} on {counted(summary['pages'], 'page')}: {summary['out']}/index.html"
+            f"{pluralize(summary['images'], 'image')} on {pluralize(summary['pages'], 'page')}: {summary['out']}/index.html"
         ],
         as_json,
     )
@@ -322,7 +322,7 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
     \b
     touchstone runs masks run --out masks --min-area 0.05
     """
-    from ray_app.reports.format import counted
+    from ray_app.reports.format import pluralize
     from ray_app.runs import CurrentRows, RunDirectory, mask_image
 
     folder = options.make_local_folder(out)
@@ -332,7 +332,7 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
         if area >= min_area:
             image.save(folder / f"{row['image_id']}-{row['detector'].replace(':', '-')}.png")
             written += 1
-    click.echo(f"{counted(written, 'mask')} in {folder}")
+    click.echo(f"{pluralize(written, 'mask')} in {folder}")
     if not written:
         click.echo(
             "no masks: no detector of this run localizes (see `touchstone detectors list`), or --min-area is too large",

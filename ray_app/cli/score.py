@@ -55,7 +55,7 @@ def demo(images: str | None, out: str | None, limit: int | None, archive_only: b
 
     folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
     if archive_only:
-        click.echo("\n".join(demo.written_lines(demo.copy_sample(folder))))
+        click.echo("\n".join(demo.describe_sample(demo.copy_sample(folder))))
         return 0
     result = demo.run_demo(folder, images=Path(images).resolve() if images else None, limit=limit)
     click.echo("\n".join(result.lines()))
@@ -88,7 +88,7 @@ def demo(images: str | None, out: str | None, limit: int | None, archive_only: b
 )
 @options.licence_option
 @options.overrides
-@options.as_json
+@options.json_option
 def plan(
     source: tuple[str, ...],
     config_file: str | None,
@@ -153,7 +153,7 @@ def plan(
 @endpoint_options
 @options.licence_option
 @options.overrides
-@options.as_json
+@options.json_option
 def score(
     source: tuple[str, ...],
     config_file: str | None,
@@ -290,7 +290,7 @@ def compact(run: str, out: str, unguarded: bool) -> int:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@options.as_json
+@options.json_option
 def verify(run: str, as_json: bool) -> int:
     """Check that every file of a finished run has exactly one row, and that the summary agrees.
 
@@ -299,12 +299,12 @@ def verify(run: str, as_json: bool) -> int:
     """
     from dataclasses import asdict
 
-    from ray_app.reports.format import counted
+    from ray_app.reports.format import pluralize
     from ray_app.runs import RunDirectory, verify_run
 
     verified = verify_run(RunDirectory.open(run))
     lines = [
-        f"{counted(verified.members, 'row')} of {counted(verified.manifests, 'listing')}, {verified.current:,} current: "
+        f"{pluralize(verified.members, 'row')} of {pluralize(verified.manifests, 'listing')}, {verified.current:,} current: "
         "every file has one row, and the summary agrees"
     ]
     options.echo_document(asdict(verified), lines, as_json)

@@ -59,10 +59,10 @@ def _make_commands(kind: str, noun: str, example: str) -> tuple[click.Command, c
         f"Print the YAML file of one of the {group}.\n\n\b\ntouchstone {group} show {example}\n"
     )
     return (
-        click.command("list")(options.as_json(list_shipped)),
+        click.command("list")(options.json_option(list_shipped)),
         click.command("show")(
             click.argument("name", type=options.ShippedName(kind), metavar="NAME|PATH")(
-                options.as_json(show_shipped)
+                options.json_option(show_shipped)
             )
         ),
     )
@@ -83,7 +83,7 @@ PROTOCOLS = _make_commands("evaluate", "protocol", "openfake-v1")
 @click.command("show")
 @click.argument("file", type=options.SCORE, required=False, metavar="[NAME|FILE]")
 @options.overrides
-@options.as_json
+@options.json_option
 def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -> int:
     """Print every setting of a scoring run with its value, as YAML for --config.
 
@@ -115,7 +115,7 @@ def trust_lists() -> None:
     metavar="NAME=URL|PATH",
     help="Read the list NAME from this URL or path, such as a mirror; repeatable. Names: official, time-stamps, interim, interim-signers.",
 )
-@options.as_json
+@options.json_option
 def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
     """Download the official C2PA trust list and the older interim list into the cache.
 
@@ -150,7 +150,7 @@ def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
 
 
 @trust_lists.command("show")
-@options.as_json
+@options.json_option
 def show_trust(as_json: bool) -> int:
     """Show the trust lists that are in use, with their addresses, dates, and SHA-256.
 
@@ -197,7 +197,7 @@ def completion(shell: str) -> int:
 
 
 @click.command()
-@options.as_json
+@options.json_option
 def doctor(as_json: bool) -> int:
     """Check that this machine has what Touchstone needs, and show how to fix what is missing.
 

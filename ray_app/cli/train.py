@@ -27,7 +27,7 @@ from ray_app.cli.options import RECIPE
 )
 @options.licence_option
 @options.overrides
-@options.as_json
+@options.json_option
 def train(
     config_file: str,
     dry_run: bool,

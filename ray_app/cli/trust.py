@@ -39,7 +39,7 @@ _MIN_SAMPLE = 50  # Images in a sample of the whole archive.
     required=True,
     help="Path of the new card. The labels of the held-out part are written to the same folder.",
 )
-@options.as_json
+@options.json_option
 def calibrate(as_json: bool, **values: Any) -> int:
     """Calibrate detectors with labelled images, and write an ensemble card with a bound on false positives.
 
@@ -94,7 +94,7 @@ def calibrate(as_json: bool, **values: Any) -> int:
     default=True,
     help="Show the images in audit.html; they are read from the archive.  [default: --thumbnails]",
 )
-@options.as_json
+@options.json_option
 def audit(
     run: str,
     draw: int | None,

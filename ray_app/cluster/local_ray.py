@@ -58,7 +58,7 @@ def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
     left_out = ("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)
     with private_folder() as folder:
         inherited = {**access, **_TORCH, **_NICENESS, **_NO_UPLOAD}
-        with changed_environment(inherited, left_out):
+        with override_environment(inherited, left_out):
             yield folder / "ray"
 
 
@@ -108,7 +108,7 @@ def require_loopback() -> None:
 
 
 @contextmanager
-def changed_environment(changes: Mapping[str, str], removed: Iterable[str]) -> Iterator[None]:
+def override_environment(changes: Mapping[str, str], removed: Iterable[str]) -> Iterator[None]:
     """Change the environment of this process inside the block.
 
     Args:

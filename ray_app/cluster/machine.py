@@ -20,7 +20,7 @@ from ray_app.cluster.ray_folder import ray_base
 from ray_app.config import CACHE_VARIABLE, cache_folder, config_root, named_configs
 from ray_app.detectors import load_card
 from ray_app.detectors.cpu import cpu_precision
-from ray_app.detectors.weights import located, parts_of
+from ray_app.detectors.weights import find_local_file, list_parts
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ClusterError, DetectorError
 from ray_app.images.provenance import trust_lists
@@ -126,13 +126,13 @@ def _free_bytes(folder: Path) -> int:
 def _weights() -> tuple[str, str]:
     cards = {name: load_ensemble_card(name) for name in named_configs("ensembles")}
     needed = {
-        name: [part for member in card.members for part in parts_of(load_card(member.detector))]
+        name: [part for member in card.members for part in list_parts(load_card(member.detector))]
         for name, card in cards.items()
     }
     available = [
         name
         for name, parts in needed.items()
-        if cards[name].profile is None and all(map(located, parts))
+        if cards[name].profile is None and all(map(find_local_file, parts))
     ]
     if "default" not in available:
         raise DetectorError(

@@ -26,7 +26,7 @@ from ray_app.cluster import gpu_check, private_api, versions
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
 from ray_app.cluster.local_ray import (
     WORKER_ENVIRONMENT,
-    changed_environment,
+    override_environment,
     private_ray,
     require_loopback,
 )
@@ -63,7 +63,7 @@ def _module_folder(folder: Path) -> Iterator[None]:
         for name in _PATH_VARIABLES
         if (path := os.environ.get(name)) and "://" not in path
     }
-    with changed_environment({**paths, **safe_variables()}, (SEARCH_PATH,)), working_in(modules):
+    with override_environment({**paths, **safe_variables()}, (SEARCH_PATH,)), working_in(modules):
         yield
 
 
@@ -143,7 +143,7 @@ def _join(address: str, ending: ExitStack) -> None:
     """Connect to a named cluster until `ending` closes."""
     require_head(address)
     folder = ending.enter_context(private_folder())
-    variables_of_workers = {**WORKER_ENVIRONMENT, **s3.worker_variables(), SAFE_PATH: "1"}
+    variables_of_workers = {**WORKER_ENVIRONMENT, **s3.get_worker_variables(), SAFE_PATH: "1"}
     try:
         import ray
 
@@ -248,7 +248,7 @@ def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | No
     ) if present else 1, smallest if present else None
 
 
-def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
+def map_on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
     """Yield the result of the function for each item, in the order of the items, from Ray tasks.
 
     As many tasks run at once as the cluster has room for. When no more results are requested,
@@ -331,7 +331,7 @@ def current_node_id() -> str:
     return node_id
 
 
-def on_own_node() -> dict[str, str]:
+def select_current_node() -> dict[str, str]:
     """Return a label selector that keeps an actor or a task on the node of this process."""
     return {"ray.io/node-id": current_node_id()}
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives import Each
-from ray_app.archives.manifest import parquet_bytes
+from ray_app.archives import MapFunction
+from ray_app.archives.manifest import to_parquet_bytes
 from ray_app.cluster.progress import Progress
 from ray_app.storage import Lease, Store
 
@@ -40,7 +40,7 @@ def write_part(
     Raises:
         StorageError: If the part cannot be written.
     """
-    store.write(f"{PARTS}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema)))
+    store.write(f"{PARTS}/{name}.parquet", to_parquet_bytes(pa.Table.from_pylist(rows, schema)))
 
 
 def list_parts(store: Store) -> list[str]:
@@ -82,7 +82,7 @@ def format_labels(
 
 
 def run_units(
-    map_fn: Each,
+    map_fn: MapFunction,
     work: Callable[[U], Mapping[str, int]],
     units: Sequence[U],
     *,

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import archives
-from ray_app.archives import Each, in_turn
+from ray_app.archives import MapFunction, map_serial
 from ray_app.archives.build import write_selected
 from ray_app.config import config_root
 from ray_app.datasets import known_faults
@@ -70,8 +70,8 @@ def index_source(
     source: DatasetSource,
     store: Store,
     *,
-    each: Each = in_turn,
-    reading: Each = in_turn,
+    each: MapFunction = map_serial,
+    reading: MapFunction = map_serial,
     progress: Progress = report_nothing,
     requires_all_folders: bool = False,
 ) -> pa.Table:
@@ -160,7 +160,7 @@ class IndexInfo:
         strata = {
             (entry["split"], entry["label"], entry["generator"]): entry["rows"] for entry in counts
         }
-        faults = known_faults.faults_of({"layout": self.layout, **self.source})
+        faults = known_faults.find_faults({"layout": self.layout, **self.source})
         spoiled = [
             f"left out: {entry['files']:,} × {entry['why']}"
             for entry in self.left_out
@@ -189,8 +189,8 @@ def build_index(
     source: DatasetSource,
     store: Store,
     *,
-    each: Each = in_turn,
-    reading: Each = in_turn,
+    each: MapFunction = map_serial,
+    reading: MapFunction = map_serial,
     progress: Progress = report_nothing,
     requires_all_folders: bool = False,
 ) -> IndexInfo:
@@ -258,7 +258,7 @@ def get_source_guard(source: DatasetSource, store: Store) -> Guard:
     """
     stores = [Store.open(path) for path in list_indexes(source)] or [store]
     return reduce(
-        Guard.joined, map(archives.guard_of, stores), Guard(allow_private=source.allow_private)
+        Guard.merge, map(archives.load_guard, stores), Guard(allow_private=source.allow_private)
     )
 
 
@@ -272,8 +272,8 @@ def write_index(
     limit: int | None = None,
     source: Mapping[str, Any] | None = None,
     requires_all_folders: bool = False,
-    each: Each = in_turn,
-    reading: Each = in_turn,
+    each: MapFunction = map_serial,
+    reading: MapFunction = map_serial,
     progress: Progress = report_nothing,
 ) -> IndexInfo:
     """List an archive and label its members, replacing an unfinished index.
@@ -302,7 +302,7 @@ def write_index(
     check_hashes(hashes)
     for folder in UNFINISHED:
         store.clear(folder)
-    listing = store.below("listing")
+    listing = store.subdir("listing")
     listing_info = archives.list_members(
         listing,
         archive,
@@ -317,7 +317,7 @@ def write_index(
     layout = layout.prepare(_members(listing))
     if listing_info.listed > listing_info.members:
         _refuse_contradictions(archive, layout, limit)
-    spoiling = known_faults.faults_of(source) if source and source.get("leave_out_faults") else ()
+    spoiling = known_faults.find_faults(source) if source and source.get("leave_out_faults") else ()
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher, spoiling)
     tally, blocks = _Tally(partial(progress, "labelled")), archives.read_blocks(listing, 0)
     with closing((reading if hashes and len(blocks) > 1 else each)(labeller, blocks)) as labelled:
@@ -364,7 +364,7 @@ def closed_folders_error(count: int, example: str) -> StorageError:
         example: The path of one of them.
     """
     more = f", and {count - 1} more" if count > 1 else ""
-    hint = f"check the permissions of the path, or leave the folder out with exclude: ['{urls.folder_pattern(example)}']"
+    hint = f"check the permissions of the path, or leave the folder out with exclude: ['{urls.make_folder_pattern(example)}']"
     return StorageError(f"{example}: {CLOSED_FOLDER}{more}", hint=hint)
 
 
@@ -428,7 +428,7 @@ def is_index(path: str) -> bool:
     """
     return (
         "::" not in path
-        and urls.scheme_of(path) not in ("http", "https")
+        and urls.get_scheme(path) not in ("http", "https")
         and has_index(Store.open(path))
     )
 
@@ -461,7 +461,7 @@ def write_split_index(
         tally.rows(_with_splits(original, splits)),
         _INDEX_PLAN,
         INPUT,
-        archives.guard_of(original),
+        archives.load_guard(original),
     )
     split_info = replace(
         info,
@@ -529,7 +529,9 @@ class _Tally:
 
 def _members(listing: Store) -> Iterator[archives.ListedMember]:
     for ref in archives.read_blocks(listing, 0):
-        yield from map(archives.as_listed, archives.member_rows(archives.read_block(listing, ref)))
+        yield from map(
+            archives.to_listed_member, archives.rows_to_members(archives.read_block(listing, ref))
+        )
 
 
 def _refuse_contradictions(
@@ -641,7 +643,7 @@ def describe_source(source: DatasetSource) -> dict[str, Any]:
         "hashes",
         "leave_out_faults",
     }
-    at = [path if path == SAMPLE else archives.name_of(path) for path in source.at]
+    at = [path if path == SAMPLE else archives.canonical_name(path) for path in source.at]
     arguments = {
         name: strip_secrets(value) if isinstance(value, str) else value
         for name, value in source.arguments.items()

@@ -77,7 +77,7 @@ def known_faults() -> Mapping[str, KnownFault]:
     }
 
 
-def faults_of(source: Mapping[str, Any]) -> list[KnownFault]:
+def find_faults(source: Mapping[str, Any]) -> list[KnownFault]:
     """Return the faults of a source by its `layout`, `at`, and `arguments` as in an index.
 
     Without an argument `version`, faults of all versions match.
@@ -124,7 +124,7 @@ def fault_lines(
     return lines
 
 
-def spared(labels: Labels, faults: Iterable[KnownFault]) -> Labels | None:
+def drop_faulty_labels(labels: Labels, faults: Iterable[KnownFault]) -> Labels | None:
     """Return the labels without a prompt that a fault spoils; None if a fault spoils the image.
 
     The group of a spoiled prompt is removed, too.

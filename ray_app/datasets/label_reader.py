@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import guard_of, read_block, read_blocks
+from ray_app.archives import load_guard, read_block, read_blocks
 from ray_app.archives.label_tables import LabelTable, is_label_table, match_columns
 from ray_app.datasets import index
 from ray_app.datasets.labels import INPUT, parse_label, texts
 from ray_app.datasets.masks import may_lead
 from ray_app.errors import ConfigError
-from ray_app.storage import Guard, Store, canonical, local_path, strip_secrets, urls
+from ray_app.storage import Guard, Store, canonicalize, local_path, strip_secrets, urls
 
 KEYS = ("image_id", "sha256", "uri", "member")
 TRUTH = ("label", "generator", "kind", "split")
@@ -51,7 +51,7 @@ class LabelFile:
     @property
     def guard(self) -> Guard:
         """The web servers that may be asked for files in the labels: the server of the labels."""
-        return Guard.of([self.place])
+        return Guard.from_urls([self.place])
 
     @functools.cached_property
     def _table(self) -> LabelTable:
@@ -103,8 +103,8 @@ class LabelFile:
 
     @property
     def _folder(self) -> str:
-        is_local = urls.scheme_of(self.place) == "file"
-        return posixpath.dirname(canonical(self.name) if is_local else self.name)
+        is_local = urls.get_scheme(self.place) == "file"
+        return posixpath.dirname(canonicalize(self.name) if is_local else self.name)
 
     def _check_masks(self, masks: pa.Array) -> None:
         """Raise ConfigError for a mask at a path or URL that such a file may not name."""
@@ -134,7 +134,7 @@ class LabelIndex:
     @property
     def guard(self) -> Guard:
         """The web servers that the index allows."""
-        return guard_of(Store.open(self.place))
+        return load_guard(Store.open(self.place))
 
     def list_columns(self) -> list[str]:
         """Return all columns of the index."""
@@ -297,7 +297,7 @@ def _resolve(uri: str, folder: str) -> str:
     path = local_path(uri)
     if posixpath.isabs(path):
         return posixpath.normpath(path)
-    if urls.scheme_of(folder) == "file":
+    if urls.get_scheme(folder) == "file":
         return posixpath.normpath(posixpath.join(folder, path))
     scheme, _, path_in_store = folder.partition("://")
     return f"{scheme}://{posixpath.normpath(posixpath.join(path_in_store, path))}"

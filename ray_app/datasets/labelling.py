@@ -16,13 +16,13 @@ from ray_app.archives import (
     ListedMember,
     ManifestMember,
     MemberReader,
-    as_listed,
-    member_rows,
     read_block,
+    rows_to_members,
+    to_listed_member,
 )
-from ray_app.archives.containers import kind_of
+from ray_app.archives.containers import detect_kind
 from ray_app.archives.members import is_unreadable_folder
-from ray_app.datasets.known_faults import KnownFault, spared
+from ray_app.datasets.known_faults import KnownFault, drop_faulty_labels
 from ray_app.datasets.labels import INPUT, Labels
 from ray_app.datasets.layouts.base import DatasetLayout, get_path
 from ray_app.errors import ConfigError, InputError
@@ -110,14 +110,14 @@ class Labeller:
     def __call__(self, ref: BlockRef) -> LabelledBlock:
         """Label a block. Raise ConfigError for a member that the layout cannot label."""
         table = read_block(self.store, ref)
-        members = member_rows(table)
+        members = rows_to_members(table)
         left_out, subsets = SkippedMembers(), Counter[str]()
         indices: list[int] = []
         all_labels: list[Labels] = []
         for index, member in enumerate(members):
-            item = as_listed(member)
+            item = to_listed_member(member)
             layout_labels = label_member(item, self.layout)
-            labels = layout_labels and spared(layout_labels, self.spoiling)
+            labels = layout_labels and drop_faulty_labels(layout_labels, self.spoiling)
             if labels is None:
                 left_out.add(_reason(item) if layout_labels is None else SPOILED, get_path(item))
                 continue
@@ -165,7 +165,9 @@ class Labeller:
                         decode_image(data, self.limits).pixels
                     )
             except InputError as error:
-                unreadable.add(error.status, f"{get_path(as_listed(member))}: {error.detail}")
+                unreadable.add(
+                    error.status, f"{get_path(to_listed_member(member))}: {error.detail}"
+                )
         return hashes, unreadable
 
 
@@ -177,7 +179,9 @@ def label_member(item: ListedMember, layout: DatasetLayout) -> Labels | None:
     Raises:
         ConfigError: As `DatasetLayout.labels`.
     """
-    is_closed = item.refused is not None and item.place is None and kind_of(item.uri) is not None
+    is_closed = (
+        item.refused is not None and item.place is None and detect_kind(item.uri) is not None
+    )
     return None if is_closed or is_unreadable_folder(item) else layout.labels(item)
 
 

@@ -105,7 +105,7 @@ def parse_label(value: object, where: str) -> Label:
     return label
 
 
-def real_of(source: object) -> str:
+def name_real_generator(source: object) -> str:
     """Return the generator of a real image from a source, such as a data set or a camera.
 
     It is `real:<source>`, or `real` if the source is unknown.
@@ -116,7 +116,7 @@ def real_of(source: object) -> str:
     return name if name.startswith("real:") else f"real:{name}"
 
 
-def names_a_real(generator: str) -> bool:
+def is_real_generator(generator: str) -> bool:
     """Return whether a generator is of real images, as `real_of` returns it."""
     return generator == "real" or generator.startswith("real:")
 

@@ -67,7 +67,7 @@ def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Imag
     return Image.fromarray(altered.astype(np.uint8) * np.uint8(_WHITE))
 
 
-def coverage_of(mask: Image.Image) -> Coverage:
+def measure_coverage(mask: Image.Image) -> Coverage:
     """Return how much of a mask of mode L is altered: nothing ("empty"), everything, or a part."""
     lowest, highest = cast(tuple[int, int], mask.getextrema())
     return "empty" if not highest else "full" if lowest else "part"

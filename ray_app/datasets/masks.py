@@ -46,7 +46,7 @@ def may_lead(source: str, uri: str) -> bool:
         source: Path or URL of the list.
         uri: The path or URL that it names.
     """
-    scheme, source_scheme = urls.scheme_of(uri), urls.scheme_of(source)
+    scheme, source_scheme = urls.get_scheme(uri), urls.get_scheme(source)
     prefix = uri.partition("://")[0]
     is_chain = not uri.startswith("/") and "::" in (
         prefix if prefix.lower() in uri_list_rows.UNCHAINED else uri

@@ -55,7 +55,7 @@ _NAMES: Mapping[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class Bond:
+class DuplicateCriterion:
     """One criterion by which images are duplicates: they have equal or nearly equal values.
 
     Attributes:
@@ -74,7 +74,7 @@ class Bond:
         return int((self.codes >= 0).sum())
 
 
-def bonds_of(rows: pa.Table, kinds: Sequence[Kind]) -> list[Bond]:
+def compute_duplicate_criteria(rows: pa.Table, kinds: Sequence[Kind]) -> list[DuplicateCriterion]:
     """Return the bonds of these kinds, in that order.
 
     If no row has a value of a kind, its bond has no values and no pairs.
@@ -83,21 +83,25 @@ def bonds_of(rows: pa.Table, kinds: Sequence[Kind]) -> list[Bond]:
         rows: Rows of an index with `image_id` and `input`.
         kinds: The kinds.
     """
-    makers: Mapping[Kind, Callable[[], Bond]] = {
-        "image": lambda: Bond(
+    makers: Mapping[Kind, Callable[[], DuplicateCriterion]] = {
+        "image": lambda: DuplicateCriterion(
             "image",
             np.unique(rows["image_id"].to_numpy(), return_inverse=True)[1].astype(np.int64),
             _no_pairs(),
         ),
-        "bytes": lambda: Bond("bytes", coded(rows, "sha256")[0].astype(np.int64), _no_pairs()),
-        "group": lambda: Bond("group", coded(rows, "group")[0].astype(np.int64), _no_pairs()),
+        "bytes": lambda: DuplicateCriterion(
+            "bytes", coded(rows, "sha256")[0].astype(np.int64), _no_pairs()
+        ),
+        "group": lambda: DuplicateCriterion(
+            "group", coded(rows, "group")[0].astype(np.int64), _no_pairs()
+        ),
         "prompt": lambda: _make_prompt_bond(rows),
         "looks": lambda: _make_looks_bond(rows),
     }
     return [makers[kind]() for kind in kinds]
 
 
-def connected_groups(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
+def connected_groups(bonds: Sequence[DuplicateCriterion], count: int) -> tuple[Codes, int]:
     """Return (count,) the number of every row's connected group, and the number of groups.
 
     Rows and their values are the nodes of the graph.
@@ -123,7 +127,7 @@ def connected_groups(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
     return codes.astype(np.int64), len(labels_found)
 
 
-def find_shared(bond: Bond, checked: Rows, other: Rows) -> Rows:
+def find_shared(bond: DuplicateCriterion, checked: Rows, other: Rows) -> Rows:
     """Return (N,) which of some rows have an equal or nearly equal value in other rows.
 
     If there are more than eight million near pairs, `near_pairs` returns only pairs that connect
@@ -142,7 +146,9 @@ def find_shared(bond: Bond, checked: Rows, other: Rows) -> Rows:
     return np.asarray(checked & is_like[bond.codes])
 
 
-def find_leaks(bonds: Sequence[Bond], splits: Splits, names: Sequence[str]) -> list[dict[str, Any]]:
+def find_leaks(
+    bonds: Sequence[DuplicateCriterion], splits: Splits, names: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return the images that splits share by each bond, as plain JSON.
 
     Args:
@@ -176,7 +182,7 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
     names, sizes = list(splits), [len(table) for table in splits.values()]
     rows = pa.concat_tables(splits.values(), promote_options="default")
     split_index = np.repeat(np.arange(len(names)), sizes)
-    bonds = bonds_of(rows, list(_NAMES))
+    bonds = compute_duplicate_criteria(rows, list(_NAMES))
     pairs: dict[str, Any] = {}
     for first, second in combinations(range(len(names)), 2):
         shared_by_kind = {
@@ -242,7 +248,7 @@ def _iter_near_pairs(hashes: Hashes, bits: int) -> Iterator[Pairs]:
             yield np.sort(np.stack([first[is_near], second[is_near]], axis=1), axis=1)
 
 
-def _make_prompt_bond(rows: pa.Table) -> Bond:
+def _make_prompt_bond(rows: pa.Table) -> DuplicateCriterion:
     codes, prompts = coded(rows, "prompt")
     code_by_prompt: dict[str, int] = {}
     values = np.array(
@@ -254,17 +260,17 @@ def _make_prompt_bond(rows: pa.Table) -> Bond:
         ],
         np.int64,
     )
-    return Bond("prompt", np.append(values, -1)[codes], _no_pairs())
+    return DuplicateCriterion("prompt", np.append(values, -1)[codes], _no_pairs())
 
 
-def _make_looks_bond(rows: pa.Table) -> Bond:
+def _make_looks_bond(rows: pa.Table) -> DuplicateCriterion:
     codes, hex_hashes = coded(rows, "phash")
     hashes = np.array([int(text, 16) for text in hex_hashes], np.uint64)
     ones = np.bitwise_count(hashes)
     detailed = np.flatnonzero((ones >= _MIN_BITS) & (ones <= 64 - _MIN_BITS))
     values = np.full(len(hashes) + 1, -1, np.int64)
     values[detailed] = np.arange(len(detailed))
-    return Bond("looks", values[codes], near_pairs(hashes[detailed]))
+    return DuplicateCriterion("looks", values[codes], near_pairs(hashes[detailed]))
 
 
 def _no_pairs() -> Pairs:
@@ -299,7 +305,7 @@ def _iter_equal_pairs(keys: Hashes) -> Iterator[tuple[Pairs, Pairs]]:
         left, starts = left[count:], starts[count:]
 
 
-def _find_leak(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:
+def _find_leak(bond: DuplicateCriterion, splits: Splits, names: Sequence[str]) -> dict[str, Any]:
     between: dict[str, int] = {}
     examples: list[list[int]] = []
     is_leaking = np.zeros(len(splits), np.bool_)
@@ -321,7 +327,7 @@ def _find_leak(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, An
     }
 
 
-def _find_examples(bond: Bond, is_shared: Rows, other: Rows) -> list[list[int]]:
+def _find_examples(bond: DuplicateCriterion, is_shared: Rows, other: Rows) -> list[list[int]]:
     """Return up to five shared rows of different values, each with its duplicate."""
     shared = np.flatnonzero(is_shared)
     firsts = np.sort(np.unique(bond.codes[shared], return_index=True)[1])[:_MAX_EXAMPLES]

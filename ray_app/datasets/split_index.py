@@ -114,7 +114,7 @@ def split_index(
             hint="give another --out",
         )
     held_out = choose_generators(rows, config.hold_out, config.seed)
-    bonds = near_duplicates.bonds_of(rows, [*_ALWAYS, *BY])
+    bonds = near_duplicates.compute_duplicate_criteria(rows, [*_ALWAYS, *BY])
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]
     groups, count = near_duplicates.connected_groups(binding, len(rows))
     parts = divide(rows, groups, _pin_rows(rows, config), held_out, config)
@@ -265,7 +265,9 @@ def check_splits(
             hint=f"make splits by touchstone data split {at} --out DIR",
         )
     images = {name: int((splits == i).sum()) for i, name in enumerate(ordered_names)}
-    leaks = near_duplicates.find_leaks(near_duplicates.bonds_of(rows, kinds), splits, ordered_names)
+    leaks = near_duplicates.find_leaks(
+        near_duplicates.compute_duplicate_criteria(rows, kinds), splits, ordered_names
+    )
     return {
         "schema": SCHEMA,
         "index": strip_secrets(store.url),

@@ -23,7 +23,7 @@ from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labels import Labels
 from ray_app.datasets.layouts.base import DatasetLayout, parse_split
 from ray_app.errors import ConfigError, SourceError, StorageError
-from ray_app.storage import Store, base_of, list_objects, strip_secrets
+from ray_app.storage import Store, find_base, list_objects, strip_secrets
 
 MAX_BYTES = 64 * 2**30  # Containers of fewer bytes are read row by row.
 _FILES = 32  # Files that are sampled per folder and split.
@@ -101,7 +101,7 @@ def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) ->
     faults = [line for info in infos for line in info.fault_lines(source.split, source.generators)]
     if is_large:  # Rows that no sample has may exist.
         faults = known_faults.fault_lines(
-            known_faults.faults_of(source.model_dump()), None, left_out=source.leave_out_faults
+            known_faults.find_faults(source.model_dump()), None, left_out=source.leave_out_faults
         )
     content = {
         "at": [strip_secrets(path) for path in source.at],
@@ -145,8 +145,8 @@ def match_files(source: DatasetSource, store: Store) -> MatchedFiles:
     containers: list[Container] = []
     n_listed = files = size = 0
     try:
-        for (path, item), passes in archive.selection.chosen(
-            item for part in archive.sections() for item in part.found(archive.fetcher)
+        for (path, item), passes in archive.selection.filter_entries(
+            item for part in archive.sections() for item in part.list_entries(archive.fetcher)
         ):
             if passes and isinstance(item, UnreadableFolder):
                 raise index.closed_folders_error(1, item.uri)
@@ -158,11 +158,11 @@ def match_files(source: DatasetSource, store: Store) -> MatchedFiles:
             )
             containers += [item] if passes and isinstance(item, Container) else []
         if not files:
-            raise archive.empty(n_listed, 0)
+            raise archive.empty_error(n_listed, 0)
     except ConfigError as error:
         patterns, parent = (
             source.include if seen_paths else source.at,
-            strip_secrets(base_of(source.at[0])).rpartition("/")[0],
+            strip_secrets(find_base(source.at[0])).rpartition("/")[0],
         )
         with suppress(ConfigError, StorageError):  # The parent folder may be missing, too.
             seen_paths = seen_paths or [info.uri for info in islice(list_objects(parent), _NAMES)]
@@ -221,7 +221,7 @@ def _estimate_index(
                     subsets[subset] += n_rows
                 sampled_counts |= {} if is_sure else {group[0].uri: (len(rows), len(picked))}
     if not counts.total():
-        raise matched_files.archive.empty(
+        raise matched_files.archive.empty_error(
             len(matched_files.containers), len(matched_files.containers)
         )
     entries = [
@@ -259,8 +259,8 @@ def _sample_rows(
     """
     column, rows = getattr(matched_files.layout, "label", "label"), []
     for (_, item), passes in islice(
-        matched_files.archive.selection.chosen(
-            Opened((container,)).found(matched_files.archive.fetcher)
+        matched_files.archive.selection.filter_entries(
+            Opened((container,)).list_entries(matched_files.archive.fetcher)
         ),
         _ROWS,
     ):

@@ -9,7 +9,7 @@ from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labels import prompt_group, texts, with_input
 from ray_app.datasets.splits import Splits, summarize_split
 from ray_app.errors import ConfigError
-from ray_app.identification.prompts import cleaned
+from ray_app.identification.prompts import clean_prompt
 
 
 def with_prompts(
@@ -24,7 +24,7 @@ def select_prompted_rows(rows: pa.Table) -> pa.Table:
 
     A row without a group gets the group of its prompt.
     """
-    prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
+    prompts = [clean_prompt(prompt) for prompt in texts(rows, "prompt").to_pylist()]
     groups = [
         group or prompt_group(prompt)
         for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)

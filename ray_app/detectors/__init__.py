@@ -11,7 +11,7 @@ from ray_app import on_first_use
 if TYPE_CHECKING:
     # `as` marks the names that docs/versioning.md guarantees, for the type checkers of users.
     from ray_app.detectors.card import DetectorCard as DetectorCard
-    from ray_app.detectors.card import list_cards, variants_of
+    from ray_app.detectors.card import list_cards, list_variants
     from ray_app.detectors.card import load_card as load_card
     from ray_app.detectors.detector import Detector, load_detector
     from ray_app.detectors.preprocessing import Preprocessing as Preprocessing

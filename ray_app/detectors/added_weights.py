@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ray_app.detectors import verify, weights
-from ray_app.detectors.card import DetectorCard, list_cards, variants_of
+from ray_app.detectors.card import DetectorCard, list_cards, list_variants
 from ray_app.detectors.weights import WeightSet
 from ray_app.errors import DetectorError
 
@@ -56,7 +56,7 @@ def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = No
     """
     cards = _shipped_cards() if cards is None else cards
     matches = [
-        (card, part) for card in cards for part in weights.parts_of(card) if part.name == name
+        (card, part) for card in cards for part in weights.list_parts(card) if part.name == name
     ]
     if not matches:
         raise DetectorError(
@@ -81,12 +81,12 @@ def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = No
     for path in reversed(files):
         _copy(path, target if path == file else target.parent / path.name)
     return AddedWeights(
-        part.name, weights.file_sha256(target), target, _list_missing(cards, part.name)
+        part.name, weights.hash_file(target), target, _list_missing(cards, part.name)
     )
 
 
 def _shipped_cards() -> list[DetectorCard]:
-    return [card for base in list_cards() for card in (base, *variants_of(base))]
+    return [card for base in list_cards() for card in (base, *list_variants(base))]
 
 
 def _choose(
@@ -97,14 +97,14 @@ def _choose(
     Variants of a card may state different values.
     """
     try:
-        digest = weights.file_sha256(file)
+        digest = weights.hash_file(file)
     except OSError as error:
         raise DetectorError(f"{file}: {error.strerror or error}") from None
     return next((match for match in matches if match[1].weights.sha256 == digest), matches[0])
 
 
 def _check_digest(name: str, source: Path, expected: str | None) -> None:
-    digest = weights.file_sha256(source)
+    digest = weights.hash_file(source)
     if expected not in (None, digest):
         raise DetectorError(
             f"--as {name}: {source} has the SHA-256 {digest}, the card states {expected}",
@@ -124,9 +124,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _list_missing(cards: Iterable[DetectorCard], part_name: str) -> dict[str, list[str]]:
-    parts = {card.name: weights.parts_of(card) for card in cards}
+    parts = {card.name: weights.list_parts(card) for card in cards}
     return {
-        name: [part.name for part in detector_parts if weights.located(part) is None]
+        name: [part.name for part in detector_parts if weights.find_local_file(part) is None]
         for name, detector_parts in parts.items()
         if part_name in {part.name for part in detector_parts}
     }

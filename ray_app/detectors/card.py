@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from ray_app.config import (
+    FileConfig,
     Frozen,
     OptionalKey,
-    Placed,
     added_configs,
     find_config,
     is_named,
@@ -129,7 +129,7 @@ class Weights(Frozen):
         return self
 
 
-class Backbone(Placed):
+class Backbone(FileConfig):
     """A network whose features several detectors use, in configs/backbones/NAME.yaml.
 
     Backbones with equal names run once on equal pixels.
@@ -218,7 +218,7 @@ class Platt(Frozen):
         return f"log-odds = {self.slope:g} × score {sign} {abs(self.intercept):g}"
 
 
-class PublishedFigure(Frozen):
+class PublishedMetric(Frozen):
     """A published value of a metric."""
 
     set: str = Field(description="Name of the image set.")
@@ -264,7 +264,7 @@ class ValidRange(Frozen):
     )
     note: str | None = Field(default=None, description="Reason for the limits.")
 
-    def doubt(self, width: int, height: int) -> str | None:
+    def describe_mismatch(self, width: int, height: int) -> str | None:
         """Return how an image of this size exceeds the range, or None if it does not."""
         if min(width, height) < self.min_side_px:
             return f"{width} × {height}, below the valid range ({self.min_side_px} px)"
@@ -275,7 +275,7 @@ class ValidRange(Frozen):
         return None
 
 
-class DetectorCard(Placed):
+class DetectorCard(FileConfig):
     """Everything that Touchstone knows about one detector.
 
     A card states the detector's network, preprocessing, weights, the meaning of its output, and its
@@ -358,7 +358,7 @@ class DetectorCard(Placed):
     citation: str = Field(description="Publication to cite.")
     source: str = Field(description="Where the detector is published.")
     training_data: TrainingData = Field(description="Images that the weights were trained on.")
-    published: tuple[PublishedFigure, ...] = Field(
+    published: tuple[PublishedMetric, ...] = Field(
         default=(), description="Published values of metrics."
     )
     golden: tuple[Golden, ...] = Field(default=(), description="Expected scores of single images.")
@@ -424,7 +424,7 @@ def blind_to(cards: Iterable[DetectorCard]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentence for card in cards for sentence in card.blind_to))
 
 
-def with_run_facts(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard:
+def apply_run_settings(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard:
     """Return a card with the settings that a run recorded in its identity.
 
     Weights and descriptions stay those of the card.
@@ -447,7 +447,7 @@ def with_run_facts(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard
     data |= {key: facts[key] for key in current.keys() - {"abstains"} if key in facts} | {
         "architecture": architecture
     }
-    data["fragility"] = card.fragility.bounded_as(recorded["abstains"])
+    data["fragility"] = card.fragility.with_recorded_limits(recorded["abstains"])
     data["valid_range"] = {"note": card.valid_range.note, **data["valid_range"]}
     return share_folder(
         validate(data, DetectorCard, where=f"{card.name}, with the settings of a run"), card
@@ -520,7 +520,7 @@ def list_added_cards() -> list[DetectorCard]:
     ]
 
 
-def variants_of(card: DetectorCard) -> Iterator[DetectorCard]:
+def list_variants(card: DetectorCard) -> Iterator[DetectorCard]:
     """Yield the variants of a shipped card, as separate cards.
 
     Args:
@@ -533,7 +533,7 @@ def variants_of(card: DetectorCard) -> Iterator[DetectorCard]:
         yield load_card(f"{card.name}:{variant}")
 
 
-def base_name(name: str) -> str:
+def strip_variant(name: str) -> str:
     """Return a detector's name without its variant. All variants share weights and licence."""
     return name.partition(":")[0]
 

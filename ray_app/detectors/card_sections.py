@@ -56,7 +56,7 @@ Golden = Annotated[
 """Expected score of an image that the authors published, or of a generated image."""
 
 
-def formula_image(width: int, height: int) -> Pixels:
+def generate_formula_image(width: int, height: int) -> Pixels:
     """Generate an image with integer arithmetic, so every machine generates the same pixels.
 
     Returns (height, width, 3) uint8 RGB: 7x + 13y + ⌊xy / 31⌋, 3x + 5y, and ⌊x² / 17⌋ + 11y, each
@@ -117,7 +117,7 @@ class FactBound(Frozen):
             if bound is not None
         }
 
-    def doubt(self, name: FactName, value: float) -> str:
+    def describe_mismatch(self, name: FactName, value: float) -> str:
         """Return why an image with this value is outside the range."""
         is_low = self.below is not None and value < self.below
         bound = self.below if is_low else self.above
@@ -125,7 +125,7 @@ class FactBound(Frozen):
         return f"{FACTS[name][1]} {value:.3g}, {position}" + (f": {self.what}" if self.what else "")
 
 
-class FragilityFigure(Frozen):
+class FragilityMetric(Frozen):
     """Metrics of a detector on perturbed images.
 
     `touchstone evaluate SOURCE --perturb … --fragility FILE` writes them.
@@ -159,7 +159,7 @@ class Fragility(Frozen):
     quality of a PNG, counts as within the limits.
     """
 
-    measured: tuple[FragilityFigure, ...] = Field(
+    measured: tuple[FragilityMetric, ...] = Field(
         default=(), description="Metrics on perturbed images."
     )
     abstains: Mapping[FactName, FactBound] = Field(
@@ -171,7 +171,7 @@ class Fragility(Frozen):
         """The limits as plain JSON, part of a run's identity. Empty if there are none."""
         return {name: bound.facts for name, bound in self.abstains.items()}
 
-    def bounded_as(self, facts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    def with_recorded_limits(self, facts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         """Return the section as JSON with the limits that a run recorded (`facts`).
 
         The descriptions stay those of the card.
@@ -180,7 +180,7 @@ class Fragility(Frozen):
         bounds = {name: {"what": descriptions.get(name), **bound} for name, bound in facts.items()}
         return {**self.model_dump(mode="json"), "abstains": bounds}
 
-    def doubts(self, facts: Facts) -> dict[int, str]:
+    def describe_mismatches(self, facts: Facts) -> dict[int, str]:
         """Return why images are outside the limits, by their index. Other images are left out.
 
         `facts` has one value per image and property; None means unknown.
@@ -194,7 +194,7 @@ class Fragility(Frozen):
                 np.inf if bound.above is None else bound.above,
             )
             for row in np.flatnonzero((values < low) | (values > high)).tolist():
-                reasons.setdefault(row, bound.doubt(name, float(values[row])))
+                reasons.setdefault(row, bound.describe_mismatch(name, float(values[row])))
         return reasons
 
 
@@ -241,7 +241,7 @@ class SeenNames(NamedTuple):
     complete: bool
 
     @classmethod
-    def of(cls, makers: Iterable[str], sources: Iterable[str]) -> Self:
+    def from_labels(cls, makers: Iterable[str], sources: Iterable[str]) -> Self:
         """Return the names for the labels of training images.
 
         Args:
@@ -256,7 +256,7 @@ class SeenNames(NamedTuple):
             bool(generators) and all_generators_known and (all_sources_known or not source_globs),
         )
 
-    def after(self, base: TrainingData) -> Self:
+    def merge(self, base: TrainingData) -> Self:
         """Merge with the training data of the weights that were fine-tuned.
 
         If only one of the two names sources, the result is not complete.

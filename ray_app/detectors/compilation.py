@@ -12,21 +12,21 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ray_app.detectors.card_sections import formula_image
+from ray_app.detectors.card_sections import generate_formula_image
 from ray_app.detectors.detector import Detector
-from ray_app.detectors.precision import TOLERANCE, beyond_tolerance
+from ray_app.detectors.precision import TOLERANCE, exceeds_tolerance
 from ray_app.errors import describe_error
 
 Compiler = Callable[[nn.Module], Any]
 
 
-def with_cuda_graphs(network: nn.Module) -> Any:
+def compile_with_cuda_graphs(network: nn.Module) -> Any:
     """Compile a network for constant shapes, launched as one CUDA graph."""
     return torch.compile(network, mode="reduce-overhead", dynamic=False)
 
 
 def compile_checked(
-    detector: Detector, count: int, compiler: Compiler = with_cuda_graphs
+    detector: Detector, count: int, compiler: Compiler = compile_with_cuda_graphs
 ) -> str | None:
     """Compile the network of a detector, and keep the compiled one if its scores agree.
 
@@ -59,7 +59,7 @@ def compile_checked(
     except Exception as error:  # The compiler raises exceptions of all its layers.
         detector.network = eager
         return f"not compiled: {describe_error(error)}"
-    if any(beyond_tolerance(scores, expected, detector.precision) for scores in compiled_scores):
+    if any(exceeds_tolerance(scores, expected, detector.precision) for scores in compiled_scores):
         detector.network = eager
         max_difference = max(
             float(np.nanmax(np.abs(scores - expected))) for scores in compiled_scores
@@ -71,7 +71,7 @@ def compile_checked(
 def _generate_images(count: int, shape: tuple[int, int]) -> torch.Tensor:
     """Return (count, height, width, 3) uint8: different crops of one generated image."""
     height, width = shape
-    image = formula_image(width + count, height)
+    image = generate_formula_image(width + count, height)
     return torch.from_numpy(np.stack([image[:, start : start + width] for start in range(count)]))
 
 

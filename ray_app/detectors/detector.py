@@ -102,11 +102,11 @@ def load_network(
         DetectorError: If a key or shape of a file does not fit. The message names it.
     """
     network = build_network(card)
-    (head, path), *shared = files or weights.resolved(card)
+    (head, path), *shared = files or weights.resolve_parts(card)
     for part, file in shared:
         load_backbone(card, network, file, part)
     if not getattr(network, "reads_its_own_weights", False):
-        state = own_keys(card, read_state_dict(path, head.weights), network)
+        state = rename_keys(card, read_state_dict(path, head.weights), network)
         load_strictly(
             network,
             state,
@@ -133,11 +133,11 @@ def load_backbone(
         DetectorError: If a key or shape does not fit. The message names it.
     """
     backbone = network.get_submodule(BACKBONE)
-    state = own_keys(card, read_state_dict(path, part.weights), backbone)
+    state = rename_keys(card, read_state_dict(path, part.weights), backbone)
     load_strictly(backbone, state, where=f"{part.owner}: {path}")
 
 
-def own_keys(
+def rename_keys(
     card: DetectorCard, state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
     """Rename the tensors of a file to the names of the network, or of its backbone.
@@ -322,7 +322,7 @@ class Detector:
         batch_size = (
             self.slots
             if self.card.preprocessing.shape
-            else self.together(images.shape[2], images.shape[1])
+            else self.batch_size_for(images.shape[2], images.shape[1])
         )
         parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
         scores = [self.read(self.normalise(self._pad(part))).scores[: len(part)] for part in parts]
@@ -353,7 +353,7 @@ class Detector:
             prediction.failures,
         )
 
-    def together(self, width: int, height: int) -> int:
+    def batch_size_for(self, width: int, height: int) -> int:
         """Return how many images of one size form a batch if images keep their size."""
         return max(1, self._group_pixels // max(width * height, 1))
 
@@ -476,12 +476,12 @@ def load_detector(
         keep_freed_memory()
     if compiled and device_type != "cuda":
         raise DetectorError(f"{card.name}: compiled requires a GPU, got device {device}")
-    files = weights.resolved(card, offline)
+    files = weights.resolve_parts(card, offline)
     fake = fake_index(card, checkpoint_config(card, files[0][1]))
     return Detector(
         card, load_network(card, files), fake=fake, device=device,
         precision=resolve_precision(precision, device, card.precision), resize=resize, slots=slots or default_slots(device),
-        weights_sha256=weights.combine_digests([weights.digest_of(*file) for file in files]), compiled=compiled,
+        weights_sha256=weights.combine_digests([weights.verify_part(*file) for file in files]), compiled=compiled,
     )  # fmt: skip
 
 

@@ -50,7 +50,9 @@ def find_fetchable(accepted: Sequence[str], progress: Progress) -> Iterator[Dete
         manual_parts = [
             part
             for part in _list_published(card)
-            if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)
+            if part.weights.obtain
+            and "://" not in part.weights.uri
+            and not weights.find_local_file(part)
         ]
         if not licences.is_accepted(card.name, card.licence, card.terms, accepted):
             progress(
@@ -101,7 +103,7 @@ def _require_space(cards: Sequence[DetectorCard], progress: Progress) -> None:
         part.weights.uri: part
         for card in cards
         for part in _list_published(card)
-        if weights.located(part) is None
+        if weights.find_local_file(part) is None
     }
     downloads = [_plan_download(part) for part in missing.values()]
     sizes = [size for _, size in downloads if size is not None]
@@ -158,21 +160,23 @@ def _ask_size(url: str) -> int | None:
 def _list_published(card: DetectorCard) -> list[WeightSet]:
     """Return the available parts of a detector: all except a head that is not fitted yet."""
     return [
-        part for part in weights.parts_of(card) if not part.weights.fitted or weights.located(part)
+        part
+        for part in weights.list_parts(card)
+        if not part.weights.fitted or weights.find_local_file(part)
     ]
 
 
 def _fetch(card: DetectorCard, mirror: str | None, progress: Progress) -> FetchedWeights:
     files, published, parts = list[Path](), None, _list_published(card)
     for part in parts:
-        if weights.located(part) is None:
+        if weights.find_local_file(part) is None:
             progress(f"{card.name}: fetching {part.weights.uri}")
         files += part.at(weights.resolve_part(part))
     size_bytes = sum(path.stat().st_size for path in files)
     progress(
         f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size_bytes / 1e6:,.1f} MB, SHA-256 as on the card, where it has one"
     )
-    if len(parts) < len(weights.parts_of(card)):
+    if len(parts) < len(weights.list_parts(card)):
         progress(
             f"{card.name}: its head is not published; fit it: touchstone detectors fit {card.name} LABELS --install"
         )

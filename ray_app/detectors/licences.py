@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_app.config import config_file, read_mapping
-from ray_app.detectors.card import DetectorCard, base_name, list_cards, load_card
+from ray_app.detectors.card import DetectorCard, list_cards, load_card, strip_variant
 from ray_app.errors import ConfigError, DetectorError
 
 KEY = "accepted_licences"
@@ -48,9 +48,9 @@ def is_accepted(card_name: str, licence: str, terms: str, accepted: Collection[s
     """
     if terms == "permissive":
         return True
-    name, licence = base_name(card_name), licence.casefold()
+    name, licence = strip_variant(card_name), licence.casefold()
     has_licence = terms != "none-stated"
-    names = {base_name(accepted_name).casefold() for accepted_name in accepted}
+    names = {strip_variant(accepted_name).casefold() for accepted_name in accepted}
     if name in names or (has_licence and licence in names):
         return True
     recorded = {key.casefold(): value.casefold() for key, value in accepted_licences().items()}
@@ -61,7 +61,7 @@ def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None
     """Raise DetectorError unless the terms of a card were accepted. See `is_accepted`."""
     if is_accepted(card.name, card.licence, card.terms, accepted):
         return
-    name = base_name(card.name)
+    name = strip_variant(card.name)
     earlier = accepted_licences().get(name)
     changed = (
         f"; you accepted {earlier} earlier"
@@ -139,7 +139,7 @@ def _find_licence(name: str) -> tuple[str, str]:
             + (f" — did you mean '{close[0]}'?" if close else ""),
             hint=f"use one of: {', '.join(names)}",
         ) from error
-    return base_name(card.name), card.licence
+    return strip_variant(card.name), card.licence
 
 
 def _shared_licences(cards: Iterable[DetectorCard]) -> list[str]:

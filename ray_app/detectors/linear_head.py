@@ -21,7 +21,7 @@ from ray_app.detectors.detector import (
     build_bare_network,
     fake_index,
     log_odds,
-    own_keys,
+    rename_keys,
 )
 from ray_app.detectors.precision import (
     EmbeddingHook,
@@ -31,7 +31,7 @@ from ray_app.detectors.precision import (
 )
 from ray_app.detectors.preprocessing import ResizeMode
 from ray_app.detectors.registry import HEADS
-from ray_app.detectors.weights import file_sha256
+from ray_app.detectors.weights import hash_file
 from ray_app.errors import DetectorError
 
 Vectors = npt.NDArray[np.float32]
@@ -51,9 +51,9 @@ class LinearHead:
     def __init__(self, card: DetectorCard) -> None:
         network = build_bare_network(card)
         name, layer = find_head(card.name, network)
-        part = weight_files.parts_of(card)[0]
+        part = weight_files.list_parts(card)[0]
         path = weight_files.resolve_part(part)
-        state = own_keys(card, read_state_dict(path, part.weights), network)
+        state = rename_keys(card, read_state_dict(path, part.weights), network)
         shapes = {
             key: getattr(layer, key).shape
             for key in ("weight", "bias")
@@ -133,13 +133,13 @@ def _width(card: DetectorCard) -> int:
 
 
 def _body_sha256(card: DetectorCard) -> str:
-    head, *shared = weight_files.parts_of(card)
+    head, *shared = weight_files.list_parts(card)
     digests = [_part_sha256(part) for part in shared]
     if (
         card.family not in HEADS
     ):  # In `HEADS`, the file contains only the head and may not exist yet.
         path = weight_files.resolve_part(head)
-        if body_digest := _hash_body(card.model_dump_json(), path, file_sha256(path)):
+        if body_digest := _hash_body(card.model_dump_json(), path, hash_file(path)):
             digests.append(body_digest)
     return weight_files.combine_digests(digests)
 
@@ -152,7 +152,7 @@ def _part_sha256(part: weight_files.WeightSet) -> str:
     digest = part.weights.sha256
     if digest is not None and not part.weights.beside:
         return digest
-    return weight_files.digest_of(part, weight_files.resolve_part(part))
+    return weight_files.verify_part(part, weight_files.resolve_part(part))
 
 
 @functools.cache
@@ -170,7 +170,7 @@ def _hash_body(card_json: str, path: Path, file_digest: str) -> str:
     card = DetectorCard.model_validate_json(card_json)
     network = build_bare_network(card)
     name, _ = find_head(card.name, network)
-    state = own_keys(card, read_state_dict(path, card.weights), network)
+    state = rename_keys(card, read_state_dict(path, card.weights), network)
     body = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.")}
     digest = hashlib.sha256()
     for key, tensor in sorted(body.items()):

@@ -53,7 +53,7 @@ def has_bf16(device: str) -> bool:
     return cpu_precision() == "bf16"
 
 
-def beyond_tolerance(
+def exceeds_tolerance(
     scores: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], precision: ResolvedPrecision
 ) -> bool:
     """Return whether scores differ from the expected scores by more than the tolerance.

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ray_app.config import Frozen, OptionalKey
 from ray_app.errors import InputError, Status
-from ray_app.transforms.ops import resized_rows_first
+from ray_app.transforms.ops import resize_rows_first
 
 Pixels = npt.NDArray[np.uint8]
 ResizeMode = Literal["exact", "fast"]
@@ -211,7 +211,7 @@ def _pillow_resize(
             Status.IMAGE_TOO_LARGE,
             f"{image.width} × {image.height}: a width of {size[0]} px would not fit into memory",
         )
-    return resized_rows_first(image, size, _PILLOW_FILTER[mode], part)
+    return resize_rows_first(image, size, _PILLOW_FILTER[mode], part)
 
 
 def _thumbnail(image: Image.Image, size: int) -> Image.Image:

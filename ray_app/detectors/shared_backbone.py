@@ -74,7 +74,7 @@ def share_backbones(detectors: Iterable[Detector]) -> list[SharedBackbone]:
             if match is None:
                 candidates.append(match := SharedBackbone(backbone_card.name, tower))
             detector.network.set_submodule(BACKBONE, match)
-    hold_equal_weights_once(detector.network for detector in detectors)
+    share_equal_weights(detector.network for detector in detectors)
     return [backbone for candidates in shared.values() for backbone in candidates]
 
 
@@ -87,7 +87,7 @@ def _have_equal_weights(first: nn.Module, second: nn.Module) -> bool:
     )
 
 
-def hold_equal_weights_once(networks: Iterable[nn.Module]) -> int:
+def share_equal_weights(networks: Iterable[nn.Module]) -> int:
     """Make parameters with equal content share one tensor, and return the bytes saved.
 
     The networks must not be trained afterwards. A detector may contain a frozen backbone in its own

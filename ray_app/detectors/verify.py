@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from PIL import Image
 
 from ray_app.detectors.card import DetectorCard
-from ray_app.detectors.card_sections import FormulaScore, GoldenScore, formula_image
+from ray_app.detectors.card_sections import FormulaScore, GoldenScore, generate_formula_image
 from ray_app.detectors.checkpoints import checkpoint_config, read_state_dict, require_fit
 from ray_app.detectors.weights import (
     WeightSet,
-    file_sha256,
+    find_local_file,
     find_missing_files,
-    located,
-    parts_of,
+    hash_file,
+    list_parts,
     resolve_part,
 )
 from ray_app.errors import DetectorError, InputError
@@ -69,7 +69,7 @@ def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[
     from ray_app.detectors.detector import build_bare_network
 
     network, is_sound = build_bare_network(card), True
-    for part in parts_of(card):
+    for part in list_parts(card):
         for check in _check_part(card, part, network):
             is_missing = (check.name, check.outcome) == ("present", "skipped")
             is_sound = is_sound and check.outcome != "failed" and not is_missing
@@ -89,7 +89,7 @@ def _check_part(
     card: DetectorCard, part: WeightSet, network: "nn.Module"
 ) -> Iterator[DetectorCheck]:
     try:
-        path = located(part) or resolve_part(part, offline=True)
+        path = find_local_file(part) or resolve_part(part, offline=True)
     except DetectorError as error:
         yield _explain_absence(part, error)
         return
@@ -122,7 +122,7 @@ def _explain_absence(part: WeightSet, error: DetectorError) -> DetectorCheck:
 def _check_file(
     part: WeightSet, path: Path, expected: str | None, unverified: str | None
 ) -> DetectorCheck:
-    digest = file_sha256(path)
+    digest = hash_file(path)
     if expected is None:
         detail = f"{path} has {digest}; no sha256 to compare with: {unverified or 'the card states none'}"
         return DetectorCheck("sha256", "skipped", detail, part.name)
@@ -155,7 +155,7 @@ def check_keys(
     Raises:
         DetectorError: If a key or shape does not fit.
     """
-    from ray_app.detectors.detector import BACKBONE, build_bare_network, own_keys
+    from ray_app.detectors.detector import BACKBONE, build_bare_network, rename_keys
 
     network = build_bare_network(card) if network is None else network
     if getattr(network, "reads_its_own_weights", False):
@@ -164,10 +164,10 @@ def check_keys(
     backbone = card.backbone
     if backbone is not None and part.name == backbone.name:
         network = network.get_submodule(BACKBONE)
-        require_fit(network, own_keys(card, state, network), where)
+        require_fit(network, rename_keys(card, state, network), where)
     else:
         without = None if backbone is None else f"{BACKBONE}."
-        require_fit(network, own_keys(card, state, network), where, without=without)
+        require_fit(network, rename_keys(card, state, network), where, without=without)
         checkpoint_config(card, path)
     return f"all {len(state)} keys and shapes of the file fit the network, and none is missing"
 
@@ -229,11 +229,11 @@ def _check_golden(
 def _find_images(folder: Path, digests: Set[str]) -> dict[str, Path]:
     """Return the path of each file below a folder whose SHA-256 is in `digests`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {digest: path for path in reversed(paths) if (digest := file_sha256(path)) in digests}
+    return {digest: path for path in reversed(paths) if (digest := hash_file(path)) in digests}
 
 
 def _check_formula(detector: "Detector", golden: FormulaScore, name: str) -> DetectorCheck:
-    score = _score(detector, Image.fromarray(formula_image(golden.width, golden.height)))
+    score = _score(detector, Image.fromarray(generate_formula_image(golden.width, golden.height)))
     detail = f"{name}: log-odds {score:.6f}, the card states {golden.logit:g} within {golden.tolerance:g}"
     return _compare("golden", abs(score - golden.logit) <= golden.tolerance, detail)
 

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ray_app.config import CACHE_VARIABLE, cache_folder, config_root
-from ray_app.detectors.card import HUB_URI, DetectorCard, Weights, base_name
+from ray_app.detectors.card import HUB_URI, DetectorCard, Weights, strip_variant
 from ray_app.detectors.checkpoints import detect_file_kind
 from ray_app.errors import DetectorError, describe_error
 
@@ -62,12 +62,12 @@ class WeightSet:
         return all(file.is_file() for file in self.at(path))
 
 
-def parts_of(card: DetectorCard) -> list[WeightSet]:
+def list_parts(card: DetectorCard) -> list[WeightSet]:
     """Return the detector's own weights, then its backbone's.
 
     All variants of a card share their files.
     """
-    parts = [WeightSet(base_name(card.name), card.weights, card.folder, card.name)]
+    parts = [WeightSet(strip_variant(card.name), card.weights, card.folder, card.name)]
     if card.backbone is not None:
         backbone = card.backbone
         parts.append(WeightSet(backbone.name, backbone.weights, backbone.folder, card.name))
@@ -97,13 +97,13 @@ def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
     Raises:
         DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
     """
-    (_, path), *_ = resolved(card, offline)
+    (_, path), *_ = resolve_parts(card, offline)
     return path
 
 
-def resolved(card: DetectorCard, offline: bool | None = None) -> list[tuple[WeightSet, Path]]:
+def resolve_parts(card: DetectorCard, offline: bool | None = None) -> list[tuple[WeightSet, Path]]:
     """Return each part of a card with its verified main file. See `resolve_weights`."""
-    return [(part, resolve_part(part, offline)) for part in parts_of(card)]
+    return [(part, resolve_part(part, offline)) for part in list_parts(card)]
 
 
 def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
@@ -113,11 +113,11 @@ def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
     """
     offline = is_offline() if offline is None else offline
     path = _find_local(part) or _copy_from_mirror(part) or _fetch_from_origin(part, offline)
-    digest_of(part, path)
+    verify_part(part, path)
     return path
 
 
-def located(part: WeightSet) -> Path | None:
+def find_local_file(part: WeightSet) -> Path | None:
     """Return the main file of a part if all of its files are on this machine, else None.
 
     Nothing is hashed or fetched.
@@ -185,7 +185,7 @@ def _list_candidates(part: WeightSet) -> list[Path]:
 # SHA-256.
 
 
-def file_sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hex, computed once per process.
 
     Raises OSError if the file is not readable.
@@ -213,16 +213,16 @@ def weights_digest(card: DetectorCard) -> str:
     Raises:
         DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
     """
-    return combine_digests([digest_of(*file) for file in resolved(card)])
+    return combine_digests([verify_part(*file) for file in resolve_parts(card)])
 
 
-def stated_digest(card: DetectorCard) -> str | None:
+def combine_stated_digests(card: DetectorCard) -> str | None:
     """Return the result of `weights_digest` for files as the card states them.
 
     Returns None if the card does not state all SHA-256 values. No file is read.
     """
     digests = []
-    for weights in (part.weights for part in parts_of(card)):
+    for weights in (part.weights for part in list_parts(card)):
         if weights.sha256 is None or None in weights.beside.values():
             return None
         digests.append(_join_digests(weights.sha256, weights.beside))
@@ -242,10 +242,10 @@ def verify_weights(card: DetectorCard, path: Path) -> str:
     Raises:
         DetectorError: If a file has another SHA-256 than the card.
     """
-    return digest_of(parts_of(card)[0], path)
+    return verify_part(list_parts(card)[0], path)
 
 
-def digest_of(part: WeightSet, path: Path) -> str:
+def verify_part(part: WeightSet, path: Path) -> str:
     """Verify the files of a part and return their SHA-256.
 
     If the part has several files, the result is the SHA-256 of a list with the SHA-256 of each.
@@ -269,7 +269,7 @@ def _join_digests(main: str, beside: Mapping[str, str | None]) -> str:
 
 
 def _check_digest(part: WeightSet, path: Path, expected: str | None) -> str:
-    digest, source = file_sha256(path), "the card states"
+    digest, source = hash_file(path), "the card states"
     path = path.resolve()  # In the hub's cache, the target of the link has to be deleted.
     if expected is None and _HUB_SHA256.fullmatch(path.name):
         expected, source = path.name, "the hub states"
@@ -450,7 +450,7 @@ def _missing(part: WeightSet, reason: str) -> DetectorError:
     if weights.fitted:
         hint = f"fit it, since it is not published: touchstone detectors fetch {owner}, then touchstone detectors fit {owner} LABELS --install"
         return DetectorError(f"{owner}: no weights of its head, {weights.uri}: {reason}", hint=hint)
-    is_head = part.name == base_name(owner)
+    is_head = part.name == strip_variant(owner)
     subject = "no weights" if is_head else f"no weights of its backbone {part.name}"
     first = weights.obtain or "With a network, once:"
     return DetectorError(
@@ -459,7 +459,7 @@ def _missing(part: WeightSet, reason: str) -> DetectorError:
     )
 
 
-def with_kept_weights(
+def use_earlier_weights(
     card: DetectorCard, digest: str, mirrors: Sequence[str]
 ) -> DetectorCard | None:
     """Return the card with earlier weights, which are identified by their SHA-256.
@@ -472,7 +472,7 @@ def with_kept_weights(
     Returns:
         The changed card. None if the weights are not available or consist of several files.
     """
-    [main, *others] = parts_of(card)
+    [main, *others] = list_parts(card)
     if others or main.weights.beside:
         return None
     earlier = main.weights.model_copy(update={"sha256": digest, "unverified": None})
@@ -503,7 +503,7 @@ def publish_weights(card: DetectorCard, mirror: str) -> str:
     Raises:
         DetectorError: If a file is not available or cannot be written.
     """
-    url, *_ = [publish_part(part, mirror) for part in parts_of(card)]
+    url, *_ = [publish_part(part, mirror) for part in list_parts(card)]
     return url
 
 

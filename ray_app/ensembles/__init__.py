@@ -18,10 +18,10 @@ if TYPE_CHECKING:
         Guarantee,
         OperatingPoint,
         Thresholds,
+        build_ensemble,
         check_rate,
         choose_operating_point,
-        decision_facts,
-        ensemble_of,
+        get_decision_settings,
         list_rates,
         load_ensemble_card,
     )
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
         calibrate,
         combine,
         decide,
-        drawn_by_audit,
         is_calibrated,
+        list_second_stage_reasons,
         logit,
-        second_looks,
+        select_audited,
         sigmoid,
     )
     from ray_app.ensembles.finding import (
         Finding,
         Ground,
         describe_error_rates,
-        error_rates,
-        find,
+        find_origin,
+        format_error_rates,
     )
     from ray_app.ensembles.population import (
         LabelledPart,
         Population,
         PopulationTally,
-        population_of,
-        properties_of,
+        compute_properties,
+        measure_population,
     )
 else:
     __getattr__ = on_first_use(__name__)

@@ -20,7 +20,7 @@ SymmetricRule = Literal["mean-logit", "mean-probability", "soft-or", "max", "med
 Rule = SymmetricRule | Literal["weighted", "stacked", "gated-mean", "cascade"]
 
 # With two members, both are equally far from their median.
-FEWEST_GATED = 3
+MIN_GATED_MEMBERS = 3
 
 
 class EnsembleMember(Frozen):
@@ -415,16 +415,16 @@ class EnsembleCard(Frozen):
         _check_stacking("", self.rule, self.stacking, len(self.members))
         if self.gate is not None and self.rule != "gated-mean":
             raise ValueError(f"`gate` requires rule gated-mean, got rule {self.rule}")
-        if self.rule == "gated-mean" and len(self.members) < FEWEST_GATED:
+        if self.rule == "gated-mean" and len(self.members) < MIN_GATED_MEMBERS:
             raise ValueError(
-                f"rule gated-mean requires at least {FEWEST_GATED} detectors, got {len(self.members)}"
+                f"rule gated-mean requires at least {MIN_GATED_MEMBERS} detectors, got {len(self.members)}"
             )
         if self.rule != "weighted" and any(member.weight != 1 for member in self.members):
             raise ValueError(f"weights other than 1 require rule weighted, got rule {self.rule}")
         return self
 
     @property
-    def leaves_one_score_alone(self) -> bool:
+    def is_passthrough(self) -> bool:
         """Whether the ensemble score is the calibrated score of its only member.
 
         If it is, the member's calibration is also that of the ensemble.
@@ -487,7 +487,7 @@ def find_ensemble(name_or_path: str) -> EnsembleCard | None:
     return load_ensemble_card(path) if "members" in read_mapping(path) else None
 
 
-def ensemble_of(detectors: list[str]) -> EnsembleCard:
+def build_ensemble(detectors: list[str]) -> EnsembleCard:
     """Build an ensemble from detectors: the mean of their log-odds, with thresholds at zero.
 
     `--detector A --detector B` uses this ensemble.
@@ -596,7 +596,7 @@ def list_rates(card: EnsembleCard) -> list[float]:
     return sorted(rates)
 
 
-def decision_facts(card: EnsembleCard) -> dict[str, Any]:
+def get_decision_settings(card: EnsembleCard) -> dict[str, Any]:
     """Return the settings of a card that affect verdicts, as plain JSON.
 
     The settings are part of a run's identity. Keys that the card leaves out are left out here too,

@@ -29,7 +29,7 @@ from ray_app.ensembles.card import (
     OutlierGate,
     Stacking,
 )
-from ray_app.errors import ConfigError, Doubt, Reason
+from ray_app.errors import AbstainReason, ConfigError, Reason
 
 Table = npt.NDArray[np.float64]
 Column = npt.NDArray[np.float64]
@@ -98,7 +98,7 @@ def decide(
     reasons = _abstain_reasons(scores, out_of_range or {}, remarks or {})
     stage_reasons = None
     if card.cascade is not None:
-        stage_reasons = second_looks(card, scores, calibrations, audited) or []
+        stage_reasons = list_second_stage_reasons(card, scores, calibrations, audited) or []
         first_stage_reasons = _abstain_reasons(
             dict(list(scores.items())[: card.first]), out_of_range or {}, remarks or {}
         )
@@ -106,7 +106,7 @@ def decide(
             row: reason for row, reason in first_stage_reasons.items() if not stage_reasons[row]
         }
     for row in np.flatnonzero(blank).tolist():
-        reasons[row] = Doubt(Reason.NO_CONTENT)
+        reasons[row] = AbstainReason(Reason.NO_CONTENT)
     fake, real = combined >= card.thresholds.fake_above, combined <= card.thresholds.real_below
     decisions = Decisions(
         score=combined,
@@ -118,7 +118,7 @@ def decide(
         second_look=stage_reasons,
     )
     for row in np.flatnonzero(~(fake | real)).tolist():
-        reasons.setdefault(row, Doubt(Reason.INSIDE_BAND))
+        reasons.setdefault(row, AbstainReason(Reason.INSIDE_BAND))
     for row, reason in reasons.items():
         decisions.verdict[row], decisions.reason[row], decisions.detail[row] = (
             "abstain",
@@ -157,7 +157,7 @@ def combine(
     return biased if card.calibration is None else card.calibration(biased)
 
 
-def second_looks(
+def list_second_stage_reasons(
     card: EnsembleCard,
     scores: Mapping[str, Scores],
     calibrations: Mapping[str, Platt | None],
@@ -202,7 +202,7 @@ def is_audited(card: EnsembleCard, sha256: str) -> bool:
     return number < card.cascade.audit_share * 2**64
 
 
-def drawn_by_audit(card: EnsembleCard, digests: Sequence[str | None]) -> list[bool]:
+def select_audited(card: EnsembleCard, digests: Sequence[str | None]) -> list[bool]:
     """Return which files the audit of a cascade selects.
 
     Args:
@@ -267,11 +267,13 @@ def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Platt | None]) 
     Returns:
         True if the probability is calibrated.
     """
-    by_member = any(calibrations.values()) and card.leaves_one_score_alone
+    by_member = any(calibrations.values()) and card.is_passthrough
     return card.calibration is not None or by_member
 
 
-def doubt(has_score: bool, outside: str | None, remark: str | None) -> Doubt | None:
+def make_abstain_reason(
+    has_score: bool, outside: str | None, remark: str | None
+) -> AbstainReason | None:
     """Return why one member's score of an image does not count, or None if it counts.
 
     Args:
@@ -280,11 +282,11 @@ def doubt(has_score: bool, outside: str | None, remark: str | None) -> Doubt | N
         remark: Why the member gave no score, else None.
     """
     if has_score:
-        return None if outside is None else Doubt(Reason.OUT_OF_RANGE, outside)
+        return None if outside is None else AbstainReason(Reason.OUT_OF_RANGE, outside)
     # Outside some ranges the detector does not run.
     if remark is None and outside is not None:
-        return Doubt(Reason.OUT_OF_RANGE, f"no score ({outside})")
-    return Doubt(Reason.NO_SCORE, "no score" if remark is None else f"no score ({remark})")
+        return AbstainReason(Reason.OUT_OF_RANGE, f"no score ({outside})")
+    return AbstainReason(Reason.NO_SCORE, "no score" if remark is None else f"no score ({remark})")
 
 
 def sigmoid(score: Column) -> Column:
@@ -348,27 +350,27 @@ def _abstain_reasons(
     scores: Mapping[str, Scores],
     out_of_range: Mapping[str, Sequence[str | None]],
     remarks: Mapping[str, Sequence[str | None]],
-) -> dict[int, Doubt]:
+) -> dict[int, AbstainReason]:
     """Return the reason to abstain per row number, for the rows that have any."""
-    by_row: dict[int, list[Doubt]] = defaultdict(list)
+    by_row: dict[int, list[AbstainReason]] = defaultdict(list)
     for row, outside in enumerate(out_of_range.get(IMAGE, ())):
         if outside is not None:
-            by_row[row].append(Doubt(Reason.UNLIKE_CALIBRATION, outside))
+            by_row[row].append(AbstainReason(Reason.UNLIKE_CALIBRATION, outside))
     for name, column in scores.items():
         finite, ranges, remark = np.isfinite(column), out_of_range.get(name), remarks.get(name)
         for row in range(len(column)) if ranges else np.flatnonzero(~finite).tolist():
-            reason = doubt(
+            reason = make_abstain_reason(
                 bool(finite[row]), ranges[row] if ranges else None, remark[row] if remark else None
             )
             if reason is not None:
-                by_row[row].append(Doubt(reason.reason, f"{name}: {reason.detail}"))
+                by_row[row].append(AbstainReason(reason.reason, f"{name}: {reason.detail}"))
     return {row: _merge_reasons(reasons) for row, reasons in by_row.items()} if by_row else {}
 
 
-def _merge_reasons(doubts: Sequence[Doubt]) -> Doubt:
+def _merge_reasons(doubts: Sequence[AbstainReason]) -> AbstainReason:
     """Merge reasons: the first in the order of `Reason`, and all details."""
     reasons = {doubt.reason for doubt in doubts}
-    return Doubt(
+    return AbstainReason(
         next(reason for reason in Reason if reason in reasons),
         "; ".join(doubt.detail for doubt in doubts if doubt.detail),
     )

@@ -21,7 +21,7 @@ from ray_app.images.provenance.statement import (
     AI_SOURCE_TYPES,
     ContentCredentials,
     Provenance,
-    standing,
+    describe_signer,
 )
 
 Source = Literal["credentials", "watermark", "declaration", "camera", "detectors"]
@@ -97,7 +97,7 @@ class _Statement(NamedTuple):
 
 
 @lru_cache(maxsize=1024)  # Most files have no statement, so their arguments repeat.
-def find(provenance: str | None, verdict: str | None, thresholds: Thresholds) -> Finding:
+def find_origin(provenance: str | None, verdict: str | None, thresholds: Thresholds) -> Finding:
     """Return the finding on a file.
 
     Args:
@@ -168,10 +168,10 @@ def describe_error_rates(card: EnsembleCard) -> str:
         Sentences for people.
     """
     confidence = card.guarantee.confidence if card.guarantee else None
-    return error_rates(card.name, card.thresholds, confidence)
+    return format_error_rates(card.name, card.thresholds, confidence)
 
 
-def error_rates(
+def format_error_rates(
     ensemble: str, thresholds: Thresholds | None, confidence: float | None = None
 ) -> str:
     """Return sentences on error rates, which are shown next to verdicts.
@@ -342,7 +342,7 @@ def _read_credentials(c2pa: ContentCredentials) -> _Statement:
     is_trusted = c2pa.state == "trusted"
     signature = f"signed by {signer}" + ("" if is_trusted else " (valid, signer unknown)")
     says = f"its Content Credentials, {signature}, say {claim}"
-    error = f"signature sound, signer {standing(c2pa.state, c2pa.trust_lists)}"
+    error = f"signature sound, signer {describe_signer(c2pa.state, c2pa.trust_lists)}"
     ground = Ground(source="credentials", says=says, error=error)
     if codes:
         extent = "" if _extent(codes) == "it" else " in part"

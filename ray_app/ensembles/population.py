@@ -97,7 +97,9 @@ class Seen(Frozen):
         description="Minimum and maximum of the number of pixels, in millions. null means not recorded.",
     )
 
-    def doubt(self, format: str | None, width: int | None, height: int | None) -> str | None:
+    def describe_mismatch(
+        self, format: str | None, width: int | None, height: int | None
+    ) -> str | None:
         """Return how an image differs from these images, or None if it does not or is unknown.
 
         The number of different sentences is small.
@@ -184,7 +186,7 @@ class PopulationTally:
                 self.counts[name] += feature.count(properties[name])
 
 
-def properties_of(
+def compute_properties(
     *,
     score: npt.ArrayLike,
     scores: Mapping[str, npt.ArrayLike],
@@ -224,7 +226,7 @@ def properties_of(
     )
 
 
-def population_of(
+def measure_population(
     what: str,
     fake: npt.ArrayLike,
     properties: Properties,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from ray_app.archives import ManifestMember, MemberReader, guard_of
+from ray_app.archives import ManifestMember, MemberReader, load_guard
 from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
 from ray_app.evaluation.groups import EvaluationGroup
@@ -27,7 +27,7 @@ from ray_app.images import ImageLimits, decode_image
 from ray_app.inference.small_pictures import SIDE_PX, thumbnail
 from ray_app.reports.evaluation.result import Mistake
 from ray_app.runs import RunDirectory
-from ray_app.runs.current import members_of
+from ray_app.runs.current import find_members
 from ray_app.storage import Fetcher
 
 MAX_SAMPLE = 100_000
@@ -323,10 +323,12 @@ def decode_run_images(run: RunDirectory, ids: Collection[int]) -> Iterator[tuple
     Images come in the order of their position in the archive.
     """
     in_place = sorted(
-        members_of(run, set(ids)).values(),
+        find_members(run, set(ids)).values(),
         key=lambda member: (member.uri, member.block, member.slot),
     )
-    for member, image in decode_members(in_place, Fetcher(guard=guard_of(run.store)), run.limits()):
+    for member, image in decode_members(
+        in_place, Fetcher(guard=load_guard(run.store)), run.limits()
+    ):
         yield member.image_id, image
 
 

@@ -44,7 +44,7 @@ from ray_app.reports.evaluation.result import (
     PromptInfo,
     RunInfo,
 )
-from ray_app.reports.format import no_formula
+from ray_app.reports.format import escape_formula
 from ray_app.runs import RunDirectory, fingerprint
 from ray_app.storage import Store, strip_all_secrets, strip_secrets
 
@@ -258,7 +258,8 @@ def metrics_csv(metrics: MetricsTable) -> str:
     writer.writerow(COLUMNS)
     for row in metrics.to_dicts():
         writer.writerow(
-            no_formula(row[name]) if isinstance(row[name], str) else row[name] for name in COLUMNS
+            escape_formula(row[name]) if isinstance(row[name], str) else row[name]
+            for name in COLUMNS
         )
     return stream.getvalue()
 

@@ -60,7 +60,7 @@ def compare(
     runs = [RunDirectory.open(url) for url in (run_a, run_b)]
     for run in runs:
         if not run.exists():
-            raise run.missing()
+            raise run.missing_run_error()
     systems = [list_systems(run) for run in runs]
     key: By = by or "image_id"
     a, b = (

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import guard_of, member_rows
+from ray_app.archives import load_guard, rows_to_members
 from ray_app.datasets.index import IndexInfo, read_index
 from ray_app.datasets.labels import fakes, texts
 from ray_app.datasets.split_index import check_splits
@@ -108,7 +108,7 @@ def compare_pairs(
     return np.asarray(better[np.abs(better) > 1e-9] > 0, np.bool_)
 
 
-def faults_of_index(url: str, clip: str | None) -> list[str]:
+def find_index_faults(url: str, clip: str | None) -> list[str]:
     """Describe faults of an index that show without its pixels, and faults of its prompts.
 
     File extensions and sizes in bytes may separate fakes from reals; no image is read for that.
@@ -120,7 +120,7 @@ def faults_of_index(url: str, clip: str | None) -> list[str]:
     Raises:
         ConfigError: The index cannot be read, or the folder has no CLIP.
     """
-    rows, fetcher = read_index(url), Fetcher(guard=guard_of(Store.open(url)))
+    rows, fetcher = read_index(url), Fetcher(guard=load_guard(Store.open(url)))
     sample = rows.take(
         pa.array(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_FILES)).astype(np.int64))
     )
@@ -136,7 +136,9 @@ def faults_of_index(url: str, clip: str | None) -> list[str]:
     form = f"Whether file extensions and sizes in bytes separate fakes from reals: {shortcut.finding(auc)}{value}."
 
     def read_images(ids: list[int]) -> Iterable[Any]:
-        members = member_rows(rows.filter(pc.is_in(rows["image_id"], pa.array(ids, pa.int64()))))
+        members = rows_to_members(
+            rows.filter(pc.is_in(rows["image_id"], pa.array(ids, pa.int64())))
+        )
         return (
             (member.image_id, image)
             for member, image in decode_members(members, fetcher, ImageLimits())

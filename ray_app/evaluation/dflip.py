@@ -19,7 +19,7 @@ from ray_app.evaluation.generator_names import Names
 from ray_app.metrics import identification, intervals, values
 from ray_app.metrics.table import MetricRow, build_rows
 from ray_app.reports.evaluation.result import ClassInfo, IdentificationInfo
-from ray_app.reports.format import counted
+from ray_app.reports.format import pluralize
 
 RowCounts = Mapping[tuple[str, str, str | None, str | None], int]
 """Number of images by label (real or fake), generator, verdict, and predicted generator.
@@ -240,7 +240,7 @@ def _measure_detection(
             "accuracy": intervals.proportion(hits[group], n, _NO_IMAGE),
             "accuracy_by_their_formula": values.MetricValue(hits[group] / (n + 0.001), n=n),
         }
-        rows += build_rows(group_metrics, scope=info.scope_of(group))
+        rows += build_rows(group_metrics, scope=info.get_scope(group))
     classes = tuple(ClassInfo(group, n) for group, n in sorted(sizes.items()))
     return replace(info, classes=classes), rows
 
@@ -265,8 +265,8 @@ def _describe_flaws(
     )
     n_unanswered = sum(n for (_, _, answer), n in answers.items() if answer is None)
     yield (
-        f"An image without a prediction counts as wrong: {counted(missing, 'label')} without a row here, "
-        f"{counted(n_unanswered, 'row')} without an answer. Macro F1 leaves out the former."
+        f"An image without a prediction counts as wrong: {pluralize(missing, 'label')} without a row here, "
+        f"{pluralize(n_unanswered, 'row')} without an answer. Macro F1 leaves out the former."
     )
     yield "Detection searches the whole answer for 'ai generated' and 'real', so 'surreal' is right for a real image."
 

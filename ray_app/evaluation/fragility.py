@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ray_app.detectors.card_sections import Fragility, FragilityFigure
+from ray_app.detectors.card_sections import Fragility, FragilityMetric
 from ray_app.detectors.card_writer import card_text
 from ray_app.errors import ConfigError
 from ray_app.metrics.values import MetricValue
@@ -43,15 +43,15 @@ def fragility_yaml(result: EvaluationResult) -> str:
     return head + card_text(sections)
 
 
-def _fragility_rows(meta: EvaluationMeta, system: SystemResult) -> Iterator[FragilityFigure]:
+def _fragility_rows(meta: EvaluationMeta, system: SystemResult) -> Iterator[FragilityMetric]:
     info, perturbed = system.info, meta.run.identity.get("perturb", {})
     source = f"touchstone evaluate {meta.version}, {meta.title}, {meta.made_at[:10]}"
     common_fields: dict[str, Any] = {"threshold": _round(info.threshold), "source": source}
-    yield FragilityFigure(
+    yield FragilityMetric(
         **_metric_fields(system.figures()), n_real=info.n_real, n_fake=info.n_fake, **common_fields
     )
     for view in info.views:
-        yield FragilityFigure(
+        yield FragilityMetric(
             perturbation=view.name,
             steps=_describe_steps(perturbed.get(view.name, ())),
             **_metric_fields(system.figures(view=view.name)),

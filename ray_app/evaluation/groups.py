@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.datasets.labels import names_a_real, parse_label, real_of
+from ray_app.datasets.labels import is_real_generator, name_real_generator, parse_label
 from ray_app.errors import ConfigError
 
 FAKE_KINDS = ("whole", "local")
@@ -114,13 +114,13 @@ class GroupCoder:
             raise ConfigError(
                 f"{where}: {kind!r} is not a kind", hint="kinds are real, whole, and local"
             )
-        if is_fake and names_a_real(generator):
+        if is_fake and is_real_generator(generator):
             raise ConfigError(f"{where}: labelled fake, but its generator is '{generator}'")
         default_kind = "local" if mask else "whole"
         group = (
             EvaluationGroup(_KINDS.get(kind.lower()) or default_kind, generator or "unknown")
             if is_fake
-            else EvaluationGroup("real", real_of(generator))
+            else EvaluationGroup("real", name_real_generator(generator))
         )
         number = self._numbers.setdefault(group, len(self._numbers))
         if number >= MAX_GROUPS:

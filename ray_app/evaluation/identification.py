@@ -299,7 +299,7 @@ def _measure_level(
     rows = list(build_rows(metrics, scope=scope))
     for row in measured.classes:
         class_metrics = {name: row[name] for name in ("precision", "recall", "f1")}
-        rows += build_rows(class_metrics, scope=info.scope_of(show(row["name"])))
+        rows += build_rows(class_metrics, scope=info.get_scope(show(row["name"])))
     return info, rows
 
 

@@ -71,7 +71,7 @@ class Intervals:
             () if self._names is None else self._names[np.isin(self._kinds, kind_filter)]
             for kind_filter in (tuple(kinds), ("real",))
         ]
-        return IntervalInfo.of_names(*names)
+        return IntervalInfo.from_names(*names)
 
     def common_info(self, kinds: Sequence[str]) -> IntervalInfo:
         """Return what intervals are for, common to the metrics of each of these kinds of fakes.
@@ -101,7 +101,7 @@ class Intervals:
             is_of_images: Whether the intervals are for further images in any case.
         """
         facts = self.read_info(kinds)
-        if is_of_images or facts.of_images or self._sample is None:
+        if is_of_images or facts.is_for_images or self._sample is None:
             return self.resample_images(images)
         scores = np.asarray(self._sample[f"score:{system.name}"].fill_null(np.nan))
         is_selected = np.isfinite(scores) & np.isin(self._kinds, (*kinds, "real"))

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import Each
+from ray_app.archives import MapFunction
 from ray_app.archives.label_tables import columns_hint
 from ray_app.datasets.label_reader import TEXTS, TRUTH, Labels, read_input
 from ray_app.datasets.masks import may_name
@@ -224,7 +224,7 @@ class LabelledRows:
         columns: Sequence[str],
         *,
         systems: Systems | None = None,
-        map_fn: Each | None = None,
+        map_fn: MapFunction | None = None,
     ) -> "LabelledRows":
         """Join the labels with the current rows of a run.
 

@@ -24,13 +24,13 @@ from PIL import Image, ImageChops, ImageFilter
 from ray_app.archives import (
     ManifestMember,
     MemberReader,
-    guard_of,
-    manifests,
-    member_rows,
+    list_complete_manifests,
+    load_guard,
     read_block,
     read_blocks,
+    rows_to_members,
 )
-from ray_app.datasets.mask_pixels import Coverage, CoverageTally, coverage_of
+from ray_app.datasets.mask_pixels import Coverage, CoverageTally, measure_coverage
 from ray_app.datasets.masks import MaskReader
 from ray_app.errors import ConfigError, InputError, Status, TouchstoneError
 from ray_app.evaluation import join, protocols
@@ -209,7 +209,7 @@ class MaskMeasurer:
             return UnreadableMask(image, "no_reference", error.message)
         return MeasuredImage(
             [self._measure_mask(row, truth, image) for row in image.masks],
-            coverage_of(Image.fromarray(truth)),
+            measure_coverage(Image.fromarray(truth)),
         )
 
     def read_truth(self, image: MaskedImage) -> NDArray[np.uint8]:
@@ -258,7 +258,7 @@ def iter_masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[Masked
     were deleted are among those without a label.
     """
     rows = CurrentRows.read(run)
-    for manifest in (index for index in manifests(run.store) if index <= rows.last):
+    for manifest in (index for index in list_complete_manifests(run.store) if index <= rows.last):
         with_masks = {
             int(name.removesuffix(".parquet")) for name in run.store.names(f"masks/{manifest:05d}")
         }
@@ -268,7 +268,8 @@ def iter_masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[Masked
                 is_last = rows.select(masks, manifest, vanished=True)
                 masks = masks.filter(pa.array(is_last))
                 members = {
-                    member.image_id: member for member in member_rows(read_block(run.store, ref))
+                    member.image_id: member
+                    for member in rows_to_members(read_block(run.store, ref))
                 }
                 yield from _iter_block(masks, members, truths)
 
@@ -459,7 +460,7 @@ def measure_localization(
         return None
     rules = rules or protocols.LocalizationRules()
     headline = _Headline(rules, empty)
-    fetcher, limits = Fetcher(guard=guard_of(run.store).joined(guard)), run.limits()
+    fetcher, limits = Fetcher(guard=load_guard(run.store).merge(guard)), run.limits()
     measurer = MaskMeasurer(
         fetcher, limits, threshold=rules.threshold, at_original={"local", *headline.kinds}
     )
@@ -648,7 +649,7 @@ class _Collector:
         )
         metrics = list(build_rows(headline.measure(all_rows), system, scope=info.scope))
         for name, rows in generators.items():
-            metrics += build_rows(headline.measure(rows), system, scope=info.scope_of(name))
+            metrics += build_rows(headline.measure(rows), system, scope=info.get_scope(name))
         for view, rows in views.items():
             metrics += build_rows(headline.measure(rows), system, view=view, scope=info.scope)
         for scope, rule_metrics in rules.items():

@@ -250,10 +250,13 @@ def regenerated_similarity(
         ConfigError: The folder has no image for these ids.
     """
     table = f"{folder.rstrip('/')}/generated.parquet"
-    fetcher, ids = archives.fetcher_of([table]), {str(image_id): image_id for image_id in image_ids}
+    fetcher, ids = (
+        archives.create_fetcher([table]),
+        {str(image_id): image_id for image_id in image_ids},
+    )
     items = enumerate(archives.open_source([table], fetcher=fetcher))
     generated = [
-        archives.as_member(item, slot)
+        archives.to_manifest_member(item, slot)
         for slot, item in items
         if str(item.input.get("prompt_id")) in ids
     ]

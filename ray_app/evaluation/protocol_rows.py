@@ -287,7 +287,7 @@ class _RowMeasurer:
             for scope in (ALL, AVERAGES)
         }
         value = values[ALL] if values[ALL].n or values[ALL].value is not None else values[AVERAGES]
-        return value if self._options.intervals.facts.of_images else value.without_interval()
+        return value if self._options.intervals.facts.is_for_images else value.without_interval()
 
     def _read_report(self, path: Sequence[str]) -> MetricValue:
         """Return a metric of the classification report; recalls have their interval."""

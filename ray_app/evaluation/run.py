@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from ray_app.archives import Each
+from ray_app.archives import MapFunction
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.index import build_index, read_info
 from ray_app.datasets.label_reader import LabelIndex, Labels, open_labels
@@ -24,10 +24,10 @@ from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.join import INPUT_KEY, KEYS, LabelledRows, own_labels, read_labels
 from ray_app.evaluation.systems import list_systems
 from ray_app.reports.evaluation.result import EvaluationResult
-from ray_app.reports.format import counted
+from ray_app.reports.format import pluralize
 from ray_app.runs import CurrentRows, RunDirectory
 from ray_app.scoring.config import ScoreConfig
-from ray_app.storage import Store, strip_secrets, urls, with_s3_settings
+from ray_app.storage import Store, apply_s3_settings, strip_secrets, urls
 
 INDEX, RUN = "index", "run"
 # Number of members of a source that are searched for a label column before scoring starts.
@@ -77,7 +77,7 @@ def labels_for(
         "arguments": arguments,
         "leave_out_faults": config.leave_out_faults,
     }
-    store = out.below(INDEX)
+    store = out.subdir(INDEX)
     build_index(
         DatasetSource(
             **index_settings,
@@ -113,7 +113,7 @@ def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
     if not labels.joined:
         rows = f"the run has {labels.other}" if labels.other else "the run has no rows"
         raise ConfigError(
-            f"{labels.name}: none of {counted(labels.distinct, 'label')} matches a row of {run.store.url} by "
+            f"{labels.name}: none of {pluralize(labels.distinct, 'label')} matches a row of {run.store.url} by "
             f"{labels.key}; for example, the labels have {labels.unused_key}, {rows}",
             hint=_key_hint(labels.key),
         )
@@ -121,16 +121,16 @@ def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
     if labels.unused:
         example = f"{labels.key} {labels.unused_key}"
         warnings.append(
-            f"{labels.unused:,} of {counted(labels.distinct, 'label')} without a row in the run, for example {example}."
+            f"{labels.unused:,} of {pluralize(labels.distinct, 'label')} without a row in the run, for example {example}."
         )
     if labels.others:
         warnings.append(
-            f"{counted(labels.others, 'row')} without a label, {'' if is_own else 'left out; '}for example {labels.other_image}."
+            f"{pluralize(labels.others, 'row')} without a label, {'' if is_own else 'left out; '}for example {labels.other_image}."
         )
     if labels.doubled:
-        warnings.append(f"{counted(labels.doubled, 'label')} given more than once, counted once.")
+        warnings.append(f"{pluralize(labels.doubled, 'label')} given more than once, counted once.")
     if labels.other_split:
-        warnings.append(f"{counted(labels.other_split, 'label')} of other splits, left out.")
+        warnings.append(f"{pluralize(labels.other_split, 'label')} of other splits, left out.")
     return warnings
 
 
@@ -180,7 +180,7 @@ class EvaluationOutcome:
     exit_code: ExitCode = ExitCode.DONE
 
 
-@with_s3_settings
+@apply_s3_settings
 def evaluate(config: EvaluateConfig) -> EvaluationOutcome:
     """Evaluate a run, or a source that is first scored into `out`/run.
 
@@ -294,7 +294,7 @@ def _apply_protocol(config: EvaluateConfig, protocol: protocols.Protocol | None)
 def _open_run(config: EvaluateConfig) -> RunDirectory | None:
     """Return the run that `at` names, or None if `at` names a source."""
     [first, *others] = config.at
-    if others or "::" in first or urls.scheme_of(first) in ("http", "https", "hf"):
+    if others or "::" in first or urls.get_scheme(first) in ("http", "https", "hf"):
         return None
     run = RunDirectory.open(first)
     return run if run.exists() else None
@@ -322,13 +322,13 @@ def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
 def _score_source(
     config: EvaluateConfig, out: Store, *, own_labels: bool
 ) -> tuple[RunDirectory, ExitCode]:
-    from ray_app.scoring.backlog import archive_of
+    from ray_app.scoring.backlog import open_archive
     from ray_app.scoring.run import score_archive
 
-    run, score = RunDirectory(out.below(RUN)), _score_config(config, out)
+    run, score = RunDirectory(out.subdir(RUN)), _score_config(config, out)
     if own_labels and not any(
         {"label", "label_name"} & item.input.keys()
-        for item in islice(archive_of(score).beginning(), _MAX_SEARCHED_MEMBERS)
+        for item in islice(open_archive(score).beginning(), _MAX_SEARCHED_MEMBERS)
     ):
         raise ConfigError(
             f"{', '.join(map(strip_secrets, config.at))}: neither a run nor a source with a column `label`",
@@ -339,21 +339,21 @@ def _score_source(
 
 def _score_config(config: EvaluateConfig, out: Store) -> ScoreConfig:
     """Return the settings for scoring the source."""
-    return config.score.model_copy(update={"source": config.at, "out": out.below(RUN).url})
+    return config.score.model_copy(update={"source": config.at, "out": out.subdir(RUN).url})
 
 
 def _run_with_tasks(
-    config: EvaluateConfig, run: RunDirectory, work: Callable[[Each | None], Any]
+    config: EvaluateConfig, run: RunDirectory, work: Callable[[MapFunction | None], Any]
 ) -> Any:
     """Run `work` with Ray tasks if they are requested or the run has many files."""
     if not (
         len(CurrentRows.read(run).files()) >= MANY_FILES if config.tasks is None else config.tasks
     ):
         return work(None)
-    from ray_app.cluster.ray_cluster import cluster, on_ray
+    from ray_app.cluster.ray_cluster import cluster, map_on_ray
 
     with cluster(config.score.cluster):
-        return work(on_ray)
+        return work(map_on_ray)
 
 
 def _print_progress(message: str) -> None:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.datasets.labels import names_a_real
+from ray_app.datasets.labels import is_real_generator
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.card import Platt
-from ray_app.ensembles import EnsembleCard, combine, drawn_by_audit, is_calibrated
+from ray_app.ensembles import EnsembleCard, combine, is_calibrated, select_audited
 from ray_app.errors import TouchstoneError
 from ray_app.identification.generators import spelling_key
 from ray_app.runs import RunDirectory
@@ -136,7 +136,7 @@ class Systems:
             return {}
         column = table["views"].combine_chunks()
         audited = (
-            drawn_by_audit(self.ensemble, table["sha256"].to_pylist())
+            select_audited(self.ensemble, table["sha256"].to_pylist())
             if self.ensemble is not None and self.columns
             else ()
         )
@@ -231,7 +231,9 @@ def training_overlap(card: DetectorCard, generator: str) -> Overlap:
     if any(is_named(generator, glob) for glob in data.generators):
         return "in-training"
     return (
-        "unseen" if data.complete and data.generators and not names_a_real(generator) else "unknown"
+        "unseen"
+        if data.complete and data.generators and not is_real_generator(generator)
+        else "unknown"
     )
 
 
@@ -284,7 +286,7 @@ def _equals_detector(ensemble: EnsembleCard, calibrations: Mapping[str, Platt | 
     """
     thresholds = ensemble.thresholds
     return (
-        ensemble.leaves_one_score_alone
+        ensemble.is_passthrough
         and ensemble.calibration is None
         and not any(calibrations.values())
         and thresholds.real_below == thresholds.fake_above == 0

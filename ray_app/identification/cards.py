@@ -10,11 +10,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from ray_app.config import Frozen, Placed, find_config, load_yaml, named_configs, read_mapping
+from ray_app.config import FileConfig, Frozen, find_config, load_yaml, named_configs, read_mapping
 from ray_app.detectors import Preprocessing
-from ray_app.detectors.card import PublishedFigure, Weights
+from ray_app.detectors.card import PublishedMetric, Weights
 from ray_app.detectors.card_sections import TrainingData
-from ray_app.detectors.weights import WeightSet, digest_of, resolve_part
+from ray_app.detectors.weights import WeightSet, resolve_part, verify_part
 from ray_app.errors import ConfigError
 from ray_app.identification.generators import find_family
 
@@ -46,7 +46,7 @@ class OpenSet(Frozen):
     )
 
 
-class _Card(Placed):
+class _Card(FileConfig):
     """Keys that both kinds of cards have."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Name in commands and results.")
@@ -55,7 +55,7 @@ class _Card(Placed):
     licence: str = Field(description="SPDX identifier or name of the licence.")
     source: str = Field(description="Where the model is published.")
     training_data: TrainingData = Field(description="Images that the weights were trained on.")
-    published: tuple[PublishedFigure, ...] = Field(
+    published: tuple[PublishedMetric, ...] = Field(
         default=(), description="Published values of metrics."
     )
     notes: tuple[str, ...] = Field(default=(), description="Notes for readers, one sentence each.")
@@ -71,7 +71,7 @@ class _Card(Placed):
         Raises DetectorError if a file is missing.
         """
         facts = self.model_dump(mode="json", exclude=_NO_FACTS)
-        return facts | {"weights": [digest_of(part, resolve_part(part)) for part in self.parts]}
+        return facts | {"weights": [verify_part(part, resolve_part(part)) for part in self.parts]}
 
 
 Card = TypeVar("Card", bound=_Card)

@@ -115,7 +115,7 @@ def find_family(name: str) -> str | None:
     return None if entry is None else entry.family
 
 
-def title_of(name: str) -> str:
+def find_title(name: str) -> str:
     """Return the title of a generator, in any spelling of its name, or the name if unknown."""
     entry = find_generator(name)
     if entry is None or entry.name is None:

@@ -51,7 +51,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def cleaned(prompt: str | None) -> str | None:
+def clean_prompt(prompt: str | None) -> str | None:
     """Clean a prompt: one line, without front ends' syntax and without ratings.
 
     Ratings are words such as sfw, nsfw, rating:safe, and R-18. Returns None for a text that is not

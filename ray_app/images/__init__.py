@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ray_app import on_first_use
 
 if TYPE_CHECKING:
-    from ray_app.images.decode import PeekedImage, decode_image, decoder_name, peek_image
+    from ray_app.images.decode import PeekedImage, decode_image, get_decoder_name, peek_image
     from ray_app.images.facts import (
         FLAG_MEANING,
         DecodedImage,
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ray_app.images.limits import (
         NAMED_LIMIT,
         BatchLimits,
-        Breadcrumb,
-        Demand,
+        CrashMarker,
+        DecodeCost,
         ImageLimits,
         Watchdog,
     )

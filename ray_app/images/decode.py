@@ -35,7 +35,7 @@ from ray_app.errors import InputError, Status
 from ray_app.images import boxes, colour, formats, further_formats, jpeg, png
 from ray_app.images import tiff as tiff_pixels
 from ray_app.images.facts import MAX_VALUES, DecodedImage, ImageFileFacts, ImageRefused
-from ray_app.images.limits import Demand, ImageLimits, estimate_demand, estimate_webp_demand
+from ray_app.images.limits import DecodeCost, ImageLimits, estimate_demand, estimate_webp_demand
 
 # The exceptions that Pillow and its plugins raise for hostile files: those of Pillow's own fuzz
 # test, and those that Touchstone's fuzzing found.
@@ -240,13 +240,13 @@ class PeekedImage:
         limits: ImageLimits,
         builder: _FactsBuilder,
         format_name: str,
-        header: "_Header | Demand",
+        header: "_Header | DecodeCost",
     ) -> None:
         self._data, self._limits, self._builder = data, limits, builder
         self._format_name = format_name
         # A WebP is not open yet: its decoder allocates memory for all pixels when it opens a file.
-        self._header = None if isinstance(header, Demand) else header
-        self.demand = header if isinstance(header, Demand) else header.demand
+        self._header = None if isinstance(header, DecodeCost) else header
+        self.demand = header if isinstance(header, DecodeCost) else header.demand
 
     @property
     def facts(self) -> ImageFileFacts:
@@ -322,7 +322,7 @@ class _Header(NamedTuple):
 
     image: ImageFile
     sample_bits: int
-    demand: Demand
+    demand: DecodeCost
 
 
 def decode_image(
@@ -378,7 +378,7 @@ def _peek(data: bytes, limits: ImageLimits, builder: _FactsBuilder) -> PeekedIma
     if format_name is None:
         unknown = Status.UNSUPPORTED_FORMAT if data else Status.EMPTY_FILE
         raise InputError(unknown, formats.describe_unsupported(data) if data else "0 bytes")
-    builder.decoder = decoder_name(format_name)
+    builder.decoder = get_decoder_name(format_name)
     if format_name in formats.CODED and formats.are_line_ends_converted(data):
         raise InputError(
             Status.CORRUPT_IMAGE,
@@ -554,7 +554,7 @@ def _describe_error(error: BaseException) -> str:
 
 
 @functools.cache
-def decoder_name(format_name: str) -> str:
+def get_decoder_name(format_name: str) -> str:
     """Return the library that decodes a format, with its version.
 
     Other versions may decode to other pixels.

@@ -168,7 +168,7 @@ SIDE = 256
 FLAT_MAX_STEP, SOFT_MAX_STEP, SHARP_MIN_STEP = 1, 23, 48  # Limits of flat, soft, and sharp steps.
 
 
-def with_texture(image: DecodedImage) -> DecodedImage:
+def add_texture(image: DecodedImage) -> DecodedImage:
     """Return the image with `texture` and `graphics` in its facts.
 
     This takes about a third of a millisecond, whatever the size of the image.

@@ -21,7 +21,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from pydantic import Field
 
-from ray_app.child_process import is_running, own_process
+from ray_app.child_process import identify_process, is_running
 from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
 from ray_app.images import jpeg
@@ -229,7 +229,7 @@ class BatchLimits(ImageLimits):
     )
 
 
-class Demand(NamedTuple):
+class DecodeCost(NamedTuple):
     """The cost of decoding one image.
 
     Attributes:
@@ -246,7 +246,7 @@ class Demand(NamedTuple):
         return self.peak_bytes > SMALL_BYTES or self.pixels > LIMIT_PIXELS
 
     @property
-    def patience(self) -> float:
+    def timeout_factor(self) -> float:
         """The factor by which a decode limit in seconds is multiplied."""
         return max(1.0, self.pixels / LIMIT_PIXELS)
 
@@ -259,7 +259,7 @@ def worst_bytes(limits: ImageLimits) -> int:
     )
 
 
-def estimate_demand(image: ImageFile, data: bytes, format_name: str) -> Demand:
+def estimate_demand(image: ImageFile, data: bytes, format_name: str) -> DecodeCost:
     """Estimate the cost of decoding an image that is open and not decoded yet.
 
     Args:
@@ -280,12 +280,12 @@ def estimate_demand(image: ImageFile, data: bytes, format_name: str) -> Demand:
         extra_bytes = max(extra_bytes, _tiff_piece_bytes(image))
     else:
         extra_bytes = max(extra_bytes, pixels * _DECODE_BYTES.get(format_name, 0))
-    return Demand(pixels, min(_FIXED_BYTES + pixels * stored + extra_bytes, _MAX_BYTES))
+    return DecodeCost(pixels, min(_FIXED_BYTES + pixels * stored + extra_bytes, _MAX_BYTES))
 
 
-def estimate_webp_demand(width: int, height: int) -> Demand:
+def estimate_webp_demand(width: int, height: int) -> DecodeCost:
     """Estimate the cost of a WebP, whose decoder allocates its canvas when it opens a file."""
-    return Demand(width * height, _FIXED_BYTES + width * height * (4 + _DECODE_BYTES["WEBP"]))
+    return DecodeCost(width * height, _FIXED_BYTES + width * height * (4 + _DECODE_BYTES["WEBP"]))
 
 
 def _tiff_piece_bytes(image: TiffImageFile) -> int:
@@ -304,7 +304,7 @@ def _tiff_piece_bytes(image: TiffImageFile) -> int:
     return int(width * height * max(bits / 8, 4))
 
 
-class Breadcrumb:
+class CrashMarker:
     """A crash marker: a file that names the image that one thread decodes.
 
     A decode that crashes ends its process, so that no `except` runs. A record in a mapped file
@@ -317,7 +317,7 @@ class Breadcrumb:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        pid, started = own_process()
+        pid, started = identify_process()
         self.path = folder / f"{pid}-{started}-{next(_serial)}{_SUFFIX}"
         with open(self.path, "w+b") as file:
             file.write(_RECORD.pack(0, 0))
@@ -351,7 +351,7 @@ class Breadcrumb:
         self.path.unlink(missing_ok=True)
 
     @staticmethod
-    def left_in(folder: Path, *, own: Path | None = None) -> set[int]:
+    def read_crashed_ids(folder: Path, *, own: Path | None = None) -> set[int]:
         """Return the ids of images that dead processes were decoding.
 
         Args:
@@ -386,7 +386,7 @@ class Watchdog:
 
     EXIT_CODE = 86
 
-    def __init__(self, crumb: Breadcrumb, wall_limit_s: float) -> None:
+    def __init__(self, crumb: CrashMarker, wall_limit_s: float) -> None:
         self._marker = crumb
         self._wall_limit_s = wall_limit_s
         self._ended = threading.Event()

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
         BlockResult,
         DetectorOutputs,
         Scores,
+        describe_range_violations,
+        describe_replies,
         is_blank,
         judge,
-        range_doubts,
-        remarks_on,
     )
     from ray_app.inference.decoder import STAGES, BatchDecoder, StageClock
     from ray_app.inference.spec import ResourceEstimate, ScoringSpec, make_spec

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ray_app.detectors import Preprocessing
-from ray_app.errors import InputError, Status, describe_error, is_of_one_image, one_line
-from ray_app.images import DecodedImage, Demand, ImageFileFacts
+from ray_app.errors import InputError, Status, describe_error, is_image_error, one_line
+from ray_app.images import DecodeCost, DecodedImage, ImageFileFacts
 from ray_app.transforms.perturbations import Perturbation, seed_of
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class DecodeResult:
     failure: str | None = None
 
     @classmethod
-    def of_failure(cls, error: Exception, facts: ImageFileFacts | None) -> "DecodeResult":
+    def from_failure(cls, error: Exception, facts: ImageFileFacts | None) -> "DecodeResult":
         """Return the result for a member that failed because of a bug in Touchstone.
 
         Of its facts only the hash and the format are kept.
@@ -145,7 +145,7 @@ def count_file_bytes(file: File) -> int:
     return len(file) if isinstance(file, bytes) else 3 * file.width * file.height
 
 
-def joined(batches: Sequence[Batch], slots: int) -> list[Batch]:
+def join_batches(batches: Sequence[Batch], slots: int) -> list[Batch]:
     """Join batches of `slots` images into one batch with the slots of all of them.
 
     The batches are returned as they are if an image keeps its size, or if a batch has no pixels.
@@ -200,7 +200,7 @@ class PreparedViews:
     views: list["tuple[Size, Sequence[Pixels | None]] | None"]
 
 
-def perturbed(view: Perturbation, image: DecodedImage) -> Image.Image | None:
+def apply_view(view: Perturbation, image: DecodedImage) -> Image.Image | None:
     """Return the image under a view, or None if a codec fails. Every call gives the same image.
 
     Raises:
@@ -330,12 +330,12 @@ class EncodedImages:
             with self._images.open(slot) as image:
                 if image is None:
                     return None
-                pixels = image.pixels if self._view is None else perturbed(self._view, image)
+                pixels = image.pixels if self._view is None else apply_view(self._view, image)
                 return None if pixels is None else self._decoder.prepare(self._target, pixels)
         except InputError:
             return None  # It decoded before. An image that fails now has no score of this detector.
         except Exception as error:
-            if not is_of_one_image(error):
+            if not is_image_error(error):
                 raise
             _log.exception("cannot prepare a decoded image: the detector gives no score")
             return None
@@ -350,4 +350,4 @@ def images_at(images: Pixels | Ragged | EncodedImages, slots: Sequence[int]) -> 
 
 def is_large(image: DecodedImage) -> bool:
     """Return whether a decoded image needs a turn on its node because of its size alone."""
-    return Demand(image.pixels.width * image.pixels.height, 0).is_large
+    return DecodeCost(image.pixels.width * image.pixels.height, 0).is_large

@@ -20,7 +20,7 @@ from ray_app.inference.decoder import (
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget
-from ray_app.storage.urls import local_path, scheme_of
+from ray_app.storage.urls import get_scheme, local_path
 
 if TYPE_CHECKING:
     from ray_app.archives import ManifestMember
@@ -114,7 +114,7 @@ class BlockReader:
                     self._reads_sidecars
                     and member.place is None
                     and isinstance(data, bytes)
-                    and scheme_of(member.uri) == "file"
+                    and get_scheme(member.uri) == "file"
                 ):
                     data = attach_sidecar(data, local_path(member.uri))
             self._member_bytes += len(data) if isinstance(data, bytes) else 0

@@ -25,7 +25,7 @@ from ray_app.inference.scorer import EnsembleScorer, describer_inputs
 from ray_app.inference.spec import ScoringSpec
 
 if TYPE_CHECKING:
-    from ray_app.inference.scorer import Describing
+    from ray_app.inference.scorer import ImageDescriber
 
 
 # Images of a block that go through the networks of the second stage together. Few images of a block
@@ -106,13 +106,13 @@ class CascadeScorer:
         clock: StageClock,
         *,
         kept_bytes: float = KEPT_BYTES,
-        describing: "Describing | None" = None,
+        describing: "ImageDescriber | None" = None,
     ) -> None:
         self._spec, self._clock, self._kept_bytes = spec, clock, kept_bytes
         self.detectors, self._describing = scorer, describing
         self.first = scorer.for_spec(spec.for_stage(spec.stages[0]), clock)
         late = [name for name in spec.late if name in scorer.names]
-        self.late = SecondStage(spec.limited_to(late), scorer, decoder) if late else None
+        self.late = SecondStage(spec.select_detectors(late), scorer, decoder) if late else None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -137,10 +137,12 @@ class CascadeScorer:
             if part.outcomes or not outputs:
                 scored = self.rescore(part.outcomes, part.files, part.outputs)
                 if self._describing is not None:
-                    scored = self._describing.after(part.outcomes, scored, part.describer_images)
+                    scored = self._describing.add_captions(
+                        part.outcomes, scored, part.describer_images
+                    )
                 outputs.append(scored)
             if not part.outcomes:
-                return DetectorOutputs.chained(outputs)
+                return DetectorOutputs.concatenate(outputs)
 
     def rescore(
         self,
@@ -164,7 +166,7 @@ class CascadeScorer:
         }
         late = self.late.score(list(undecided.values()))
         self._clock.add(self.late.take_seconds())
-        return first.joined(late.spread(list(undecided), len(outcomes)))
+        return first.merge(late.spread(list(undecided), len(outcomes)))
 
     def _score_part(self, batches: Iterator[Batch], only: Collection[str] | None) -> "_Part":
         """Score batches with the first stage until their files reach the limit, or none is left."""

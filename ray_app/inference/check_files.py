@@ -13,7 +13,7 @@ from ray_app.images.provenance import ProvenanceConfig
 from ray_app.inference.isolated_files import IsolatedFiles, ReadFile
 from ray_app.inference.named_files import NamedFiles, make_uri
 from ray_app.inference.result import Result
-from ray_app.inference.small_pictures import PictureSize, encode_small_jpeg
+from ray_app.inference.small_pictures import ThumbnailLimits, encode_small_jpeg
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage.node_budget import usable_cores
 
@@ -34,7 +34,7 @@ def check_files(
     spec: ScoringSpec,
     *,
     accept_licences: Sequence[str] = (),
-    picture_size: PictureSize | None = None,
+    picture_size: ThumbnailLimits | None = None,
 ) -> Generator[CheckedFile, None, None]:
     """Score files, and yield the result row of each in order.
 
@@ -111,7 +111,9 @@ def _make_row(name: str, file: ReadFile, result: Result) -> dict[str, Any]:
     return {"uri": make_uri(name), **row, "provenance": provenance}
 
 
-def _make_picture(file: ReadFile, row: dict[str, Any], size: PictureSize | None) -> bytes | None:
+def _make_picture(
+    file: ReadFile, row: dict[str, Any], size: ThumbnailLimits | None
+) -> bytes | None:
     if file.picture is None or size is None:
         return None
     return encode_small_jpeg(file.picture, row["width"] or 1, row["height"] or 1, size)

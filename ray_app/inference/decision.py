@@ -23,9 +23,9 @@ from ray_app.ensembles import (
     Thresholds,
     decide,
     decision,
-    drawn_by_audit,
-    find,
-    second_looks,
+    find_origin,
+    list_second_stage_reasons,
+    select_audited,
 )
 from ray_app.errors import ConfigError, Status
 from ray_app.identification import cards, identifier
@@ -82,7 +82,7 @@ class DetectorOutputs:
             }
         )
 
-    def of(self, kind: str, view: str = CLEAN) -> dict[str, Any]:
+    def get(self, kind: str, view: str = CLEAN) -> dict[str, Any]:
         """Return the columns of one kind and view, by detector."""
         columns = {}
         for key, column in self.columns.items():
@@ -101,14 +101,14 @@ class DetectorOutputs:
     @property
     def scores(self) -> Scores:
         """The scores of the unchanged images, by detector."""
-        return self.of(SCORES)
+        return self.get(SCORES)
 
     @property
     def captions(self) -> Sequence[Caption | None]:
         """The caption of each image, or None for no caption. Empty if there is no describer."""
-        return next(iter(self.of(CAPTIONS).values()), ())
+        return next(iter(self.get(CAPTIONS).values()), ())
 
-    def joined(self, other: "DetectorOutputs") -> "DetectorOutputs":
+    def merge(self, other: "DetectorOutputs") -> "DetectorOutputs":
         """Return the columns of both outputs, which are for the same images."""
         return DetectorOutputs({**self.columns, **other.columns})
 
@@ -138,7 +138,7 @@ class DetectorOutputs:
                 columns[ordered] = self.columns[ordered]
         return DetectorOutputs(columns)
 
-    def in_order(self, names: Iterable[str], views: Iterable[str]) -> "DetectorOutputs":
+    def sort(self, names: Iterable[str], views: Iterable[str]) -> "DetectorOutputs":
         """Return the columns sorted by view, and by detector within a view.
 
         This is the order of detectors that run together.
@@ -179,7 +179,7 @@ class DetectorOutputs:
         })  # fmt: skip
 
     @staticmethod
-    def chained(parts: Sequence["DetectorOutputs"]) -> "DetectorOutputs":
+    def concatenate(parts: Sequence["DetectorOutputs"]) -> "DetectorOutputs":
         """Concatenate outputs for different images, which must have the same columns."""
         if len(parts) == 1:
             return parts[0]
@@ -308,7 +308,7 @@ class BlockResult:
             for outcome, verdict in zip(self.outcomes, self.decisions.verdict, strict=True)
         ]
         return [
-            find(outcome.provenance, verdict, self.thresholds)
+            find_origin(outcome.provenance, verdict, self.thresholds)
             for outcome, verdict in zip(self.outcomes, verdicts, strict=True)
         ]
 
@@ -333,7 +333,7 @@ def judge(
         clock: Times the naming of generators as the stage `identify`. None does not time it.
         names: Whether to name generators, if the spec has an identifier.
     """
-    scores = outputs.of(SCORES)
+    scores = outputs.get(SCORES)
     if list(scores) != list(spec.cards):
         outputs = outputs.select_scores(spec.cards)
     sizes, formats, blank, checked = [], [], [], list(outcomes)
@@ -342,8 +342,8 @@ def judge(
         sizes.append((None, None) if facts is None else (facts.width, facts.height))
         formats.append(None if facts is None else facts.format)
         blank.append(facts is not None and NO_CONTENT in facts.flags)
-    scores, replies = outputs.of(SCORES), outputs.of(REPLIES)
-    remarks = {**outputs.of(FAILURES), **(remarks_on(replies) if replies else {})}
+    scores, replies = outputs.get(SCORES), outputs.get(REPLIES)
+    remarks = {**outputs.get(FAILURES), **(describe_replies(replies) if replies else {})}
     scored = np.any(np.isfinite(list(scores.values())), axis=0).tolist()
     for row, outcome in enumerate(outcomes):
         if outcome.status is Status.OK and not scored[row] and _is_score_expected(spec, sizes[row]):
@@ -351,7 +351,7 @@ def judge(
                 outcome, status=Status.DETECTOR_FAILED, detail=_describe_failure(remarks, row)
             )
     audited = [] if spec.ensemble.cascade is None else find_audited_members(spec, checked)
-    out_of_range = range_doubts(
+    out_of_range = describe_range_violations(
         spec,
         sizes,
         formats,
@@ -371,7 +371,7 @@ def judge(
     generators = None
     if spec.identifier is not None and names:
         with nullcontext() if clock is None else clock("identify"):
-            generators = identified(spec, outputs.of(EMBEDDINGS))
+            generators = identified(spec, outputs.get(EMBEDDINGS))
     return BlockResult(checked, outputs, scores, decisions, generators, spec.ensemble.thresholds)
 
 
@@ -380,7 +380,7 @@ def find_audited_members(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResul
 
     Empty if the ensemble is not a cascade.
     """
-    return drawn_by_audit(
+    return select_audited(
         spec.ensemble,
         [None if outcome.facts is None else outcome.facts.sha256 for outcome in outcomes],
     )
@@ -404,7 +404,9 @@ def second_stage_rows(
     scores = outputs.scores
     first = {name: scores[name] for name in spec.first}
     reasons = (
-        second_looks(spec.ensemble, first, spec.calibrations, find_audited_members(spec, outcomes))
+        list_second_stage_reasons(
+            spec.ensemble, first, spec.calibrations, find_audited_members(spec, outcomes)
+        )
         or ()
     )
     return [
@@ -440,7 +442,7 @@ def rows_to_describe(
     ]
 
 
-def remarks_on(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[str | None]]:
+def describe_replies(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[str | None]]:
     """Return a remark per detector and row for each reply of a detector that gave no score."""
     return {
         name: [None if reply is None else f"it replied {reply!r}" for reply in column]
@@ -463,7 +465,7 @@ def collect_bounded_facts(
     }
 
 
-def range_doubts(
+def describe_range_violations(
     spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None], facts: card_sections.Facts
 ) -> dict[str, list[str | None]]:
     """Return for each detector and image why the image is out of range for the detector, or None.
@@ -483,7 +485,9 @@ def range_doubts(
     population = spec.ensemble.population
     if population is not None and population.seen is not None:
         reasons[decision.IMAGE] = (
-            list(map(population.seen.doubt, formats, *zip(*sizes, strict=True))) if sizes else []
+            list(map(population.seen.describe_mismatch, formats, *zip(*sizes, strict=True)))
+            if sizes
+            else []
         )
     # None becomes NaN, which compares as inside every range.
     width, height = np.array(sizes, np.float64).reshape(-1, 2).T
@@ -499,10 +503,10 @@ def range_doubts(
             | (width * height > max_pixels)
         )
         reasons_by_row: dict[int, str | None] = (
-            dict(card.fragility.doubts(facts)) if card.fragility.abstains else {}
+            dict(card.fragility.describe_mismatches(facts)) if card.fragility.abstains else {}
         )
         for row in np.flatnonzero(is_outside).tolist():
-            reasons_by_row[row] = valid_range.doubt(int(width[row]), int(height[row]))
+            reasons_by_row[row] = valid_range.describe_mismatch(int(width[row]), int(height[row]))
         if reasons_by_row:
             reasons[name] = [reasons_by_row.get(row) for row in range(len(sizes))]
     return reasons

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ray_app.errors import InputError, Status, is_of_one_image
+from ray_app.errors import InputError, Status, is_image_error
 from ray_app.images import (
-    Breadcrumb,
+    CrashMarker,
     DecodedImage,
     ImageLimits,
     PeekedImage,
@@ -26,7 +26,7 @@ from ray_app.images import (
     peek_image,
 )
 from ray_app.images.decode import has_content
-from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, with_texture
+from ray_app.images.facts import ImageFileFacts, ImageRefused, add_texture, inspect_bytes
 from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference import private_api
 from ray_app.inference.batch import (
@@ -42,8 +42,8 @@ from ray_app.inference.batch import (
     Pixels,
     PreparedViews,
     Size,
+    apply_view,
     is_large,
-    perturbed,
 )
 from ray_app.inference.decoder_pool import IsolatedDecoders, PeekedFile, PreparedImage
 from ray_app.inference.spec import ScoringSpec
@@ -107,7 +107,7 @@ class StageClock:
 # member in a child process. After `TRUSTED_CRASHES` crashes, all images are decoded there. After its
 # header is read, a large image waits until the node has the memory for it. It holds that memory
 # until it is prepared.
-class CarefulDecoder:
+class CrashSafeDecoder:
     """Decode one image at a time, safe from crashes and hangs of the decoder.
 
     An image is decoded in this process, or in a child process if it killed a process of this node
@@ -135,11 +135,11 @@ class CarefulDecoder:
     ) -> None:
         self._limits, self._marker_dir, self._budget = limits, crumbs, budget
         self._closing = ExitStack()
-        self._marker: Breadcrumb | None = None
+        self._marker: CrashMarker | None = None
         self._pool, self._always_isolates = children, children is not None
         self._suspects: set[int] = set()
         if crumbs is not None:
-            self._marker = self._closing.enter_context(closing(Breadcrumb(crumbs)))
+            self._marker = self._closing.enter_context(closing(CrashMarker(crumbs)))
             self._closing.enter_context(Watchdog(self._marker, wall_limit_s))
             pool = IsolatedDecoders(
                 limits, processes=1, wall_limit_s=wall_limit_s, memory_limit_bytes=None
@@ -153,7 +153,7 @@ class CarefulDecoder:
     def read_crash_markers(self) -> None:
         """Read which members killed a worker of this node. Call it once per block."""
         if self._marker_dir is not None and self._marker is not None:
-            self._suspects = Breadcrumb.left_in(self._marker_dir, own=self._marker.path)
+            self._suspects = CrashMarker.read_crashed_ids(self._marker_dir, own=self._marker.path)
 
     def is_suspect(self, image_id: int) -> bool:
         """Return whether a member must be decoded in a child process.
@@ -230,7 +230,7 @@ class CarefulDecoder:
     def _decode(self, image_id: int, peeked: PeekedImage | PeekedFile) -> DecodedImage:
         if isinstance(peeked, PeekedFile):
             return peeked.decode()
-        with self.mark_crash(image_id, peeked.demand.patience):
+        with self.mark_crash(image_id, peeked.demand.timeout_factor):
             return peeked.decode()
 
 
@@ -252,7 +252,7 @@ def _reserve_turn(
         )
     with ExitStack() as turn:
         with clock("wait"):
-            turn.enter_context(budget.turn(needed_bytes))
+            turn.enter_context(budget.reserve(needed_bytes))
         turn.enter_context(private_api.pillow_blocks(_BLOCK_BYTES))
         yield
 
@@ -282,10 +282,10 @@ class BatchDecoder:
         keeps_files: bool = False,
         wall_limit_s: float = WALL_LIMIT_S,
         budget: NodeBudget | None = None,
-        careful: CarefulDecoder | None = None,
+        careful: CrashSafeDecoder | None = None,
     ) -> None:
         self._spec, self._clock = spec, clock
-        self.careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
+        self.careful = careful or CrashSafeDecoder(spec.limits, crumbs, wall_limit_s, budget)
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.counts = {"decoded": 0}  # Images since the start.
@@ -420,7 +420,7 @@ class BatchDecoder:
             with self.open_file(image_id, data) as image:
                 if self._spec.measured:
                     with self._clock("prepare"):
-                        image = with_texture(image)
+                        image = add_texture(image)
                 facts = image.facts
                 if self._provenance_reader is not None:
                     provenance = self._read_provenance(image_id, data, facts, image.pixels)
@@ -437,10 +437,10 @@ class BatchDecoder:
             facts = error.facts if isinstance(error, ImageRefused) else facts
             return _Member(DecodeResult(error.status, error.detail, facts, provenance))
         except Exception as error:
-            if not is_of_one_image(error):
+            if not is_image_error(error):
                 raise
             file_facts = inspect_bytes(data) if isinstance(data, bytes) else None
-            return _Member(DecodeResult.of_failure(error, file_facts))
+            return _Member(DecodeResult.from_failure(error, file_facts))
         outcome = DecodeResult(Status.OK, None, facts, provenance)
         if not (self._spec.views and self._spec.keeps_sizes) or self._hand_over:
             return _Member(outcome, prepared)
@@ -455,7 +455,7 @@ class BatchDecoder:
 
         Tensors that keep sizes are prepared when a detector reads them.
         """
-        image_in_view = perturbed(view, image)
+        image_in_view = apply_view(view, image)
         if image_in_view is None:
             return None
         try:
@@ -562,7 +562,7 @@ def _detector_inputs(spec: ScoringSpec) -> list[DetectorInput]:
             preprocessing,
             preprocessing.shape,
             tuple(name for name, card in spec.cards.items() if card.preprocessing == preprocessing),
-            preprocessing == spec.words_seen,
+            preprocessing == spec.describer_preprocessing,
         )
         for preprocessing in spec.preprocessings
     ]

@@ -43,7 +43,7 @@ from ray_app.config import Frozen
 from ray_app.detectors.preprocessing import Preprocessing, Resize, ResizeMode
 from ray_app.errors import InputError, Status
 from ray_app.images.decode import PeekedImage, peek_image
-from ray_app.images.facts import ImageFileFacts, ImageRefused, with_texture
+from ray_app.images.facts import ImageFileFacts, ImageRefused, add_texture
 from ray_app.images.limits import ImageLimits
 from ray_app.images.provenance import (
     FileWithSidecar,
@@ -166,7 +166,7 @@ def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
                 write_answer(answers, b"", [DEMAND.pack(*peeked.demand)])
                 if requests.read(len(READY)) != READY:
                     sys.exit()
-                set_alarm(peeked.demand.patience)
+                set_alarm(peeked.demand.timeout_factor)
             report, blobs = _decode_request(
                 peeked, data, decode_request, limits.max_text_bytes, started
             )
@@ -186,7 +186,7 @@ def _decode_request(
         ImageRefused: The image is rejected.
     """
     image = peeked.decode()
-    facts = with_texture(image).facts if request.measured else image.facts
+    facts = add_texture(image).facts if request.measured else image.facts
     try:
         tensors = [
             preprocessing.prepare(image.pixels, request.resize).data.cast("B")

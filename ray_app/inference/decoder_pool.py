@@ -27,8 +27,8 @@ from ray_app.detectors import Preprocessing, ResizeMode
 from ray_app.errors import InputError, Status, TouchstoneError, describe_error
 from ray_app.images import (
     FLAG_MEANING,
+    DecodeCost,
     DecodedImage,
-    Demand,
     ImageFileFacts,
     ImageLimits,
     ImageRefused,
@@ -66,7 +66,7 @@ _ENVIRONMENT = (
 # More threads and arenas would reserve address space.
 _FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _PIXELS = DecodeRequest()
-_SMALL = Demand(0, 0)  # The demand of an image that any process has memory for.
+_SMALL = DecodeCost(0, 0)  # The demand of an image that any process has memory for.
 
 Answer = tuple[Report, bytearray]
 
@@ -184,7 +184,7 @@ class DecoderProcess(ChildProcess):
         with self._exchange(self._wall_limit_s) as (answers, deadline):
             self._send(pack_request(request_json, (data, sidecar)))
             answer = self._read_first(data, request, answers)
-        if isinstance(answer, Demand):
+        if isinstance(answer, DecodeCost):
             if not deadline.has_passed:
                 demand = _add_parent_memory(answer, len(data))
                 return PeekedFile(self, data, request, demand, None)
@@ -253,7 +253,7 @@ class DecoderProcess(ChildProcess):
         if not is_ready:
             command = " ".join(self._command()[:4])
             raise TouchstoneError(
-                f"the decoder process did not start: it {self._epitaph(self._child)}",
+                f"the decoder process did not start: it {self._describe_exit(self._child)}",
                 hint=f"run {command} to see the error",
             )
 
@@ -285,7 +285,7 @@ class DecoderProcess(ChildProcess):
                 Status.DECODE_TIMEOUT, reason, inspect_bytes(data), limit=deadline.limit_s
             )
         if answer is None:
-            reason = f"the decoder process {self._epitaph(child)}"
+            reason = f"the decoder process {self._describe_exit(child)}"
             raise ImageRefused(Status.DECODER_CRASHED, reason, inspect_bytes(data))
         report, _ = answer
         if report.refused is not None:
@@ -294,7 +294,7 @@ class DecoderProcess(ChildProcess):
 
     def _read_first(
         self, data: bytes, request: DecodeRequest, answers: io.BufferedReader
-    ) -> Demand | Answer | None:
+    ) -> DecodeCost | Answer | None:
         """Read the demand of a large image, or the answer.
 
         Raises:
@@ -303,7 +303,7 @@ class DecoderProcess(ChildProcess):
         sizes = ANSWER.unpack(answers.read(ANSWER.size))
         if sizes[0] > 0:
             return self._read_answer(data, request, answers, *sizes)
-        demand = Demand(*DEMAND.unpack(answers.read(DEMAND.size)))
+        demand = DecodeCost(*DEMAND.unpack(answers.read(DEMAND.size)))
         if demand.pixels > self._limits.max_pixels:
             raise ValueError(
                 f"image has {demand.pixels} pixels, limit is {self._limits.max_pixels}"
@@ -372,7 +372,7 @@ class PeekedFile:
         child: DecoderProcess,
         data: bytes,
         request: DecodeRequest,
-        demand: Demand,
+        demand: DecodeCost,
         answer: Answer | None,
     ) -> None:
         self.demand = demand
@@ -405,7 +405,7 @@ class PeekedFile:
             return answer
         self._is_pending = False
         try:
-            return self._child.finish(self._data, self._request, self.demand.patience)
+            return self._child.finish(self._data, self._request, self.demand.timeout_factor)
         finally:
             self._return_child()
 
@@ -555,13 +555,13 @@ def _make_environment() -> dict[str, str]:
     return variables | _FEW_THREADS | safe_variables()
 
 
-def _add_parent_memory(demand: Demand, encoded_bytes: int) -> Demand:
+def _add_parent_memory(demand: DecodeCost, encoded_bytes: int) -> DecodeCost:
     """Return the demand of an image in both processes together.
 
     The pixels take four bytes each in the child, leave it as three, arrive as three, and take four
     more here. Both processes hold the file.
     """
-    return Demand(
+    return DecodeCost(
         demand.pixels, encoded_bytes + max(demand.peak_bytes, demand.pixels * (4 + 3 + 3 + 4))
     )
 

@@ -113,7 +113,7 @@ class DeviceMeter:
         self._synchronize()
         return time.perf_counter() - start
 
-    def peak_share(self) -> float:
+    def measure_peak_fraction(self) -> float:
         """Return the peak fraction of the device's memory that tensors took since the last call."""
         if not self._is_cuda:
             return 0.0
@@ -160,7 +160,7 @@ def batch_sizes(slots: int, max_size: int) -> list[int]:
     return parts
 
 
-def measured_batches(
+def measure_batches(
     sizes: Iterable[int], run: Callable[[int], object], meter: DeviceMeter
 ) -> list[MeasuredBatch]:
     """Run batches of these sizes, ascending, until a batch is too large.
@@ -177,7 +177,7 @@ def measured_batches(
         RuntimeError: Not even the smallest batch runs.
     """
     measurements: list[MeasuredBatch] = []
-    meter.peak_share()
+    meter.measure_peak_fraction()
     for size in sizes:
         try:
             run(size)
@@ -186,7 +186,7 @@ def measured_batches(
             if not measurements:
                 raise
             break
-        memory_fraction = meter.peak_share()
+        memory_fraction = meter.measure_peak_fraction()
         if memory_fraction > MAX_MEMORY and measurements:
             break
         measurements.append(MeasuredBatch(size, size / seconds, memory_fraction))
@@ -196,7 +196,7 @@ def measured_batches(
     return measurements
 
 
-def paying_batch(measurements: Sequence[MeasuredBatch], pieces: Sequence[int] = ()) -> int:
+def choose_batch_size(measurements: Sequence[MeasuredBatch], pieces: Sequence[int] = ()) -> int:
     """Return the smallest size whose rate is within 5 % of the best rate.
 
     Args:

@@ -20,9 +20,9 @@ from PIL import Image
 from ray_app.detectors import DetectorCard, licences
 from ray_app.ensembles import (
     EnsembleCard,
+    build_ensemble,
     choose_operating_point,
-    ensemble_of,
-    find,
+    find_origin,
     load_ensemble_card,
 )
 from ray_app.errors import ConfigError, InputError, Status, StorageError, describe_error
@@ -144,15 +144,15 @@ class Ensemble:
         # Large images take turns with those of other processes on this machine, as in a run. The
         # budget always admits the largest image alone, so that no image is too large.
         budget_bytes = max(
-            node_budget.budget_of(node_budget.node_memory()), worst_bytes(self.spec.limits)
+            node_budget.compute_budget(node_budget.node_memory()), worst_bytes(self.spec.limits)
         )
         budget = node_budget.NodeBudget(decoder.BUDGET, budget_bytes)
-        self._careful = decoder.CarefulDecoder(
+        self._careful = decoder.CrashSafeDecoder(
             self.spec.limits, None, decoder.WALL_LIMIT_S, budget, children=children
         )
         # Images that keep their size are then decoded only when a detector reads them.
         self._is_late = children is not None
-        self._describing = scorer.Describing(self.spec, clock) if self.spec.describer else None
+        self._describing = scorer.ImageDescriber(self.spec, clock) if self.spec.describer else None
         self._loaded = scorer.LoadedDetectors(self.spec)
         self._set_up(self.spec, clock)
 
@@ -354,8 +354,8 @@ class Ensemble:
         with self._lock:
             outputs = self._scorer.score(self._decode_batches(images, outcomes))
             block = decision.judge(self.spec, outcomes, outputs)
-        decisions, masks = block.decisions, block.outputs.of(decision.MASKS)
-        has_profile = block.identified is not None or bool(block.outputs.of(decision.CAPTIONS))
+        decisions, masks = block.decisions, block.outputs.get(decision.MASKS)
+        has_profile = block.identified is not None or bool(block.outputs.get(decision.CAPTIONS))
         results = []
         for row, (outcome, (source, picture)) in enumerate(
             zip(block.outcomes, sources, strict=False)
@@ -367,7 +367,7 @@ class Ensemble:
                     outcome.failure,
                 )
             verdict = decisions.verdict[row] if outcome.status is Status.OK else None
-            finding, grounds = find(outcome.provenance, verdict, block.thresholds)
+            finding, grounds = find_origin(outcome.provenance, verdict, block.thresholds)
             origin: dict[str, Any] = {
                 "source": source,
                 "demonstration": self._is_demonstration,
@@ -445,7 +445,7 @@ class ImageInputs:
             source = image_inputs.parse_image(inputs, None, keeps=True)
             return image_inputs.list_sources(inputs) if source is None else source
         location = os.fsdecode(inputs)
-        scheme = urls.scheme_of(location) if "://" in location else "file"
+        scheme = urls.get_scheme(location) if "://" in location else "file"
         if scheme == "file":
             path = urls.local_path(location) if "://" in location else location
             if os.path.isdir(path) or (not os.path.lexists(path) and is_pattern(location)):
@@ -525,7 +525,7 @@ class ImageInputs:
                 if not stat.S_ISREG(facts.st_mode):
                     raise InputError(Status.SOURCE_DENIED, f"{path}: not a regular file")
                 if facts.st_size > self._max_bytes:
-                    raise errors.too_large(facts.st_size, self._max_bytes)
+                    raise errors.make_too_large_error(facts.st_size, self._max_bytes)
                 data = file.read()
         except IsADirectoryError:
             reason = "this is a folder; to score all files in it, pass it alone, as score(FOLDER)"
@@ -537,7 +537,7 @@ class ImageInputs:
         return attach_sidecar(data, path)
 
     def _read_url(self, url: str) -> bytes:
-        if urls.scheme_of(url) == "file":
+        if urls.get_scheme(url) == "file":
             try:
                 path = urls.local_path(url)
             except ConfigError as error:
@@ -556,7 +556,7 @@ class ImageInputs:
                 Status.SOURCE_DENIED, f"the file cannot be read: {describe_error(error)}"
             ) from None
         if len(data) > self._max_bytes:
-            raise errors.too_large(len(data), self._max_bytes)
+            raise errors.make_too_large_error(len(data), self._max_bytes)
         return bytes(data)
 
     def _list_files(self, location: str) -> image_inputs.ManySources:
@@ -626,7 +626,7 @@ def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
         ConfigError: No detector has this name.
         DetectorError: Weights are missing, or a licence is not accepted.
     """
-    return Ensemble(ensemble_of([str(name_or_path)]), **options)
+    return Ensemble(build_ensemble([str(name_or_path)]), **options)
 
 
 def _make_progress_bar(name: str, count: int | None) -> Any:

@@ -13,7 +13,12 @@ from ray_app.inference.decision import DetectorOutputs
 from ray_app.inference.decoder import BatchDecoder, StageClock
 from ray_app.inference.device_batches import DeviceMeter, release_memory
 from ray_app.inference.groups import Group
-from ray_app.inference.scorer import Describing, EnsembleScorer, LoadedDetectors, describer_inputs
+from ray_app.inference.scorer import (
+    EnsembleScorer,
+    ImageDescriber,
+    LoadedDetectors,
+    describer_inputs,
+)
 from ray_app.inference.spec import ScoringSpec
 
 if TYPE_CHECKING:
@@ -55,7 +60,7 @@ class GroupScorer:
         self._late = [group for group in groups if set(group) <= set(spec.late)]
         self._steps = dict[Group, dict[tuple[int, "Preprocessing"], int]]()
         self._dropped_counts = Counter[str]()
-        self._describing: Describing | None = None
+        self._describing: ImageDescriber | None = None
         self._group = self._early[0]
         self._scorer: CascadeScorer | None = self._load(self._group)
 
@@ -71,7 +76,7 @@ class GroupScorer:
         remaining, outputs = iter(batches), list[DetectorOutputs]()
         while (chunk := self._take_batches(remaining)) or not outputs:
             outputs.append(self._score_batches(chunk))
-        return DetectorOutputs.chained(outputs)
+        return DetectorOutputs.concatenate(outputs)
 
     def _take_batches(self, remaining: Iterator[Batch]) -> list[Batch]:
         """Decode the next batches, until they fill the memory for them."""
@@ -90,16 +95,16 @@ class GroupScorer:
         names, views = [*spec.cards], [view.name for view in spec.views]
         for group in sorted(self._early, key=lambda group: group != self._group):
             scored = self._swap_in(group).score(map(self._decoder.complete, batches))
-            outputs = outputs.joined(scored)
-        outputs = outputs.in_order(names, views)
+            outputs = outputs.merge(scored)
+        outputs = outputs.sort(names, views)
         files = [file for batch in batches for file in batch.files] if self._late else ()
         for group in self._late:
             outputs = self._swap_in(group).rescore(outcomes, files, outputs)
-        outputs = outputs.in_order(names, views)
+        outputs = outputs.sort(names, views)
         if spec.describer is None:
             return outputs
         describer_images = [image for batch in batches for image in describer_inputs(spec, batch)]
-        return self._swap_in_describer().after(outcomes, outputs, describer_images)
+        return self._swap_in_describer().add_captions(outcomes, outputs, describer_images)
 
     def _swap_in(self, group: Group) -> CascadeScorer:
         """Return the scorer of a group; load its detectors unless they are in memory."""
@@ -118,11 +123,11 @@ class GroupScorer:
         self._steps[group] = loaded.steps
         return CascadeScorer(self._spec, detectors, self._decoder, self._clock)
 
-    def _swap_in_describer(self) -> Describing:
+    def _swap_in_describer(self) -> ImageDescriber:
         if self._describing is None:
             with self._clock("load"):
                 self._drop()
-                self._describing = Describing(self._spec, self._clock)
+                self._describing = ImageDescriber(self._spec, self._clock)
         return self._describing
 
     def _drop(self) -> None:

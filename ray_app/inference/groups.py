@@ -42,7 +42,7 @@ def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | N
     Returns:
         None if all detectors fit together.
     """
-    if whole_bytes(spec) <= limit_bytes:
+    if estimate_total_bytes(spec) <= limit_bytes:
         return None
     groups = [
         group
@@ -57,9 +57,9 @@ def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | N
     )
 
 
-def whole_bytes(spec: ScoringSpec) -> int:
+def estimate_total_bytes(spec: ScoringSpec) -> int:
     """Return the maximum memory of all detectors, including those that have their own process."""
-    return ResourceEstimate.of(spec).process_bytes + (len(spec.pools) - 1) * PROCESS_BYTES
+    return ResourceEstimate.from_spec(spec).process_bytes + (len(spec.pools) - 1) * PROCESS_BYTES
 
 
 def largest_unit(spec: ScoringSpec) -> Group:
@@ -74,7 +74,7 @@ def group_bytes(spec: ScoringSpec, group: Group) -> int:
     """Return the maximum memory of a process that holds one group of detectors."""
     if spec.describer is not None and group == (spec.describer.name,):
         return PROCESS_BYTES + 2 * _sum_weights_bytes(spec, group)
-    return ResourceEstimate.of(spec.limited_to(group, spec.views)).process_bytes
+    return ResourceEstimate.from_spec(spec.select_detectors(group, spec.views)).process_bytes
 
 
 def _sum_weights_bytes(spec: ScoringSpec, group: Group) -> int:

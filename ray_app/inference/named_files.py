@@ -12,7 +12,7 @@ from ray_app.storage import Fetcher, guarded_http
 from ray_app.storage.errors import make_folder_error
 from ray_app.storage.listing import make_missing_error
 from ray_app.storage.local import walk_folder
-from ray_app.storage.urls import local_path, local_uri, scheme_of, strip_secrets
+from ray_app.storage.urls import get_scheme, local_path, local_uri, strip_secrets
 
 STDIN = "-"
 
@@ -39,9 +39,9 @@ class NamedFiles:
             raise self.closed[name]
         if name == STDIN:
             return _read_stdin(max_bytes)
-        if scheme_of(name) in ("http", "https"):
+        if get_scheme(name) in ("http", "https"):
             return asyncio.run(guarded_http.fetch_image(name, max_bytes))
-        if scheme_of(name) != "file":
+        if get_scheme(name) != "file":
             return Fetcher(signed=[name]).fetch(name, "", max_bytes)
         _require_file(name)
         path = os.path.abspath(name)
@@ -60,7 +60,7 @@ def list_named_files(images: Sequence[str]) -> NamedFiles:
         )
     names, closed = list[str](), dict[str, SourceError]()
     for image in images:
-        if image == STDIN or scheme_of(image) != "file":
+        if image == STDIN or get_scheme(image) != "file":
             names.append(image)
             continue
         path = local_path(image)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ray_app.errors import VERDICT_WORDS, InputError, Reason, Status, one_line
+from ray_app.errors import VERDICT_PHRASES, InputError, Reason, Status, one_line
 from ray_app.images import BatchLimits, colour, decode_image
 from ray_app.inference import image_inputs
 
@@ -119,7 +119,7 @@ def _render_verdict(row: Mapping[str, Any]) -> str:
     if row["status"] != Status.OK:
         return f"<div><b>not scored</b> · {_escape(row['status'])}</div>"
     kind, probability = row["verdict"], row["probability"]
-    label = f'<b style="color:{_COLOURS.get(kind, "inherit")}">{_escape(VERDICT_WORDS.get(kind, kind))}</b>'
+    label = f'<b style="color:{_COLOURS.get(kind, "inherit")}">{_escape(VERDICT_PHRASES.get(kind, kind))}</b>'
     if probability is None:
         return f"<div>{label}</div>"
     calibrated = "" if row["calibrated"] else " (not calibrated)"

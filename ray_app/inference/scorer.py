@@ -33,7 +33,7 @@ from ray_app.inference.batch import (
     Pixels,
     Size,
     images_at,
-    joined,
+    join_batches,
 )
 from ray_app.inference.decision import (
     CAPTIONS,
@@ -56,7 +56,7 @@ DescriberInputs = Sequence[Pixels | None]
 
 # Captions come last, since the verdict decides which images get one. The describer reads embeddings
 # of a detector, or a tensor of the same decode.
-class Describing:
+class ImageDescriber:
     """The describer of a spec, loaded on the device of the spec.
 
     A caption does not depend on the other images of a call.
@@ -75,7 +75,7 @@ class Describing:
         """The number of members that were described since the start."""
         return {DESCRIBED: self.described}
 
-    def after(
+    def add_captions(
         self,
         outcomes: Sequence[DecodeResult],
         outputs: DetectorOutputs,
@@ -90,15 +90,15 @@ class Describing:
                 embeddings.
         """
         with self._clock("describe"):
-            captions_by_row = self.words(
+            captions_by_row = self.describe(
                 rows_to_describe(self._spec, outcomes, outputs), outputs, inputs
             )
         captions = {
             self._describer.card.name: [captions_by_row.get(row) for row in range(len(outcomes))]
         }
-        return outputs.joined(DetectorOutputs.clean(**{CAPTIONS: captions}))
+        return outputs.merge(DetectorOutputs.clean(**{CAPTIONS: captions}))
 
-    def words(
+    def describe(
         self, rows: Sequence[int], outputs: DetectorOutputs, inputs: DescriberInputs = ()
     ) -> dict[int, Caption]:
         """Return captions of some members by row.
@@ -141,7 +141,9 @@ class Describing:
     def _get_vectors(self, outputs: DetectorOutputs) -> npt.NDArray[np.float32] | None:
         card = self._spec.describer
         return (
-            None if card is None or card.detector is None else outputs.of(EMBEDDINGS)[card.detector]
+            None
+            if card is None or card.detector is None
+            else outputs.get(EMBEDDINGS)[card.detector]
         )
 
 
@@ -150,9 +152,9 @@ def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
 
     The batch must be prepared for the first stage of `spec`.
     """
-    if spec.words_seen is None or not batch.pixels:
+    if spec.describer_preprocessing is None or not batch.pixels:
         return [None] * len(batch.outcomes)
-    tensor = batch.pixels[spec.stages[0].preprocessings.index(spec.words_seen)]
+    tensor = batch.pixels[spec.stages[0].preprocessings.index(spec.describer_preprocessing)]
     images = images_at(tensor, [slot for slot, size in enumerate(batch.sizes) if size is not None])
     return [images.get(slot) for slot in range(len(batch.sizes))]
 
@@ -270,7 +272,7 @@ class LoadedDetectors:
                 # Deduplicate after each load, so that memory holds at most two copies of a backbone
                 # that many detectors share.
                 if card.backbone is not None:
-                    shared_backbone.hold_equal_weights_once(
+                    shared_backbone.share_equal_weights(
                         detector.network
                         for detector in self.by_name.values()
                         if detector.card.backbone == card.backbone
@@ -379,16 +381,16 @@ class EnsembleScorer:
                     detector.read(normalised)
 
             slots = self._spec.slots
-            measurements = device_batches.measured_batches(
+            measurements = device_batches.measure_batches(
                 device_batches.batch_sizes(slots, max(pieces)), run, meter
             )
-            self._loaded.steps[slots, preprocessing] = device_batches.paying_batch(
+            self._loaded.steps[slots, preprocessing] = device_batches.choose_batch_size(
                 measurements, pieces
             )
         return {name: self._get_step(detector) for name, detector in self._detectors.items()}
 
     def compile(
-        self, compiler: compilation.Compiler = compilation.with_cuda_graphs
+        self, compiler: compilation.Compiler = compilation.compile_with_cuda_graphs
     ) -> dict[str, str | None]:
         """Compile the networks for the current batch sizes, and run them compiled from now on.
 
@@ -434,7 +436,7 @@ class EnsembleScorer:
 
     def _read_joined(self, batches: Sequence[Batch], block: "_Columns") -> None:
         """Run every detector on some batches, joined if their images go through it together."""
-        for batch in joined(batches, self._spec.slots) if batches else ():
+        for batch in join_batches(batches, self._spec.slots) if batches else ():
             without_pixels = PerturbedBatch((), (None,) * len(batch.outcomes))
             views = [batch, *(batch.views or [without_pixels] * len(self._spec.views))]
             with self._clock("score"):
@@ -499,7 +501,7 @@ class EnsembleScorer:
     ) -> "Iterator[_Group]":
         """Yield groups of images of one size, in all views before the next images are decoded."""
         for size, slots in _group_by_size(views[0].sizes, range(len(views[0].sizes))).items():
-            step = users[0].together(*size)
+            step = users[0].batch_size_for(*size)
             for first in range(0, len(slots), step):
                 for view_index, view in enumerate(views):
                     yield from self._split_by_size(
@@ -517,7 +519,7 @@ class EnsembleScorer:
         for size, same_size in _group_by_size(view.sizes, slots).items():
             if not any(self._spec.is_scored(user.card.name, *size) for user in users):
                 continue
-            step = users[0].together(*size)
+            step = users[0].batch_size_for(*size)
             for first in range(0, len(same_size), step):
                 images = images_at(view.pixels[index], same_size[first : first + step])
                 if images:

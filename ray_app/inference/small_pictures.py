@@ -22,7 +22,7 @@ _QUALITIES = (82, 70, 55, 40)
 _PROCESSES = 2
 
 
-class PictureSize(NamedTuple):
+class ThumbnailLimits(NamedTuple):
     """The limits of a small image.
 
     Attributes:
@@ -31,10 +31,10 @@ class PictureSize(NamedTuple):
     """
 
     side_px: int
-    most_bytes: int
+    max_bytes: int
 
 
-class SmallPictures:
+class ThumbnailMaker:
     """Make small images of files, from any thread.
 
     The child processes start with the first image. Call `close` when you are done.
@@ -46,7 +46,7 @@ class SmallPictures:
     """
 
     def __init__(
-        self, limits: ImageLimits, size: PictureSize, *, wall_limit_s: float = 5.0
+        self, limits: ImageLimits, size: ThumbnailLimits, *, wall_limit_s: float = 5.0
     ) -> None:
         self._size = size
         self._request = DecodeRequest(preprocessings=(square(size.side_px),))
@@ -54,7 +54,7 @@ class SmallPictures:
             limits, processes=_PROCESSES, wall_limit_s=wall_limit_s, memory_limit_bytes=None
         )
 
-    def of(self, data: bytes) -> tuple[bytes, str]:
+    def make(self, data: bytes) -> tuple[bytes, str]:
         """Return a small image as JPEG bytes, and the SHA-256 of the file.
 
         Raises:
@@ -80,7 +80,7 @@ def square(side_px: int) -> Preprocessing:
     return Preprocessing(resize=Resize(mode="squash", size=side_px))
 
 
-def encode_small_jpeg(pixels: Pixels, width: int, height: int, size: PictureSize) -> bytes:
+def encode_small_jpeg(pixels: Pixels, width: int, height: int, size: ThumbnailLimits) -> bytes:
     """Encode an image that a decoder squashed into a square as a small JPEG in its own shape.
 
     Args:
@@ -97,7 +97,7 @@ def encode_small_jpeg(pixels: Pixels, width: int, height: int, size: PictureSize
         for quality in _QUALITIES:
             stream = io.BytesIO()
             shrunk.save(stream, "JPEG", quality=quality)
-            if stream.tell() <= size.most_bytes or longer == 1:
+            if stream.tell() <= size.max_bytes or longer == 1:
                 return stream.getvalue()
         longer = max(1, longer * 3 // 4)
 

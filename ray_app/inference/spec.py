@@ -22,7 +22,7 @@ from ray_app.identification.cards import (
     load_describer,
     load_identifier,
 )
-from ray_app.images import ImageLimits, decoder_name
+from ray_app.images import ImageLimits, get_decoder_name
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.transforms.perturbations import Perturbation
 
@@ -105,10 +105,12 @@ def list_decoders(card: EnsembleCard) -> set[str]:
     Empty if the card does not record these formats.
     """
     population = card.population and card.population.seen
-    return {decoder_name(format) for format in population.formats} if population else set()
+    return {get_decoder_name(format) for format in population.formats} if population else set()
 
 
-def other_decoders(settings: CalibrationSettings | None, decoders: Collection[str]) -> list[str]:
+def list_uncalibrated_decoders(
+    settings: CalibrationSettings | None, decoders: Collection[str]
+) -> list[str]:
     """Return the decoders that a calibration did not use. Empty if it recorded no decoders."""
     return (
         sorted(set(decoders) - set(settings.decoders))
@@ -117,7 +119,7 @@ def other_decoders(settings: CalibrationSettings | None, decoders: Collection[st
     )
 
 
-def guarantee_departures(scored: Collection[str], decoded: Collection[str]) -> list[str]:
+def describe_guarantee_departures(scored: Collection[str], decoded: Collection[str]) -> list[str]:
     """Turn results of `departures` and `other_decoders` into reasons that void a guarantee."""
     differences_by_step = {"scored": scored, "decoded": decoded}
     return [
@@ -223,9 +225,9 @@ class ScoringSpec:
         if not self.is_cascade:
             return self
         describer = self.describer if stage is self.stages[0] else None
-        return replace(self.limited_to(stage.detectors, self.views), describer=describer)
+        return replace(self.select_detectors(stage.detectors, self.views), describer=describer)
 
-    def limited_to(
+    def select_detectors(
         self, names: Collection[str], views: tuple[Perturbation, ...] = ()
     ) -> "ScoringSpec":
         """Return the spec for some of the detectors, in other views, without a describer.
@@ -270,7 +272,7 @@ class ScoringSpec:
         Each gives one tensor, for any number of detectors. The preprocessing of the describer is
         last, unless detectors share it.
         """
-        return _deduplicate([*self.scored_preprocessings, self.words_seen])
+        return _deduplicate([*self.scored_preprocessings, self.describer_preprocessing])
 
     @cached_property
     def scored_preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -278,12 +280,12 @@ class ScoringSpec:
         return _deduplicate(stage_tensor for stage in self.stages for stage_tensor in stage.scored)
 
     @cached_property
-    def words_seen(self) -> Preprocessing | None:
+    def describer_preprocessing(self) -> Preprocessing | None:
         """The preprocessing of the describer. None without one, or if it reads embeddings."""
         return self.describer.preprocessing if self.describer else None
 
     @cached_property
-    def describes_apart(self) -> bool:
+    def has_describer_pool(self) -> bool:
         """Whether the describer has its own processes, after those of all detectors.
 
         Its card requests them, or the describer is large.
@@ -316,7 +318,7 @@ class ScoringSpec:
         """
         return (
             (*self.pools, (self.describer.name,))
-            if self.describer and self.describes_apart
+            if self.describer and self.has_describer_pool
             else self.pools
         )
 
@@ -350,7 +352,9 @@ class ScoringSpec:
         """The bounded facts that are measured on pixels. No other fact is measured."""
         return tuple(fact for fact in MEASURED if fact in self.bounded)
 
-    def doubt(self, name: str, width: int, height: int, facts: Facts | None = None) -> str | None:
+    def describe_range_violation(
+        self, name: str, width: int, height: int, facts: Facts | None = None
+    ) -> str | None:
         """Return why an image is out of range for a detector, or None if the detector judges it.
 
         Args:
@@ -360,7 +364,9 @@ class ScoringSpec:
             facts: The facts of the image, with one value each.
         """
         card = self.cards[name]
-        return card.valid_range.doubt(width, height) or card.fragility.doubts(facts or {}).get(0)
+        return card.valid_range.describe_mismatch(
+            width, height
+        ) or card.fragility.describe_mismatches(facts or {}).get(0)
 
     def is_scored(self, name: str, width: int, height: int) -> bool:
         """Return whether a detector scores an image of this size.
@@ -373,7 +379,10 @@ class ScoringSpec:
             height: Height in pixels.
         """
         card = self.cards[name]
-        return card.preprocessing.shape is not None or card.valid_range.doubt(width, height) is None
+        return (
+            card.preprocessing.shape is not None
+            or card.valid_range.describe_mismatch(width, height) is None
+        )
 
     @cached_property
     def calibrations(self) -> dict[str, Platt | None]:
@@ -393,7 +402,7 @@ def _build_stages(spec: ScoringSpec) -> tuple[StageSpec, ...]:
     for index, detectors in enumerate((names[:count], names[count:]) if is_cascade else (names,)):
         cards = {name: spec.cards[name] for name in detectors}
         scored = _deduplicate(card.preprocessing for card in cards.values())
-        describer_input = spec.words_seen if index == 0 else None
+        describer_input = spec.describer_preprocessing if index == 0 else None
         stages.append(
             StageSpec(
                 detectors,
@@ -457,7 +466,9 @@ def make_spec(
         raise ConfigError(
             f"{ensemble.name}: cards must have distinct names, got {', '.join(card.name for card in cards)}"
         )
-    defaults = {name: precision_on(device, card, precision) for name, card in cards_by_name.items()}
+    defaults = {
+        name: choose_precision(device, card, precision) for name, card in cards_by_name.items()
+    }
     resolved, mode = resolve_settings(ensemble, defaults, precision, resize, waived=waive_guarantee)
     count = slots or default_slots(device)
     identifier, describer = profile_cards(ensemble, cards_by_name)
@@ -509,7 +520,7 @@ def profile_cards(
     return identifier, describer
 
 
-def precision_on(
+def choose_precision(
     device: str, card: DetectorCard, requested: Literal["auto", "bf16", "fp32"]
 ) -> Precision:
     """Return the requested precision, resolving `auto` for a device.
@@ -568,7 +579,7 @@ class ResourceEstimate:
     share_described: float
 
     @classmethod
-    def of(cls, spec: ScoringSpec) -> "ResourceEstimate":
+    def from_spec(cls, spec: ScoringSpec) -> "ResourceEstimate":
         """Estimate the cost from the cards of a spec."""
         if spec.reads_embeddings:
             return cls(PROCESS_BYTES, 0, (0.0,), 0.0, 1.0, 0.0)
@@ -609,7 +620,7 @@ def _estimate_process_bytes(spec: ScoringSpec) -> int:
     children = sum(
         card.process.memory_bytes for card in spec.cards.values() if card.process is not None
     )
-    if spec.describer and spec.describer.parameters and not spec.describes_apart:
+    if spec.describer and spec.describer.parameters and not spec.has_describer_pool:
         weights.append(4 * spec.describer.parameters)
     views = spec.slots * len(spec.views) * _sum_prepared_bytes(spec.scored_preprocessings)
     return PROCESS_BYTES + sum(weights) + max(weights, default=0) + views + children
@@ -678,7 +689,7 @@ def _estimate_pool_gmac(
     *others, last = (spec.passes * sum(sizes[name] for name in pool) for pool in spec.pools)
     return (
         (*others, last, describer_gmac)
-        if spec.describes_apart
+        if spec.has_describer_pool
         else (*others, last + describer_gmac)
     )
 

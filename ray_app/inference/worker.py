@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from ray_app.inference.decoder import BatchDecoder, CarefulDecoder, StageClock
+from ray_app.inference.decoder import BatchDecoder, CrashSafeDecoder, StageClock
 from ray_app.inference.groups import Group
 from ray_app.inference.spec import ScoringSpec
 
 if TYPE_CHECKING:
     from ray_app.inference.cascade import CascadeScorer
     from ray_app.inference.group_scorer import GroupScorer
-    from ray_app.inference.scorer import Describing, LoadedDetectors
+    from ray_app.inference.scorer import ImageDescriber, LoadedDetectors
 
 
 class OpenScorer(NamedTuple):
@@ -33,7 +33,7 @@ def open_decoder(
     spec: ScoringSpec,
     clock: StageClock,
     *,
-    careful: CarefulDecoder | None = None,
+    careful: CrashSafeDecoder | None = None,
     hand_over: bool = False,
 ) -> BatchDecoder:
     """Open the decoder of a process that loads no detectors.
@@ -62,11 +62,11 @@ def open_scorer(
     clock: StageClock,
     *,
     pool: Sequence[str] | None = None,
-    careful: CarefulDecoder | None = None,
+    careful: CrashSafeDecoder | None = None,
     hand_over: bool = False,
     kept_bytes: float | None = None,
     loaded: "LoadedDetectors | None" = None,
-    describing: "Describing | None" = None,
+    describing: "ImageDescriber | None" = None,
 ) -> OpenScorer:
     """Load detectors, and open the decoder for their images.
 
@@ -87,11 +87,11 @@ def open_scorer(
         DetectorError: Weights are missing.
     """
     from ray_app.inference.cascade import KEPT_BYTES, CascadeScorer
-    from ray_app.inference.scorer import Describing, EnsembleScorer
+    from ray_app.inference.scorer import EnsembleScorer, ImageDescriber
 
     device_spec = spec if device == spec.device else replace(spec, device=device)
     if describing is None and pool is None and device_spec.describer is not None:
-        describing = Describing(device_spec, clock)
+        describing = ImageDescriber(device_spec, clock)
     decoder = open_decoder(device_spec, clock, careful=careful, hand_over=hand_over)
     scorer = CascadeScorer(
         device_spec,
@@ -109,7 +109,7 @@ def open_group_scorer(
     groups: Sequence[Group],
     clock: StageClock,
     *,
-    careful: CarefulDecoder,
+    careful: CrashSafeDecoder,
     kept_bytes: float,
     block_members: int | None = None,
 ) -> "tuple[BatchDecoder, GroupScorer]":

@@ -38,7 +38,7 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     """Return the results of an audit as lines of at most `width` columns, unless a word is longer."""
     lines = text.paragraph(
         f"{document['labelled']:,} of {document['drawn']:,} drawn images labelled, of {document['scored']:,} with a verdict "
-        f"(ensemble {wording.visible(str(document['audit']['ensemble'] or wording.NONE))})", width
+        f"(ensemble {wording.escape_invisible(str(document['audit']['ensemble'] or wording.NONE))})", width
     )  # fmt: skip
     rows = [
         [title, *_format_metric(MetricValue(**document["figures"][name]))]
@@ -53,9 +53,9 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     ]  # fmt: skip
     lines += text.table(headers, rows, width, right={1, 2, 3, 4})
     for finding in document["findings"]:
-        lines += text.paragraph(wording.visible(finding), width)
+        lines += text.paragraph(wording.escape_invisible(finding), width)
     for note in document["notes"]:
-        lines += text.paragraph(f"! {wording.visible(note)}", width)
+        lines += text.paragraph(f"! {wording.escape_invisible(note)}", width)
     return lines
 
 

@@ -93,7 +93,7 @@ def calibration_lines(calibration: Calibration, width: int = text.OUTPUT_WIDTH) 
         "",
     ]
     for sentence in [*calibration.remarks, calibration.card.notes]:
-        first, *more = text.paragraph(wording.visible(sentence), width - 6)
+        first, *more = text.paragraph(wording.escape_invisible(sentence), width - 6)
         lines += [f"note: {first}", *(f"      {line}" for line in more)]
     return [
         *lines,
@@ -141,7 +141,7 @@ def _guarantee_lines(calibration: Calibration) -> list[str]:
     if cascade is not None:
         low, high = cascade.band
         lines.append(
-            f"cascade: {wording.counted(cascade.first, 'detector')} on every image, all detectors from {low:.3f} to {high:.3f} "
+            f"cascade: {wording.pluralize(cascade.first, 'detector')} on every image, all detectors from {low:.3f} to {high:.3f} "
             f"and on {_percent(cascade.audit_share)} more, together about {_percent(cascade.expected_share)} of the images"
         )
     return lines

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_app.detectors import DetectorCard, licences, weights
-from ray_app.detectors.card import variants_of
+from ray_app.detectors.card import list_variants
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, table
 
@@ -62,8 +62,8 @@ def make_zoo_entry(card: DetectorCard) -> ZooEntry:
     return ZooEntry(
         card,
         licences.is_accepted(card.name, card.licence, card.terms),
-        all(weights.located(part) for part in weights.parts_of(card)),
-        tuple(map(make_zoo_entry, variants_of(card))),
+        all(weights.find_local_file(part) for part in weights.list_parts(card)),
+        tuple(map(make_zoo_entry, list_variants(card))),
     )
 
 

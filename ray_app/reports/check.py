@@ -22,23 +22,23 @@ from typing import Any, NamedTuple
 
 from ray_app.detectors.card import blind_to
 from ray_app.ensembles.card import Thresholds
-from ray_app.ensembles.finding import error_rates
+from ray_app.ensembles.finding import format_error_rates
 from ray_app.errors import ConfigError
 from ray_app.images.provenance import Provenance
-from ray_app.images.provenance.statement import standing
+from ray_app.images.provenance.statement import describe_signer
 from ray_app.inference.named_files import STDIN
-from ray_app.inference.small_pictures import PictureSize
+from ray_app.inference.small_pictures import ThumbnailLimits
 from ray_app.inference.spec import ScoringSpec
 from ray_app.reports import format as wording
 from ray_app.reports.text import verdict_table
-from ray_app.storage.urls import local_path, scheme_of
+from ray_app.storage.urls import get_scheme, local_path
 
 CROWD = 500  # A page with more images shows smaller ones.
 # Maximum pixels and bytes of an image among many, among a few, and alone on a page.
 _IN_CROWD, _TILE, _ALONE = (
-    PictureSize(160, 6_000),
-    PictureSize(320, 40_000),
-    PictureSize(960, 150_000),
+    ThumbnailLimits(160, 6_000),
+    ThumbnailLimits(320, 40_000),
+    ThumbnailLimits(960, 150_000),
 )
 _MAX_WIDTH, _MAX_GROUPS, _FEW = 100, 20, 10
 _MAX_FOLDER_WIDTH = 240
@@ -119,7 +119,7 @@ class CheckFacts(NamedTuple):
     @property
     def error_rates(self) -> str:
         """Sentences on error rates that are shown next to verdicts."""
-        return error_rates(self.name, self.thresholds, self.confidence)
+        return format_error_rates(self.name, self.thresholds, self.confidence)
 
 
 class SharedText(NamedTuple):
@@ -138,11 +138,11 @@ class SharedText(NamedTuple):
     @property
     def who(self) -> str:
         """Description of the files for the terminal."""
-        first = wording.shortened(self.first, _MAX_WIDTH)
+        first = wording.truncate(self.first, _MAX_WIDTH)
         return (
             first
             if self.files == 1
-            else f"{wording.counted(self.files, 'file')}, the first {first}"
+            else f"{wording.pluralize(self.files, 'file')}, the first {first}"
         )
 
 
@@ -161,7 +161,7 @@ def mask_numbers(text: str) -> str:
     return _NUMBERS.sub("0", text)
 
 
-def choose_picture_size(files: int) -> PictureSize:
+def choose_picture_size(files: int) -> ThumbnailLimits:
     """Return the maximum size of images on a page on this number of files."""
     if files == 1:
         return _ALONE
@@ -182,11 +182,11 @@ def name_rows(rows: Sequence[Row], images: Sequence[str]) -> list[str]:
     folders = [
         os.path.dirname(os.path.abspath(local_path(image)))
         for image in images
-        if image != STDIN and scheme_of(image) == "file"
+        if image != STDIN and get_scheme(image) == "file"
     ]
     base = os.path.commonpath(folders) if folders else ""
     return [
-        local_path(uri).removeprefix(base).removeprefix("/") if scheme_of(uri) == "file" else uri
+        local_path(uri).removeprefix(base).removeprefix("/") if get_scheme(uri) == "file" else uri
         for uri in (row["uri"] for row in rows)
     ]
 
@@ -276,7 +276,7 @@ def render_check(
             "alike": whys[mask_numbers(why)].files if why else 0,
             "attributes": sort_attributes(row)
             | {
-                "data-folder": wording.shortened(name.rpartition("/")[0], _MAX_FOLDER_WIDTH) + "/",
+                "data-folder": wording.truncate(name.rpartition("/")[0], _MAX_FOLDER_WIDTH) + "/",
                 "data-why": group_index[mask_numbers(why)] if why else "",
             },
         }
@@ -304,7 +304,7 @@ def _render_one(
     from ray_app.reports.html import jpeg_uri, render
     from ray_app.reports.tiles import tile_texts
 
-    name = wording.shortened(str(row["uri"]).rstrip("/").rpartition("/")[2] or str(row["uri"]), 80)
+    name = wording.truncate(str(row["uri"]).rstrip("/").rpartition("/")[2] or str(row["uri"]), 80)
     finding = row.get("finding") or f"not scored, {row['status']}"
     scores = row["scores"] if row["status"] == "ok" else {}
     return render(
@@ -355,18 +355,18 @@ def check_lines(
     lines = [verdict_table(rows, width)]
     if len(rows) > _FEW:
         lines.append(
-            f"{wording.counted(len(rows), 'file')}: {', '.join(f'{phrase} {count:,}' for phrase, count in _count_verdicts(rows))}"
+            f"{wording.pluralize(len(rows), 'file')}: {', '.join(f'{phrase} {count:,}' for phrase, count in _count_verdicts(rows))}"
         )
     whys = list(
         group_texts((str(row["uri"]), text) for row in rows if (text := explain(row))).values()
     )
     lines += [
-        f"{group.who}: {wording.shortened(group.text, 2 * _MAX_WIDTH)}"
+        f"{group.who}: {wording.truncate(group.text, 2 * _MAX_WIDTH)}"
         for group in whys[:_MAX_GROUPS]
     ]
     if len(whys) > _MAX_GROUPS:
         lines.append(
-            f"… and {wording.counted(len(whys) - _MAX_GROUPS, 'other reason')}; use --json to get all of them"
+            f"… and {wording.pluralize(len(whys) - _MAX_GROUPS, 'other reason')}; use --json to get all of them"
         )
     return [*lines, *_list_grounds(rows), *_list_limits(facts, rows)]
 
@@ -387,11 +387,11 @@ def _list_grounds(rows: Sequence[Row]) -> Iterator[str]:
     for group in groups[:_MAX_GROUPS]:
         yield from (f"{group.who}:", *group.text.split("\n"))
     if len(groups) > _MAX_GROUPS:
-        yield f"… and {wording.counted(len(groups) - _MAX_GROUPS, 'other finding')} with grounds; use --json to get all of them"
+        yield f"… and {wording.pluralize(len(groups) - _MAX_GROUPS, 'other finding')} with grounds; use --json to get all of them"
 
 
 def _format_ground(ground: Mapping[str, Any]) -> str:
-    return wording.visible(
+    return wording.escape_invisible(
         f"  {ground['says']}" + ("" if ground["source"] == "detectors" else f" ({ground['error']})")
     )
 
@@ -399,9 +399,9 @@ def _format_ground(ground: Mapping[str, Any]) -> str:
 def explain(row: Row) -> str:
     """Return why a row has no score, or why its verdict abstains; "" for any other row."""
     if row["status"] != "ok":
-        return row.get("detail") or wording.meaning(row["status"]) or str(row["status"])
+        return row.get("detail") or wording.describe_status(row["status"]) or str(row["status"])
     return (
-        wording.why(row["verdict_reason"], row.get("verdict_detail"))
+        wording.explain_abstention(row["verdict_reason"], row.get("verdict_detail"))
         if row.get("verdict_reason")
         else ""
     )
@@ -453,10 +453,10 @@ def _format_cell(value: Any) -> str:
         return "true" if value else "false"
     if value is None or isinstance(value, int | float):
         return "" if value is None else repr(value)
-    text = wording.visible(
+    text = wording.escape_invisible(
         value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     )
-    return wording.no_formula(text)
+    return wording.escape_formula(text)
 
 
 def _format_csv_line(cells: Sequence[str]) -> str:
@@ -469,7 +469,7 @@ def _count_verdicts(rows: Sequence[Row]) -> list[tuple[str, int]]:
     """Return the number of rows with each verdict, and of rows without a score."""
     counts = [
         (phrase, sum(row["verdict"] == verdict for row in rows))
-        for verdict, phrase in wording.VERDICT_WORDS.items()
+        for verdict, phrase in wording.VERDICT_PHRASES.items()
     ]
     return [*counts, ("not scored", sum(row["status"] != "ok" for row in rows))]
 
@@ -480,7 +480,7 @@ def _count_signers(rows: Sequence[Row]) -> Counter[str]:
     return Counter(
         phrase
         for manifest in manifests
-        if (phrase := standing(manifest.get("state", ""), manifest.get("trust_lists", ())))
+        if (phrase := describe_signer(manifest.get("state", ""), manifest.get("trust_lists", ())))
     )
 
 
@@ -490,11 +490,11 @@ def _list_limits(facts: CheckFacts, rows: Sequence[Row]) -> list[str]:
         return []
     sentences = [
         *([wording.DEMONSTRATION] if facts.demonstration else []),
-        wording.visible(facts.error_rates),
+        wording.escape_invisible(facts.error_rates),
     ]
-    sentences += [f"limits: {wording.visible(sentence)}" for sentence in facts.blind_to]
+    sentences += [f"limits: {wording.escape_invisible(sentence)}" for sentence in facts.blind_to]
     sentences += [
-        f"C2PA: {wording.counted(count, 'signer')} {phrase}"
+        f"C2PA: {wording.pluralize(count, 'signer')} {phrase}"
         for phrase, count in _count_signers(rows).items()
     ]
     return (

@@ -144,11 +144,11 @@ def comparison_lines(comparison: Comparison, width: int = text.OUTPUT_WIDTH) -> 
     """Return the lines of a comparison for a terminal with `width` columns."""
     lines = _first_lines(comparison)
     if comparison.settings:
-        keys = [wording.shortened(key, _MAX_NAME_WIDTH) for key, *_ in comparison.settings]
+        keys = [wording.truncate(key, _MAX_NAME_WIDTH) for key, *_ in comparison.settings]
         more = f" and {len(keys) - _MAX_SETTINGS:,} more" if len(keys) > _MAX_SETTINGS else ""
         lines.append(f"different settings: {', '.join(keys[:_MAX_SETTINGS])}{more}")
     for side, names in (("A", comparison.detectors_only_a), ("B", comparison.detectors_only_b)):
-        lines += [f"only in {side}: detector {wording.visible(name)}" for name in names]
+        lines += [f"only in {side}: detector {wording.escape_invisible(name)}" for name in names]
     if comparison.statuses:
         changed = sum(n for *_, n in comparison.statuses)
         lines.append(f"statuses: {changed:,} of {comparison.shared:,} changed")
@@ -172,7 +172,7 @@ def _first_lines(comparison: Comparison) -> list[str]:
     if not comparison.shared:
         return ["no image is in both runs: only fractions and distributions are compared", counts]
     if comparison.is_equal:
-        images = wording.counted(comparison.shared, "image")
+        images = wording.pluralize(comparison.shared, "image")
         return [f"no difference: statuses, scores, and verdicts of {images} are equal", counts]
     if comparison.shared < _MIN_SHARED * smaller:
         return ["few images are in both runs: differences are of these images only", counts]
@@ -194,7 +194,7 @@ def _score_lines(scores: Sequence[ScoreDifference], width: int) -> list[str]:
     headers = ["scores, B − A", "images", "mean", "5 %", "95 %", "moved", "equal", "KS", "p"]
     rows = [
         [
-            wording.shortened(row.system, _MAX_NAME_WIDTH),
+            wording.truncate(row.system, _MAX_NAME_WIDTH),
             wording.count(row.n),
             wording.signed(row.mean.value, 3),
             wording.signed(row.quantiles.get("0.05"), 3),
@@ -221,7 +221,7 @@ def _label_lines(comparison: Comparison, width: int) -> list[str]:
     )
     rows = [
         [
-            wording.shortened(row.system, _MAX_NAME_WIDTH),
+            wording.truncate(row.system, _MAX_NAME_WIDTH),
             METRICS[row.metric].title,
             wording.format_metric(row.metric, row.a.value),
             wording.format_metric(row.metric, row.b.value),
@@ -234,9 +234,9 @@ def _label_lines(comparison: Comparison, width: int) -> list[str]:
         for row in comparison.metrics
     ]
     headers = ["metric", "", "A", "B", "B − A", "95 % interval", "p"]
-    images = wording.counted(comparison.labelled, "image")
+    images = wording.pluralize(comparison.labelled, "image")
     return [
         "",
-        f"labels: {images} of {wording.visible(comparison.labels)}; intervals are for further {further}",
+        f"labels: {images} of {wording.escape_invisible(comparison.labels)}; intervals are for further {further}",
         *text.table(headers, rows, width, right={2, 3, 4, 5, 6}),
     ]

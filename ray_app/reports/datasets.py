@@ -43,8 +43,8 @@ def split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
         document: The content of split.json.
         out: The directory of the split index.
     """
-    images = wording.counted(document["images"], "image")
-    groups = wording.counted(document["groups"], "group")
+    images = wording.pluralize(document["images"], "image")
+    groups = wording.pluralize(document["groups"], "group")
     yield f"{images} in {groups}, the largest of {document['largest_group']:,}"
     yield ""
     fractions = document["asked"]["shares"]

@@ -1,6 +1,6 @@
 """Describe the folders that a listing could not list."""
 
-from ray_app.reports.format import counted, visible
+from ray_app.reports.format import escape_invisible, pluralize
 from ray_app.storage import urls
 
 
@@ -11,6 +11,6 @@ def describe_closed_folders(count: int, example: str) -> str:
     """
     if not count:
         return ""
-    problem = f"{counted(count, 'folder')} cannot be listed, e.g. {visible(example)}"
+    problem = f"{pluralize(count, 'folder')} cannot be listed, e.g. {escape_invisible(example)}"
     rows = "its row shows the reason" if count == 1 else "their rows show the reasons"
-    return f"{problem}: {rows}; --exclude '{visible(urls.folder_pattern(example))}' leaves {'it' if count == 1 else 'that folder'} out"
+    return f"{problem}: {rows}; --exclude '{escape_invisible(urls.make_folder_pattern(example))}' leaves {'it' if count == 1 else 'that folder'} out"

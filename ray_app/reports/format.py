@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.cells import cell_len, chop_cells
 
 from ray_app.errors import DETECTOR_FINDINGS, Reason, Status
-from ray_app.errors import VERDICT_WORDS as VERDICT_WORDS
+from ray_app.errors import VERDICT_PHRASES as VERDICT_PHRASES
 from ray_app.metrics.registry import METRICS
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ MEANINGS: Mapping[str, Meaning] = {
 """All metrics of an evaluation: those of the registry, and those that other modules compute."""
 
 
-def visible(text: str) -> str:
+def escape_invisible(text: str) -> str:
     """Escape characters that would hide, reorder, or overlay other text.
 
     These are control characters, bidi marks, zero-width characters, lone surrogates, and more than
@@ -244,7 +244,7 @@ def adds_to_finding(verdict: str | None, finding: str | None) -> bool:
     return verdict is not None and finding != DETECTOR_FINDINGS.get(verdict)
 
 
-def no_formula(text: str) -> str:
+def escape_formula(text: str) -> str:
     """Prepend ' to the text of a cell that a spreadsheet would run (OWASP, CSV injection)."""
     return f"'{text}" if _FORMULA.match(text) else text
 
@@ -254,12 +254,12 @@ def columns(text: str) -> int:
     return cell_len(text)
 
 
-def shortened(text: str, limit: int) -> str:
+def truncate(text: str, limit: int) -> str:
     """Escape a text and cut it to `limit` columns.
 
     It is cut in the middle, because the end of a path is the most specific part.
     """
-    text = visible(text)
+    text = escape_invisible(text)
     if columns(text) <= limit:
         return text
     if limit < 2:
@@ -278,7 +278,7 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Format a number with a noun, which gets an "s" unless the number is 1."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
@@ -310,7 +310,7 @@ def second_look(run: "RunSummary") -> list[str]:
     return sentences
 
 
-def listing_in_words(listed: int, new: int, blocks: int) -> str:
+def describe_listing(listed: int, new: int, blocks: int) -> str:
     """Return a sentence on a finished listing.
 
     Args:
@@ -319,18 +319,18 @@ def listing_in_words(listed: int, new: int, blocks: int) -> str:
         blocks: Number of blocks of new or changed files.
     """
     if not new:
-        return f"listed {counted(listed, 'file')}, none of them new or changed"
-    in_blocks = f"in {counted(blocks, 'block')}"
+        return f"listed {pluralize(listed, 'file')}, none of them new or changed"
+    in_blocks = f"in {pluralize(blocks, 'block')}"
     if new == listed:
-        return f"listed {counted(listed, 'file')} {in_blocks}"
-    return f"listed {counted(listed, 'file')}, {new:,} of them new or changed, {in_blocks}"
+        return f"listed {pluralize(listed, 'file')} {in_blocks}"
+    return f"listed {pluralize(listed, 'file')}, {new:,} of them new or changed, {in_blocks}"
 
 
-def linked_folders_in_words(count: int, example: str) -> str:
+def describe_linked_folders(count: int, example: str) -> str:
     """Return a sentence on symbolic links to folders that a listing did not follow; "" for none."""
     if not count:
         return ""
-    links = f"{counted(count, 'linked folder')} {'is' if count == 1 else 'are'} not followed, e.g. {visible(example)}"
+    links = f"{pluralize(count, 'linked folder')} {'is' if count == 1 else 'are'} not followed, e.g. {escape_invisible(example)}"
     return f"{links}: name {'it as a separate source' if count == 1 else 'them as separate sources'} to score the files in there"
 
 
@@ -343,7 +343,7 @@ def kept_settings(session: "SessionSummary") -> list[str]:
     if not settings:
         return []
     shown = [
-        [shortened(text, _MAX_SETTING_WIDTH) for text in (setting.key, setting.run, setting.today)]
+        [truncate(text, _MAX_SETTING_WIDTH) for text in (setting.key, setting.run, setting.today)]
         for setting in settings[:_MAX_SETTINGS]
     ]
     texts = [f"{key} {run} (today {today})" for key, run, today in shown]
@@ -469,7 +469,7 @@ def size(size_bytes: int) -> str:
     return f"{value:,.1f} PB"
 
 
-def moment(timestamp: str) -> str:
+def format_time(timestamp: str) -> str:
     """Format an ISO time as `YYYY-MM-DD HH:MM:SS UTC`; return other text unchanged, a dash for ""."""
     try:
         parsed = datetime.fromisoformat(timestamp)
@@ -478,30 +478,30 @@ def moment(timestamp: str) -> str:
     return f"{parsed:%Y-%m-%d %H:%M:%S} {parsed.tzname() or ''}".rstrip()
 
 
-def meaning(status: str) -> str:
+def describe_status(status: str) -> str:
     """Return the meaning of a status; "" for a status of a later version."""
     return Status(status).meaning if status in set(Status) else ""
 
 
-def reason(word: str) -> str:
+def describe_reason(word: str) -> str:
     """Return the text of an abstain reason; return the key of another version unchanged."""
     return Reason(word).meaning if word in set(Reason) else word
 
 
 def reasons(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
     """Return the texts and counts of the most frequent abstain reasons; see `largest`."""
-    return largest({reason(word): number for word, number in counts.items()}, limit)
+    return largest({describe_reason(word): number for word, number in counts.items()}, limit)
 
 
-def why(word: str, detail: str | None) -> str:
+def explain_abstention(word: str, detail: str | None) -> str:
     """Return the text of the abstain reason of one image, with its details if it has any."""
-    return f"{reason(word)}: {detail}" if detail else reason(word)
+    return f"{describe_reason(word)}: {detail}" if detail else describe_reason(word)
 
 
-def own_failures(number: int) -> str:
+def describe_own_failures(number: int) -> str:
     """Return a sentence on rows that failed because of a bug in Touchstone."""
     return (
-        f"{counted(number, 'row')} failed in Touchstone's own code; please report it with the traceback in the log. "
+        f"{pluralize(number, 'row')} failed in Touchstone's own code; please report it with the traceback in the log. "
         "A later version can score them again with --retry decoder_crashed"
     )
 
@@ -537,7 +537,7 @@ def headline(run: "RunSummary") -> str:
         return f"{none} that Touchstone reads: nothing was scored."
     parts = []
     if run.scored:
-        fake, abstained, real = (run.verdict(verdict) for verdict in VERDICT_WORDS)
+        fake, abstained, real = (run.verdict(verdict) for verdict in VERDICT_PHRASES)
         parts.append(f"{count(fake) if fake else 'none'} flagged as fake")
         parts += [f"{abstained:,} abstained"] if abstained else []
         parts += [f"{real:,} with no evidence found"] if real else []
@@ -545,12 +545,12 @@ def headline(run: "RunSummary") -> str:
         parts.append(f"{run.not_scored:,} could not be scored")
     if run.members > run.rows:
         parts.append(f"{run.members - run.rows:,} not reached yet")
-    return f"{counted(run.members, 'file')}: {', '.join(parts)}."
+    return f"{pluralize(run.members, 'file')}: {', '.join(parts)}."
 
 
 def name_metric(key: str) -> str:
     """Return the name of a metric; for an unknown key, the key with spaces for underscores."""
-    return MEANINGS[key].words if key in MEANINGS else shortened(key.replace("_", " "), 60)
+    return MEANINGS[key].words if key in MEANINGS else truncate(key.replace("_", " "), 60)
 
 
 def format_metric(key: str, value: float | None) -> str:

@@ -9,7 +9,7 @@ the archive.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ray_app.reports.format import shortened
+from ray_app.reports.format import truncate
 from ray_app.reports.html import jpeg_uri, render, script_hash
 from ray_app.reports.run import NEAREST, WORDS
 from ray_app.reports.tiles import sort_attributes, tile_texts, verdict_choices
@@ -100,7 +100,7 @@ def _describe_tile(tile: GalleryTile) -> dict[str, Any]:
         "attributes": sort_attributes(row)
         | {
             "data-pixels": row["width"] * row["height"] if is_sized else "",
-            "data-name": shortened(path.rpartition("/")[2], _MAX_NAME_WIDTH)
+            "data-name": truncate(path.rpartition("/")[2], _MAX_NAME_WIDTH)
             or "a file without a name",
         },
     }

@@ -117,9 +117,9 @@ def _environment() -> Environment:
     environment.filters.update({name: getattr(wording, name) for name in filters})
     environment.filters.update(
         jpeg=jpeg_uri,
-        short_name=lambda text: wording.shortened(text, _MAX_NAME_WIDTH),
-        short_title=lambda text: wording.shortened(text, _MAX_TITLE_WIDTH),
-        short_text=lambda text: wording.shortened(text, _MAX_TEXT_WIDTH),
+        short_name=lambda text: wording.truncate(text, _MAX_NAME_WIDTH),
+        short_title=lambda text: wording.truncate(text, _MAX_TITLE_WIDTH),
+        short_text=lambda text: wording.truncate(text, _MAX_TEXT_WIDTH),
         path_parts=_split_path,
         breakable=_allow_breaks,
         unbroken=_keep_units,
@@ -136,7 +136,7 @@ def _finalize(value: object) -> object:
     # Jinja calls this function for every expression before it escapes the value, so that no value
     # can be forgotten.
     return (
-        wording.visible(value)
+        wording.escape_invisible(value)
         if isinstance(value, str) and not isinstance(value, Markup)
         else value
     )
@@ -152,14 +152,14 @@ def _allow_breaks(text: str) -> Markup:
     """Allow line breaks after slashes and underscores."""
     return Markup("").join(
         part + Markup("<wbr>") if part in "/_" else part
-        for part in re.split("([/_])", wording.visible(text))
+        for part in re.split("([/_])", wording.escape_invisible(text))
         if part
     )
 
 
 def _keep_units(text: str) -> Markup:
     """Prevent line breaks between numbers and their per cent signs."""
-    return escape(wording.visible(text)).replace(" %", Markup("&nbsp;%"))
+    return escape(wording.escape_invisible(text)).replace(" %", Markup("&nbsp;%"))
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -235,7 +235,7 @@ def identifier_lines(document: Mapping[str, Any]) -> list[str]:
     if facts.left_out:
         lines.append(f"left out for too few images: {_format_counts(facts.left_out)}")
     lines += file_warnings(facts.unreadable_files, None, facts.out)
-    out = wording.visible(facts.out.rstrip("/"))
+    out = wording.escape_invisible(facts.out.rstrip("/"))
     return [
         *lines,
         f"report: {out}/report.html",
@@ -269,7 +269,7 @@ def identifier_plan_lines(plan: Mapping[str, Any]) -> list[str]:
     )
     if "test" not in plan["splits"]:
         lines.append("there is no test split: accuracy on images that decided nothing is not known")
-    return [wording.visible(line) for line in lines]
+    return [wording.escape_invisible(line) for line in lines]
 
 
 def describe_open_set(facts: IdentifierTraining) -> str:
@@ -326,7 +326,7 @@ def describer_plan_lines(plan: Mapping[str, Any]) -> list[str]:
 
 def _headline(facts: IdentifierTraining) -> str:
     split, last = facts.splits[-1]
-    title = wording.visible(facts.title or facts.name)
+    title = wording.escape_invisible(facts.title or facts.name)
     accuracy = last.figures["accuracy"].value
     if accuracy is None:
         return f"{title}: {len(facts.classes)} classes, not measured."
@@ -347,7 +347,7 @@ def _format_counts(counts: Mapping[str, int]) -> str:
 
 
 def _shorten(name: str) -> str:
-    return wording.shortened(name, _MAX_NAME_WIDTH)
+    return wording.truncate(name, _MAX_NAME_WIDTH)
 
 
 def _format_metrics(metrics: Mapping[str, Any]) -> str:

@@ -59,25 +59,31 @@ def _describe_archive(plan: Plan) -> Lines:
     to_score = " to score" if run else ""
     yield (
         "archive",
-        f"{wording.counted(plan.members, 'file')}{to_score}, {'of unknown size' if unknown == plan.members > 0 else sizes}",
+        f"{wording.pluralize(plan.members, 'file')}{to_score}, {'of unknown size' if unknown == plan.members > 0 else sizes}",
     )
     for kind, members in plan.kinds.items() if set(plan.kinds) - {"files"} else ():
         containers = (
-            f" in {wording.counted(members.containers, 'file')}" if members.containers else ""
+            f" in {wording.pluralize(members.containers, 'file')}" if members.containers else ""
         )
         size = f", {wording.size(members.size_bytes)}" if members.size_bytes else ""
         yield "archive", f"{members.members:,} {_FORMATS.get(kind, kind)}{containers}{size}"
     for status, count in plan.refused_in_listing.items():
-        yield "archive", f"{count:,} rejected by the listing: {status}, {wording.meaning(status)}"
+        yield (
+            "archive",
+            f"{count:,} rejected by the listing: {status}, {wording.describe_status(status)}",
+        )
     if run is not None and run.state == "begun":
         yield (
             "run",
-            f"{wording.visible(run.url)}: started, but its listing did not finish and starts again",
+            f"{wording.escape_invisible(run.url)}: started, but its listing did not finish and starts again",
         )
     elif run is not None:
-        done = f"{wording.counted(run.members_done, 'file')} in {wording.counted(run.blocks_done, 'block')}"
-        remaining = f"{wording.counted(run.members_left, 'file')} in {wording.counted(run.blocks_left, 'block')}"
-        yield "run", f"{wording.visible(run.url)}: {run.state}; {done} already done, skipped"
+        done = f"{wording.pluralize(run.members_done, 'file')} in {wording.pluralize(run.blocks_done, 'block')}"
+        remaining = f"{wording.pluralize(run.members_left, 'file')} in {wording.pluralize(run.blocks_left, 'block')}"
+        yield (
+            "run",
+            f"{wording.escape_invisible(run.url)}: {run.state}; {done} already done, skipped",
+        )
         if run.state == "unfinished":
             yield "run", f"left: {remaining}; the existing listing is used"
         else:
@@ -169,7 +175,7 @@ def _describe_images(plan: Plan) -> Lines:
 def _describe_nodes(plan: Plan) -> Lines:
     """Describe the machines, and the processes on them."""
     cluster = plan.cluster
-    gpus = wording.counted(cluster.gpus, "GPU") if cluster.gpus else "no GPU"
+    gpus = wording.pluralize(cluster.gpus, "GPU") if cluster.gpus else "no GPU"
     is_priced = cluster.nodes or cluster.price_per_hour
     price = (
         f"{wording.number(cluster.price_per_hour, decimals=2)} per hour"
@@ -178,20 +184,20 @@ def _describe_nodes(plan: Plan) -> Lines:
     )
     yield (
         "cluster",
-        f"{wording.visible(cluster.name or 'unnamed')}: {wording.counted(cluster.cpus, 'core')}, {gpus}; {price}",
+        f"{wording.escape_invisible(cluster.name or 'unnamed')}: {wording.pluralize(cluster.cpus, 'core')}, {gpus}; {price}",
     )
     for node in cluster.nodes:
         resources = f"{node.cpus} cores" + (
-            f", {node.gpus} × {wording.visible(node.gpu or 'GPU')}" if node.gpus else ""
+            f", {node.gpus} × {wording.escape_invisible(node.gpu or 'GPU')}" if node.gpus else ""
         )
         node_price = f"{wording.number(node.price_per_hour, decimals=2)} per hour each"
         yield (
             "cluster",
-            f"{node.count} × {wording.visible(node.name or 'node')}: {resources}; {node_price}",
+            f"{node.count} × {wording.escape_invisible(node.name or 'node')}: {resources}; {node_price}",
         )
     yield (
         "layout",
-        f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} files",
+        f"{plan.layout}; {wording.pluralize(plan.blocks, 'block')} of up to {plan.block_members:,} files",
     )
     for index, group in enumerate(plan.groups or (), 1):
         yield "turns", f"{index}: {', '.join(group)}"
@@ -238,7 +244,7 @@ def _describe_probe(plan: Plan) -> Lines:
     processes = _count_processes(probe.processes, "process")
     yield (
         "probe",
-        f"{wording.counted(probe.members, 'file')}, drawn evenly, {action} by {processes} of this machine, as in a run",
+        f"{wording.pluralize(probe.members, 'file')}, drawn evenly, {action} by {processes} of this machine, as in a run",
     )
     low, high = map(wording.percent, probe.refused_share.interval or (0.0, 1.0))
     if not probe.refused:
@@ -255,12 +261,12 @@ def _describe_probe(plan: Plan) -> Lines:
         f"{probe.refused} of {probe.members} rejected: {counts}; of the archive {low} to {high} (95 % interval)",
     )
     for status, examples in probe.examples.items():
-        name = wording.shortened(
+        name = wording.truncate(
             wording.file_name(examples[0].uri, examples[0].member), _MAX_EXAMPLE_WIDTH
         )
         yield (
             "probe",
-            f"  {status}: e.g. {name}: {wording.shortened(examples[0].detail, _MAX_EXAMPLE_WIDTH)}",
+            f"  {status}: e.g. {name}: {wording.truncate(examples[0].detail, _MAX_EXAMPLE_WIDTH)}",
         )
 
 
@@ -403,7 +409,7 @@ def _describe_cost(plan: Plan, width: int) -> Lines:
 
 
 def _count_processes(count: int, noun: str) -> str:
-    return wording.counted(count, noun).replace("processs", "processes")
+    return wording.pluralize(count, noun).replace("processs", "processes")
 
 
 def _format_shape(tensor: PlannedTensor) -> str:

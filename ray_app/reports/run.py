@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from ray_app.ensembles.card import Thresholds
 from ray_app.errors import ConfigError
-from ray_app.identification.generators import family_title, title_of
+from ray_app.identification.generators import family_title, find_title
 from ray_app.metrics.uncertainty import proportion_interval
 from ray_app.reports import charts
 from ray_app.reports import format as wording
@@ -135,7 +135,7 @@ def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> lis
     flags = _compute_flags(run, prior)
     if flags is None or not run.scored:
         return []
-    images = wording.counted(run.scored, "scored image")
+    images = wording.pluralize(run.scored, "scored image")
     lines = [
         f"flagged: {flags.raised:,} of {images}; if all were real, it would be about {wording.number(flags.expected.value, 2)}"
     ]
@@ -159,7 +159,7 @@ def profile_lines(profile: ProfileSummary | None) -> list[str]:
     if profile.identified:
         counts = {title: flagged for title, flagged, _ in families(profile.generators)}
         parts = [
-            f"{wording.visible(title)} {number:,}"
+            f"{wording.escape_invisible(title)} {number:,}"
             for title, number in wording.largest(counts, _MAX_ENTRIES_IN_LINE)
         ]
         parts += [f"like no known generator {profile.unlike:,}"] if profile.unlike else []
@@ -167,7 +167,7 @@ def profile_lines(profile: ProfileSummary | None) -> list[str]:
         lines.append(f"flagged images are nearest to: {', '.join(parts)}")
     if profile.describes:
         lines.append(
-            f"prompts: predicted for {profile.described:,} of {wording.counted(profile.flagged, 'flagged image')}"
+            f"prompts: predicted for {profile.described:,} of {wording.pluralize(profile.flagged, 'flagged image')}"
         )
     return lines
 
@@ -238,7 +238,7 @@ def guarantee_sentences(guarantee: GuaranteeSummary | None) -> list[str]:
                 guarantee.target_fpr, bound, guarantee.confidence, guarantee.population
             )
         )
-    reason = f": {wording.shortened(guarantee.why, 400)}" if guarantee.why else ""
+    reason = f": {wording.truncate(guarantee.why, 400)}" if guarantee.why else ""
     if guarantee.holds:
         names = ", ".join(
             dict.fromkeys(
@@ -247,7 +247,7 @@ def guarantee_sentences(guarantee: GuaranteeSummary | None) -> list[str]:
             )
         )
         sentences.append(
-            f"no difference was found between {wording.counted(guarantee.images or 0, 'image')} of this archive and those that the card was "
+            f"no difference was found between {wording.pluralize(guarantee.images or 0, 'image')} of this archive and those that the card was "
             f"calibrated on ({names})"
         )
     elif guarantee.holds is None:
@@ -271,7 +271,7 @@ def unlike_sentence(unlike: str | None) -> str | None:
 
     `unlike` is the difference, as in `guarantee.unlike` of a summary.
     """
-    return f"all verdicts abstain: {wording.shortened(unlike, 400)}" if unlike else None
+    return f"all verdicts abstain: {wording.truncate(unlike, 400)}" if unlike else None
 
 
 def describe_guarantee(
@@ -289,7 +289,7 @@ def describe_guarantee(
         population: Description of the images that it was measured on. None if it is not known.
     """
     images = (
-        f"real images like those of “{wording.shortened(population, 120)}”" if population else ""
+        f"real images like those of “{wording.truncate(population, 120)}”" if population else ""
     )
     confidence_text = f", with {wording.percent(confidence, 3)} confidence" if confidence else ""
     if upper_bound <= target_fpr:
@@ -306,8 +306,8 @@ def name_feature(name: str) -> str:
     """Return the name to show for a feature of a card."""
     kind, _, detector = name.partition(":")
     if kind == "score" and detector:
-        return f"score of {wording.shortened(detector, 60)}"
-    return FEATURE_WORDS.get(name) or wording.shortened(name, 60)
+        return f"score of {wording.truncate(detector, 60)}"
+    return FEATURE_WORDS.get(name) or wording.truncate(name, 60)
 
 
 def families(counts: Sequence[GeneratorCount]) -> list[tuple[str, int, list[tuple[str, int]]]]:
@@ -319,7 +319,7 @@ def families(counts: Sequence[GeneratorCount]) -> list[tuple[str, int, list[tupl
     """
     by_family: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for count in counts:
-        by_family[family_title(count.family)][title_of(count.generator)] += count.flagged
+        by_family[family_title(count.family)][find_title(count.generator)] += count.flagged
     ranked = wording.largest(
         {title: names.total() for title, names in by_family.items()}, _MAX_ENTRIES
     )
@@ -340,14 +340,14 @@ def generator_in_words(name: str | None, family: str | None, ranking: Sequence[s
         ranking: Names of known generators, the nearest first.
     """
     if name is not None:
-        title, base = title_of(name), family_title(family or name)
+        title, base = find_title(name), family_title(family or name)
         return title if title.startswith(base) or base == name else f"{title} ({base})"
-    return f"like no known generator; nearest: {title_of(ranking[0])}" if ranking else ""
+    return f"like no known generator; nearest: {find_title(ranking[0])}" if ranking else ""
 
 
 def beginning(text: str, limit: int = 200) -> str:
     """Cut a prompt at a space to at most `limit` characters; its first words matter most."""
-    escaped = wording.visible(text)
+    escaped = wording.escape_invisible(text)
     return escaped if len(escaped) <= limit else f"{escaped[:limit].rsplit(' ', 1)[0]} …"
 
 
@@ -423,7 +423,7 @@ def limit_sentences(run: RunSummary) -> list[str]:
         return []
     fraction = wording.percent(rejected / run.members)
     return [
-        f"limits refused {fraction} of the archive, {wording.counted(rejected, 'file')} that have no verdict",
+        f"limits refused {fraction} of the archive, {wording.pluralize(rejected, 'file')} that have no verdict",
         *(
             _describe_limit(run, name, number)
             for name, number in wording.largest(run.refused_by_limits, len(run.refused_by_limits))
@@ -452,7 +452,7 @@ def _compute_right_share(prior: float, tpr: Rate, fpr: Rate, scored: int) -> Rig
 
 
 def _describe_limit(run: RunSummary, name: str, count: int) -> str:
-    files = wording.counted(count, "file")
+    files = wording.pluralize(count, "file")
     if name == "decode_bytes":
         node_bytes = (run.session.memory and run.session.memory.decode_bytes) or 0
         return (
@@ -460,7 +460,7 @@ def _describe_limit(run: RunSummary, name: str, count: int) -> str:
             f"run the same command with --retry image_too_large --set cluster.decode_bytes={2 * node_bytes}"
         )
     if name not in _MEANING:
-        name = wording.visible(name)
+        name = wording.escape_invisible(name)
         return f"{name}: {files}; --set {name}=… raises it, in a new run directory"
     excess, memory = _MEANING[name]
     limit = run.identity.get("limits", {}).get(name)
@@ -475,7 +475,7 @@ def _count_outcomes(run: RunSummary) -> list[tuple[str, str, int]]:
     outcomes = (
         [
             (verdict, phrase, run.verdict(verdict))
-            for verdict, phrase in wording.VERDICT_WORDS.items()
+            for verdict, phrase in wording.VERDICT_PHRASES.items()
         ]
         if run.scored
         else []

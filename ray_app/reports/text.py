@@ -42,7 +42,7 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     if not rows:
         return "no rows"
     names = [
-        wording.visible(wording.file_name(str(row.get("uri") or ""), row.get("member")))
+        wording.escape_invisible(wording.file_name(str(row.get("uri") or ""), row.get("member")))
         for row in rows
     ]
     folder = _common_folder(names)
@@ -72,8 +72,8 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
         for index in range(len(headers))
     ]
     file_width = max(_MIN_FILE_WIDTH, width - sum(widths) - len(GAP) * len(headers))
-    files = [wording.shortened(name[len(folder) :], file_width) for name in names]
-    lines = [f"in {wording.shortened(folder, max(width - 3, _MIN_FILE_WIDTH))}"] if folder else []
+    files = [wording.truncate(name[len(folder) :], file_width) for name in names]
+    lines = [f"in {wording.truncate(folder, max(width - 3, _MIN_FILE_WIDTH))}"] if folder else []
     lines += table(
         ["file", *headers],
         [[file, *line] for file, line in zip(files, cells, strict=True)],
@@ -162,7 +162,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(unlike.upper())
     if run.members and not run.complete:
         lines.append(
-            f"not finished: {run.rows:,} of {wording.counted(run.members, 'file')} have a row; run the same command again to resume"
+            f"not finished: {run.rows:,} of {wording.pluralize(run.members, 'file')} have a row; run the same command again to resume"
         )
     lines += [
         sentence.upper() if index == 0 else f"  {sentence}"
@@ -170,13 +170,13 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     ]
     lines += _status_lines(run)
     if run.own_failures:
-        lines.append(f"bug: {wording.own_failures(run.own_failures)}")
+        lines.append(f"bug: {wording.describe_own_failures(run.own_failures)}")
     if run.linked_folders.count:
         lines.append(
-            f"not listed: {wording.linked_folders_in_words(run.linked_folders.count, run.linked_folders.example)}"
+            f"not listed: {wording.describe_linked_folders(run.linked_folders.count, run.linked_folders.example)}"
         )
     lines += _verdict_lines(run)
-    lines += [wording.visible(run.error_rates)] if run.scored else []
+    lines += [wording.escape_invisible(run.error_rates)] if run.scored else []
     lines += [f"second stage: {sentence}" for sentence in wording.second_look(run)]
     lines += [f"guarantee: {sentence}" for sentence in guarantee_sentences(run.guarantee)]
     lines += profile_lines(run.profile)
@@ -187,18 +187,18 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if run.scored and run.ensemble.demonstration:
         lines.append(wording.DEMONSTRATION)
     lines += [
-        f"limits: {wording.visible(sentence)}"
+        f"limits: {wording.escape_invisible(sentence)}"
         for sentence in (run.ensemble.blind_to or ())
         if run.scored
     ]
     if run.scored and not run.ensemble.calibrated:
         lines.append(wording.UNCALIBRATED)
     if run.run:
-        lines.append(f"report: {wording.visible(run.run.rstrip('/'))}/report.html")
-        lines.append(f"rows: touchstone results {wording.visible(shlex.quote(run.run))}")
+        lines.append(f"report: {wording.escape_invisible(run.run.rstrip('/'))}/report.html")
+        lines.append(f"rows: touchstone results {wording.escape_invisible(shlex.quote(run.run))}")
         if any(member.masks for member in run.ensemble.members):
             lines.append(
-                f"masks: touchstone runs masks {wording.visible(shlex.quote(run.run))} --out FOLDER"
+                f"masks: touchstone runs masks {wording.escape_invisible(shlex.quote(run.run))} --out FOLDER"
             )
     return lines
 
@@ -208,11 +208,11 @@ def _make_finding_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[s
     verdicts = []
     for row in rows:
         verdict = str(row.get("verdict") or wording.NONE)
-        verdicts.append(wording.visible(_SHORT_VERDICTS.get(verdict, verdict)))
+        verdicts.append(wording.escape_invisible(_SHORT_VERDICTS.get(verdict, verdict)))
     if not any("finding" in row for row in rows):
         return {"verdict": verdicts}
     findings = [
-        wording.shortened(row.get("finding") or wording.NONE, _MAX_FINDING_WIDTH) for row in rows
+        wording.truncate(row.get("finding") or wording.NONE, _MAX_FINDING_WIDTH) for row in rows
     ]
     adds = [wording.adds_to_finding(row.get("verdict"), row.get("finding")) for row in rows]
     if not any(adds):
@@ -225,7 +225,7 @@ def _format_cells(row: Mapping[str, Any]) -> list[str]:
     return [
         wording.probability(row.get("probability")),
         wording.signed(row.get("score")).replace("−", "-"),
-        wording.visible(str(row.get("status") or wording.NONE)),
+        wording.escape_invisible(str(row.get("status") or wording.NONE)),
     ]
 
 
@@ -237,7 +237,7 @@ def _name_generator(row: Mapping[str, Any]) -> str:
     if row.get("verdict") == "real" or row.get("generator_confidence") is None:
         return ""
     name = row.get("predicted_generator")
-    return "unknown" if name is None else wording.shortened(str(name), _MAX_GENERATOR_WIDTH)
+    return "unknown" if name is None else wording.truncate(str(name), _MAX_GENERATOR_WIDTH)
 
 
 def _common_folder(names: Sequence[str]) -> str:
@@ -256,14 +256,20 @@ def _common_folder(names: Sequence[str]) -> str:
 def _status_lines(run: "RunSummary") -> list[str]:
     rows = []
     for status, count in wording.ordered_statuses(run.statuses):
-        rows.append([wording.visible(status), wording.count(count), wording.meaning(status)])
+        rows.append(
+            [
+                wording.escape_invisible(status),
+                wording.count(count),
+                wording.describe_status(status),
+            ]
+        )
         examples = run.examples.get(status, [])
         if examples and status != "ok":
-            name = wording.shortened(
+            name = wording.truncate(
                 wording.file_name(examples[0].uri, examples[0].member), _MAX_EXAMPLE_WIDTH
             )
             detail = (
-                f": {wording.shortened(examples[0].detail, _MAX_EXAMPLE_WIDTH)}"
+                f": {wording.truncate(examples[0].detail, _MAX_EXAMPLE_WIDTH)}"
                 if examples[0].detail
                 else ""
             )
@@ -275,12 +281,12 @@ def _verdict_lines(run: "RunSummary") -> list[str]:
     if not run.scored:
         return []
     findings = [
-        f"{wording.shortened(finding, _MAX_REASON_WIDTH)} {number:,}"
+        f"{wording.truncate(finding, _MAX_REASON_WIDTH)} {number:,}"
         for finding, number in wording.largest(run.findings, _MAX_FINDINGS)
     ]
     lines = [f"findings: {', '.join(findings)}"] if run.has_other_findings else []
     days = [
-        f"{wording.visible(day)} {wording.counted(counts.get('files', 0), 'file')}, {counts.get('fake', 0):,} flagged"
+        f"{wording.escape_invisible(day)} {wording.pluralize(counts.get('files', 0), 'file')}, {counts.get('fake', 0):,} flagged"
         for day, counts in run.days.items()
     ]
     lines += [f"by day: {'; '.join(days[-_MAX_DAYS:])}"] if len(days) > 1 else []
@@ -289,7 +295,7 @@ def _verdict_lines(run: "RunSummary") -> list[str]:
         lines.append(
             "no verdict because: "
             + "; ".join(
-                f"{wording.shortened(reason, _MAX_REASON_WIDTH)} ({number:,})"
+                f"{wording.truncate(reason, _MAX_REASON_WIDTH)} ({number:,})"
                 for reason, number in reasons
             )
         )
@@ -299,14 +305,14 @@ def _verdict_lines(run: "RunSummary") -> list[str]:
 def _declaration_lines(run: "RunSummary") -> list[str]:
     provenance = run.provenance
     signers = [
-        f"C2PA: {wording.counted(number, 'signer')} {state}"
+        f"C2PA: {wording.pluralize(number, 'signer')} {state}"
         for state, number in provenance.signers.items()
     ]
     if not provenance.declaring:
         return signers
     parts = [
         f"{number:,} {phrase}"
-        for verdict, phrase in wording.VERDICT_WORDS.items()
+        for verdict, phrase in wording.VERDICT_PHRASES.items()
         if (number := provenance.declared.get(verdict, 0))
     ]
     parts += (
@@ -331,7 +337,7 @@ def _speed_lines(run: "RunSummary") -> list[str]:
     )
     lines = [
         f"speed: {rate}, first result after {wording.duration(session.first_result_s)}, "
-        f"{wording.counted(session.rows, 'row')} and {wording.size(session.bytes_read)} in {wording.duration(session.wall_s)}"
+        f"{wording.pluralize(session.rows, 'row')} and {wording.size(session.bytes_read)} in {wording.duration(session.wall_s)}"
     ]
     cost = session.cost
     if cost is not None:
@@ -347,23 +353,23 @@ def _speed_lines(run: "RunSummary") -> list[str]:
         )
     for name, sharing in session.backbones.items():
         if sharing.asked > sharing.runs:
-            requests = wording.counted(sharing.asked, "request")
+            requests = wording.pluralize(sharing.asked, "request")
             lines.append(
-                f"shared: {wording.visible(name)} ran {wording.counted(sharing.runs, 'time')} for {requests} of detectors"
+                f"shared: {wording.escape_invisible(name)} ran {wording.pluralize(sharing.runs, 'time')} for {requests} of detectors"
             )
     if session.groups:
         names = " | ".join(", ".join(group) for group in session.groups)
-        groups = wording.visible(wording.shortened(names, _MAX_GROUPS_WIDTH))
+        groups = wording.escape_invisible(wording.truncate(names, _MAX_GROUPS_WIDTH))
         busy_s = sum(session.seconds.values()) - session.seconds.get("list", 0.0)
         loading = wording.percent(session.seconds.get("load", 0.0) / max(busy_s, 1e-9))
         lines.append(
-            f"turns: {wording.counted(len(session.groups), 'group')} of detectors took turns in "
+            f"turns: {wording.pluralize(len(session.groups), 'group')} of detectors took turns in "
             f"each worker, {loading} of the time to load them: {groups}"
         )
     costly = sorted((session.detectors or {}).items(), key=lambda item: -item[1].seconds)
     if len(costly) > 1:
         times = (
-            f"{wording.visible(name)} {wording.number(detector.ms_per_image)} ms"
+            f"{wording.escape_invisible(name)} {wording.number(detector.ms_per_image)} ms"
             for name, detector in costly[:_MAX_DETECTORS]
             if detector.ms_per_image
         )
@@ -371,9 +377,9 @@ def _speed_lines(run: "RunSummary") -> list[str]:
         remaining = f", {others} others less" if others > 0 else ""
         lines.append(f"detectors: per image on one worker {', '.join(times)}{remaining}")
     if session.throttled or session.retried:
-        retries = wording.counted(session.retried, "read")
+        retries = wording.pluralize(session.retried, "read")
         lines.append(
-            f"storage: it asked {wording.counted(session.throttled, 'time')} to slow down; {retries} repeated"
+            f"storage: it asked {wording.pluralize(session.throttled, 'time')} to slow down; {retries} repeated"
         )
     if run.scored and run.bottleneck and run.bottleneck.stage:
         fraction = (
@@ -381,6 +387,10 @@ def _speed_lines(run: "RunSummary") -> list[str]:
             if run.bottleneck.share is not None
             else ""
         )
-        advice = f": {wording.visible(run.bottleneck.advice)}" if run.bottleneck.advice else ""
-        lines.append(f"bottleneck: {wording.visible(run.bottleneck.stage)}{fraction}{advice}")
+        advice = (
+            f": {wording.escape_invisible(run.bottleneck.advice)}" if run.bottleneck.advice else ""
+        )
+        lines.append(
+            f"bottleneck: {wording.escape_invisible(run.bottleneck.stage)}{fraction}{advice}"
+        )
     return lines

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ray_app.identification.generators import family_title, title_of
+from ray_app.identification.generators import family_title, find_title
 from ray_app.reports import format as wording
 from ray_app.reports.run import beginning, generator_in_words
 
@@ -31,7 +31,7 @@ def sort_attributes(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes by which tiles.js sorts and filters the tile of a row."""
     verdict, score = row.get("verdict"), row.get("score")
     return {
-        "data-verdict": verdict if verdict in wording.VERDICT_WORDS else "none",
+        "data-verdict": verdict if verdict in wording.VERDICT_PHRASES else "none",
         "data-score": "" if score is None or not math.isfinite(score) else score,
     }
 
@@ -39,7 +39,7 @@ def sort_attributes(row: Mapping[str, Any]) -> dict[str, Any]:
 def verdict_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Return the verdicts of rows with their names, for the controls of a page of tiles."""
     verdicts = {sort_attributes(row)["data-verdict"] for row in rows}
-    names = {**wording.VERDICT_WORDS, "none": "not scored"}
+    names = {**wording.VERDICT_PHRASES, "none": "not scored"}
     return [(verdict, name) for verdict, name in names.items() if verdict in verdicts]
 
 
@@ -87,6 +87,6 @@ def _make_title(name: Any) -> str | None:
     """Return the name of a generator in its data set, with its title if that differs."""
     if name is None or name == "":
         return None
-    title = title_of(str(name))
+    title = find_title(str(name))
     title = family_title(str(name)) if title == str(name) else title
     return str(name) if title == str(name) else f"{title} ({name})"

@@ -222,7 +222,7 @@ class Leakage:
             if self.checked.get(key)
         }
         return [
-            f"{wording.counted(n, 'image')} could not be compared by {criterion}: no hash."
+            f"{wording.pluralize(n, 'image')} could not be compared by {criterion}: no hash."
             for criterion, n in counts.items()
             if n
         ]
@@ -459,12 +459,12 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
     hardest = (training.test or training.validation).hardest("fake")[:_MAX_HARDEST]
     if len(hardest) > 1:
         texts = [
-            f"{wording.shortened(name, _MAX_NAME_WIDTH)} (AUC {wording.format_metric('auc', figures.auc)})"
+            f"{wording.truncate(name, _MAX_NAME_WIDTH)} (AUC {wording.format_metric('auc', figures.auc)})"
             for name, figures in hardest
         ]
         lines.append(f"hardest generators: {', '.join(texts)}")
     if training.out:
-        out = wording.visible(training.out.rstrip("/"))
+        out = wording.escape_invisible(training.out.rstrip("/"))
         lines += [
             f"report: {out}/report.html",
             f"score with it: touchstone score SOURCE --detector {out}/card.yaml --out RUN",
@@ -482,14 +482,14 @@ def file_warnings(
         mask_warning: Sentence on masks that mark nothing or everything. None if there are none.
         out: Directory of the training.
     """
-    lines = [f"warning: {wording.visible(mask_warning)}"] if mask_warning else []
+    lines = [f"warning: {wording.escape_invisible(mask_warning)}"] if mask_warning else []
     if unreadable:
         names = ", ".join(
-            wording.visible(wording.file_name(file.uri, file.member))
+            wording.escape_invisible(wording.file_name(file.uri, file.member))
             for file in unreadable[:_MAX_FILES]
         )
         more = (
-            f" and more, all in {wording.visible(out.rstrip('/'))}/unreadable.jsonl"
+            f" and more, all in {wording.escape_invisible(out.rstrip('/'))}/unreadable.jsonl"
             if len(unreadable) > _MAX_FILES
             else ""
         )
@@ -499,10 +499,10 @@ def file_warnings(
 
 def headline(facts: TrainingFacts) -> str:
     """Describe the result of a training in one sentence."""
-    name = wording.visible(facts.title or facts.name or "Training")
+    name = wording.escape_invisible(facts.title or facts.name or "Training")
     metric = facts.validation.figure(facts.metric)
     if metric.value is None or facts.best_step is None:
-        return f"{name}: {wording.counted(facts.steps, 'step')}, no step chosen yet."
+        return f"{name}: {wording.pluralize(facts.steps, 'step')}, no step chosen yet."
     step = f"at step {facts.best_step:,} of {facts.steps:,}"
     return f"{name}: {name_metric(facts.metric)} {format_metric_with_interval(facts.metric, metric)} on validation, {step}."
 
@@ -510,7 +510,11 @@ def headline(facts: TrainingFacts) -> str:
 def describe_calibration(facts: TrainingFacts) -> str:
     """Describe the calibration of a detector, or why its scores are not probabilities."""
     if facts.calibration is None:
-        reason = f": {wording.visible(facts.calibration_note)}" if facts.calibration_note else ""
+        reason = (
+            f": {wording.escape_invisible(facts.calibration_note)}"
+            if facts.calibration_note
+            else ""
+        )
         return f"Not calibrated{reason}. Scores rank images; they are not probabilities."
     error = (
         f"; on test, probabilities are off by {wording.percent(facts.calibration_error)}"

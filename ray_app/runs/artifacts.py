@@ -32,7 +32,7 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
     that do not move pixels have rows, too, and the column `view` names the view.
     """
     masks_by_view = [
-        (None, scored.outputs.of(decision.MASKS)),
+        (None, scored.outputs.get(decision.MASKS)),
         *scored.outputs.by_view(decision.MASKS).items(),
     ]
     rows = [

@@ -52,7 +52,7 @@ class BlockRows:
                 f"{self._run.store.url}: no rows of block {ref.block} of listing {ref.manifest}",
                 hint="set another --out, because the run was changed",
             )
-        blocks = BlockList.joined(list(block_lists_in(self._run, self._file)))
+        blocks = BlockList.concat(list(block_lists_in(self._run, self._file)))
         starts = np.cumsum(blocks.sizes) - blocks.sizes
         self._starts = dict(zip((block.place for block in blocks), starts.tolist(), strict=True))
         self._parquet: Any = pq.ParquetFile(self._run.store.open_file(self._file.path))

@@ -74,7 +74,7 @@ class CurrentRows:
         Raises:
             ConfigError: If there is no run.
         """
-        numbers, listed = archives.listed_manifests(run.store)
+        numbers, listed = archives.list_manifests(run.store)
         return cls._up_to(run, max(numbers, default=-1), listed)
 
     @classmethod
@@ -82,7 +82,7 @@ class CurrentRows:
         cls, run: directory.RunDirectory, last: int, listed: archives.ManifestInfo | None = None
     ) -> "CurrentRows":
         if not run.exists():
-            raise run.missing()
+            raise run.missing_run_error()
         run_info = run.describe()
         run.check_readable(run_info)
         info = archives.read_complete(run.store, last) if last >= 0 else None
@@ -386,7 +386,7 @@ def members_in(
 ) -> Iterator[archives.ManifestMember]:
     """Yield the members whose rows a published file contains, in its order, a block in memory."""
     for ref in blocks_in(run, file):
-        yield from archives.member_rows(archives.read_block(run.store, ref))
+        yield from archives.rows_to_members(archives.read_block(run.store, ref))
 
 
 def blocks_in(
@@ -407,7 +407,7 @@ def block_lists_in(
         yield blocks[covered.start : covered.stop]
 
 
-def members_of(
+def find_members(
     run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf
 ) -> dict[int, archives.ManifestMember]:
     """Return the members with these ids from the run's manifests, by id.
@@ -425,7 +425,7 @@ def members_of(
     for blocks in archives.read_block_lists(run.store):
         for ref, ids in zip(blocks, archives.read_ids(run.store, blocks), strict=True):
             if np.isin(ids, ids_to_find).any():
-                members = archives.member_rows(archives.read_block(run.store, ref))
+                members = archives.rows_to_members(archives.read_block(run.store, ref))
                 members_by_id |= {
                     member.image_id: member for member in members if member.image_id in image_ids
                 }

@@ -127,7 +127,7 @@ def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, sam
         store.write(name, json.dumps(identity, indent=2, ensure_ascii=False).encode())
 
 
-def claimed_by(store: Store, name: str) -> dict[str, Any] | None:
+def read_claiming_identity(store: Store, name: str) -> dict[str, Any] | None:
     """Return the identity of the command that a directory belongs to, or None if it has none.
 
     `name` is the file with the identity.
@@ -154,7 +154,7 @@ def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: st
         ConfigError: If the directory is of another kind.
         IdentityError: If another command claimed the directory. The message has the differences.
     """
-    stored = claimed_by(store, name)
+    stored = read_claiming_identity(store, name)
     if stored is None:
         refuse_others(store, name)
         return False
@@ -191,7 +191,7 @@ class RunDirectory(PartTable):
         """Return whether a run was started here."""
         return self.store.exists("run.json")
 
-    def missing(self) -> ConfigError:
+    def missing_run_error(self) -> ConfigError:
         """Return an error that says what is here instead of a run.
 
         It may be nothing, a file, another command's directory, or something else.
@@ -312,7 +312,7 @@ class RunDirectory(PartTable):
         """
         if not self.store.exists("summary.json"):
             if not self.exists():
-                raise self.missing()
+                raise self.missing_run_error()
             raise ConfigError(
                 f"the run in {self.store.url} is not finished yet",
                 hint="run the `touchstone score` command that started it again: it finishes the run",

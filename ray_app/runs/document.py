@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ray_app.config import OptionalKey, Section
 from ray_app.ensembles.card import Thresholds
-from ray_app.ensembles.finding import error_rates
+from ray_app.ensembles.finding import format_error_rates
 from ray_app.errors import DETECTOR_FINDINGS
 
 SUMMARY_SCHEMA = 1
@@ -514,7 +514,7 @@ class RunSummary(RunCounts, RunHead):
     def error_rates(self) -> str:
         """The sentences on error rates that are shown next to verdicts."""
         confidence = self.guarantee.confidence if self.guarantee else None
-        return error_rates(self.ensemble.name, self.ensemble.thresholds, confidence)
+        return format_error_rates(self.ensemble.name, self.ensemble.thresholds, confidence)
 
     def verdict(self, verdict: str) -> int:
         """Return the number of members with a verdict."""

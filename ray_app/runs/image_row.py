@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from ray_app.errors import ConfigError
 from ray_app.runs.current import CurrentRows
 from ray_app.runs.directory import RunDirectory, fingerprint
-from ray_app.storage import canonical, strip_secrets
+from ray_app.storage import canonicalize, strip_secrets
 
 _KEYS = ["image_id", "uri", "member", "occurrence"]
 _MAX_NAMED = 3
@@ -91,7 +91,7 @@ def describe_image_row(run: RunDirectory, row: dict[str, Any]) -> dict[str, Any]
 
 
 def _matches(table: pa.Table, image: str, member: str | None) -> pa.ChunkedArray:
-    uris = pa.array(sorted({strip_secrets(image), strip_secrets(canonical(image))}))
+    uris = pa.array(sorted({strip_secrets(image), strip_secrets(canonicalize(image))}))
     matching = pc.is_in(table["uri"].cast(pa.string()), uris)
     if member is not None:
         return pc.and_(

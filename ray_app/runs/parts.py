@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives import BlockList, Each, in_turn
+from ray_app.archives import BlockList, MapFunction, map_serial
 from ray_app.runs.score_files import ScoreFile, parse_names, split_replaced
 from ray_app.storage import Store
 
@@ -271,7 +271,7 @@ class PartTable:
             done_blocks.update(
                 block for file in files for block in file.blocks_of(number, len(blocks))
             )
-            pending.append(blocks.without(done_blocks))
+            pending.append(blocks.exclude(done_blocks))
         return pending
 
     def row_files(self, manifests: Sequence[int]) -> list[str]:
@@ -326,7 +326,7 @@ class PartTable:
                     for table in tables:
                         yield path, table
 
-    def publish(self, manifest: int, *, each: Each = in_turn) -> list[str]:
+    def publish(self, manifest: int, *, each: MapFunction = map_serial) -> list[str]:
         """Merge the parts of a finished manifest into files of 64 to 128 MiB.
 
         Each file is published before its parts are deleted. If the process stops at any point, the
@@ -353,13 +353,13 @@ class PartTable:
         is_little = sum(part_range.size_bytes for part_range in ranges) <= LITTLE_BYTES
         paths = [
             path
-            for paths in (in_turn if is_little else each)(_Compactor(self), ranges)
+            for paths in (map_serial if is_little else each)(_Compactor(self), ranges)
             for path in paths
         ]
         self.store.drop_folder(f"parts/{manifest:05d}")
         return paths
 
-    def publish_all(self, *, each: Each = in_turn) -> list[str]:
+    def publish_all(self, *, each: MapFunction = map_serial) -> list[str]:
         """Publish every manifest that has parts, and return the paths of the files."""
         return [
             path for manifest in self.part_folders() for path in self.publish(manifest, each=each)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives.manifest import input_type, joined_inputs, with_input
+from ray_app.archives.manifest import get_input_type, merge_input_types, widen_input
 from ray_app.runs.directory import RunDirectory
 
 
@@ -35,8 +35,8 @@ class RowShape:
         empty = [schema.empty_table() for schema in dict.fromkeys(schemas)]
         if not empty:
             return cls(pa.schema([]), None)
-        merged_type = joined_inputs(map(input_type, empty), as_text=True)
-        schemas = [with_input(table, merged_type).schema for table in empty]
+        merged_type = merge_input_types(map(get_input_type, empty), as_text=True)
+        schemas = [widen_input(table, merged_type).schema for table in empty]
         fields = {
             field.name: field for field in pa.unify_schemas(schemas, promote_options="permissive")
         }
@@ -48,7 +48,7 @@ class RowShape:
 
     def apply(self, rows: pa.Table) -> pa.Table:
         """Return rows with this schema."""
-        rows = with_input(rows, self.input_type)
+        rows = widen_input(rows, self.input_type)
         columns = [
             rows[field.name].cast(field.type)
             if field.name in rows.column_names

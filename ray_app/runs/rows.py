@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.detectors import card_sections
-from ray_app.ensembles import Decisions, Finding, Thresholds, find
-from ray_app.errors import Status, is_of_one_image
+from ray_app.ensembles import Decisions, Finding, Thresholds, find_origin
+from ray_app.errors import Status, is_image_error
 from ray_app.identification.captions import Caption
 from ray_app.images import ImageFileFacts
 from ray_app.inference import BlockResult, DecodeResult
@@ -51,7 +51,7 @@ def result_rows(
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
     outputs = scored.outputs
-    masks, replies = outputs.of(MASKS), outputs.of(REPLIES)
+    masks, replies = outputs.get(MASKS), outputs.get(REPLIES)
     captions: Sequence[Caption | None] = ()
     views: dict[str, dict[str, Any]] = {}
     if len(outputs.columns) > len(scored.scores):  # There are outputs besides the clean scores.
@@ -104,7 +104,7 @@ def result_rows(
                                       schema.field("replies").type)  # fmt: skip
     columns |= finding_columns(scored.findings) | decision_columns(scored.decisions, has_score)
     columns |= scored.identified.to_columns(has_score) if scored.identified is not None else {}
-    columns |= described_columns(captions, has_score) if captions else {}
+    columns |= caption_columns(captions, has_score) if captions else {}
     columns["attempt"] = [attempt] * count
     columns["scored_at"] = [scored_at] * count
     columns["provenance"] = [outcome.provenance for outcome in scored.outcomes]
@@ -159,7 +159,7 @@ def finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def described_columns(captions: Sequence[Caption | None], has_score: np.ndarray) -> dict[str, Any]:
+def caption_columns(captions: Sequence[Caption | None], has_score: np.ndarray) -> dict[str, Any]:
     """Return the columns that a describer fills, null for rows without a caption or a score."""
     visible = [
         caption if scored else None for caption, scored in zip(captions, has_score, strict=True)
@@ -201,7 +201,7 @@ def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
 def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
     """Return rows with the findings that follow from their provenance, verdicts, and thresholds."""
     pairs = zip(rows["provenance"].to_pylist(), rows["verdict"].to_pylist(), strict=True)
-    findings = [find(text, verdict, thresholds) for text, verdict in pairs]
+    findings = [find_origin(text, verdict, thresholds) for text, verdict in pairs]
     rows = rows.drop_columns([FINDING, GROUNDS])
     index, schema = rows.schema.get_field_index("score"), _schema(())
     for step, (name, values) in enumerate(finding_columns(findings).items()):
@@ -266,7 +266,7 @@ def block_tables(
 
     def build(members: pa.Table, scored: BlockResult) -> BlockTables:
         ids = members["image_id"]
-        vectors = scored.outputs.of(EMBEDDINGS)
+        vectors = scored.outputs.get(EMBEDDINGS)
         tables = {}
         for name, facts in (features or {}).items():
             tables[name] = feature_rows(ids.to_numpy(), vectors[name], name, facts)
@@ -279,7 +279,7 @@ def block_tables(
         rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, measured=measured)
         return BlockTables(
             rows,
-            mask_rows(ids, scored) if scored.outputs.of(MASKS) else None,
+            mask_rows(ids, scored) if scored.outputs.get(MASKS) else None,
             tables,
             bad,
             failures,
@@ -288,7 +288,7 @@ def block_tables(
     try:
         return build(members, scored)
     except Exception as error:
-        if not is_of_one_image(error):
+        if not is_image_error(error):
             raise
         block_error = error
     failed = _failing_alone(build, members, scored)
@@ -305,7 +305,7 @@ def _failing_alone(
         try:
             build(members.slice(row, 1), _only(scored, slice(row, row + 1)))
         except Exception as error:
-            if not is_of_one_image(error):
+            if not is_image_error(error):
                 raise
             failed[row] = error
     return failed
@@ -334,7 +334,7 @@ def _only(scored: BlockResult, rows: slice) -> BlockResult:
 def _without(scored: BlockResult, failed: Mapping[int, Exception]) -> BlockResult:
     """Return the results with a failure of Touchstone's own code for some members."""
     outcomes = [
-        DecodeResult.of_failure(failed[row], outcome.facts) if row in failed else outcome
+        DecodeResult.from_failure(failed[row], outcome.facts) if row in failed else outcome
         for row, outcome in enumerate(scored.outcomes)
     ]
     return replace(scored, outcomes=outcomes, outputs=scored.outputs.without(failed))

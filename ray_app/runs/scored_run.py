@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import ManifestMember, MemberReader, guard_of
-from ray_app.errors import VERDICT_WORDS, ConfigError, InputError, Status
+from ray_app.archives import ManifestMember, MemberReader, load_guard
+from ray_app.errors import VERDICT_PHRASES, ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import result_html
 from ray_app.runs import directory, selection
@@ -168,7 +168,7 @@ class ScoredRun:
             verdict, status, generator, match, min_score, max_score, finding
         )
         for value, valid, name in (
-            (verdict, VERDICT_WORDS, "verdict"),
+            (verdict, VERDICT_PHRASES, "verdict"),
             (row_filter.status, [status.value for status in Status], "status"),
         ):
             if value is not None and value not in valid:
@@ -179,7 +179,7 @@ class ScoredRun:
         return self._images(row_filter)
 
     def _images(self, row_filter: selection.RowFilter) -> Iterator["RunImage"]:
-        limits, fetcher = self._run.limits(), Fetcher(guard=guard_of(self._run.store))
+        limits, fetcher = self._run.limits(), Fetcher(guard=load_guard(self._run.store))
         for table, members in CurrentRows.read(self._run).members():
             for row in row_filter.select(table).to_pylist():
                 yield RunImage(row, members[row["image_id"]], fetcher, limits)
@@ -278,5 +278,5 @@ def load_run(path: str) -> ScoredRun:
     """
     run = directory.RunDirectory.open(str(path))
     if not run.exists():
-        raise run.missing()
+        raise run.missing_run_error()
     return ScoredRun(run)

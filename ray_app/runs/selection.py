@@ -182,7 +182,7 @@ def require_known_generator(run: directory.RunDirectory, name: str) -> None:
     name.
     """
     if not run.exists():
-        raise run.missing()
+        raise run.missing_run_error()
     if not (run.describe()["ensemble"].get("profile") or {}).get("identifier"):
         raise ConfigError(
             f"{run.store.url}: this run named no generators",

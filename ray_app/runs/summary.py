@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from ray_app.config import Section
 from ray_app.errors import Status
 from ray_app.images import NAMED_LIMIT
-from ray_app.images.provenance.statement import standing
+from ray_app.images.provenance.statement import describe_signer
 from ray_app.inference.batch import OWN_FAILURE
 from ray_app.runs import document, schema
 from ray_app.runs.current import ChangedRows
@@ -392,7 +392,8 @@ def declarations(table: pa.Table) -> document.Declarations:
         undeclared=_count_values(verdicts.filter(pc.invert(declared))),
         c2pa={state: count for state, count in states.items() if count},
         signers={
-            standing(**json.loads(text)): count for text, count in _count_values(signed).items()
+            describe_signer(**json.loads(text)): count
+            for text, count in _count_values(signed).items()
         },
     )
 

@@ -24,15 +24,15 @@ Form = Literal["parquet", "csv"]
 _FORMULA, _SIGNED = r"^[=+\-@\t\r\n＝＋－＠]", r"^[+-][0-9]+(\.[0-9]+)?$"
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """Return a column's value as JSON can represent it.
 
     Bytes become base64, times ISO 8601, and numbers that are not finite null.
     """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, float):
@@ -134,5 +134,5 @@ def _escape(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def _text(value: Any) -> str:
-    value = plain(value)
+    value = to_json_value(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -49,7 +49,9 @@ class _Span:
     paths: tuple[str, ...]
 
 
-def verify_run(run: RunDirectory, *, each: archives.Each = archives.in_turn) -> VerifiedRun:
+def verify_run(
+    run: RunDirectory, *, each: archives.MapFunction = archives.map_serial
+) -> VerifiedRun:
     """Recount a finished run from its rows, and compare it with its manifests and its summary.
 
     Args:
@@ -62,7 +64,9 @@ def verify_run(run: RunDirectory, *, each: archives.Each = archives.in_turn) -> 
     """
     run_info = run.describe_finished()
     rows = CurrentRows.read(run)
-    finished = [number for number in archives.manifests(run.store) if number <= rows.last]
+    finished = [
+        number for number in archives.list_complete_manifests(run.store) if number <= rows.last
+    ]
     members = check_conservation(run, finished, each=each)
     counts = summary.summarise(rows.tables(summary.COLUMNS), run_info["detectors"])
     info = archives.read_complete(run.store, rows.last)
@@ -83,7 +87,7 @@ def check_conservation(
     run: RunDirectory,
     manifests: Sequence[int] | None = None,
     *,
-    each: archives.Each = archives.in_turn,
+    each: archives.MapFunction = archives.map_serial,
 ) -> int:
     """Compare manifests with their rows, id by id and in order.
 
@@ -100,7 +104,7 @@ def check_conservation(
     """
     spans: list[_Span] = []
     total = 0
-    numbers = archives.manifests(run.store) if manifests is None else manifests
+    numbers = archives.list_complete_manifests(run.store) if manifests is None else manifests
     published = run.published(numbers)
     for number in numbers:
         info = archives.read_complete(run.store, number)
@@ -108,7 +112,7 @@ def check_conservation(
             raise _lost(run, number, "it has no _complete")
         spans += _spans(run, info, published)
         total += info.members
-    for _ in (archives.in_turn if total <= _FEW else each)(partial(_compare, run), spans):
+    for _ in (archives.map_serial if total <= _FEW else each)(partial(_compare, run), spans):
         pass
     return total
 

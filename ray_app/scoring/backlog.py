@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ray_app import archives
 from ray_app.archives.listing import ListingRequest
 from ray_app.reports.folders import describe_closed_folders
-from ray_app.reports.format import linked_folders_in_words
+from ray_app.reports.format import describe_linked_folders
 from ray_app.runs import RunDirectory, fingerprint
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.report import closed_folders, linked_folders
@@ -42,7 +42,7 @@ class Listing:
         return self.blocks.members
 
 
-def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
+def open_archive(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
     """Return the archive that a config names, without its own run directory. Raises ConfigError.
 
     The source is not accessed yet.
@@ -91,7 +91,7 @@ def report_folders(run: RunDirectory) -> None:
     linked, closed = linked_folders(run), closed_folders(run)
     if linked.count:
         print(
-            f"listing: {linked_folders_in_words(linked.count, linked.example)}",
+            f"listing: {describe_linked_folders(linked.count, linked.example)}",
             file=sys.stderr,
             flush=True,
         )
@@ -111,7 +111,7 @@ def is_complete(run: RunDirectory) -> bool:
         return False
     if run.read_json(f"sessions/{run.last_session(summary):05d}.json")["state"] != "finished":
         return False
-    numbers, open_manifest = archives.listed_manifests(run.store)
+    numbers, open_manifest = archives.list_manifests(run.store)
     facts = (numbers[-1], numbers[-1], fingerprint(run.describe()["identity"]))
     is_same = (run.last_finished(summary), summary["listing"], summary["fingerprint"]) == facts
     if not is_same or open_manifest is not None:
@@ -119,7 +119,7 @@ def is_complete(run: RunDirectory) -> bool:
     return not any(run.parts(number) for number in run.part_folders())
 
 
-def work_of(run: RunDirectory, *, include_finished: bool = False) -> Listing:
+def find_work(run: RunDirectory, *, include_finished: bool = False) -> Listing:
     """Return the work that is left in a run, from the files of its directory.
 
     Args:
@@ -127,7 +127,7 @@ def work_of(run: RunDirectory, *, include_finished: bool = False) -> Listing:
         include_finished: Include finished manifests.
     """
     finished = -1 if include_finished else run.last_finished()
-    numbers, listed = archives.listed_manifests(run.store)
+    numbers, listed = archives.list_manifests(run.store)
     following = (max(numbers, default=-1) + 1, 0)
     lists = {n: archives.read_blocks(run.store, n) for n in numbers if n > finished}
     if listed is not None:
@@ -136,8 +136,8 @@ def work_of(run: RunDirectory, *, include_finished: bool = False) -> Listing:
     pending = run.find_pending(lists) if lists else []
     return Listing(
         list(lists),
-        archives.BlockList.joined(list(lists.values())),
-        archives.BlockList.joined(pending),
+        archives.BlockList.concat(list(lists.values())),
+        archives.BlockList.concat(pending),
         following,
         listed,
     )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__, archives
-from ray_app.archives.build import input_type_of, write_selected
+from ray_app.archives.build import find_input_type, write_selected
 from ray_app.archives.cut_blocks import TableStream
 from ray_app.archives.known_ids import copy_ids
 from ray_app.ensembles import EnsembleCard
@@ -71,7 +71,7 @@ def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any
         unlike = (before.get("guarantee") or {}).get("unlike")
         copied = replace(CurrentRows.at_end(target), unlike=unlike)
         counts = summarise(copied.tables(COLUMNS), run_info["detectors"])
-        return finish_copy(target, before | counts.written())
+        return finish_copy(target, before | counts.to_dict())
 
 
 def check_new(target: RunDirectory) -> None:
@@ -140,7 +140,7 @@ def finish_copy(target: RunDirectory, content: Mapping[str, Any]) -> dict[str, A
             "identity": identity,
             "fingerprint": fingerprint(identity),
         }
-    ).written()
+    ).to_dict()
     target.write_json("summaries/00000.json", summary)
     target.write_json("summary.json", summary)
     # Thumbnails would be fetched from the archive.
@@ -172,7 +172,7 @@ class _Copier:
         base = replace(
             last, manifest=0, earlier=0, portions=0, retried=[], retries=[], listing_s=0.0
         )
-        write_selected(self.target.store, self._members(), _PLAN, input_type_of(store), base=base)
+        write_selected(self.target.store, self._members(), _PLAN, find_input_type(store), base=base)
         ids = [table["image_id"].to_numpy() for table in self.rows.tables(["image_id"])]
         current_ids = np.sort(np.concatenate([np.empty(0, np.int64), *ids]))
         copy_ids(store, range(self.rows.last + 1), self.target.store, current_ids)

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_app.archives import ContainerLimits, TableColumns
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
-from ray_app.config import Frozen, Seconds, find_config, load_yaml, written
+from ray_app.config import Frozen, Seconds, find_config, get_set_values, load_yaml
 from ray_app.errors import Status
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
@@ -174,7 +174,7 @@ class ScoreConfig(Frozen):
     @classmethod
     def _of_archives(cls, limits: Any) -> Any:
         # Keep the values that a program has set explicitly. The others are defaults of batches.
-        return written(limits) if type(limits) is ImageLimits else limits
+        return get_set_values(limits) if type(limits) is ImageLimits else limits
 
     @field_validator("rescore", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 from ray_app.ensembles import (
     EnsembleCard,
     choose_operating_point,
-    decision_facts,
+    get_decision_settings,
     load_ensemble_card,
 )
 from ray_app.errors import ConfigError
@@ -74,7 +74,7 @@ def decide_run(
     _check_profile(url, spec, identity)
     changed = {
         guarantee.WAIVED: waive_guarantee and has_guarantee(card),
-        "decision": decision_facts(card),
+        "decision": get_decision_settings(card),
     }
     facts = card.model_dump(mode="json") | {"profile": run_info["ensemble"].get("profile")}
     check_new(target)

@@ -20,7 +20,7 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.runs.document import RunSummary
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.run import ScoringResult, score_archive
-from ray_app.storage import canonical
+from ray_app.storage import canonicalize
 
 PHOTOGRAPH, DRAWN, SIMULATED = (
     "photographs",
@@ -75,32 +75,32 @@ class DemoResult:
         """
         summary, archive = self.finished.summary, self.archive
         run, run_summary = (
-            wording.visible(shlex.quote(str(summary["run"]))),
+            wording.escape_invisible(shlex.quote(str(summary["run"]))),
             RunSummary.model_validate(summary),
         )
         selected = select_rows(self.rows)
         yield verdict_table(selected, 110)
         if len(selected) < len(self.rows):
             rule = f"at most {_MAX_SHOWN_ROWS // 3} of each verdict, the highest scores first"
-            yield f"{len(selected):,} of {wording.counted(len(self.rows), 'row')}: {rule}"
+            yield f"{len(selected):,} of {wording.pluralize(len(self.rows), 'row')}: {rule}"
         yield ""
         yield wording.headline(run_summary)
         if len(self.rows) == archive.limit:
             yield f"At most {archive.limit:,} files were scored; --images takes more."
         yield from paragraph(
-            wording.visible(run_summary.error_rates),
+            wording.escape_invisible(run_summary.error_rates),
             110,
         )
         if archive.kinds:
             yield from comparison_lines(self.rows, archive.kinds, summary["ensemble"])
         yield from [] if archive.credits is None else [_credit_line(archive.credits)]
-        yield f"report: {wording.visible(str(summary['run']))}/report.html"
+        yield f"report: {wording.escape_invisible(str(summary['run']))}/report.html"
         gallery = f"touchstone runs gallery {run} --out gallery"
         if archive.labels is None:
             yield f"next: {gallery}"
-            yield f"      touchstone score {wording.visible(shlex.quote(archive.source))} --out run"
+            yield f"      touchstone score {wording.escape_invisible(shlex.quote(archive.source))} --out run"
         else:
-            yield f"next: touchstone evaluate {run} --labels {wording.visible(shlex.quote(str(archive.labels)))} --out figures"
+            yield f"next: touchstone evaluate {run} --labels {wording.escape_invisible(shlex.quote(str(archive.labels)))} --out figures"
             yield "      touchstone check YOUR.jpg"
 
 
@@ -167,22 +167,22 @@ def copy_sample(folder: Path, limit: int | None = None) -> DemoArchive:
                 if row["generator"].startswith("camera:")
                 else PHOTOGRAPH
             )
-            kinds[canonical(str(folder / row["uri"]))] = kind
+            kinds[canonicalize(str(folder / row["uri"]))] = kind
     return DemoArchive(str(archive), kinds, labels, credits, limit)
 
 
-def written_lines(archive: DemoArchive) -> Iterator[str]:
+def describe_sample(archive: DemoArchive) -> Iterator[str]:
     """Yield what was written, for the terminal: the archive by kinds, its labels, and its credits."""
     counts = Counter(archive.kinds.values())
     files = sum(1 for path in Path(archive.source).rglob("*") if path.is_file())
-    yield f"archive: {wording.visible(archive.source)}, {wording.counted(files, 'file')}, 3 of them broken or not an image"
+    yield f"archive: {wording.escape_invisible(archive.source)}, {wording.pluralize(files, 'file')}, 3 of them broken or not an image"
     yield from (f"  {counts[kind]:,} {kind}" for kind in (PHOTOGRAPH, DRAWN, SIMULATED))
-    yield f"labels: {wording.visible(str(archive.labels))}"
+    yield f"labels: {wording.escape_invisible(str(archive.labels))}"
     yield from [] if archive.credits is None else [_credit_line(archive.credits)]
 
 
 def _credit_line(credits: Path) -> str:
-    return f"credits: {wording.visible(str(credits))} names the photographers and the licences"
+    return f"credits: {wording.escape_invisible(str(credits))} names the photographers and the licences"
 
 
 def comparison_lines(
@@ -202,7 +202,7 @@ def comparison_lines(
         if (kind := kinds.get(row["uri"])) is not None:
             counts.setdefault(kind, Counter())[row["verdict"] or "none"] += 1
     members = ", ".join(str(member["name"]) for member in ensemble["members"])
-    yield f"the labels, next to the verdicts of the ensemble {ensemble['name']} ({wording.visible(members)}):"
+    yield f"the labels, next to the verdicts of the ensemble {ensemble['name']} ({wording.escape_invisible(members)}):"
     for kind in (PHOTOGRAPH, SIMULATED, DRAWN):
         if kind in counts:
             yield f"  {kind}: {_describe_verdicts(counts[kind], EXPECTED_VERDICTS.get(kind))}"

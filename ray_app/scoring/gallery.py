@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.archives import ManifestMember, MemberReader, guard_of
+from ray_app.archives import ManifestMember, MemberReader, load_guard
 from ray_app.cluster.progress import Progress
 from ray_app.errors import ConfigError, InputError, Status
-from ray_app.inference.small_pictures import PictureSize, SmallPictures
-from ray_app.reports.format import VERDICT_WORDS, meaning, visible
+from ray_app.inference.small_pictures import ThumbnailLimits, ThumbnailMaker
+from ray_app.reports.format import VERDICT_PHRASES, describe_status, escape_invisible
 from ray_app.runs import (
     CurrentRows,
     RunDirectory,
@@ -40,7 +40,7 @@ from ray_app.storage import Fetcher, Store
 if TYPE_CHECKING:
     from ray_app.reports import gallery
 
-TILE = PictureSize(side_px=640, most_bytes=60_000)  # An enlarged tile of a page.
+TILE = ThumbnailLimits(side_px=640, max_bytes=60_000)  # An enlarged tile of a page.
 PER_PAGE = 60
 _CONCURRENCY = 4  # Thumbnails that are generated while the next files are read.
 # The file that marks a gallery. It is written first, so an interrupted gallery has it, too.
@@ -126,7 +126,7 @@ def make_gallery(
     }
     store.write(NOTE, json.dumps(facts, indent=2, ensure_ascii=False).encode())
     progress = Progress(images, done=0, name="gallery") if images and not quiet else None
-    with closing(SmallPictures(run.limits(), TILE)) as pictured:
+    with closing(ThumbnailMaker(run.limits(), TILE)) as pictured:
         tiles = _tiles(run, row_filter, highest, pictured)
         for page in range(1, pages + 1):
             page_tiles = list(islice(tiles, per_page))
@@ -153,12 +153,12 @@ def make_gallery(
 
 def _describe_selection(row_filter: selection.RowFilter, max_images: int | None) -> str:
     """Return a description of the selected images, for people."""
-    parts = [VERDICT_WORDS[row_filter.verdict]] if row_filter.verdict else []
+    parts = [VERDICT_PHRASES[row_filter.verdict]] if row_filter.verdict else []
     if row_filter.generator:
         parts.append(
             "like no known generator"
             if row_filter.generator == selection.UNKNOWN
-            else f"attributed to {visible(row_filter.generator)}"
+            else f"attributed to {escape_invisible(row_filter.generator)}"
         )
     parts += ["the highest scores"] if max_images else []
     return ", ".join(parts) or "the whole run"
@@ -193,9 +193,9 @@ def _tiles(
     run: RunDirectory,
     row_filter: selection.RowFilter,
     highest: npt.NDArray[np.int64] | None,
-    pictured: SmallPictures,
+    pictured: ThumbnailMaker,
 ) -> "Iterator[gallery.GalleryTile]":
-    images = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=run.limits().max_bytes)
+    images = MemberReader(Fetcher(guard=load_guard(run.store)), max_bytes=run.limits().max_bytes)
     for table, listed in CurrentRows.read(run).members(_TILE_COLUMNS):
         rows = row_filter.select(table)
         if highest is not None:
@@ -211,7 +211,7 @@ def _load_tiles(
     images: MemberReader,
     rows: Sequence[dict[str, Any]],
     members: Sequence[ManifestMember],
-    pictured: SmallPictures,
+    pictured: ThumbnailMaker,
 ) -> "Iterator[gallery.GalleryTile]":
     """Yield tiles in order, without reading files again that had another status than `ok`."""
     read = images.read(
@@ -225,7 +225,10 @@ def _load_tiles(
                     (
                         row,
                         "; ".join(
-                            filter(None, [meaning(row["status"]) or row["status"], row["detail"]])
+                            filter(
+                                None,
+                                [describe_status(row["status"]) or row["status"], row["detail"]],
+                            )
                         ),
                     )
                 )
@@ -236,7 +239,7 @@ def _load_tiles(
                         row,
                         pictures.describe_missing(data)
                         if isinstance(data, InputError)
-                        else threads.submit(pictured.of, data),
+                        else threads.submit(pictured.make, data),
                     )
                 )
                 del data

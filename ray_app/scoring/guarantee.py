@@ -18,12 +18,16 @@ import pyarrow.compute as pc
 from ray_app.ensembles import (
     EnsembleCard,
     PopulationTally,
+    compute_properties,
     decide,
-    drawn_by_audit,
-    properties_of,
+    select_audited,
 )
-from ray_app.inference import ScoringSpec, is_blank, range_doubts, remarks_on
-from ray_app.inference.spec import departures, guarantee_departures, other_decoders
+from ray_app.inference import ScoringSpec, describe_range_violations, describe_replies, is_blank
+from ray_app.inference.spec import (
+    departures,
+    describe_guarantee_departures,
+    list_uncalibrated_decoders,
+)
 from ray_app.metrics.drift import Shift, find_shifts
 from ray_app.runs import ChangedRows, CurrentRows, RunDirectory, current, document, fingerprint
 from ray_app.runs.rows import as_array, bounded_facts, decision_columns, with_findings
@@ -145,13 +149,13 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
     card, identity = spec.ensemble, run.describe()["identity"]
     scored = departures(card.settings, identity["precision"], identity["resize"])
     decoders = {name for name, count in tally.decoders.items() if count}
-    unknown = other_decoders(card.settings, decoders)
+    unknown = list_uncalibrated_decoders(card.settings, decoders)
     shifts = list_shifts(tally)
     waived = bool(identity.get(WAIVED))
     noticed = [_format_shift(shift) for shift in shifts if shift.noticed]
     reasons = [
         *([f"images differ in {', '.join(noticed)}"] if noticed else []),
-        *guarantee_departures(scored, unknown),
+        *describe_guarantee_departures(scored, unknown),
     ]
     is_enough = any(shift.tells for shift in shifts)
     return document.GuaranteeSummary(
@@ -214,13 +218,13 @@ def decide_rows(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
     scores = {name: np.asarray(column, np.float32) for name, column in scores.items()}
     replies = rows["replies"].combine_chunks() if "replies" in rows.column_names else None
-    remarks = remarks_on(
+    remarks = describe_replies(
         {name: pc.struct_field(replies, name).to_pylist() for name in spec.speakers}
         if replies is not None
         else {}
     )
-    audited = drawn_by_audit(spec.ensemble, rows["sha256"].to_pylist())
-    out_of_range = range_doubts(
+    audited = select_audited(spec.ensemble, rows["sha256"].to_pylist())
+    out_of_range = describe_range_violations(
         spec, sizes, rows["format"].to_pylist(), bounded_facts(rows, spec.bounded)
     )
     decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=out_of_range, remarks=remarks, audited=audited,
@@ -263,7 +267,7 @@ def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Ma
     }
     for name in set(late) & content.keys() if SECOND_LOOK in rows.column_names else ():
         content[name] = np.where(rows[SECOND_LOOK].is_valid().to_numpy(), content[name], np.nan)
-    return properties_of(
+    return compute_properties(
         score=current.numbers(rows["score"]),
         scores=content,
         formats=rows["format"].cast(pa.string()).to_pylist(),

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
-from ray_app.archives import name_of
-from ray_app.config import merge_mappings, validate, written
+from ray_app.archives import canonical_name
+from ray_app.config import get_set_values, merge_mappings, validate
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, load_card, weights, weights_digest
-from ray_app.detectors.card import with_run_facts
+from ray_app.detectors.card import apply_run_settings
 from ray_app.ensembles import (
     EnsembleCard,
     EnsembleMember,
     EnsembleProfile,
+    build_ensemble,
     check_rate,
     choose_operating_point,
-    decision_facts,
-    ensemble_of,
+    get_decision_settings,
     list_rates,
     load_ensemble_card,
 )
@@ -140,7 +140,7 @@ class Settings:
         """
         config = self.config
         return {
-            "source": [name_of(source) for source in config.source],
+            "source": [canonical_name(source) for source in config.source],
             "include": list(config.include),
             "exclude": list(config.exclude),
             "limit": config.limit,
@@ -227,7 +227,7 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
     where = f"{run.store.url}/run.json"
     user_settings = {
         name: value
-        for name, value in written(config).items()
+        for name, value in get_set_values(config).items()
         if name not in _AUTOMATIC or value != _AUTOMATIC[name]
     }
     from_run = {name: stored[name] for name in _CONFIG_KEYS}
@@ -264,7 +264,7 @@ def _load_ensemble(config: ScoreConfig, run_fpr: float | None = None) -> Ensembl
                 hint="add --detector HEAD, or --identifier CARD",
             )
         detectors = [load_identifier(config.identifier).detector]
-    ensemble = ensemble_of(detectors) if detectors else load_ensemble_card(config.ensemble)
+    ensemble = build_ensemble(detectors) if detectors else load_ensemble_card(config.ensemble)
     ensemble = (
         _at_rate(ensemble, run_fpr)
         if config.fpr is None
@@ -340,11 +340,11 @@ def _stored_card(
             hint=_missing_detector_hint(run),
         ) from None
     facts = stored["detectors"].get(card.name) or {}
-    card, digest = with_run_facts(card, facts), facts.get("weights")
-    if digest is None or weights.stated_digest(card) in (None, digest):
+    card, digest = apply_run_settings(card, facts), facts.get("weights")
+    if digest is None or weights.combine_stated_digests(card) in (None, digest):
         return card
     mirrors = (os.environ.get(MIRROR_VARIABLE), f"{run.store.url}/weights")
-    return weights.with_kept_weights(card, digest, [url for url in mirrors if url]) or card
+    return weights.use_earlier_weights(card, digest, [url for url in mirrors if url]) or card
 
 
 def _missing_detector_hint(run: RunDirectory) -> str:
@@ -358,9 +358,10 @@ def _missing_detector_hint(run: RunDirectory) -> str:
 def _card_facts(ensemble: EnsembleCard, cards: Sequence[DetectorCard]) -> dict[str, Any]:
     """Return the facts about scores and verdicts that are on the cards, without reading weights."""
     detectors = {
-        card.name: {"weights": weights.stated_digest(card), **card.scoring_facts} for card in cards
+        card.name: {"weights": weights.combine_stated_digests(card), **card.scoring_facts}
+        for card in cards
     }
-    return {"detectors": detectors, "decision": decision_facts(ensemble)}
+    return {"detectors": detectors, "decision": get_decision_settings(ensemble)}
 
 
 def has_guarantee(card: EnsembleCard) -> bool:
@@ -383,13 +384,13 @@ def scoring_facts(spec: ScoringSpec) -> dict[str, Any]:
         "resize": spec.resize,
         "batch_slots": spec.slots,
         **({"profile": _profile_facts(spec)} if spec.ensemble.profile else {}),
-        "decision": decision_facts(spec.ensemble),
+        "decision": get_decision_settings(spec.ensemble),
     }
 
 
 def _digest(spec: ScoringSpec, card: DetectorCard) -> str:
     """Return the digest of a detector's weights, or of its head if embeddings are scored."""
-    digest = weights.stated_digest(card) if spec.reads_embeddings else None
+    digest = weights.combine_stated_digests(card) if spec.reads_embeddings else None
     return digest or weights_digest(card)
 
 

@@ -17,10 +17,10 @@ from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.groups import (
     KEPT_BYTES,
     DetectorGroups,
+    estimate_total_bytes,
     group_bytes,
     group_detectors,
     largest_unit,
-    whole_bytes,
 )
 from ray_app.reports.format import size
 from ray_app.streams.stage import IN_FLIGHT
@@ -256,7 +256,7 @@ def plan_groups(
     scheduled_bytes, cores = RAY_SHARE * node_bytes, max(int(cpus / nodes), 1)
     if workers is not None:
         return group_detectors(spec, scheduled_bytes / max(math.ceil(workers / nodes), 1))
-    together = min(int(scheduled_bytes // whole_bytes(spec)), cores)
+    together = min(int(scheduled_bytes // estimate_total_bytes(spec)), cores)
     in_turns = min(max(int(scheduled_bytes // _turn_bytes(spec)), 1), cores)
     if together * (1 + LOAD_SHARE) >= in_turns:
         return None

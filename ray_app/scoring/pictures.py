@@ -11,14 +11,14 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
-from ray_app.archives import ManifestMember, MemberReader, guard_of
+from ray_app.archives import ManifestMember, MemberReader, load_guard
 from ray_app.errors import InputError, describe_error
-from ray_app.inference.small_pictures import PictureSize, SmallPictures
-from ray_app.reports.format import meaning
+from ray_app.inference.small_pictures import ThumbnailLimits, ThumbnailMaker
+from ray_app.reports.format import describe_status
 from ray_app.runs import RunDirectory, current
 from ray_app.storage import Fetcher, RetryPolicy
 
-SMALL = PictureSize(side_px=240, most_bytes=10_000)
+SMALL = ThumbnailLimits(side_px=240, max_bytes=10_000)
 MAX_THUMBNAILS = 12  # Thumbnails of a report.
 TIMEOUT_S = 30.0  # For all of them together.
 _RETRY_POLICY = RetryPolicy(attempts=2, deadline_s=10.0)  # For one file.
@@ -49,8 +49,8 @@ def load_thumbnails(
     wanted_ids = {
         row["image_id"] for row in rows if row["member"] is not None or not row.get("sha256")
     }
-    listed = current.members_of(run, wanted_ids, seconds=seconds / 3) if wanted_ids else {}
-    fetcher, limits = Fetcher(_RETRY_POLICY, guard=guard_of(run.store)), run.limits()
+    listed = current.find_members(run, wanted_ids, seconds=seconds / 3) if wanted_ids else {}
+    fetcher, limits = Fetcher(_RETRY_POLICY, guard=load_guard(run.store)), run.limits()
     thumbnails: dict[int, bytes | str] = {row["image_id"]: _LATE for row in rows}
     digests = {row["image_id"]: row.get("sha256") for row in rows}
     waiting, results = SimpleQueue[ManifestMember](), SimpleQueue[tuple[int, bytes | str]]()
@@ -62,7 +62,7 @@ def load_thumbnails(
             )
         else:
             waiting.put(member)
-    with closing(SmallPictures(limits, SMALL)) as pictures:
+    with closing(ThumbnailMaker(limits, SMALL)) as pictures:
 
         def work() -> None:
             with suppress(Empty):
@@ -92,7 +92,7 @@ def load_thumbnails(
 
 def describe_missing(error: InputError) -> str:
     """Return the reason why an image has no thumbnail."""
-    text = meaning(error.status) or str(error.status)
+    text = describe_status(error.status) or str(error.status)
     return f"{text}: {error.detail}" if error.detail else text
 
 
@@ -108,18 +108,18 @@ def _load_thumbnail(
     fetcher: Fetcher,
     member: ManifestMember,
     max_bytes: int,
-    pictures: SmallPictures,
+    pictures: ThumbnailMaker,
     sha256: str | None,
 ) -> bytes | str:
     """Return a thumbnail or the reason why there is none, whatever happens."""
     try:
         if member.place is None:
-            picture, digest = pictures.of(fetcher.fetch(member.uri, member.version, max_bytes))
+            picture, digest = pictures.make(fetcher.fetch(member.uri, member.version, max_bytes))
         else:
             ((_, data),) = MemberReader(fetcher, max_bytes=max_bytes).read([member])
             if isinstance(data, InputError):
                 return describe_missing(data)
-            picture, digest = pictures.of(data)
+            picture, digest = pictures.make(data)
     except InputError as error:
         return describe_missing(error)
     except Exception as error:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ray_app.archives import BlockPlan, block_sizes, cut_blocks, fetcher_of
+from ray_app.archives import BlockPlan, create_fetcher, cut_blocks, iter_block_sizes
 from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.config import RAY_SHARE
 from ray_app.errors import ConfigError, Status
@@ -48,7 +48,7 @@ from ray_app.scoring.survey import (
     members_to_score,
     survey,
 )
-from ray_app.storage import Fetcher, node_budget, with_s3_settings
+from ray_app.storage import Fetcher, apply_s3_settings, node_budget
 
 # The time for Ray to start its processes, and for these to load detectors. Machines that an
 # autoscaler starts need minutes more.
@@ -60,7 +60,7 @@ GETS_PER_BLOCK = 3  # Its members, and its rows when they are compacted.
 EXAMPLES = 2  # Of refused members, per status.
 
 
-@with_s3_settings
+@apply_s3_settings
 def plan_run(
     config: ScoreConfig,
     *,
@@ -91,7 +91,7 @@ def plan_run(
     machines = _machines(config, cluster)
     spec = settings.spec(machines.gpus)
     layout, groups, memory = _layout(config, spec, machines)
-    fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
+    fetcher = create_fetcher(config.source, config.retry, allow_private=config.allow_private)
     before = find_earlier_work(settings, spec)
     source, listing = _survey_source(settings, spec, before, fetcher, probe)
     blocks = len(before.pending) if before else 0
@@ -221,13 +221,13 @@ def _decode_bytes(config: ScoreConfig, machines: PlannedMachines) -> int:
     """
     local_bytes = node_budget.node_memory()
     node_bytes = min(machines.node_bytes or local_bytes, local_bytes)
-    return config.cluster.decode_bytes or node_budget.budget_of(node_bytes)
+    return config.cluster.decode_bytes or node_budget.compute_budget(node_bytes)
 
 
 def _count_blocks(plan: BlockPlan, source: Survey) -> int:
     """Return the number of blocks, if all members have about the mean size."""
     blocks, remaining, limit = 0, source.members, source.members
-    sizes = block_sizes(plan)
+    sizes = iter_block_sizes(plan)
     if plan.max_block_bytes is not None and source.mean_bytes:
         limit = max(int(plan.max_block_bytes / source.mean_bytes), 1)
     while remaining > 0:
@@ -354,7 +354,7 @@ def _cascade(
         return None
     count, fraction, seconds = (
         len(work.outcomes),
-        ResourceEstimate.of(spec).second_stage_share,
+        ResourceEstimate.from_spec(spec).second_stage_share,
         None,
     )
     if work.has_scored:
@@ -468,7 +468,7 @@ def _described_fraction(spec: ScoringSpec, work: SampleWork | None) -> float | N
     if work is None:
         return None
     if not work.has_scored:
-        return ResourceEstimate.of(spec).share_described
+        return ResourceEstimate.from_spec(spec).share_described
     return work.counts.get(DESCRIBED, 0) / len(work.outcomes)
 
 

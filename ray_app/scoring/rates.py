@@ -200,7 +200,7 @@ def _estimate_s(spec: ScoringSpec, decode_s: float) -> list[float | None]:
     Returns:
         None for a pool with a card that states no multiply-adds.
     """
-    estimate, seconds = ResourceEstimate.of(spec), list[float | None]()
+    estimate, seconds = ResourceEstimate.from_spec(spec), list[float | None]()
     for pool, gmac in zip(spec.all_pools, estimate.pool_gmac, strict=True):
         cards = [spec.cards[name] for name in pool if name in spec.cards]
         native = {
@@ -298,4 +298,4 @@ def _scoring_advice(
 
 def count_gmac(spec: ScoringSpec) -> float:
     """Return the billions of multiply-adds for one image."""
-    return sum(ResourceEstimate.of(spec).pool_gmac)
+    return sum(ResourceEstimate.from_spec(spec).pool_gmac)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
-from ray_app.archives import manifests, read_complete
+from ray_app.archives import list_complete_manifests, read_complete
 from ray_app.detectors.card import blind_to
 from ray_app.ensembles import Thresholds, is_calibrated
 from ray_app.errors import Status
@@ -26,7 +26,7 @@ from ray_app.runs import (
 )
 from ray_app.scoring import guarantee, pictures
 from ray_app.scoring.session import ScoringSession
-from ray_app.storage import NotedFolders
+from ray_app.storage import FolderCount
 
 
 def write_summary(
@@ -56,7 +56,7 @@ def write_summary(
         **count_current(run, spec, rows),
         **_describe_session(session),
         **_sum_sessions(run, session),
-    ).written()
+    ).to_dict()
     run.write_json(f"summaries/{rows.last:05d}.json", content)
     run.write_json("summary.json", content)
     return content
@@ -77,7 +77,7 @@ def renew_summary(
     """
     before = run.read_json(f"summaries/{run.last_finished():05d}.json")
     changed = _describe_session(session) | {"thumbnails": thumbnails}
-    content = document.RunSummary.model_validate(before | changed).written()
+    content = document.RunSummary.model_validate(before | changed).to_dict()
     run.write_json("summary.json", content)
     return content
 
@@ -113,14 +113,14 @@ def count_current(run: RunDirectory, spec: ScoringSpec, rows: CurrentRows) -> di
     counts = None
     if before is not None and changed is not None and changed.before.unlike == rows.unlike:
         counts = summary.count_changes(
-            document.RunCounts.model_validate(before.written()),
+            document.RunCounts.model_validate(before.to_dict()),
             replace(changed, now=rows),
             run_info["detectors"],
         )
     if counts is None:
         counts = summary.summarise(rows.tables(summary.COLUMNS), run_info["detectors"])
     return {
-        **counts.given(),
+        **counts.get_set_fields(),
         "guarantee": compared,
         "ensemble": ensemble_facts(spec),
         "fingerprint": identity,
@@ -217,20 +217,16 @@ def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
     )
 
 
-def linked_folders(run: RunDirectory) -> NotedFolders:
+def linked_folders(run: RunDirectory) -> FolderCount:
     """Return the links to folders that the last listing did not follow."""
-    info = read_complete(run.store, manifests(run.store)[-1])
-    return (
-        NotedFolders() if info is None else NotedFolders(info.linked_folders, info.linked_example)
-    )
+    info = read_complete(run.store, list_complete_manifests(run.store)[-1])
+    return FolderCount() if info is None else FolderCount(info.linked_folders, info.linked_example)
 
 
-def closed_folders(run: RunDirectory) -> NotedFolders:
+def closed_folders(run: RunDirectory) -> FolderCount:
     """Return the folders that the last listing could not list."""
-    info = read_complete(run.store, manifests(run.store)[-1])
-    return (
-        NotedFolders() if info is None else NotedFolders(info.closed_folders, info.closed_example)
-    )
+    info = read_complete(run.store, list_complete_manifests(run.store)[-1])
+    return FolderCount() if info is None else FolderCount(info.closed_folders, info.closed_example)
 
 
 def bad_fraction(summary: dict[str, Any]) -> float:

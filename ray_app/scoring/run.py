@@ -21,12 +21,12 @@ from typing import Any, NoReturn
 
 from ray_app.archives import (
     BlockPlan,
-    fetcher_of,
+    create_fetcher,
     finish_manifest,
     is_as_listed,
-    last_listing,
-    open_manifest,
     read_complete,
+    read_last_listing,
+    read_open_manifest,
 )
 from ray_app.archives.listing import ListingProcess
 from ray_app.cluster import gpu_check, ray_cluster
@@ -49,17 +49,17 @@ from ray_app.errors import (
     resumable,
 )
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
-from ray_app.inference.groups import DetectorGroups, whole_bytes
+from ray_app.inference.groups import DetectorGroups, estimate_total_bytes
 from ray_app.inference.spec import profile_cards
-from ray_app.reports.format import counted, headline, listing_in_words, shortened, size
+from ray_app.reports.format import describe_listing, headline, pluralize, size, truncate
 from ray_app.runs import CurrentRows, RunDirectory, begin_retry, check_conservation, document
 from ray_app.scoring import identity, stages
 from ray_app.scoring.backlog import (
-    archive_of,
+    find_work,
     is_complete,
     listing_request,
+    open_archive,
     report_folders,
-    work_of,
 )
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.layout import ScoringLayout, plan_groups, plan_layout
@@ -75,7 +75,7 @@ from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
 from ray_app.scoring.stored_embeddings import StoredEmbeddings
 from ray_app.scoring.turns import Turn
-from ray_app.storage import Lease, node_budget, strip_secrets, with_s3_settings
+from ray_app.storage import Lease, apply_s3_settings, node_budget, strip_secrets
 from ray_app.streams.stage import ATTEMPTS
 
 STALL_S = 900.0
@@ -109,7 +109,7 @@ class ScoringResult:
     summary: dict[str, Any]
 
 
-@with_s3_settings
+@apply_s3_settings
 def score_archive(config: ScoreConfig) -> ScoringResult:
     """Score `config.source` into `config.out`, from where an earlier session of the command stopped.
 
@@ -166,7 +166,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                     return run.execute(layout, groups)
 
 
-@with_s3_settings
+@apply_s3_settings
 def check_scoring(config: ScoreConfig) -> None:
     """Check all that `score_archive` checks before it writes anything. Fetches weights.
 
@@ -195,10 +195,10 @@ def check_settings(settings: identity.Settings, directory: RunDirectory) -> None
     check_detectors(settings)
     settings.spec(gpus=0)
     settings.require_same(directory)
-    last = last_listing(directory.store)
+    last = read_last_listing(directory.store)
     if last is None:
         if settings.embeddings is None:
-            archive_of(config).check()
+            open_archive(config).check()
     elif last.goes_on and not last.portions:
         raise ConfigError(
             f"{directory.store.url}: Touchstone 0.25 did not finish the first listing of this run",
@@ -227,7 +227,7 @@ def _finish_unchanged(
     if settings.embeddings is not None:
         is_listed = settings.embeddings.is_listed(directory)
     else:
-        is_listed = is_as_listed(directory.store, archive_of(config), config.limit)
+        is_listed = is_as_listed(directory.store, open_archive(config), config.limit)
     if not is_listed:
         return None
     listing_s = time.monotonic() - checked_at
@@ -259,9 +259,9 @@ class ScoringRun:
         self.embeddings, self.heads = settings.embeddings, settings.heads
         differing = settings.changed_default()
         if differing:
-            text = ", ".join(f"{line['key']} {shortened(line['run'], 80)}" for line in differing)
+            text = ", ".join(f"{line['key']} {truncate(line['run'], 80)}" for line in differing)
             print(
-                f"keeping the settings of the existing run: {shortened(text, 400)}",
+                f"keeping the settings of the existing run: {truncate(text, 400)}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -313,7 +313,7 @@ class ScoringRun:
         run = self.directory
         # A command that followed the source may have left it open.
         finish_manifest(run.store, self.lease.number)
-        if work_of(run).pending and open_manifest(run.store) is None:
+        if find_work(run).pending and read_open_manifest(run.store) is None:
             self.score(None)
             return
         try:
@@ -321,7 +321,7 @@ class ScoringRun:
                 self.score(listing)
                 self.session.add_listing_s(listing.result().seconds)
         except ConfigError:
-            if last_listing(run.store) is None:
+            if read_last_listing(run.store) is None:
                 run.discard()
             raise
         report_folders(run)
@@ -331,7 +331,7 @@ class ScoringRun:
 
         These are the embeddings that were added to the run that stores them.
         """
-        work, copied_at = work_of(self.directory), time.monotonic()
+        work, copied_at = find_work(self.directory), time.monotonic()
         # The first block is scored after all manifests are copied. If no block is scored, a killed
         # command may have copied some manifests.
         if len(work.pending) == len(work.blocks):
@@ -349,7 +349,7 @@ class ScoringRun:
         """
         run, statuses = self.directory, [status.value for status in self.config.rescore]
         finish_manifest(run.store, self.lease.number)
-        work, last = work_of(run), last_listing(run.store)
+        work, last = find_work(run), read_last_listing(run.store)
         if last is None or last.goes_on or (work.pending and not last.is_retry):
             raise ConfigError(
                 f"{run.store.url}: not all files have been scored once",
@@ -374,7 +374,9 @@ class ScoringRun:
                 return
             last = retry.info
         names = " or ".join(last.retried)
-        print(f"retrying {counted(last.members, 'file')} with the status {names}", file=sys.stderr)
+        print(
+            f"retrying {pluralize(last.members, 'file')} with the status {names}", file=sys.stderr
+        )
         self.session.add_retry(last.manifest, last.retried, last.members)
         self.score(None)
 
@@ -396,7 +398,7 @@ class ScoringRun:
                 with ListingProcess(request) as listing:
                     self.score(listing)
             except KeyboardInterrupt:
-                if not work_of(self.directory).pending:
+                if not find_work(self.directory).pending:
                     self._finish_day()
                 raise
             if self._finish_day():
@@ -407,7 +409,7 @@ class ScoringRun:
         """Finish the manifest of a day; return False if its first listing has not reached its end."""
         store = self.directory.store
         finish_manifest(store, self.lease.number)
-        if last_listing(store) is None or open_manifest(store) is not None:
+        if read_last_listing(store) is None or read_open_manifest(store) is not None:
             return False
         report_folders(self.directory)
         summary = document.RunSummary.model_validate(self.finish_manifests().summary)
@@ -419,9 +421,9 @@ class ScoringRun:
 
         Verification proves that every member has one row.
         """
-        unfinished = work_of(self.directory).manifests
+        unfinished = find_work(self.directory).manifests
         self.publish()
-        check_conservation(self.directory, unfinished, each=ray_cluster.on_ray)
+        check_conservation(self.directory, unfinished, each=ray_cluster.map_on_ray)
         if not unfinished:
             return self.finish_unchanged()
         summary = write_summary(
@@ -442,7 +444,7 @@ class ScoringRun:
             TouchstoneError: If a worker failed in another way.
         """
         is_listing = listing is not None and listing.is_running
-        if is_listing or work_of(self.directory).pending:
+        if is_listing or find_work(self.directory).pending:
             self._score_turns(listing)
         if listing is not None and not listing.is_running:
             listing.result()
@@ -455,7 +457,7 @@ class ScoringRun:
         from ray_app.scoring.engine import score_turn
 
         config, run = self.config.cluster, self.directory
-        work, layout = work_of(run), self.layout
+        work, layout = find_work(run), self.layout
         n_done = work.members - work.pending.members
         exported = ray_cluster.named_cluster(config.address) is not None
         meter = RunMeter(
@@ -463,16 +465,18 @@ class ScoringRun:
         )
         progress = Progress(work.members, done=n_done, note=meter.bound)
         if listing is None:
-            listed_text = f"{counted(work.members, 'file')} in {counted(len(work.blocks), 'block')}"
+            listed_text = (
+                f"{pluralize(work.members, 'file')} in {pluralize(len(work.blocks), 'block')}"
+            )
             progress.say(f"{listed_text}, {n_done:,} done before; {layout.described}")
         else:
-            earlier = counted(self._settled_files() + n_done, "file")
+            earlier = pluralize(self._settled_files() + n_done, "file")
             progress.say(f"listing; {earlier} done before; {layout.described}")
         stopper = ShutdownController(say=progress.say, grace_s=config.grace_s)
         orders = OrderWriter(run.store, self.lease.number, layout.max_open_blocks)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         patience_s = config.stall_timeout_s or max(
-            stall_s, layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac)
+            stall_s, layout.slowest_block_s(ResourceEstimate.from_spec(self.spec).worst_gmac)
         )
         state = _TurnState(listing, progress, meter, stopper, orders)
         state.following = work.following
@@ -530,8 +534,8 @@ class ScoringRun:
             is_listing = listing is not None and listing.is_running
             if listing is not None and not is_listing:
                 self._announce_listed(state, listing)
-            work = work_of(run)
-            left = work.pending.where([ref.place not in state.scored for ref in work.pending])
+            work = find_work(run)
+            left = work.pending.select([ref.place not in state.scored for ref in work.pending])
             if state.stopper.reason is not None and (left or is_listing):
                 raise KeyboardInterrupt(state.stopper.reason)
             if left or (is_listing and not self._is_day_over() and state.keeps_workers):
@@ -553,7 +557,7 @@ class ScoringRun:
 
     def publish(self) -> None:
         """Merge the parts of every listing into the published files."""
-        self.directory.publish_all(each=ray_cluster.on_ray)
+        self.directory.publish_all(each=ray_cluster.map_on_ray)
 
     def finish_unchanged(self) -> ScoringResult:
         """Finish a session that found nothing to do, without counting rows again.
@@ -587,7 +591,9 @@ class ScoringRun:
         markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
         mirror = share_weights(self.spec, self.directory) if ray_cluster.has_other_nodes() else None
         try:
-            fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
+            fetcher = create_fetcher(
+                config.source, config.retry, allow_private=config.allow_private
+            )
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
             yield stages.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, decode_bytes,
                 members=self.layout.block_members, compiled=config.compiled, lease=self.lease.number,
@@ -692,9 +698,9 @@ class ScoringRun:
                     f"the listing ended early; the files listed so far are scored first: {error}"
                 )
             return
-        info = last_listing(self.directory.store)
+        info = read_last_listing(self.directory.store)
         if info is not None:
-            state.progress.say(listing_in_words(info.listed, outcome.members, outcome.blocks))
+            state.progress.say(describe_listing(info.listed, outcome.members, outcome.blocks))
 
     def _settled_files(self) -> int:
         """Return the number of files that the last summary counts."""
@@ -811,7 +817,7 @@ def groups_for(
         raise ConfigError(
             f"compiled: the detectors do not fit into {size(config.cluster.worker_bytes or 0)}, "
             "and networks that take turns would be compiled for each block",
-            hint=f"set cluster.worker_bytes to {whole_bytes(spec)} or more, or compiled to false",
+            hint=f"set cluster.worker_bytes to {estimate_total_bytes(spec)} or more, or compiled to false",
         )
     return groups
 
@@ -842,7 +848,7 @@ def layout_for(
         ray_cluster.local_store_bytes(config.cluster) if is_local else STORE_SHARE * memory_bytes
     )
     layout = plan_layout(
-        ResourceEstimate.of(spec),
+        ResourceEstimate.from_spec(spec),
         slots=spec.slots,
         passes=spec.passes,
         cpus=cpus,
@@ -875,11 +881,11 @@ def estimate_memory(
         node_bytes: The memory of the smallest node. None if it is not known.
     """
     decode_bytes = config.cluster.decode_bytes or (
-        node_budget.budget_of(node_bytes) if node_bytes else None
+        node_budget.compute_budget(node_bytes) if node_bytes else None
     )
     encoded = None if decode_bytes is None else decoder.file_bytes(decode_bytes, config.limits)
     process_bytes = (
-        ResourceEstimate.of(spec).process_bytes if groups is None else groups.process_bytes
+        ResourceEstimate.from_spec(spec).process_bytes if groups is None else groups.process_bytes
     )
     processes = math.ceil(layout.workers / nodes)
     total = (

@@ -26,14 +26,14 @@ from ray_app.archives import (
     BlockRef,
     ListedMember,
     ManifestMember,
-    as_listed,
     image_id,
     manifest,
+    to_listed_member,
 )
 from ray_app.child_process import SECRETS
 from ray_app.cluster import gpu_check
 from ray_app.cluster.config import RAY_SHARE
-from ray_app.cluster.local_ray import WORKER_ENVIRONMENT, changed_environment
+from ray_app.cluster.local_ray import WORKER_ENVIRONMENT, override_environment
 from ray_app.errors import ClusterError, TouchstoneError
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.groups import DetectorGroups
@@ -189,7 +189,7 @@ def _count_processes(
     """
     if has_scored and layout.kind == "split":
         return 1
-    estimate = job.groups or ResourceEstimate.of(job.spec)
+    estimate = job.groups or ResourceEstimate.from_spec(job.spec)
     fitting = int(RAY_SHARE * node_budget.node_memory() / estimate.process_bytes)
     fitting = fitting if has_scored else members
     batches = math.ceil(members / job.spec.slots)
@@ -207,7 +207,7 @@ def _write_blocks(
         table = manifest.listed_rows(ids, [_without_columns(item) for item in members])
         rows = manifest.cut_rows(table, number, manifest.manifest_schema(None))
         name = f"{number}.parquet"
-        run.store.write(manifest.path_in(_MANIFEST, name), manifest.parquet_bytes(rows))
+        run.store.write(manifest.path_in(_MANIFEST, name), manifest.to_parquet_bytes(rows))
         refs.append(BlockRef(_MANIFEST, number, len(members), 0, name, 0))
     return refs
 
@@ -218,7 +218,7 @@ def _image_id(item: Item) -> int:
 
 def _without_columns(item: Item) -> ListedMember:
     """Return a member as listed, without the columns of its source, which take no time to score."""
-    return replace(as_listed(item), input={})
+    return replace(to_listed_member(item), input={})
 
 
 def _read_rows(run: RunDirectory, ref: BlockRef) -> pa.Table:
@@ -286,7 +286,7 @@ class _WorkerProcess:
         self._pipe, other = context.Pipe()
         arguments = (other, pickle.dumps(self._job), self._kind)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        with changed_environment({**WORKER_ENVIRONMENT, **_ONE_CORE}, SECRETS):
+        with override_environment({**WORKER_ENVIRONMENT, **_ONE_CORE}, SECRETS):
             self._process.start()
         other.close()
         return self

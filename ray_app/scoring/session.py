@@ -19,12 +19,12 @@ from ray_app.errors import ConfigError
 from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, STAGES
 from ray_app.inference.batch import ALONE_US, REQUESTED, RUNS, SEEN, SPENT_US
 from ray_app.inference.groups import DetectorGroups
-from ray_app.reports.format import file_name, shortened, visible
+from ray_app.reports.format import escape_invisible, file_name, truncate
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.stages import BlockReport
-from ray_app.storage.urls import scheme_of
+from ray_app.storage.urls import get_scheme
 
 GB = 1e9  # Network traffic is billed in decimal gigabytes.
 
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 def is_billed(url: str) -> bool:
     """Return whether requests to a URL go over a network, to a store that bills them."""
-    return scheme_of(url) != "file"
+    return get_scheme(url) != "file"
 
 
 def compute_cost(prices: Prices, hours: float, counts: Mapping[str, float]) -> document.CostSummary:
@@ -217,13 +217,13 @@ class ScoringSession:
         A traceback is logged only once. Otherwise a million members could repeat it.
         """
         *location, _ = lines = failure["traceback"].rstrip().splitlines()
-        name = shortened(file_name(failure["uri"], failure["member"]), _MAX_NAME_CHARACTERS)
+        name = truncate(file_name(failure["uri"], failure["member"]), _MAX_NAME_CHARACTERS)
         new_lines = lines if tuple(location) not in self._logged else lines[-1:]
         self._logged.add(tuple(location))
         _log.error(
             "this is a bug in Touchstone; please report it: %s\n%s",
             name,
-            "\n".join(map(visible, new_lines)),
+            "\n".join(map(escape_invisible, new_lines)),
         )
 
     def cost(self) -> document.CostSummary:
@@ -289,7 +289,7 @@ class ScoringSession:
     def log(self, state: str) -> None:
         """Write the session's own file: its times, its settings, and its state."""
         content = {"state": state, "started_at": self.started_at.isoformat(timespec="seconds"), "version": __version__,
-                   "host": platform.node(), "pid": os.getpid(), "settings": self._settings, **self.facts().written()}  # fmt: skip
+                   "host": platform.node(), "pid": os.getpid(), "settings": self._settings, **self.facts().to_dict()}  # fmt: skip
         self._run.write_json(f"sessions/{self.number:05d}.json", content)
 
 

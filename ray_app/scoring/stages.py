@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ray_app import __version__
-from ray_app.archives import BlockRef, member_rows, read_block
+from ray_app.archives import BlockRef, read_block, rows_to_members
 from ray_app.cluster import versions
 from ray_app.cluster.ray_cluster import current_node_id
 from ray_app.detectors import MIRROR_VARIABLE
@@ -41,7 +41,7 @@ from ray_app.inference import (
     judge,
 )
 from ray_app.inference.batch import Batch
-from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, CarefulDecoder
+from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, CrashSafeDecoder
 from ray_app.inference.groups import DetectorGroups
 from ray_app.inference.worker import open_decoder, open_group_scorer
 from ray_app.runs import RunDirectory, block_tables, write_features
@@ -130,7 +130,7 @@ class OpenBlock:
             self,
             work=self.work.merge(work),
             outcomes=outcomes,
-            outputs=self.outputs.joined(outputs),
+            outputs=self.outputs.merge(outputs),
         )
 
 
@@ -259,14 +259,14 @@ class BlockStage(Stage):
             job.run.write_part(ref.manifest, ref.block, tables.rows)
         return BlockReport(ref, tables.bad, self._take_work(), list(tables.failures))
 
-    def _open_careful(self, markers: Path | None) -> CarefulDecoder:
+    def _open_careful(self, markers: Path | None) -> CrashSafeDecoder:
         """Open the decoder of single images.
 
         With a folder for crash markers, a crash costs only the image that caused it.
         """
         job = self._job
         budget = node_budget.NodeBudget(BUDGET, job.decode_bytes)
-        return CarefulDecoder(job.spec.limits, markers, job.decode_limit_s, budget)
+        return CrashSafeDecoder(job.spec.limits, markers, job.decode_limit_s, budget)
 
     def _reader(self, decoder: BatchDecoder) -> BlockReader:
         job = self._job
@@ -358,7 +358,7 @@ class BlockScorer(BlockStage):
         members = read_block(self._job.run.store, ref)
         outcomes: list[DecodeResult] = []
         with self._attempts.count(ref, members["uri"][0].as_py()):
-            outputs = self._scoring.score(self._reading.read(member_rows(members), outcomes))
+            outputs = self._scoring.score(self._reading.read(rows_to_members(members), outcomes))
         return self._commit(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
 
 
@@ -400,7 +400,7 @@ class BlockDecoder(BlockStage):
             return NotStarted(ref)
         members = read_block(self._job.run.store, ref)
         with self._attempts.count(ref, members["uri"][0].as_py()):
-            batches = tuple(self._reading.read(member_rows(members)))
+            batches = tuple(self._reading.read(rows_to_members(members)))
         return OpenBlock(ref, members, self._take_work(), batches)
 
 
@@ -412,14 +412,16 @@ class TensorScorer(BlockStage):
 
         A describer that has processes of its own is not loaded here.
         """
-        from ray_app.inference.scorer import Describing
+        from ray_app.inference.scorer import ImageDescriber
 
         warnings.filterwarnings("ignore", message=_READ_ONLY)
         spec = self._job.spec
         is_describing = (
-            spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
+            spec.describer is not None
+            and not spec.has_describer_pool
+            and self._pool == spec.pools[-1]
         )
-        self._describing = Describing(spec, self._clock) if is_describing else None
+        self._describing = ImageDescriber(spec, self._clock) if is_describing else None
         # The files of a block have arrived together: all of them are in memory anyway.
         self._decoding, self._scoring = self._open_scorer(kept_bytes=math.inf)
         self._counters = (
@@ -449,12 +451,14 @@ class TensorScorer(BlockStage):
             else:
                 outputs = self._scoring.rescore(outcomes, block.files, block.outputs)
             if self._describing is not None:
-                outputs = self._describing.after(
-                    outcomes, block.outputs.joined(outputs), describer_images
+                outputs = self._describing.add_captions(
+                    outcomes, block.outputs.merge(outputs), describer_images
                 )
         scored = block.add_results(self._take_work(), outcomes, outputs)
         if self._pool == spec.pools[-1]:
-            is_describing_later = spec.describes_apart and spec.words_seen is not None
+            is_describing_later = (
+                spec.has_describer_pool and spec.describer_preprocessing is not None
+            )
             describer_images = (
                 _select_rows(
                     describer_images, decision.rows_to_describe(spec, outcomes, scored.outputs)
@@ -502,15 +506,17 @@ class BlockDescriber(BlockStage):
     """Run a describer that is too large to share a process, after all detectors of a block."""
 
     def _load(self) -> None:
-        from ray_app.inference.scorer import Describing
+        from ray_app.inference.scorer import ImageDescriber
 
-        self._describing = Describing(self._job.spec, self._clock)
+        self._describing = ImageDescriber(self._job.spec, self._clock)
         self._counters = (self._describing,)
 
     def work(self, block: OpenBlock) -> OpenBlock:
         """Add the descriptions of the members that the profile asks for to a block."""
         with self._attempts.count(block.ref, block.members["uri"][0].as_py()):
-            outputs = self._describing.after(block.outcomes, block.outputs, block.describer_images)
+            outputs = self._describing.add_captions(
+                block.outcomes, block.outputs, block.describer_images
+            )
         return replace(
             block.add_results(self._take_work(), block.outcomes, outputs), describer_images=()
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ray_app.archives import BlockRef, Ids, copy_manifest, manifests
+from ray_app.archives import BlockRef, Ids, copy_manifest, list_complete_manifests
 from ray_app.archives.sources import EMBEDDINGS
 from ray_app.detectors import DetectorCard
 from ray_app.errors import ConfigError
@@ -69,11 +69,13 @@ class StoredEmbeddings:
 
     def is_listed(self, target: RunDirectory) -> bool:
         """Return whether a run has all finished manifests of this one."""
-        return len(manifests(target.store)) > self.run.last_finished()
+        return len(list_complete_manifests(target.store)) > self.run.last_finished()
 
     def copy_manifests(self, target: RunDirectory) -> None:
         """Write the finished manifests that a run lacks into it."""
-        for number in range(len(manifests(target.store)), self.run.last_finished() + 1):
+        for number in range(
+            len(list_complete_manifests(target.store)), self.run.last_finished() + 1
+        ):
             copy_manifest(self.run.store, number, target.store)
 
 

@@ -20,9 +20,9 @@ from ray_app.archives import (
     ManifestMember,
     MemberLocation,
     image_id,
-    member_rows,
     read_block,
     read_ids,
+    rows_to_members,
 )
 from ray_app.archives.containers import COMPRESSED, base
 from ray_app.archives.members import Ids, is_unreadable_folder
@@ -30,8 +30,8 @@ from ray_app.inference import ScoringSpec
 from ray_app.reports.plan_model import PlannedRun
 from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
-from ray_app.scoring.backlog import Listing, archive_of, work_of
-from ray_app.storage import Fetcher, NotedFolders
+from ray_app.scoring.backlog import Listing, find_work, open_archive
+from ray_app.storage import Fetcher, FolderCount
 from ray_app.storage.ranged import WINDOW_BYTES as STREAM_BYTES
 
 FOOTER_READS = 2  # Before the first row group of a Parquet file.
@@ -70,7 +70,7 @@ class Survey:
     gets: int = 0
     kinds: dict[str, Counter[str]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
-    closed_folders: NotedFolders = field(default_factory=NotedFolders)
+    closed_folders: FolderCount = field(default_factory=FolderCount)
     sample: list[Item] = field(default_factory=list)
 
     @property
@@ -103,7 +103,7 @@ def survey(
     for item in items:
         if item.refused is not None and is_unreadable_folder(item):
             result.refused[item.refused.status] += 1
-            result.closed_folders.add(NotedFolders(1, item.uri))
+            result.closed_folders.add(FolderCount(1, item.uri))
             continue
         result.members += 1
         if progress is not None and result.members % _REPORT_EVERY == 0:
@@ -239,7 +239,7 @@ def find_earlier_work(settings: identity.Settings, spec: ScoringSpec) -> Listing
         return None
     run = RunDirectory.open(settings.config.out)
     run.require_same(settings.facts(spec))
-    return work_of(run, include_finished=True)
+    return find_work(run, include_finished=True)
 
 
 def describe_progress(
@@ -278,13 +278,15 @@ def members_to_score(
         fetcher: Reads lists and containers.
     """
     config = settings.config
-    archive = archive_of(config, fetcher)
+    archive = open_archive(config, fetcher)
     listed = iter(archive) if config.limit is None else islice(archive.beginning(), config.limit)
     if before is None or config.out is None or before.state == "begun":
         return listed
     store = RunDirectory.open(config.out).store
     if before.state == "unfinished":
-        return chain.from_iterable(member_rows(read_block(store, ref)) for ref in before.pending)
+        return chain.from_iterable(
+            rows_to_members(read_block(store, ref)) for ref in before.pending
+        )
     return _iter_new(listed, np.sort(np.concatenate(list(read_ids(store, before.blocks)))))
 
 

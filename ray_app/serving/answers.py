@@ -11,16 +11,21 @@ import numpy as np
 
 from ray_app.detectors.card import blind_to
 from ray_app.ensembles import Finding, is_calibrated
-from ray_app.ensembles.decision import calibrate, doubt, sigmoid
+from ray_app.ensembles.decision import calibrate, make_abstain_reason, sigmoid
 from ray_app.errors import InputError
 from ray_app.identification.captions import Caption
-from ray_app.identification.generators import family_title, title_of
+from ray_app.identification.generators import family_title, find_title
 from ray_app.identification.identifier import Identified
 from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
-from ray_app.inference import BlockResult, DetectorOutputs, ScoringSpec, batch, remarks_on
+from ray_app.inference import BlockResult, DetectorOutputs, ScoringSpec, batch, describe_replies
 from ray_app.inference.decision import MASKS, REPLIES, collect_bounded_facts, finite
-from ray_app.inference.spec import departures, guarantee_departures, list_decoders, other_decoders
+from ray_app.inference.spec import (
+    departures,
+    describe_guarantee_departures,
+    list_decoders,
+    list_uncalibrated_decoders,
+)
 from ray_app.runs.artifacts import mask_area, mask_png
 from ray_app.serving.ensembles import EnsemblePlan, ServedEnsemble, ServedEnsembles
 from ray_app.serving.http import schemas
@@ -209,8 +214,8 @@ def _make_guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
     if guarantee is None:
         return None
     scored = departures(card.settings, spec.precision, spec.resize)
-    unknown = other_decoders(card.settings, list_decoders(card))
-    reasons = "; ".join(guarantee_departures(scored, unknown))
+    unknown = list_uncalibrated_decoders(card.settings, list_decoders(card))
+    reasons = "; ".join(describe_guarantee_departures(scored, unknown))
     return schemas.GuaranteeInfo(
         **guarantee.model_dump(include={"target_fpr", "confidence", "upper_bound", "n_real"}),
         population=card.population.what if card.population else None,
@@ -254,14 +259,14 @@ def _make_generator(identified: Identified, row: int) -> schemas.ProfileGenerato
     name, family = nearest.predicted_generator, nearest.generator_family
     return schemas.ProfileGenerator(
         name=name,
-        title=title_of(name) if name else None,
+        title=find_title(name) if name else None,
         family=family,
         family_title=family_title(family) if family else None,
         probability=nearest.generator_probability,
         confidence=nearest.generator_confidence,
         known=name is not None,
         ranking=list(nearest.generator_ranking),
-        nearest=title_of(nearest.generator_ranking[0]),
+        nearest=find_title(nearest.generator_ranking[0]),
     )
 
 
@@ -307,13 +312,13 @@ def _make_detector_answer(
     score = finite(column[0])
     bounded = collect_bounded_facts(plan.spec, [facts])
     range_violation = (
-        plan.spec.doubt(name, facts.width, facts.height, bounded)
+        plan.spec.describe_range_violation(name, facts.width, facts.height, bounded)
         if facts.width and facts.height
         else None
     )
     reply = _get_output(outputs, REPLIES, name, row)
-    remark = remarks_on({name: [reply]})[name][0]
-    abstain_reason = doubt(score is not None, range_violation, remark)
+    remark = describe_replies({name: [reply]})[name][0]
+    abstain_reason = make_abstain_reason(score is not None, range_violation, remark)
     mask = _get_output(outputs, MASKS, name, row) if masks else None
     return schemas.DetectorAnswer(
         score=score,
@@ -327,7 +332,7 @@ def _make_detector_answer(
 
 
 def _get_output(outputs: DetectorOutputs, kind: str, name: str, row: int) -> Any:
-    column = outputs.of(kind).get(name)
+    column = outputs.get(kind).get(name)
     return None if column is None else column[row]
 
 

@@ -67,7 +67,7 @@ def _actor_options(resources: Resources) -> dict[str, Any]:
         "runtime_env": {
             "env_vars": {
                 **WORKER_ENVIRONMENT,
-                **s3.worker_variables(),
+                **s3.get_worker_variables(),
                 SAFE_PATH: "1",
                 CPU_PRECISION_VARIABLE: cpu_precision(),
             }

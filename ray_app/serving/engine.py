@@ -31,7 +31,7 @@ from ray_app.inference.decision import (
     require_embeddings,
     second_stage_rows,
 )
-from ray_app.inference.decoder import WALL_LIMIT_S, CarefulDecoder
+from ray_app.inference.decoder import WALL_LIMIT_S, CrashSafeDecoder
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
 from ray_app.serving import answers
@@ -152,18 +152,20 @@ class Engine:
         with ThreadPoolExecutor(1) as starting:
             started = starting.submit(self._decoders.start, spec.preprocessings, spec.resize)
             # These imports load torch while the decoders start.
-            from ray_app.inference.scorer import Describing
+            from ray_app.inference.scorer import ImageDescriber
             from ray_app.inference.worker import open_scorer
 
             clock = StageClock()
             # A child process decodes a file that keeps its size when a detector reads the file.
-            careful = CarefulDecoder(spec.limits, None, WALL_LIMIT_S, None, children=self._decoders)
+            careful = CrashSafeDecoder(
+                spec.limits, None, WALL_LIMIT_S, None, children=self._decoders
+            )
             self.served, self._spec = served, spec
             self._decoder, self._scorer = open_scorer(
                 spec, spec.device, clock, careful=careful, hand_over=True
             )
             self._describing = {
-                name: Describing(ensemble, clock)
+                name: ImageDescriber(ensemble, clock)
                 for name, ensemble in served.plan.ensembles.items()
                 if ensemble.describer is not None
             }
@@ -283,7 +285,7 @@ class Engine:
         """
         names = {*images[0].ensemble.spec.first, *images[0].request.detectors}
         outputs = self._score(images, [name for name in self._spec.cards if name in names])
-        return outputs.joined(self._score_late(images, outcomes, outputs, names))
+        return outputs.merge(self._score_late(images, outcomes, outputs, names))
 
     def _select_members(
         self,
@@ -295,16 +297,17 @@ class Engine:
         spec = images[0].ensemble.spec
         # Without an undecided image, the second stage of a cascade has no column.
         no_scores = np.full(len(images), np.nan, np.float32)
-        members = DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, no_scores)).joined(
+        members = DetectorOutputs.clean(scores=dict.fromkeys(spec.cards, no_scores)).merge(
             outputs.among(spec.cards)
         )
         describing = self._describing.get(images[0].ensemble.name)
         if describing is None:
             return members
         describer_images = [
-            image.pixels.get(spec.words_seen) if spec.words_seen else None for image in images
+            image.pixels.get(spec.describer_preprocessing) if spec.describer_preprocessing else None
+            for image in images
         ]
-        return describing.after(outcomes, members, describer_images)
+        return describing.add_captions(outcomes, members, describer_images)
 
     def _encode(
         self,
@@ -370,7 +373,7 @@ class Engine:
         except Exception:
             if len(images) > 1:
                 parts = [self._score([image], names) for image in images]
-                return DetectorOutputs.chained(parts)
+                return DetectorOutputs.concatenate(parts)
             _log.exception(
                 "a detector of %s failed on the image with sha256 %s",
                 ", ".join(names),
@@ -379,7 +382,7 @@ class Engine:
             no_scores = np.array([np.nan], np.float32)
             return DetectorOutputs.clean(scores=dict.fromkeys(names, no_scores))
         self._count_silent(outputs, len(images))
-        return DetectorOutputs.clean(**{kind: outputs.of(kind) for kind in _SENT})
+        return DetectorOutputs.clean(**{kind: outputs.get(kind) for kind in _SENT})
 
     def _make_batch(self, images: Sequence[PendingImage]) -> Batch:
         prepared = [
@@ -409,7 +412,7 @@ class Engine:
         silent = [
             name
             for name in spec.cards
-            if not np.isfinite(outputs.scores[name][0]) and name not in outputs.of(REPLIES)
+            if not np.isfinite(outputs.scores[name][0]) and name not in outputs.get(REPLIES)
         ]
         if silent:
             raise DetectorError(

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from ray_app.detectors import DetectorCard, licences, resolve_weights
 from ray_app.ensembles import (
     EnsembleCard,
+    build_ensemble,
     choose_operating_point,
     describe_error_rates,
-    ensemble_of,
     list_rates,
     load_ensemble_card,
 )
@@ -110,7 +110,7 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
     specs = [_make_spec(card, config) for card in cards]
     optional: tuple[str, ...] = ()
     if config.optional_detectors:
-        further = _make_spec(ensemble_of(list(config.optional_detectors)), config)
+        further = _make_spec(build_ensemble(list(config.optional_detectors)), config)
         optional = tuple(
             name for name in further.cards if not any(name in spec.cards for spec in specs)
         )
@@ -224,7 +224,7 @@ def _merge_specs(specs: Sequence[ScoringSpec]) -> ScoringSpec:
                 features[profile.detector] = dict(profile.embedding)
     return replace(
         specs[0],
-        ensemble=ensemble_of(list(cards)),
+        ensemble=build_ensemble(list(cards)),
         cards=cards,
         precision=precision,
         identifier=None,

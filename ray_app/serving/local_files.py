@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ray_app.errors import ConfigError
 from ray_app.serving.client import Source
-from ray_app.storage.errors import make_folder_error, unreachable
+from ray_app.storage.errors import make_folder_error, make_unreachable_error
 from ray_app.storage.listing import make_missing_error
 from ray_app.storage.local import walk_folder
-from ray_app.storage.urls import local_path, scheme_of
+from ray_app.storage.urls import get_scheme, local_path
 
 
 def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
@@ -24,7 +24,7 @@ def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
         raise ConfigError("no files are named", hint="run touchstone score --endpoint URL FILE…")
     is_empty = True
     for source in sources:
-        if scheme_of(source) != "file":
+        if get_scheme(source) != "file":
             raise ConfigError(
                 f"{source}: --endpoint takes local files and folders only",
                 hint="omit --endpoint to score any other source",
@@ -50,7 +50,7 @@ def _list_folder(folder: str) -> Iterator[Source]:
             elif _may_be_regular(path):
                 yield Path(path)
     except OSError as error:
-        raise unreachable(error, folder, "list") from error
+        raise make_unreachable_error(error, folder, "list") from error
 
 
 def _may_be_regular(path: str) -> bool:

@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     )
     from ray_app.storage.lease import UNGUARDED, Lease
     from ray_app.storage.listing import (
-        base_of,
+        find_base,
         is_pattern,
         list_objects,
         split_source,
     )
-    from ray_app.storage.local import NotedFolders, noting_linked_folders
+    from ray_app.storage.local import FolderCount, count_linked_folders
     from ray_app.storage.place import ClosedFile, ClosedFolder, ObjectInfo
     from ray_app.storage.retry import AdaptiveLimiter, Retrier, RetryPolicy
-    from ray_app.storage.s3 import S3Config, with_s3_settings
+    from ray_app.storage.s3 import S3Config, apply_s3_settings
     from ray_app.storage.store import Store
     from ray_app.storage.urls import (
-        canonical,
+        canonicalize,
         local_path,
-        matcher,
-        matcher_below,
-        matcher_of_all_below,
+        make_folder_matcher,
+        make_matcher,
+        make_subtree_matcher,
         strip_all_secrets,
         strip_secrets,
     )

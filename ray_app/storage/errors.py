@@ -13,7 +13,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from ray_app.errors import InputError, SourceError, Status, StorageError
-from ray_app.storage.urls import scheme_of, split_bucket, strip_secrets
+from ray_app.storage.urls import get_scheme, split_bucket, strip_secrets
 
 BAD_URL = "bad_url"
 """The status of a URL that `storage.guarded_http` does not request."""
@@ -148,7 +148,7 @@ def require_length(received: int, announced: int | None) -> None:
         raise ShortReadError(f"received {received} of {announced} bytes")
 
 
-def too_large(size: int, max_bytes: int) -> InputError:
+def make_too_large_error(size: int, max_bytes: int) -> InputError:
     """Return the error for a file over the size limit."""
     return InputError(
         Status.IMAGE_TOO_LARGE,
@@ -248,7 +248,7 @@ def refuses_batches(error: BaseException) -> bool:
     return _get_http_status(error) in _NO_BATCHES
 
 
-def unreachable(error: BaseException, url: str, doing: str) -> StorageError:
+def make_unreachable_error(error: BaseException, url: str, doing: str) -> StorageError:
     """Return the error of a command for a source or run directory that is unreachable.
 
     The message is one line. The hint names the bucket and the variable to set.
@@ -434,11 +434,11 @@ _CLOUDS = dict.fromkeys(("gs", "gcs"), _GOOGLE) | dict.fromkeys(("az", "abfs", "
 
 
 def _make_hint(error: BaseException, status: Status, location: str, doing: str) -> str | None:
-    if scheme_of(location) == "hf":
+    if get_scheme(location) == "hf":
         return "check the network and HF_ENDPOINT; private and gated repositories need HF_TOKEN, or `hf auth login`"
-    if scheme_of(location) in _CLOUDS:
-        return _CLOUDS[scheme_of(location)]
-    if scheme_of(location) != "s3":
+    if get_scheme(location) in _CLOUDS:
+        return _CLOUDS[get_scheme(location)]
+    if get_scheme(location) != "s3":
         if isinstance(error, OSError) and error.errno in FULL:
             return "make room there, then run the same command again"
         if isinstance(error, FileExistsError | NotADirectoryError):

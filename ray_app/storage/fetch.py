@@ -15,10 +15,10 @@ from ray_app.errors import ConfigError, InputError, SourceError, Status, describ
 from ray_app.storage import errors, ranged
 from ray_app.storage.http import Guard
 from ray_app.storage.local import Local
-from ray_app.storage.place import Place
-from ray_app.storage.places import place_for
+from ray_app.storage.place import Backend
+from ray_app.storage.places import choose_backend
 from ray_app.storage.retry import AdaptiveLimiter, Attempt, CancelledError, Retrier, RetryPolicy
-from ray_app.storage.urls import canonical, strip_secrets
+from ray_app.storage.urls import canonicalize, strip_secrets
 
 T = TypeVar("T")
 
@@ -115,7 +115,7 @@ class Fetcher:
         self._signed_urls, self._signed = tuple(signed), dict[str, str]()
         for url in signed:
             if "://" in url and strip_secrets(url) != url:
-                self._signed[strip_secrets(canonical(url))] = canonical(url)
+                self._signed[strip_secrets(canonicalize(url))] = canonicalize(url)
         if guard is not None:
             self.guard = guard
         if gate is not None:
@@ -138,7 +138,7 @@ class Fetcher:
     @cached_property
     def guard(self) -> Guard:
         """The web servers that may be requested."""
-        return Guard.of(self._signed_urls)
+        return Guard.from_urls(self._signed_urls)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -281,7 +281,7 @@ class Fetcher:
         Nothing is reserved for a member that is rejected unread, and the limit for an unknown size.
         """
         if member.size_bytes > max_bytes:
-            return 0, partial(_refuse, errors.too_large(member.size_bytes, max_bytes))
+            return 0, partial(_refuse, errors.make_too_large_error(member.size_bytes, max_bytes))
         return max_bytes if member.size_bytes < 0 else member.size_bytes, partial(
             self.fetch, member.uri, member.version, max_bytes
         )
@@ -289,13 +289,13 @@ class Fetcher:
     def _count_threads(self, uri: str) -> int:
         return _LOCAL_THREADS if isinstance(self._find(uri)[0], Local) else _REMOTE_THREADS
 
-    def _find(self, uri: str) -> tuple[Place, str]:
+    def _find(self, uri: str) -> tuple[Backend, str]:
         """Return the storage of a member, and the URL to request from it."""
         url = self._signed.get(uri, uri)
-        return place_for(url, self.guard, pins_commits=True), url
+        return choose_backend(url, self.guard, pins_commits=True), url
 
     def _attempts(
-        self, backend: Place, url: str, cancelled: threading.Event | None = None
+        self, backend: Backend, url: str, cancelled: threading.Event | None = None
     ) -> Iterator[Attempt]:
         """Yield attempts at a request for one member until one succeeds.
 

@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 from ray_app.errors import SourceError, Status
 from ray_app.storage import errors, object_store, ranged
-from ray_app.storage.urls import get_version, scheme_of
+from ray_app.storage.urls import get_scheme, get_version
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Guard:
     allow_private: bool = False
 
     @classmethod
-    def of(cls, urls: Iterable[str], *, allow_private: bool = False) -> "Guard":
+    def from_urls(cls, urls: Iterable[str], *, allow_private: bool = False) -> "Guard":
         """Return the guard that trusts the servers of these URLs of the user.
 
         Args:
@@ -50,7 +50,7 @@ class Guard:
         """
         return cls(frozenset(filter(None, map(_get_origin, urls))), allow_private)
 
-    def joined(self, other: "Guard") -> "Guard":
+    def merge(self, other: "Guard") -> "Guard":
         """Return the guard that allows all servers of both guards."""
         return Guard(self.named | other.named, self.allow_private or other.allow_private)
 
@@ -107,7 +107,7 @@ def get(url: str, guard: Guard, *, version: str, max_bytes: int | None, timeout_
             async for chunk in response.content.iter_any():
                 data += chunk
                 if max_bytes is not None and len(data) > max_bytes:
-                    raise errors.too_large(facts["size"] or len(data), max_bytes)
+                    raise errors.make_too_large_error(facts["size"] or len(data), max_bytes)
             errors.require_length(len(data), facts["size"])
             return bytes(data)
 
@@ -210,7 +210,7 @@ async def _choose_session(url: str, guard: Guard) -> tuple[Any, Any]:
 
 def _get_origin(url: str) -> str | None:
     """Return scheme, host, and port of a URL, or None if it is not the URL of a web server."""
-    if scheme_of(url) not in WEB:
+    if get_scheme(url) not in WEB:
         return None
     from yarl import URL  # Imported here, since only requests to web servers need it.
 

@@ -73,7 +73,7 @@ def _find_object(url: str) -> ObjectInfo | None:
     try:
         head = _head(bucket, key, Retrier(PATIENCE))
     except Exception as error:
-        raise errors.unreachable(error, url, "read") from error
+        raise errors.make_unreachable_error(error, url, "read") from error
     return (
         None
         if head is None
@@ -89,8 +89,8 @@ def list_divisions(source: str) -> list[KeyRange]:
     Raises:
         StorageError: The store is unreachable or refuses the request.
     """
-    url = urls.canonical(source)
-    if urls.scheme_of(url) != "s3":
+    url = urls.canonicalize(source)
+    if urls.get_scheme(url) != "s3":
         return []
     try:
         retrier = Retrier(PATIENCE)
@@ -103,7 +103,7 @@ def list_divisions(source: str) -> list[KeyRange]:
     except (ConfigError, StorageError):
         raise
     except Exception as error:
-        raise errors.unreachable(error, url, "list") from error
+        raise errors.make_unreachable_error(error, url, "list") from error
 
 
 class RangeReader:
@@ -134,11 +134,13 @@ class RangeReader:
         except (ConfigError, StorageError):
             raise
         except Exception as error:
-            raise errors.unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
+            raise errors.make_unreachable_error(
+                error, f"s3://{keys.bucket}/{keys.prefix}", "list"
+            ) from error
 
     def _iter_files(self) -> Iterator[ObjectInfo]:
         keys = self._keys
-        matches = None if keys.pattern is None else urls.full_matcher(keys.pattern)
+        matches = None if keys.pattern is None else urls.make_full_matcher(keys.pattern)
         key_start, last_key = len(f"s3://{keys.bucket}/"), keys.after or ""
         for page in s3.pages(
             keys.bucket, keys.prefix, Retrier(PATIENCE), gate=_gate, above=keys.after
@@ -196,7 +198,9 @@ def split_range(keys: KeyRange, pieces: int) -> list[KeyRange]:
                 break
             ranges = parts
     except Exception as error:
-        raise errors.unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
+        raise errors.make_unreachable_error(
+            error, f"s3://{keys.bucket}/{keys.prefix}", "list"
+        ) from error
     return [key_range for key_range, _ in ranges]
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ray_app.child_process import is_running, own_process
+from ray_app.child_process import identify_process, is_running
 from ray_app.errors import IdentityError, StorageError, TouchstoneError
 from ray_app.storage.errors import refuses_condition
 from ray_app.storage.store import Store
@@ -63,7 +63,7 @@ class Holder:
     @classmethod
     def this_process(cls) -> "Holder":
         """Describe this process, with a new token."""
-        pid, started = own_process()
+        pid, started = identify_process()
         return cls(platform.node(), host_identity(), pid, started, secrets.token_hex(16))
 
     def died_here(self) -> bool:
@@ -75,7 +75,7 @@ class Holder:
         return json.dumps(asdict(self)).encode()
 
 
-def newest_claim(store: Store) -> int:
+def find_newest_claim(store: Store) -> int:
     """Return the number of the newest claim on a directory, 0 if there is none."""
     names = filter(_NAME.fullmatch, store.names(_FOLDER))
     return max((_parse_number(f"{_FOLDER}/{name}") for name in names), default=0)

@@ -15,7 +15,7 @@ from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import errors, urls
 from ray_app.storage.http import WEB, Guard
 from ray_app.storage.place import ClosedFolder, Enters, ObjectInfo
-from ray_app.storage.places import place_for
+from ray_app.storage.places import choose_backend
 
 
 def list_objects(
@@ -38,8 +38,8 @@ def list_objects(
             iterator.
         StorageError: The store is unreachable, or the source itself cannot be listed.
     """
-    location = urls.canonical(source)
-    guard = guard or Guard.of([location])
+    location = urls.canonicalize(source)
+    guard = guard or Guard.from_urls([location])
     has_skipped = False
 
     def enters_and_note(folder: str) -> bool:
@@ -61,7 +61,7 @@ def list_objects(
     except (ConfigError, StorageError):
         raise
     except Exception as error:
-        raise errors.unreachable(error, location, "list") from error
+        raise errors.make_unreachable_error(error, location, "list") from error
     if first is None and not has_skipped:
         raise _make_empty_error(location)
 
@@ -75,8 +75,8 @@ def split_source(source: str) -> tuple[str, str | None]:
     Raises:
         StorageError: The store is unreachable.
     """
-    location = urls.canonical(source)
-    if not urls.has_magic(location) or urls.scheme_of(location) in WEB or _exists(location):
+    location = urls.canonicalize(source)
+    if not urls.has_magic(location) or urls.get_scheme(location) in WEB or _exists(location):
         return location, None
     return urls.split_at_magic(location)
 
@@ -90,7 +90,7 @@ def is_pattern(source: str) -> bool:
     return split_source(source)[1] is not None
 
 
-def base_of(source: str) -> str:
+def find_base(source: str) -> str:
     """Return the folder or prefix that the paths of a source are relative to.
 
     Raises:
@@ -100,22 +100,25 @@ def base_of(source: str) -> str:
 
 
 def _exists(location: str) -> bool:
-    if urls.scheme_of(location) == "file":
+    if urls.get_scheme(location) == "file":
         return os.path.lexists(location)
     try:
-        return next(_walk(location, Guard.of([location]), lambda _: True), None) is not None
+        return next(_walk(location, Guard.from_urls([location]), lambda _: True), None) is not None
     except (ConfigError, StorageError):
         raise
     except Exception as error:
-        raise errors.unreachable(error, location, "list") from error
+        raise errors.make_unreachable_error(error, location, "list") from error
 
 
 def _walk(location: str, guard: Guard, enters: Enters) -> Iterator[ObjectInfo]:
-    return place_for(location, guard, pins_commits=True).walk(location, enters)
+    return choose_backend(location, guard, pins_commits=True).walk(location, enters)
 
 
 def _list_matching(base: str, pattern: str, guard: Guard, enters: Enters) -> Iterator[ObjectInfo]:
-    matches, may_match_below = urls.full_matcher(pattern), urls.matcher_below([f"/{pattern}"])
+    matches, may_match_below = (
+        urls.make_full_matcher(pattern),
+        urls.make_folder_matcher([f"/{pattern}"]),
+    )
     base_length = len(base.rstrip("/")) + 1
 
     def enters_matching(folder: str) -> bool:
@@ -146,7 +149,7 @@ def _make_empty_error(location: str) -> ConfigError:
 
     The name is misspelt, the folder is empty, or nothing matches the pattern.
     """
-    scheme, name = urls.scheme_of(location), urls.strip_secrets(location)
+    scheme, name = urls.get_scheme(location), urls.strip_secrets(location)
     if scheme == "file" and os.path.isdir(location):
         hint = "linked folders are not followed: name each as a separate source"
         return ConfigError(f"{name}: the folder has no files in it", hint=hint)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from typing_extensions import override
 
 from ray_app.storage import errors, urls
-from ray_app.storage.place import ClosedFile, ClosedFolder, Enters, Entry, ObjectInfo, Place
+from ray_app.storage.place import Backend, ClosedFile, ClosedFolder, Enters, Entry, ObjectInfo
 
 # Errors of process-wide or machine-wide limits, which do not concern one folder.
 _NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -26,7 +26,7 @@ _UNFINISHED = ".touchstone-"  # A killed writer leaves a file with this prefix. 
 
 
 @dataclass
-class NotedFolders:
+class FolderCount:
     """The number of folders of one kind in a listing, such as links to folders, with an example.
 
     Attributes:
@@ -37,21 +37,21 @@ class NotedFolders:
     count: int = 0
     example: str = ""
 
-    def add(self, other: "NotedFolders") -> None:
+    def add(self, other: "FolderCount") -> None:
         """Add the folders of another listing."""
         self.count, self.example = self.count + other.count, self.example or other.example
 
 
-_linked: ContextVar[NotedFolders | None] = ContextVar("linked folders", default=None)
+_linked: ContextVar[FolderCount | None] = ContextVar("linked folders", default=None)
 
 
 @contextlib.contextmanager
-def noting_linked_folders() -> Iterator[NotedFolders]:
+def count_linked_folders() -> Iterator[FolderCount]:
     """Count the links to folders that listings of this thread meet in the block.
 
     A listing does not follow these links, and a report shows their number.
     """
-    linked = NotedFolders()
+    linked = FolderCount()
     token = _linked.set(linked)
     try:
         yield linked
@@ -59,7 +59,7 @@ def noting_linked_folders() -> Iterator[NotedFolders]:
         _linked.reset(token)
 
 
-class Local(Place):
+class Local(Backend):
     """Files on this machine.
 
     A new file appears complete. It is written next to its path, and then renamed, or linked if it
@@ -89,7 +89,7 @@ class Local(Place):
             before = os.fstat(descriptor)
             _require_file(before, version)
             if max_bytes is not None and before.st_size > max_bytes:
-                raise errors.too_large(before.st_size, max_bytes)
+                raise errors.make_too_large_error(before.st_size, max_bytes)
             remaining = max(0, before.st_size - start)
             size = remaining if length is None else min(length, remaining)
             data = os.pread(descriptor, size, start)
@@ -187,7 +187,7 @@ class Local(Place):
                     urls.local_uri(path), stat_result.st_size, local_version(stat_result)
                 )
             elif stat.S_ISDIR(stat_result.st_mode) and (linked := _linked.get()) is not None:
-                linked.add(NotedFolders(1, path))
+                linked.add(FolderCount(1, path))
 
     @override
     def delete(self, path: str, *, timeout_s: float) -> None:

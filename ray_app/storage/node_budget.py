@@ -67,7 +67,7 @@ def _cpu_quotas() -> Iterator[tuple[float, float]]:
         )
 
 
-def budget_of(memory_bytes: float) -> int:
+def compute_budget(memory_bytes: float) -> int:
     """Return the budget for large files on a node with this memory, in bytes of whole slots."""
     return max(int(NODE_FRACTION * memory_bytes) // SLOT_BYTES, 1) * SLOT_BYTES
 
@@ -85,12 +85,12 @@ class NodeBudget:
     def __init__(
         self, purpose: str, total_bytes: int | None = None, folder: Path | None = None
     ) -> None:
-        self.total_bytes = budget_of(node_memory()) if total_bytes is None else total_bytes
+        self.total_bytes = compute_budget(node_memory()) if total_bytes is None else total_bytes
         self._purpose, self._folder = purpose, folder
         self.waited_s = 0.0
 
     @contextmanager
-    def turn(self, size_bytes: int) -> Iterator[Callable[[], None]]:
+    def reserve(self, size_bytes: int) -> Iterator[Callable[[], None]]:
         """Wait until `size_bytes` are free, and reserve them for the block.
 
         `size_bytes` is at most `total_bytes`. The yielded function releases the memory early.

@@ -24,17 +24,19 @@ def open_fsspec(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         ConfigError: The scheme is unknown, or its package is missing.
     """
-    options: dict[str, Any] = {"use_listings_cache": False} if urls.scheme_of(url) in _EXTRA else {}
-    options |= {"endpoint": os.environ.get("HF_ENDPOINT")} if urls.scheme_of(url) == "hf" else {}
+    options: dict[str, Any] = (
+        {"use_listings_cache": False} if urls.get_scheme(url) in _EXTRA else {}
+    )
+    options |= {"endpoint": os.environ.get("HF_ENDPOINT")} if urls.get_scheme(url) == "hf" else {}
     try:
-        if urls.scheme_of(url) == "s3":
+        if urls.get_scheme(url) == "s3":
             return s3.filesystem(), "/".join(urls.split_bucket(url)).rstrip("/")
-        if urls.scheme_of(url) == "file":
+        if urls.get_scheme(url) == "file":
             # fsspec.core.url_to_fs would interpret `::` in the path as a chain of URLs.
-            return fsspec.filesystem("file"), urls.canonical(url)
-        fs, path = fsspec.core.url_to_fs(urls.canonical(url), **options)
+            return fsspec.filesystem("file"), urls.canonicalize(url)
+        fs, path = fsspec.core.url_to_fs(urls.canonicalize(url), **options)
     except ImportError as error:
-        extra = _EXTRA.get(urls.scheme_of(url))
+        extra = _EXTRA.get(urls.get_scheme(url))
         hint = f"run pip install 'touchstone-forensics[{extra}]'" if extra else None
         raise ConfigError(f"{urls.strip_secrets(url)}: {error}", hint=hint) from None
     except ValueError as error:
@@ -51,10 +53,10 @@ def retrying_fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
     It raises the exceptions of fsspec.
     """
-    if urls.scheme_of(url) == "file":
+    if urls.get_scheme(url) == "file":
         return open_fsspec(url)
     options = (
-        {"use_listings_cache": False, **s3.fsspec_options()} if urls.scheme_of(url) == "s3" else {}
+        {"use_listings_cache": False, **s3.fsspec_options()} if urls.get_scheme(url) == "s3" else {}
     )
     filesystem, path = fsspec.url_to_fs(url, **options)
     return filesystem, path
@@ -83,7 +85,7 @@ def open_for_reading(url: str) -> tuple[Any, str]:
     A repository of the hub is opened at the commit that this process saw first. It raises
     ConfigError like `open_fsspec`, and the exceptions of the hub's client.
     """
-    return (filesystem(), pin_commit(url)) if urls.scheme_of(url) == "hf" else open_fsspec(url)
+    return (filesystem(), pin_commit(url)) if urls.get_scheme(url) == "hf" else open_fsspec(url)
 
 
 def filesystem() -> Any:

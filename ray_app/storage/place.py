@@ -51,7 +51,7 @@ class ClosedFile(ObjectInfo):
     __slots__ = ()
 
 
-class Place(Protocol):
+class Backend(Protocol):
     """One kind of storage: this machine, S3, a web server, or another storage that fsspec opens.
 
     Paths are full paths or URLs. Each method makes one attempt of up to `timeout_s` seconds,

@@ -14,7 +14,7 @@ from ray_app.errors import ConfigError, SourceError, Status
 from ray_app.storage import errors, http, key_ranges, object_store, s3, urls
 from ray_app.storage.http import WEB, Guard
 from ray_app.storage.local import Local
-from ray_app.storage.place import ClosedFolder, Enters, Entry, ObjectInfo, Place
+from ray_app.storage.place import Backend, ClosedFolder, Enters, Entry, ObjectInfo
 from ray_app.storage.retry import Retrier
 
 # Parts of a file that is written to S3 with several requests: their size, and how many are written
@@ -29,7 +29,7 @@ _EXCLUSIVE = frozenset({"memory", "s3", "gs", "gcs", "az", "abfs", "abfss"})
 _FLAT = frozenset({"s3", "gs", "gcs", "hf", "az", "abfs", "abfss"})
 
 
-def place_for(url: str, guard: Guard, *, pins_commits: bool = False) -> Place:
+def choose_backend(url: str, guard: Guard, *, pins_commits: bool = False) -> Backend:
     """Return the kind of storage for a URL, by its scheme. No other function chooses it.
 
     Args:
@@ -42,7 +42,7 @@ def place_for(url: str, guard: Guard, *, pins_commits: bool = False) -> Place:
         ConfigError: The scheme is unknown, or its package is missing. With `pins_commits` the first
             request raises this error.
     """
-    scheme = urls.scheme_of(url)
+    scheme = urls.get_scheme(url)
     if scheme == "file":
         return _LOCAL
     if scheme == "s3":
@@ -54,7 +54,7 @@ def place_for(url: str, guard: Guard, *, pins_commits: bool = False) -> Place:
     return Fsspec(scheme, pins_commits=pins_commits)
 
 
-class Fsspec(Place):
+class Fsspec(Backend):
     """A store that fsspec opens, such as memory, Google, Azure, or the Hugging Face Hub.
 
     Writes are as atomic as the store makes them.
@@ -87,7 +87,7 @@ class Fsspec(Place):
             errors.require_version(version, urls.get_version(info))
             size = info.get("size")
         if max_bytes is not None and size is not None and size > max_bytes:
-            raise errors.too_large(size, max_bytes)
+            raise errors.make_too_large_error(size, max_bytes)
         if length is None:
             data: bytes = _request(fs, "cat_file", timeout_s, inside)
             errors.require_length(len(data), size)

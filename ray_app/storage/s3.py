@@ -84,7 +84,7 @@ class HasS3Config(Protocol):
 C = TypeVar("C", bound=HasS3Config)
 
 
-def with_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
+def apply_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
     """Decorate a function that takes a config, so that it requests S3 as the config says.
 
     The settings also apply to processes that the function starts.
@@ -107,7 +107,7 @@ def with_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Conca
     return configured
 
 
-def worker_variables() -> dict[str, str]:
+def get_worker_variables() -> dict[str, str]:
     """Return the environment variables that make a process on another machine request S3 alike.
 
     None of them is a secret.
@@ -330,7 +330,7 @@ def get(
         body, size = response["Body"], response["ContentLength"]
         if max_bytes is not None and size > max_bytes:
             body.close()
-            raise errors.too_large(size, max_bytes)
+            raise errors.make_too_large_error(size, max_bytes)
         async with body:
             data: bytes = await body.read()
         # A store without support for If-Match ignores it.

@@ -13,7 +13,7 @@ from ray_app.storage import errors, ranged, urls
 from ray_app.storage.http import Guard
 from ray_app.storage.local import Local
 from ray_app.storage.place import Entry
-from ray_app.storage.places import place_for
+from ray_app.storage.places import choose_backend
 from ray_app.storage.retry import Attempt, Retrier, RetryPolicy
 
 # A run directory is read a few times a minute. A wrong endpoint must be reported within seconds.
@@ -47,8 +47,8 @@ class Store:
     """
 
     def __init__(self, url: str, retrier: Retrier | None = None) -> None:
-        self._root = urls.canonical(url)
-        self._backend = place_for(self._root, Guard.of([self._root]))
+        self._root = urls.canonicalize(url)
+        self._backend = choose_backend(self._root, Guard.from_urls([self._root]))
         self._retrier = retrier or Retrier(_PATIENCE)
         # Whether the store has refused a request that deletes many files.
         self._deletes_singly = False
@@ -63,7 +63,7 @@ class Store:
         """
         return cls(url)
 
-    def below(self, folder: str) -> "Store":
+    def subdir(self, folder: str) -> "Store":
         """Return the store for a folder of this store."""
         return Store(join(self._root, folder), self._retrier)
 
@@ -239,7 +239,7 @@ class Store:
                         self._backend.delete_many(batch, timeout_s=timeout_s)
             except Exception as error:
                 if not errors.refuses_batches(error):
-                    raise errors.unreachable(error, batch[0], "write") from error
+                    raise errors.make_unreachable_error(error, batch[0], "write") from error
                 self._deletes_singly = True
                 return list(paths[start:])
         return []
@@ -297,4 +297,4 @@ class Store:
             yield from retrier.attempts()
         except Exception as error:
             if not (is_optional and errors.is_missing(error)):
-                raise errors.unreachable(error, url, doing) from error
+                raise errors.make_unreachable_error(error, url, doing) from error

@@ -42,13 +42,13 @@ _CONTENT = ("ETag", "etag", "blob_id")
 _TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "created")
 
 
-def scheme_of(url: str) -> str:
+def get_scheme(url: str) -> str:
     """Return the lower-case scheme of a URL, `file` for a plain path."""
     match = _SCHEME.match(url) if "://" in url else None
     return match.group(1).lower() if match else "file"
 
 
-def canonical(url: str) -> str:
+def canonicalize(url: str) -> str:
     """Return the canonical spelling of a URL, with its secrets.
 
     A local location becomes an absolute path. Other URLs lose their trailing slash.
@@ -56,16 +56,16 @@ def canonical(url: str) -> str:
     Raises:
         ConfigError: An s3:// URL has credentials, or no valid bucket.
     """
-    if scheme_of(url) == "file":
+    if get_scheme(url) == "file":
         return os.path.abspath(local_path(url))
-    if scheme_of(url) == "s3" and _USER_INFO.match(url):
+    if get_scheme(url) == "s3" and _USER_INFO.match(url):
         raise ConfigError(
             f"{strip_secrets(url)}: credentials do not belong in an s3:// URL",
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
-    if scheme_of(url) == "s3":
+    if get_scheme(url) == "s3":
         split_bucket(url)
-    return url if scheme_of(url) in ("http", "https") else url.rstrip("/")
+    return url if get_scheme(url) in ("http", "https") else url.rstrip("/")
 
 
 def split_kind(source: str) -> tuple[str | None, str]:
@@ -87,7 +87,7 @@ def strip_secrets(url: str) -> str:
         return url
     if not _CONTAINER.match(url):
         url = _USER_INFO.sub(r"\1", url)
-    if scheme_of(url) not in ("http", "https"):
+    if get_scheme(url) not in ("http", "https"):
         return url  # In other schemes a question mark is part of the name.
     base, mark, query = url.partition("?")
     public_parts = [
@@ -166,7 +166,7 @@ def has_magic(text: str) -> bool:
     return _MAGIC.search(text) is not None
 
 
-def folder_pattern(path: str) -> str:
+def make_folder_pattern(path: str) -> str:
     """Return the pattern that excludes all folders with the name of this folder.
 
     An example is `**/lost+found/**`.
@@ -189,7 +189,7 @@ def split_at_magic(path: str) -> tuple[str, str]:
     return "/".join(parts[:first]), "/".join(parts[first:])
 
 
-def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+def make_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Return a function that tests whether a relative path matches any of the patterns."""
     path_patterns = [
         re.compile(_translate_pattern(pattern)) for pattern in patterns if "/" in pattern
@@ -207,7 +207,7 @@ def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     return matches
 
 
-def matcher_below(patterns: Sequence[str]) -> Callable[[str], bool]:
+def make_folder_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Return a function that tests whether a path below a folder could match any pattern."""
     tests = [[None if part == "**" else re.compile(_translate_pattern(part)) for part in pattern.removeprefix("/").split("/")]
              for pattern in patterns if "/" in pattern]  # fmt: skip
@@ -217,7 +217,7 @@ def matcher_below(patterns: Sequence[str]) -> Callable[[str], bool]:
     )
 
 
-def matcher_of_all_below(patterns: Sequence[str]) -> Callable[[str], bool]:
+def make_subtree_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Return a function that tests whether any pattern matches all paths below a folder.
 
     Examples of such patterns are `photos/**` and `*`.
@@ -255,7 +255,7 @@ def _may_match_below(test: Sequence[re.Pattern[str] | None], parts: Sequence[str
     return len(test) > len(parts)
 
 
-def full_matcher(pattern: str) -> Callable[[str], bool]:
+def make_full_matcher(pattern: str) -> Callable[[str], bool]:
     """Return a function that tests whether a relative path matches one pattern.
 
     The pattern is always compared with the whole path, as a shell expands a source.

@@ -22,8 +22,8 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import ActorUnavailableError, RayError
 
-from ray_app.cluster.ray_cluster import on_own_node
-from ray_app.errors import ClusterError, describe_error, is_want_of_memory
+from ray_app.cluster.ray_cluster import select_current_node
+from ray_app.errors import ClusterError, describe_error, is_out_of_memory
 from ray_app.streams.private_api import EXECUTION_CALLBACKS
 from ray_app.streams.stage import (
     IN_FLIGHT,
@@ -52,9 +52,9 @@ class Pool:
     """
 
     stage: type[Stage]
-    given: tuple[Any, ...]
+    stage_args: tuple[Any, ...]
     size: int
-    most: int | None = None
+    max_size: int | None = None
     cpus: float = 1.0
     gpus: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -64,10 +64,10 @@ class Pool:
         strategy = ActorPoolStrategy(
             min_size=1,
             initial_size=self.size,
-            max_size=self.most,
+            max_size=self.max_size,
             max_tasks_in_flight_per_actor=IN_FLIGHT,
         )
-        options = {"fn_constructor_args": self.given, "compute": strategy, "num_cpus": self.cpus, "batch_size": 1,
+        options = {"fn_constructor_args": self.stage_args, "compute": strategy, "num_cpus": self.cpus, "batch_size": 1,
                    "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
         return (
             options
@@ -142,12 +142,12 @@ def dataset(
             num_cpus=0,
             concurrency=1,
             override_num_blocks=1,
-            label_selector=on_own_node(),
+            label_selector=select_current_node(),
         )
-    return through(source, pools)
+    return add_pools(source, pools)
 
 
-def through(steps: Dataset, pools: Sequence[Pool]) -> Dataset:
+def add_pools(steps: Dataset, pools: Sequence[Pool]) -> Dataset:
     """Return a dataset with further pools after its last step."""
     for pool in pools:
         steps = steps.map_batches(pool.stage, **pool.options())
@@ -223,5 +223,5 @@ def _next_table(arriving: Iterator[pa.Table], stall_s: float | None) -> pa.Table
         is_killed = isinstance(error, ActorUnavailableError) or any(
             marker in str(error) for marker in ("OutOfMemory", "OOM")
         )
-        hint = OUT_OF_MEMORY_HINT if is_killed or is_want_of_memory(error) else WORKER_LOGS_HINT
+        hint = OUT_OF_MEMORY_HINT if is_killed or is_out_of_memory(error) else WORKER_LOGS_HINT
         raise ClusterError(f"the pipeline failed: {describe_error(error)}", hint=hint) from error

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.archives import BlockRef
-from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
+from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_out_of_memory
 from ray_app.storage import Store
 
 # Messages of a process: one that it works on, and one that travels meanwhile.
@@ -57,7 +57,7 @@ class Stage:
         try:
             self.start(*arguments)
         except Exception as error:
-            self._failure = StageFailure(translated(error, self._name()))
+            self._failure = StageFailure(to_touchstone_error(error, self._name()))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Process one Ray block into one Ray block."""
@@ -69,7 +69,7 @@ class Stage:
         try:
             return self._failure or self.work(message)
         except Exception as error:
-            return StageFailure(translated(error, self._name()))
+            return StageFailure(to_touchstone_error(error, self._name()))
 
     def _name(self) -> str:
         # Ray makes subclasses, whose names begin with an underscore.
@@ -121,11 +121,11 @@ def deserialize(table: pa.Table) -> Any:
     return pickle.loads(table["message"][0].as_buffer(), buffers=buffers)  # noqa: S301 - from a stage
 
 
-def translated(error: Exception, stage: str) -> TouchstoneError:
+def to_touchstone_error(error: Exception, stage: str) -> TouchstoneError:
     """Return the exception of a stage as an error with a hint."""
     if isinstance(error, TouchstoneError):
         return error
-    if is_want_of_memory(error):
+    if is_out_of_memory(error):
         return ClusterError(
             f"{stage} ran out of memory: {describe_error(error)}", hint=OUT_OF_MEMORY_HINT
         )
@@ -176,7 +176,7 @@ class Attempts:
         try:
             yield
         except Exception as error:
-            if is_want_of_memory(error):
+            if is_out_of_memory(error):
                 raise ClusterError(
                     f"{block}: out of memory ({describe_error(error)})", hint=OUT_OF_MEMORY_HINT
                 ) from error

@@ -13,8 +13,8 @@ from operator import length_hint
 from typing import Any, Generic, TypeVar
 
 from ray_app.cluster.ray_cluster import MAX_TASKS, TASK_CPUS, max_concurrency
-from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
-from ray_app.streams.stage import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT, translated
+from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_out_of_memory
+from ray_app.streams.stage import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT, to_touchstone_error
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,7 +58,7 @@ class _Worker:
         try:
             return self._function(item)
         except Exception as error:
-            return _Failure(translated(error, type(self._function).__name__))
+            return _Failure(to_touchstone_error(error, type(self._function).__name__))
 
 
 class _Items(Generic[T]):
@@ -190,7 +190,7 @@ class _Pool(Generic[T, R]):
                 yield task, _Death()
                 continue
             except RayError as error:
-                hint = OUT_OF_MEMORY_HINT if is_want_of_memory(error) else WORKER_LOGS_HINT
+                hint = OUT_OF_MEMORY_HINT if is_out_of_memory(error) else WORKER_LOGS_HINT
                 raise ClusterError(
                     f"the pool failed: {describe_error(error)}", hint=hint
                 ) from error
@@ -206,7 +206,7 @@ class _Pool(Generic[T, R]):
             ray.kill(actor)
 
 
-def in_pool(
+def map_in_pool(
     function: Callable[[T], R],
     items: Iterable[T],
     /,

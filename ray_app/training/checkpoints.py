@@ -221,7 +221,7 @@ def fetch_checkpoint(out: Store, name: str, files: Iterable[str] | None = None) 
     Raises:
         StorageError: A file cannot be read.
     """
-    folder = out.below(f"{FOLDER}/{name}")
+    folder = out.subdir(f"{FOLDER}/{name}")
     with provide_local_folder(folder, folder.names("") if files is None else files) as local:
         yield local
 

@@ -29,7 +29,7 @@ from ray_app.identification.captions import Caption, Describer, index_tensors
 from ray_app.identification.cards import DescriberCard, load_describer
 from ray_app.identification.tokenizer import HEADER
 from ray_app.metrics import intervals, values
-from ray_app.runs.rows import described_columns
+from ray_app.runs.rows import caption_columns
 from ray_app.training import checkpoints, embeddings, export, file_notes, run_directory, validate
 from ray_app.training.captioner import DescriberPlan, make_captioning_job, require_section
 from ray_app.training.config import Recipe, TrainConfig
@@ -434,7 +434,7 @@ def _write_metrics(
         ]
         columns = {
             "prompt": pa.array(truth, pa.string()),
-            **described_columns(captions, np.ones(len(captions), bool)),
+            **caption_columns(captions, np.ones(len(captions), bool)),
         }
         job.out.write(
             f"predictions/{split}.parquet",

@@ -148,7 +148,9 @@ def read_embeddings(out: Store, split: str) -> Embeddings:
     Raises:
         TouchstoneError: There are none, or they were computed in two precisions.
     """
-    blocks = [block for block in _read_blocks(out.below(f"{FOLDER}/{split}")) if len(block["rows"])]
+    blocks = [
+        block for block in _read_blocks(out.subdir(f"{FOLDER}/{split}")) if len(block["rows"])
+    ]
     if not blocks:
         raise TouchstoneError(
             f"none of the {split} images could be read", hint="check that the source still exists"
@@ -423,7 +425,7 @@ class FeatureFolder:
     def __init__(self, url: str, detector: "Detector") -> None:
         facts = embedding_facts(detector.card, precision=detector.precision, resize=detector.resize)
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        self._store = Store.open(url).below(digest[:16])
+        self._store = Store.open(url).subdir(digest[:16])
         self._detector = detector
         self.vectors: dict[str, Vector] = {}
         for block in _read_blocks(self._store):

@@ -26,20 +26,20 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from ray_app.datasets.labels import names_a_real
+from ray_app.datasets.labels import is_real_generator
 from ray_app.detectors import verify_weights
 from ray_app.detectors.card import (
     Backbone,
     DetectorCard,
     Platt,
-    PublishedFigure,
+    PublishedMetric,
     Weights,
     load_card,
 )
 from ray_app.detectors.card_sections import SeenNames, TrainingData
 from ray_app.detectors.card_writer import describe_backbone, write_card
 from ray_app.detectors.detector import load_network
-from ray_app.detectors.weights import WeightSet, file_sha256, resolve_part
+from ray_app.detectors.weights import WeightSet, hash_file, resolve_part
 from ray_app.errors import ClusterError, ConfigError, DetectorError, StorageError, describe_error
 from ray_app.metrics import FIGURES, fit_platt
 from ray_app.reports import training as reports
@@ -204,9 +204,9 @@ def _make_training_data(
     train, validation = (
         data.splits.get(name, reports.SplitCounts()) for name in ("train", "validation")
     )
-    generators = (name for name in train.generators if not names_a_real(name))
-    names = SeenNames.of(
-        generators, filter(names_a_real, (*train.generators, *validation.generators))
+    generators = (name for name in train.generators if not is_real_generator(name))
+    names = SeenNames.from_labels(
+        generators, filter(is_real_generator, (*train.generators, *validation.generators))
     )
     return TrainingData(
         name=data_name(recipe),
@@ -215,7 +215,7 @@ def _make_training_data(
         else None,
         licence=recipe.data.licence or "not stated",
         source=describe_sources(recipe) or None,
-        **(names.after(card.training_data) if recipe.initial.start == "card" else names)._asdict(),
+        **(names.merge(card.training_data) if recipe.initial.start == "card" else names)._asdict(),
     )
 
 
@@ -240,7 +240,7 @@ def make_profile_facts(recipe: config.Recipe, weights: Path, title: str) -> dict
     return {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or title,
-        "weights": Weights(uri=weights.name, sha256=file_sha256(weights)),
+        "weights": Weights(uri=weights.name, sha256=hash_file(weights)),
         "training_data": TrainingData(
             name=data_name(recipe),
             licence=recipe.data.licence or "not stated",
@@ -252,7 +252,7 @@ def make_profile_facts(recipe: config.Recipe, weights: Path, title: str) -> dict
 
 def _list_published(
     recipe: config.Recipe, facts: reports.TrainingFacts
-) -> tuple[PublishedFigure, ...]:
+) -> tuple[PublishedMetric, ...]:
     """Return the published metrics of the test split and of the validation split.
 
     The weights were chosen on validation, so its generators are listed only if there is no test
@@ -375,7 +375,7 @@ def make_card_figures(
     note: str | None = None,
     *,
     each_generator: bool = True,
-) -> tuple[PublishedFigure, ...]:
+) -> tuple[PublishedMetric, ...]:
     """Return the metrics of one split for a card, without those that are undefined.
 
     Args:
@@ -388,7 +388,7 @@ def make_card_figures(
     rows = list(_iter_overall(figures, name, note))
     if each_generator and len(figures.generators) <= MAX_GENERATORS:
         rows += _iter_generators(figures.generators, name, note)
-    return tuple(PublishedFigure(verified=True, source=source, **figure) for figure in rows)
+    return tuple(PublishedMetric(verified=True, source=source, **figure) for figure in rows)
 
 
 def _iter_overall(

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_app.archives import member_rows
+from ray_app.archives import rows_to_members
 from ray_app.datasets.mask_pixels import CoverageTally
-from ray_app.reports.format import file_name, visible
+from ray_app.reports.format import escape_invisible, file_name
 from ray_app.reports.training import UnreadableFile
 from ray_app.storage import Store
 from ray_app.training.run_directory import MASKS, UNREADABLE, HistoryWriter, read_history
@@ -50,7 +50,7 @@ def note_images(
         step: The step that needed the images. None if no step did.
     """
     columns = rows.select([name for name in _COLUMNS if name in rows.schema.names])
-    members = [member_rows(columns.slice(number, 1).combine_chunks())[0] for number in details]
+    members = [rows_to_members(columns.slice(number, 1).combine_chunks())[0] for number in details]
     return [
         {
             "step": step,
@@ -172,7 +172,7 @@ def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile,
 
 def describe_note(note: Mapping[str, Any]) -> str:
     """Return the path of an image, and why it could not be read."""
-    return visible(f"{file_name(note['uri'], note['member'])}: {note['detail']}")
+    return escape_invisible(f"{file_name(note['uri'], note['member'])}: {note['detail']}")
 
 
 def join_examples(notes: Iterable[Mapping[str, Any]]) -> str:

@@ -30,7 +30,7 @@ from ray_app.detectors.preprocessing import Pixels
 from ray_app.detectors.registry import HEADS
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits, decode_image
-from ray_app.storage import Fetcher, Store, canonical, strip_secrets
+from ray_app.storage import Fetcher, Store, canonicalize, strip_secrets
 from ray_app.training import validate as validation
 from ray_app.training.config import FitHeadConfig
 from ray_app.training.embeddings import FOLDER, FeatureFolder
@@ -188,7 +188,7 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
         int((is_fake == 0).sum()),
         int((is_fake == 1).sum()),
         aucs,
-        SeenNames.of(*makers),
+        SeenNames.from_labels(*makers),
         len(set(groups)) if has_groups else 0,
     )
     file, path = Path(folder) / "weights.pth", Path(folder) / "card.yaml"
@@ -221,7 +221,7 @@ def load_backbone_detector(
             hint="use such a card, for example vfm-pe-l14",
         )
     network = build_network(card)
-    _, part = weight_files.parts_of(card)
+    _, part = weight_files.list_parts(card)
     load_backbone(card, network, weight_files.resolve_part(part), part)
     detector = validation.build_detector(card, network, device=device, precision=precision)
     detector.keep_embeddings()
@@ -259,7 +259,7 @@ def read_labels(path: str, folds: str | None = None) -> list[LabelledImage]:
     if folds is not None and folds not in columns:
         raise ConfigError(f"{path}: --folds {folds}: no such column", hint=hint)
     column = folds or next((name for name in GROUPINGS if name in columns), GROUPINGS[0])
-    entries = ListEntries(strip_secrets(canonical(path)), "uri")
+    entries = ListEntries(strip_secrets(canonicalize(path)), "uri")
     rows = (row for table in file.tables(columns) for row in table.to_pylist())
     labelled = [
         _make_labelled(f"{path}, row {number}", row, entries, column)
@@ -369,7 +369,7 @@ def install_head(base: DetectorCard, weights: Path) -> Path:
     Returns:
         The path in the cache.
     """
-    path = weight_files.cached_path(weight_files.parts_of(base)[0])
+    path = weight_files.cached_path(weight_files.list_parts(base)[0])
     _write(path, weights.read_bytes())
     return path
 

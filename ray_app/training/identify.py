@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_app.datasets.splits import Splits
-from ray_app.detectors.card import DetectorCard, PublishedFigure
+from ray_app.detectors.card import DetectorCard, PublishedMetric
 from ray_app.detectors.card_writer import write_card
 from ray_app.errors import ConfigError
 from ray_app.identification.cards import IdentifierCard, OpenSet, load_identifier
@@ -202,7 +202,7 @@ def _write_card(folder: Path, facts: Mapping[str, Any]) -> IdentifierCard:
 
 def _list_published(
     recipe: Recipe, figures: Mapping[str, Mapping[str, Any]]
-) -> tuple[PublishedFigure, ...]:
+) -> tuple[PublishedMetric, ...]:
     """Return the main metrics of the test split or, if there is none, of validation."""
     split = "test" if "test" in figures else "validation"
     rows = [(metric, figures[split]["figures"][name]) for name, metric in _PUBLISHED.items()]
@@ -212,7 +212,7 @@ def _list_published(
         "source": f"touchstone train {recipe.name}",
     }
     return tuple(
-        PublishedFigure(metric=metric, value=row["value"], n=row["n"], **common)
+        PublishedMetric(metric=metric, value=row["value"], n=row["n"], **common)
         for metric, row in rows
         if row["value"] is not None
     )

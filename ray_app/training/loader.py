@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from ray_app.archives import ManifestMember, MemberReader, member_rows
+from ray_app.archives import ManifestMember, MemberReader, rows_to_members
 from ray_app.datasets import labels, sampling
-from ray_app.datasets.mask_pixels import Coverage, coverage_of
+from ray_app.datasets.mask_pixels import Coverage, measure_coverage
 from ray_app.datasets.masks import MaskReader
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.preprocessing import Pixels, Resize
@@ -233,7 +233,7 @@ class BatchLoader:
                 batch_indices, indices - self._starts[batch_indices], strict=True
             )
         ]
-        return member_rows(pa.Table.from_batches(slices, self.rows.schema).combine_chunks())
+        return rows_to_members(pa.Table.from_batches(slices, self.rows.schema).combine_chunks())
 
     def _read(self, members: Sequence[ManifestMember]) -> Iterator[tuple[int, bytes | InputError]]:
         """Yield every member's slot and bytes, container by container, each from start to end."""
@@ -255,7 +255,7 @@ class BatchLoader:
             and member.input["label"] == "fake"
             and member.input.get("mask_uri") is not None
         )
-        coverage: Coverage = coverage_of(mask) if mask is not None and is_stored else "part"
+        coverage: Coverage = measure_coverage(mask) if mask is not None and is_stored else "part"
         sample = ImageSample(image, mask, _encode_label(member))
         if self._policy is not None:
             sample = self._policy(

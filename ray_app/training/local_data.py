@@ -19,9 +19,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ray_app.child_process import SECRETS
-from ray_app.cluster.local_ray import WORKER_ENVIRONMENT, changed_environment
+from ray_app.cluster.local_ray import WORKER_ENVIRONMENT, override_environment
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
-from ray_app.streams.stage import translated
+from ray_app.streams.stage import to_touchstone_error
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import (
     Batch,
@@ -68,7 +68,7 @@ class StepRuns(Dataset[Any]):
                 self._loader, self._job.order, self._runs[index], self._rank, self._world
             )
         except Exception as error:
-            return translated(error, "the loader of images")
+            return to_touchstone_error(error, "the loader of images")
 
 
 def load_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterator[Batch]:
@@ -101,7 +101,7 @@ def load_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterato
         worker_init_fn=_ignore_signals,
         timeout=job.config.cluster.stall_timeout_s or STALL_S,
     )
-    with changed_environment(WORKER_ENVIRONMENT, SECRETS):
+    with override_environment(WORKER_ENVIRONMENT, SECRETS):
         iterator = iter(loader)
     # This callback runs last, when torch has already asked the processes to end.
     for process in multiprocessing.active_children():

@@ -16,7 +16,7 @@ from torch import nn
 from ray_app.detectors import load_card
 from ray_app.detectors.card import DetectorCard, Output, Weights
 from ray_app.detectors.checkpoints import load_strictly, read_state_dict
-from ray_app.detectors.detector import build_network, load_network, own_keys
+from ray_app.detectors.detector import build_network, load_network, rename_keys
 from ray_app.detectors.families import maskclip, residual
 from ray_app.detectors.registry import HEADS
 from ray_app.detectors.weights import WeightSet, resolve_part
@@ -187,7 +187,7 @@ def _load_initial_weights(network: nn.Module, recipe: Recipe, card: DetectorCard
                 else (_get_submodule(network, recipe, part), f"{part}.")
             )
             # Published files may use older names than the library does today.
-            state = own_keys(
+            state = rename_keys(
                 card,
                 {prefix + key: tensor for key, tensor in _read_part(recipe, card, part).items()},
                 network,

@@ -15,7 +15,7 @@ import torch
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import ResolvedPrecision, autocast
-from ray_app.inference.spec import precision_on
+from ray_app.inference.spec import choose_precision
 from ray_app.training import job, networks
 from ray_app.training.config import Initial, TrainConfig
 
@@ -73,7 +73,9 @@ def estimate_memory(
     learning_bytes = _count_bytes(trained)
     optimiser = config.optimiser
     moments = 2 if optimiser.name in ("adam", "adamw") else 1 if optimiser.momentum else 0
-    precision = precision_on("cuda" if layout.worker_gpus else "cpu", card, config.loop.precision)
+    precision = choose_precision(
+        "cuda" if layout.worker_gpus else "cpu", card, config.loop.precision
+    )
     n_parts = layout.workers if config.workers.strategy == "fsdp2" else 1
     parts = {
         "parameters": _count_bytes([*network.parameters(), *network.buffers()]) // n_parts,

@@ -17,7 +17,7 @@ import ray
 from ray.train import DataConfig, get_dataset_shard
 
 from ray_app.errors import ClusterError
-from ray_app.streams.pool import Pool, dataset, messages, through
+from ray_app.streams.pool import Pool, add_pools, dataset, messages
 from ray_app.streams.stage import Stage
 from ray_app.training import checkpoints
 from ray_app.training.job import TrainingJob
@@ -118,7 +118,7 @@ class Shards(DataConfig):
             for rank in range(world_size)
         ]
         return [
-            {name: through(steps, [pool]).iterator() for name, steps in datasets.items()}
+            {name: add_pools(steps, [pool]).iterator() for name, steps in datasets.items()}
             for pool in pools
         ]
 

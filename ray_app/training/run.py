@@ -26,14 +26,14 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ray_app.archives import Each, in_turn
+from ray_app.archives import MapFunction, map_serial
 from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import (
     cluster,
     has_other_nodes,
+    map_on_ray,
     named_cluster,
-    on_ray,
     resources,
 )
 from ray_app.datasets import index, sampling, survey, training_prompts
@@ -48,12 +48,12 @@ from ray_app.detectors import (
 )
 from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import ClusterError, ConfigError, resumable
-from ray_app.inference.spec import precision_on
+from ray_app.inference.spec import choose_precision
 from ray_app.reports import identification
 from ray_app.reports.training import training_lines
-from ray_app.storage import Guard, Lease, Store, local_path, with_s3_settings
+from ray_app.storage import Guard, Lease, Store, apply_s3_settings, local_path
 from ray_app.storage.node_budget import usable_cores
-from ray_app.streams.worker_pool import in_pool
+from ray_app.streams.worker_pool import map_in_pool
 from ray_app.training import checkpoints, networks, validate
 from ray_app.training.config import PROFILING, TrainConfig
 from ray_app.training.export import METRICS, finish, push
@@ -168,7 +168,11 @@ def _check_prerequisites(
 
 
 def prepare_data(
-    config: TrainConfig, out: Store, *, each: Each = in_turn, reading: Each = in_turn
+    config: TrainConfig,
+    out: Store,
+    *,
+    each: MapFunction = map_serial,
+    reading: MapFunction = map_serial,
 ) -> PreparedTraining:
     """Index the sources that are not indexed yet, into `data/`, and divide their rows into splits.
 
@@ -201,12 +205,12 @@ def prepare_data(
         order,
         total,
         list_milestones(order, total, config.validation.every),
-        reduce(Guard.joined, guards, Guard()),
+        reduce(Guard.merge, guards, Guard()),
     )
 
 
 def make_opener(
-    out: Store, each: Each, reading: Each, guards: list[Guard]
+    out: Store, each: MapFunction, reading: MapFunction, guards: list[Guard]
 ) -> Callable[[DatasetSource], pa.Table]:
     """Return a function that opens the rows of a source.
 
@@ -238,7 +242,7 @@ def make_opener(
 def locate_index(source: DatasetSource, out: Store) -> Store:
     """Return the folder of a source's index, which all sources that read the same files share."""
     content = source.model_dump_json(exclude={"split", "generators", "allow_private"})
-    return out.below(f"data/{hashlib.sha256(content.encode()).hexdigest()[:12]}")
+    return out.subdir(f"data/{hashlib.sha256(content.encode()).hexdigest()[:12]}")
 
 
 def make_job(
@@ -269,7 +273,9 @@ def make_job(
         # The driver decides the precision. Otherwise workers on nodes of two kinds would average
         # gradients of two precisions.
         precision = (
-            cpu_precision() if config.method == "describe" else precision_on("cpu", card, "auto")
+            cpu_precision()
+            if config.method == "describe"
+            else choose_precision("cpu", card, "auto")
         )
         config = config.model_copy(
             update={"loop": config.loop.model_copy(update={"precision": precision})}
@@ -366,7 +372,7 @@ class TrainingResult(NamedTuple):
         return [*lines, *pushed]
 
 
-@with_s3_settings
+@apply_s3_settings
 def train(config: TrainConfig, *, dry_run: bool = False) -> TrainingResult:
     """Train by a recipe into `config.out`, and resume if an earlier session was interrupted.
 
@@ -444,13 +450,13 @@ def uses_ray(config: TrainConfig) -> bool:
 
 
 @contextmanager
-def _start_processes(config: TrainConfig, card: DetectorCard) -> Iterator[dict[str, Each]]:
+def _start_processes(config: TrainConfig, card: DetectorCard) -> Iterator[dict[str, MapFunction]]:
     """Start or join the training's Ray cluster, and yield the functions that run indexing."""
     if not uses_ray(config):
         yield {}
         return
     with cluster(_configure_cluster(config, card.preprocessing.shape)):
-        yield {"each": on_ray, "reading": in_pool}
+        yield {"each": map_on_ray, "reading": map_in_pool}
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_app import __version__
-from ray_app.config import as_begun
+from ray_app.config import complete_from_run
 from ray_app.errors import IdentityError
 from ray_app.runs.directory import differences, differing_keys, refuse_others
 from ray_app.storage import Store, strip_all_secrets
@@ -147,7 +147,7 @@ def restore_config(config: TrainConfig, out: Store) -> TrainConfig:
     claim = read_claim(out)
     if claim is None:
         return config
-    restored = as_begun(config, claim["identity"]["recipe"], where=f"{out.url}/{FILE}")
+    restored = complete_from_run(config, claim["identity"]["recipe"], where=f"{out.url}/{FILE}")
     if differing := differing_keys(extract_recipe(config), extract_recipe(restored)):
         message = "; ".join(f"{key} {was} (today {now})" for key, now, was in differing)
         print(

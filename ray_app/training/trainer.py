@@ -34,7 +34,7 @@ from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from typing_extensions import override
 
-from ray_app.cluster.ray_cluster import on_own_node
+from ray_app.cluster.ray_cluster import select_current_node
 from ray_app.cluster.shutdown import signal_grace_s
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
 from ray_app.training import checkpoints, loop, ray_data
@@ -156,7 +156,7 @@ def fit(job: TrainingJob) -> None:
         KeyboardInterrupt: A signal requested to stop. The workers have saved.
     """
     remote: Any = ray.remote
-    actor = remote(num_cpus=0, concurrency_groups={"fit": 1}, label_selector=on_own_node())
+    actor = remote(num_cpus=0, concurrency_groups={"fit": 1}, label_selector=select_current_node())
     session = actor(TrainingSession).remote()
     over = session.fit.remote({"job": ray.put(job)})
     progress = TrainingProgress(job.total_steps)

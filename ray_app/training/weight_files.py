@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ray_app.detectors.card import DetectorCard, Output, Size, Weights
 from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.detectors.preprocessing import Preprocessing
-from ray_app.detectors.weights import file_sha256
+from ray_app.detectors.weights import hash_file
 from ray_app.errors import DetectorError
 
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
@@ -71,7 +71,7 @@ def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weigh
     if card.family == "timm-classifier":
         _write_json(folder / CONFIG, _make_timm_config(card))
     config = CONFIG if card.family == "transformers-classifier" else None
-    return Weights(uri=WEIGHTS, sha256=file_sha256(folder / WEIGHTS), config=config)
+    return Weights(uri=WEIGHTS, sha256=hash_file(folder / WEIGHTS), config=config)
 
 
 def measure_size(card: DetectorCard) -> Size | None:

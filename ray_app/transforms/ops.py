@@ -167,7 +167,7 @@ def resize(image: Image.Image, size: Size, method: Filter) -> Image.Image:
         return image
     if method == "lanczos-or-bicubic":
         method = "lanczos" if size[0] < image.width else "bicubic"
-    return resized_rows_first(image, size, _FILTERS[method])
+    return resize_rows_first(image, size, _FILTERS[method])
 
 
 def scaled_size(size: Size, scale: float) -> Size:
@@ -486,7 +486,7 @@ def _dilate(mask: Mask, reach: int) -> Mask:
     return result
 
 
-def resized_rows_first(
+def resize_rows_first(
     image: Image.Image,
     size: tuple[int, int],
     filter: Image.Resampling,

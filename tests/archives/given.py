@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ray_app.archives import Archive, ListedMember, member_rows, read_block, read_blocks
+from ray_app.archives import Archive, ListedMember, read_block, read_blocks, rows_to_members
 from ray_app.archives.members import identity_digest
 from ray_app.errors import SourceError, Status
 from ray_app.storage import Fetcher, Store
@@ -24,7 +24,7 @@ class Items:
 
     items: Iterable[ListedMember]
 
-    def found(self, fetcher):
+    def list_entries(self, fetcher):
         for item in self.items:
             yield item.uri, item
 
@@ -76,7 +76,7 @@ def all_members(store, number=0, portion=None):
     return [
         member
         for ref in read_blocks(store, number, portion)
-        for member in member_rows(read_block(store, ref))
+        for member in rows_to_members(read_block(store, ref))
     ]
 
 

@@ -16,9 +16,9 @@ import pytest
 from ray_app.archives import (
     BlockPlan,
     MemberReader,
-    fetcher_of,
-    guard_of,
+    create_fetcher,
     list_members,
+    load_guard,
     open_source,
 )
 from ray_app.errors import InputError, SourceError, Status, StorageError
@@ -35,7 +35,7 @@ PLAN = BlockPlan(batch_slots=4, max_block_members=64)
 
 def archive_read(source, **settings):
     """Every member that a source lists, with its bytes or the error; listed and read as by a run."""
-    fetcher = fetcher_of([str(source)], RetryPolicy(attempts=1), **settings)
+    fetcher = create_fetcher([str(source)], RetryPolicy(attempts=1), **settings)
     store = Store.open(f"memory://{uuid.uuid4().hex}")
     list_members(store, open_source([str(source)], fetcher=fetcher), PLAN)
     return list(MemberReader(fetcher, max_bytes=10**6).read(all_members(store)))
@@ -216,7 +216,7 @@ def test_run_trusts_what_its_listing_was_allowed(tmp_path):
         def guard(source, **allowed):
             store = Store.open(f"memory://{uuid.uuid4().hex}")
             list_members(store, open_source([source], **allowed), PLAN)
-            return guard_of(store)
+            return load_guard(store)
 
         for allowed in (False, True):
             listing = guard(f"list::{tmp_path}/l.txt", allow_private=allowed)
@@ -228,7 +228,7 @@ def test_run_trusts_what_its_listing_was_allowed(tmp_path):
 
 def test_fetcher_keeps_its_guard_when_pickled():
     signed = "tar::http://localhost:1/x?X-Amz-Signature=s"
-    guard = pickle.loads(pickle.dumps(fetcher_of([signed], allow_private=True))).guard
+    guard = pickle.loads(pickle.dumps(create_fetcher([signed], allow_private=True))).guard
     assert guard.allow_private
     assert guard.trusts("http://localhost:1/")
     fetcher = Fetcher(signed=["http://me:pw@localhost:1/"])

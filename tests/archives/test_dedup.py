@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.archives.dedup import IdTable
-from ray_app.archives.manifest import parquet_bytes
+from ray_app.archives.manifest import to_parquet_bytes
 from ray_app.archives.members import identity_digest
 from ray_app.archives.raw_listing import RawFile
 from ray_app.storage import Store
@@ -13,7 +13,7 @@ from ray_app.storage import Store
 def write_raw_file(rng, rows):
     """Return the description of so many listed members with random ids."""
     ids, words = rng.integers(-(2**63), 2**63 - 1, (2, rows))
-    data = parquet_bytes(pa.table({"image_id": ids, "check": words}))
+    data = to_parquet_bytes(pa.table({"image_id": ids, "check": words}))
     return RawFile(rows, 1, False, False, None, "raw.parquet", data)
 
 

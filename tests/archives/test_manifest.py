@@ -14,17 +14,17 @@ from ray_app.archives import (
     BlockPlan,
     ListedMember,
     RefusedMember,
-    block_sizes,
     image_id,
+    iter_block_sizes,
+    list_complete_manifests,
     list_members,
-    manifests,
-    member_rows,
     open_source,
     read_block,
     read_blocks,
     read_complete,
     read_ids,
     read_vanished,
+    rows_to_members,
 )
 from ray_app.archives.build import Portions
 from ray_app.archives.manifest import MAX_BYTES, listed_rows
@@ -43,14 +43,17 @@ def ids_of(items) -> list[int]:
 def known_ids(store) -> list[int]:
     return sorted(
         number
-        for manifest in manifests(store)
+        for manifest in list_complete_manifests(store)
         for ids in read_ids(store, read_blocks(store, manifest))
         for number in ids.tolist()
     )
 
 
 def current_ids(store) -> list[int]:
-    return sorted(set(known_ids(store)) - set(read_vanished(store, manifests(store)[-1]).tolist()))
+    return sorted(
+        set(known_ids(store))
+        - set(read_vanished(store, list_complete_manifests(store)[-1]).tolist())
+    )
 
 
 def list_items(store, items, plan=PLAN, **options):
@@ -77,7 +80,7 @@ def test_manifest_keeps_every_member_in_its_place(store):
     assert told[-1] == 3000
     refs = read_blocks(store, 0)
     assert (len(refs), refs.members, refs.size_bytes) == (info.blocks, 3000, info.size_bytes)
-    sizes = list(itertools.islice(block_sizes(PLAN), len(refs) - 1))
+    sizes = list(itertools.islice(iter_block_sizes(PLAN), len(refs) - 1))
     assert [ref.members for ref in refs][:-1] == sizes
     contract = "image_id uri member occurrence version size_bytes block slot place refused"
     assert read_block(store, refs[0]).schema.names == contract.split()
@@ -90,7 +93,7 @@ def test_block_has_no_more_bytes_than_allowed_unless_one_file(store, runs):
     plan = BlockPlan(batch_slots=4, max_block_members=16, max_block_bytes=1000)
     list_items(store, items, plan, portions=Portions(raw_rows=30, run_rows=-(-len(items) // runs)))
     held = [
-        [member.size_bytes for member in member_rows(read_block(store, ref))]
+        [member.size_bytes for member in rows_to_members(read_block(store, ref))]
         for ref in read_blocks(store, 0)
     ]
     assert list(itertools.chain(*held)) == sizes
@@ -103,7 +106,7 @@ def test_block_has_no_more_bytes_than_allowed_unless_one_file(store, runs):
 def test_manifest_that_is_unfinished_is_written_again(store):
     store.write("manifest/0/part-00000-00007.parquet", b"left behind")
     store.write("manifest/0/listing/000000-00000.ids", b"left behind")
-    assert manifests(store) == []
+    assert list_complete_manifests(store) == []
     assert read_complete(store, 0) is None
     list_items(store, [listed(1)])
     files = "_complete blocks.parquet part-00000-00000.parquet vanished.parquet"

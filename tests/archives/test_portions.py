@@ -15,15 +15,15 @@ from ray_app.archives import (
     Portions,
     finish_manifest,
     is_as_listed,
-    last_listing,
+    list_complete_manifests,
     list_members,
     list_portions,
-    manifests,
-    open_manifest,
     open_source,
     read_blocks,
     read_blocks_so_far,
     read_complete,
+    read_last_listing,
+    read_open_manifest,
     read_vanished,
     read_vanished_so_far,
     walk,
@@ -87,7 +87,9 @@ def add_portions(store, archive=None, ids=None, **options):
 
 
 def members_of(store):
-    return [member for number in manifests(store) for member in all_members(store, number)]
+    return [
+        member for number in list_complete_manifests(store) for member in all_members(store, number)
+    ]
 
 
 def paths(store):
@@ -114,7 +116,7 @@ def test_portions_list_what_one_listing_lists(server):
     assert [info.listed for info in infos] == [info.members for info in infos]
     assert [info.portions for info in infos] == list(range(1, len(infos) + 1))
     assert infos[-1].listed == infos[-1].named == 296
-    assert manifests(store) == [0]
+    assert list_complete_manifests(store) == [0]
     assert not read_vanished(store, 0).size
     for portion in range(len(infos)):
         uris = [member.uri for member in all_members(store, 0, portion)]
@@ -129,8 +131,8 @@ def test_first_portion_counts_before_the_listing_ends(server):
     arriving = list_source(store)
     info = next(arriving)
     assert len(server.asked) <= 12, "of 35 pages"
-    assert read_complete(store, 0, 0) == open_manifest(store) == info
-    assert manifests(store) == []
+    assert read_complete(store, 0, 0) == read_open_manifest(store) == info
+    assert list_complete_manifests(store) == []
     arriving.close()
 
 
@@ -160,7 +162,7 @@ def test_killed_listing_resumes_after_its_last_portion(server):
         try:
             list(list_source(Dying(store.url, lives)))
         except KeyboardInterrupt:
-            listed = last_listing(store)
+            listed = read_last_listing(store)
             done = range(listed.portions) if listed else ()
             before = {k: files_below(store, f"manifest/0/{k:05d}") for k in done}
             server.asked.clear()
@@ -254,7 +256,7 @@ def keys_of(members):
 
 
 def id_of(store, key):
-    portions = range(open_manifest(store).portions)
+    portions = range(read_open_manifest(store).portions)
     members = [member for portion in portions for member in all_members(store, 0, portion)]
     [found] = {member.image_id for member in members if member.uri.endswith(f"/{key}")}
     return found
@@ -285,11 +287,11 @@ def test_followed_source_adds_portions_to_one_manifest(server, is_shared):
         assert read_vanished_so_far(store, info).tolist() == [id_of(store, "5.jpg")]
         assert [ref.block for ref in read_blocks_so_far(store, info)] == list(range(info.blocks))
         closed = finish_manifest(store)
-        assert (closed.portions, closed.current, manifests(store)) == (4, 6, [0])
+        assert (closed.portions, closed.current, list_complete_manifests(store)) == (4, 6, [0])
         assert read_vanished(store, 0).tolist() == read_vanished_so_far(store, info).tolist()
         assert len(read_blocks(store, 0)) == info.blocks
         [info] = listed(add=["7.jpg", "5.jpg"])
-        assert (info.manifest, info.members, info.vanished, info.known) == (1, 1, 0, 8)
+        assert (info.manifest, info.members, info.vanished, info.members_so_far) == (1, 1, 0, 8)
         assert keys_of(all_members(store, 1, 0)) == ["7.jpg"]
 
 

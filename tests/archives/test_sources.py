@@ -129,8 +129,8 @@ def test_large_prefix_is_listed_in_sections(s3, monkeypatch):
     archive = open_source(["s3://large/laion"], include=["**/*1.jpg"])
     sections = [pickle.loads(pickle.dumps(section)) for section in archive.sections()]
     assert len(sections) >= 3
-    found = [found for section in sections for found in section.found(Fetcher())]
-    assert found == list(whole.found(Fetcher()))
+    found = [found for section in sections for found in section.list_entries(Fetcher())]
+    assert found == list(whole.list_entries(Fetcher()))
     assert [(item.uri, item.input["key"]) for item in archive] == [
         (f"s3://large/laion/{key[:5]}/{key}.jpg", key) for key in ("000001", "000011")
     ]
@@ -185,7 +185,11 @@ def test_relative_source_stays_the_same_in_another_folder(tmp_path, monkeypatch)
     archive = open_source(["photos", "list.csv", "list::list.csv"])
     sections = pickle.dumps(list(archive.sections()))
     monkeypatch.chdir(tmp_path / "elsewhere")
-    found = [item.uri for section in pickle.loads(sections) for _, item in section.found(Fetcher())]
+    found = [
+        item.uri
+        for section in pickle.loads(sections)
+        for _, item in section.list_entries(Fetcher())
+    ]
     assert found == [str(tmp_path / "here/photos/a.jpg")] * 3
 
 

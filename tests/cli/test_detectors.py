@@ -11,7 +11,7 @@ import yaml
 from benchmarks.seeded import seeded_card
 from ray_app.config import named_configs
 from ray_app.detectors import load_card
-from ray_app.detectors.weights import located, parts_of
+from ray_app.detectors.weights import find_local_file, list_parts
 from ray_app.reports.card import SPEED_WORDS
 from tests.detectors.checkable import golden_of, sha256, write_checkable
 from tests.make.profiles import make_identifier
@@ -35,7 +35,7 @@ def home(tmp_path, monkeypatch):
 
 
 def without_weights():
-    return [name for name, card in CARDS.items() if not all(map(located, parts_of(card)))]
+    return [name for name, card in CARDS.items() if not all(map(find_local_file, list_parts(card)))]
 
 
 def test_list_shows_licence_weights_and_variants(touchstone):

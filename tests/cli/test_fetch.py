@@ -10,7 +10,7 @@ import yaml
 from benchmarks.seeded import seeded_state, write_weights
 from ray_app.config import named_configs
 from ray_app.detectors import DetectorCard, load_card
-from ray_app.detectors.weights import parts_of
+from ray_app.detectors.weights import list_parts
 from ray_app.ensembles import load_ensemble_card
 from tests.make import images
 from tests.make.cards import UNPUBLISHED
@@ -165,7 +165,7 @@ def test_recommended_detectors_are_free_and_can_be_fetched():
     for member in card.members:
         detector = load_card(member.detector)
         assert detector.terms == "permissive", member.detector
-        for part in parts_of(detector):
+        for part in list_parts(detector):
             assert part.weights.uri.startswith(("hf://", "https://")), part.name
             assert part.weights.obtain is None
             assert not part.weights.fitted

@@ -12,7 +12,7 @@ from itertools import count
 import pytest
 
 from ray_app.errors import ClusterError, ConfigError, TouchstoneError
-from ray_app.streams.worker_pool import in_pool
+from ray_app.streams.worker_pool import map_in_pool
 from tests.make.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -46,7 +46,7 @@ def _is_gone(pid):
 
 
 def test_pool_returns_results_in_order_and_ends_when_closed(ray_cluster):
-    unending = in_pool(_square, count())
+    unending = map_in_pool(_square, count())
     results = [next(unending) for _ in range(60)]
     unending.close()
     assert [result for result, _ in results] == [number**2 for number in range(60)]
@@ -56,7 +56,7 @@ def test_pool_returns_results_in_order_and_ends_when_closed(ray_cluster):
 
 
 def test_pool_raises_errors_of_function_and_items_unchanged(ray_cluster):
-    results = in_pool(_reciprocal, range(1, 100))
+    results = map_in_pool(_reciprocal, range(1, 100))
     assert [next(results) for _ in range(2)] == [1, 0]
     with pytest.raises(ConfigError, match="column 'x'") as caught:
         next(results)
@@ -66,27 +66,27 @@ def test_pool_raises_errors_of_function_and_items_unchanged(ray_cluster):
         yield 1
         raise ConfigError("the listing ends here")
 
-    results = in_pool(_reciprocal, items())
+    results = map_in_pool(_reciprocal, items())
     assert next(results) == 1
     with pytest.raises(ConfigError, match="the listing ends here"):
         next(results)
 
 
 def test_pool_repeats_items_of_dead_processes_a_few_times(ray_cluster, tmp_path):
-    assert list(in_pool(partial(_dies, tmp_path, always=False), range(20))) == list(range(20))
+    assert list(map_in_pool(partial(_dies, tmp_path, always=False), range(20))) == list(range(20))
     with pytest.raises(ClusterError, match="item 5 was given up: 4 workers died") as caught:
-        list(in_pool(partial(_dies, tmp_path, always=True), range(20)))
+        list(map_in_pool(partial(_dies, tmp_path, always=True), range(20)))
     assert "cluster.workers" in caught.value.hint
     (tmp_path / "died").unlink()
     with pytest.raises(ClusterError, match="item 5 was given up: 1 worker died"):
-        list(in_pool(partial(_dies, tmp_path, always=False), range(20), retries=0))
+        list(map_in_pool(partial(_dies, tmp_path, always=False), range(20), retries=0))
     with pytest.raises(TouchstoneError, match=r"(?s)Traceback.*ZeroDivisionError"):
-        list(in_pool(_reciprocal, [1, 0]))
-    assert list(in_pool(_reciprocal, [])) == []
+        list(map_in_pool(_reciprocal, [1, 0]))
+    assert list(map_in_pool(_reciprocal, [])) == []
 
 
 def test_pool_without_a_node_fails_after_stall_s(ray_cluster):
-    nowhere = in_pool(_square, range(3), labels={"workload": "nowhere"}, stall_s=3.0)
+    nowhere = map_in_pool(_square, range(3), labels={"workload": "nowhere"}, stall_s=3.0)
     with pytest.raises(ClusterError, match="no block ended in 3 s") as caught:
         list(nowhere)
     assert "cluster.stall_timeout_s" in caught.value.hint

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from ray_app.archives import BlockPlan, Portions, in_turn, list_members, open_source
+from ray_app.archives import BlockPlan, Portions, list_members, map_serial, open_source
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import LOCAL_OBJECT_STORE_BYTES, local_store_bytes, on_ray
+from ray_app.cluster.ray_cluster import LOCAL_OBJECT_STORE_BYTES, local_store_bytes, map_on_ray
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.storage.node_budget import node_memory
@@ -28,11 +28,11 @@ def test_tasks_return_results_in_order_from_other_processes(ray_cluster):
         time.sleep(random.Random(number).random() / 50)
         return number**2, os.getpid()
 
-    results = list(on_ray(square, iter(range(40))))
+    results = list(map_on_ray(square, iter(range(40))))
     assert [result for result, _ in results] == [number**2 for number in range(40)]
     assert os.getpid() not in {pid for _, pid in results}
-    assert list(on_ray(square, [])) == []
-    assert list(on_ray(os.nice, [0])) == [os.nice(0)], "Ray's own default is niceness 15"
+    assert list(map_on_ray(square, [])) == []
+    assert list(map_on_ray(os.nice, [0])) == [os.nice(0)], "Ray's own default is niceness 15"
 
 
 def test_tasks_raise_errors_unchanged_and_bugs_with_traceback(ray_cluster):
@@ -41,13 +41,13 @@ def test_tasks_raise_errors_unchanged_and_bugs_with_traceback(ray_cluster):
             raise ConfigError("column 'x' holds both", hint="make its values of one type")
         return number
 
-    results = on_ray(fails, range(100))
+    results = map_on_ray(fails, range(100))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ConfigError, match="column 'x'") as caught:
         next(results)
     assert caught.value.hint == "make its values of one type"
     with pytest.raises(TouchstoneError, match=r"(?s)Traceback.*ZeroDivisionError"):
-        list(on_ray(lambda number: 1 // number, [1, 0]))
+        list(map_on_ray(lambda number: 1 // number, [1, 0]))
 
 
 def test_tasks_may_be_left_early_many_times(ray_cluster):
@@ -55,11 +55,11 @@ def test_tasks_may_be_left_early_many_times(ray_cluster):
     # `ray.cancel` here aborted the driver within fifty rounds: a cancelled task that was just
     # ending.
     for _ in range(50):
-        results = on_ray(str, (taken.append(number) or number for number in range(1000)))
+        results = map_on_ray(str, (taken.append(number) or number for number in range(1000)))
         assert next(results) == "0"
         results.close()
     assert len(taken) < 500, "no more are taken than tasks may run"
-    assert list(on_ray(str, range(20))) == [str(number) for number in range(20)]
+    assert list(map_on_ray(str, range(20))) == [str(number) for number in range(20)]
 
 
 def test_listing_by_tasks_writes_the_same_files(ray_cluster, tmp_path):
@@ -71,7 +71,7 @@ def test_listing_by_tasks_writes_the_same_files(ray_cluster, tmp_path):
     archive = open_source([str(folder) for folder in sources])
     portions = Portions(raw_rows=40, id_rows=40, run_rows=100, few=0)
     written, plan = [], BlockPlan(batch_slots=4, max_block_members=32)
-    for each in (in_turn, on_ray):
+    for each in (map_serial, map_on_ray):
         store = Store.open(str(tmp_path / each.__name__))
         list_members(store, archive, plan, each=each, portions=portions, clock=lambda: 0.0)
         written.append(files_below(store))

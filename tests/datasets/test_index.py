@@ -13,10 +13,10 @@ from ray_app.archives import (
     Archive,
     BlockPlan,
     MemberReader,
-    member_rows,
     read_block,
     read_blocks,
     read_referenced,
+    rows_to_members,
 )
 from ray_app.datasets import (
     INPUT,
@@ -64,7 +64,9 @@ def test_index_gives_images_masks_and_labels(tmp_path):
     store, info = indexed(tmp_path, shard.parent, layout="opensdi")
     rows = read_index(store.url)
     assert rows.schema.field("input").type == INPUT
-    read = [data for _, data in MemberReader(Fetcher(), max_bytes=10**6).read(member_rows(rows))]
+    read = [
+        data for _, data in MemberReader(Fetcher(), max_bytes=10**6).read(rows_to_members(rows))
+    ]
     assert [Image.open(io.BytesIO(data)).tobytes() for data in read] == [
         one.tobytes() for one in images
     ]
@@ -332,7 +334,7 @@ class TestSources:
         assert min(counts["real"], counts["fake"]) >= 12
         assert all(
             not isinstance(data, Exception)
-            for _, data in MemberReader(Fetcher(), max_bytes=10**7).read(member_rows(rows))
+            for _, data in MemberReader(Fetcher(), max_bytes=10**7).read(rows_to_members(rows))
         )
         assert read_info(store).source["at"] == ["sample::"]
 

@@ -5,7 +5,13 @@ import pytest
 
 from ray_app.config import validate
 from ray_app.datasets import DatasetSource, index_source
-from ray_app.datasets.known_faults import KnownFault, fault_lines, faults_of, known_faults, spared
+from ray_app.datasets.known_faults import (
+    KnownFault,
+    drop_faulty_labels,
+    fault_lines,
+    find_faults,
+    known_faults,
+)
 from ray_app.datasets.labels import Labels
 from ray_app.datasets.layouts import layout_names
 from ray_app.datasets.survey import survey
@@ -57,14 +63,14 @@ SMALL, FORENSICS = "community-forensics-small-sizes", "hf://datasets/OwensLab/Co
 def test_fault_is_of_its_layout_version_and_place(layout, at, version, found, others):
     arguments = {"version": version} if version else {}
     names = {
-        fault.name for fault in faults_of({"layout": layout, "at": [at], "arguments": arguments})
+        fault.name for fault in find_faults({"layout": layout, "at": [at], "arguments": arguments})
     }
     assert found <= names
     assert not others & names
 
 
 def test_fault_line_names_rows_option_and_source():
-    faults = faults_of({"layout": "openfake", "at": [], "arguments": {"version": "v1"}})
+    faults = find_faults({"layout": "openfake", "at": [], "arguments": {"version": "v1"}})
     strata = {
         ("train", "fake", "sd-3.5"): 1200,
         ("test", "fake", "flux.1-dev"): 34,
@@ -85,17 +91,17 @@ def test_fault_line_names_rows_option_and_source():
 
 
 def test_spoiled_prompt_goes_with_its_group_and_image_stays():
-    faults = faults_of({"layout": "openfake", "at": [], "arguments": {"version": "v1"}})
+    faults = find_faults({"layout": "openfake", "at": [], "arguments": {"version": "v1"}})
     mispaired = Labels("fake", "sd-3.5", prompt="a dog", split="test", group="prompt:1")
     image = Labels("fake", "sd-3.5", split="test")
     in_scene = replace(image, group="scene 1")
-    assert spared(mispaired, faults) == image
-    assert spared(replace(in_scene, prompt="a dog"), faults) == in_scene
+    assert drop_faulty_labels(mispaired, faults) == image
+    assert drop_faulty_labels(replace(in_scene, prompt="a dog"), faults) == in_scene
     sound = Labels("fake", "sd-1.5", prompt="a dog", group="prompt:1")
     for labels in (sound, Labels("real", "real", prompt="a dog")):
-        assert spared(labels, faults) == labels
-    assert spared(Labels("fake", "sana-1.5"), faults) is None
-    assert spared(mispaired, ()) == mispaired
+        assert drop_faulty_labels(labels, faults) == labels
+    assert drop_faulty_labels(Labels("fake", "sana-1.5"), faults) is None
+    assert drop_faulty_labels(mispaired, ()) == mispaired
 
 
 def test_source_is_read_without_spoiled_rows(tmp_path):

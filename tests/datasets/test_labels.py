@@ -1,7 +1,14 @@
 import pyarrow as pa
 import pytest
 
-from ray_app.datasets.labels import coded, fakes, parse_label, prompt_group, real_of, texts
+from ray_app.datasets.labels import (
+    coded,
+    fakes,
+    name_real_generator,
+    parse_label,
+    prompt_group,
+    texts,
+)
 from ray_app.errors import ConfigError
 
 
@@ -56,7 +63,7 @@ def test_parse_label_has_no_default(value):
 
 
 def test_reals_are_never_mistaken_for_a_generator():
-    assert [real_of(source) for source in (None, "", "real", "Real", "LAION", "real:LAION")] == [
+    assert [name_real_generator(source) for source in (None, "", "real", "Real", "LAION", "real:LAION")] == [
         "real", "real", "real", "real", "real:LAION", "real:LAION",
     ]  # fmt: skip
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from ray_app.archives import ManifestMember
-from ray_app.datasets.mask_pixels import CoverageTally, coverage_of, to_mask
+from ray_app.datasets.mask_pixels import CoverageTally, measure_coverage, to_mask
 from ray_app.datasets.masks import MaskReader, may_lead
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits
@@ -124,9 +124,9 @@ def test_masks_that_mark_nothing_or_everything_are_counted():
     tally = CoverageTally()
     assert tally.warning() is None
     for number in range(5):
-        tally.add(f"/m/{number}.png", coverage_of(Image.new("L", (2, 2), 0)))
-    tally.add("/m/whole.png", coverage_of(Image.new("L", (2, 2), 255)))
-    tally.add("/m/part.png", coverage_of(Image.fromarray(GREY * 255)))
+        tally.add(f"/m/{number}.png", measure_coverage(Image.new("L", (2, 2), 0)))
+    tally.add("/m/whole.png", measure_coverage(Image.new("L", (2, 2), 255)))
+    tally.add("/m/part.png", measure_coverage(Image.fromarray(GREY * 255)))
     warning = tally.warning()
     assert "masks of 5 fakes mark nothing as altered, for example /m/0.png, /m/1.png" in warning
     assert "the mask of 1 fake marks" in warning

@@ -10,8 +10,8 @@ from scipy.sparse.csgraph import connected_components
 from ray_app.datasets import near_duplicates
 from ray_app.datasets.near_duplicates import (
     NEAR_BITS,
-    Bond,
-    bonds_of,
+    DuplicateCriterion,
+    compute_duplicate_criteria,
     connected_groups,
     leakage,
     near_pairs,
@@ -28,7 +28,7 @@ def test_prompts_and_detailed_looks_bind_images():
         real(prompt="A red  Cube"), real(prompt="a red cube"), real(prompt="a blue cube"), real(),
         real(phash="0123456789abcdef"), real(phash="0123456789abcdee"), real(phash="8000000000000000"), real(phash="8000000000000000"),
     ])  # fmt: skip
-    prompt, looks = bonds_of(rows, ["prompt", "looks"])
+    prompt, looks = compute_duplicate_criteria(rows, ["prompt", "looks"])
     assert prompt.codes.tolist() == [0, 0, 1, -1, -1, -1, -1, -1]
     assert looks.codes.tolist() == [-1] * 4 + [0, 1, -1, -1]
     assert looks.pairs.tolist() == [[0, 1]]
@@ -107,7 +107,9 @@ def test_groups_are_the_components_of_rows_and_what_they_share(codes, pairs):
     bonds, edges = [], [(row, row) for row in range(8)]
     for kind, shared in enumerate(codes):
         known = pairs if max(shared) == 5 else []
-        bonds.append(Bond("group", np.array(shared), np.array(known, np.int64).reshape(-1, 2)))
+        bonds.append(
+            DuplicateCriterion("group", np.array(shared), np.array(known, np.int64).reshape(-1, 2))
+        )
         edges += [(row, 8 + 6 * kind + code) for row, code in enumerate(shared) if code >= 0]
         edges += [(8 + 6 * kind + one, 8 + 6 * kind + other) for one, other in known]
     expected = components(np.array(edges), 8 + 6 * len(codes))[:8]

@@ -38,7 +38,7 @@ import torch
 
 from benchmarks.seeded import PUBLISHED_PREFIX
 from ray_app.detectors import load_card
-from ray_app.detectors.detector import BACKBONE, Detector, Normalise, build_network, own_keys
+from ray_app.detectors.detector import BACKBONE, Detector, Normalise, build_network, rename_keys
 from tests.make.networks.fill import Undrawn, fill, source, with_part
 
 
@@ -184,7 +184,7 @@ def filled_network(name, head=None):
         network = build_network(card).requires_grad_(False)
     prefix, keys = PUBLISHED_PREFIX.get(name, ""), network.state_dict().keys()
     own = {key: state[_published(prefix, key)] for key in keys}
-    network.load_state_dict(own | (own_keys(card, head, network) if head else {}), assign=True)
+    network.load_state_dict(own | (rename_keys(card, head, network) if head else {}), assign=True)
     return network.to(memory_format=torch.channels_last)
 
 

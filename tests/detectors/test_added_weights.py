@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ray_app.detectors import load_card, load_detector, resolve_weights
 from ray_app.detectors.added_weights import add_weights
-from ray_app.detectors.weights import cached_name, parts_of
+from ray_app.detectors.weights import cached_name, list_parts
 from ray_app.errors import DetectorError
 from tests.detectors.checkable import sha256, write_checkable
 from tests.make.networks.fill import with_part
@@ -34,7 +34,7 @@ def card(tmp_path):
 def test_file_with_the_stated_sha256_is_copied(card, tmp_path, own_cache, downloads):
     file = shutil.move(tmp_path / "checkable.safetensors", downloads / "model (1)")
     added = add_weights("checkable", file, [card])
-    assert added.path == resolve_weights(card) == own_cache / cached_name(parts_of(card)[0])
+    assert added.path == resolve_weights(card) == own_cache / cached_name(list_parts(card)[0])
     assert added.sha256 == card.weights.sha256
     assert added.lacking == {"checkable": []}
     assert file.stat().st_ino != added.path.stat().st_ino
@@ -85,4 +85,4 @@ def test_files_that_belong_together_are_copied_together(card, tmp_path, own_cach
     assert not own_cache.exists()
     shutil.move(tokens, downloads / "tokens.json")
     assert add_weights("checkable", file, [card]).lacking == {"checkable": []}
-    assert resolve_weights(card) == own_cache / cached_name(parts_of(card)[0])
+    assert resolve_weights(card) == own_cache / cached_name(list_parts(card)[0])

@@ -62,9 +62,9 @@ def test_fake_is_found_by_name_among_labels():
 
 def test_valid_range_returns_a_reason():
     allowed = ValidRange(min_side_px=64, max_side_px=1000)
-    assert allowed.doubt(64, 1000) is None
-    assert allowed.doubt(63, 500) == "63 × 500, below the valid range (64 px)"
-    assert "above" in allowed.doubt(64, 1001)
+    assert allowed.describe_mismatch(64, 1000) is None
+    assert allowed.describe_mismatch(63, 500) == "63 × 500, below the valid range (64 px)"
+    assert "above" in allowed.describe_mismatch(64, 1001)
 
 
 def test_a_card_travels_to_another_process():

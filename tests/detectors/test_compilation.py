@@ -6,8 +6,8 @@ from torch import nn
 
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.compilation import compile_checked
-from ray_app.detectors.precision import beyond_tolerance
-from ray_app.ensembles import ensemble_of
+from ray_app.detectors.precision import exceeds_tolerance
+from ray_app.ensembles import build_ensemble
 from ray_app.images import ImageLimits
 from ray_app.inference import StageClock, make_spec
 from ray_app.inference.scorer import EnsembleScorer
@@ -58,7 +58,9 @@ def test_failing_compiler_keeps_the_network(detector):
 
 def test_ensemble_returns_the_result_of_each():
     card = load_card("touchstone-tiny")
-    spec = make_spec(ensemble_of([card.name]), cards=[card], limits=ImageLimits(), precision="fp32")
+    spec = make_spec(
+        build_ensemble([card.name]), cards=[card], limits=ImageLimits(), precision="fp32"
+    )
     seen = []
     scorer = EnsembleScorer(spec, StageClock())
 
@@ -74,7 +76,7 @@ def test_ensemble_returns_the_result_of_each():
 def test_tolerance_depends_on_the_precision():
     expected = np.array([0.5, 20.0, np.nan], np.float32)
     near = expected + np.array([5e-5, 1e-3, 0.0], np.float32)
-    assert not beyond_tolerance(near, expected, "fp32")
-    assert beyond_tolerance(expected + np.float32(3e-3), expected, "fp32")
-    assert not beyond_tolerance(expected + np.float32(3e-3), expected, "bf16")
-    assert beyond_tolerance(np.array([0.5, 20.0, 1.0], np.float32), expected, "bf16")
+    assert not exceeds_tolerance(near, expected, "fp32")
+    assert exceeds_tolerance(expected + np.float32(3e-3), expected, "fp32")
+    assert not exceeds_tolerance(expected + np.float32(3e-3), expected, "bf16")
+    assert exceeds_tolerance(np.array([0.5, 20.0, 1.0], np.float32), expected, "bf16")

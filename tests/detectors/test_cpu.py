@@ -5,7 +5,7 @@ import pytest
 from ray_app.detectors import cpu, load_card
 from ray_app.detectors.precision import resolve_precision
 from ray_app.errors import ConfigError
-from ray_app.inference.spec import precision_on
+from ray_app.inference.spec import choose_precision
 
 KINDS = {
     "a Xeon of 2021": ("avx512f avx512_vnni", "fp32"),
@@ -41,11 +41,11 @@ def test_environment_decides_unless_card_or_user_does(processor, monkeypatch, st
     processor(KINDS[kind][0])
     monkeypatch.setenv("TOUCHSTONE_CPU_PRECISION", stated)
     card = load_card("touchstone-tiny")
-    assert resolve_precision("auto", "cpu") == precision_on("cpu", card, "auto") == stated
+    assert resolve_precision("auto", "cpu") == choose_precision("cpu", card, "auto") == stated
     assert resolve_precision("auto", "cpu", preferred="fp32") == "fp32"
-    assert precision_on("cpu", card.model_copy(update={"precision": "fp32"}), "auto") == "fp32"
+    assert choose_precision("cpu", card.model_copy(update={"precision": "fp32"}), "auto") == "fp32"
     for asked in ("bf16", "fp32"):
-        assert resolve_precision(asked, "cpu") == precision_on("cpu", card, asked) == asked
+        assert resolve_precision(asked, "cpu") == choose_precision("cpu", card, asked) == asked
 
 
 def test_another_word_is_refused(monkeypatch):

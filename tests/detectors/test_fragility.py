@@ -7,7 +7,7 @@ import yaml
 
 from ray_app.config import config_root
 from ray_app.detectors import load_card
-from ray_app.detectors.card import with_run_facts
+from ray_app.detectors.card import apply_run_settings
 from ray_app.detectors.card_sections import Fragility
 from ray_app.errors import ConfigError
 
@@ -24,12 +24,12 @@ def card_with(folder, **changes):
 def test_value_beyond_a_bound_has_a_reason():
     known = Fragility.model_validate({"abstains": BOUNDS})
     facts = {"jpeg_quality": [30, 50, None, 90], "graphics": [0.1, 0.2, None, 0.8]}
-    assert known.doubts(facts) == {
+    assert known.describe_mismatches(facts) == {
         0: "JPEG quality 30, below the valid range (50)",
         3: "share of graphics 0.8, above the valid range (0.55): a drawing",
     }
-    assert known.doubts({}) == {}
-    assert Fragility().doubts(facts) == {}
+    assert known.describe_mismatches({}) == {}
+    assert Fragility().describe_mismatches(facts) == {}
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_run_resumes_with_the_bounds_that_it_began_with(tmp_path):
     bounded = card_with(tmp_path, fragility={"abstains": BOUNDS})
     without, within = plain.scoring_facts, bounded.scoring_facts
     assert within["abstains"] == {"jpeg_quality": {"below": 50.0}, "graphics": {"above": 0.55}}
-    assert with_run_facts(bounded, {"weights": "0", **within}) is bounded
-    assert with_run_facts(bounded, {"weights": "0", **without}).scoring_facts == without
-    assert with_run_facts(plain, {"weights": "0", **within}).scoring_facts == within
+    assert apply_run_settings(bounded, {"weights": "0", **within}) is bounded
+    assert apply_run_settings(bounded, {"weights": "0", **without}).scoring_facts == without
+    assert apply_run_settings(plain, {"weights": "0", **within}).scoring_facts == within
     other = BOUNDS | {"graphics": {"above": 0.9, "what": "a drawing"}}
     moved = card_with(tmp_path, fragility={"abstains": other})
-    back = with_run_facts(moved, {"weights": "0", **within}).fragility.abstains["graphics"]
+    back = apply_run_settings(moved, {"weights": "0", **within}).fragility.abstains["graphics"]
     assert (back.below, back.above, back.what) == (None, 0.55, "a drawing")
-    assert with_run_facts(bounded, {}) is bounded
+    assert apply_run_settings(bounded, {}) is bounded

@@ -11,7 +11,7 @@ import torch
 from ray_app.detectors import load_card
 from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.weights import located, parts_of, resolve_part
+from ray_app.detectors.weights import find_local_file, list_parts, resolve_part
 from tests.detectors.golden import (
     filled_detector,
     filled_network,
@@ -54,7 +54,9 @@ NETWORKS = {
 # RINE of two classes: the only file of its four that we had. The authors' own code gives these on
 # the same tower.
 RINE = {"224x224": -1.4858775, "301x227": -2.5890355, "97x131": 1.7437764}
-if not any(located(parts_of(load_card(name))[0]) for name in (*HEADS, *NETWORKS, "rine:2class")):
+if not any(
+    find_local_file(list_parts(load_card(name))[0]) for name in (*HEADS, *NETWORKS, "rine:2class")
+):
     pytest.skip("no published file is on this machine", allow_module_level=True)
 
 
@@ -62,8 +64,8 @@ def published(card):
     """The state dict of the card's own file, whose SHA-256 is the card's; skips where it is not on
     this machine.
     """
-    part, *_ = parts_of(card)
-    if located(part) is None:
+    part, *_ = list_parts(card)
+    if find_local_file(part) is None:
         pytest.skip(f"the published file of {card.name} is not on this machine")
     return read_state_dict(resolve_part(part, offline=True), part.weights)
 

@@ -5,7 +5,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ray_app.detectors import load_card, load_detector
-from ray_app.detectors.card_sections import FormulaScore, formula_image
+from ray_app.detectors.card_sections import FormulaScore, generate_formula_image
 from ray_app.detectors.verify import verify_detector
 from tests.detectors.checkable import sha256, write_checkable
 from tests.make.networks.fill import pattern_image, with_part
@@ -129,7 +129,9 @@ def test_a_file_that_belongs_beside_is_named(tmp_path, own_cache):
 def test_a_golden_score_of_an_image_by_formula_needs_no_file(folder):
     card = load_card(folder / "card.yaml")
     pixels = pattern_image(48, 100)
-    assert np.array_equal(formula_image(100, 48), pixels), "the formula of all golden values"
+    assert np.array_equal(generate_formula_image(100, 48), pixels), (
+        "the formula of all golden values"
+    )
     detector = load_detector(card, precision="fp32", slots=1)
     logit = float(detector.score(detector.prepare(Image.fromarray(pixels))[None])[0])
     described = {"image": "formula", "width": 100, "height": 48, "source": "this test"}

@@ -22,7 +22,7 @@ from ray_app.detectors import (
 from ray_app.detectors.card import Output
 from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.weights import cached_name, file_sha256, parts_of, stated_digest
+from ray_app.detectors.weights import cached_name, combine_stated_digests, hash_file, list_parts
 from ray_app.errors import DetectorError
 from tests.make.networks.fill import with_part
 
@@ -81,7 +81,7 @@ def test_s3_weights_are_fetched_once_into_the_cache(small_card, own_cache, s3):
     with pytest.raises(DetectorError, match="offline"):
         resolve_weights(card)
     path = resolve_weights(card, offline=False)
-    assert path == own_cache / cached_name(parts_of(card)[0])
+    assert path == own_cache / cached_name(list_parts(card)[0])
     assert [entry.name for entry in own_cache.iterdir()] == [path.name]
     s3.clear_log()
     assert resolve_weights(card) == path
@@ -108,7 +108,7 @@ def test_worker_reads_the_mirror_instead_of_the_hub(small_card, own_cache, tmp_p
     card = at(small_card, HUB)
     with pytest.raises(DetectorError, match="offline"):
         resolve_weights(card)
-    cached = copy_of(small_card, own_cache / cached_name(parts_of(card)[0]))
+    cached = copy_of(small_card, own_cache / cached_name(list_parts(card)[0]))
     assert publish_weights(card, str(tmp_path / "mirror")).endswith(cached.name)
     shutil.rmtree(own_cache)
     monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
@@ -206,12 +206,10 @@ def test_checkpoint_in_shards_is_read_whole_or_refused(sharded):
 
 def test_digest_covers_every_shard(sharded):
     index, before = Path(sharded.weights.uri), weights_digest(sharded)
-    assert stated_digest(sharded) is None
-    beside = {name: file_sha256(index.with_name(name)) for name in SHARDS}
-    stated = with_part(
-        sharded, "weights", sha256=file_sha256(index), unverified=None, beside=beside
-    )
-    assert stated_digest(stated) == before
+    assert combine_stated_digests(sharded) is None
+    beside = {name: hash_file(index.with_name(name)) for name in SHARDS}
+    stated = with_part(sharded, "weights", sha256=hash_file(index), unverified=None, beside=beside)
+    assert combine_stated_digests(stated) == before
     write_weights(index.with_name("model-00002-of-00002.safetensors"), {"b.weight": torch.ones(3)})
     assert weights_digest(sharded) != before
 

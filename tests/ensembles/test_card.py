@@ -9,9 +9,9 @@ from ray_app.ensembles import (
     EnsembleMember,
     Guarantee,
     Thresholds,
+    build_ensemble,
     choose_operating_point,
-    decision_facts,
-    ensemble_of,
+    get_decision_settings,
     list_rates,
     load_ensemble_card,
 )
@@ -117,7 +117,7 @@ def test_card_with_references_of_older_versions_loads(tmp_path):
 
 def test_ensemble_of_the_command_line_is_named_after_detectors():
     detectors = ["corvi2023:thumb1024", "./b.yaml:small", "v1.5"]
-    named = ensemble_of(detectors)
+    named = build_ensemble(detectors)
     assert named.name == "corvi2023:thumb1024+b:small+v1.5"
     assert [member.detector for member in named.members] == detectors
     assert (named.thresholds.real_below, named.thresholds.fake_above) == (0.0, 0.0)
@@ -126,7 +126,7 @@ def test_ensemble_of_the_command_line_is_named_after_detectors():
 def test_decision_facts_keep_their_old_form():
     facts = {"rule": "weighted", "bias": 0.5, "weights": [2.0, 1.0]}
     facts["thresholds"] = {"real_below": 0.0, "fake_above": 0.0}
-    assert decision_facts(card(**WEIGHTED, bias=0.5)) == facts
+    assert get_decision_settings(card(**WEIGHTED, bias=0.5)) == facts
 
 
 def test_decision_facts_name_whatever_changes_a_decision():
@@ -138,23 +138,23 @@ def test_decision_facts_name_whatever_changes_a_decision():
         card(thresholds=Thresholds(fake_above=1.0)),
         card(**WEIGHTED),
     ]
-    plain, *facts = (decision_facts(each) for each in (card(), *changed))
+    plain, *facts = (get_decision_settings(each) for each in (card(), *changed))
     assert all([plain, *facts].count(each) == 1 for each in facts)
     assert facts[2]["stacking"] == STACKING.model_dump(mode="json")
     assert facts[3]["calibration"] == {"slope": 1.0, "intercept": 0.5}
     other = card(title="other", notes="other", thresholds=Thresholds(measured_on="other"))
-    assert decision_facts(other) == plain
+    assert get_decision_settings(other) == plain
 
 
 def test_decision_facts_have_the_numbers_of_a_gate():
     def three(**keys):
         return card(members=tuple(EnsembleMember(detector=name) for name in "abc"), **keys)
 
-    facts = decision_facts(three(rule="gated-mean"))
+    facts = get_decision_settings(three(rule="gated-mean"))
     assert facts["gate"] == {"deviations": 3.5, "floor": 0.5}
-    assert decision_facts(three(rule="gated-mean", gate=OutlierGate())) == facts
-    assert decision_facts(three(rule="gated-mean", gate=OutlierGate(floor=1))) != facts
-    assert "gate" not in decision_facts(three())
+    assert get_decision_settings(three(rule="gated-mean", gate=OutlierGate())) == facts
+    assert get_decision_settings(three(rule="gated-mean", gate=OutlierGate(floor=1))) != facts
+    assert "gate" not in get_decision_settings(three())
 
 
 def test_wild_is_of_four_backbones_and_two_sizes():
@@ -169,14 +169,14 @@ def test_wild_is_of_four_backbones_and_two_sizes():
 
 
 def test_operating_points_are_optional_and_do_not_decide():
-    card = ensemble_of(["touchstone-tiny"])
+    card = build_ensemble(["touchstone-tiny"])
     assert "operating_points" not in card.model_dump()
     point = OperatingPoint(rate=0.01, threshold=2.0, false_positive_rate=0.004, upper_bound=0.0099)
     assert point.is_guaranteed
     assert not point.model_copy(update={"upper_bound": 0.011}).is_guaranteed
     more = card.model_copy(update={"operating_points": (point,)})
     assert EnsembleCard.model_validate(more.model_dump(mode="json")) == more
-    assert decision_facts(more) == decision_facts(card)
+    assert get_decision_settings(more) == get_decision_settings(card)
 
 
 POINT = {
@@ -221,8 +221,8 @@ def test_thresholds_that_state_the_rate_are_its_point(with_points):
 
 
 def test_only_a_stated_rate_is_a_fact_of_the_decision(with_points):
-    assert "fpr" not in decision_facts(with_points)
-    assert decision_facts(choose_operating_point(with_points, 0.05))["fpr"] == 0.05
+    assert "fpr" not in get_decision_settings(with_points)
+    assert get_decision_settings(choose_operating_point(with_points, 0.05))["fpr"] == 0.05
 
 
 def test_percentage_as_rate_is_rejected_with_the_fraction(with_points):

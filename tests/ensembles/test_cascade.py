@@ -8,7 +8,7 @@ from ray_app.ensembles import (
     EnsembleMember,
     combine,
     decide,
-    second_looks,
+    list_second_stage_reasons,
 )
 from ray_app.ensembles.card import Cascade, Stacking
 from ray_app.ensembles.decision import is_audited
@@ -29,7 +29,7 @@ def test_band_and_audit_get_the_score_of_all_detectors():
     scores = columns([-3.0, -1.0, 2.0, 3.0, 3.0], [NAN, 5.0, 4.0, NAN, 1.0])
     drawn = [False, False, False, False, True]
     assert combine(CARD, scores, NONE, audited=drawn).tolist() == [-3.0, 2.0, 3.0, 3.0, 2.0]
-    looks = second_looks(CARD, {"cheap": scores["cheap"]}, NONE, drawn)
+    looks = list_second_stage_reasons(CARD, {"cheap": scores["cheap"]}, NONE, drawn)
     assert looks == [None, "band", "band", None, "audit"]
 
 

@@ -7,10 +7,10 @@ import pytest
 from ray_app.ensembles import (
     Guarantee,
     Thresholds,
+    build_ensemble,
     describe_error_rates,
-    ensemble_of,
-    error_rates,
-    find,
+    find_origin,
+    format_error_rates,
 )
 from ray_app.ensembles.finding import UNSIGNED, describe_rates
 from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance, Watermark
@@ -33,7 +33,9 @@ def c2pa(state, *codes):
 
 
 def found(verdict=None, thresholds=MEASURED, **said):
-    return find(Provenance.of(**said).row() if said else None, verdict, thresholds)
+    return find_origin(
+        Provenance.from_statements(**said).row() if said else None, verdict, thresholds
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,28 +143,28 @@ def test_each_ground_has_its_error_rate_and_a_claim_has_none():
 def test_error_rates_say_how_often_an_ensemble_errs():
     rates = {"false_positive_rate": 0.0098, "true_positive_rate": 0.404}
     measured = Thresholds(**rates, n_real=3671, n_fake=3004, measured_on="unseen photographs")
-    assert error_rates("mine", measured) == (
+    assert format_error_rates("mine", measured) == (
         "The ensemble mine flags about 1 % of real pictures and finds about 40 % of generated ones,"
         " so “no evidence found” does not say that a picture is genuine"
         " (measured on 3,671 real and 3,004 generated ones, unseen photographs)."
     )
-    unmeasured = error_rates("own", Thresholds())
+    unmeasured = format_error_rates("own", Thresholds())
     assert unmeasured.startswith("The ensemble own has no measured error rates")
     assert "touchstone detectors calibrate" in unmeasured
-    assert error_rates("", None) == unmeasured.replace("The ensemble own", "This ensemble")
-    partly = error_rates("own", Thresholds(false_positive_rate=0.01))
+    assert format_error_rates("", None) == unmeasured.replace("The ensemble own", "This ensemble")
+    partly = format_error_rates("own", Thresholds(false_positive_rate=0.01))
     assert "finds an unmeasured share of generated ones" in partly
     long = Thresholds(false_positive_rate=0.01, measured_on="x" * 9999)
-    assert len(error_rates("own" * 999, long)) < 500
+    assert len(format_error_rates("own" * 999, long)) < 500
 
 
 def test_error_rates_name_the_operating_point_and_its_bound():
     point = {"target_fpr": 0.05, "false_positive_rate": 0.048, "true_positive_rate": 0.69}
-    said = error_rates("own", Thresholds(**point, upper_bound=0.0553))
+    said = format_error_rates("own", Thresholds(**point, upper_bound=0.0553))
     assert said.startswith("Operating point 5 %: the ensemble own flags about 4.8 % of real")
     assert "(at most 5.53 %, with 95 % confidence)" in said
     abstains = {"abstain_real": 0.16, "abstain_fake": 0.21, "measured_on": "prints"}
-    said = error_rates("", Thresholds(**point, **abstains))
+    said = format_error_rates("", Thresholds(**point, **abstains))
     assert "Operating point 5 %: this ensemble flags" in said
     assert "finds about 69 % of generated ones (measured on prints)" in said
     assert "leaves 16 % of real pictures and 21 % of generated ones open" in said
@@ -170,7 +172,7 @@ def test_error_rates_name_the_operating_point_and_its_bound():
     guarantee = Guarantee(target_fpr=0.05, confidence=0.9, **bound)
     thresholds = Thresholds(**point, upper_bound=0.05)
     changes = {"thresholds": thresholds, "guarantee": guarantee}
-    card = ensemble_of(["own"]).model_copy(update=changes)
+    card = build_ensemble(["own"]).model_copy(update=changes)
     assert "(at most 5 %, with 90 % confidence)" in describe_error_rates(card)
 
 
@@ -186,7 +188,7 @@ def test_error_rates_name_the_operating_point_and_its_bound():
     ],
 )
 def test_rates_are_no_finer_than_they_are_known(rate, words):
-    said = error_rates("own", Thresholds(false_positive_rate=rate))
+    said = format_error_rates("own", Thresholds(false_positive_rate=rate))
     assert f"flags {words} of real pictures" in said
 
 

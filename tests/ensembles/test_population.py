@@ -9,8 +9,8 @@ from ray_app.ensembles import (
     LabelledPart,
     Population,
     PopulationTally,
-    population_of,
-    properties_of,
+    compute_properties,
+    measure_population,
 )
 from ray_app.ensembles.population import Feature, Seen
 
@@ -27,13 +27,13 @@ def labelled():
     formats = ["JPEG" if known else "PNG" for known in np.isfinite(quality)]
     score = rng.normal(np.where(fake, 3, -3), 2)
     sizes = {"width": side, "height": side + 100, "quality": quality}
-    return fake, properties_of(score=score, scores={"a": score + 1}, formats=formats, **sizes)
+    return fake, compute_properties(score=score, scores={"a": score + 1}, formats=formats, **sizes)
 
 
 @pytest.fixture(scope="module")
 def population(labelled):
     fake, properties = labelled
-    return population_of(
+    return measure_population(
         "the test's", fake, properties, parts=[PART], prevalence=0.1, generators=["g"]
     )
 
@@ -70,7 +70,7 @@ def test_a_property_that_no_real_has_is_left_out(labelled):
         "jpeg_quality": np.full(N, np.nan),
         "score:a": np.where(fake, 1.0, np.nan),
     }
-    assert [one.name for one in population_of("x", fake, nothing, parts=[PART], prevalence=0.1).features] == [
+    assert [one.name for one in measure_population("x", fake, nothing, parts=[PART], prevalence=0.1).features] == [
         "score", "format", "megapixels", "short_side_px",
     ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from ray_app.archives import in_turn
+from ray_app.archives import map_serial
 from ray_app.datasets.label_reader import open_labels
 from ray_app.evaluation.accumulate import (
     BANDS,
@@ -118,7 +118,7 @@ def test_cut_and_tasks_do_not_change_what_is_gathered(tmp_path, gather):
     for most in (50, 100_000):
         expected = told(*gather(whole, columns, truths, {3, 77, 249}, max_sample=most))
         assert list(expected["views"]) == [*product(("ensemble", "a", "b"), VIEWS)]
-        for each in (None, in_turn, shipped):
+        for each in (None, map_serial, shipped):
             assert (
                 told(*gather(pieces, columns, truths, {3, 77, 249}, each, max_sample=most))
                 == expected

@@ -13,7 +13,7 @@ from ray_app.evaluation.data_faults import (
     compare_pairs,
     compare_prompts,
     describe_shared_images,
-    faults_of_index,
+    find_index_faults,
 )
 from ray_app.evaluation.prompts import PromptClip
 from ray_app.evaluation.run import evaluate, labels_for
@@ -110,7 +110,7 @@ def test_of_many_images_those_of_lowest_ids_are_read(folder, pictures):
 def test_file_names_that_show_the_class_are_reported(tmp_path, ending, finding):
     rows = [{"label": label, "generator": label, "uri": f"/{number}/{label}.{end}"}
             for number in range(40) for label, end in (("real", ending), ("fake", "png"))]  # fmt: skip
-    [told] = faults_of_index(made_index(tmp_path, rows), None)
+    [told] = find_index_faults(made_index(tmp_path, rows), None)
     assert finding in told
 
 

@@ -92,7 +92,7 @@ def test_generators_and_families_by_hand():
     assert info.counts == {"without_prediction": 3, "not_asked": 1}
     # spelt as the labels spell it
     assert [one.name for one in info.classes][:2] == ["mj-6", "SD 1.5"]
-    assert metrics.find("recall", scope=info.scope_of("SD 1.5")).value == 1 / 2
+    assert metrics.find("recall", scope=info.get_scope("SD 1.5")).value == 1 / 2
 
 
 def test_runs_that_name_nothing_have_no_section(tmp_path):

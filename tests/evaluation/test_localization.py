@@ -127,7 +127,7 @@ def test_metrics_at_both_sizes_equal_scikit_learn(seen):
         assert values(whole) == pytest.approx(expected, abs=1e-9)
         for part in one.generators:
             own = [pair(edit, one.system) for edit in edits if edit.generator == part.name]
-            found_here = metrics.select(one.system, scope=one.scope_of(part.name))
+            found_here = metrics.select(one.system, scope=one.get_scope(part.name))
             assert values(found_here) == pytest.approx(reference(own, threshold), abs=1e-9)
             assert part.n == len(own)
         assert {part.name for part in one.generators} == {"flux", "sd"}

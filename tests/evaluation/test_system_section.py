@@ -62,7 +62,7 @@ def test_intervals_of_named_generators_are_wider():
     found, images = given(intervals, scores), given(Intervals("images", sample_of(scores)), scores)
     words = "further generators like these 12 and further real images of the same source."
     assert intervals.facts.words.endswith(words)
-    assert Intervals("images", sample_of(scores)).facts.of_images
+    assert Intervals("images", sample_of(scores)).facts.is_for_images
     wider = {
         name: np.ptp(found[name].interval) / np.ptp(images[name].interval)
         for name in ("tpr", "auc", "balanced_accuracy", "log_loss")

@@ -11,9 +11,9 @@ from ray_app.ensembles import (
     EnsembleCard,
     EnsembleMember,
     Thresholds,
+    build_ensemble,
     combine,
-    drawn_by_audit,
-    ensemble_of,
+    select_audited,
 )
 from ray_app.ensembles.card import Cascade
 from ray_app.evaluation.accumulate import COLUMNS, count_rows
@@ -54,7 +54,7 @@ def run_of(folder, names, ensemble, calibrations=None):
 
 
 def test_one_plain_detector_is_its_ensemble(tmp_path):
-    [only] = list_systems(run_of(tmp_path / "1", ["npr"], ensemble_of(["npr"]))).all
+    [only] = list_systems(run_of(tmp_path / "1", ["npr"], build_ensemble(["npr"]))).all
     assert (only.name, only.kind, only.decides) == ("npr", "detector", True)
     assert (only.threshold, only.strict) == (0.0, True)
     assert only.card.name == "npr"
@@ -70,7 +70,7 @@ def test_one_plain_detector_is_its_ensemble(tmp_path):
     ],
 )
 def test_ensemble_of_one_detector_is_one_system(tmp_path, changes, calibrations):
-    ensemble = ensemble_of(["npr"]).model_copy(update=changes)
+    ensemble = build_ensemble(["npr"]).model_copy(update=changes)
     run = run_of(tmp_path / "run", ["npr"], ensemble, calibrations)
     systems = list_systems(run)
     [only] = systems.all
@@ -89,18 +89,18 @@ def test_ensemble_of_one_detector_is_one_system(tmp_path, changes, calibrations)
 
 
 def test_threshold_of_protocol_is_of_raw_scores(tmp_path):
-    run = run_of(tmp_path, ["npr"], ensemble_of(["npr"]), {"npr": CALIBRATION})
+    run = run_of(tmp_path, ["npr"], build_ensemble(["npr"]), {"npr": CALIBRATION})
     [only] = list_systems(run, threshold=0.3).all
     assert (only.name, only.kind, only.threshold, only.decides) == ("npr", "detector", 0.3, True)
     names = ["npr", "unifd"]
-    two = run_of(tmp_path / "two", names, ensemble_of(names))
+    two = run_of(tmp_path / "two", names, build_ensemble(names))
     both = list_systems(two, threshold=0.3, strict=False)
     assert {(one.threshold, one.strict) for one in both.all} == {(0.3, False)}
 
 
 def test_binary_and_unknown_detectors_are_systems(tmp_path):
     names = ["internvl-prompt", "gone", "npr"]
-    systems = list_systems(run_of(tmp_path, names, ensemble_of(names)))
+    systems = list_systems(run_of(tmp_path, names, build_ensemble(names)))
     assert [(one.name, one.binary, one.card is None) for one in systems.all[1:]] == [
         ("internvl-prompt", True, False), ("gone", False, True), ("npr", False, False)
     ]  # fmt: skip
@@ -142,7 +142,7 @@ def test_a_cascades_audit_draws_a_view_with_its_file(tmp_path):
     with read_labels(open_labels(str(labels))) as read:
         views = count_rows(read.join(run, COLUMNS, systems=systems), systems).views(ENSEMBLE)
         [(view, column)] = views
-    drawn = drawn_by_audit(card, columns["sha256"])
+    drawn = select_audited(card, columns["sha256"])
     wanted = combine(card, {name: scores[name] for name in "ab"}, {}, audited=drawn)
     assert view == "v"
     np.testing.assert_allclose(np.sort(column.scores), np.sort(wanted[np.isfinite(wanted)]))

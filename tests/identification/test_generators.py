@@ -10,9 +10,9 @@ from ray_app.identification.generators import (
     family_title,
     find_family,
     find_generator,
+    find_title,
     generator_index,
     matches,
-    title_of,
 )
 
 DFLIP_V2 = [
@@ -56,8 +56,8 @@ def test_index_that_contradicts_itself_is_refused():
 
 
 def test_titles_are_found_by_any_spelling():
-    assert title_of("SDXL") == "Stable Diffusion XL 1.0"
-    assert [title_of(name) for name in ("sdxl_1.0/mine", "nobody")] == ["sdxl_1.0/mine", "nobody"]
+    assert find_title("SDXL") == "Stable Diffusion XL 1.0"
+    assert [find_title(name) for name in ("sdxl_1.0/mine", "nobody")] == ["sdxl_1.0/mine", "nobody"]
     assert (family_title("midjourney"), family_title("nobody")) == ("Midjourney", "nobody")
     assert matches("mj 6", "midjourney-6", "midjourney")
     assert matches("Midjourney", "midjourney-6", "midjourney")

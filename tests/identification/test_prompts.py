@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.identification.prompts import cleaned, normalise_prompt
+from ray_app.identification.prompts import clean_prompt, normalise_prompt
 
 
 @pytest.mark.parametrize(
@@ -15,14 +15,14 @@ from ray_app.identification.prompts import cleaned, normalise_prompt
     ],
 )
 def test_prompt_is_cleaned(prompt, words):
-    assert cleaned(prompt) == words
-    assert cleaned(words) == words
+    assert clean_prompt(prompt) == words
+    assert clean_prompt(words) == words
 
 
 def test_text_that_is_not_a_prompt_is_dropped():
     short = ("   ", "too short", "1234567890, 2024", "a" * 9 + " nsfw")
     for prompt in (None, *short, "nsfw, sfw, rating_explicit", "x" * 2001):
-        assert cleaned(prompt) is None, prompt
+        assert clean_prompt(prompt) is None, prompt
 
 
 @pytest.mark.parametrize(

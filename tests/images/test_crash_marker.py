@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_app.images import Breadcrumb, Watchdog
+from ray_app.images import CrashMarker, Watchdog
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,34 +57,34 @@ def test_process_that_dies_leaves_the_id_of_its_image(end, tmp_path):
     process = start(tmp_path, script)
     process.communicate(timeout=60)
     assert process.returncode == code
-    assert Breadcrumb.left_in(tmp_path) == left
-    assert Breadcrumb.left_in(tmp_path / "never made") == set()
+    assert CrashMarker.read_crashed_ids(tmp_path) == left
+    assert CrashMarker.read_crashed_ids(tmp_path / "never made") == set()
 
 
 def test_process_that_lives_is_not_suspected(tmp_path):
-    mine, other = Breadcrumb(tmp_path), Breadcrumb(tmp_path)
+    mine, other = CrashMarker(tmp_path), CrashMarker(tmp_path)
     mine.note(1)
     other.note(2)
-    assert Breadcrumb.left_in(tmp_path) == set()
+    assert CrashMarker.read_crashed_ids(tmp_path) == set()
     process = start(
         tmp_path,
         "second = Breadcrumb(Path(sys.argv[1])); crumb.note(3); second.note(4); print(flush=True); signal.pause()",
     )
     process.stdout.readline()
-    assert Breadcrumb.left_in(tmp_path) == set()
+    assert CrashMarker.read_crashed_ids(tmp_path) == set()
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert Breadcrumb.left_in(tmp_path) == {3, 4}, "a zombie is dead"
+    assert CrashMarker.read_crashed_ids(tmp_path) == {3, 4}, "a zombie is dead"
     process.communicate()
-    assert Breadcrumb.left_in(tmp_path) == {3, 4}
+    assert CrashMarker.read_crashed_ids(tmp_path) == {3, 4}
     mine.close()
     other.close()
 
 
 def test_process_with_the_number_of_a_dead_one_is_not_suspected(tmp_path):
-    crumb = Breadcrumb(tmp_path)
+    crumb = CrashMarker(tmp_path)
     crumb.note(9)
     pid, start_time, serial = crumb.path.stem.split("-")
     (tmp_path / f"{pid}-{int(start_time) - 1}-{serial}.crumb").write_bytes(crumb.path.read_bytes())
-    assert Breadcrumb.left_in(tmp_path) == {9}
+    assert CrashMarker.read_crashed_ids(tmp_path) == {9}
     crumb.close()

@@ -14,7 +14,13 @@ import pytest
 from PIL import Image, ImageFile
 
 from ray_app.errors import Status
-from ray_app.images import ImageFileFacts, ImageRefused, decode_image, decoder_name, inspect_bytes
+from ray_app.images import (
+    ImageFileFacts,
+    ImageRefused,
+    decode_image,
+    get_decoder_name,
+    inspect_bytes,
+)
 from ray_app.images.facts import MAX_VALUES
 from tests.images.outcomes import LIMITS, outcome_of, pixels, refusal
 from tests.make import images
@@ -52,7 +58,7 @@ def test_image_of_each_format_is_rgb_with_its_facts(name):
     assert (facts.frames, facts.orientation, facts.flags) == (1, 1, ())
     assert facts.sha256 == hashlib.sha256(data).hexdigest()
     assert facts.icc is (name == "webp_extended")
-    assert facts.decoder == decoder_name(format_name)
+    assert facts.decoder == get_decoder_name(format_name)
     assert facts.decoder.startswith(("simplejpeg", "pillow", "pi-heif"))
     assert_a_row_holds(facts)
     assert differs(pixels(data)) < 20, "not the picture that was encoded"

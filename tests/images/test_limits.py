@@ -17,7 +17,14 @@ import pytest
 from PIL import Image
 
 from ray_app.errors import InputError, Status
-from ray_app.images import BatchLimits, Demand, ImageLimits, ImageRefused, decode_image, peek_image
+from ray_app.images import (
+    BatchLimits,
+    DecodeCost,
+    ImageLimits,
+    ImageRefused,
+    decode_image,
+    peek_image,
+)
 from ray_app.images.limits import worst_bytes
 from tests.images import layouts, tiff_writer
 from tests.images.outcomes import refusal
@@ -112,7 +119,7 @@ def measured():
         yield lambda *asked: pool.submit(peak_bytes, *asked).result()
 
 
-def peak_bytes(data: bytes, limits: ImageLimits, warming: bytes = b"") -> tuple[int, Demand]:
+def peak_bytes(data: bytes, limits: ImageLimits, warming: bytes = b"") -> tuple[int, DecodeCost]:
     """What this process's memory grows by at most while a forked copy of it decodes, and what was
     asked for.
 
@@ -139,7 +146,7 @@ def peak_bytes(data: bytes, limits: ImageLimits, warming: bytes = b"") -> tuple[
     grown, pixels, asked = struct.unpack("qqq", os.read(reading, 24))
     os.close(reading)
     os.waitpid(child, 0)
-    return grown, Demand(pixels, asked)
+    return grown, DecodeCost(pixels, asked)
 
 
 def status(name: str) -> int:

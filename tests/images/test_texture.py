@@ -5,7 +5,7 @@ from PIL import Image
 
 from benchmarks.photographs import write_photographs
 from ray_app.images import ImageLimits, decode_image
-from ray_app.images.facts import measure_texture, with_texture
+from ray_app.images.facts import add_texture, measure_texture
 from tests.make.images import chart, encoded, photo
 
 
@@ -36,6 +36,6 @@ def test_texture_is_the_mean_step_of_a_row():
 def test_texture_is_a_fact_only_if_requested():
     image = decode_image(encoded(photo(), "PNG"), ImageLimits())
     assert (image.facts.texture, image.facts.graphics) == (None, None)
-    asked = with_texture(image)
+    asked = add_texture(image)
     assert (asked.facts.texture, asked.facts.graphics) == measure_texture(image.pixels)
     assert asked.pixels is image.pixels

@@ -9,11 +9,11 @@ from PIL import Image
 
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card
-from ray_app.ensembles import ensemble_of
+from ray_app.ensembles import build_ensemble
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import BatchDecoder, StageClock, judge, make_spec
-from ray_app.inference.batch import perturbed
+from ray_app.inference.batch import apply_view
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.transforms.perturbations import Perturbation, load_perturbations, seed_of
 from tests.inference.batches import batches, noise
@@ -38,7 +38,7 @@ def plain(tmp_path_factory):
     narrow = card.architecture.model_copy(update={"arguments": arguments})
     small = card.model_copy(update={"architecture": narrow, "size": None})
     small = seeded_card(with_range(small, min_side_px=16), folder)
-    ensemble = ensemble_of(["touchstone-tiny", str(write_card(small, folder / "card.yaml"))])
+    ensemble = build_ensemble(["touchstone-tiny", str(write_card(small, folder / "card.yaml"))])
     return make_spec(ensemble, limits=ImageLimits(), precision="fp32", slots=2)
 
 
@@ -164,8 +164,8 @@ def test_image_over_the_limit_of_pillow_has_no_view(monkeypatch):
     image = decode_image(FILES[0], ImageLimits())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
     jpeg, resize = load_perturbations(["jpeg:50", "resize:0.75"])
-    assert perturbed(jpeg, image) is None
-    assert perturbed(resize, image).size == (48, 60)
+    assert apply_view(jpeg, image) is None
+    assert apply_view(resize, image).size == (48, 60)
 
 
 def test_view_is_scored_if_its_own_size_is_in_range(spec):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
-from ray_app.ensembles import Thresholds, ensemble_of
+from ray_app.ensembles import Thresholds, build_ensemble
 from ray_app.ensembles.card import EnsembleProfile
 from ray_app.errors import ConfigError, Status
 from ray_app.identification.captioners import build_describer
@@ -59,7 +59,7 @@ def spec_of(written, describer="retrieval", *, fake_above=0.0, describe="flagged
     )
     thresholds = Thresholds(real_below=fake_above, fake_above=fake_above)
     update = {"profile": profile, "thresholds": thresholds}
-    ensemble = ensemble_of(written["detectors"]).model_copy(update=update)
+    ensemble = build_ensemble(written["detectors"]).model_copy(update=update)
     return make_spec(ensemble, limits=ImageLimits(), precision="fp32", slots=4, views=views)
 
 
@@ -106,7 +106,7 @@ def test_prompts_of_all_images_are_those_of_the_describer(written, files, descri
     spec = spec_of(written, describer, describe="all")
     scored = judged(spec, files)
     alone, sees = build_describer(spec.describer), spec.describer.preprocessing
-    vectors = scored.outputs.of("embeddings")["cheap"]
+    vectors = scored.outputs.get("embeddings")["cheap"]
     assert scored.outputs.captions[BAD] is None
     for row in set(range(len(files))) - {BAD}:
         given = vectors[row]
@@ -128,7 +128,10 @@ def test_perturbed_views_are_not_described(written, files, middle):
     assert prompts(scored) == prompts(judged(plain, files))
     batch = BatchDecoder(spec, StageClock()).decode([(0, files[0])])
     assert [len(batch.pixels), *(len(view.pixels) for view in batch.views)] == [3, 2]
-    more = ResourceEstimate.of(spec).tensor_bytes - ResourceEstimate.of(plain).tensor_bytes
+    more = (
+        ResourceEstimate.from_spec(spec).tensor_bytes
+        - ResourceEstimate.from_spec(plain).tensor_bytes
+    )
     assert more == sum(3 * math.prod(one.shape) for one in spec.scored_preprocessings)
 
 
@@ -137,7 +140,7 @@ def test_rows_name_generator_and_prompt(written, files, middle):
     spec = spec_of(written, fake_above=threshold)
     scored = judged(spec, files)
     rows = rows_of(scored)
-    expected = Identifier(spec.identifier).identify(scored.outputs.of("embeddings")["cheap"])
+    expected = Identifier(spec.identifier).identify(scored.outputs.get("embeddings")["cheap"])
     for row, code, confidence in zip(rows, expected.codes, expected.confidence, strict=True):
         assert (row["predicted_prompt"] in PROMPTS) == (row["verdict"] == "fake")
         assert (row["prompt_likelihood"] is not None) == (row["verdict"] == "fake")
@@ -158,8 +161,8 @@ def test_captions_survive_joining_and_chaining(written, files, middle):
     outputs = judged(spec_of(written, fake_above=middle[0]), files).outputs
     other = DetectorOutputs.clean(scores={"other": np.zeros(len(files), np.float32)})
     captions = outputs.captions
-    assert outputs.joined(other).captions == captions == other.joined(outputs).captions
-    assert DetectorOutputs.chained([outputs] * 2).captions == [*captions, *captions]
+    assert outputs.merge(other).captions == captions == other.merge(outputs).captions
+    assert DetectorOutputs.concatenate([outputs] * 2).captions == [*captions, *captions]
 
 
 def test_library_names_generator_and_prompt(written, files, middle):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ray_app.detectors import Preprocessing
-from ray_app.ensembles import ensemble_of, load_ensemble_card
+from ray_app.ensembles import build_ensemble, load_ensemble_card
 from ray_app.errors import SourceError, Status, TouchstoneError
 from ray_app.images import ImageLimits, inspect_bytes
 from ray_app.images.provenance import ProvenancePolicy
@@ -112,7 +112,7 @@ def test_image_that_cannot_be_prepared_late_is_left_out(monkeypatch, caplog):
     def fail(*_):
         raise TypeError("a bug")
 
-    spec = make_spec(ensemble_of(["corvi2023"]), limits=ImageLimits(), precision="fp32")
+    spec = make_spec(build_ensemble(["corvi2023"]), limits=ImageLimits(), precision="fp32")
     batch = BatchDecoder(spec, StageClock(), hand_over=True).decode([(1, jpeg())])
     monkeypatch.setattr(Preprocessing, "prepare", fail)
     [images] = BatchDecoder(spec, StageClock()).complete(batch).pixels

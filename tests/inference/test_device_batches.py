@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ray_app.ensembles import ensemble_of
+from ray_app.ensembles import build_ensemble
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.device_batches import (
     DeviceUpload,
     PinnedRing,
     batch_sizes,
-    measured_batches,
-    paying_batch,
+    choose_batch_size,
+    measure_batches,
 )
 from ray_app.inference.scorer import DetectorTimes, EnsembleScorer, _Columns
 from ray_app.scoring.identity import scoring_facts
@@ -96,12 +96,12 @@ LARGER_IS_FASTER = Meter(0.1, 0.0)  # all sizes take the same time, so that the 
 
 
 def measured_with(meter, slots=64, most=1024):
-    return measured_batches(batch_sizes(slots, most), meter.run, meter)
+    return measure_batches(batch_sizes(slots, most), meter.run, meter)
 
 
 @pytest.mark.parametrize(("fixed", "expected"), [(0.0, 8), (0.001, 256), (0.1, 1024)])
 def test_smallest_size_near_the_best_rate_is_taken(fixed, expected):
-    assert paying_batch(measured_with(Meter(fixed, 0.0001))) == expected
+    assert choose_batch_size(measured_with(Meter(fixed, 0.0001))) == expected
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_failure_of_the_smallest_batch_is_raised():
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
     _, slow = write_two(tmp_path_factory.mktemp("two"))
-    return make_spec(ensemble_of([slow]), limits=ImageLimits(), precision="fp32", slots=4)
+    return make_spec(build_ensemble([slow]), limits=ImageLimits(), precision="fp32", slots=4)
 
 
 def read(spec):
@@ -156,7 +156,7 @@ def test_networks_get_batches_of_the_size_that_pays(spec, pieces, step):
 def test_split_stages_stay_on_the_gpu(monkeypatch):
     cards = [small(name) for name in ("touchstone-photo", "unifd", "corvi2023")]
     spec = make_spec(
-        ensemble_of([card.name for card in cards]),
+        build_ensemble([card.name for card in cards]),
         cards=cards,
         limits=ImageLimits(),
         device="cuda",

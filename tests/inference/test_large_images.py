@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.ensembles import ensemble_of, load_ensemble_card
+from ray_app.ensembles import build_ensemble, load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import BatchLimits
 from ray_app.images import limits as memory
 from ray_app.inference import BatchDecoder, StageClock, make_spec
-from ray_app.inference.decoder import CarefulDecoder
+from ray_app.inference.decoder import CrashSafeDecoder
 from ray_app.inference.decoder_pool import DecoderProcess, IsolatedDecoders
 from ray_app.storage.node_budget import SLOT_BYTES, NodeBudget
 from ray_app.transforms.perturbations import load_perturbations
@@ -47,7 +47,7 @@ def is_free(budget: NodeBudget) -> bool:
     """Return whether the whole budget can be taken."""
 
     def take():
-        with budget.turn(budget.total_bytes):
+        with budget.reserve(budget.total_bytes):
             pass
 
     waiting = threading.Thread(target=take, daemon=True)
@@ -117,7 +117,7 @@ def test_child_waits_before_it_decodes_large_image():
     data = images.encoded(Image.new("L", (9000, 6000), 77), "PNG", compress_level=1)
     with DecoderProcess(BatchLimits(), wall_limit_s=20) as child:
         with closing(child.peek(data)) as peeked:
-            assert (peeked.demand.pixels, peeked.demand.patience) == (54_000_000, 1.08)
+            assert (peeked.demand.pixels, peeked.demand.timeout_factor) == (54_000_000, 1.08)
             assert peeked.demand.peak_bytes >= 54_000_000 * 14 + len(data)
             pid = child.pid
             assert peeked.decode().pixels.getpixel((5, 5)) == (77, 77, 77)
@@ -143,7 +143,7 @@ def test_child_that_dies_or_is_refused_frees_memory(monkeypatch, tmp_path, count
     monkeypatch.setattr("ray_app.inference.decoder_pool.DecoderProcess", scripted(DIES_IN_TURN))
     budget = NodeBudget("pixels", count * SLOT_BYTES, tmp_path / "seats")
     with closing(IsolatedDecoders(SPEC.limits, processes=1, wall_limit_s=20)) as children:
-        careful = CarefulDecoder(SPEC.limits, None, 20, budget, children=children)
+        careful = CrashSafeDecoder(SPEC.limits, None, 20, budget, children=children)
         decoder = BatchDecoder(SPEC, StageClock(), careful=careful)
         # The second file needs the only child, and the memory of the first.
         outcomes = decoder.decode([(1, images.jpeg()), (2, images.png())]).outcomes
@@ -168,7 +168,7 @@ def test_views_of_large_images_are_decoded_again(everything_is_large, budget, mo
     """Detectors that keep sizes read views one by one. No large image is kept beyond its turn."""
     views = load_perturbations(["jpeg:75", "blur:2"])
     spec = make_spec(
-        ensemble_of(["corvi2023"]), limits=BatchLimits(), precision="fp32", views=views, slots=2
+        build_ensemble(["corvi2023"]), limits=BatchLimits(), precision="fp32", views=views, slots=2
     )
     files = [(1, images.encoded(images.photo(300, 200), "JPEG")), (2, images.jpeg())]
 

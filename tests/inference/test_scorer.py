@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ray_app.detectors import load_detector
-from ray_app.detectors.shared_backbone import hold_equal_weights_once
-from ray_app.ensembles import ensemble_of, load_ensemble_card
+from ray_app.detectors.shared_backbone import share_equal_weights
+from ray_app.ensembles import build_ensemble, load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import (
@@ -81,7 +81,7 @@ def test_equal_weights_of_two_files_are_in_memory_once(spec):
     )
     pixels = torch.linspace(-1, 1, 3 * 224 * 224).view(1, 3, 224, 224)
     before = one(pixels).numpy()
-    saved = hold_equal_weights_once([one, other])
+    saved = share_equal_weights([one, other])
     assert saved >= sum(parameter.nbytes for parameter in one.backbone.parameters()) * 0.9
     assert one.backbone.conv1.weight.data_ptr() == other.backbone.conv1.weight.data_ptr()
     assert one.fc.weight.data_ptr() != other.fc.weight.data_ptr()
@@ -114,12 +114,12 @@ def test_two_pools_give_together_what_one_gives(whole):
     three = replace(whole, cards=cards_of(whole, "tiny-ladeda", "unifd", "maskclip"))
     given = batches(three, [FILES[0], b"no image", FILES[1]])
     first, second = (score(three, given, pool) for pool in (["tiny-ladeda"], ["unifd", "maskclip"]))
-    joined, outputs = first.joined(second), score(three, given)
+    joined, outputs = first.merge(second), score(three, given)
     assert list(joined.scores) == list(outputs.scores)
     for name, scores in outputs.scores.items():
         np.testing.assert_array_equal(joined.scores[name], scores)
-    masks = outputs.of("masks")
-    assert list(joined.of("masks")) == list(masks) == ["maskclip"]
+    masks = outputs.get("masks")
+    assert list(joined.get("masks")) == list(masks) == ["maskclip"]
     image, none, other = masks["maskclip"]
     assert none is None
     assert (image.shape, image.dtype) == ((256, 256), np.uint8)
@@ -135,8 +135,8 @@ def test_views_that_keep_every_place_have_masks(whole):
     mask, none = outputs.by_view("masks")["jpeg:50"]["maskclip"]
     assert none is None
     assert mask.shape == (256, 256)
-    assert not np.array_equal(mask, outputs.of("masks")["maskclip"][0])
-    joined = DetectorOutputs().joined(outputs)
+    assert not np.array_equal(mask, outputs.get("masks")["maskclip"][0])
+    joined = DetectorOutputs().merge(outputs)
     assert joined.by_view("masks")["jpeg:50"]["maskclip"][0] is mask
     assert joined.among([]).columns == {}
 
@@ -151,7 +151,7 @@ def test_detector_beyond_its_cap_has_no_score_and_abstains(spec):
     outputs = score(limited, given, ["corvi2023"])
     assert np.isnan(outputs.scores["corvi2023"]).tolist() == [False, False, False, True, False]
     others = score(limited, given, [name for name in limited.cards if name != "corvi2023"])
-    scored = judged(limited, given, others.joined(outputs))
+    scored = judged(limited, given, others.merge(outputs))
     assert scored.outcomes[3].status is Status.OK
     assert scored.decisions.verdict[3] == "abstain"
     reason = "corvi2023: no score (301 × 177, above the valid range (0.03 megapixels))"
@@ -161,10 +161,10 @@ def test_detector_beyond_its_cap_has_no_score_and_abstains(spec):
 
 
 def test_reply_that_is_no_answer_fails_with_the_reply(tmp_path):
-    alone = fp32(ensemble_of([str(write_tiny_internvl(tmp_path))]))
+    alone = fp32(build_ensemble([str(write_tiny_internvl(tmp_path))]))
     given = batches(alone, noise(*[(40 + 7 * number, 50) for number in range(12)]))
     outputs = score(alone, given)
-    scores, replies = outputs.scores["tiny-internvl"], outputs.of("replies")["tiny-internvl"]
+    scores, replies = outputs.scores["tiny-internvl"], outputs.get("replies")["tiny-internvl"]
     outcomes = judged(alone, given, outputs).outcomes
     failed = [outcome for outcome in outcomes if outcome.status is Status.DETECTOR_FAILED]
     assert 0 < len(failed) < len(replies)
@@ -175,21 +175,21 @@ def test_reply_that_is_no_answer_fails_with_the_reply(tmp_path):
 
 
 def test_kept_embeddings_change_no_score():
-    plain = fp32(ensemble_of(["touchstone-tiny"]))
+    plain = fp32(build_ensemble(["touchstone-tiny"]))
     keeping = replace(plain, features=select_embeddings(plain, ["touchstone-tiny"]))
     files = noise(*[(300, 300)] * 7)
     given = [b"no image" if number % 3 == 2 else file for number, file in enumerate(files)]
     outputs, without = (score(one, batches(one, given)) for one in (keeping, plain))
-    vectors = outputs.of("embeddings")["touchstone-tiny"]
+    vectors = outputs.get("embeddings")["touchstone-tiny"]
     assert vectors.shape == (7, 128)
     usable = np.arange(7) % 3 != 2
     assert np.isfinite(vectors).all(axis=1).tolist() == usable.tolist()
     assert len(np.unique(vectors[usable], axis=0)) == usable.sum()
     for name, scores in without.scores.items():
         np.testing.assert_array_equal(outputs.scores[name], scores)
-    assert not without.of("embeddings")
+    assert not without.get("embeddings")
     parts = [score(keeping, batches(keeping, part)) for part in (given[:4], given[4:])]
     other = DetectorOutputs.clean(scores={"other": np.zeros(7, np.float32)})
-    joined = DetectorOutputs.chained(parts).joined(other)
-    np.testing.assert_array_equal(joined.of("embeddings")["touchstone-tiny"], vectors)
-    assert not joined.among(["other"]).of("embeddings")
+    joined = DetectorOutputs.concatenate(parts).merge(other)
+    np.testing.assert_array_equal(joined.get("embeddings")["touchstone-tiny"], vectors)
+    assert not joined.among(["other"]).get("embeddings")

@@ -81,7 +81,7 @@ def test_spec_of_cascade_has_two_stages_and_limited_spec_one(tmp_path, own_pool)
     assert whole.pools == ((("cheap",), ("slow",)) if own_pool else (("cheap", "slow"),))
     for spec, names in [
         (whole.for_stage(whole.stages[1]), ("slow",)),
-        (whole.limited_to(["cheap"]), ("cheap",)),
+        (whole.select_detectors(["cheap"]), ("cheap",)),
     ]:
         assert not spec.is_cascade
         assert (spec.first, spec.late) == (names, ())

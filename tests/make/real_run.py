@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from ray_app.archives import (
     BlockPlan,
     list_members,
-    member_rows,
     open_source,
     read_block,
     read_blocks,
+    rows_to_members,
 )
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
@@ -55,7 +55,7 @@ def score_photos(card, photos, out, *, provenance=None):
     scorer = EnsembleScorer(spec, clock)
     for ref in read_blocks(run.store, 0):
         members, outcomes = read_block(run.store, ref), []
-        readings = scorer.score(_noted(reader.read(member_rows(members)), outcomes))
+        readings = scorer.score(_noted(reader.read(rows_to_members(members)), outcomes))
         scored = judge(spec, outcomes, readings)
         run.write_part(0, ref.block, result_rows(members, scored, attempt=1, scored_at=NOW))
     reader.close()

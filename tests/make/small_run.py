@@ -122,7 +122,7 @@ def score_blocks(
             found.append(DetectorOutputs({OutputKey(view, NAME, SCORES): values + more}))
         for view in views[:1] if masks else ():
             found.append(DetectorOutputs({OutputKey(view, NAME, MASKS): drawn}))
-        scored = judge(SPEC, outcomes, functools.reduce(DetectorOutputs.joined, found))
+        scored = judge(SPEC, outcomes, functools.reduce(DetectorOutputs.merge, found))
         if masks:
             run.write_sidecar("masks", number, ref.block, mask_rows(members["image_id"], scored))
         when = START + timedelta(hours=attempt)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import cloudpickle
 import pytest
 
-from ray_app.archives import in_turn
+from ray_app.archives import map_serial
 from ray_app.archives.listing import ListingOutcome, list_archive
 from ray_app.errors import TouchstoneError
 from ray_app.scoring import sample
@@ -49,7 +49,7 @@ def without_ray():
         "has_other_nodes": lambda: False,
         "get_draining_nodes": dict,
         "current_node_id": str,
-        "on_ray": in_turn,
+        "on_ray": map_serial,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, stand_in in given.items():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
-from ray_app.ensembles import Thresholds, ensemble_of
+from ray_app.ensembles import Thresholds, build_ensemble
 from ray_app.ensembles.card import EnsembleProfile
 from ray_app.identification.identifier import energy
 from ray_app.images import ImageLimits
@@ -57,7 +57,7 @@ def profiled_card(folder, pictures, *, abstains=True):
     )
     middle = float(np.median(scores))
     cuts = {"real_below": middle - 0.05, "fake_above": middle}
-    return ensemble_of([TINY]).model_copy(
+    return build_ensemble([TINY]).model_copy(
         update={"profile": profile, "name": "profiled", "thresholds": Thresholds(**cuts)}
     )
 
@@ -65,14 +65,14 @@ def profiled_card(folder, pictures, *, abstains=True):
 def _read(pictures, facts):
     """Embeddings (n, d) and scores (n,) of encoded pictures."""
     spec = replace(
-        make_spec(ensemble_of([TINY]), limits=ImageLimits(), precision="fp32", slots=4),
+        make_spec(build_ensemble([TINY]), limits=ImageLimits(), precision="fp32", slots=4),
         features={TINY: facts},
     )
     clock = StageClock()
     decoder = BatchDecoder(spec, clock)
     read = EnsembleScorer(spec, clock).score([decoder.decode([(0, data)]) for data in pictures])
     decoder.close()
-    return read.of("embeddings")[TINY], read.scores[TINY]
+    return read.get("embeddings")[TINY], read.scores[TINY]
 
 
 def write_archive(folder, count=9):

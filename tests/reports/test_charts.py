@@ -22,7 +22,7 @@ from ray_app.reports.charts import (
     probit_axis,
     share_axis,
 )
-from ray_app.reports.format import visible
+from ray_app.reports.format import escape_invisible
 from tests.reports import hostile
 
 NAMED = {"ident": "i", "title": "t", "description": "d"}
@@ -129,7 +129,7 @@ def test_hostile_text_stays_text():
         trace = Trace(0, [(0, 0), (1, 1)], [Spot((0.5, 0.5), text)])
         drawn = ET.fromstring(plane([trace], share_axis(text), share_axis(text), **named))
         assert {one.tag for one in drawn.iter()} == tags
-        assert (drawn.find("title").text or "") == visible(text)
+        assert (drawn.find("title").text or "") == escape_invisible(text)
 
 
 def test_class_histogram_loads_nothing():

@@ -13,26 +13,26 @@ any_text = st.text(alphabet=st.characters(), max_size=300)
 @settings(deadline=None)
 @given(any_text, st.integers(0, 80))
 def test_visible_text_is_printable_and_fits(text, limit):
-    shown = wording.visible(text)
-    assert wording.visible(shown) == shown
+    shown = wording.escape_invisible(text)
+    assert wording.escape_invisible(shown) == shown
     assert all(character.isprintable() or character.isspace() for character in shown)
     shown.encode("utf-8")
     assert not {"\n", "\u202e"} & set(shown)
-    assert wording.columns(wording.shortened(text, limit)) <= limit
+    assert wording.columns(wording.truncate(text, limit)) <= limit
 
 
 def test_shortened_text_keeps_both_ends_and_mostly_the_end():
-    short = wording.shortened("s3://bucket/" + "x" * 500 + "/IMG_0001.jpg", 30)
+    short = wording.truncate("s3://bucket/" + "x" * 500 + "/IMG_0001.jpg", 30)
     assert len(short) == 30
     assert short.startswith("s3://")
     assert short.endswith("/IMG_0001.jpg")
-    assert wording.shortened("short.jpg", 30) == "short.jpg"
+    assert wording.truncate("short.jpg", 30) == "short.jpg"
 
 
 def test_stacked_marks_are_escaped():
-    assert wording.visible("e\u0301\u0323") == "e\u0301\u0323"
-    assert wording.visible("e" + "\u0301" * 6) == "e" + "\u0301" * 4 + "\\u0301" * 2
-    assert len(wording.shortened("a" * 99 + "\u0301" * 4000, 20)) <= 20
+    assert wording.escape_invisible("e\u0301\u0323") == "e\u0301\u0323"
+    assert wording.escape_invisible("e" + "\u0301" * 6) == "e" + "\u0301" * 4 + "\\u0301" * 2
+    assert len(wording.truncate("a" * 99 + "\u0301" * 4000, 20)) <= 20
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_stacked_marks_are_escaped():
         (wording.probability, float("nan"), "–"),
         (wording.duration, 3599.7, "1 h 00 min"),
         (wording.size, 999_999, "1.0 MB"),
-        (wording.moment, "2030-01-01T00:00:05Z", "2030-01-01 00:00:05 UTC"),
-        (wording.moment, "", "–"),
+        (wording.format_time, "2030-01-01T00:00:05Z", "2030-01-01 00:00:05 UTC"),
+        (wording.format_time, "", "–"),
     ],
 )
 def test_number_or_time_in_words(said, value, words):
@@ -89,16 +89,16 @@ def test_interval_shows_its_unit_once():
 
 
 def test_finished_listing_in_words():
-    assert wording.listing_in_words(2086, 2086, 33) == "listed 2,086 files in 33 blocks"
-    assert wording.listing_in_words(61, 1, 1) == (
+    assert wording.describe_listing(2086, 2086, 33) == "listed 2,086 files in 33 blocks"
+    assert wording.describe_listing(61, 1, 1) == (
         "listed 61 files, 1 of them new or changed, in 1 block"
     )
-    assert wording.listing_in_words(1, 0, 0) == "listed 1 file, none of them new or changed"
+    assert wording.describe_listing(1, 0, 0) == "listed 1 file, none of them new or changed"
 
 
 def test_every_known_status_has_a_meaning():
-    assert all(wording.meaning(status) for status in Status)
-    assert wording.meaning("eaten_by_a_dog") == ""
+    assert all(wording.describe_status(status) for status in Status)
+    assert wording.describe_status("eaten_by_a_dog") == ""
 
 
 def test_counts_are_ordered_and_a_long_rest_is_one_line():

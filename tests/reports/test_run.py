@@ -23,7 +23,7 @@ from ray_app.reports.run import (
     share_right,
 )
 from ray_app.runs import row_schema, summarise
-from ray_app.storage.errors import too_large
+from ray_app.storage.errors import make_too_large_error
 from tests.make.page_reader import PageReader, contrast, read
 from tests.reports.example import example_summary, thumbnail
 from tests.reports.pages import page_of
@@ -153,7 +153,7 @@ def test_summary_counts_refusals_by_their_limit():
         with pytest.raises(InputError) as caught:
             check(*sizes)
         rows.append({"status": caught.value.status.value, "detail": caught.value.detail})
-    refusal = too_large(size, 2**29)
+    refusal = make_too_large_error(size, 2**29)
     rows.append({"status": refusal.status.value, "detail": refusal.detail})
     schema = pa.schema([field.with_nullable(True) for field in row_schema([])])
     empty = dict.fromkeys(schema.names)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ray_app.archives import manifests, read_blocks
+from ray_app.archives import list_complete_manifests, read_blocks
 from ray_app.runs import RunDirectory, check_conservation, current_tables
 from ray_app.storage import Store
 from tests.archives.given import SWEEPS, Dying
@@ -24,7 +24,7 @@ def session(store, folder, attempt, order):
     run = RunDirectory(store)
     if not run.exists():
         run.claim({"detectors": {}}, [], {})
-    if not manifests(store):
+    if not list_complete_manifests(store):
         relist(run, folder)
     [left] = run.find_pending({0: read_blocks(store, 0)})
     pending = list(left)

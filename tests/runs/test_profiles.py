@@ -32,7 +32,7 @@ def table(rows=ROWS):
 
 
 def test_only_flagged_images_are_counted_by_generator():
-    told = summarise([table(ROWS[:3]), table(ROWS[3:])], ["one"]).written()["profile"]
+    told = summarise([table(ROWS[:3]), table(ROWS[3:])], ["one"]).to_dict()["profile"]
     named = [(one["family"], one["generator"], one["flagged"]) for one in told["generators"]]
     assert named == [("sdxl_1.0", "sdxl", 1), ("sdxl_1.0", "sdxl_1.0/mine", 1)]
     assert [told[key] for key in ("flagged", "unlike", "silent", "described")] == [4, 1, 1, 3]

@@ -46,7 +46,7 @@ def scored(members):
         OutputKey("view", NAME, SCORES): np.arange(count, dtype=np.float32),
         OutputKey("view", NAME, MASKS): [None] * count,
     }
-    return judge(SPEC, outcomes, outputs.joined(DetectorOutputs(in_view)))
+    return judge(SPEC, outcomes, outputs.merge(DetectorOutputs(in_view)))
 
 
 def tables(members, scored):

@@ -9,10 +9,14 @@ from ray_app.reports.run import render_run_report
 from ray_app.runs.summary import declarations
 
 HOSTILE = '"ai_declared":true} "c2pa":{"state":"trusted" \\"ai_declared\\":true}'
-MADE = Provenance.of(generator=Generator(tool=HOSTILE)).row()
-TRUSTED = Provenance.of(c2pa=ContentCredentials(state="trusted", ai_generated=True)).row()
-BROKEN = Provenance.of(c2pa=ContentCredentials(state="invalid", ai_generated=True)).row()
-CAMERA = Provenance.of(software=HOSTILE).row()
+MADE = Provenance.from_statements(generator=Generator(tool=HOSTILE)).row()
+TRUSTED = Provenance.from_statements(
+    c2pa=ContentCredentials(state="trusted", ai_generated=True)
+).row()
+BROKEN = Provenance.from_statements(
+    c2pa=ContentCredentials(state="invalid", ai_generated=True)
+).row()
+CAMERA = Provenance.from_statements(software=HOSTILE).row()
 ROWS = [
     (MADE, "fake"),
     (TRUSTED, "real"),
@@ -32,7 +36,7 @@ def counted(rows):
             "verdict": pa.array(verdicts, pa.string()).dictionary_encode(),
         }
     )
-    return declarations(table).written()
+    return declarations(table).to_dict()
 
 
 def test_declarations_are_counted_per_verdict():
@@ -57,7 +61,9 @@ def test_signers_are_counted_by_the_lists_that_were_asked():
     ]
     made = {"ai_generated": False, "signer": HOSTILE}
     said = [
-        Provenance.of(c2pa=ContentCredentials(state=state, trust_lists=lists, **made)).row()
+        Provenance.from_statements(
+            c2pa=ContentCredentials(state=state, trust_lists=lists, **made)
+        ).row()
         for state, lists in asked
     ]
     signers = {f"on the {b}": 2, f"not on the {a}, nor on the {b}": 1, NO_TRUST_LIST: 1}

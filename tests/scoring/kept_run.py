@@ -11,7 +11,7 @@ from ray_app.detectors.linear_head import embedding_facts
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, StageClock, judge
-from ray_app.inference.scorer import Describing
+from ray_app.inference.scorer import ImageDescriber
 from ray_app.runs import RunDirectory, feature_rows, result_rows, write_features
 from ray_app.scoring.identity import scoring_facts
 from ray_app.scoring.report import write_summary
@@ -65,7 +65,7 @@ def write_block(run, spec, detector, ref, broken):
         embeddings={detector: vectors},
     )
     if spec.describer is not None:
-        outputs = Describing(spec, StageClock()).after(outcomes, outputs)
+        outputs = ImageDescriber(spec, StageClock()).add_captions(outcomes, outputs)
     rows = result_rows(members, judge(spec, outcomes, outputs), attempt=1, scored_at=WHEN)
     kept = feature_rows(ids, vectors, detector, facts)
     write_features(run, ref.manifest, ref.block, detector, kept)

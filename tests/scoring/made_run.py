@@ -9,7 +9,7 @@ from glob import glob
 import numpy as np
 
 from ray_app.archives import BlockPlan, list_members, open_source, read_block, read_blocks
-from ray_app.ensembles import decision_facts, properties_of
+from ray_app.ensembles import compute_properties, get_decision_settings
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
@@ -41,7 +41,7 @@ def properties_made(seed, count, **options):
     formats, side, quality, scores = drawn(seed, count, **options)
     size = {"width": side + 128, "height": side}
     known = np.where(quality > 0, quality, np.nan)
-    return properties_of(
+    return compute_properties(
         score=scores, scores={NAME: scores}, formats=formats, quality=known, **size
     )
 
@@ -56,7 +56,7 @@ def made_run(folder, card, seed, count, *, identity=None, **options):
     names = list(spec.cards)
     facts = {"detectors": {name: {} for name in names}, "precision": dict(spec.precision)}
     facts |= {"resize": "exact", "limits": spec.limits.model_dump(mode="json")}
-    facts |= {"decision": decision_facts(spec.ensemble)} | (identity or {})
+    facts |= {"decision": get_decision_settings(spec.ensemble)} | (identity or {})
     run.claim(facts, names, card.model_dump(mode="json"))
     more_rows(run, card, seed, count, **options)
     return run

@@ -12,8 +12,8 @@ from ray_app.ensembles import (
     Guarantee,
     LabelledPart,
     Thresholds,
-    ensemble_of,
-    population_of,
+    build_ensemble,
+    measure_population,
 )
 from tests.simulation.camera import CAMERAS
 from tests.simulation.scenes import render
@@ -73,11 +73,11 @@ def calibrated_card(properties, fake, *, detector="touchstone-tiny"):
     return EnsembleCard(
         name="calibrated",
         title="Calibrated for a test",
-        members=ensemble_of([detector]).members,
+        members=build_ensemble([detector]).members,
         thresholds=Thresholds(real_below=0.0, fake_above=0.0),
         guarantee=Guarantee(
             target_fpr=0.05, n_real=part.n_real, false_positives=0, upper_bound=0.04
         ),
         settings=CalibrationSettings(precision={detector: "fp32"}, resize="exact"),
-        population=population_of("simulated photographs", fake, properties, **about),
+        population=measure_population("simulated photographs", fake, properties, **about),
     )

@@ -10,7 +10,7 @@ from ray_app.archives.listing import ListingProcess
 from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode, StorageError
 from ray_app.runs import RunDirectory, verify_run
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.backlog import is_complete, work_of
+from ray_app.scoring.backlog import find_work, is_complete
 from ray_app.scoring.run import score_archive
 from ray_app.storage import RetryPolicy, Store, key_ranges
 from ray_app.storage import s3 as requests
@@ -53,7 +53,7 @@ def test_failing_listing_is_scored_so_far_and_resumes(bucket, tmp_path, monkeypa
     assert RESUMABLE in getattr(caught.value, "__notes__", [])
     assert "the files listed so far are scored first" in capsys.readouterr().err
     run = RunDirectory.open(str(tmp_path / "run"))
-    work = work_of(run)
+    work = find_work(run)
     assert 20 <= work.members < 60
     assert not work.pending
     with pytest.raises(ConfigError, match="not all files have been scored once"):

@@ -6,7 +6,7 @@ import time
 import pytest
 import ray
 
-from ray_app.archives import in_turn
+from ray_app.archives import map_serial
 from ray_app.cluster import ray_cluster
 from ray_app.cluster.config import ClusterConfig
 from ray_app.datajobs.shards.config import PackConfig
@@ -47,8 +47,8 @@ def test_local_names_no_cluster(monkeypatch):
     for said in ("", "local"):
         monkeypatch.setenv("RAY_ADDRESS", said)
         assert (ray_cluster.named_cluster(), ray_cluster.has_other_nodes()) == (None, False)
-        with workers(PackConfig(source=("a",), out="b"), ray_cluster.on_ray) as each:
-            assert each is in_turn
+        with workers(PackConfig(source=("a",), out="b"), ray_cluster.map_on_ray) as each:
+            assert each is map_serial
         refuse_a_cluster(ClusterConfig())
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert [ray_cluster.named_cluster(said) for said in (None, "other:6379", "local")] == [

@@ -10,10 +10,10 @@ from PIL import Image
 
 from benchmarks.photographs import write_photographs
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.archives import copy_manifest, listed_manifests, read_blocks, read_complete
+from ray_app.archives import copy_manifest, list_manifests, read_blocks, read_complete
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
-from ray_app.ensembles import ensemble_of
+from ray_app.ensembles import build_ensemble
 from ray_app.errors import ConfigError, DetectorError, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
@@ -136,7 +136,7 @@ def test_incomplete_copy_of_a_manifest_does_not_count(kept, tmp_path):
     source, target = Store.open(str(kept)), Store.open(str(tmp_path / "new"))
     copy_manifest(source, 0, target)
     target.delete("manifest/0/_complete")
-    assert listed_manifests(target) == ([], None)
+    assert list_manifests(target) == ([], None)
     copy_manifest(source, 0, target)
     assert read_complete(target, 0) == read_complete(source, 0)
     assert list(read_blocks(target, 0)) == list(read_blocks(source, 0))
@@ -196,7 +196,7 @@ def test_features_without_embeddings_of_all_images_are_refused(photos, kept, hea
     both = {"detectors": (heads["unifd"], "touchstone-tiny"), "features": ()}
     with pytest.raises(IdentityError, match="features"):
         score_archive(ScoreConfig(source=(photos,), out=str(kept), **both, **SETTINGS))
-    spec = make_spec(ensemble_of([heads["maskclip"]]), limits=ImageLimits())
+    spec = make_spec(build_ensemble([heads["maskclip"]]), limits=ImageLimits())
     with pytest.raises(DetectorError, match="no embedding"):
         select_embeddings(spec, ["maskclip"])
     cascade = {"rule": "cascade", "cascade": {"first": 1, "band": [-1, 1]}}

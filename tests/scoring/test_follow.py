@@ -9,7 +9,13 @@ from datetime import date
 import pytest
 
 from benchmarks.follow import Day, measure
-from ray_app.archives import BlockPlan, last_listing, list_portions, manifests, open_source
+from ray_app.archives import (
+    BlockPlan,
+    list_complete_manifests,
+    list_portions,
+    open_source,
+    read_last_listing,
+)
 from ray_app.archives.listing import ListingProcess, ListingRequest
 from ray_app.cluster.config import ClusterConfig
 from ray_app.errors import ExitCode
@@ -102,7 +108,7 @@ def test_followed_days_end_as_one_command_over_what_is_there(folder, tmp_path, m
     printed = capsys.readouterr().err
     assert printed.count("finished the day: ") == 2
     assert "stopping workers: no new items for 1 s" in printed
-    assert manifests(run.store) == [0, 1], "a manifest a day"
+    assert list_complete_manifests(run.store) == [0, 1], "a manifest a day"
     summary = run.read_json("summary.json")
     assert verify_run(run).current == summary["members"] == 9
     assert sum(day["files"] for day in summary["days"].values()) == 9
@@ -113,7 +119,7 @@ def test_followed_days_end_as_one_command_over_what_is_there(folder, tmp_path, m
 
 
 def has_portions(run, count):
-    listed = last_listing(run.store)
+    listed = read_last_listing(run.store)
     return listed is not None and listed.portions == count
 
 
@@ -130,7 +136,7 @@ def test_killed_follow_is_finished_by_the_next_command(folder, tmp_path):
     folder.add(5)
     _, rows = score_here(out, folder.path)
     assert len(rows) == 5, "what the command that was killed had listed"
-    assert manifests(run.store) == [0, 1]
+    assert list_complete_manifests(run.store) == [0, 1]
     finished, rows = score_here(out, folder.path)
     assert len(rows) == finished.summary["members"] == verify_run(run).current == 6
     assert is_complete(run)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from benchmarks.photographs import write_photographs
-from ray_app.ensembles import ensemble_of
+from ray_app.ensembles import build_ensemble
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
@@ -27,7 +27,7 @@ SHARING = ("touchstone-photo", "touchstone-photo-detail")  # They have one backb
 
 
 def spec_of(*detectors, **options):
-    return make_spec(ensemble_of(list(detectors)), limits=ImageLimits(), **options)
+    return make_spec(build_ensemble(list(detectors)), limits=ImageLimits(), **options)
 
 
 def groups_of(spec, limit_bytes):

@@ -71,7 +71,7 @@ def test_detector_that_keeps_sizes_scores_each(score_on_ray, tmp_path):
     assert finished.summary["statuses"] == {"ok": len(SIZES)}
     scores = [rows[uri]["scores"]["corvi2023"] for uri in sorted(rows)]
     limits = load_card("corvi2023").valid_range
-    allowed = [limits.doubt(*size) is None for size in SIZES]
+    allowed = [limits.describe_mismatch(*size) is None for size in SIZES]
     assert [score is not None for score in scores] == allowed
     assert sum(allowed) == len(SIZES) - 1
     assert len({score for score in scores if score is not None}) == sum(allowed)

@@ -70,7 +70,10 @@ def test_block_is_bounded_by_tensors_stores_and_time():
     assert planned(block_members=2048, cpus=16, gpus=1).block_members == 1212, "512 MiB of tensors"
     assert planned(block_members=2048, cpus=16, gpus=1, store_bytes=33 * 2**20).block_members == 4
     layout = planned(block_members=2048, gpus=1, store_bytes=2**29)
-    assert layout.block_members * TENSOR.tensor_bytes * layout.max_open_blocks <= HAND_OVER_SHARE * 2**29
+    assert (
+        layout.block_members * TENSOR.tensor_bytes * layout.max_open_blocks
+        <= HAND_OVER_SHARE * 2**29
+    )
     slow = cost(pool_gmac=(98.0,))
     assert planned(slow, block_members=2048).block_members == 60, "a minute on a core"
     assert planned(block_members=2048).block_members == 2048

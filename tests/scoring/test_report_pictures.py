@@ -15,7 +15,7 @@ from ray_app.cli.main import main
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import InputError, Status
 from ray_app.images import BatchLimits
-from ray_app.inference.small_pictures import PictureSize, SmallPictures
+from ray_app.inference.small_pictures import ThumbnailLimits, ThumbnailMaker
 from ray_app.runs import RunDirectory
 from ray_app.scoring import pictures
 from ray_app.scoring.report import write_report
@@ -49,7 +49,7 @@ def page_of(run, **options):
 def test_report_shows_pictures_of_the_highest_scores(run, capsys):
     found = pictures.load_thumbnails(run, run.read_json("summary.json")["top"])
     assert len(found) == 6
-    assert all(len(picture) <= pictures.SMALL.most_bytes for picture in found.values())
+    assert all(len(picture) <= pictures.SMALL.max_bytes for picture in found.values())
     page = page_of(run)
     assert len(page.attributes("img")) == 6
     assert {one["loading"] for one in page.attributes("img")} == {"lazy"}
@@ -83,9 +83,9 @@ def test_changed_files_cost_only_their_pictures(run, archive):
 
 
 def test_small_picture_keeps_shape_and_bounds():
-    with closing(SmallPictures(BatchLimits(), PictureSize(240, 10_000))) as small:
+    with closing(ThumbnailMaker(BatchLimits(), ThumbnailLimits(240, 10_000))) as small:
         for shape in ((1200, 900), (64, 2000), (20, 10)):
-            data, digest = small.of(encoded(photo(*shape), "PNG"))
+            data, digest = small.make(encoded(photo(*shape), "PNG"))
             with Image.open(io.BytesIO(data)) as picture:
                 assert picture.format == "JPEG"
                 assert max(picture.size) <= min(240, max(shape))
@@ -95,5 +95,5 @@ def test_small_picture_keeps_shape_and_bounds():
             assert len(data) <= 10_000
             assert len(digest) == 64
         with pytest.raises(InputError) as refused:
-            small.of(bomb_png())
+            small.make(bomb_png())
     assert refused.value.status is Status.IMAGE_TOO_LARGE

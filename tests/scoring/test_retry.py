@@ -9,7 +9,7 @@ import pytest
 from ray_app.errors import ConfigError, Status
 from ray_app.runs import RunDirectory, current_rows, verify_run
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.backlog import work_of
+from ray_app.scoring.backlog import find_work
 from ray_app.scoring.run import ScoringRun, score_archive
 from tests.make.archives import write_photo
 from tests.make.small_run import score_blocks, write_files
@@ -26,7 +26,7 @@ def command(tmp_path, monkeypatch):
     def run(fails=lambda name: None, *, dies=False, **config):
         def score(scoring, listing):
             directory = scoring.directory
-            work = work_of(directory)
+            work = find_work(directory)
             for number in {ref.manifest for ref in work.pending}:
                 blocks = {ref.block for ref in work.pending if ref.manifest == number}
                 blocks = set(list(blocks)[:1]) if dies else blocks

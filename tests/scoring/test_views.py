@@ -145,7 +145,9 @@ def test_perturbation_function_of_another_run_is_not_called(photos, tmp_path):
     again = ScoreConfig(source=(str(photos),), out=out, detectors=detectors)
     config = again.model_copy(update={"perturb": (str(tmp_path / "mine.yaml"),)})
     run = begin(**config.model_dump(exclude_unset=True))
-    with pytest.raises(ConfigError, match="the view listed calls a function that is not part of Touchstone") as refused:
+    with pytest.raises(
+        ConfigError, match="the view listed calls a function that is not part of Touchstone"
+    ) as refused:
         resolve(again, run)
     assert refused.value.hint == "set the same --perturb again"
     assert [view.name for view in resolve(config, run).views] == ["listed"]

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Query, Request
 from PIL import Image
 
 import ray_app
-from ray_app.ensembles import Thresholds, error_rates, find
+from ray_app.ensembles import Thresholds, find_origin, format_error_rates
 from ray_app.errors import InputError, Reason, Status
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
 from ray_app.serving.answers import make_facts
@@ -26,7 +26,9 @@ from ray_app.serving.http.uploads import read_images
 from ray_app.serving.refusal import Refusal
 
 TINY = "touchstone-tiny"
-ERROR_RATES = error_rates("default", Thresholds(false_positive_rate=0.01, true_positive_rate=0.4))
+ERROR_RATES = format_error_rates(
+    "default", Thresholds(false_positive_rate=0.01, true_positive_rate=0.4)
+)
 POINTS = {
     fpr: schemas.OperatingPointInfo(
         fpr=fpr, fingerprint=f"{fpr:g}", fake_above=fake_above, real_below=fake_above - 1,
@@ -146,7 +148,7 @@ def make_app(mood: Mood) -> FastAPI:
 def error_rates_at(point):
     """What the page shows of the rates of an operating point."""
     rates = {"target_fpr": point.fpr, "false_positive_rate": point.false_positive_rate}
-    return error_rates("default", Thresholds(**rates, true_positive_rate=point.recall))
+    return format_error_rates("default", Thresholds(**rates, true_positive_rate=point.recall))
 
 
 def _served(name, mood):
@@ -186,7 +188,7 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks, point):
     said = mood.provenance or (
         facts and ProvenanceReader(ProvenancePolicy()).read(data, facts.format)
     )
-    finding, grounds = find(None if said is None else said.row(), verdict, Thresholds())
+    finding, grounds = find_origin(None if said is None else said.row(), verdict, Thresholds())
     return schemas.ImageAnswer(
         name=name, status=str(result.status), error=error, finding=finding, grounds=list(grounds),
         verdict=verdict, verdict_reason=reason, verdict_detail=detail, error_rates=verdict and said_rates,

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ray_app.ensembles import Thresholds, error_rates
+from ray_app.ensembles import Thresholds, format_error_rates
 from tests.serving.http.live import serving
 
 Scripted = Callable[[], Response] | None
 
 
-ERROR_RATES = error_rates("default", Thresholds())
+ERROR_RATES = format_error_rates("default", Thresholds())
 
 
 def score_of(data: bytes) -> float:

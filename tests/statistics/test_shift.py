@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ray_app.ensembles import PopulationTally, population_of, properties_of
+from ray_app.ensembles import PopulationTally, compute_properties, measure_population
 from ray_app.ensembles.population import LabelledPart
 from ray_app.metrics.drift import find_shifts
 from tests.statistics.labelled import calibrated, images_of, independent, scored
@@ -24,7 +24,7 @@ def described(rng, scores, raw, maker):
     side = np.where(maker > 3, 512.0 + 128 * maker, rng.choice([640.0, 800.0, 1024.0], len(maker)))
     files = {"formats": np.where(maker == 2, "PNG", "JPEG").tolist(), "width": side, "height": side}
     files["quality"] = np.where(maker == 2, np.nan, quality)
-    return properties_of(score=scores, scores={"a": raw}, **files)
+    return compute_properties(score=scores, scores={"a": raw}, **files)
 
 
 def carded(rng, draw, seed):
@@ -40,7 +40,7 @@ def carded(rng, draw, seed):
     raw = images.scores["a"].astype(float)
     means = np.array([raw[maker == one].mean() for one in range(1, GENERATORS + 1)])
     properties = described(rng, found.fitted.scores(images), raw, maker)
-    population = population_of("p", images.fake, properties, parts=[PART], prevalence=0.2)
+    population = measure_population("p", images.fake, properties, parts=[PART], prevalence=0.2)
     card = found.card.model_copy(update={"population": population})
     return card, found, reals, means
 

@@ -12,7 +12,7 @@ from google.auth.exceptions import RefreshError
 from requests.exceptions import ProxyError
 
 from ray_app.errors import SourceError, Status
-from ray_app.storage.errors import is_transient, too_large, translate
+from ray_app.storage.errors import is_transient, make_too_large_error, translate
 from tests.storage.client_errors import s3_error
 
 CASES = [
@@ -63,7 +63,7 @@ def test_storage_error_shows_no_secret_of_a_url():
 
 
 def test_storage_errors_can_be_pickled():
-    error = pickle.loads(pickle.dumps(too_large(1001, 1000)))
+    error = pickle.loads(pickle.dumps(make_too_large_error(1001, 1000)))
     assert (error.status, error.limit, error.observed) == (Status.IMAGE_TOO_LARGE, 1000, 1001)
     error = pickle.loads(pickle.dumps(translate(s3_error("SlowDown", 503), "s3://b/a")))
     assert isinstance(error, SourceError)

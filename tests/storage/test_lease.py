@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ray_app.child_process import is_running, own_process, start_of
+from ray_app.child_process import identify_process, is_running, read_start_time
 from ray_app.errors import IdentityError
 from ray_app.storage import Lease, Store
 from ray_app.storage.lease import Holder
@@ -90,7 +90,7 @@ def test_process_of_this_machine_is_replaced_when_it_is_dead(store):
         wait_until(lambda: read_lease(store)["beat"] > first + 1)
         with pytest.raises(IdentityError, match=f"process {holder.pid}"):
             Lease(store, sleep=pytest.fail).acquire()
-        started = start_of(holder.pid)
+        started = read_start_time(holder.pid)
         assert is_running(holder.pid, started)
         holder.kill()
         # a zombie, which nobody has waited for, does not run
@@ -99,7 +99,7 @@ def test_process_of_this_machine_is_replaced_when_it_is_dead(store):
             assert lease.number == 2
             assert read_lease(store)["token"] == lease.holder.token
     assert is_released(store)
-    assert is_running(*own_process())
+    assert is_running(*identify_process())
 
 
 # The second path is of Touchstone up to 0.24.

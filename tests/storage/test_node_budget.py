@@ -10,7 +10,13 @@ import pytest
 
 from ray_app.errors import ConfigError
 from ray_app.storage import node_budget
-from ray_app.storage.node_budget import SLOT_BYTES, NodeBudget, budget_of, node_memory, usable_cores
+from ray_app.storage.node_budget import (
+    SLOT_BYTES,
+    NodeBudget,
+    compute_budget,
+    node_memory,
+    usable_cores,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -66,7 +72,7 @@ def test_budget_of_a_killed_process_is_free(tmp_path):
         assert has_it(dying)
         assert free(tmp_path, 4) == 0
         dying.kill()
-        with NodeBudget("test", 4 * SLOT_BYTES, tmp_path).turn(4 * SLOT_BYTES):
+        with NodeBudget("test", 4 * SLOT_BYTES, tmp_path).reserve(4 * SLOT_BYTES):
             pass
 
 
@@ -79,8 +85,8 @@ def test_budget_is_a_quarter_of_the_memory(tmp_path, monkeypatch):
     assert node_memory() == physical
     limit.write_text(f"{2**30}\n")
     assert node_memory() == 2**30
-    assert NodeBudget("test").total_bytes == budget_of(2**30) == 2**28
-    assert budget_of(0) == SLOT_BYTES
+    assert NodeBudget("test").total_bytes == compute_budget(2**30) == 2**28
+    assert compute_budget(0) == SLOT_BYTES
 
 
 def test_usable_cores_are_those_of_affinity_and_container(tmp_path, monkeypatch):
@@ -108,6 +114,6 @@ def test_budget_in_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     (tmp_path / f"touchstone-{os.getuid()}").symlink_to(tmp_path)
     with (
         pytest.raises(ConfigError, match="belongs to another user"),
-        NodeBudget("test", SLOT_BYTES).turn(1),
+        NodeBudget("test", SLOT_BYTES).reserve(1),
     ):
         pass

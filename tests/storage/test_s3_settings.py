@@ -11,7 +11,7 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError, SourceError, StorageError
-from ray_app.storage import Fetcher, S3Config, Store, list_objects, places, with_s3_settings
+from ray_app.storage import Fetcher, S3Config, Store, apply_s3_settings, list_objects, places
 from ray_app.storage import s3 as s3_requests
 from ray_app.storage.object_store import retrying_fsspec_for
 from ray_app.storage.s3 import filesystem, fsspec_options, page
@@ -144,7 +144,7 @@ def test_s3_requester_pays_if_the_config_says_so(bucket, strict):
         def __init__(self, payer):
             self.s3 = S3Config(request_payer=payer)
 
-    @with_s3_settings
+    @apply_s3_settings
     def listed(config, prefix):
         return os.environ["AWS_REQUEST_PAYER"], [
             info.uri for info in list_objects(f"{bucket}/{prefix}")

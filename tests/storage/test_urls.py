@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 
 from ray_app.errors import ConfigError
 from ray_app.storage.urls import (
-    canonical,
-    full_matcher,
+    canonicalize,
     has_magic,
     local_path,
     local_uri,
-    matcher,
-    matcher_below,
-    matcher_of_all_below,
+    make_folder_matcher,
+    make_full_matcher,
+    make_matcher,
+    make_subtree_matcher,
     split_at_magic,
     strip_secrets,
 )
@@ -39,19 +39,19 @@ CASES = [
 
 @pytest.mark.parametrize(("pattern", "path", "expected"), CASES)
 def test_pattern_matches_paths(pattern, path, expected):
-    assert matcher([pattern])(path) is expected
+    assert make_matcher([pattern])(path) is expected
 
 
 def test_pattern_of_a_source_is_the_whole_path():
-    assert not full_matcher("*.jpg")("a/b.jpg")
-    assert full_matcher("*/b.jpg")("a/b.jpg")
+    assert not make_full_matcher("*.jpg")("a/b.jpg")
+    assert make_full_matcher("*/b.jpg")("a/b.jpg")
     assert split_at_magic("s3://b/2024/*/x") == ("s3://b/2024", "*/x")
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="*?[/"), max_size=20))
 def test_text_without_pattern_letters_matches_itself(text):
     assert not has_magic(text)
-    assert full_matcher(text)(text)
+    assert make_full_matcher(text)(text)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_text_without_pattern_letters_matches_itself(text):
      ("**/a.jpg", "b/x.zip", True), ("b/**", "b/x.zip", True), ("c/**", "b/x.zip", False), ("b/?.zip/c/*", "b/x.zip", True)],
 )  # fmt: skip
 def test_pattern_may_match_below_a_folder(pattern, folder, may):
-    assert matcher_below([pattern])(folder) is may
+    assert make_folder_matcher([pattern])(folder) is may
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_pattern_may_match_below_a_folder(pattern, folder, may):
      ("*.d/**", "x.d", True)],
 )  # fmt: skip
 def test_pattern_may_cover_a_folder(pattern, folder, covers):
-    assert matcher_of_all_below([pattern])(folder) is covers
+    assert make_subtree_matcher([pattern])(folder) is covers
     if covers:
-        assert all(map(matcher([pattern]), (f"{folder}/x.jpg", f"{folder}/x/y.tar")))
+        assert all(map(make_matcher([pattern]), (f"{folder}/x.jpg", f"{folder}/x/y.tar")))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_file_url_names_a_path_of_this_machine(url):
     ],
 )
 def test_file_url_of_another_host_is_rejected(url, words):
-    for read in (local_path, canonical):
+    for read in (local_path, canonicalize):
         with pytest.raises(ConfigError, match=words):
             read(url)
 
@@ -130,9 +130,9 @@ def test_url_is_shown_without_secrets(url, shown):
 
 def test_url_has_one_canonical_form(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert canonical("a/../b/") == canonical(f"file://{tmp_path}/b") == f"{tmp_path}/b"
-    assert canonical("s3://bucket/a//") == "s3://bucket/a"
-    assert canonical("https://host/a/?b") == "https://host/a/?b"
+    assert canonicalize("a/../b/") == canonicalize(f"file://{tmp_path}/b") == f"{tmp_path}/b"
+    assert canonicalize("s3://bucket/a//") == "s3://bucket/a"
+    assert canonicalize("https://host/a/?b") == "https://host/a/?b"
 
 
 @given(

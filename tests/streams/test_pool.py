@@ -11,7 +11,7 @@ import pytest
 from ray.data import DataContext
 
 from ray_app.errors import TouchstoneError
-from ray_app.streams.pool import Pool, dataset, messages, stream, through
+from ray_app.streams.pool import Pool, add_pools, dataset, messages, stream
 from ray_app.streams.stage import Stage, deserialize, serialize
 
 COUNT = 12
@@ -37,7 +37,7 @@ def pool():
 def test_joined_blocks_keep_all_messages(ray_cluster):
     """Blocks are joined between two stages and after the last."""
     doubled = dataset(numbers, [pool()]).repartition(1)
-    results = list(messages(through(doubled, [pool()]).repartition(1)))
+    results = list(messages(add_pools(doubled, [pool()]).repartition(1)))
     assert all((array == number).all() for number, array in results)
     assert sorted(number for number, _ in results) == [4 * number for number in range(COUNT)]
 

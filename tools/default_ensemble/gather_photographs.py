@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.datasets.labels import INPUT, parse_label
-from ray_app.datasets.near_duplicates import bonds_of
+from ray_app.datasets.near_duplicates import compute_duplicate_criteria
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits, decode_image, facts
 
@@ -284,7 +284,7 @@ def decide(rows: list[Row]) -> list[Row]:
         pa.array([row["phash"] if field.name == "phash" else None for row in here], pa.string())
         for field in INPUT
     ]
-    (bond,) = bonds_of(
+    (bond,) = compute_duplicate_criteria(
         pa.table({"input": pa.StructArray.from_arrays(columns, fields=list(INPUT))}), ["looks"]
     )
     near: defaultdict[int, set[int]] = defaultdict(set)

@@ -120,7 +120,7 @@ def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) 
     return item if reason is None else replace(item, refused=reason)
 
 
-def kind_of(name: str) -> str | None:
+def detect_kind(name: str) -> str | None:
     """Return the container format that a file's name announces in any case, else None."""
     name = name.lower()
     return (

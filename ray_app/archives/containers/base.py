@@ -229,7 +229,7 @@ class WindowReader:
         )
         for member in members:
             yield (
-                errors.too_large(member.size_bytes, self._max_bytes)
+                errors.make_too_large_error(member.size_bytes, self._max_bytes)
                 if member.size_bytes > self._max_bytes
                 else next(parts)
             )
@@ -363,7 +363,7 @@ def explain_refusal(container: Container, error: InputError) -> RefusedMember:
         StorageError: The store gave no answer, so it will not answer for other archives either. A
             timeout of a local disk does not count, because it may concern one damaged file.
     """
-    is_damaged = error.status == Status.SOURCE_TIMEOUT and urls.scheme_of(container.uri) == "file"
+    is_damaged = error.status == Status.SOURCE_TIMEOUT and urls.get_scheme(container.uri) == "file"
     if error.status in (Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT) and not is_damaged:
         raise StorageError(
             f"cannot list {container.uri}: {error.detail}",

@@ -156,7 +156,7 @@ class ParquetReader:
         if data is None:
             return missing_bytes_refusal(member.input).error()
         return (
-            errors.too_large(data.size, self._max_bytes)
+            errors.make_too_large_error(data.size, self._max_bytes)
             if data.size > self._max_bytes
             else data.to_pybytes()
         )

@@ -32,7 +32,7 @@ from ray_app.archives.containers.base import (
 from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage import Fetcher, ranged
-from ray_app.storage.errors import too_large
+from ray_app.storage.errors import make_too_large_error
 
 BLOCK = tarfile.BLOCKSIZE
 # The limit for long names and attributes of one member. Linux allows 64 KiB for all attributes of a
@@ -561,7 +561,7 @@ class TarStreamReader:
         for member in members:
             assert member.place is not None
             if member.size_bytes > self._max_bytes:
-                yield too_large(member.size_bytes, self._max_bytes)
+                yield make_too_large_error(member.size_bytes, self._max_bytes)
             elif broken is not None and member.place.offset >= broken[0]:
                 yield broken[1]
             else:

@@ -38,7 +38,7 @@ from ray_app.errors import StorageError, resumable
 from ray_app.reports import format as text_format
 from ray_app.runs.directory import claim_directory, is_claimed
 from ray_app.runs.table_files import write_tables
-from ray_app.storage import Lease, Store, canonical, strip_secrets, with_s3_settings
+from ray_app.storage import Lease, Store, apply_s3_settings, canonicalize, strip_secrets
 
 _MAX_PARTS = 8
 _ROWS = 10_000
@@ -47,7 +47,7 @@ _SAME = "form and folder"
 _FAILURE_COLUMNS = ("status", "detail", "http_status", "requests", "final_url")
 
 
-@with_s3_settings
+@apply_s3_settings
 def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, Any]:
     """Collect the images that `config.meta` lists into `config.out`.
 
@@ -66,7 +66,7 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
         KeyboardInterrupt: If the command is interrupted, after all results are committed.
     """
     start = time.monotonic()
-    config = config.model_copy(update={"out": canonical(config.out)})
+    config = config.model_copy(update={"out": canonicalize(config.out)})
     listing, records = url_table.read_url_table(config), Records(config)
     records.check()
     with Lease(records.store, unguarded=config.unguarded) as lease:
@@ -147,7 +147,7 @@ def _fetch(
     if not tasks:
         return statuses
     config, total = records.config, len(listing.rows)
-    hosts = text_format.counted(len({task.host for task in tasks}), "host")
+    hosts = text_format.pluralize(len({task.host for task in tasks}), "host")
     progress = Progress(total, done=total - len(tasks), name="collect")
     progress.say(f"{total:,} urls, {len(tasks):,} to request from {hosts}")
 
@@ -360,9 +360,12 @@ def _strip_url_secrets(rows: pa.Table) -> pa.Table:
 @format_labels
 def collect_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Return lines on the collected and the failed images, and the command to run next."""
-    out, records = text_format.visible(summary["out"]), text_format.visible(summary["records"])
+    out, records = (
+        text_format.escape_invisible(summary["out"]),
+        text_format.escape_invisible(summary["records"]),
+    )
     folder = "/".join(part for part in (out, summary["folder"]) if part)
-    images = text_format.counted(summary["urls"], "image")
+    images = text_format.pluralize(summary["urls"], "image")
     yield (
         "collected",
         f"{summary['ok']:,} of {images} into {folder}, {text_format.size(summary['size_bytes'])}",

@@ -20,10 +20,10 @@ from ray_app.archives.label_tables import LabelTable, format_value, get_ending, 
 from ray_app.archives.tabular import text_table
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datasets.label_reader import parse_labels
-from ray_app.datasets.labels import real_of
+from ray_app.datasets.labels import name_real_generator
 from ray_app.datasets.layouts.published import FAMILIES_V1
 from ray_app.errors import ConfigError, InputError
-from ray_app.storage import Fetcher, canonical, strip_secrets
+from ray_app.storage import Fetcher, canonicalize, strip_secrets
 
 _IDS, _URLS = ("id", "image_id", "key"), ("url", "image_url", "uri", "link")
 # Columns of the tables that this command writes. A column of the list with such a name is renamed
@@ -63,7 +63,7 @@ def read_url_table(config: CollectConfig) -> UrlTable:
     Raises:
         ConfigError: If the file is not a list, has no URLs, or gives one id to two URLs.
     """
-    source = strip_secrets(canonical(config.meta))
+    source = strip_secrets(canonicalize(config.meta))
     table = _convert_to_text(_read(config, source))
     if config.limit is not None:
         table = table.slice(0, config.limit)
@@ -227,7 +227,7 @@ def _make_labels(table: pa.Table, config: CollectConfig, source: str) -> dict[st
         none,
     )
     generators = [
-        real_of(generator) if label == "real" else generator or config.generator
+        name_real_generator(generator) if label == "real" else generator or config.generator
         for label, generator in zip(labels, listed_generators, strict=True)
     ]
     return {"label": pa.array(labels, pa.string()), "generator": pa.array(generators, pa.string())}

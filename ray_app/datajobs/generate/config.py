@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ray_app.cluster.config import ClusterConfig
-from ray_app.config import Frozen, Placed, find_config, load_yaml, named_configs
+from ray_app.config import FileConfig, Frozen, find_config, load_yaml, named_configs
 from ray_app.detectors.licences import (
     TERMS_IN_WORDS,
     Acceptance,
@@ -41,7 +41,7 @@ class PipelineLora(Frozen):
     )
 
 
-class PipelineCard(Placed):
+class PipelineCard(FileConfig):
     """A pipeline of diffusers and its settings."""
 
     name: str = Field(

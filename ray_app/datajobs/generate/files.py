@@ -54,15 +54,15 @@ def make_fetcher(source: str, retry: RetryPolicy, *, allow_private: bool) -> Fet
         allow_private: Whether to read from web servers that are not on the public Internet. A run
             or an index also allows the servers that its own listing was allowed to read.
     """
-    fetcher = archives.fetcher_of([source], retry, allow_private=allow_private)
+    fetcher = archives.create_fetcher([source], retry, allow_private=allow_private)
     if source and has_manifest(source):
-        fetcher.guard = fetcher.guard.joined(archives.guard_of(Store.open(source)))
+        fetcher.guard = fetcher.guard.merge(archives.load_guard(Store.open(source)))
     return fetcher
 
 
 def has_manifest(source: str) -> bool:
     """Return whether a path or URL is a run or an index."""
-    if "::" in source or urls.scheme_of(source) in ("http", "https"):
+    if "::" in source or urls.get_scheme(source) in ("http", "https"):
         return False
     return RunDirectory(Store.open(source)).exists() or is_index(source)
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from ray_app.datajobs.generate import config
 from ray_app.datajobs.generate.requests import ImageRequest
-from ray_app.detectors.weights import file_sha256, is_offline
-from ray_app.errors import ConfigError, DetectorError, describe_error, is_want_of_memory
+from ray_app.detectors.weights import hash_file, is_offline
+from ray_app.errors import ConfigError, DetectorError, describe_error, is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class LoadedPipeline:
             self._pipeline = self._pipeline.to(device)
         # transformers, diffusers, and safetensors each raise their own types of exceptions.
         except Exception as error:
-            if is_want_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise DetectorError(
                 f"{card.name}: cannot load {model.location} as {card.diffusers_class}: {describe_error(error)}"
@@ -240,7 +240,7 @@ def find_pipeline_class(card: config.PipelineCard) -> Any:
 def hash_folder(folder: Path) -> str:
     """Return the SHA-256 of the names and contents of all files of a folder, sorted by path."""
     lines = [
-        f"{path.relative_to(folder)} {file_sha256(path)}"
+        f"{path.relative_to(folder)} {hash_file(path)}"
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]

@@ -32,7 +32,7 @@ from ray_app.datasets.index import is_index
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError, InputError
 from ray_app.runs import RunDirectory, current_tables
-from ray_app.storage import Fetcher, Store, canonical, strip_secrets
+from ray_app.storage import Fetcher, Store, canonicalize, strip_secrets
 
 _MAX_TEXT_BYTES = 2**31
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -278,7 +278,7 @@ def _make_prompt(
 
 def _read_rows(path: str, columns: PromptColumns) -> Iterator[PromptRow]:
     """Yield the rows of a text file or a table, without images."""
-    [file] = archives.places_of([path])
+    [file] = archives.strip_kinds([path])
     if not is_label_table(file) or get_ending(file) == ".txt":
         yield from (({columns.prompt: line}, None) for line in _read_lines(file))
         return
@@ -296,7 +296,7 @@ def _read_rows(path: str, columns: PromptColumns) -> Iterator[PromptRow]:
 
 def _read_lines(path: str) -> Iterator[str]:
     """Yield the lines of a text file that are not empty."""
-    source = strip_secrets(canonical(path))
+    source = strip_secrets(canonicalize(path))
     try:
         text = Fetcher(signed=[path]).fetch(source, "", _MAX_TEXT_BYTES).decode("utf-8-sig")
     except InputError as error:
@@ -319,7 +319,7 @@ def _read_members(path: str, config: GenerateConfig) -> Iterator[PromptRow]:
         hidden = config.columns.mask if isinstance(item, ListedWithColumns) else None
         yield (
             {name: value for name, value in item.input.items() if name != hidden},
-            archives.as_member(item, slot),
+            archives.to_manifest_member(item, slot),
         )
 
 
@@ -327,7 +327,7 @@ def _read_index(path: str, *, images: bool) -> Iterator[PromptRow]:
     """Yield the rows of an index; with `images`, only real images, each with its member."""
     store = Store.open(path)
     for ref in archives.read_blocks(store, 0):
-        for member in archives.member_rows(archives.read_block(store, ref)):
+        for member in archives.rows_to_members(archives.read_block(store, ref)):
             if not images or member.input.get("label") == "real":
                 yield {**member.input, "id": str(member.image_id)}, member if images else None
 
@@ -363,10 +363,10 @@ def _find_mask(
     Raises:
         ConfigError: If the row may not name this path.
     """
-    path, [table] = _text(row, config.columns.mask), archives.places_of([config.prompts or ""])
+    path, [table] = _text(row, config.columns.mask), archives.strip_kinds([config.prompts or ""])
     if path is None:
         return None
-    source = strip_secrets(canonical(table))
+    source = strip_secrets(canonicalize(table))
     if "://" not in path and not path.startswith("/"):
         path = f"{source.rpartition('/')[0]}/{path}"
     if not any(may_name(uri, member.member, path) for uri in (member.uri, source)):

@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from ray_app.archives import Each, in_turn
+from ray_app.archives import MapFunction, map_serial
 from ray_app.cluster.progress import Progress
 from ray_app.datajobs.generate import pipelines, requests
 from ray_app.datajobs.generate.config import (
@@ -44,10 +44,10 @@ from ray_app.datajobs.parts import (
 )
 from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as text_format
-from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
+from ray_app.runs.directory import claim_directory, is_claimed, read_claiming_identity
 from ray_app.runs.table_files import write_tables
-from ray_app.storage import Lease, Store, with_s3_settings
-from ray_app.streams.worker_pool import in_pool
+from ray_app.storage import Lease, Store, apply_s3_settings
+from ray_app.streams.worker_pool import map_in_pool
 
 _STALL_S = 3600.0  # The first block waits until tens of gigabytes of weights are loaded.
 _WORKER_CPUS = 0.5
@@ -59,7 +59,7 @@ _MEANING = {
 }
 
 
-@with_s3_settings
+@apply_s3_settings
 def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str, Any]:
     """Generate the images of a job in `config.out`, or resume an earlier call.
 
@@ -179,7 +179,7 @@ def _write_tables(store: Store, total: int) -> dict[str, Any]:
 
 def _find_model(card: PipelineCard, store: Store) -> pipelines.Model:
     """Find the model of a card. A model on the hub keeps the commit of the existing directory."""
-    existing = claimed_by(store, "generate.json")
+    existing = read_claiming_identity(store, "generate.json")
     if (
         existing
         and card.revision is None
@@ -235,7 +235,7 @@ def _generate_blocks(
 
 
 @contextmanager
-def _workers(config: GenerateConfig) -> Iterator[tuple[Each, str]]:
+def _workers(config: GenerateConfig) -> Iterator[tuple[MapFunction, str]]:
     """Yield the function that runs blocks, and its device.
 
     Blocks run in this process if one worker is enough and no cluster is named, else in a pool on
@@ -248,7 +248,7 @@ def _workers(config: GenerateConfig) -> Iterator[tuple[Each, str]]:
         named_cluster(cluster_config.address) is None
         and (cluster_config.workers or max(local_gpus, 1)) == 1
     ):
-        yield in_turn, _choose_device(config, local_gpus)
+        yield map_serial, _choose_device(config, local_gpus)
         return
 
     with cluster(cluster_config):
@@ -260,8 +260,8 @@ def _workers(config: GenerateConfig) -> Iterator[tuple[Each, str]]:
             cluster_config.stall_timeout_s or _STALL_S,
             min(_WORKER_CPUS, cpus / workers),
         )
-        map_in_pool = partial(
-            in_pool,
+        map_items = partial(
+            map_in_pool,
             size=workers,
             cpus=worker_cpus,
             gpus=worker_gpus,
@@ -269,7 +269,7 @@ def _workers(config: GenerateConfig) -> Iterator[tuple[Each, str]]:
             retries=_RETRIES,
             ordered=False,
         )
-        yield partial(map_in_pool, stall_s=stall_s), device
+        yield partial(map_items, stall_s=stall_s), device
 
 
 def _choose_device(config: GenerateConfig, gpus: float) -> str:
@@ -287,11 +287,11 @@ def _count_local_gpus(config: GenerateConfig) -> int:
 @format_labels
 def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Return lines on the generated and the failed images, and commands that use them."""
-    out = text_format.visible(summary["out"])
+    out = text_format.escape_invisible(summary["out"])
     names = ", ".join(summary["generators"])
     yield (
         "generated",
-        f"{summary['made']:,} of {text_format.counted(summary['images'], 'image')}"
+        f"{summary['made']:,} of {text_format.pluralize(summary['images'], 'image')}"
         + (f" by {names}" if names else ""),
     )
     yield (

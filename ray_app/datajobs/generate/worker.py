@@ -26,7 +26,7 @@ from ray_app.datajobs.generate.pipelines import (
 from ray_app.datajobs.generate.requests import GenerationBlock, ImageRequest, make_rng
 from ray_app.datajobs.parts import OK, write_part
 from ray_app.datasets.mask_pixels import decode_mask
-from ray_app.errors import ClusterError, InputError, Status, describe_error, is_want_of_memory
+from ray_app.errors import ClusterError, InputError, Status, describe_error, is_out_of_memory
 from ray_app.images import decode_image
 from ray_app.storage import Store, strip_secrets
 
@@ -108,7 +108,7 @@ class GenerationWorker:
                 self.card, self.model, device=self.device, precision=self.precision
             )
         except Exception as error:
-            if not is_want_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise self._make_memory_error("its weights do not fit", error) from error
         config, card = self.config, self.card
@@ -217,7 +217,7 @@ class GenerationWorker:
         self, error: Exception, requests: Sequence[ImageRequest], rows: Rows
     ) -> list[Sequence[ImageRequest]]:
         """Return the batches to try after a batch raised an exception."""
-        if is_want_of_memory(error):
+        if is_out_of_memory(error):
             self._halve_batch(len(requests), error)
             return [requests]
         if len(requests) > 1:

@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 from ray_app import archives
 from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.progress import Progress
-from ray_app.cluster.ray_cluster import cluster, named_cluster, on_ray
-from ray_app.config import as_begun
+from ray_app.cluster.ray_cluster import cluster, map_on_ray, named_cluster
+from ray_app.config import complete_from_run
 from ray_app.datajobs.parts import (
     OK,
     format_labels,
@@ -41,10 +41,10 @@ from ray_app.datajobs.shards.writer import UNPACKED, Shard, WriteShard
 from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as text_format
 from ray_app.reports.folders import describe_closed_folders
-from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
+from ray_app.runs.directory import claim_directory, is_claimed, read_claiming_identity
 from ray_app.runs.table_files import write_tables
-from ray_app.storage import Lease, Store, with_s3_settings
-from ray_app.streams.worker_pool import in_pool
+from ray_app.storage import Lease, Store, apply_s3_settings
+from ray_app.streams.worker_pool import map_in_pool
 
 # This process writes less than this amount before a local cluster would have started.
 _SMALL_BYTES = 10**9
@@ -74,7 +74,7 @@ FROM_STORAGE = frozenset(
 _SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
 
 
-@with_s3_settings
+@apply_s3_settings
 def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     """Pack `config.source` into shards in `config.out`.
 
@@ -96,8 +96,8 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
         KeyboardInterrupt: If the command is interrupted. The same call resumes.
     """
     store = Store.open(config.out)
-    if (existing := claimed_by(store, _CLAIM)) is not None:
-        config = as_begun(
+    if (existing := read_claiming_identity(store, _CLAIM)) is not None:
+        config = complete_from_run(
             config,
             {name: existing[name] for name in _IDENTITY_FIELDS if name in existing},
             where=f"{store.url}/{_CLAIM}",
@@ -117,7 +117,7 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     identity = {
         "format": FORMAT,
         "command": "pack",
-        "source": [archives.name_of(source) for source in config.source],
+        "source": [archives.canonical_name(source) for source in config.source],
         **settings,
     }
     if not is_claimed(store, _CLAIM, identity, same=_SAME):
@@ -137,7 +137,7 @@ def _write_shards(
     start = time.monotonic()
     with resumable(KeyboardInterrupt, ClusterError):
         if archives.read_complete(store, 0) is None:
-            with _workers(config, on_ray) as map_fn:
+            with _workers(config, map_on_ray) as map_fn:
                 _list(store, archive, map_fn, config.limit)
         shards = plan_shards(store, config.form, config.shard_mb * 1e6)
         if retry:
@@ -150,7 +150,7 @@ def _write_shards(
             shard for shard in shards if shard.name not in done or shard.path not in existing
         ]
         if pending:
-            fetcher = archives.fetcher_of(
+            fetcher = archives.create_fetcher(
                 config.source, config.retry, allow_private=config.allow_private
             )
             total = sum(shard.members for shard in shards)
@@ -161,11 +161,11 @@ def _write_shards(
                 len(pending) > 1
                 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
             )
-            message = f"{total:,} files in {text_format.counted(len(shards), 'shard')}, {len(pending):,} left to write"
+            message = f"{total:,} files in {text_format.pluralize(len(shards), 'shard')}, {len(pending):,} left to write"
             progress = Progress(
                 total, done=total - sum(shard.members for shard in pending), name="pack"
             )
-            with _workers(config, in_pool, needs_cluster=is_large) as map_fn:
+            with _workers(config, map_in_pool, needs_cluster=is_large) as map_fn:
                 run_units(map_fn, write, pending, progress=progress, lease=lease, message=message)
         summary = _reconcile(store, config.form, shards)
         summary |= {
@@ -180,7 +180,7 @@ def _write_shards(
 
 
 def _list(
-    store: Store, archive: archives.Archive, map_fn: archives.Each, limit: int | None
+    store: Store, archive: archives.Archive, map_fn: archives.MapFunction, limit: int | None
 ) -> None:
     try:
         listing = archives.list_members(
@@ -197,15 +197,15 @@ def _list(
 
 @contextmanager
 def _workers(
-    config: PackConfig, map_fn: archives.Each, *, needs_cluster: bool = False
-) -> Iterator[archives.Each]:
+    config: PackConfig, map_fn: archives.MapFunction, *, needs_cluster: bool = False
+) -> Iterator[archives.MapFunction]:
     """Yield the function that runs a step: `map_fn` on a cluster, or a loop in this process.
 
     A cluster is used if the config names one or `needs_cluster` is set, unless the config asks for
     one worker.
     """
     if config.cluster.workers == 1 or not (needs_cluster or named_cluster(config.cluster.address)):
-        yield archives.in_turn
+        yield archives.map_serial
         return
     with cluster(config.cluster):
         yield map_fn
@@ -274,9 +274,9 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
 @format_labels
 def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Return lines on the packed and the unpacked files, and on how to read the shards."""
-    out = text_format.visible(summary["out"])
-    shards = text_format.counted(summary["shards"], f"{_SHARDS[summary['form']]} shard")
-    members = text_format.counted(summary["members"], "file")
+    out = text_format.escape_invisible(summary["out"])
+    shards = text_format.pluralize(summary["shards"], f"{_SHARDS[summary['form']]} shard")
+    members = text_format.pluralize(summary["members"], "file")
     yield (
         "packed",
         f"{summary['packed']:,} of {members} into {shards} in {out}/data, {text_format.size(summary['size_bytes'])}",
@@ -289,7 +289,7 @@ def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if summary["unpacked"]:
         yield "unpacked", f"{summary['unpacked']:,}, listed with reasons in {out}/unpacked.parquet"
         for status, count in summary["statuses"].items():
-            yield "", f"{count:,} {status}: {text_format.meaning(status)}"
+            yield "", f"{count:,} {status}: {text_format.describe_status(status)}"
         closed_folders = summary.get("closed_folders", 0)
         if (
             sum(count for status, count in summary["statuses"].items() if status in FROM_STORAGE)
@@ -299,7 +299,7 @@ def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if closed_folders:
             yield (
                 "",
-                f"{text_format.counted(closed_folders, 'folder')} could not be listed: to list again, pack into another --out",
+                f"{text_format.pluralize(closed_folders, 'folder')} could not be listed: to list again, pack into another --out",
             )
     if summary["form"] == "parquet":
         yield "read", f"datasets.load_dataset({out!r})"

@@ -21,12 +21,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives import BlockRef, ManifestMember, MemberReader, member_rows, read_block
+from ray_app.archives import BlockRef, ManifestMember, MemberReader, read_block, rows_to_members
 from ray_app.datajobs.parts import OK, write_part
 from ray_app.datajobs.shards.config import Form
 from ray_app.errors import InputError, StorageError
 from ray_app.images import sniff_format
-from ray_app.runs.table_files import plain
+from ray_app.runs.table_files import to_json_value
 from ray_app.storage import Fetcher, Store
 
 _TEXT = pa.string()
@@ -228,7 +228,7 @@ class WebDatasetShard(LocalShard):
         self._tar = tarfile.open(self.path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by _complete
 
     def _append(self, packed: PackedMember) -> None:
-        metadata = {"source": packed.source, **plain(packed.rename_columns(self._names))}
+        metadata = {"source": packed.source, **to_json_value(packed.rename_columns(self._names))}
         document = json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode(
             "utf-8", "surrogateescape"
         )
@@ -315,7 +315,9 @@ class WriteShard:
             StorageError: If the output is unreachable, or the temporary folder is full.
         """
         members = [
-            member for ref in shard.blocks for member in member_rows(read_block(self.store, ref))
+            member
+            for ref in shard.blocks
+            for member in rows_to_members(read_block(self.store, ref))
         ]
         reader, file, rows = (
             MemberReader(self.fetcher, max_bytes=self.max_member_bytes),

@@ -17,14 +17,21 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, PrivateAttr
 
 from ray_app.archives import ListedMember
-from ray_app.archives.containers import kind_of
+from ray_app.archives.containers import detect_kind
 from ray_app.archives.label_tables import LabelTable, columns_hint, match_columns
 from ray_app.archives.members import ListedWithColumns
 from ray_app.config import Frozen
-from ray_app.datasets.labels import Label, Labels, names_a_real, parse_label, prompt_group, real_of
+from ray_app.datasets.labels import (
+    Label,
+    Labels,
+    is_real_generator,
+    name_real_generator,
+    parse_label,
+    prompt_group,
+)
 from ray_app.datasets.masks import may_lead, may_name
 from ray_app.errors import ConfigError, InputError
-from ray_app.storage import Fetcher, canonical, strip_secrets, urls
+from ray_app.storage import Fetcher, canonicalize, strip_secrets, urls
 
 # Endings of files that are not images: tables, texts, settings, weights. All other files must have
 # a label.
@@ -96,7 +103,7 @@ class DatasetLayout(Frozen):
 
 
 def _as_canonical(root: str | None) -> str | None:
-    return root and canonical(root)
+    return root and canonicalize(root)
 
 
 class ListedLayout(DatasetLayout):
@@ -163,7 +170,7 @@ class Folders(DatasetLayout):
         )
         return Labels(
             label,
-            real_of(generator_name)
+            name_real_generator(generator_name)
             if label == "real"
             else self.generator or generator_name or "unknown",
             split=split,
@@ -223,13 +230,13 @@ class LabelColumns(DatasetLayout):
         item = rename_columns(add_sidecar_columns(item), self._columns)
         label = read_class_label(item, self.label)
         generator, prompt = get_text(item.input, self.generator), get_text(item.input, self.prompt)
-        if label == "fake" and generator is not None and names_a_real(generator):
+        if label == "fake" and generator is not None and is_real_generator(generator):
             raise make_contradiction(
                 item, f"labelled fake, but its {self.generator} is '{generator}'"
             )
         return Labels(
             label,
-            real_of(generator) if label == "real" else generator or "unknown",
+            name_real_generator(generator) if label == "real" else generator or "unknown",
             self._resolve_mask(item) if label == "fake" else None,
             prompt,
             get_text(item.input, self.split),
@@ -257,7 +264,7 @@ class LabelColumns(DatasetLayout):
         root = None if self.root is None else redact(self.root)
         is_below_root = root is not None and (
             redact(uri).startswith(root + "/")
-            or (urls.scheme_of(uri) != "file" and may_lead(root, uri))
+            or (urls.get_scheme(uri) != "file" and may_lead(root, uri))
         )
         # The columns of a file that no list names are from a table next to it.
         is_in_list = not isinstance(item, ListedWithColumns)
@@ -284,7 +291,7 @@ def list_folders(item: ListedMember) -> list[str]:
     if item.member is None or _is_row(item):
         return outer_folders
     container = (
-        re.sub(r"\.(tar\.gz|\w+)$", "", name, flags=re.IGNORECASE) if kind_of(name) else name
+        re.sub(r"\.(tar\.gz|\w+)$", "", name, flags=re.IGNORECASE) if detect_kind(name) else name
     )
     return [
         *outer_folders,
@@ -433,7 +440,7 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def redact(path: str) -> str:
     """Return a path or URL without secrets, as errors and indexes name it."""
-    return strip_secrets(canonical(path))
+    return strip_secrets(canonicalize(path))
 
 
 def join_path(root: str, path: str) -> str:

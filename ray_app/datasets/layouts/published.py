@@ -19,7 +19,7 @@ from pydantic import PrivateAttr
 
 from ray_app.archives import ListedMember
 from ray_app.datasets.known_faults import known_faults
-from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, real_of
+from ray_app.datasets.labels import Label, Labels, name_real_generator, parse_label, prompt_group
 from ray_app.datasets.layouts import base
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError
@@ -170,7 +170,11 @@ def _read_labels(row: Mapping[str, Any], path: str, split: str | None, where: st
             hint="set the model of every fake",
         )
     generator = (
-        str(model) if label == "fake" else "real" if _is_doubtful(model, path) else real_of(model)
+        str(model)
+        if label == "fake"
+        else "real"
+        if _is_doubtful(model, path)
+        else name_real_generator(model)
     )
     return Labels(label, generator, None, prompt, split, prompt_group(prompt))
 
@@ -340,7 +344,7 @@ class CommunityForensics(base.DatasetLayout):
         if label == "fake" and (model is None or model.lower() == "real"):
             raise base.make_contradiction(item, f"labelled fake, but its model_name is {model!r}")
         generator = (
-            real_of(base.get_text(item.input, "real_source") or model)
+            name_real_generator(base.get_text(item.input, "real_source") or model)
             if label == "real"
             else str(model)
         )

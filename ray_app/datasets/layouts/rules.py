@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from ray_app.archives import ListedMember
 from ray_app.config import Frozen
-from ray_app.datasets.labels import Label, Labels, parse_label, real_of
+from ray_app.datasets.labels import Label, Labels, name_real_generator, parse_label
 from ray_app.datasets.layouts import base
 from ray_app.errors import ConfigError
 
@@ -71,7 +71,7 @@ class PathRules(base.DatasetLayout):
                 name = rule.generator or parts.get("generator")
                 return Labels(
                     rule.label,
-                    real_of(name) if rule.label == "real" else name or "unknown",
+                    name_real_generator(name) if rule.label == "real" else name or "unknown",
                     split=parts.get("split"),
                 )
         if self.others == "skip":

@@ -16,10 +16,10 @@ from ray_app.config import CONFIG_VARIABLE, config_file, named_configs, validate
 from ray_app.detectors import licences
 from ray_app.detectors.callables.process import CallableProcess, CallableScore, OpenedDetector
 from ray_app.detectors.card import DetectorCard, load_card
-from ray_app.detectors.card_sections import formula_image
+from ray_app.detectors.card_sections import generate_formula_image
 from ray_app.detectors.card_writer import write_card
 from ray_app.detectors.registry import refuse_retired_family
-from ray_app.detectors.weights import file_sha256
+from ray_app.detectors.weights import hash_file
 from ray_app.errors import ConfigError, DetectorError
 
 Scores = Literal["log-odds", "probability"]
@@ -138,7 +138,7 @@ def add_callable(request: CallableAddition) -> AddedCard:
             tuple(min(side, opened.max_side_px or side) for side in size) for size in _SAMPLES
         ]
         for size in samples:
-            results += process.score([formula_image(*size)])
+            results += process.score([generate_formula_image(*size)])
             measurement = process.measured if size == samples[1] else measurement
     failure = next((result for result in results if isinstance(result, str)), None)
     if measurement is None or process.hint:
@@ -161,7 +161,7 @@ def add_callable(request: CallableAddition) -> AddedCard:
     )
     data["weights"] = {
         "uri": identity.name,
-        "sha256": file_sha256(identity),
+        "sha256": hash_file(identity),
         "config": identity.name,
     }
     data["process"] |= {

@@ -194,7 +194,7 @@ class CallableProcess(ChildProcess):
                 hint=f"use a Python that exists: {add_command(self._card)}",
             ) from None
         if not is_ready:
-            cause = self._epitaph(self._child)
+            cause = self._describe_exit(self._child)
             raise DetectorError(
                 f"{self._card.name}: {settings.python} {cause}{_read_last_line(errors)}",
                 hint=self._reproduce_hint(),
@@ -226,7 +226,7 @@ class CallableProcess(ChildProcess):
         if deadline.has_passed:
             self.close()
             return f"took longer than {limit_s:g} s"
-        return answer if answer is not None else self._epitaph(child)
+        return answer if answer is not None else self._describe_exit(child)
 
     def _reproduce_hint(self, trace_lines: Sequence[str] = ()) -> str:
         location = (

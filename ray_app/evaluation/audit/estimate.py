@@ -14,7 +14,7 @@ from ray_app.datasets.label_reader import Labels, open_labels
 from ray_app.errors import ConfigError
 from ray_app.evaluation.audit.sample import Audit, changed_since, read_audit
 from ray_app.metrics import intervals, survey_sampling
-from ray_app.reports.format import counted, percent
+from ray_app.reports.format import percent, pluralize
 from ray_app.runs import RunDirectory
 
 UNSURE = "unsure"
@@ -195,7 +195,7 @@ def _build_notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[
     ]
     change = changed_since(audit, run)
     return ([change] if change else []) + [
-        f"{counted(number, noun)} {phrase}" for number, noun, phrase in counts if number
+        f"{pluralize(number, noun)} {phrase}" for number, noun, phrase in counts if number
     ]
 
 

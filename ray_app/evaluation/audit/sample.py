@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.archives import manifests
+from ray_app.archives import list_complete_manifests
 from ray_app.ensembles import sigmoid
 from ray_app.errors import ConfigError
 from ray_app.evaluation.accumulate import read_thumbnails
@@ -216,7 +216,7 @@ def draw_sample(
         "run": run.store.url,
         "fingerprint": fingerprint(run_info["identity"]),
         "scores": _scoring_fingerprint(run_info["identity"]),
-        "listing": max(manifests(run.store)),
+        "listing": max(list_complete_manifests(run.store)),
         "ensemble": ensemble.get("name"),
         "target_fpr": (ensemble.get("guarantee") or {}).get("target_fpr"),
         "seed": seed,
@@ -410,7 +410,7 @@ def changed_since(audit: Audit, run: RunDirectory) -> str | None:
         )
     if fingerprint(identity) != audit.facts["fingerprint"]:
         return "the run was decided again since the sample was drawn: these metrics are of its earlier verdicts"
-    if max(manifests(run.store)) != audit.facts["listing"]:
+    if max(list_complete_manifests(run.store)) != audit.facts["listing"]:
         return "the run has a newer listing since the sample was drawn: these metrics are of the earlier archive"
     return None
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ray_app.datasets.label_reader import open_labels
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.card import Platt
-from ray_app.ensembles.card import EnsembleCard, EnsembleMember, ensemble_of
+from ray_app.ensembles.card import EnsembleCard, EnsembleMember, build_ensemble
 from ray_app.errors import ConfigError
 from ray_app.evaluation.join import INPUT_KEY, own_labels, read_labels
 from ray_app.evaluation.run import check_joined
@@ -164,7 +164,7 @@ def read_labelled(
     """
     run = RunDirectory.open(url)
     if not run.exists():
-        raise run.missing()
+        raise run.missing_run_error()
     run_info, systems = run.describe(), list_systems(run)
     members, names = _select_members(systems, run_info["detectors"], detectors, run.store.url)
     cards = _load_cards(members, names)
@@ -186,7 +186,7 @@ def read_labelled(
     before = (
         systems.ensemble
         if systems.ensemble and names == systems.members
-        else ensemble_of([member.detector for member in members])
+        else build_ensemble([member.detector for member in members])
     )
     calibrations = {name: systems.calibrations.get(name) for name in names}
     rows = rows.filter(pa.array(usable))
@@ -220,12 +220,14 @@ def _select_usable(
     distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
     ranges = [card.valid_range for card in cards.values()]
     is_outside = [
-        width > 0 and any(valid_range.doubt(width, height) for valid_range in ranges)
+        width > 0 and any(valid_range.describe_mismatch(width, height) for valid_range in ranges)
         for width, height in distinct.tolist()
     ]
     outside: Bools = np.array(is_outside, np.bool_)[inverse.reshape(-1)]
     for card in cards.values():
-        outside[list(card.fragility.doubts(bounded_facts(rows, card.fragility.abstains)))] = True
+        outside[
+            list(card.fragility.describe_mismatches(bounded_facts(rows, card.fragility.abstains)))
+        ] = True
     others = {
         "no score of every detector": int((is_ok & ~has_all & ~outside & ~blank).sum()),
         "outside a valid range": int((is_ok & outside).sum()),

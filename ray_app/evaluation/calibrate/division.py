@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.datasets import splitter
-from ray_app.datasets.near_duplicates import Bond, Pairs, connected_groups, near_pairs
+from ray_app.datasets.near_duplicates import DuplicateCriterion, Pairs, connected_groups, near_pairs
 from ray_app.ensembles.population import LabelledPart
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.config import CalibrateConfig
@@ -99,9 +99,11 @@ def group_images(
         share_sources: Whether the parts may share sources, so that they do not group images.
     """
     criteria = _find_copy_criteria(labelled)
-    criteria += [] if share_sources else [Bond("group", *_encode(labelled.source))]
+    criteria += [] if share_sources else [DuplicateCriterion("group", *_encode(labelled.source))]
     criteria += (
-        [] if share_generators else [Bond("group", *_encode(list_fake_generators(labelled)))]
+        []
+        if share_generators
+        else [DuplicateCriterion("group", *_encode(list_fake_generators(labelled)))]
     )
     return connected_groups(criteria, len(labelled))[0]
 
@@ -282,7 +284,7 @@ def _encode(column: Sequence[str | None]) -> tuple[Indices, Pairs]:
     return indices.to_numpy(zero_copy_only=False).astype(np.int64), np.empty((0, 2), np.int64)
 
 
-def _find_copy_criteria(labelled: CalibrationData) -> list[Bond]:
+def _find_copy_criteria(labelled: CalibrationData) -> list[DuplicateCriterion]:
     """Return the criteria for copies: equal bytes, and similar perceptual hashes.
 
     Raises:
@@ -301,8 +303,8 @@ def _find_copy_criteria(labelled: CalibrationData) -> list[Bond]:
     )
     codes = np.append(indices, -1)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
     return [
-        Bond("bytes", *_encode(labelled.sha256)),
-        Bond("looks", codes.astype(np.int64), near_pairs(hashes)),
+        DuplicateCriterion("bytes", *_encode(labelled.sha256)),
+        DuplicateCriterion("looks", codes.astype(np.int64), near_pairs(hashes)),
     ]
 
 

@@ -8,7 +8,12 @@ from typing import Any
 from ray_app.config import is_named
 from ray_app.detectors.card import split_variant
 from ray_app.detectors.card_writer import write_card
-from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, load_ensemble_card
+from ray_app.ensembles import (
+    EnsembleCard,
+    EnsembleMember,
+    get_decision_settings,
+    load_ensemble_card,
+)
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import CalibrationData
 from ray_app.storage import Store
@@ -72,7 +77,7 @@ def write_files(path: Path, card: EnsembleCard, run: str, held_out: CalibrationD
     folder.write(labels.name, _label_table(held_out).encode())
     comment = _HEAD.format(run=run, labels=labels.name)
     write_card(path, to_card_fields(card), comment=comment, is_compact=True)
-    assert decision_facts(load_ensemble_card(path)) == decision_facts(card), (
+    assert get_decision_settings(load_ensemble_card(path)) == get_decision_settings(card), (
         f"{path} differs from the fitted card"
     )
 

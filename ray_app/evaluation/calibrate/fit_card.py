@@ -21,11 +21,11 @@ from ray_app.ensembles import (
     Thresholds,
     combine,
     decision,
-    drawn_by_audit,
+    list_second_stage_reasons,
     logit,
-    second_looks,
+    select_audited,
 )
-from ray_app.ensembles.card import FEWEST_GATED, Cascade, Rule
+from ray_app.ensembles.card import MIN_GATED_MEMBERS, Cascade, Rule
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate import data, thresholds
 from ray_app.evaluation.calibrate.config import CalibrateConfig
@@ -62,7 +62,7 @@ class CalibratedCard:
 
     def scores(self, labelled: data.CalibrationData) -> Floats:
         """Return the ensemble's scores (n,) of images, as in a run with the card."""
-        audited = drawn_by_audit(self.card, labelled.sha256)
+        audited = select_audited(self.card, labelled.sha256)
         return combine(
             self.card,
             {name: labelled.scores[name] for name in self.names},
@@ -72,8 +72,8 @@ class CalibratedCard:
 
     def second_stage_reasons(self, labelled: data.CalibrationData) -> list[str | None] | None:
         """Return why all detectors of a cascade score each image: `band`, `audit`, or None."""
-        audited = drawn_by_audit(self.card, labelled.sha256)
-        return second_looks(
+        audited = select_audited(self.card, labelled.sha256)
+        return list_second_stage_reasons(
             self.card,
             {name: labelled.scores[name] for name in self.names},
             self.calibrations,
@@ -267,9 +267,9 @@ def choose_rule(config: CalibrateConfig, detectors: int) -> Rule:
             "--rule cascade needs at least 2 detectors, the run has 1",
             hint="choose another --rule, or score with more detectors",
         )
-    if rule == "gated-mean" and detectors < FEWEST_GATED:
+    if rule == "gated-mean" and detectors < MIN_GATED_MEMBERS:
         raise ConfigError(
-            f"--rule gated-mean needs at least {FEWEST_GATED} detectors, the run has {detectors}",
+            f"--rule gated-mean needs at least {MIN_GATED_MEMBERS} detectors, the run has {detectors}",
             hint="use --rule mean-logit",
         )
     if config.first is not None and config.first >= detectors:

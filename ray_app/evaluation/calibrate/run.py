@@ -11,8 +11,8 @@ from ray_app.ensembles import (
     EnsembleCard,
     Guarantee,
     Population,
-    population_of,
-    properties_of,
+    compute_properties,
+    measure_population,
 )
 from ray_app.ensembles.population import Properties
 from ray_app.errors import ConfigError
@@ -144,7 +144,7 @@ def _build_properties(reading: data.LabelledRun, assembled: Assembled) -> Proper
     raw = {name: np.asarray(column, np.float64) for name, column in labelled.scores.items()}
     for name in fitted.names[fitted.card.first :]:
         raw[name] = np.where([reason is None for reason in reasons or ()], np.nan, raw[name])
-    return properties_of(score=fitted.scores(labelled), scores=raw, formats=labelled.format, width=labelled.width,
+    return compute_properties(score=fitted.scores(labelled), scores=raw, formats=labelled.format, width=labelled.width,
                          height=labelled.height, quality=labelled.quality)  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def _build_population(
     n_fake = int(labelled.fake.sum())
     description = f"{len(labelled) - n_fake:,} real and {n_fake:,} fake images of {reading.url}, labelled by {reading.labels}"
     names = sorted({name for name in list_fake_generators(labelled) if name is not None})
-    return population_of(description, labelled.fake, properties, parts=describe_parts(labelled, division.groups, division.parts),
+    return measure_population(description, labelled.fake, properties, parts=describe_parts(labelled, division.groups, division.parts),
                          prevalence=fitted.prevalence, generators=names)  # fmt: skip
 
 

@@ -176,7 +176,7 @@ class ProvenanceReader:
             ("", "") if generators.is_generator(exif.make, exif.model) else (exif.make, exif.model)
         )
         camera = statement.Camera(make=make, model=model, taken=exif.taken)
-        return statement.Provenance.of(
+        return statement.Provenance.from_statements(
             camera=None if camera == _NO_CAMERA else camera,
             software=software,
             generator=generator,

@@ -180,7 +180,7 @@ class Watermark(Frozen):
     )
 
 
-def standing(state: str, trust_lists: Sequence[str] = ()) -> str:
+def describe_signer(state: str, trust_lists: Sequence[str] = ()) -> str:
     """Return whether the signer of a manifest is on a trust list, as text.
 
     The result is empty if the signature is not sound.
@@ -221,7 +221,7 @@ class Provenance(Frozen):
     )
 
     @classmethod
-    def of(cls, **statements: Any) -> "Provenance | None":
+    def from_statements(cls, **statements: Any) -> "Provenance | None":
         """Create the provenance from statements, with `ai_declared`; None if there are none."""
         provenance = cls(**statements, ai_declared=False)
         if provenance == _NO_STATEMENTS:
@@ -262,7 +262,7 @@ class Provenance(Frozen):
             statements["c2pa"] = "; ".join(
                 filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types)))
             )
-            if signer_state := standing(c2pa.state, c2pa.trust_lists):
+            if signer_state := describe_signer(c2pa.state, c2pa.trust_lists):
                 statements["signed_by"] = (
                     f"{c2pa.signer or 'somebody without a name'} ({signer_state})"
                 )

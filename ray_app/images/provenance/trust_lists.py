@@ -215,14 +215,14 @@ def _base64_sha256(certificate: str) -> str:
 def _fetch(address: str, offline: bool) -> bytes:
     from ray_app.storage.fetch import Fetcher
     from ray_app.storage.retry import RetryPolicy
-    from ray_app.storage.urls import canonical, local_uri, scheme_of
+    from ray_app.storage.urls import canonicalize, get_scheme, local_uri
 
-    is_local = scheme_of(address) == "file"
+    is_local = get_scheme(address) == "file"
     if offline and not is_local:
         raise ConfigError(
             f"{address}: this machine is offline (TOUCHSTONE_OFFLINE, HF_HUB_OFFLINE)"
         )
-    url = local_uri(canonical(address)) if is_local else address
+    url = local_uri(canonicalize(address)) if is_local else address
     return Fetcher(RetryPolicy(attempts=3, deadline_s=60), signed=[address]).fetch(
         url, "", _MAX_BYTES
     )

@@ -65,8 +65,8 @@ def leaderboard_lines(entries: Sequence[LeaderboardEntry], metric: str, width: i
     ]
     rows = [
         [
-            wording.visible(entry.title),
-            wording.visible(entry.evaluation),
+            wording.escape_invisible(entry.title),
+            wording.escape_invisible(entry.evaluation),
             wording.format_metric(metric, entry.metric.value),
             wording.format_metric_interval(metric, entry.metric) or wording.NONE,
             f"{entry.n:,}",
@@ -78,7 +78,7 @@ def leaderboard_lines(entries: Sequence[LeaderboardEntry], metric: str, width: i
     return [
         *text.table(headers, rows, width, right={2, 3, 4}),
         "",
-        *(f"{wording.NONE}: {wording.visible(reason)}" for reason in undefined if reason),
+        *(f"{wording.NONE}: {wording.escape_invisible(reason)}" for reason in undefined if reason),
         "A metric of images of generators that were in training says little about others.",
         "Overlapping intervals do not show which system is better: evaluate one run with both.",
     ]

@@ -169,7 +169,7 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
     if systems:
         rows = [
             [
-                wording.shortened(short(system.info.called), 44),
+                wording.truncate(short(system.info.called), 44),
                 *(
                     f"{value} ({bounds})" if bounds else value
                     for value, bounds in opening_cells(system)
@@ -179,7 +179,7 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
         ]
         lines += ["", *table(["", *HEADERS], rows, _WIDTH, right=range(1, 4))]
         lines += (
-            [f"and {wording.counted(len(systems) - _MAX_ROWS, 'more system')}"]
+            [f"and {wording.pluralize(len(systems) - _MAX_ROWS, 'more system')}"]
             if len(systems) > _MAX_ROWS
             else []
         )
@@ -187,7 +187,7 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
     warnings_ = warnings(result)
     lines += [""] if warnings_ else []
     lines += [
-        f"{'warning' if warning.is_grave else 'note'}: {wording.visible(warning.heading)} {wording.visible(warning.text)}"
+        f"{'warning' if warning.is_grave else 'note'}: {wording.escape_invisible(warning.heading)} {wording.escape_invisible(warning.text)}"
         for warning in warnings_
     ]
     parts, notes = protocol_table(result)
@@ -203,7 +203,7 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
             f"{title}, with 95 % intervals for further images of the same generators and sources",
             *parts[0].lines(),
         ]
-        lines += [f"{sign} {wording.visible(text)}" for text, sign in notes.items()]
+        lines += [f"{sign} {wording.escape_invisible(text)}" for text, sign in notes.items()]
         lines += [f"published: {line}" for line in list_sources(result)]
         lines += (
             [f"on the page only: {', '.join(part.summary for part in parts[1:])}"]
@@ -225,7 +225,7 @@ def _metrics_lines(system: SystemResult) -> list[str]:
         ]
         for name, metric in system.figures().items()
     ]
-    headers = [wording.shortened(short(system.info.called), 44), "", "95 % interval", "images"]
+    headers = [wording.truncate(short(system.info.called), 44), "", "95 % interval", "images"]
     return ["", *table(headers, rows, _WIDTH, right=range(1, 4))] if rows else []
 
 
@@ -244,7 +244,7 @@ def _names_lines(result: EvaluationResult) -> list[str]:
     if groups := group_table(result):
         rows = [
             [
-                wording.shortened(row.name, 40),
+                wording.truncate(row.name, 40),
                 row.distribution,
                 f"{row.n:,}",
                 *(
@@ -371,7 +371,7 @@ def group_table(result: EvaluationResult) -> GroupTable | None:
 
 def _shorten_label(name: str) -> str:
     """Return a name for a bar of a chart."""
-    return wording.shortened(name, 32) or wording.NONE
+    return wording.truncate(name, 32) or wording.NONE
 
 
 def _compute_view_start(system: SystemResult) -> float:
@@ -499,11 +499,11 @@ def system_charts(system: SystemResult, ident: str) -> list[Chart]:
         }
         lowest, highest = min(bin_.n for bin_, *_ in bins), max(bin_.n for bin_, *_ in bins)
         sizes = (
-            f"{wording.counted(highest, 'image')} each"
+            f"{wording.pluralize(highest, 'image')} each"
             if lowest == highest
             else f"{lowest:,} to {highest:,} images"
         )
-        caption = f"Stated probability against fraction of fakes, {wording.counted(len(bins), 'bin')} of {sizes}"
+        caption = f"Stated probability against fraction of fakes, {wording.pluralize(len(bins), 'bin')} of {sizes}"
         drawings.append(
             Chart(caption, charts.plane([trace], *axes, **texts, guide=[(0, 0), (1, 1)]))
         )

@@ -96,11 +96,11 @@ class TablePart(NamedTuple):
     def lines(self) -> list[str]:
         """Return the lines for the terminal, with as many blocks as the columns need."""
         rows = [*self.rows, *self.footers]
-        names = [wording.shortened(row.name, _MAX_NAME_WIDTH) for row in rows]
+        names = [wording.truncate(row.name, _MAX_NAME_WIDTH) for row in rows]
         columns = [["n", *(f"{row.n:,}" if row.n else wording.NONE for row in rows)]]
         columns += [
             [
-                f"{wording.shortened(head.name, _MAX_NAME_WIDTH)} {head.notes}".rstrip(),
+                f"{wording.truncate(head.name, _MAX_NAME_WIDTH)} {head.notes}".rstrip(),
                 *(_format_cell(row.cells[index]) for row in rows),
             ]
             for index, head in enumerate(self.heads)
@@ -164,7 +164,7 @@ def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
     first_rows, others = _select_rows(result)
     for part_columns, more in (
         (columns[:cut], ""),
-        (columns[cut:], f"{wording.counted(len(columns) - cut, 'more column')}"),
+        (columns[cut:], f"{wording.pluralize(len(columns) - cut, 'more column')}"),
     ):
         if part_columns:
             parts.append(
@@ -198,9 +198,9 @@ def list_sources(result: EvaluationResult) -> list[str]:
     columns = dict[str, list[str]]()
     for reference in result.meta.reference:
         system = systems.get(reference.system or "")
-        images = f"; this run: {wording.counted(system.n, 'image')}" if system else ""
-        text = f"{wording.visible(reference.source)}; verified: {'yes' if reference.verified else 'no'}{images}"
-        columns.setdefault(text, []).append(wording.visible(reference.column))
+        images = f"; this run: {wording.pluralize(system.n, 'image')}" if system else ""
+        text = f"{wording.escape_invisible(reference.source)}; verified: {'yes' if reference.verified else 'no'}{images}"
+        columns.setdefault(text, []).append(wording.escape_invisible(reference.column))
     return [f"{', '.join(names)} from {text}" for text, names in columns.items()]
 
 

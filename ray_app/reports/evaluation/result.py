@@ -159,14 +159,14 @@ class IntervalInfo:
     sources: int = 0
 
     @classmethod
-    def of_names(cls, generators: Iterable[str], sources: Iterable[str]) -> "IntervalInfo":
+    def from_names(cls, generators: Iterable[str], sources: Iterable[str]) -> "IntervalInfo":
         """Choose the population from the names of the generator or source of each image."""
         counts = {"generators": len(set(generators)), "sources": len(set(sources))}
         fakes, reals = (word if n >= MIN_GROUPS else "images" for word, n in counts.items())
         return cls(fakes=fakes, reals=reals, **counts)
 
     @property
-    def of_images(self) -> bool:
+    def is_for_images(self) -> bool:
         """Whether intervals are only for further images of the same generators and sources."""
         return self.fakes != "generators" and self.reals != "sources"
 
@@ -175,7 +175,7 @@ class IntervalInfo:
         """Sentence for the head of a table; "" if the population is not known."""
         if not self.fakes:
             return ""
-        if self.of_images:
+        if self.is_for_images:
             return f"95 % intervals are for further images of the same generators and sources.{self._few}"
         fakes = (
             f"generators like these {self.generators:,}"
@@ -384,7 +384,7 @@ class PairedTest:
         return f"less {self.a}"
 
     @property
-    def by_cluster(self) -> bool:
+    def is_clustered(self) -> bool:
         """Whether the test is for further generators or sources."""
         return self.test.startswith("clustered")
 
@@ -426,7 +426,7 @@ class MaskInfo:
         """Scope of its metrics."""
         return f"masks at {self.resolution} size"
 
-    def scope_of(self, part: str) -> str:
+    def get_scope(self, part: str) -> str:
         """Return the scope of one generator."""
         return f"{self.scope}: {part}"
 
@@ -496,7 +496,7 @@ class IdentificationInfo:
     notes: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
 
-    def scope_of(self, name: str) -> str:
+    def get_scope(self, name: str) -> str:
         """Return the scope of one class."""
         return f"{self.scope}: {name}"
 

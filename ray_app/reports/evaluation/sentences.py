@@ -20,13 +20,13 @@ from ray_app.reports.evaluation.result import (
     kind_scope,
 )
 from ray_app.reports.format import (
-    counted,
     format_metric,
     format_metric_interval,
     format_metric_with_interval,
     name_metric,
     number,
     percent,
+    pluralize,
     probability,
 )
 
@@ -52,7 +52,7 @@ class EvaluationWarning(NamedTuple):
 
 def short(name: str) -> str:
     """Return a name for a sentence, escaped and shortened; a dash for ""."""
-    return wording.shortened(name, _MAX_NAME_WIDTH) or wording.NONE
+    return wording.truncate(name, _MAX_NAME_WIDTH) or wording.NONE
 
 
 def headline(result: EvaluationResult) -> str:
@@ -101,24 +101,27 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
         text += "Read the metrics by format and size before the headline."
         warnings_.append(EvaluationWarning("Confounded.", text, True))
     warnings_ += [
-        EvaluationWarning("Classes differ.", wording.visible(text), not data.confounded)
+        EvaluationWarning("Classes differ.", wording.escape_invisible(text), not data.confounded)
         for text in meta.data_warnings
     ]
     warnings_ += [
-        EvaluationWarning("About the data.", wording.visible(text), False) for text in meta.faults
+        EvaluationWarning("About the data.", wording.escape_invisible(text), False)
+        for text in meta.faults
     ]
     parts = (
-        [f"{counted(labels.without_row, 'label')} without a row in the run"]
+        [f"{pluralize(labels.without_row, 'label')} without a row in the run"]
         if labels.without_row
         else []
     )
     parts += (
-        [f"{counted(labels.rows_without_label, 'row')} without a label"]
+        [f"{pluralize(labels.rows_without_label, 'row')} without a label"]
         if labels.rows_without_label
         else []
     )
-    parts += [f"{counted(labels.doubled, 'label')} repeated (and equal)"] if labels.doubled else []
-    texts = [wording.visible(text) for text in meta.label_warnings] or (
+    parts += (
+        [f"{pluralize(labels.doubled, 'label')} repeated (and equal)"] if labels.doubled else []
+    )
+    texts = [wording.escape_invisible(text) for text in meta.label_warnings] or (
         [f"{'; '.join(parts)}."] if parts else []
     )
     warnings_ += [EvaluationWarning("Labels and run differ.", text, False) for text in texts]
@@ -127,15 +130,17 @@ def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
     if meta.localization and meta.localization.warning:
         warnings_.append(
             EvaluationWarning(
-                "Masks may be misread.", wording.visible(meta.localization.warning), True
+                "Masks may be misread.", wording.escape_invisible(meta.localization.warning), True
             )
         )
     if meta.localization:
         for reason in meta.localization.unreadable:
             example = f", for example {reason.example}" if reason.example else ""
-            text = f"{counted(reason.n, 'mask')} of the labels: {reason.reason}{example}."
+            text = f"{pluralize(reason.n, 'mask')} of the labels: {reason.reason}{example}."
             warnings_.append(
-                EvaluationWarning("Some masks could not be used.", wording.visible(text), True)
+                EvaluationWarning(
+                    "Some masks could not be used.", wording.escape_invisible(text), True
+                )
             )
     if backwards := [
         system
@@ -234,7 +239,7 @@ def _describe_rates(
             f"{name} judges {percent(balanced_accuracy.value, 0)}{_format_wide_interval(balanced_accuracy)} of images correctly, "
             "with equal weight of both classes"
         )
-    return f"{name} scored {counted(system.info.n, 'image')}, and no metric is defined"
+    return f"{name} scored {pluralize(system.info.n, 'image')}, and no metric is defined"
 
 
 def _format_fraction(metric: MetricValue, article: str, noun: str) -> str:
@@ -268,12 +273,12 @@ def _describe_wide_interval(name: str, result: EvaluationResult, system: SystemR
     for title, metric, is_of_reals in metrics:
         if metric.interval is None or metric.interval[1] - metric.interval[0] <= _MAX_INTERVAL:
             continue
-        if not intervals.of_images and not (is_of_reals and intervals.reals != "sources"):
+        if not intervals.is_for_images and not (is_of_reals and intervals.reals != "sources"):
             groups = intervals.sources if is_of_reals else intervals.generators
             few = (
-                f"{counted(groups, 'source')} of real images"
+                f"{pluralize(groups, 'source')} of real images"
                 if is_of_reals
-                else counted(groups, "generator")
+                else pluralize(groups, "generator")
             )
             too_few = f"{few} {_are(groups)} too few to say how it does on others"
             return f"{_describe_rates(name, system, 'these', has_intervals=False)}, but {too_few}{_describe_confounding(result, 'and')}."
@@ -281,7 +286,7 @@ def _describe_wide_interval(name: str, result: EvaluationResult, system: SystemR
             number(bound, 1, decimals=2) if title == "AUC" else percent(bound, 0)
             for bound in metric.interval
         )
-        images = f"{counted(system.info.n, 'image')} {_are(system.info.n)} too few to say how good {name} is"
+        images = f"{pluralize(system.info.n, 'image')} {_are(system.info.n)} too few to say how good {name} is"
         return f"{images}: its {title} could be anything from {low} to {high}."
     return ""
 
@@ -306,11 +311,11 @@ def _describe_quality(system: SystemResult) -> list[str]:
     sentences, parts = [], []
     if tpr.value is not None:
         parts.append(
-            f"finds {format_metric_with_interval('tpr', tpr)} of {counted(system.info.n_fake, 'fake')}"
+            f"finds {format_metric_with_interval('tpr', tpr)} of {pluralize(system.info.n_fake, 'fake')}"
         )
     if tnr.value is not None:
         parts.append(
-            f"clears {format_metric_with_interval('tnr', tnr)} of {counted(system.info.n_real, 'real image')}"
+            f"clears {format_metric_with_interval('tnr', tnr)} of {pluralize(system.info.n_real, 'real image')}"
         )
     if parts:
         threshold = (
@@ -324,7 +329,7 @@ def _describe_quality(system: SystemResult) -> list[str]:
             f"A fake scores higher than a real image with a probability of {format_metric_with_interval('auc', auc)}: the ROC AUC."
         )
     elif auc.why:
-        sentences.append(f"There is no ROC AUC: {wording.visible(auc.why)}.")
+        sentences.append(f"There is no ROC AUC: {wording.escape_invisible(auc.why)}.")
     tpr_at_1, precision = system.figure("tpr_at_fpr_1"), system.figure("precision_at_prior_1")
     if tpr_at_1.value is not None:
         sentences.append(
@@ -340,8 +345,8 @@ def _describe_quality(system: SystemResult) -> list[str]:
 def _describe_data(result: EvaluationResult, system: SystemResult) -> list[str]:
     data, protocol = result.meta.data, result.meta.protocol
     fakes = [generator for generator in system.info.generators if generator.label == "fake"]
-    text = f"{counted(data.n_real, 'real image')} and {counted(data.n_fake, 'fake')}"
-    text += f" of {counted(len(fakes), 'generator')}" if fakes else ""
+    text = f"{pluralize(data.n_real, 'real image')} and {pluralize(data.n_fake, 'fake')}"
+    text += f" of {pluralize(len(fakes), 'generator')}" if fakes else ""
     text += f"; {data.n_local:,} of the fakes are local edits" if data.n_local else ""
     sentences = [f"{text}."] if data.n_real + data.n_fake else []
     if protocol:
@@ -408,7 +413,7 @@ def _describe_certainty(result: EvaluationResult, system: SystemResult) -> list[
     if strata:
         largest = max(strata, key=lambda stratum: min(stratum.n_real, stratum.n_fake))
         images = (
-            f"{wording.shortened(largest.format, 12)} of {wording.shortened(largest.size, 16)}, "
+            f"{wording.truncate(largest.format, 12)} of {wording.truncate(largest.size, 16)}, "
             f"{largest.n_real:,} real and {largest.n_fake:,} fake"
         )
         sentences.append(
@@ -481,7 +486,7 @@ def _describe_weaknesses(system: SystemResult) -> list[str]:
         worst = hardest[0]
         sentences.append(
             f"The hardest generator is {short(worst.name)}: it finds {format_metric_with_interval('tpr', system.rate(worst))} "
-            f"of {counted(worst.n, 'image')}."
+            f"of {pluralize(worst.n, 'image')}."
         )
         rates = {
             state: [

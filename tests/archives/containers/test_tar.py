@@ -9,7 +9,7 @@ import pytest
 import webdataset as wds
 from backports import zstd
 
-from ray_app.archives.containers import kind_of
+from ray_app.archives.containers import detect_kind
 from ray_app.storage import Fetcher
 from tests.archives.containers import hazards
 from tests.archives.containers.hazards import (
@@ -312,7 +312,7 @@ def test_gzip_with_an_endless_header_is_refused(tmp_path):
 
 def test_container_kind_follows_the_ending():
     names = {"a.TXZ": "tar.xz", "b.tar.bz2": "tar.bz2", "c.cbz": "zip", "d.CBT": "tar"}
-    assert {name: kind_of(name) for name in [*names, "e.xz"]} == names | {"e.xz": None}
+    assert {name: detect_kind(name) for name in [*names, "e.xz"]} == names | {"e.xz": None}
 
 
 def test_packed_tar_with_a_window_of_gigabytes_is_refused(tmp_path):

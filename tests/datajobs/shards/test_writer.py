@@ -6,7 +6,7 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.runs.table_files import plain, write_tables
+from ray_app.runs.table_files import to_json_value, write_tables
 from ray_app.storage import Store
 from tests.datajobs.shards.archives import HOSTILE
 
@@ -16,7 +16,7 @@ def test_every_value_becomes_json():
     value["b"] = {"when": datetime(2020, 1, 2, tzinfo=UTC)}
     expected = {"a": [1, 2.5, None, "AP8="], "c": None, "d": True}
     expected["b"] = {"when": "2020-01-02T00:00:00+00:00"}
-    assert json.loads(json.dumps(plain(value), allow_nan=False)) == expected
+    assert json.loads(json.dumps(to_json_value(value), allow_nan=False)) == expected
 
 
 def test_every_type_and_name_has_a_place_in_both_files(tmp_path):

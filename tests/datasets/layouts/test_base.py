@@ -4,7 +4,7 @@ from ray_app.archives import Archive, ListedMember
 from ray_app.datasets.labels import prompt_group
 from ray_app.datasets.layouts import make_layout
 from ray_app.errors import ConfigError
-from ray_app.storage.urls import scheme_of
+from ray_app.storage.urls import get_scheme
 from tests.datasets.layouts.telling import fields, refused, row, told
 from tests.make.published import picture, write_files, write_parquet, write_shard, write_zip
 
@@ -78,7 +78,7 @@ def test_archive_may_not_name_masks_elsewhere(place, tmp_path):
         assert f"may not name the mask {place}" in refused(
             layout, row(label="fake", **{column: place})
         )
-    if scheme_of(place) in ("file", "local"):
+    if get_scheme(place) in ("file", "local"):
         assert "may not name" in refused(
             make_layout("columns", {"root": str(tmp_path)}), row(label="fake", mask=place)
         )

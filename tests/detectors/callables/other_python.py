@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.detectors.card_sections import formula_image
+from ray_app.detectors.card_sections import generate_formula_image
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
@@ -57,5 +57,5 @@ def run_code(folder, code, *words):
 
 def write_image(path, size, seed):
     noise = np.random.default_rng(seed).integers(0, 128, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(formula_image(*size) // 2 + noise).save(path)
+    Image.fromarray(generate_formula_image(*size) // 2 + noise).save(path)
     return str(path)

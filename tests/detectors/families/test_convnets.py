@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ray_app.detectors import load_card
-from ray_app.detectors.card import with_run_facts
+from ray_app.detectors.card import apply_run_settings
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families import resnet
 from ray_app.detectors.families.ferretnet import FerretNet, median_residual
@@ -137,7 +137,7 @@ def test_run_keeps_the_residual_that_it_was_scored_with():
     today = load_card("tiny-ladeda")
     noted = json.loads(json.dumps(today.scoring_facts))
     noted["architecture"]["arguments"] = {"residual": "right_diag"}
-    continued = with_run_facts(today, noted)
+    continued = apply_run_settings(today, noted)
     assert (continued.name, build_network(continued).residual) == ("tiny-ladeda", "right_diag")
     assert continued.weights == today.weights
     files = {"": "left_diag", ":right-diag": "right_diag", ":forensynth": "npr"}

@@ -11,7 +11,7 @@ from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import Normalise, build_network
 from ray_app.detectors.families import mae
-from ray_app.ensembles import ensemble_of
+from ray_app.ensembles import build_ensemble
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.scorer import EnsembleScorer
@@ -77,13 +77,13 @@ def test_filling_and_a_black_border_do_not_score(small):
 def test_a_run_keeps_masks_of_the_image_s_own_shape(tmp_path):
     card = seeded_card(small_card(), tmp_path)
     images = [pattern_image(120, 90), pattern_image(400, 200)]
-    ensemble = ensemble_of([str(write_card(card, tmp_path / "card.yaml"))])
+    ensemble = build_ensemble([str(write_card(card, tmp_path / "card.yaml"))])
     spec = make_spec(ensemble, limits=ImageLimits(), precision="fp32")
     batch = BatchDecoder(spec, StageClock()).decode(
         [(0, encoded(Image.fromarray(image), "PNG")) for image in images]
     )
     outputs = EnsembleScorer(spec, StageClock()).score([batch])
-    masks = outputs.of("masks")["iml-vit"]
+    masks = outputs.get("masks")["iml-vit"]
     assert [mask.shape for mask in masks] == [(120, 90), (256, 128)]
     detector = load_detector(card, precision="fp32")
     prepared = np.stack([detector.prepare(Image.fromarray(image)) for image in images])

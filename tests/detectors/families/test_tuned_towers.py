@@ -11,7 +11,7 @@ import torch
 from benchmarks.seeded import card_with_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.checkpoints import load_strictly
-from ray_app.detectors.detector import build_network, own_keys
+from ray_app.detectors.detector import build_network, rename_keys
 from ray_app.detectors.families.low_rank import merged
 from ray_app.errors import DetectorError
 from tests.detectors.golden import check_scores
@@ -161,7 +161,7 @@ def test_every_tensor_of_a_published_file_has_a_place(name, numbers):
         state, network = published(name), build_network(load_card(name))
         assert sum(tensor.numel() for tensor in state.values()) == numbers
         assert name != "effort" or len(state) == 681
-        named = own_keys(load_card(name), state, network)
+        named = rename_keys(load_card(name), state, network)
     if name == "gapl":
         named["prototype"] = torch.empty(64, 128)
     shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
@@ -192,7 +192,7 @@ def test_wrong_tensor_is_named(name, key, said):
         state = {**published(name), key: torch.ones(2)}
         network = build_network(load_card(name))
         with pytest.raises(DetectorError, match=said):
-            load_strictly(network, own_keys(load_card(name), state, network), name)
+            load_strictly(network, rename_keys(load_card(name), state, network), name)
 
 
 def test_file_without_its_prototypes_is_refused(tmp_path):

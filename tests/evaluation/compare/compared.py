@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ray_app.archives import BlockPlan, list_members, open_source, read_block, read_blocks
-from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds, decision_facts
+from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds, get_decision_settings
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
@@ -57,7 +57,7 @@ def make_run(
     run = RunDirectory.open(str(folder / "run"))
     identity = {
         "detectors": {name: {"weights": "1"} for name in spec.cards},
-        "decision": decision_facts(spec.ensemble),
+        "decision": get_decision_settings(spec.ensemble),
         **(settings or {}),
     }
     run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ray_app.ensembles.card import Thresholds
-from ray_app.ensembles.finding import find
+from ray_app.ensembles.finding import find_origin
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.formats import sniff_format
@@ -107,7 +107,7 @@ def test_values_are_one_short_printable_line():
     found = said(png_with(Software="\x1b[31mred\u202e\r\n\x00  " + "a" * 5000))
     assert found.software == "[31mred " + "a" * 292
     assert said(png_with(Software="\x01\x02")) is None
-    many = Provenance.of(digital_source_type=[f"{i}" * 200 for i in range(99)])
+    many = Provenance.from_statements(digital_source_type=[f"{i}" * 200 for i in range(99)])
     assert len(many.digital_source_type) == 16
 
 
@@ -158,7 +158,7 @@ def test_text_over_the_limit_is_reported_unread(form):
     found = LIMITED.read(data, form)
     assert (found.generator, found.ai_declared) == (None, False)
     assert found.unread == (f"{what}: {OVER}",)
-    finding = find(found.row(), "real", Thresholds())
+    finding = find_origin(found.row(), "real", Thresholds())
     grounds = [ground.says for ground in finding.grounds]
     assert f"not all of its metadata was read: {what}: {OVER}" in grounds
     assert finding.finding == "no evidence found"

@@ -2,13 +2,13 @@
 the keys of the published sizes.
 """
 
-from ray_app.detectors import list_cards, variants_of
+from ray_app.detectors import list_cards, list_variants
 from tests.make.cards import TOWER, small_cards
 from tests.make.networks.fill import with_arguments, with_tower
 from tests.make.networks.small_frozen import BACKBONES, small_frozen
 
 # Another engine's network has no parameters of ours.
-CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base))}
+CARDS = {card.name: card for base in list_cards() for card in (base, *list_variants(base))}
 # ResNets, ConvNeXts, ViTs, and CLIP's image towers.
 _RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
 _CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}

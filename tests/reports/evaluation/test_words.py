@@ -115,5 +115,5 @@ def test_no_shortcut_is_said_only_where_one_is_ruled_out(low, high, words):
     ],
 )
 def test_head_of_a_table_says_what_its_intervals_are_of(generators, sources, words):
-    info = IntervalInfo.of_names(map(str, range(generators)), map(str, range(sources)))
+    info = IntervalInfo.from_names(map(str, range(generators)), map(str, range(sources)))
     assert f"95 % intervals are for {words}" in info.words
