@@ -243,7 +243,7 @@ def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> 
         overrides: Texts such as `a.b=c`, whose values are YAML.
 
     Returns:
-        The model. If it is a `Placed`, it knows the folder of the file.
+        The model. If it is a `FileConfig`, it knows the folder of the file.
 
     Raises:
         ConfigError: If the file cannot be read, is not YAML, or does not fit the model.

@@ -4,7 +4,7 @@
 portions can be scored early, and so that a source that is followed has one manifest per day.
 `is_as_listed` tests whether anything is new.
 
-1. `Walk` lists the archive, section by section, into raw files: first the files that the sources
+1. `ArchiveWalker` lists the archive, section by section, into raw files: first the files that the sources
    list, then the members of containers. If the sources list the same files as before (a digest), the
    listing ends here.
 2. `IdTable` joins ids and finds duplicates, collisions, known members, and vanished members.

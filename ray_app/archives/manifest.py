@@ -10,7 +10,7 @@ members to Arrow rows.
     manifest/<n>/_complete                  counts, as JSON; written last: without it, the manifest is open
     manifest/<n>/<k>/                       portion <k>: the same files, of what was listed since portion <k> - 1
     manifest/<n>/<k>/vanished.parquet       which ids vanished or returned since manifest <n> - 1
-    manifest/<n>/<k>/unlisted.json          what an unfinished listing has yet to list (`Walk.save_state`)
+    manifest/<n>/<k>/unlisted.json          what an unfinished listing has yet to list (`ArchiveWalker.save_state`)
 
 A listing writes portions, so that the first portions are scored while the archive is still listed.
 `close_manifest` adds `blocks.parquet`, `vanished.parquet`, and `_complete` of the whole manifest.
@@ -755,7 +755,7 @@ def merge_input_types(
 
 
 def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Convert a column to a type that `joined_inputs` returned.
+    """Convert a column to a type that `merge_input_types` returned.
 
     Values that are not texts become texts as JSON writes them.
     """

@@ -48,7 +48,7 @@ class RawFile:
         rows: The number of members.
         largest_bytes: The size of the largest member.
         has_groups: Whether some members are best read together with their neighbours.
-        as_text: Whether columns whose types clash become texts (`joined_inputs`).
+        as_text: Whether columns whose types clash become texts (`merge_input_types`).
         input_type: The type of the source's own columns, None if it has none.
         path: The path of the file in the store.
         data: The content of a small file, which is not at `path`.

@@ -1,6 +1,6 @@
 """Read the members of a block, and their encoded bytes.
 
-`read_block` reads a block of a manifest, `member_rows` converts its rows into members, and
+`read_block` reads a block of a manifest, `rows_to_members` converts its rows into members, and
 `MemberReader` reads the bytes of members from files of their own or from containers.
 
 Small members are read ahead. A large member is read only when it is requested, one per process,

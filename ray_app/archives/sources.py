@@ -114,7 +114,7 @@ class Archive:
         columns: The columns of tables that the user named.
         limits: Limits on what a container may cost.
         allow_private: Whether lists may name web servers in private networks.
-        fetcher: Reads the sources, None for `fetcher_of` the sources.
+        fetcher: Reads the sources, None for `create_fetcher` the sources.
 
     Raises:
         ConfigError: There is no source, a KIND:: is unknown, or a pattern has braces. Iterating

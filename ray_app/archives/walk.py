@@ -1,4 +1,4 @@
-"""List the sections of an archive in steps, and collect what they have (`Walk`).
+"""List the sections of an archive in steps, and collect what they have (`ArchiveWalker`).
 
 The sources' own files and containers come first, then the members of containers.
 

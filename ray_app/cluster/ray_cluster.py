@@ -106,7 +106,7 @@ def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[No
     if address is None:
         os.environ.update(WORKER_ENVIRONMENT)  # The workers of a local Ray inherit them.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A job that is submitted with a variable of `worker_variables` has the same value here; Ray
+    # A job that is submitted with a variable of `get_worker_variables` has the same value here; Ray
     # refuses equal names otherwise.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():

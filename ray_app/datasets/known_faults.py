@@ -1,6 +1,6 @@
 """Look up documented faults of published data sets, from `configs/datasets/known_faults.yaml`.
 
-`faults_of` returns the faults of a source, `fault_lines` lines on them, and `spared` labels without
+`find_faults` returns the faults of a source, `fault_lines` lines on them, and `drop_faulty_labels` labels without
 what they spoil.
 """
 

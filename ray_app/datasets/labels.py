@@ -117,7 +117,7 @@ def name_real_generator(source: object) -> str:
 
 
 def is_real_generator(generator: str) -> bool:
-    """Return whether a generator is of real images, as `real_of` returns it."""
+    """Return whether a generator is of real images, as `name_real_generator` returns it."""
     return generator == "real" or generator.startswith("real:")
 
 

@@ -1,6 +1,6 @@
 """Read the pixels of a stored mask (`decode_mask`), and check how much of the image they mark.
 
-`coverage_of` returns the coverage of one mask; `CoverageTally` counts masks with odd coverage.
+`measure_coverage` returns the coverage of one mask; `CoverageTally` counts masks with odd coverage.
 """
 
 import math

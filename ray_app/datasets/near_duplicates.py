@@ -1,7 +1,7 @@
 """Find images that belong into one split, because they are equal or similar.
 
 Images are bound if they have the same group, bytes, or prompt, or look equal or nearly equal.
-`bonds_of` finds the bonds, `connected_groups` joins them to groups, and `find_shared` finds the
+`compute_duplicate_criteria` finds the bonds, `connected_groups` joins them to groups, and `find_shared` finds the
 images of one split that have a duplicate in another. `find_leaks` and `leakage` report them for all
 splits.
 """

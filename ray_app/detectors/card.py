@@ -1,6 +1,6 @@
 """Define `DetectorCard`: everything that Touchstone knows about a detector.
 
-`load_card` reads a card from YAML, a bucket, or a server. `list_cards` and `variants_of` return the
+`load_card` reads a card from YAML, a bucket, or a server. `list_cards` and `list_variants` return the
 shipped cards and their variants. The module loads without torch, so a card is read in milliseconds.
 """
 

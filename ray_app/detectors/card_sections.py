@@ -30,7 +30,7 @@ class GoldenScore(Frozen):
 class FormulaScore(Frozen):
     """Log-odds in fp32 for an image that needs no file.
 
-    The image is `formula_image` of the given size.
+    The image is `generate_formula_image` of the given size.
     """
 
     image: Literal["formula"] = Field(description="Kind of the image.")

@@ -1,7 +1,7 @@
 """Share equal weights and backbones among the detectors of a process.
 
 Start at `share_backbones`. A shared backbone runs once per batch, and equal weights are in memory
-once (`hold_equal_weights_once`).
+once (`share_equal_weights`).
 """
 
 import weakref

@@ -1,7 +1,7 @@
 """Define the ensemble card: which detectors, how their scores combine, and the thresholds.
 
-`load_ensemble_card` reads an `EnsembleCard`, `ensemble_of` builds a card from detector names, and
-`decision_facts` returns the part of a card that belongs to the identity of a run.
+`load_ensemble_card` reads an `EnsembleCard`, `build_ensemble` builds a card from detector names, and
+`get_decision_settings` returns the part of a card that belongs to the identity of a run.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Combine detector scores into one score, one probability, and one verdict with a reason per image.
 
-`decide` does all steps. `combine` returns only the scores. `second_looks` and `drawn_by_audit`
+`decide` does all steps. `combine` returns only the scores. `list_second_stage_reasons` and `select_audited`
 return which images the second stage of a cascade scores.
 
 A rule combines the calibrated log-odds of the members. Each rule takes an (n, members) float64
@@ -87,7 +87,7 @@ def decide(
         out_of_range: Per member and image, why the image is outside the member's valid range, else
             None. The key `IMAGE` holds the reasons for the ensemble as a whole.
         remarks: Per member and image, why the member gave no score, else None.
-        audited: Which images the audit of a cascade selected, see `drawn_by_audit`. Empty means
+        audited: Which images the audit of a cascade selected, see `select_audited`. Empty means
             none.
         blank: Which images have no content. Empty means none.
 

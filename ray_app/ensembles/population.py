@@ -1,6 +1,6 @@
 """Describe the population of a calibration: the distribution of image properties per class.
 
-`population_of` counts labelled images into bins, `measure_coverage` returns the formats and sizes of a
+`measure_population` counts labelled images into bins, `measure_coverage` returns the formats and sizes of a
 calibration, and `PopulationTally` counts the images of an archive into the same bins.
 """
 
@@ -243,7 +243,7 @@ def measure_population(
     Args:
         what: Description of the images.
         fake: Labels (n,), True = fake.
-        properties: The properties of the images, from `properties_of`.
+        properties: The properties of the images, from `compute_properties`.
         parts: Disjoint parts of the labelled images.
         prevalence: Fraction of fakes for which the calibrated scores are probabilities.
         generators: Generators of the fakes.

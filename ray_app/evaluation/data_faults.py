@@ -1,7 +1,7 @@
 """Find faults that labelled data show by themselves, as sentences.
 
 Prompts may belong to other images (`compare_prompts`), splits may share images
-(`describe_shared_images`), and the file facts of an index may reveal the class (`faults_of_index`).
+(`describe_shared_images`), and the file facts of an index may reveal the class (`find_index_faults`).
 """
 
 import posixpath

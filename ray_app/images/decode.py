@@ -1,6 +1,6 @@
 """Decode encoded bytes to RGB pixels and facts (`decode_image`), the same way for all callers.
 
-Callers that reserve memory decode in two steps (`peek_image`). `decoder_name` returns the library.
+Callers that reserve memory decode in two steps (`peek_image`). `get_decoder_name` returns the library.
 
 The format is sniffed from the bytes, and each format has exactly one Pillow class (`FORMATS`),
 which is called directly. So no other plugin sees the bytes, a JPEG with several images (MPO) is

@@ -1,7 +1,7 @@
 """Define the facts of an image file, and measure the pixels.
 
 `ImageFileFacts` are the facts, `DecodedImage` are pixels with their facts, and `ImageRefused` is a
-refusal with the facts. `with_texture` measures what a card may ask for.
+refusal with the facts. `add_texture` measures what a card may ask for.
 
 `perceptual_hash` is a hash that similar images share: the 64 signs of the low frequencies of an
 image, which is ImageHash's `phash`.

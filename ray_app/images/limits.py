@@ -3,7 +3,7 @@
 `ImageLimits` are the limits of the endpoint, and the default. `BatchLimits` are the limits of
 archives, of images on the command line, and of Python. docs/formats.md describes where each
 applies. `estimate_demand` estimates the peak memory of decoding an image from its header
-(`Demand`). `Breadcrumb` writes a crash marker that names the image that this process decodes, and
+(`DecodeCost`). `CrashMarker` writes a crash marker that names the image that this process decodes, and
 `Watchdog` enforces the wall limit of a decode.
 """
 

@@ -11,9 +11,9 @@ from ray_app import on_first_use
 if TYPE_CHECKING:
     from ray_app.inference.batch import (
         DESCRIBED,
-        LOOKED,
-        LOOKED_MS,
         REQUESTED,
+        RESCORED,
+        RESCORED_MS,
         RUNS,
         Batch,
         DecodeResult,

@@ -36,9 +36,9 @@ RUNS, REQUESTED = "runs of backbone ", "asked of backbone "
 # Names of counts, each followed by the name of a detector: images that it scored, in every view;
 # microseconds that it took for them; and microseconds that it would have taken alone, which include
 # the run of a shared backbone that an earlier detector started.
-SEEN, SPENT_US, ALONE_US = "images seen by ", "microseconds of ", "microseconds alone of "
+SEEN, ELAPSED_US, ALONE_US = "images seen by ", "microseconds of ", "microseconds alone of "
 # Counts of members that were decoded again, and of the milliseconds for it.
-LOOKED, LOOKED_MS = "looked_again", "looked_again_ms"
+RESCORED, RESCORED_MS = "looked_again", "looked_again_ms"
 DESCRIBED = "described"  # The count of members that got a caption.
 # The detail of a member begins with this text if a bug in Touchstone made it fail.
 OWN_FAILURE = "Touchstone's own code failed: "

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from ray_app.inference import decision
 from ray_app.inference.batch import (
-    LOOKED,
-    LOOKED_MS,
+    RESCORED,
+    RESCORED_MS,
     Batch,
     DecodeResult,
     MemberFile,
@@ -72,8 +72,8 @@ class SecondStage:
         Seconds count after `take_seconds`.
         """
         return {
-            LOOKED: self._scored,
-            LOOKED_MS: round(self._spent_ms),
+            RESCORED: self._scored,
+            RESCORED_MS: round(self._spent_ms),
             "decoded": self._decoder.counts["decoded"],
         }
 

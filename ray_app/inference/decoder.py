@@ -1,6 +1,6 @@
 """Decode encoded images into batches of uint8 tensors, with each image in its own slot.
 
-`BatchDecoder` decodes each image once for all its views. `CarefulDecoder` decodes one image, in
+`BatchDecoder` decodes each image once for all its views. `CrashSafeDecoder` decodes one image, in
 this process or in a child process. `StageClock` counts the seconds of each stage of scoring.
 """
 
@@ -115,7 +115,7 @@ class CrashSafeDecoder:
 
     Args:
         limits: Limits on an image.
-        crumbs: Folder for crash markers on a local disk of the node. None if a crash may end the
+        marker_dir: Folder for crash markers on a local disk of the node. None if a crash may end the
             process.
         wall_limit_s: Seconds that decoding one image may take.
         budget: Memory that large images share with other processes of this node. None if there are
@@ -127,19 +127,19 @@ class CrashSafeDecoder:
     def __init__(
         self,
         limits: ImageLimits,
-        crumbs: Path | None,
+        marker_dir: Path | None,
         wall_limit_s: float,
         budget: NodeBudget | None,
         *,
         children: IsolatedDecoders | None = None,
     ) -> None:
-        self._limits, self._marker_dir, self._budget = limits, crumbs, budget
+        self._limits, self._marker_dir, self._budget = limits, marker_dir, budget
         self._closing = ExitStack()
         self._marker: CrashMarker | None = None
         self._pool, self._always_isolates = children, children is not None
         self._suspects: set[int] = set()
-        if crumbs is not None:
-            self._marker = self._closing.enter_context(closing(CrashMarker(crumbs)))
+        if marker_dir is not None:
+            self._marker = self._closing.enter_context(closing(CrashMarker(marker_dir)))
             self._closing.enter_context(Watchdog(self._marker, wall_limit_s))
             pool = IsolatedDecoders(
                 limits, processes=1, wall_limit_s=wall_limit_s, memory_limit_bytes=None
@@ -263,7 +263,7 @@ class BatchDecoder:
     Args:
         spec: The preprocessings, views, limits, and batch size.
         clock: Times the stages.
-        crumbs: Folder for crash markers (see `CarefulDecoder`).
+        marker_dir: Folder for crash markers (see `CrashSafeDecoder`).
         hand_over: Whether images that keep their size stay encoded and are decoded when they are
             scored.
         keeps_files: Whether batches carry all files, since some members may be decoded again.
@@ -276,7 +276,7 @@ class BatchDecoder:
         self,
         spec: ScoringSpec,
         clock: StageClock,
-        crumbs: Path | None = None,
+        marker_dir: Path | None = None,
         *,
         hand_over: bool = False,
         keeps_files: bool = False,
@@ -285,7 +285,7 @@ class BatchDecoder:
         careful: CrashSafeDecoder | None = None,
     ) -> None:
         self._spec, self._clock = spec, clock
-        self.careful = careful or CrashSafeDecoder(spec.limits, crumbs, wall_limit_s, budget)
+        self.careful = careful or CrashSafeDecoder(spec.limits, marker_dir, wall_limit_s, budget)
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.counts = {"decoded": 0}  # Images since the start.
@@ -482,7 +482,7 @@ class BatchDecoder:
     def open_file(
         self, image_id: int, data: File | InputError
     ) -> AbstractContextManager[DecodedImage]:
-        """Decode and count one image (see `CarefulDecoder.open_image`)."""
+        """Decode and count one image (see `CrashSafeDecoder.open_image`)."""
         self.counts["decoded"] += not isinstance(data, InputError)
         return self.careful.open_image(image_id, data, self._clock, self._bytes_per_pixel)
 

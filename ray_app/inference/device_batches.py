@@ -1,7 +1,7 @@
 """Move prepared pixels to a GPU, and choose the size of its batches.
 
-`PinnedRing` and `DeviceUpload` copy through pinned buffers that are reused. `measured_batches` and
-`paying_batch` try batch sizes by doubling, as far as memory allows, and choose the smallest size
+`PinnedRing` and `DeviceUpload` copy through pinned buffers that are reused. `measure_batches` and
+`choose_batch_size` try batch sizes by doubling, as far as memory allows, and choose the smallest size
 whose rate is near the best rate. Tests may replace the objects that use the GPU: `DeviceMeter`, and
 the functions that make buffers and events.
 """

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ray_app.inference.batch import LOOKED, Batch
+from ray_app.inference.batch import RESCORED, Batch
 from ray_app.inference.cascade import CascadeScorer
 from ray_app.inference.decision import DetectorOutputs
 from ray_app.inference.decoder import BatchDecoder, StageClock
@@ -142,5 +142,5 @@ class GroupScorer:
             return {} if self._describing is None else self._describing.counts
         counts = self._scorer.counts
         if self._group in self._late[1:]:  # Each late group sees the same members.
-            counts.pop(LOOKED)
+            counts.pop(RESCORED)
         return counts

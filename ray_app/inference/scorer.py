@@ -1,6 +1,6 @@
 """Score batches of uint8 tensors with the detectors of an ensemble (`EnsembleScorer`).
 
-This is the hot loop. It uses no Ray, so that it can be profiled and measured alone. `Describing`
+This is the hot loop. It uses no Ray, so that it can be profiled and measured alone. `ImageDescriber`
 predicts prompts for the images that a profile selects. `DetectorTimes` measures each detector.
 """
 
@@ -23,10 +23,10 @@ from ray_app.inference import device_batches
 from ray_app.inference.batch import (
     ALONE_US,
     DESCRIBED,
+    ELAPSED_US,
     REQUESTED,
     RUNS,
     SEEN,
-    SPENT_US,
     Batch,
     DecodeResult,
     PerturbedBatch,
@@ -234,7 +234,7 @@ class DetectorTimes:
             elif reading.backbone is not None:
                 alone_us += self._last_run_us.get(reading.backbone, 0.0)
             self.counts[SEEN + reading.name] += reading.images
-            self.counts[SPENT_US + reading.name] += round(elapsed_us)
+            self.counts[ELAPSED_US + reading.name] += round(elapsed_us)
             self.counts[ALONE_US + reading.name] += round(alone_us)
 
 

@@ -1,4 +1,4 @@
-"""Make small images of files for pages (`SmallPictures`).
+"""Make small images of files for pages (`ThumbnailMaker`).
 
 Child processes decode the files. The result is a new JPEG with limits on pixels and bytes, and
 without metadata of the file. A file that kills its decoder has no small image, but affects no other

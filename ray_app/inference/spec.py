@@ -120,7 +120,7 @@ def list_uncalibrated_decoders(
 
 
 def describe_guarantee_departures(scored: Collection[str], decoded: Collection[str]) -> list[str]:
-    """Turn results of `departures` and `other_decoders` into reasons that void a guarantee."""
+    """Turn results of `departures` and `list_uncalibrated_decoders` into reasons that void a guarantee."""
     differences_by_step = {"scored": scored, "decoded": decoded}
     return [
         f"{step} otherwise: {', '.join(differences)}"

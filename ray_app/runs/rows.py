@@ -253,7 +253,7 @@ def block_tables(
 
     If building them fails, every member is tried alone. A member that fails alone becomes
     `decoder_crashed`. If the exception is not about a single member (see
-    `errors.is_of_one_image`), it is raised.
+    `errors.is_image_error`), it is raised.
 
     Args:
         members: The rows of the manifest.

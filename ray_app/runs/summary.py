@@ -78,7 +78,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> document.RunC
 
 def _count_table(table: pa.Table, detectors: list[str]) -> document.RunCounts:
     """Count the rows of one table."""
-    second_looks = (
+    list_second_stage_reasons = (
         _count_values(table[schema.SECOND_LOOK])
         if schema.SECOND_LOOK in table.column_names
         else None
@@ -110,9 +110,10 @@ def _count_table(table: pa.Table, detectors: list[str]) -> document.RunCounts:
         verdicts=_count_values(table["verdict"]),
         verdict_reasons=_count_values(table["verdict_reason"]),
         second_look=None
-        if second_looks is None
+        if list_second_stage_reasons is None
         else document.SecondLookSummary(
-            band=second_looks.get("band", 0), audit=second_looks.get("audit", 0)
+            band=list_second_stage_reasons.get("band", 0),
+            audit=list_second_stage_reasons.get("audit", 0),
         ),
         flags=_count_values(table["flags"]),
         formats=_count_values(table["format"]),

@@ -1,4 +1,4 @@
-"""Find the work that is left in a run: the blocks of its manifests without rows (`work_of`)."""
+"""Find the work that is left in a run: the blocks of its manifests without rows (`find_work`)."""
 
 import sys
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.config import RAY_SHARE
 from ray_app.errors import ConfigError, Status
 from ray_app.images.limits import worst_bytes
-from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, ResourceEstimate, ScoringSpec
+from ray_app.inference import DESCRIBED, RESCORED, RESCORED_MS, ResourceEstimate, ScoringSpec
 from ray_app.inference.block_reader import MEMBER_BYTES
 from ray_app.inference.groups import DetectorGroups
 from ray_app.inference.spec import departures
@@ -358,8 +358,8 @@ def _cascade(
         None,
     )
     if work.has_scored:
-        fraction = work.counts.get(LOOKED, 0) / count
-        second_s = work.counts.get(LOOKED_MS, 0) / 1000 / count
+        fraction = work.counts.get(RESCORED, 0) / count
+        second_s = work.counts.get(RESCORED_MS, 0) / 1000 / count
         seconds = {"first": total_s - second_s, "second": second_s}
     return plan_model.PlannedCascade(
         first=list(spec.first), second=list(spec.late), share=fraction, seconds_per_image=seconds

@@ -134,7 +134,7 @@ def score_sample(
             spec,
             fetcher,
             attempt=1,
-            crumbs=Path(folder, "markers"),
+            marker_dir=Path(folder, "markers"),
             mirror=None,
             decode_limit_s=config.cluster.decode_limit_s,
             decode_bytes=decode_bytes,

@@ -16,8 +16,8 @@ from typing import Any
 
 from ray_app import __version__
 from ray_app.errors import ConfigError
-from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, STAGES
-from ray_app.inference.batch import ALONE_US, REQUESTED, RUNS, SEEN, SPENT_US
+from ray_app.inference import DESCRIBED, RESCORED, RESCORED_MS, STAGES
+from ray_app.inference.batch import ALONE_US, ELAPSED_US, REQUESTED, RUNS, SEEN
 from ray_app.inference.groups import DetectorGroups
 from ray_app.reports.format import escape_invisible, file_name, truncate
 from ray_app.runs import RunDirectory, document
@@ -252,7 +252,7 @@ class ScoringSession:
             workers=self._layout.workers if self._layout else 0,
             layout=self._layout.kind if self._layout else None,
             cost=self.cost() if is_priced(self._prices) else None,
-            looks=self._cascade_stages() if LOOKED in counts else None,
+            looks=self._cascade_stages() if RESCORED in counts else None,
             described=counts.get(DESCRIBED),
             seconds={
                 stage: round(seconds, 6)
@@ -267,9 +267,9 @@ class ScoringSession:
         Per stage, these are the images, the seconds of all workers, and the hours and the cost
         (machines only) of a million images of the archive.
         """
-        second_s = self.total.counts[LOOKED_MS] / 1000
+        second_s = self.total.counts[RESCORED_MS] / 1000
         elapsed_s = {"first": sum(self.total.seconds.values()) - second_s, "second": second_s}
-        images = {"first": self.total.images, "second": self.total.counts[LOOKED]}
+        images = {"first": self.total.images, "second": self.total.counts[RESCORED]}
         total, compute = (
             max(sum(elapsed_s.values()), 1e-9),
             self.cost().compute if is_priced(self._prices) else None,
@@ -311,7 +311,7 @@ def detector_times(counts: Mapping[str, int]) -> dict[str, document.DetectorTime
     }
     return {
         name: document.DetectorTime(
-            seconds=round(counts.get(SPENT_US + name, 0) / 1e6, 6),
+            seconds=round(counts.get(ELAPSED_US + name, 0) / 1e6, 6),
             images=images,
             ms_per_image=round(counts.get(ALONE_US + name, 0) / 1000 / images, 4)
             if images

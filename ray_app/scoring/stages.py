@@ -167,7 +167,7 @@ class ScoringJob:
         spec: The scoring specification.
         fetcher: Fetches the files.
         attempt: The number of the session.
-        crumbs: A folder for crash markers on the disk of each node.
+        marker_dir: A folder for crash markers on the disk of each node.
         mirror: The URL of the weights for nodes that have none; None if all weights are shipped.
         decode_limit_s: The maximum seconds for decoding an image.
         decode_bytes: Memory that large images may use together on a node; None is a quarter of its
@@ -184,7 +184,7 @@ class ScoringJob:
     spec: ScoringSpec
     fetcher: Fetcher
     attempt: int
-    crumbs: Path
+    marker_dir: Path
     mirror: str | None
     decode_limit_s: float = WALL_LIMIT_S
     decode_bytes: int | None = None
@@ -343,10 +343,10 @@ class BlockScorer(BlockStage):
         job, groups = self._job, self._job.groups
         self._scoring: CascadeScorer | GroupScorer
         if groups is None:
-            decoder, self._scoring = self._open_scorer(job.crumbs)
+            decoder, self._scoring = self._open_scorer(job.marker_dir)
         else:
             decoder, self._scoring = self._open_group_scorer(
-                groups, job.crumbs, kept_bytes=groups.kept_bytes
+                groups, job.marker_dir, kept_bytes=groups.kept_bytes
             )
         self._reading = self._reader(decoder)
         self._counters = (self._reading, self._reading.fetcher, decoder, self._scoring)
@@ -386,7 +386,7 @@ class BlockDecoder(BlockStage):
     """
 
     def _load(self) -> None:
-        careful = self._open_careful(self._job.crumbs)
+        careful = self._open_careful(self._job.marker_dir)
         decoder = open_decoder(self._job.spec, self._clock, careful=careful, hand_over=True)
         self._reading = self._reader(decoder)
         self._counters = (self._reading, self._reading.fetcher, self._reading.decoder)

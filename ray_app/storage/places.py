@@ -1,6 +1,6 @@
 """Implement the kinds of storage: `S3`, `Web`, and `Fsspec` for all other stores.
 
-`place_for` chooses one of them, or `storage.local.Local`, by the scheme of a URL.
+`choose_backend` chooses one of them, or `storage.local.Local`, by the scheme of a URL.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

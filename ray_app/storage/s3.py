@@ -7,7 +7,7 @@ per process). The retries of the client and of s3fs are switched off, since nest
 and are not counted. Exceptions are those of botocore and aiohttp, which `storage.errors`
 translates.
 
-`S3Config` and `with_s3_settings` apply the settings of a config. `worker_variables` returns the
+`S3Config` and `apply_s3_settings` apply the settings of a config. `get_worker_variables` returns the
 environment variables with which other processes make the same requests.
 """
 

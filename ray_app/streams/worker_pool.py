@@ -1,6 +1,6 @@
-"""Apply a function to items in a pool of processes, on Ray's actors (`in_pool`).
+"""Apply a function to items in a pool of processes, on Ray's actors (`map_in_pool`).
 
-Ray Data carries the scoring pipeline (`streams.pool`). `in_pool` is for functions whose items come
+Ray Data carries the scoring pipeline (`streams.pool`). `map_in_pool` is for functions whose items come
 as others finish, such as downloads.
 """
 

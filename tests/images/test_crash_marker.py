@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def start(folder: Path, script: str) -> subprocess.Popen[bytes]:
     code = "import ctypes, os, signal, sys, time, threading; from pathlib import Path; from ray_app.images import *\n"
-    code += "crumb = Breadcrumb(Path(sys.argv[1]))\n" + script
+    code += "crumb = CrashMarker(Path(sys.argv[1]))\n" + script
     return subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE
     )
@@ -68,7 +68,7 @@ def test_process_that_lives_is_not_suspected(tmp_path):
     assert CrashMarker.read_crashed_ids(tmp_path) == set()
     process = start(
         tmp_path,
-        "second = Breadcrumb(Path(sys.argv[1])); crumb.note(3); second.note(4); print(flush=True); signal.pause()",
+        "second = CrashMarker(Path(sys.argv[1])); crumb.note(3); second.note(4); print(flush=True); signal.pause()",
     )
     process.stdout.readline()
     assert CrashMarker.read_crashed_ids(tmp_path) == set()

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 
 
-def decoder(crumbs=None):
-    return BatchDecoder(SPEC, StageClock(), crumbs)
+def decoder(marker_dir=None):
+    return BatchDecoder(SPEC, StageClock(), marker_dir)
 
 
 def test_bad_members_leave_their_slots_empty():
@@ -51,8 +51,8 @@ def test_image_that_killed_a_worker_is_decoded_in_a_child(tmp_path):
     dying = f"""
 import os, sys
 from pathlib import Path
-from ray_app.images import Breadcrumb
-crumb = Breadcrumb(Path({str(tmp_path)!r}))
+from ray_app.images import CrashMarker
+crumb = CrashMarker(Path({str(tmp_path)!r}))
 crumb.note(7)
 os.kill(os.getpid(), 9)
 """

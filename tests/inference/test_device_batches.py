@@ -85,7 +85,7 @@ class Meter:
         work()
         return self.fixed + self.each * self.size
 
-    def peak_share(self):
+    def measure_peak_fraction(self):
         return self.share * self.size
 
     def forget(self):
@@ -177,7 +177,7 @@ def test_split_stages_stay_on_the_gpu(monkeypatch):
     for name, replacement in {
         "load_detector": loaded,
         "shared_backbone.share_backbones": lambda detectors: [],
-        "shared_backbone.hold_equal_weights_once": lambda networks: 0,
+        "shared_backbone.share_equal_weights": lambda networks: 0,
         "DetectorTimes": lambda _: DetectorTimes("cpu"),  # The clock of a GPU needs the GPU.
     }.items():
         monkeypatch.setattr(f"ray_app.inference.scorer.{name}", replacement)

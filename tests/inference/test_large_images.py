@@ -96,7 +96,7 @@ from tests.make import images
 from tests.inference.test_large_images import SPEC
 memory.LIMIT_PIXELS = 1000
 budget = NodeBudget("pixels", 4 * SLOT_BYTES, Path(sys.argv[1]) / "seats")
-decoder = BatchDecoder(SPEC, StageClock(), Path(sys.argv[1]) / "crumbs", wall_limit_s=0.5, budget=budget)
+decoder = BatchDecoder(SPEC, StageClock(), Path(sys.argv[1]) / "marker_dir", wall_limit_s=0.5, budget=budget)
 with budget.turn(budget.total_bytes) as give_back:
     threading.Timer(1.0, give_back).start()
     print(decoder.decode([(7, images.jpeg())]).outcomes[0].status)

@@ -52,8 +52,8 @@ BROKEN = (
 WANTED = request(provenance=SPEC.provenance)
 
 
-def decoded(spec, *members, crumbs=None):
-    decoder = BatchDecoder(spec, StageClock(), crumbs)
+def decoded(spec, *members, marker_dir=None):
+    decoder = BatchDecoder(spec, StageClock(), marker_dir)
     decoder.careful.read_crash_markers()
     batch = decoder.decode(list(enumerate(members)))
     decoder.close()
@@ -103,10 +103,10 @@ from pathlib import Path
 from tests.inference.test_provenance import SPEC, decoded
 from tests.make.images import jpeg
 from tests.make.provenance.signing import signed
-decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
+decoded(SPEC, jpeg(), signed(), marker_dir=Path({str(tmp_path)!r}))
 """
     assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -11
-    batch = decoded(SPEC, signed(), signed(), crumbs=tmp_path)
+    batch = decoded(SPEC, signed(), signed(), marker_dir=tmp_path)
     assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.OK]
     states = [json.loads(outcome.provenance)["c2pa"]["state"] for outcome in batch.outcomes]
     assert states == ["trusted", "unreadable"]  # The crash marker names the second.

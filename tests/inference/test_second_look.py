@@ -11,7 +11,7 @@ from ray_app.ensembles.card import Cascade
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.inference import StageClock, judge, make_spec
-from ray_app.inference.batch import LOOKED, LOOKED_MS
+from ray_app.inference.batch import RESCORED, RESCORED_MS
 from ray_app.inference.decision import second_stage_rows
 from ray_app.inference.ensemble import Ensemble
 from ray_app.inference.scorer import EnsembleScorer
@@ -68,8 +68,8 @@ def test_second_detector_sees_images_in_the_band_alone(spec):
     np.testing.assert_allclose(
         outputs.scores["slow"][inside], whole.scores["slow"][inside], atol=1e-6
     )
-    assert counts[LOOKED] == counts["decoded"] == inside.sum()
-    assert counts[LOOKED_MS] > 0
+    assert counts[RESCORED] == counts["decoded"] == inside.sum()
+    assert counts[RESCORED_MS] > 0
     _, held_for_a_while_only, _ = read(spec, MEMBERS, kept_bytes=1)
     for name in spec.cards:
         np.testing.assert_allclose(

@@ -57,7 +57,7 @@ def title_of(pid):
 
 
 def pool_workers(process):
-    """Return the processes in which a command applies a function with `in_pool`."""
+    """Return the processes in which a command applies a function with `map_in_pool`."""
     return [pid for pid in family_of(process.pid) if title_of(pid).startswith("ray::_Worker")]
 
 

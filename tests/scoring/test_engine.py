@@ -106,7 +106,7 @@ def test_worker_starts_a_block_only_if_orders_allow_it(tmp_path, monkeypatch):
 
 def die_once(job, ref):
     """As the system's killer of processes would have it, in the middle of a block."""
-    grave = job.crumbs / "grave"
+    grave = job.marker_dir / "grave"
     if ref.block == 5 and not grave.exists():
         grave.touch()
         os.kill(os.getpid(), signal.SIGKILL)

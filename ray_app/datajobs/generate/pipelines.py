@@ -111,7 +111,7 @@ class LoadedPipeline:
     ) -> list[GeneratedImage]:
         """Generate an image for each request.
 
-        Exceptions of the pipeline are passed on. `is_want_of_memory` detects those that report a
+        Exceptions of the pipeline are passed on. `is_out_of_memory` detects those that report a
         lack of memory.
 
         Args:

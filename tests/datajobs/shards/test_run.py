@@ -53,7 +53,7 @@ def test_interrupted_pack_resumes_to_the_same_files(many, tmp_path, form, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run.archives, "in_turn", stops)
+        patched.setattr(run.archives, "map_serial", stops)
         with pytest.raises(KeyboardInterrupt) as stopped:
             pack(many, tmp_path / "out", form=form, shard_mb=SMALL)
     assert RESUMABLE in stopped.value.__notes__
@@ -68,7 +68,7 @@ def test_interrupted_pack_resumes_to_the_same_files(many, tmp_path, form, monkey
 def test_tasks_of_a_cluster_write_the_same_files(many, tmp_path, ray_cluster, monkeypatch):
     pack(many, tmp_path / "whole", shard_mb=SMALL)
     monkeypatch.setattr(run, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(run.archives, "in_turn", None)
+    monkeypatch.setattr(run.archives, "map_serial", None)
     assert pack(many, tmp_path / "out", shard_mb=SMALL)["session"]["shards"] == 3
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -112,7 +112,7 @@ def test_unreadable_members_are_listed_and_retried(tmp_path, monkeypatch):
         gone.unlink()
         yield from map(function, items)
 
-    monkeypatch.setattr(run.archives, "in_turn", changes)
+    monkeypatch.setattr(run.archives, "map_serial", changes)
     summary = pack(photos, tmp_path / "out", max_member_bytes=10_000)
     statuses = ["source_changed", "source_missing", "image_too_large"]
     expected = dict(zip((str(changed), str(gone), str(photos / "large")), statuses, strict=True))
