@@ -163,7 +163,7 @@ def test_fit_that_is_refused_leaves_no_head(archive, touchstone):
         (f"--labels {labels} --out head --name 'My Head!'", "--name"),
         ("", "name the labelled images once"),
         (f"--labels {labels} --folds scene", "no such column"),
-        (f"--labels {labels} --install", "a head of its own"),
+        (f"--labels {labels} --install", "a published head"),
     ):
         ended = touchstone(f"detectors fit {base} {line}")
         assert ended.code == 2, line
