@@ -140,8 +140,10 @@ class Perturbation(Frozen):
             seed: Seed of random steps (`seed_of`).
 
         Raises:
-            OSError: A codec of Pillow fails, as for ValueError, RuntimeError, and
-                DecompressionBombError.
+            OSError: A codec of Pillow fails.
+            ValueError: A codec of Pillow fails, or a function of the user rejects the image.
+            RuntimeError: A codec of Pillow fails.
+            DecompressionBombError: The image has too many pixels for Pillow.
             MemoryError: The image does not fit into memory.
         """
         rng = np.random.default_rng(seed)
