@@ -27,7 +27,12 @@ Lines = Iterator[tuple[str, str]]
 def plan_lines(plan: Plan, width: int = OUTPUT_WIDTH) -> list[str]:
     """Return a plan as lines: the archive, the work per image, machines, rates, and costs.
 
-    `width` is the width of the terminal in columns.
+    Args:
+        plan: The plan.
+        width: Width of the terminal in columns, at which tables wrap.
+
+    Returns:
+        Lines that start with a label or are indented below one.
     """
     text_width = width - WIDTH - 1
     parts = (

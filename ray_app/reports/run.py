@@ -186,6 +186,9 @@ def render_run_report(
         thumbnails: For each `image_id`, JPEG bytes that were encoded again without metadata, or a
             text on why there is no image. Top files without an entry are shown in a table.
 
+    Returns:
+        The page as HTML.
+
     Raises:
         ConfigError: If the prior is not between 0 and 1.
     """

@@ -37,6 +37,9 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
             `status`, and `calibrated`.
         width: Maximum width in columns. Lines are wider if fewer than 16 columns remain for the
             file.
+
+    Returns:
+        The table as one text; "no rows" without rows.
     """
     rows = list(rows)
     if not rows:
@@ -146,7 +149,14 @@ def paragraph(text: str, width: int) -> list[str]:
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """Return the lines at the end of a run: results, warnings, speed, and next commands.
 
-    `summary` is the content of `summary.json`.
+    Args:
+        summary: The content of `summary.json`.
+
+    Returns:
+        The lines, the first of which is the headline.
+
+    Raises:
+        pydantic.ValidationError: If the summary is invalid.
     """
     from ray_app.reports.run import (
         guarantee_sentences,
