@@ -104,5 +104,5 @@ def test_pack_lists_a_closed_folder_as_unpacked(photos, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "1 source_denied" in printed.out
     assert f"1 folder cannot be listed, e.g. {photos}/locked" in printed.err
-    assert "to list again, pack into a new --out" in printed.out
+    assert "to list again, pack into another --out" in printed.out
     assert "--retry" not in printed.out, "another attempt does not list the folder"
