@@ -44,9 +44,9 @@ _SCHEMES = ("", "file", "s3", "gs", "https", "hf")
 class Architecture(Frozen):
     """The network within its family, and the arguments that it is built with."""
 
-    name: str = Field(default="", description="Name of the network in its family.")
+    name: str = Field(default="", description="name of the network in its family")
     arguments: Mapping[str, Any] = Field(
-        default={}, description="Arguments that build the network, by name."
+        default={}, description="arguments that build the network, by name"
     )
 
 
@@ -54,56 +54,54 @@ class Weights(Frozen):
     """The location of the weights, and how their keys map to the keys of the network."""
 
     uri: str = Field(
-        description="A file next to the card, or a file://, s3://, gs://, https://, or "
-        "`hf://organisation/repository@revision/file` URL with a 40-digit revision."
+        description="a file next to the card, or a file://, s3://, gs://, https://, or "
+        "`hf://organisation/repository@revision/file` URL with a 40-digit revision"
     )
     sha256: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file, in hex."
+        default=None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file, in hex"
     )
-    unverified: str | None = Field(default=None, description="Why there is no sha256.")
+    unverified: str | None = Field(default=None, description="why there is no sha256")
     format: Literal["safetensors", "safetensors-index", "torch"] = Field(
         default="safetensors",
-        description="Format of the file. With `safetensors-index`, `uri` names the index of a checkpoint in "
-        "several files.",
+        description="format of the file. With `safetensors-index`, `uri` names the index of a checkpoint in "
+        "several files",
     )
     beside: Mapping[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None] = Field(
         default={},
-        description="Further files that must be in the same folder, such as the parts of a checkpoint, each "
-        "with its sha256 or null.",
+        description="further files that must be in the same folder, such as the parts of a checkpoint, each "
+        "with its sha256 or null",
     )
     unwrap: tuple[str, ...] = Field(
-        default=(), description="Names under which a checkpoint may contain its state dict."
+        default=(), description="names under which a checkpoint may contain its state dict"
     )
     keep: tuple[str, ...] = Field(
         default=(),
         exclude_if=not_,
-        description="Tensors next to the state dict in the checkpoint that belong to it.",
+        description="tensors next to the state dict in the checkpoint that belong to it",
     )
     select: str = Field(
         default="",
-        description="Only keys with this prefix are read, for files that contain more than this network.",
+        description="only keys with this prefix are read, for files that contain more than this network",
     )
     strip_prefixes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=(), description="Prefixes to remove from the keys, while every key has them."
+        default=(), description="prefixes to remove from the keys, while every key has them"
     )
-    prefix: str = Field(
-        default="", description="Prefix to add to every key after `strip_prefixes`."
-    )
+    prefix: str = Field(default="", description="prefix to add to every key after `strip_prefixes`")
     config: FileName | None = Field(
         default=None,
-        description="Name of the checkpoint's own configuration next to it. It must not contradict the "
-        "card.",
+        description="name of the checkpoint's own configuration next to it. It must not contradict the "
+        "card",
     )
     obtain: str | None = Field(
         default=None,
-        description="Instructions for a person, for weights that no program can fetch.",
+        description="instructions for a person, for weights that no program can fetch",
     )
     # Identities of trainings by 0.11 and before lack the key, so its default is left out.
     fitted: bool = Field(
         default=False,
         exclude_if=not_,
-        description="Whether the weights are not published. `touchstone detectors fit` computes them from "
-        "labelled images.",
+        description="whether the weights are not published. `touchstone detectors fit` computes them from "
+        "labelled images",
     )
 
     @field_validator("uri")
@@ -135,26 +133,26 @@ class Backbone(FileConfig):
     Backbones with equal names run once on equal pixels.
     """
 
-    name: FileName = Field(description="Name of the backbone.")
-    title: str = Field(description="Name for people.")
-    architecture: Architecture = Field(description="Network of the backbone.")
-    weights: Weights = Field(description="Weights of the backbone.")
-    licence: str = Field(description="SPDX identifier or name of the licence.")
-    licence_note: str | None = Field(default=None, description="Notes on the licence.")
-    source: str = Field(description="Where the backbone is published.")
+    name: FileName = Field(description="name of the backbone")
+    title: str = Field(description="name for people")
+    architecture: Architecture = Field(description="network of the backbone")
+    weights: Weights = Field(description="weights of the backbone")
+    licence: str = Field(description="SPDX identifier or name of the licence")
+    licence_note: str | None = Field(default=None, description="notes on the licence")
+    source: str = Field(description="where the backbone is published")
 
 
 class Output(Frozen):
     """Which output of the network means fake: a label, an index of two logits, or a sign."""
 
-    labels: tuple[str, ...] = Field(default=(), description="Labels of the two logits, in order.")
-    fake_label: str | None = Field(default=None, description="Label that means fake, in any case.")
+    labels: tuple[str, ...] = Field(default=(), description="labels of the two logits, in order")
+    fake_label: str | None = Field(default=None, description="label that means fake, in any case")
     fake_index: Literal[0, 1] | None = Field(
-        default=None, description="Index of the logit that means fake."
+        default=None, description="index of the logit that means fake"
     )
     sign: Literal[1, -1] | None = Field(
         default=None,
-        description="Sign of a single logit: 1 if a positive logit means fake, -1 if a negative one does.",
+        description="sign of a single logit: 1 if a positive logit means fake, -1 if a negative one does",
     )
 
     @model_validator(mode="after")
@@ -196,8 +194,8 @@ class Output(Frozen):
 class Platt(Frozen):
     """Platt scaling (1999): calibrated log-odds = slope × score + intercept."""
 
-    slope: float = Field(gt=0, description="Factor of the score.")
-    intercept: float = Field(description="Constant term, in log-odds.")
+    slope: float = Field(gt=0, description="factor of the score")
+    intercept: float = Field(description="constant term, in log-odds")
 
     @model_validator(mode="before")
     @classmethod
@@ -221,26 +219,26 @@ class Platt(Frozen):
 class PublishedMetric(Frozen):
     """A published value of a metric."""
 
-    set: str = Field(description="Name of the image set.")
-    metric: str = Field(description="Name of the metric.")
-    value: float = Field(description="Published value.")
-    n: int | None = Field(default=None, description="Number of images.")
+    set: str = Field(description="name of the image set")
+    metric: str = Field(description="name of the metric")
+    value: float = Field(description="published value")
+    n: int | None = Field(default=None, description="number of images")
     verified: bool = Field(
-        default=False, description="Whether Touchstone's own evaluation reproduces the value."
+        default=False, description="whether Touchstone's own evaluation reproduces the value"
     )
-    source: str = Field(description="Where the value is published.")
-    note: str | None = Field(default=None, description="Notes for readers.")
+    source: str = Field(description="where the value is published")
+    note: str | None = Field(default=None, description="notes for readers")
 
 
 class Size(Frozen):
     """Size of the network."""
 
-    parameters: int = Field(ge=1, description="Number of parameters.")
-    tensors: int = Field(ge=1, description="Number of entries of the state dict.")
+    parameters: int = Field(ge=1, description="number of parameters")
+    tensors: int = Field(ge=1, description="number of entries of the state dict")
     gmac: float = Field(
         gt=0,
-        description="Billions of multiply-adds per image at the card's own input size, or per megapixel if "
-        "images keep their size.",
+        description="billions of multiply-adds per image at the card's own input size, or per megapixel if "
+        "images keep their size",
     )
 
 
@@ -251,18 +249,18 @@ class ValidRange(Frozen):
     images get no score.
     """
 
-    min_side_px: int = Field(default=1, ge=1, description="Minimum of the shorter side, in pixels.")
+    min_side_px: int = Field(default=1, ge=1, description="minimum of the shorter side, in pixels")
     max_side_px: int | None = Field(
         default=None,
         ge=1,
-        description="Maximum of the longer side, in pixels. null means no limit.",
+        description="maximum of the longer side, in pixels. null means no limit",
     )
     max_megapixels: float | None = Field(
         default=None,
         gt=0,
-        description="Maximum number of pixels, in millions. null means no limit.",
+        description="maximum number of pixels, in millions. null means no limit",
     )
-    note: str | None = Field(default=None, description="Reason for the limits.")
+    note: str | None = Field(default=None, description="reason for the limits")
 
     def describe_mismatch(self, width: int, height: int) -> str | None:
         """Return how an image of this size exceeds the range, or None if it does not."""
@@ -284,87 +282,87 @@ class DetectorCard(FileConfig):
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9.-]*(:[a-z0-9][a-z0-9.-]*)?$",
-        description="Name in commands and results.",
+        description="name in commands and results",
     )
-    title: str = Field(description="Name for people.")
+    title: str = Field(description="name for people")
     family: str = Field(
-        description="Code that builds the network: a family of `ray_app/detectors/families`, or an entry "
-        "point of the group `touchstone.families`."
+        description="code that builds the network: a family of `ray_app/detectors/families`, or an entry "
+        "point of the group `touchstone.families`"
     )
     architecture: Architecture = Field(
-        default=Architecture(), description="Network within the family."
+        default=Architecture(), description="network within the family"
     )
     backbone: Backbone | None = Field(
         default=None,
-        description="Part of the network that has its own file and may be shared with other detectors. In "
-        "YAML, a name or the whole description.",
+        description="part of the network that has its own file and may be shared with other detectors. In "
+        "YAML, a name or the whole description",
     )
-    preprocessing: Preprocessing = Field(description="How an image becomes the network's input.")
-    weights: Weights = Field(description="Location of the weights.")
-    output: Output = Field(description="Meaning of the network's output.")
+    preprocessing: Preprocessing = Field(description="how an image becomes the network's input")
+    weights: Weights = Field(description="location of the weights")
+    output: Output = Field(description="meaning of the network's output")
     calibration: Platt | None = Field(
-        default=None, description="Calibration of the score. null means not calibrated."
+        default=None, description="calibration of the score. null means not calibrated"
     )
     masks: bool = Field(
-        default=False, description="Whether the network also predicts which pixels are altered."
+        default=False, description="whether the network also predicts which pixels are altered"
     )
-    replies: bool = Field(default=False, description="Whether the network replies with a text.")
+    replies: bool = Field(default=False, description="whether the network replies with a text")
     own_pool: bool = Field(
         default=False,
-        description="Whether the network is too large to share a process with other detectors.",
+        description="whether the network is too large to share a process with other detectors",
     )
     process: OptionalKey[CallableSettings] = Field(
         default=None,
-        description="Settings of the process that runs a callable. Only for family `callable`.",
+        description="settings of the process that runs a callable. Only for family `callable`",
     )
     batch: int | None = Field(
         default=None,
         ge=1,
-        description="Maximum number of images per forward pass. null allows whole batches.",
+        description="maximum number of images per forward pass. null allows whole batches",
     )
     precision: Literal["auto", "fp32"] = Field(
         default="auto",
-        description="Precision that `auto` means for this network on a device with bf16.",
+        description="precision that `auto` means for this network on a device with bf16",
     )
-    precision_note: str | None = Field(default=None, description="Reason for the precision.")
-    size: Size | None = Field(default=None, description="Size of the network.")
+    precision_note: str | None = Field(default=None, description="reason for the precision")
+    size: Size | None = Field(default=None, description="size of the network")
     valid_range: ValidRange = Field(
-        default=ValidRange(), description="Sizes of the images for which a score is meaningful."
+        default=ValidRange(), description="sizes of the images for which a score is meaningful"
     )
     fragility: Fragility = Field(
         default=Fragility(),
         exclude_if=lambda fragility: fragility == Fragility(),
-        description="Perturbations that break the detector, and limits beyond which its verdict is abstain.",
+        description="perturbations that break the detector, and limits beyond which its verdict is abstain",
     )
     blind_to: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(),
         exclude_if=not_,
-        description="What the detector cannot detect, as plain sentences that are shown next to its "
-        "verdicts.",
+        description="what the detector cannot detect, as plain sentences that are shown next to its "
+        "verdicts",
     )
     demonstration: bool = Field(
         default=False,
-        description="Whether the detector is only for demonstrations. Every result states that its scores "
-        "must not be used for decisions.",
+        description="whether the detector is only for demonstrations. Every result states that its scores "
+        "must not be used for decisions",
     )
-    licence: str = Field(description="SPDX identifier or name of the licence.")
+    licence: str = Field(description="SPDX identifier or name of the licence")
     terms: Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"] = (
         Field(
             default="permissive",
-            description="Terms of the licence. Users must accept all terms except `permissive`.",
+            description="terms of the licence. Users must accept all terms except `permissive`",
         )
     )
-    licence_note: str | None = Field(default=None, description="Notes on the licence.")
-    citation: str = Field(description="Publication to cite.")
-    source: str = Field(description="Where the detector is published.")
-    training_data: TrainingData = Field(description="Images that the weights were trained on.")
+    licence_note: str | None = Field(default=None, description="notes on the licence")
+    citation: str = Field(description="publication to cite")
+    source: str = Field(description="where the detector is published")
+    training_data: TrainingData = Field(description="images that the weights were trained on")
     published: tuple[PublishedMetric, ...] = Field(
-        default=(), description="Published values of metrics."
+        default=(), description="published values of metrics"
     )
-    golden: tuple[Golden, ...] = Field(default=(), description="Expected scores of single images.")
-    notes: tuple[str, ...] = Field(default=(), description="Notes for readers, one sentence each.")
+    golden: tuple[Golden, ...] = Field(default=(), description="expected scores of single images")
+    notes: tuple[str, ...] = Field(default=(), description="notes for readers, one sentence each")
     variants: Mapping[str, Mapping[str, Any]] = Field(
-        default={}, description="Keys that differ in the detector NAME:VARIANT, by variant."
+        default={}, description="keys that differ in the detector NAME:VARIANT, by variant"
     )
 
     @field_validator("family")

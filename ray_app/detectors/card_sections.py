@@ -20,11 +20,11 @@ from ray_app.detectors.preprocessing import Pixels
 class GoldenScore(Frozen):
     """P(fake) that the authors published for one image."""
 
-    name: str = Field(description="Name of the image.")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image file, in hex.")
-    probability: float = Field(ge=0, le=1, description="Published probability of fake.")
-    tolerance: float = Field(gt=0, description="Maximum difference from the probability.")
-    source: str = Field(description="Where the probability is published.")
+    name: str = Field(description="name of the image")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image file, in hex")
+    probability: float = Field(ge=0, le=1, description="published probability of fake")
+    tolerance: float = Field(gt=0, description="maximum difference from the probability")
+    source: str = Field(description="where the probability is published")
 
 
 class FormulaScore(Frozen):
@@ -33,12 +33,12 @@ class FormulaScore(Frozen):
     The image is `generate_formula_image` of the given size.
     """
 
-    image: Literal["formula"] = Field(description="Kind of the image.")
-    width: int = Field(default=640, ge=1, le=4096, description="Width in pixels.")
-    height: int = Field(default=480, ge=1, le=4096, description="Height in pixels.")
-    logit: float = Field(description="Expected log-odds.")
-    tolerance: float = Field(gt=0, description="Maximum difference from the log-odds.")
-    source: str = Field(description="How the log-odds were computed.")
+    image: Literal["formula"] = Field(description="kind of the image")
+    width: int = Field(default=640, ge=1, le=4096, description="width in pixels")
+    height: int = Field(default=480, ge=1, le=4096, description="height in pixels")
+    logit: float = Field(description="expected log-odds")
+    tolerance: float = Field(gt=0, description="maximum difference from the log-odds")
+    source: str = Field(description="how the log-odds were computed")
 
 
 def _golden_kind(data: Any) -> str:
@@ -89,13 +89,13 @@ class FactBound(Frozen):
     """Range of an image property within which a verdict is meaningful."""
 
     below: float | None = Field(
-        default=None, description="Values less than this limit get no verdict."
+        default=None, description="values less than this limit get no verdict"
     )
     above: float | None = Field(
-        default=None, description="Values greater than this limit get no verdict."
+        default=None, description="values greater than this limit get no verdict"
     )
     what: str | None = Field(
-        default=None, description="Description of the images outside the range."
+        default=None, description="description of the images outside the range"
     )
 
     @model_validator(mode="after")
@@ -132,24 +132,24 @@ class FragilityMetric(Frozen):
     """
 
     perturbation: str | None = Field(
-        default=None, description="Name of the perturbation. null for unchanged images."
+        default=None, description="name of the perturbation. null for unchanged images"
     )
     steps: str | None = Field(
         default=None,
-        description="Steps of the perturbation with their strengths. null for unchanged images.",
+        description="steps of the perturbation with their strengths. null for unchanged images",
     )
-    auc: float | None = Field(default=None, ge=0, le=1, description="Area under the ROC curve.")
+    auc: float | None = Field(default=None, ge=0, le=1, description="area under the ROC curve")
     fpr: float | None = Field(
-        default=None, ge=0, le=1, description="False-positive rate at `threshold`."
+        default=None, ge=0, le=1, description="false-positive rate at `threshold`"
     )
     tpr: float | None = Field(
-        default=None, ge=0, le=1, description="True-positive rate at `threshold`."
+        default=None, ge=0, le=1, description="true-positive rate at `threshold`"
     )
-    threshold: float | None = Field(default=None, description="Threshold in log-odds.")
-    n_real: int | None = Field(default=None, ge=0, description="Number of real images.")
-    n_fake: int | None = Field(default=None, ge=0, description="Number of fake images.")
-    source: str = Field(description="Where the metrics come from.")
-    note: str | None = Field(default=None, description="Notes for readers.")
+    threshold: float | None = Field(default=None, description="threshold in log-odds")
+    n_real: int | None = Field(default=None, ge=0, description="number of real images")
+    n_fake: int | None = Field(default=None, ge=0, description="number of fake images")
+    source: str = Field(description="where the metrics come from")
+    note: str | None = Field(default=None, description="notes for readers")
 
 
 class Fragility(Frozen):
@@ -160,10 +160,10 @@ class Fragility(Frozen):
     """
 
     measured: tuple[FragilityMetric, ...] = Field(
-        default=(), description="Metrics on perturbed images."
+        default=(), description="metrics on perturbed images"
     )
     abstains: Mapping[FactName, FactBound] = Field(
-        default={}, description="Ranges of image properties outside which the verdict is abstain."
+        default={}, description="ranges of image properties outside which the verdict is abstain"
     )
 
     @property
@@ -205,25 +205,25 @@ _UNKNOWN = ("", "real", "unknown")
 class TrainingData(Frozen):
     """The images that the weights were trained on, and the licence of these images."""
 
-    name: str = Field(description="Name of the data set.")
-    images: str | None = Field(default=None, description="Number and kind of the images.")
-    licence: str = Field(description="Licence of the images.")
-    source: str | None = Field(default=None, description="Where the images are published.")
+    name: str = Field(description="name of the data set")
+    images: str | None = Field(default=None, description="number and kind of the images")
+    licence: str = Field(description="licence of the images")
+    source: str | None = Field(default=None, description="where the images are published")
     generators: tuple[str, ...] = Field(
         default=(),
-        description="Globs over the generator names that labels give to the fakes. Case, spaces, dots, "
-        "dashes, and underscores are ignored.",
+        description="globs over the generator names that labels give to the fakes. Case, spaces, dots, "
+        "dashes, and underscores are ignored",
     )
     sources: tuple[str, ...] = Field(
         default=(),
         exclude_if=not_,
-        description="Globs over the `source` that labels give to images, for all images that weights were "
-        "fitted or chosen on.",
+        description="globs over the `source` that labels give to images, for all images that weights were "
+        "fitted or chosen on",
     )
     complete: bool = Field(
         default=False,
-        description="Whether there are no other generators and, if sources are named, no other sources. If "
-        "false, other names are unknown.",
+        description="whether there are no other generators and, if sources are named, no other sources. If "
+        "false, other names are unknown",
     )
 
 
@@ -290,27 +290,27 @@ class CallableSettings(Frozen):
     """
 
     python: str = Field(
-        min_length=1, description="Path of the Python interpreter that has the package installed."
+        min_length=1, description="path of the Python interpreter that has the package installed"
     )
     folder: str = Field(
         min_length=1,
-        description="Working directory of the process. Packages that cache files next to their caller write "
-        "to it.",
+        description="working directory of the process. Packages that cache files next to their caller write "
+        "to it",
     )
     limit_s: float = Field(
         default=60.0,
         gt=0,
-        description="Maximum seconds per batch. After that the process is ended.",
+        description="maximum seconds per batch. After that the process is ended",
     )
     start_limit_s: float = Field(
         default=900.0,
         gt=0,
-        description="Maximum seconds to load the callable, including downloads.",
+        description="maximum seconds to load the callable, including downloads",
     )
     peak_bytes: int | None = Field(
-        default=None, ge=1, description="Measured peak memory of a process, in bytes."
+        default=None, ge=1, description="measured peak memory of a process, in bytes"
     )
-    seconds: float | None = Field(default=None, gt=0, description="Measured seconds per megapixel.")
+    seconds: float | None = Field(default=None, gt=0, description="measured seconds per megapixel")
 
     @property
     def memory_bytes(self) -> int:

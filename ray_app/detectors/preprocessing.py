@@ -37,16 +37,16 @@ class Resize(Frozen):
         default="none",
         description="`squash` resizes to size × size. `short_side` resizes the shorter side to size and "
         "keeps the aspect ratio. `thumbnail` shrinks images with a longer side above size, with "
-        "Pillow's bilinear thumbnail. `none` keeps the size.",
+        "Pillow's bilinear thumbnail. `none` keeps the size",
     )
     size: int | None = Field(
-        default=None, ge=1, description="Size in pixels. Required unless the mode is `none`."
+        default=None, ge=1, description="size in pixels. Required unless the mode is `none`"
     )
     # Identities of older runs lack the key, so null is left out.
     thumbnail_first: OptionalKey[int] = Field(
         default=None,
         ge=1,
-        description="Size of a thumbnail to make before the resize, as in OpenFake's first runner.",
+        description="size of a thumbnail to make before the resize, as in OpenFake's first runner",
     )
 
     @model_validator(mode="after")
@@ -66,40 +66,40 @@ class Preprocessing(Frozen):
     Objects are hashable: equal values make equal tensors.
     """
 
-    resize: Resize = Field(default=Resize(), description="How the image is resized.")
+    resize: Resize = Field(default=Resize(), description="how the image is resized")
     filter: Literal["bilinear", "bicubic"] = Field(
-        default="bilinear", description="Filter of the resize."
+        default="bilinear", description="filter of the resize"
     )
     resampler: Literal["pillow", "torch", "opencv"] = Field(
         default="pillow",
-        description="Library whose resize the authors used: Pillow (rows before columns under every "
+        description="library whose resize the authors used: Pillow (rows before columns under every "
         "version), torch (torchvision on uint8 tensors, the same kernel as "
         "`torch.nn.functional.interpolate` with antialias), or OpenCV's INTER_LINEAR (no "
-        "antialias, reproduced bit for bit).",
+        "antialias, reproduced bit for bit)",
     )
     center_crop: int | None = Field(
         default=None,
         ge=1,
-        description="Side of the square that is cropped from the centre, in pixels. null crops nothing.",
+        description="side of the square that is cropped from the centre, in pixels. null crops nothing",
     )
     pad: Literal["black", "mirror", "corner"] = Field(
         default="black",
-        description="How an image smaller than the crop is filled: `black` around it as in torchvision, its "
+        description="how an image smaller than the crop is filled: `black` around it as in torchvision, its "
         "`mirror` image, or with `corner` black to the right and below, for a thumbnail that "
-        "always fits.",
+        "always fits",
     )
     # Runs of 0.15 and before lack the key, so its default is left out.
     crop_rounding: Literal["even", "down"] = Field(
         default="even",
         exclude_if=lambda way: way == "even",
-        description="How the first pixel of the crop is rounded if the two margins cannot be equal: to "
-        "`even` as in torchvision, or `down` as in albumentations.",
+        description="how the first pixel of the crop is rounded if the two margins cannot be equal: to "
+        "`even` as in torchvision, or `down` as in albumentations",
     )
     mean: tuple[float, float, float] = Field(
-        default=IMAGENET_MEAN, description="Mean per channel, for values from 0 to 1."
+        default=IMAGENET_MEAN, description="mean per channel, for values from 0 to 1"
     )
     std: tuple[float, float, float] = Field(
-        default=IMAGENET_STD, description="Standard deviation per channel, for values from 0 to 1."
+        default=IMAGENET_STD, description="standard deviation per channel, for values from 0 to 1"
     )
 
     @model_validator(mode="after")

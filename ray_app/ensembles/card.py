@@ -27,16 +27,16 @@ class EnsembleMember(Frozen):
     """One detector in an ensemble."""
 
     detector: str = Field(
-        description="A shipped detector, or the path or URL of a detector card. `:VARIANT` after it selects "
-        "a variant."
+        description="a shipped detector, or the path or URL of a detector card. `:VARIANT` after it selects "
+        "a variant"
     )
     weight: float = Field(
         default=1.0,
-        description="Weight of the member's log-odds. Only rule `weighted` allows a value other than 1.",
+        description="weight of the member's log-odds. Only rule `weighted` allows a value other than 1",
     )
     calibration: Platt | None = Field(
         default=None,
-        description="Calibration that replaces the one on the detector card. null keeps that one.",
+        description="calibration that replaces the one on the detector card. null keeps that one",
     )
 
 
@@ -48,53 +48,53 @@ class Thresholds(Frozen):
     """
 
     real_below: float = Field(
-        default=0.0, description="Highest score with the verdict real, in log-odds."
+        default=0.0, description="highest score with the verdict real, in log-odds"
     )
     fake_above: float = Field(
-        default=0.0, description="Lowest score with the verdict fake, in log-odds."
+        default=0.0, description="lowest score with the verdict fake, in log-odds"
     )
     target_fpr: float | None = Field(
-        default=None, gt=0, lt=1, description="False-positive rate that the thresholds are for."
+        default=None, gt=0, lt=1, description="false-positive rate that the thresholds are for"
     )
     false_positive_rate: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Fraction of held-out real images with the verdict fake.",
+        description="fraction of held-out real images with the verdict fake",
     )
     upper_bound: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Upper bound of the false-positive rate, with the confidence of the guarantee, or 95 % "
-        "without a guarantee.",
+        description="upper bound of the false-positive rate, with the confidence of the guarantee, or 95 % "
+        "without a guarantee",
     )
     true_positive_rate: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Fraction of held-out fake images with the verdict fake.",
+        description="fraction of held-out fake images with the verdict fake",
     )
     n_real: int | None = Field(
-        default=None, ge=1, description="Number of real images that the rates were measured on."
+        default=None, ge=1, description="number of real images that the rates were measured on"
     )
     n_fake: int | None = Field(
-        default=None, ge=1, description="Number of fake images that the rates were measured on."
+        default=None, ge=1, description="number of fake images that the rates were measured on"
     )
     abstain_real: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Fraction of held-out real images between the thresholds.",
+        description="fraction of held-out real images between the thresholds",
     )
     abstain_fake: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Fraction of held-out fake images between the thresholds.",
+        description="fraction of held-out fake images between the thresholds",
     )
     measured_on: str | None = Field(
-        default=None, description="Name of the data that the rates were measured on."
+        default=None, description="name of the data that the rates were measured on"
     )
 
     @model_validator(mode="after")
@@ -113,12 +113,12 @@ class Stacking(Frozen):
     member, in the order of the members.
     """
 
-    mean: tuple[float, ...] = Field(description="Mean of each member's scores.")
+    mean: tuple[float, ...] = Field(description="mean of each member's scores")
     scale: tuple[PositiveFloat, ...] = Field(
-        description="Standard deviation of each member's scores."
+        description="standard deviation of each member's scores"
     )
-    coefficients: tuple[float, ...] = Field(description="Coefficient of each standardised score.")
-    intercept: float = Field(description="Constant term, in log-odds.")
+    coefficients: tuple[float, ...] = Field(description="coefficient of each standardised score")
+    intercept: float = Field(description="constant term, in log-odds")
 
 
 class OutlierGate(Frozen):
@@ -133,10 +133,10 @@ class OutlierGate(Frozen):
     deviations: float = Field(
         default=3.5,
         ge=1,
-        description="Maximum modified z-score. Iglewicz and Hoaglin recommend 3.5.",
+        description="maximum modified z-score. Iglewicz and Hoaglin recommend 3.5",
     )
     floor: float = Field(
-        default=0.5, gt=0, description="Minimum of the median distance, in log-odds."
+        default=0.5, gt=0, description="minimum of the median distance, in log-odds"
     )
 
 
@@ -144,12 +144,12 @@ class CascadeStage(Frozen):
     """Rule and calibration that combine the members' calibrated scores in a stage of a cascade."""
 
     rule: SymmetricRule | Literal["stacked"] = Field(
-        default="mean-logit", description="Combination rule of the stage."
+        default="mean-logit", description="combination rule of the stage"
     )
-    stacking: Stacking | None = Field(default=None, description="Parameters of rule `stacked`.")
+    stacking: Stacking | None = Field(default=None, description="parameters of rule `stacked`")
     calibration: Platt | None = Field(
         default=None,
-        description="Calibration of the combined score. null leaves the score unchanged.",
+        description="calibration of the combined score. null leaves the score unchanged",
     )
 
 
@@ -163,31 +163,31 @@ class Cascade(Frozen):
     """
 
     first: int = Field(
-        ge=1, description="Number of members, from the front of the list, that score every image."
+        ge=1, description="number of members, from the front of the list, that score every image"
     )
     band: tuple[float, float] = Field(
-        description="Lower and upper end of the first-stage scores that need the second stage, in log-odds. "
-        "Both ends belong to the band."
+        description="lower and upper end of the first-stage scores that need the second stage, in log-odds. "
+        "Both ends belong to the band"
     )
     audit_share: float = Field(
         default=0.01,
         ge=0,
         le=1,
-        description="Fraction of all images that enter the second stage whatever their score is.",
+        description="fraction of all images that enter the second stage whatever their score is",
     )
     expected_share: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Measured fraction of images that enter the second stage. Used only for planning.",
+        description="measured fraction of images that enter the second stage. Used only for planning",
     )
     early: CascadeStage = Field(
         default=CascadeStage(),
-        description="How the first members' scores become the first-stage score.",
+        description="how the first members' scores become the first-stage score",
     )
     late: CascadeStage = Field(
         default=CascadeStage(),
-        description="How the scores of all members become the second-stage score.",
+        description="how the scores of all members become the second-stage score",
     )
 
     @model_validator(mode="after")
@@ -208,38 +208,38 @@ class Guarantee(Frozen):
     """
 
     target_fpr: float = Field(
-        gt=0, lt=1, description="False-positive rate that the guarantee is for."
+        gt=0, lt=1, description="false-positive rate that the guarantee is for"
     )
-    confidence: float = Field(default=0.95, gt=0, lt=1, description="Confidence of the guarantee.")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="confidence of the guarantee")
     n_real: int = Field(
         ge=1,
-        description="Number of real images on which only the threshold was checked and nothing was fitted.",
+        description="number of real images on which only the threshold was checked and nothing was fitted",
     )
     false_positives: int = Field(
-        ge=0, description="Number of these real images that reached the threshold."
+        ge=0, description="number of these real images that reached the threshold"
     )
     upper_bound: float = Field(
         ge=0,
         le=1,
-        description="The higher of the exact binomial upper bounds of the two sets of reals (Clopper and "
-        "Pearson 1934, one-sided).",
+        description="the higher of the exact binomial upper bounds of the two sets of reals (Clopper and "
+        "Pearson 1934, one-sided)",
     )
     groups: int | None = Field(
         default=None,
         ge=1,
-        description="Number of groups (sources, looks) of the labelled real images. null in cards of 0.10 "
-        "and before, which treated all images as independent.",
+        description="number of groups (sources, looks) of the labelled real images. null in cards of 0.10 "
+        "and before, which treated all images as independent",
     )
     effective: float | None = Field(
         default=None,
         gt=0,
-        description="Number of independent images that the groups are worth. null in cards of 0.10 and "
-        "before.",
+        description="number of independent images that the groups are worth. null in cards of 0.10 and "
+        "before",
     )
     these_sources: bool = Field(
         default=False,
-        description="Whether the guarantee holds only for archives with the sources of the labels in the "
-        "same proportions.",
+        description="whether the guarantee holds only for archives with the sources of the labels in the "
+        "same proportions",
     )
 
     @model_validator(mode="before")
@@ -258,33 +258,33 @@ class Guarantee(Frozen):
 class OperatingPoint(Frozen):
     """A threshold for one false-positive rate, with the rates measured on held-out images."""
 
-    rate: float = Field(gt=0, lt=1, description="False-positive rate that the threshold is for.")
-    threshold: float = Field(description="Lowest score with the verdict fake, in log-odds.")
+    rate: float = Field(gt=0, lt=1, description="false-positive rate that the threshold is for")
+    threshold: float = Field(description="lowest score with the verdict fake, in log-odds")
     false_positive_rate: float = Field(
-        ge=0, le=1, description="Fraction of held-out reals with the verdict fake."
+        ge=0, le=1, description="fraction of held-out reals with the verdict fake"
     )
     upper_bound: float = Field(
         ge=0,
         le=1,
-        description="Exact upper bound of the false-positive rate, with the confidence of the guarantee.",
+        description="exact upper bound of the false-positive rate, with the confidence of the guarantee",
     )
     recall: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Fraction of held-out fakes with the verdict fake. null without fakes.",
+        description="fraction of held-out fakes with the verdict fake. null without fakes",
     )
     abstain_real: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Fraction of held-out real images between the thresholds.",
+        description="fraction of held-out real images between the thresholds",
     )
     abstain_fake: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Fraction of held-out fake images between the thresholds.",
+        description="fraction of held-out fake images between the thresholds",
     )
 
     @property
@@ -300,13 +300,13 @@ class CalibrationSettings(Frozen):
     """Settings under which the calibrated scores were computed; other settings change scores."""
 
     precision: Mapping[str, Literal["bf16", "fp32"]] = Field(
-        description="Numeric precision of each detector, by name."
+        description="numeric precision of each detector, by name"
     )
     resize: Literal["exact", "fast"] = Field(
-        default="exact", description="Resize mode of the detectors."
+        default="exact", description="resize mode of the detectors"
     )
     decoders: tuple[str, ...] = Field(
-        default=(), description="Names and versions of the image decoders."
+        default=(), description="names and versions of the image decoders"
     )
 
 
@@ -315,16 +315,16 @@ class EnsembleProfile(Frozen):
 
     identifier: str | None = Field(
         default=None,
-        description="Identifier card, by name or path. It names the generator of every image that has an "
-        "embedding.",
+        description="identifier card, by name or path. It names the generator of every image that has an "
+        "embedding",
     )
     describer: str | None = Field(
         default=None,
-        description="Describer card, by name or path. It predicts the prompt of an image, which is slow.",
+        description="describer card, by name or path. It predicts the prompt of an image, which is slow",
     )
     describe: Literal["flagged", "all"] = Field(
         default="flagged",
-        description="Images that the describer processes: `flagged` (verdict fake) or `all`.",
+        description="images that the describer processes: `flagged` (verdict fake) or `all`",
     )
 
     @model_validator(mode="after")
@@ -343,48 +343,48 @@ class EnsembleCard(Frozen):
     images.
     """
 
-    name: str = Field(description="Name in commands and results.")
-    title: str = Field(description="Name for people.")
+    name: str = Field(description="name in commands and results")
+    title: str = Field(description="name for people")
     members: tuple[EnsembleMember, ...] = Field(
-        min_length=1, description="Detectors of the ensemble."
+        min_length=1, description="detectors of the ensemble"
     )
     rule: Rule = Field(
-        default="mean-logit", description="Rule that combines the members' calibrated log-odds."
+        default="mean-logit", description="rule that combines the members' calibrated log-odds"
     )
     bias: float = Field(
-        default=0.0, description="Log-odds added after the rule. The intercept of rule `weighted`."
+        default=0.0, description="log-odds added after the rule. The intercept of rule `weighted`"
     )
-    stacking: Stacking | None = Field(default=None, description="Parameters of rule `stacked`.")
+    stacking: Stacking | None = Field(default=None, description="parameters of rule `stacked`")
     gate: OutlierGate | None = Field(
-        default=None, description="Limits of rule `gated-mean`. null uses the defaults."
+        default=None, description="limits of rule `gated-mean`. null uses the defaults"
     )
     calibration: Platt | None = Field(
         default=None,
-        description="Calibration of the ensemble's score, after rule and bias. null means not calibrated.",
+        description="calibration of the ensemble's score, after rule and bias. null means not calibrated",
     )
     thresholds: Thresholds = Field(
-        default=Thresholds(), description="Scores that separate the verdicts."
+        default=Thresholds(), description="scores that separate the verdicts"
     )
-    cascade: Cascade | None = Field(default=None, description="Stages of rule `cascade`.")
+    cascade: Cascade | None = Field(default=None, description="stages of rule `cascade`")
     guarantee: Guarantee | None = Field(
         default=None,
-        description="Evidence for the false-positive rate. null if it was not calibrated.",
+        description="evidence for the false-positive rate. null if it was not calibrated",
     )
     operating_points: tuple[OperatingPoint, ...] = Field(
         default=(),
-        description="Further thresholds to choose from. `thresholds` decides.",
+        description="further thresholds to choose from. `thresholds` decides",
         exclude_if=lambda points: not points,
     )
     settings: CalibrationSettings | None = Field(
-        default=None, description="Settings under which the calibrated scores were computed."
+        default=None, description="settings under which the calibrated scores were computed"
     )
     population: Population | None = Field(
-        default=None, description="Population of images that the calibration was measured on."
+        default=None, description="population of images that the calibration was measured on"
     )
     profile: EnsembleProfile | None = Field(
-        default=None, description="Predictions in addition to the verdict. null for none."
+        default=None, description="predictions in addition to the verdict. null for none"
     )
-    notes: str = Field(default="", description="Notes for readers.")
+    notes: str = Field(default="", description="notes for readers")
 
     @model_validator(mode="after")
     def _check_cascade(self) -> "EnsembleCard":

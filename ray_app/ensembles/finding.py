@@ -67,13 +67,13 @@ class Strength(IntEnum):
 class Ground(Frozen):
     """A statement of one source about the origin of an image."""
 
-    source: Source = Field(description="Source of the statement.")
+    source: Source = Field(description="Source of the statement")
     says: str = Field(
         examples=["its Content Credentials, signed by Example, say that a model made it"],
-        description="The statement, for people.",
+        description="the statement, for people",
     )
     error: str = Field(
-        description="Measured error rate of the source, or why there is none.", examples=[UNSIGNED]
+        description="measured error rate of the source, or why there is none", examples=[UNSIGNED]
     )
 
 

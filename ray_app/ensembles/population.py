@@ -28,13 +28,13 @@ FORMAT = "format"  # The only property with text values.
 class LabelledPart(Frozen):
     """One of the disjoint parts of the labelled images."""
 
-    name: Literal["fit", "calibrate", "choose"] = Field(description="What the part is used for.")
-    n_real: NonNegativeInt = Field(description="Number of real images.")
-    n_fake: NonNegativeInt = Field(description="Number of fake images.")
-    groups: NonNegativeInt = Field(description="Number of groups of the images.")
+    name: Literal["fit", "calibrate", "choose"] = Field(description="what the part is used for")
+    n_real: NonNegativeInt = Field(description="number of real images")
+    n_fake: NonNegativeInt = Field(description="number of fake images")
+    groups: NonNegativeInt = Field(description="number of groups of the images")
     sha256: str = Field(
         pattern=r"^[0-9a-f]{64}$",
-        description="SHA-256 of the sorted hashes of the part's files, one per line, in hex.",
+        description="SHA-256 of the sorted hashes of the part's files, one per line, in hex",
     )
 
 
@@ -44,17 +44,17 @@ class Feature(Frozen):
     A property with numbers has `edges`, a property with text values has `words`.
     """
 
-    name: str = Field(description="Name of the property.")
+    name: str = Field(description="name of the property")
     edges: tuple[float, ...] = Field(
         default=(),
-        description="Edges e₁ < … < eₖ₋₁ between k bins of numbers. An edge belongs to the bin below it.",
+        description="edges e₁ < … < eₖ₋₁ between k bins of numbers. An edge belongs to the bin below it",
     )
     words: tuple[str, ...] = Field(
         default=(),
-        description="Text values with a bin each. All other values belong to a last bin.",
+        description="text values with a bin each. All other values belong to a last bin",
     )
-    real: tuple[NonNegativeInt, ...] = Field(description="Number of real images per bin.")
-    fake: tuple[NonNegativeInt, ...] = Field(description="Number of fake images per bin.")
+    real: tuple[NonNegativeInt, ...] = Field(description="number of real images per bin")
+    fake: tuple[NonNegativeInt, ...] = Field(description="number of fake images per bin")
 
     @model_validator(mode="after")
     def _check_bins(self) -> "Feature":
@@ -86,15 +86,15 @@ class Seen(Frozen):
     """Formats and sizes of the images that the calibration was measured on, of both classes."""
 
     formats: tuple[str, ...] = Field(
-        default=(), description="Formats of the images. Empty means not recorded."
+        default=(), description="formats of the images. Empty means not recorded"
     )
     short_side_px: tuple[int, int] | None = Field(
         default=None,
-        description="Minimum and maximum of the shorter side, in pixels. null means not recorded.",
+        description="minimum and maximum of the shorter side, in pixels. null means not recorded",
     )
     megapixels: tuple[float, float] | None = Field(
         default=None,
-        description="Minimum and maximum of the number of pixels, in millions. null means not recorded.",
+        description="minimum and maximum of the number of pixels, in millions. null means not recorded",
     )
 
     def describe_mismatch(
@@ -131,20 +131,20 @@ class Population(Frozen):
     `megapixels`, `short_side_px`, `jpeg_quality`.
     """
 
-    what: str = Field(description="Description of the images.")
+    what: str = Field(description="description of the images")
     prevalence: float = Field(
         gt=0,
         lt=1,
-        description="Fraction of fakes for which the calibrated scores are probabilities.",
+        description="fraction of fakes for which the calibrated scores are probabilities",
     )
-    parts: tuple[LabelledPart, ...] = Field(description="Disjoint parts of the labelled images.")
-    generators: tuple[str, ...] = Field(default=(), description="Generators of the fakes.")
+    parts: tuple[LabelledPart, ...] = Field(description="disjoint parts of the labelled images")
+    generators: tuple[str, ...] = Field(default=(), description="generators of the fakes")
     features: tuple[Feature, ...] = Field(
-        default=(), description="Distribution of each image property."
+        default=(), description="distribution of each image property"
     )
     seen: Seen | None = Field(
         default=None,
-        description="Formats and sizes of the images. An image outside them gets no verdict.",
+        description="formats and sizes of the images. An image outside them gets no verdict",
     )
 
     @property

@@ -32,33 +32,33 @@ class OpenSet(Frozen):
     method: Literal["energy", "distance"] = Field(
         default="energy",
         description="`energy`: log Σ exp of the logits (Liu et al., NeurIPS 2020, arXiv 2010.03759). `distance`: minus the smallest "
-        "Mahalanobis distance to the mean of a class with one covariance for all classes (Lee et al., NeurIPS 2018, arXiv 1807.03888).",
+        "Mahalanobis distance to the mean of a class with one covariance for all classes (Lee et al., NeurIPS 2018, arXiv 1807.03888)",
     )
-    threshold: float = Field(description="Confidence below which a generator is unknown.")
+    threshold: float = Field(description="confidence below which a generator is unknown")
     abstains: float = Field(
         ge=0,
         lt=1,
-        description="Fraction of images of known generators that may be unknown. The threshold is that "
-        "quantile.",
+        description="fraction of images of known generators that may be unknown. The threshold is that "
+        "quantile",
     )
     n: int = Field(
-        ge=1, description="Number of images for the threshold, on which nothing was fitted."
+        ge=1, description="number of images for the threshold, on which nothing was fitted"
     )
 
 
 class _Card(FileConfig):
     """Keys that both kinds of cards have."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Name in commands and results.")
-    title: str = Field(description="Name for people.")
-    weights: Weights = Field(description="Location of the weights.")
-    licence: str = Field(description="SPDX identifier or name of the licence.")
-    source: str = Field(description="Where the model is published.")
-    training_data: TrainingData = Field(description="Images that the weights were trained on.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="name in commands and results")
+    title: str = Field(description="name for people")
+    weights: Weights = Field(description="location of the weights")
+    licence: str = Field(description="SPDX identifier or name of the licence")
+    source: str = Field(description="where the model is published")
+    training_data: TrainingData = Field(description="images that the weights were trained on")
     published: tuple[PublishedMetric, ...] = Field(
-        default=(), description="Published values of metrics."
+        default=(), description="published values of metrics"
     )
-    notes: tuple[str, ...] = Field(default=(), description="Notes for readers, one sentence each.")
+    notes: tuple[str, ...] = Field(default=(), description="notes for readers, one sentence each")
 
     @property
     def parts(self) -> tuple[WeightSet, ...]:
@@ -84,24 +84,24 @@ class IdentifierCard(_Card):
     d) and `whitening` (d, k).
     """
 
-    detector: str = Field(description="Name of the detector, a member of the ensemble.")
+    detector: str = Field(description="name of the detector, a member of the ensemble")
     embedding: Mapping[str, Any] = Field(
-        description="Settings of the embeddings in training. Embeddings with other settings are refused."
+        description="settings of the embeddings in training. Embeddings with other settings are refused"
     )
     classes: tuple[str, ...] = Field(
-        min_length=2, description="Generators, in the order of the rows of the head."
+        min_length=2, description="generators, in the order of the rows of the head"
     )
     families: Mapping[str, str] = Field(
         default={},
-        description="Families of classes that are not in the index of generators, by class.",
+        description="families of classes that are not in the index of generators, by class",
     )
     head: Literal["linear", "cosine"] = Field(
-        default="linear", description="Linear layer, or cosines of unit vectors."
+        default="linear", description="linear layer, or cosines of unit vectors"
     )
-    scale: float = Field(default=1.0, gt=0, description="Factor of the cosines.")
+    scale: float = Field(default=1.0, gt=0, description="factor of the cosines")
     open_set: OpenSet | None = Field(
         default=None,
-        description="Rule for unknown generators. null gives every image a known generator.",
+        description="rule for unknown generators. null gives every image a known generator",
     )
 
     @model_validator(mode="after")
@@ -133,53 +133,53 @@ class DescriberCard(_Card):
     """
 
     tier: Literal["retrieval", "prefix", "captioner", "dialogue"] = Field(
-        description="From fast to slow. `retrieval`: the prompt of the nearest embedding in an index. `prefix`: an embedding becomes "
+        description="from fast to slow. `retrieval`: the prompt of the nearest embedding in an index. `prefix`: an embedding becomes "
         "tokens before a small language model (ClipCap: Mokady et al. 2021, arXiv 2111.09734). `captioner`: a model of transformers "
-        "that reads pixels (GIT, BLIP, VisionEncoderDecoder). `dialogue`: a vision-language model that gets a question.",
+        "that reads pixels (GIT, BLIP, VisionEncoderDecoder). `dialogue`: a vision-language model that gets a question",
     )
     detector: str | None = Field(
-        default=None, description="Detector with the embeddings for retrieval and prefix."
+        default=None, description="detector with the embeddings for retrieval and prefix"
     )
     embedding: Mapping[str, Any] = Field(
         default={},
-        description="Settings of the embeddings in training. Embeddings with other settings are refused.",
+        description="settings of the embeddings in training. Embeddings with other settings are refused",
     )
     preprocessing: Preprocessing | None = Field(
-        default=None, description="How an image becomes the pixels for captioner and dialogue."
+        default=None, description="how an image becomes the pixels for captioner and dialogue"
     )
     architecture: Mapping[str, Any] = Field(
         default={},
-        description="For prefix, `width` and the `config` of GPT-2. Otherwise, the `model` type of transformers and its `config`. `tokens` "
+        description="for prefix, `width` and the `config` of GPT-2. Otherwise, the `model` type of transformers and its `config`. `tokens` "
         "{begin, end, pad} of a tokenizer that Touchstone did not train. For dialogue also `template` with {image} and {question}, "
-        "`image` [before, token, after], and `image_tokens`, the number of tokens per image.",
+        "`image` [before, token, after], and `image_tokens`, the number of tokens per image",
     )
     tokenizer: Weights | None = Field(
         default=None,
-        description="A `tokenizer.json`. null reads `tokenizer` in the header of the weights.",
+        description="a `tokenizer.json`. null reads `tokenizer` in the header of the weights",
     )
-    prefix: int = Field(default=10, ge=1, description="Number of tokens per embedding.")
-    beams: int = Field(default=3, ge=1, description="Beams of the search.")
+    prefix: int = Field(default=10, ge=1, description="number of tokens per embedding")
+    beams: int = Field(default=3, ge=1, description="beams of the search")
     no_repeat: int = Field(
-        default=3, ge=0, description="Length of n-grams that must not repeat. 0 allows all."
+        default=3, ge=0, description="length of n-grams that must not repeat. 0 allows all"
     )
-    most_tokens: int = Field(default=77, ge=1, description="Maximum length of a prompt, in tokens.")
+    most_tokens: int = Field(default=77, ge=1, description="maximum length of a prompt, in tokens")
     batch: int | None = Field(
-        default=None, ge=1, description="Images per batch. null means 8, and 1 for a dialogue."
+        default=None, ge=1, description="images per batch. null means 8, and 1 for a dialogue"
     )
     question: str = Field(
         default="Write a prompt that would recreate this image.",
-        description="Question of a dialogue about every image.",
+        description="question of a dialogue about every image",
     )
-    own_pool: bool = Field(default=False, description="Whether it runs in separate processes.")
+    own_pool: bool = Field(default=False, description="whether it runs in separate processes")
     gmac: float | None = Field(
         default=None,
         gt=0,
-        description="Billions of multiply-adds per image, including the search.",
+        description="billions of multiply-adds per image, including the search",
     )
     parameters: int | None = Field(
         default=None,
         ge=1,
-        description="Number of parameters. Large describers run in separate processes.",
+        description="number of parameters. Large describers run in separate processes",
     )
 
     @property

@@ -19,18 +19,18 @@ _SEPARATORS = re.compile(r"[\s._-]+")
 class Family(Frozen):
     """A base architecture."""
 
-    title: str = Field(description="Name for people.")
-    maker: str | None = Field(default=None, description="Organisation that created it.")
+    title: str = Field(description="name for people")
+    maker: str | None = Field(default=None, description="organisation that created it")
 
 
 class GeneratorEntry(Frozen):
     """A generator."""
 
-    family: str = Field(description="Name of its family.")
-    title: str = Field(description="Name for people.")
-    aliases: tuple[str, ...] = Field(default=(), description="Other spellings.")
+    family: str = Field(description="name of its family")
+    title: str = Field(description="name for people")
+    aliases: tuple[str, ...] = Field(default=(), description="other spellings")
     open: bool | None = Field(
-        default=None, description="Whether its weights are available. null means unknown."
+        default=None, description="whether its weights are available. null means unknown"
     )
 
 
@@ -50,8 +50,8 @@ class ResolvedGenerator:
 class GeneratorIndex(Frozen):
     """All known families and generators."""
 
-    families: Mapping[str, Family] = Field(description="Families by name.")
-    generators: Mapping[str, GeneratorEntry] = Field(description="Generators by name.")
+    families: Mapping[str, Family] = Field(description="families by name")
+    generators: Mapping[str, GeneratorEntry] = Field(description="generators by name")
 
     @model_validator(mode="after")
     def _check_names(self) -> "GeneratorIndex":

@@ -86,41 +86,41 @@ class ImageLimits(Frozen):
     max_bytes: int = Field(
         default=32 * 1024**2,
         gt=0,
-        description="Maximum encoded bytes of one file. Limits the data in flight between storage and decoder.",
+        description="maximum encoded bytes of one file. Limits the data in flight between storage and decoder",
     )
     max_pixels: int = Field(
         default=50_000_000,
         gt=0,
-        description="Maximum width × height. 50 MP is 150 MB of RGB, which is acceptable for one of many requests.",
+        description="maximum width × height. 50 MP is 150 MB of RGB, which is acceptable for one of many requests",
     )
     max_whole_pixels: int | None = Field(
         default=None,
         gt=0,
         # Without the key, endpoints, and runs from before it existed, keep their identity.
         exclude_if=lambda pixels: pixels is None,
-        description="Maximum width × height for formats that a decoder holds in memory more than once (all but JPEG, TIFF, and WebP). null: "
-        "max_pixels.",
+        description="maximum width × height for formats that a decoder holds in memory more than once (all but JPEG, TIFF, and WebP). null: "
+        "max_pixels",
     )
     max_side: int = Field(
         default=16_384,
         gt=0,
-        description="Maximum longer side in pixels. Resizing one line of a very long side costs as much as a whole image.",
+        description="maximum longer side in pixels. Resizing one line of a very long side costs as much as a whole image",
     )
     max_aspect: float = Field(
         default=20.0,
         ge=1,
-        description="Maximum longer ÷ shorter side. 'Short side to 224' would make a 60 000 × 1 image 13 million pixels wide.",
+        description="maximum longer ÷ shorter side. 'Short side to 224' would make a 60 000 × 1 image 13 million pixels wide",
     )
     max_ratio: float = Field(
         default=2000.0,
         gt=1,
-        description="Maximum decoded RGB bytes ÷ encoded bytes, above 1 MP. A photograph has some hundred, a one-bit PNG bomb up to 24 000.",
+        description="maximum decoded RGB bytes ÷ encoded bytes, above 1 MP. A photograph has some hundred, a one-bit PNG bomb up to 24 000",
     )
     max_text_bytes: int = Field(
         default=16 * 1024**2,
         gt=0,
-        description="Maximum bytes of text, EXIF, XMP, and colour profile that are read from one file: far more than cameras and generators write, "
-        "far less than a bomb. A file with more is scored, and its finding names what was not read.",
+        description="maximum bytes of text, EXIF, XMP, and colour profile that are read from one file: far more than cameras and generators write, "
+        "far less than a bomb. A file with more is scored, and its finding names what was not read",
     )
 
     def check_bytes(self, size_bytes: int) -> None:
@@ -197,35 +197,35 @@ class BatchLimits(ImageLimits):
     max_bytes: int = Field(
         default=512 * 1024**2,
         gt=0,
-        description="Maximum encoded bytes of one file. The 16-bit TIFF of a 60 MP camera is 361 MB, of a 100 MP camera 606 MB.",
+        description="maximum encoded bytes of one file. The 16-bit TIFF of a 60 MP camera is 361 MB, of a 100 MP camera 606 MB",
     )
     max_pixels: int = Field(
         default=250_000_000,
         gt=0,
-        description="Maximum width × height. Telephones write 200 MP, the largest cameras 150 MP, in JPEG and TIFF.",
+        description="maximum width × height. Telephones write 200 MP, the largest cameras 150 MP, in JPEG and TIFF",
     )
     max_whole_pixels: int | None = Field(
         default=120_000_000,
         gt=0,
         exclude_if=lambda pixels: pixels is None,
-        description="Maximum width × height for formats that a decoder holds in memory more than once (all but JPEG, TIFF, and WebP). Enough for "
-        "a 102 MP camera, or an A3 page at 600 dpi. null: max_pixels.",
+        description="maximum width × height for formats that a decoder holds in memory more than once (all but JPEG, TIFF, and WebP). Enough for "
+        "a 102 MP camera, or an A3 page at 600 dpi. null: max_pixels",
     )
     max_side: int = Field(
         default=65_535,
         gt=0,
-        description="Maximum longer side in pixels, the limit of JPEG itself. Panoramas and screenshots of whole pages exceed 16 384.",
+        description="maximum longer side in pixels, the limit of JPEG itself. Panoramas and screenshots of whole pages exceed 16 384",
     )
     max_aspect: float = Field(
         default=100.0,
         ge=1,
-        description="Maximum longer ÷ shorter side. A screenshot of 720 × 40 000 has 56. At 100, 'short side to 440' is 19 MP.",
+        description="maximum longer ÷ shorter side. A screenshot of 720 × 40 000 has 56. At 100, 'short side to 440' is 19 MP",
     )
     max_ratio: float = Field(
         default=1e6,
         gt=1,
-        description="Maximum decoded RGB bytes ÷ encoded bytes, above 1 MP. CCITT G4 has one bit for a white line, so that a blank A3 page at "
-        "600 dpi has 140 000. The number of pixels and the node's memory budget limit the cost of a bomb.",
+        description="maximum decoded RGB bytes ÷ encoded bytes, above 1 MP. CCITT G4 has one bit for a white line, so that a blank A3 page at "
+        "600 dpi has 140 000. The number of pixels and the node's memory budget limit the cost of a bomb",
     )
 
 

@@ -67,7 +67,7 @@ class PipelineCard(FileConfig):
         description="variant of the weight files in the terms of diffusers, such as fp16",
     )
     lora: PipelineLora | None = Field(
-        default=None, description="LoRA that is fused into the weights"
+        default=None, description="loRA that is fused into the weights"
     )
     generator: str | None = Field(
         default=None, description="name of the generator in labels; null = the name of the card"

@@ -35,8 +35,8 @@ class AnswerWords(Frozen):
     Each word counts with and without a leading space, if that is a single token.
     """
 
-    fake: tuple[str, ...] = Field(min_length=1, description="Words that mean fake.")
-    real: tuple[str, ...] = Field(min_length=1, description="Words that mean real.")
+    fake: tuple[str, ...] = Field(min_length=1, description="words that mean fake")
+    real: tuple[str, ...] = Field(min_length=1, description="words that mean real")
 
 
 class Dialogue(Frozen):
@@ -44,21 +44,19 @@ class Dialogue(Frozen):
 
     mode: Literal["reply", "first-token"] = Field(
         description="`reply` generates a reply greedily and interprets it. `first-token` compares the "
-        "logits of both answers for the first token."
+        "logits of both answers for the first token"
     )
     engine: Literal["transformers"] = "transformers"  # Cards before 0.19 have this key.
-    template: str = Field(description="Chat template with {image} and {question}.")
-    question: str = Field(description="Text of the question.")
+    template: str = Field(description="chat template with {image} and {question}")
+    question: str = Field(description="text of the question")
     image: tuple[str, str, str] = Field(
-        description="Text before the tokens of the image, the token itself, and the text after them."
+        description="text before the tokens of the image, the token itself, and the text after them"
     )
-    end: str = Field(description="Token that ends a reply.")
-    answers: AnswerWords = Field(description="Words that mean either answer.")
-    max_new_tokens: int = Field(
-        default=10, ge=1, description="Maximum number of tokens of a reply."
-    )
+    end: str = Field(description="token that ends a reply")
+    answers: AnswerWords = Field(description="words that mean either answer")
+    max_new_tokens: int = Field(default=10, ge=1, description="maximum number of tokens of a reply")
     max_tokens_per_batch: int = Field(
-        default=8192, ge=1, description="Maximum number of prompt tokens in a batch."
+        default=8192, ge=1, description="maximum number of prompt tokens in a batch"
     )
 
     @model_validator(mode="after")

@@ -43,7 +43,7 @@ class TrustList(Frozen):
     told: str = Field(description="name, date and SHA-256 of the list, for people")
     anchors: str = Field(description="certificates that the certificate of a signer must lead to")
     signers: tuple[str, ...] = Field(
-        default=(), description="Base64 SHA-256 of certificates that are trusted themselves"
+        default=(), description="base64 SHA-256 of certificates that are trusted themselves"
     )
     time_stamps: str = Field(default="", description="certificates of time-stamp authorities")
 
