@@ -167,7 +167,7 @@ def _steps_table() -> str:
                 code(name),
                 _type(field),
                 _default(field),
-                prose(field.description or _describe_type(field.annotation)),
+                prose(_describe_field(field)),
             ]
             for name, field in step.model_fields.items()
             if name != "op"
@@ -176,6 +176,11 @@ def _steps_table() -> str:
         rows.append([code(op), prose(effect), *first])
         rows += [["", "", *parameter] for parameter in others]
     return table(["op", "effect", "parameter", "value", "default", "meaning"], rows)
+
+
+def _describe_field(field: FieldInfo) -> str:
+    """Return the description of a field, or else the description of its type."""
+    return field.description or _describe_type(field.annotation)
 
 
 def _describe_type(annotation: Any) -> str:
@@ -206,8 +211,8 @@ def describe_key(key: ConfigKey, command: str) -> str:
     The description of the field comes first, then the help of the option with this name, then the
     first paragraph of the section's docstring.
     """
-    if key.field.description:
-        return key.field.description
+    if description := _describe_field(key.field):
+        return description
     name = key.path.rpartition(".")[2]
     if key.path == name and (option_help := _option_help(command, name)):
         return option_help

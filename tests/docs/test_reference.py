@@ -104,19 +104,16 @@ def test_key_has_the_meaning_of_its_field_or_option():
 
 def test_section_of_a_card_is_described_once():
     page = settings.pages()["card-detector"]
-    assert (
-        page.count(
-            "The location of the weights, and how their keys map to the keys of the network.\n"
-        )
-        == 1
-    )
-    assert page.count("Prefix to add to every key") == len(
+    sentence = "The location of the weights, and how their keys map to the keys of the network.\n"
+    assert page.count(sentence) == 1
+    assert page.count("prefix to add to every key") == len(
         ("backbone.weights.prefix", "weights.prefix")
     )
 
 
-def test_every_key_of_runs_and_endpoints_has_a_meaning():
-    for name in ("score", "serve", "pack"):
-        model, command = settings.CONFIGS[name]
+def test_every_key_of_a_config_or_a_card_has_a_meaning():
+    models = {name: (model, command) for name, (model, command) in settings.CONFIGS.items()}
+    models |= {name: (model, "") for name, (model, *_) in settings.CARDS.items()}
+    for name, (model, command) in models.items():
         keys = settings.iter_keys(model)
         assert [key.path for key in keys if not settings.describe_key(key, command)] == [], name
