@@ -53,7 +53,7 @@ class Status(DescribedEnum):
         "decoder_crashed",
         "the decoder crashed on it, or Touchstone's own code failed",
     )
-    SOURCE_MISSING = "source_missing", "it was listed, but was gone when it was read"
+    SOURCE_MISSING = "source_missing", "it was listed, but was missing when it was read"
     SOURCE_DENIED = "source_denied", "the storage refused access"
     SOURCE_THROTTLED = "source_throttled", "the storage kept asking to slow down"
     SOURCE_TIMEOUT = "source_timeout", "the storage did not answer in time"
