@@ -294,7 +294,7 @@ def test_other_settings_are_refused_unless_waived(tmp_path, card):
     path, new = written(tmp_path, card), str(tmp_path / "new")
     nowhere = ClusterConfig(address="ray://nowhere.invalid:1")
     config = ScoreConfig(source=(str(tmp_path),), out=new, ensemble=path, resize="fast")
-    with pytest.raises(ConfigError, match="its calibration does not hold with resize fast"):
+    with pytest.raises(ConfigError, match="the calibration does not hold with resize fast"):
         score_archive(config.model_copy(update={"cluster": nowhere}))
     assert not RunDirectory.open(new).exists()
     run = plain_run(tmp_path, card, 15, identity={"resize": "fast"})

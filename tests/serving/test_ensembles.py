@@ -65,7 +65,7 @@ def test_optional_detectors_are_beside_the_ensembles(several):
 
 def test_two_ensembles_of_one_name_are_rejected(tmp_path):
     (tmp_path / "other").mkdir()
-    with pytest.raises(ConfigError, match="same name"):
+    with pytest.raises(ConfigError, match="ensembles must have distinct names"):
         plan_ensembles(
             ServeConfig(ensembles=(write_stricter(tmp_path), write_stricter(tmp_path / "other")))
         )
@@ -109,7 +109,7 @@ def test_guarantee_is_described_and_holds_or_is_waived(tmp_path):
     described = guarantee()
     assert (described.target_fpr, described.n_real) == (0.01, 299)
     assert (described.holds, described.why) == (True, None)
-    with pytest.raises(ConfigError, match="its calibration does not hold with resize exact"):
+    with pytest.raises(ConfigError, match="the calibration does not hold with resize exact"):
         guarantee(resize="exact")
     waived = guarantee(resize="exact", waive_guarantee=True)
     assert not waived.holds

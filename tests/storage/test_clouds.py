@@ -136,7 +136,7 @@ def test_store_of_an_untried_kind_is_refused():
 
     fsspec.register_implementation("elsewhere", Elsewhere)
     store = Store.open("elsewhere://place/run")
-    with pytest.raises(StorageError, match="a kind that was never tried"):
+    with pytest.raises(StorageError, match="this kind of store was not tested"):
         Lease(store).acquire()
     with Lease(store, unguarded=True) as lease:
         assert not lease.is_guarded
