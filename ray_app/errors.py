@@ -68,16 +68,22 @@ class Reason(DescribedEnum):
     names and values, is in the `verdict_detail` column.
     """
 
-    NO_CONTENT = "no_content", "the image is one colour, or nearly: there is nothing to judge"
+    NO_CONTENT = "no_content", "the image has one colour, or nearly so: there is nothing to judge"
     NO_SCORE = "no_score", "a detector that the ensemble needs gave no score"
-    OUT_OF_RANGE = "out_of_range", "the image is outside what a detector was made for"
+    OUT_OF_RANGE = "out_of_range", "the image is outside the range for which a detector was made"
     UNLIKE_CALIBRATION = (
         "unlike_calibration",
-        "the image is outside what the ensemble was calibrated on",
+        "the image is outside the range of the ensemble's calibration",
     )
-    INSIDE_BAND = "inside_band", "the score lies between the two thresholds"
-    UNSTABLE = "unstable", "saved once more, the image gets another verdict (runs before 1.0)"
-    UNLIKE_ARCHIVE = "unlike_archive", "the archive is not like what the ensemble was calibrated on"
+    INSIDE_BAND = "inside_band", "the score is between the two thresholds"
+    UNSTABLE = (
+        "unstable",
+        "the image gets another verdict after it is saved once more (runs before 1.0)",
+    )
+    UNLIKE_ARCHIVE = (
+        "unlike_archive",
+        "the archive is unlike the images on which the ensemble was calibrated",
+    )
 
 
 VERDICT_PHRASES = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}

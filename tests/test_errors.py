@@ -30,7 +30,7 @@ def test_every_status_and_every_reason_has_a_meaning():
 def test_the_docs_list_every_reason_in_order_with_its_meaning():
     table = re.findall(
         r"^\| `(\w+)` \| ([^|]+) \|",
-        (ROOT / "docs/trust.md").read_text().partition("## Why there is no verdict")[2],
+        (ROOT / "docs/trust.md").read_text().partition("## Find out why there is no verdict")[2],
         re.MULTILINE,
     )
     assert table[1 : len(Reason) + 1] == [(reason.value, reason.meaning) for reason in Reason]

@@ -16,7 +16,7 @@ VERSIONING = (ROOT / "docs" / "versioning.md").read_text()
 
 
 def test_page_on_versions_guarantees_each_permanent_name():
-    names = re.search(r"^- \*\*For good\*\*:.*?(?=^- )", VERSIONING, re.MULTILINE | re.DOTALL)[0]
+    names = re.search(r"^- \*\*Permanent\*\*:.*?(?=^- )", VERSIONING, re.MULTILINE | re.DOTALL)[0]
     assert set(command_line.PERMANENT) <= set(re.findall(r"`(\w+)`", names))
 
 

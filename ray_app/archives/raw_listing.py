@@ -26,7 +26,7 @@ from ray_app.archives.manifest import (
     widen_input,
 )
 from ray_app.archives.selection import Selection
-from ray_app.storage import Fetcher, FolderCount, Store, count_linked_folders
+from ray_app.storage import Fetcher, NotedFolders, Store, count_linked_folders
 
 Progress = Callable[[int], object]
 
@@ -122,7 +122,7 @@ class SectionListing:
     containers: tuple[Container, ...]
     digest: int
     settled: bool
-    linked: FolderCount
+    linked: NotedFolders
     closed: tuple[ClosedPlace, ...] = ()
     rest: object_prefix.PrefixRange | None = None
 

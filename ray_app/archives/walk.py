@@ -25,7 +25,7 @@ from ray_app.archives import object_prefix, raw_listing
 from ray_app.archives.containers import Container
 from ray_app.archives.members import MapFunction, map_serial
 from ray_app.archives.sources import Archive, Opened, SourceSection
-from ray_app.storage import FolderCount, KeyRange
+from ray_app.storage import KeyRange, NotedFolders
 
 # The position of a section: its source, its number there, and the key that precedes its range.
 Order = tuple[float, int, str]
@@ -119,8 +119,8 @@ class ArchiveWalker:
     opened: int = 0
     settled: bool = True
     named: int = 0
-    linked: FolderCount = field(default_factory=FolderCount)
-    closed_folders: FolderCount = field(default_factory=FolderCount)
+    linked: NotedFolders = field(default_factory=NotedFolders)
+    closed_folders: NotedFolders = field(default_factory=NotedFolders)
     closed: list[raw_listing.ClosedPlace] = field(default_factory=list)
     unlisted: list[PendingSection] | None = None
     _sum: int = 0
@@ -286,11 +286,11 @@ class ArchiveWalker:
         )
         self.settled, self.linked, self._sum = (
             bool(state["settled"]),
-            FolderCount(**state["linked"]),
+            NotedFolders(**state["linked"]),
             int(state["sum"], 16),
         )
         # Older versions did not write these.
-        self.closed_folders = FolderCount(**state.get("closed_folders", {}))
+        self.closed_folders = NotedFolders(**state.get("closed_folders", {}))
         # Version 0.26 had no pending containers, because it listed all that it found.
         self._containers = [
             (_CONTAINER_ORDER, self._restore_container(container))
@@ -449,7 +449,7 @@ class ArchiveWalker:
         self.closed += places
         for closed in places:
             if closed.version is None:
-                self.closed_folders.add(FolderCount(1, closed.uri))
+                self.closed_folders.add(NotedFolders(1, closed.uri))
 
 
 def _split_range(count: int, pending: PendingSection) -> list[object_prefix.PrefixRange]:

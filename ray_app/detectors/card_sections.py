@@ -80,7 +80,7 @@ Each has the name of its field in `ImageFileFacts`, which is also its column, an
 MEASURED: tuple[FactName, ...] = ("texture", "graphics")
 """Properties that are computed from pixels, and only if a card limits them.
 
-`ray_app.images.facts.texture_of` computes them.
+`ray_app.images.facts.measure_texture` computes them.
 """
 Facts = Mapping[FactName, Sequence[float | None]]
 

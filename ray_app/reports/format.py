@@ -1,7 +1,7 @@
 """Format numbers, names, and metrics in the same way on pages and on the terminal.
 
 Numbers have four formats: `count`, `percent`, `number`, and `signed` for log-odds and differences.
-`duration`, `size`, and `moment` add units; `probability` and `format_metric` choose one of the four.
+`duration`, `size`, and `format_time` add units; `probability` and `format_metric` choose one of the four.
 """
 
 import math

@@ -110,8 +110,8 @@ def _environment() -> Environment:
         "probability",
         "duration",
         "size",
-        "moment",
-        "meaning",
+        "format_time",
+        "describe_status",
         "signed",
     )
     environment.filters.update({name: getattr(wording, name) for name in filters})

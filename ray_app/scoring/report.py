@@ -26,7 +26,7 @@ from ray_app.runs import (
 )
 from ray_app.scoring import guarantee, pictures
 from ray_app.scoring.session import ScoringSession
-from ray_app.storage import FolderCount
+from ray_app.storage import NotedFolders
 
 
 def write_summary(
@@ -217,16 +217,20 @@ def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
     )
 
 
-def linked_folders(run: RunDirectory) -> FolderCount:
+def linked_folders(run: RunDirectory) -> NotedFolders:
     """Return the links to folders that the last listing did not follow."""
     info = read_complete(run.store, list_complete_manifests(run.store)[-1])
-    return FolderCount() if info is None else FolderCount(info.linked_folders, info.linked_example)
+    return (
+        NotedFolders() if info is None else NotedFolders(info.linked_folders, info.linked_example)
+    )
 
 
-def closed_folders(run: RunDirectory) -> FolderCount:
+def closed_folders(run: RunDirectory) -> NotedFolders:
     """Return the folders that the last listing could not list."""
     info = read_complete(run.store, list_complete_manifests(run.store)[-1])
-    return FolderCount() if info is None else FolderCount(info.closed_folders, info.closed_example)
+    return (
+        NotedFolders() if info is None else NotedFolders(info.closed_folders, info.closed_example)
+    )
 
 
 def bad_fraction(summary: dict[str, Any]) -> float:

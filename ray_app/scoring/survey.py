@@ -31,7 +31,7 @@ from ray_app.reports.plan_model import PlannedRun
 from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
 from ray_app.scoring.backlog import Listing, find_work, open_archive
-from ray_app.storage import Fetcher, FolderCount
+from ray_app.storage import Fetcher, NotedFolders
 from ray_app.storage.ranged import WINDOW_BYTES as STREAM_BYTES
 
 FOOTER_READS = 2  # Before the first row group of a Parquet file.
@@ -70,7 +70,7 @@ class Survey:
     gets: int = 0
     kinds: dict[str, Counter[str]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
-    closed_folders: FolderCount = field(default_factory=FolderCount)
+    closed_folders: NotedFolders = field(default_factory=NotedFolders)
     sample: list[Item] = field(default_factory=list)
 
     @property
@@ -103,7 +103,7 @@ def survey(
     for item in items:
         if item.refused is not None and is_unreadable_folder(item):
             result.refused[item.refused.status] += 1
-            result.closed_folders.add(FolderCount(1, item.uri))
+            result.closed_folders.add(NotedFolders(1, item.uri))
             continue
         result.members += 1
         if progress is not None and result.members % _REPORT_EVERY == 0:

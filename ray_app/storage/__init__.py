@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         list_objects,
         split_source,
     )
-    from ray_app.storage.local import FolderCount, count_linked_folders
+    from ray_app.storage.local import NotedFolders, count_linked_folders
     from ray_app.storage.place import ClosedFile, ClosedFolder, ObjectInfo
     from ray_app.storage.retry import AdaptiveLimiter, Retrier, RetryPolicy
     from ray_app.storage.s3 import S3Config, apply_s3_settings

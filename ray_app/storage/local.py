@@ -26,7 +26,7 @@ _UNFINISHED = ".touchstone-"  # A killed writer leaves a file with this prefix. 
 
 
 @dataclass
-class FolderCount:
+class NotedFolders:
     """The number of folders of one kind in a listing, such as links to folders, with an example.
 
     Attributes:
@@ -37,21 +37,21 @@ class FolderCount:
     count: int = 0
     example: str = ""
 
-    def add(self, other: "FolderCount") -> None:
+    def add(self, other: "NotedFolders") -> None:
         """Add the folders of another listing."""
         self.count, self.example = self.count + other.count, self.example or other.example
 
 
-_linked: ContextVar[FolderCount | None] = ContextVar("linked folders", default=None)
+_linked: ContextVar[NotedFolders | None] = ContextVar("linked folders", default=None)
 
 
 @contextlib.contextmanager
-def count_linked_folders() -> Iterator[FolderCount]:
+def count_linked_folders() -> Iterator[NotedFolders]:
     """Count the links to folders that listings of this thread meet in the block.
 
     A listing does not follow these links, and a report shows their number.
     """
-    linked = FolderCount()
+    linked = NotedFolders()
     token = _linked.set(linked)
     try:
         yield linked
@@ -187,7 +187,7 @@ class Local(Backend):
                     urls.local_uri(path), stat_result.st_size, local_version(stat_result)
                 )
             elif stat.S_ISDIR(stat_result.st_mode) and (linked := _linked.get()) is not None:
-                linked.add(FolderCount(1, path))
+                linked.add(NotedFolders(1, path))
 
     @override
     def delete(self, path: str, *, timeout_s: float) -> None:

@@ -103,7 +103,7 @@ def test_cache_that_cannot_be_written_is_a_note(ask, monkeypatch, tmp_path):
     [
         ("memory", "MIN_MEMORY_BYTES", 2**60, 5, ""),
         ("disk", "MIN_DISK_BYTES", 2**60, 5, "TMPDIR"),
-        ("weights", "located", lambda part: None, 4, ""),
+        ("weights", "find_local_file", lambda part: None, 4, ""),
     ],
 )
 def test_missing_resource_fails(ask, monkeypatch, name, attribute, value, code, advice):

@@ -23,9 +23,9 @@ def test_reason_of_many_files_is_one_line_with_its_count():
     lines = check_lines(rows, names_of(rows), FACTS, 100)
     assert len(lines) < 8
     assert lines[1].startswith("411 files: ")
-    outside = "the image is outside what a detector was made for: 40 px"
+    outside = "the image is outside the range for which a detector was made: 40 px"
     assert f"400 files, the first holiday/small-0.jpg: {outside}" in lines
-    assert "holiday/odd.jpg: the score lies between the two thresholds" in lines
+    assert "holiday/odd.jpg: the score is between the two thresholds" in lines
     assert "holiday/cut.jpg: ends after 7 bytes" in lines
 
 

@@ -166,7 +166,7 @@ def test_page_shows_counts_reasons_and_statuses(words):
     for said in (
         "3,000 files: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored.",
         "150 5.0 %",
-        "the score lies between the two thresholds 38 95.0 %",
+        "the score is between the two thresholds 38 95.0 %",
         "JPEG 2,741 91.4 %",
         "20000 × 20000 pixels = 400 megapixels",
         "Every file has exactly one row: 3,000 of 3,000.",

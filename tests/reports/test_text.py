@@ -128,7 +128,7 @@ def test_summary_lines_of_a_finished_run():
         Status.CORRUPT_IMAGE.meaning,
         "e.g. s3://picture-desk/harbour/1987/scan-0012.jpg: broken data stream when reading image file",
         "e.g. s3://picture-desk/harbour/boxes/box-07.tar › box-07/0419.png",
-        "the score lies between the two thresholds (38)",
+        "the score is between the two thresholds (38)",
         "flags about 1 % of real pictures and finds",
         "bottleneck: score (51.8 % of the workers' time): The cores are busy",
         "not calibrated",
