@@ -64,6 +64,7 @@ ELSEWHERE = (
     ("docs/heads.md", "touchstone score features::run", f"{WEIGHTS}; tests/scoring/test_features.py"),
     ("docs/endpoint-limits.md", "TOUCHSTONE_TOKENS=… touchstone serve", FOREVER),
     ("docs/serving.md", "touchstone serve", FOREVER),
+    ("docs/serving.md", "curl --data-binary @photo.jpg", "asks a running endpoint; tests/serving/http/test_app.py"),
     ("docs/serving.md", "serve deploy", CLUSTER),
     ("docs/serving.md", "kubectl ", KUBERNETES),
     ("docs/serving.md", "docker ", CONTAINERS),
