@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from PIL import Image
 
+from ray_app.serving.answers import NOT_REQUESTED
 from tests.make.browser import only_with_chromium
 from tests.make.page_browser import PHOTO, Visitor, encoded, score_many, score_one
 from tests.reports.real_pages import FITS
@@ -178,6 +179,14 @@ def test_limits_of_a_verdict_are_shown_with_it(visitor, mood):
     assert "Demonstration" not in page.text_content(".one")
     assert "not calibrated" not in page.text_content(".one").lower()
     assert page.locator(".notice").count() == 0
+
+
+def test_detector_that_was_not_needed_does_not_abstain(visitor, mood):
+    mood.abstained = NOT_REQUESTED
+    page = visitor.visit()
+    score_one(page, "photo.jpg", PHOTO)
+    assert "Not used: the image needed no second look." in page.text_content(".detector")
+    assert "Abstained" not in page.text_content(".detector")
 
 
 def test_operating_point_decides_the_verdict(visitor, mood):

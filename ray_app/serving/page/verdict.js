@@ -120,7 +120,7 @@ function detector(name, one, known, end) {
   const counts = !one.abstained && !one.beside;
   const remarks = [
     one.score !== null && `Probability ${probability(one.probability)}, ${one.calibrated ? "calibrated" : "not calibrated"}.`,
-    one.abstained && (one.abstained.startsWith("not asked") ? sentence(one.abstained) : `Abstained: ${sentence(one.abstained)}`),
+    one.abstained && (one.abstained.startsWith("not used") ? sentence(one.abstained) : `Abstained: ${sentence(one.abstained)}`),
     one.beside && "Optional detector: not part of the verdict.",
   ].filter(Boolean).join(" ");
   return element("li", { class: "detector" },
