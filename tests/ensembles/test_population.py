@@ -97,7 +97,7 @@ def test_population_survives_serialisation(population):
     ],
 )
 def test_image_outside_the_population_is_reported(population, image, said):
-    doubt = population.seen.doubt(*image)
+    doubt = population.seen.describe_mismatch(*image)
     assert doubt == (said and f"outside what the calibration saw: {said}")
 
 

@@ -59,7 +59,7 @@ def is_free(budget: NodeBudget) -> bool:
 def test_large_image_waits_for_its_turn_and_small_does_not(budget, monkeypatch):
     clock, batches = StageClock(), []
     decoder = BatchDecoder(SPEC, clock, budget=budget)
-    with budget.turn(budget.total_bytes):
+    with budget.reserve(budget.total_bytes):
         assert decoder.decode([(1, images.jpeg())]).outcomes[0].status is Status.OK
         monkeypatch.setattr(memory, "LIMIT_PIXELS", 1000)
         files = [(1, images.jpeg()), (2, images.png())]
@@ -97,7 +97,7 @@ from tests.inference.test_large_images import SPEC
 memory.LIMIT_PIXELS = 1000
 budget = NodeBudget("pixels", 4 * SLOT_BYTES, Path(sys.argv[1]) / "seats")
 decoder = BatchDecoder(SPEC, StageClock(), Path(sys.argv[1]) / "marker_dir", wall_limit_s=0.5, budget=budget)
-with budget.turn(budget.total_bytes) as give_back:
+with budget.reserve(budget.total_bytes) as give_back:
     threading.Timer(1.0, give_back).start()
     print(decoder.decode([(7, images.jpeg())]).outcomes[0].status)
 decoder.close()

@@ -83,7 +83,7 @@ def test_page_says_a_reason_once_and_links_each_file(tmp_path):
     assert links == [f"holiday/{number % 3}/{number}.jpg" for number in range(12)]
     assert str(tmp_path) not in text
     assert page.text.count("Why, like 2 others") == 6
-    assert page.text.count("The score lies between the two thresholds") == 1
+    assert page.text.count("The score is between the two thresholds") == 1
 
 
 def test_pictures_of_a_page_are_in_memory_once(tmp_path):

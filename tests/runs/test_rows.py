@@ -60,7 +60,7 @@ def with_outcome(scored, place, **changes):
 
 
 def with_output(scored, kind, place, value):
-    [(name, column)] = scored.outputs.of(kind).items()
+    [(name, column)] = scored.outputs.get(kind).items()
     spoilt = [*column[:place], value, *column[place + 1 :]]
     return replace(
         scored, outputs=scored.outputs.joined(DetectorOutputs.clean(**{kind: {name: spoilt}}))

@@ -177,7 +177,7 @@ def test_source_that_fails_is_listed_again(folder, tmp_path, capfd):
 
     def is_repeated():
         printed.append(capfd.readouterr().err)
-        return "listed again" in "".join(printed)
+        return "retrying the listing" in "".join(printed)
 
     with ListingProcess(request) as listing:
         wait_until(lambda: has_portions(run, 1), 30)

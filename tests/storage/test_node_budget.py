@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from ray_app.storage.node_budget import *
 budget = NodeBudget("test", int(sys.argv[2]) * SLOT_BYTES, Path(sys.argv[1]))
-with budget.turn(int(sys.argv[3]) * SLOT_BYTES):
+with budget.reserve(int(sys.argv[3]) * SLOT_BYTES):
     print("has it", flush=True)
     sys.stdin.read()
 """
