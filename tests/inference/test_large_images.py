@@ -76,7 +76,7 @@ def test_large_image_waits_for_its_turn_and_small_does_not(budget, monkeypatch):
 
 def test_image_over_the_memory_of_the_node_is_refused(everything_is_large, tmp_path):
     tiny = NodeBudget("pixels", 2**20, tmp_path / "seats")
-    decoder = BatchDecoder(SPEC, StageClock(), tmp_path / "crumbs", budget=tiny)
+    decoder = BatchDecoder(SPEC, StageClock(), tmp_path / "markers", budget=tiny)
     small = images.raw_png(8, 8, 8, 2, bytes(200))
     batch = decoder.decode([(1, images.jpeg()), (2, small), (3, b"")])
     statuses = [outcome.status for outcome in batch.outcomes]
@@ -96,7 +96,7 @@ from tests.make import images
 from tests.inference.test_large_images import SPEC
 memory.LIMIT_PIXELS = 1000
 budget = NodeBudget("pixels", 4 * SLOT_BYTES, Path(sys.argv[1]) / "seats")
-decoder = BatchDecoder(SPEC, StageClock(), Path(sys.argv[1]) / "marker_dir", wall_limit_s=0.5, budget=budget)
+decoder = BatchDecoder(SPEC, StageClock(), Path(sys.argv[1]) / "markers", wall_limit_s=0.5, budget=budget)
 with budget.reserve(budget.total_bytes) as give_back:
     threading.Timer(1.0, give_back).start()
     print(decoder.decode([(7, images.jpeg())]).outcomes[0].status)
@@ -109,7 +109,7 @@ def test_wait_longer_than_the_wall_limit_is_not_a_hang(tmp_path):
         [sys.executable, "-c", WAITING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
-    assert list((tmp_path / "crumbs").iterdir()) == []
+    assert list((tmp_path / "markers").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def with_output(scored, kind, place, value):
     [(name, column)] = scored.outputs.get(kind).items()
     spoilt = [*column[:place], value, *column[place + 1 :]]
     return replace(
-        scored, outputs=scored.outputs.joined(DetectorOutputs.clean(**{kind: {name: spoilt}}))
+        scored, outputs=scored.outputs.merge(DetectorOutputs.clean(**{kind: {name: spoilt}}))
     )
 
 
