@@ -21,6 +21,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import ActorUnavailableError, RayError
+from typing_extensions import override
 
 from ray_app.cluster.ray_cluster import select_current_node
 from ray_app.errors import ClusterError, describe_error, is_out_of_memory
@@ -82,10 +83,12 @@ class ItemSource(Datasource):
     def __init__(self, items: Callable[[], Iterator[Any]]) -> None:
         self._items = items
 
+    @override
     def estimate_inmemory_data_size(self) -> int | None:
         """Return None: the size is not known, because the source may be growing."""
         return None
 
+    @override
     def get_read_tasks(
         self,
         parallelism: int,

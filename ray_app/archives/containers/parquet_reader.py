@@ -253,7 +253,13 @@ def get_buffer(cell: pa.Scalar) -> Any:
 
 
 def find_leaves(file: pq.ParquetFile, column: str, field: str) -> list[str]:
-    """Return the columns of a Parquet file that hold one field of the structs in a column."""
+    """Return the columns of a Parquet file that hold one field of the structs in a column.
+
+    Args:
+        file: The Parquet file.
+        column: The name of the column of structs.
+        field: The name of the field.
+    """
     paths = (file.schema.column(index).path for index in range(len(file.schema.names)))
     return [path for path in paths if path.startswith(f"{column}.") and path.endswith(f".{field}")]
 

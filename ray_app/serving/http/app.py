@@ -21,6 +21,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import override
 
 from ray_app.serving import metrics
 from ray_app.serving.config import ServeConfig
@@ -197,6 +198,7 @@ class Envelope(errors.Layer):
         super().__init__(app)
         self.page, self.meter, self.echo = page, meter, echo
 
+    @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its id, and its answer with the headers."""
         client_id, path = Headers(scope=scope).get("x-request-id", ""), scope["path"]

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import override
 
 from ray_app.errors import InputError, Status
 from ray_app.serving.http.schemas import Error
@@ -104,6 +105,7 @@ class FaultMiddleware(Layer):
     The exception is logged with the id of the request, and the client gets no details.
     """
 
+    @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and catch exceptions."""
         has_started = False

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import override
 
 from ray_app.serving.http.auth import Paths
 from ray_app.serving.http.errors import Layer, refuse
@@ -41,6 +42,7 @@ class BodyLimit(Layer):
         self.max_bytes, self.max_bytes_in_flight = max_bytes, max_bytes_in_flight
         self.bytes_in_flight = 0
 
+    @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and raise Refusal in `receive` at the first byte over a limit."""
         received_bytes = 0
@@ -119,6 +121,7 @@ class Backpressure(Layer):
         self._clock = clock
         self._answers, self._mean_interval_s, self._last_answer = 0, 0.0, 0.0
 
+    @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it before or after its body."""
         if not self.counted.has(scope["path"]):
@@ -220,6 +223,7 @@ class Deadline(Layer):
         super().__init__(app)
         self.seconds = seconds
 
+    @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on until the deadline."""
         started_at = time.monotonic()
@@ -310,6 +314,7 @@ class RateLimit(Layer):
             MovingWindowRateLimiter(MemoryStorage()),
         )
 
+    @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
         owner = scope.get("state", {}).get("owner", "anonymous")

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import override
 
 from ray_app.serving.http.errors import Layer
 
@@ -41,6 +42,7 @@ class LingeringClose(Layer):
         self.deadline_s, self.max_bytes, self.max_lingering = deadline_s, max_bytes, max_lingering
         self.lingering = 0
 
+    @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on. After an early answer, drop the rest of the body."""
         if not has_body(scope):
@@ -117,6 +119,7 @@ class HeadAsGet(Layer):
     See RFC 9110, sections 9.1 and 9.3.2.
     """
 
+    @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass HEAD on as GET, and drop the body of the answer."""
         if scope["method"] != "HEAD":
