@@ -200,7 +200,7 @@ def _layout(name: str, kind: type[DatasetLayout]) -> str:
         else f"`{key}={'null' if field.default is None else field.default}`"
         for key, field in kind.model_fields.items()
     ]
-    return f"## {name}\n\n{docstring(kind.__doc__)}\n{prose('Arguments: ' + ', '.join(arguments)) if arguments else ''}\n"
+    return f"## {name}\n\n{docstring(kind.__doc__)}\n{prose('Defaults: ' + ', '.join(arguments)) if arguments else ''}\n"
 
 
 def _published(layout: PublishedLayout) -> str:

@@ -14,6 +14,7 @@ _LINK = re.compile(
 )
 _ITEM = re.compile(r"(?:[-*]|\d+\.) ")
 _SIGNS = re.compile(r"[\\*_\[\]<>{}&`|]|^[#>+-]")  # Characters with a meaning in Markdown.
+_SECTIONS = {"Args:": "Arguments", "Attributes:": "Attributes", "Raises:": "Exceptions"}
 _PAGE = re.compile(r"docs/([\w-]+)\.md")
 
 
@@ -58,13 +59,34 @@ def docstring(text: str | None) -> str:
     parts = []
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text or "")):
         lines = paragraph.splitlines()
-        if "\b" in paragraph or all(line.startswith(("    ", ">>>")) for line in lines):
+        if lines[0] in _SECTIONS:
+            parts.append(_section(lines))
+        elif "\b" in paragraph or all(line.startswith(("    ", ">>>")) for line in lines):
             parts.append(
                 "\n".join(["```text", *(line for line in lines if line.strip("\b ")), "```"])
             )
         else:
             parts.append(prose(" ".join(line.strip() for line in lines)))
     return "\n\n".join(parts) + "\n"
+
+
+def _section(lines: Sequence[str]) -> str:
+    """Return a section of a docstring in Google style, such as `Args:`, as a list."""
+    indent = len(lines[1]) - len(lines[1].lstrip())
+    items: list[str] = []
+    for line in lines[1:]:
+        if len(line) - len(line.lstrip()) > indent:
+            items[-1] += f" {line.strip()}"
+        else:
+            items.append(line.strip())
+    entries = (item.partition(": ") for item in items)
+    return "\n".join(
+        [
+            f"{_SECTIONS[lines[0]]}:",
+            "",
+            *(f"- {code(name)}: {prose(text)}" for name, _, text in entries),
+        ]
+    )
 
 
 def notebook_page(content: str) -> str:

@@ -79,6 +79,14 @@ def test_every_column_and_exit_code_has_a_meaning():
     assert set(ExitCode) == set(EXIT_MEANING)
 
 
+def test_sections_of_a_docstring_become_lists():
+    text = "Read labels.\n\nArgs:\n    label: Column of the label,\n        or None.\n    root: A folder.\n"
+    assert docstring(text) == (
+        "Read labels.\n\nArguments:\n\n- <code>label</code>: Column of the label, or None.\n"
+        "- <code>root</code>: A folder.\n"
+    )
+
+
 def test_keys_are_those_that_a_config_takes():
     keys = {key.path for key in settings.iter_keys(ScoreConfig)}
     assert {"source", "limits.max_bytes", "cluster.stall_timeout_s", "prices.per_hour"} <= keys
