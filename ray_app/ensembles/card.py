@@ -124,10 +124,11 @@ class Stacking(Frozen):
 class OutlierGate(Frozen):
     """Limits beyond which `gated-mean` leaves a member out of the mean for an image.
 
-    A member is left out if its log-odds are too far from the median over all members, by the
-    modified z-score of Iglewicz and Hoaglin (1993): 0.6745 × distance from the median >
-    `deviations` × the median distance. The median distance counts as at least `floor`, so no member
-    is left out if the members nearly agree. At least half of the members always stay.
+    A member is left out if its modified z-score (Iglewicz and Hoaglin 1993) exceeds `deviations`.
+    The score is 0.6745 × the distance of the member's log-odds from the median of all members,
+    divided by the median of these distances. If the median distance is less than `floor`, `floor`
+    replaces it, so no member is left out if the members nearly agree. At least half of the members
+    always stay.
     """
 
     deviations: float = Field(
@@ -156,10 +157,9 @@ class CascadeStage(Frozen):
 class Cascade(Frozen):
     """Two stages: cheap members score every image, all members score the uncertain images.
 
-    An image enters the second stage if its first-stage score is in `band`. A sample of all images,
-    with the fraction `audit_share`, enters it too. Only the file's bytes select an image for the
-    sample, not its score. The sample therefore shows how the second stage would have scored the
-    other images.
+    An image enters the second stage if its first-stage score is in `band`. A sample of all images
+    (the fraction `audit_share`) also enters the second stage. The sample depends on the files'
+    bytes and not on scores, so it shows how the second stage would have scored the other images.
     """
 
     first: int = Field(
@@ -194,17 +194,17 @@ class Cascade(Frozen):
     def _check_order(self) -> "Cascade":
         if self.band[0] > self.band[1]:
             raise ValueError(
-                f"band must not begin above its end, got {self.band[0]} and {self.band[1]}"
+                f"the lower end of band must not exceed its upper end, got {self.band[0]} and {self.band[1]}"
             )
         return self
 
 
 class Guarantee(Frozen):
-    """The evidence for the false-positive rate at `fake_above`.
+    """Guarantee of the false-positive rate at the threshold `fake_above`, and its evidence.
 
-    With `confidence`, the false-positive rate among reals of the calibration's population is under
-    `target_fpr`. The evidence is `n_real` reals on which nothing else was fitted: `false_positives`
-    of them reached the threshold.
+    With `confidence`, the false-positive rate among real images of the calibration's population is
+    under `target_fpr`. The evidence is a set of `n_real` real images on which nothing else was
+    fitted. `false_positives` of them reached the threshold.
     """
 
     target_fpr: float = Field(
@@ -289,15 +289,18 @@ class OperatingPoint(Frozen):
 
     @property
     def is_guaranteed(self) -> bool:
-        """Whether the false-positive rate is at most `rate` with confidence.
+        """Whether the upper bound of the false-positive rate is at most `rate`.
 
-        If it is not, the rate is only measured.
+        If the bound is higher, the false-positive rate is only measured, not guaranteed.
         """
         return self.upper_bound <= self.rate
 
 
 class CalibrationSettings(Frozen):
-    """Settings under which the calibrated scores were computed; other settings change scores."""
+    """Settings with which the scores for a calibration were computed.
+
+    Other settings change scores.
+    """
 
     precision: Mapping[str, Literal["bf16", "fp32"]] = Field(
         description="numeric precision of each detector, by name"
@@ -311,7 +314,7 @@ class CalibrationSettings(Frozen):
 
 
 class EnsembleProfile(Frozen):
-    """Predictions in addition to the verdict: the generator and a prompt."""
+    """Cards for predictions in addition to the verdict: of the generator and of the prompt."""
 
     identifier: str | None = Field(
         default=None,
@@ -389,7 +392,9 @@ class EnsembleCard(Frozen):
     @model_validator(mode="after")
     def _check_cascade(self) -> "EnsembleCard":
         if (self.rule == "cascade") != (self.cascade is not None):
-            raise ValueError(f"`cascade` and rule cascade require each other, got rule {self.rule}")
+            raise ValueError(
+                f"`cascade` must be set for rule cascade and for no other rule, got rule {self.rule}"
+            )
         if self.cascade is None:
             return self
         if self.cascade.first >= len(self.members):
@@ -427,7 +432,7 @@ class EnsembleCard(Frozen):
     def is_passthrough(self) -> bool:
         """Whether the ensemble score is the calibrated score of its only member.
 
-        If it is, the member's calibration is also that of the ensemble.
+        In this case, the member's calibration is also that of the ensemble.
         """
         return (
             len(self.members) == 1
@@ -438,7 +443,10 @@ class EnsembleCard(Frozen):
 
     @property
     def first(self) -> int:
-        """Number of members, from the front, that score every image."""
+        """Number of members that score every image, counted from the first member.
+
+        In a cascade, the other members score only the images of the second stage.
+        """
         return self.cascade.first if self.cascade else len(self.members)
 
 
@@ -475,9 +483,9 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
 
 
 def find_ensemble(name_or_path: str) -> EnsembleCard | None:
-    """Return the ensemble with this name or path, or None if it is a detector.
+    """Load the ensemble card with a name or path, or return None if it is not an ensemble.
 
-    A name never means a file in the current folder.
+    The name of an ensemble or detector never means a file in the current folder.
     """
     if is_named("ensembles", name_or_path):
         return load_ensemble_card(name_or_path)
@@ -563,7 +571,7 @@ def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
 
 
 def check_rate(rate: float) -> None:
-    """Raise an error unless a false-positive rate is a fraction, such as 0.05 for 5 %.
+    """Check that a false-positive rate is a fraction, such as 0.05 for 5 %.
 
     Args:
         rate: The false-positive rate.
@@ -599,8 +607,8 @@ def list_rates(card: EnsembleCard) -> list[float]:
 def get_decision_settings(card: EnsembleCard) -> dict[str, Any]:
     """Return the settings of a card that affect verdicts, as plain JSON.
 
-    The settings are part of a run's identity. Keys that the card leaves out are left out here too,
-    so a run keeps its identity when new keys are added to cards.
+    The settings are part of a run's identity. Keys that the card leaves out are also left out of
+    the settings, so a run keeps its identity when new keys are added to cards.
 
     Args:
         card: An ensemble card.
@@ -636,7 +644,9 @@ def get_decision_settings(card: EnsembleCard) -> dict[str, Any]:
 def _check_stacking(section: str, rule: str, stacking: Stacking | None, n_members: int) -> None:
     prefix = f"{section}: " if section else ""
     if (rule == "stacked") != (stacking is not None):
-        raise ValueError(f"{prefix}`stacking` and rule stacked require each other, got rule {rule}")
+        raise ValueError(
+            f"{prefix}`stacking` must be set for rule stacked and for no other rule, got rule {rule}"
+        )
     for key in ("mean", "scale", "coefficients") if stacking else ():
         if len(getattr(stacking, key)) != n_members:
             raise ValueError(

@@ -47,8 +47,8 @@ class Decisions:
         probability: Probabilities of fake (n,). NaN if a member has no score.
         calibrated: Whether the probabilities are calibrated.
         verdict: "fake", "real", or "abstain".
-        reason: Why the verdict is abstain, else None.
-        detail: The variable part of the reason, such as names and numbers, else None.
+        reason: The reason why the verdict is abstain, or None for other verdicts.
+        detail: The variable part of the reason, such as names and numbers, or None.
         second_look: Why all members of a cascade scored the image: "band" or "audit". None if the
             first stage is enough. The whole column is None for other rules.
     """
@@ -84,9 +84,11 @@ def decide(
         scores: One column (n,) of log-odds of fake per member, in the card's order. NaN means no
             score.
         calibrations: Calibration per member. None means not calibrated.
-        out_of_range: Per member and image, why the image is outside the member's valid range, else
-            None. The key `IMAGE` holds the reasons for the ensemble as a whole.
-        remarks: Per member and image, why the member gave no score, else None.
+        out_of_range: Per member and image, the reason why the image is outside the member's valid
+            range, or None if it is inside. The key `IMAGE` has the reasons for the ensemble as a
+            whole.
+        remarks: Per member and image, the reason why the member gave no score, or None if it gave a
+            score.
         audited: Which images the audit of a cascade selected, see `select_audited`. Empty means
             none.
         blank: Which images have no content. Empty means none.
@@ -163,7 +165,7 @@ def list_second_stage_reasons(
     calibrations: Mapping[str, Platt | None],
     audited: Sequence[bool] = (),
 ) -> list[str | None] | None:
-    """Return per image why all members of a cascade score it.
+    """Return for each image the reason why it enters the second stage of a cascade.
 
     Args:
         card: The ensemble card.
@@ -193,8 +195,8 @@ def list_second_stage_reasons(
 def is_audited(card: EnsembleCard, sha256: str) -> bool:
     """Return whether the audit of a cascade selects a file.
 
-    The selection depends only on the SHA-256 of the file's bytes, so it is the same everywhere. It
-    is False for other rules.
+    The selection depends only on the SHA-256 of the file's bytes, so it is the same on all
+    machines. The result is False if the ensemble is not a cascade.
     """
     if card.cascade is None:
         return False
@@ -274,12 +276,12 @@ def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Platt | None]) 
 def make_abstain_reason(
     has_score: bool, outside: str | None, remark: str | None
 ) -> AbstainReason | None:
-    """Return why one member's score of an image does not count, or None if it counts.
+    """Return the reason why a member's score of an image does not count, or None if it counts.
 
     Args:
         has_score: Whether the member gave a finite score.
-        outside: Why the image is outside the member's valid range, else None.
-        remark: Why the member gave no score, else None.
+        outside: The reason why the image is outside the member's valid range, or None.
+        remark: The reason why the member gave no score, or None.
     """
     if has_score:
         return None if outside is None else AbstainReason(Reason.OUT_OF_RANGE, outside)
@@ -351,7 +353,7 @@ def _abstain_reasons(
     out_of_range: Mapping[str, Sequence[str | None]],
     remarks: Mapping[str, Sequence[str | None]],
 ) -> dict[int, AbstainReason]:
-    """Return the reason to abstain per row number, for the rows that have any."""
+    """Return the reason to abstain by row number, for the rows that have a reason."""
     by_row: dict[int, list[AbstainReason]] = defaultdict(list)
     for row, outside in enumerate(out_of_range.get(IMAGE, ())):
         if outside is not None:
@@ -384,8 +386,9 @@ def mean_probability(table: Table) -> Column:
 def soft_or(table: Table) -> Column:
     """Return the log-odds that at least one member is right to say fake: logit(1 − Π(1 − p)).
 
-    The formula assumes independent members. For two members the odds are a + b + ab; folding that
-    formula over all members needs no probability.
+    The formula assumes independent members with probabilities p of fake. The odds a and b of two
+    members combine to a + b + ab. The function applies this rule member by member and computes no
+    probabilities.
     """
     result = table[:, 0]
     for column in table.T[1:]:
@@ -394,13 +397,13 @@ def soft_or(table: Table) -> Column:
 
 
 def log_sum_exp(table: Table) -> Column:
-    """Return the log of the summed odds, not divided by the number of members."""
+    """Return the log of the sum of the members' odds, not divided by the number of members."""
     result: Column = np.logaddexp.reduce(table, axis=1)
     return result
 
 
 def weighted(table: Table, weights: Column) -> Column:
-    """Return Σ weight × log-odds."""
+    """Return the weighted sum of the members' log-odds."""
     result: Column = (table * weights).sum(axis=1)
     return result
 
@@ -410,8 +413,8 @@ def gated_mean(table: Table, gate: OutlierGate) -> Column:
 
     `OutlierGate` defines the distance. The result is between the lowest and the highest member. A
     member's weight is bounded and becomes zero far from the median, so a higher score of one member
-    may lower the result. NaN of any member gives NaN, as with every rule: the other members do not
-    outvote a missing one.
+    may lower the result. As with every rule, NaN of any member gives NaN, so the other members do
+    not outvote a member without a score.
     """
     distance = np.abs(table - np.median(table, axis=1, keepdims=True))
     spread = np.maximum(np.median(distance, axis=1, keepdims=True), gate.floor)
@@ -421,7 +424,7 @@ def gated_mean(table: Table, gate: OutlierGate) -> Column:
 
 
 def stacked(table: Table, stacking: Stacking) -> Column:
-    """Return the log-odds of a logistic regression on standardised log-odds."""
+    """Return the log-odds of a logistic regression on the members' standardised log-odds."""
     standardised = (table - np.array(stacking.mean)) / np.array(stacking.scale)
     return weighted(standardised, np.array(stacking.coefficients)) + stacking.intercept
 
@@ -455,7 +458,7 @@ INVERSE_REGULARIZATION = 1.0
 def fit_stacking(scores: Table, labels: Labels, seed: int = 0) -> Stacking:
     """Fit a logistic regression on calibrated member scores.
 
-    Its log-odds hold for the fraction of fakes among the labels.
+    The log-odds that it predicts are right for images with the same fraction of fakes as `labels`.
 
     Args:
         scores: Log-odds (n, members), in the card's order.
@@ -490,7 +493,7 @@ def _check_training_data(scores: Table, labels: Labels) -> tuple[Table, npt.NDAr
     missing = int((~np.isfinite(scores)).any(axis=1).sum())
     if missing:
         raise ConfigError(
-            f"stacking: {missing} of {len(scores)} images have no score of a member",
+            f"stacking: {missing} of {len(scores)} images lack the score of a member",
             hint="leave out those images",
         )
     if set(np.unique(labels).tolist()) != {0, 1}:

@@ -81,8 +81,10 @@ class Finding(NamedTuple):
     """The finding on a file and its grounds.
 
     Attributes:
-        finding: The finding, for people. None if the file was not scored and has no statement.
-        grounds: The grounds, strongest first.
+        finding: The conclusion on the origin of the file, as text for people. None if the file was
+            not scored and has no statement.
+        grounds: The statements about the origin, strongest first. Statements that contradict the
+            finding are marked.
     """
 
     finding: str | None
@@ -98,7 +100,7 @@ class _Statement(NamedTuple):
 
 @lru_cache(maxsize=1024)  # Most files have no statement, so their arguments repeat.
 def find_origin(provenance: str | None, verdict: str | None, thresholds: Thresholds) -> Finding:
-    """Return the finding on a file.
+    """Return the finding on the origin of a file, and the grounds for it.
 
     Args:
         provenance: Statements in the file, as JSON in the form of `Provenance.row`. None if there
@@ -146,7 +148,10 @@ def find_origin(provenance: str | None, verdict: str | None, thresholds: Thresho
 
 
 def describe_rates(thresholds: Thresholds) -> str:
-    """Return a phrase with the rates at which the detectors flagged real and generated images."""
+    """Return a phrase with the rates at which detectors flag real and generated images.
+
+    The rates are those that were measured when the thresholds were chosen.
+    """
     measured = [
         f"{100 * rate:.3g} % of {f'{count:,} ' if count else ''}{kind} pictures"
         for rate, count, kind in (
@@ -159,7 +164,7 @@ def describe_rates(thresholds: Thresholds) -> str:
 
 
 def describe_error_rates(card: EnsembleCard) -> str:
-    """Return sentences on the error rates of an ensemble, see `error_rates`.
+    """Return sentences on the error rates of an ensemble, see `format_error_rates`.
 
     Args:
         card: An ensemble card.
@@ -308,7 +313,7 @@ def _declare(finding: str, says: str) -> _Statement:
 
 
 def _read_credentials(c2pa: ContentCredentials) -> _Statement:
-    """Return the statement of Content Credentials, with a strength by their signature."""
+    """Return the statement of Content Credentials. Its strength depends on their signature."""
     codes = [code for code in c2pa.source_types if code in AI_SOURCE_TYPES]
     direction = (
         _FOR_MODEL

@@ -1,7 +1,7 @@
 """Describe the population of a calibration: the distribution of image properties per class.
 
-`measure_population` counts labelled images into bins, `measure_coverage` returns the formats and sizes of a
-calibration, and `PopulationTally` counts the images of an archive into the same bins.
+`measure_population` counts labelled images into bins, and `PopulationTally` counts the images of an
+archive into the same bins. `measure_coverage` returns the formats and sizes of the labelled images.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ FORMAT = "format"  # The only property with text values.
 
 
 class LabelledPart(Frozen):
-    """One of the disjoint parts of the labelled images."""
+    """A part of the labelled images of a calibration. The parts are disjoint."""
 
     name: Literal["fit", "calibrate", "choose"] = Field(description="what the part is used for")
     n_real: NonNegativeInt = Field(description="number of real images")
@@ -68,10 +68,10 @@ class Feature(Frozen):
         return self
 
     def count(self, column: Values) -> Counts:
-        """Count images per bin, int64 (k,).
+        """Return the number of images in each bin of this property, int64 (k,).
 
-        `column` has the property of each image (n,). An image without the property (NaN, None) is
-        not counted.
+        `column` has the value of the property for each image (n,). An image without the property
+        (NaN, None) is not counted.
         """
         if self.words:
             counts = Counter(column)
@@ -100,9 +100,10 @@ class Seen(Frozen):
     def describe_mismatch(
         self, format: str | None, width: int | None, height: int | None
     ) -> str | None:
-        """Return how an image differs from these images, or None if it does not or is unknown.
+        """Return a phrase that states how an image is outside these formats and sizes, or None.
 
-        The number of different sentences is small.
+        The result is None if the image is inside or if its format and size are unknown. The phrase
+        states limits and not the image's own size, so there are few different phrases.
 
         Args:
             format: Format of the image. None if unknown.
@@ -125,7 +126,7 @@ class Seen(Frozen):
 
 
 class Population(Frozen):
-    """The images that a calibration was measured on.
+    """Description of the images that a calibration was measured on.
 
     `features` has these properties: `score` (the ensemble's), `score:DETECTOR` (raw), `format`,
     `megapixels`, `short_side_px`, `jpeg_quality`.
@@ -169,7 +170,7 @@ class PopulationTally:
         }
 
     def bins(self) -> dict[str, tuple[Counts, Counts, Counts]]:
-        """Return per feature the images per bin (k,): counted here, reals, and fakes."""
+        """Return three counts per bin (k,) by feature: of this tally, of reals, and of fakes."""
         return {
             name: (
                 self.counts[name],
@@ -180,7 +181,7 @@ class PopulationTally:
         }
 
     def add(self, properties: Properties) -> None:
-        """Count a batch of images. A property that is not in `properties` is not counted."""
+        """Count a batch of images into the bins. Properties that are missing are not counted."""
         for name, feature in self._features.items():
             if name in properties:
                 self.counts[name] += feature.count(properties[name])
@@ -195,7 +196,7 @@ def compute_properties(
     height: npt.ArrayLike,
     quality: npt.ArrayLike | None = None,
 ) -> dict[str, Values]:
-    """Compute the properties of n images, by the names of a population's features.
+    """Compute the properties of n images that a population describes, by feature name.
 
     Args:
         score: Ensemble scores (n,), log-odds of fake.
@@ -235,7 +236,7 @@ def measure_population(
     prevalence: float,
     generators: Sequence[str] = (),
 ) -> Population:
-    """Measure the population of labelled images.
+    """Describe labelled images as a population: count their properties per class and bin.
 
     Numbers are binned by the deciles of the reals; a value that many reals share has its own bin. A
     property that no real image has is left out.
@@ -264,7 +265,7 @@ def measure_population(
 
 
 def measure_coverage(properties: Properties) -> Seen:
-    """Return the formats and the range of sizes of images."""
+    """Return the formats and the range of sizes that images have, for `Population.seen`."""
     ranges = {}
     for name in ("short_side_px", "megapixels"):
         numbers = np.asarray(properties.get(name, ()), np.float64)
@@ -281,7 +282,7 @@ def measure_coverage(properties: Properties) -> Seen:
 
 
 def select_values(column: Values, rows: npt.NDArray[np.bool_]) -> Values:
-    """Return the values of the rows selected by a bool mask (n,)."""
+    """Return the values of a property for the rows that a bool mask (n,) selects."""
     return (
         column[rows]
         if isinstance(column, np.ndarray)

@@ -68,7 +68,7 @@ def test_each_published_fusion_has_its_card(name):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"stacking": STACKING}, "`stacking` and rule stacked require each other"),
+        ({"stacking": STACKING}, "`stacking` must be set for rule stacked and for no other rule"),
         (
             {"rule": "stacked", "stacking": STACKING.model_dump() | {"scale": (0.0, 1.0)}},
             "scale.0\n  Input should be greater than 0",
@@ -80,7 +80,7 @@ def test_each_published_fusion_has_its_card(name):
         (WEIGHTED | {"rule": "soft-or"}, "weights other than 1 require rule weighted"),
         ({"gate": OutlierGate()}, "`gate` requires rule gated-mean"),
         ({"rule": "gated-mean"}, "gated-mean requires at least 3 detectors"),
-        ({"rule": "cascade"}, "`cascade` and rule cascade require each other"),
+        ({"rule": "cascade"}, "`cascade` must be set for rule cascade and for no other rule"),
         (
             {"rule": "cascade", "cascade": Cascade(first=2, band=(0, 1))},
             r"cascade.first must be less than the number of detectors \(2\), got 2",

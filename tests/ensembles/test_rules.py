@@ -134,7 +134,7 @@ def test_a_member_that_always_says_the_same_counts_for_nothing():
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
-        ([[1.0], [float("nan")]], [0, 1], "1 of 2 images have no score of a member"),
+        ([[1.0], [float("nan")]], [0, 1], "1 of 2 images lack the score of a member"),
         ([[1.0], [2.0]], [1, 1], "must contain both"),
         ([[1.0], [2.0]], [0, 2], "0 .real. and 1 .fake."),
         ([[1.0], [2.0]], [0, 1, 1], r"got \(2, 1\) and \(3,\)"),
