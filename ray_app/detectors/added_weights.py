@@ -18,7 +18,7 @@ class AddedWeights(NamedTuple):
         part: The detector or backbone.
         sha256: SHA-256 of the main file, in hex.
         path: The main file in the cache.
-        lacking: The parts that are still missing, by each detector that uses `part`.
+        lacking: For each detector that uses `part`, the names of its parts that are still missing.
     """
 
     part: str
@@ -27,7 +27,7 @@ class AddedWeights(NamedTuple):
     lacking: dict[str, list[str]]
 
     def lines(self, file: Path) -> list[str]:
-        """Return the result for people. `file` is the file that the user added."""
+        """Return the result as lines for people. `file` is the file that the user added."""
         lines = [f"{file}: the weights of {self.part}; copied to {self.path}"]
         for detector, lacking in self.lacking.items():
             status = (
@@ -40,7 +40,7 @@ class AddedWeights(NamedTuple):
 
 
 def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = None) -> AddedWeights:
-    """Copy a file, and the files that belong next to it, into the cache.
+    """Copy the files of weights that the user already has into the cache.
 
     Args:
         name: The detector or backbone that the weights are for.
@@ -67,7 +67,7 @@ def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = No
     files = part.at(file)
     if missing := [path.name for path in files if not path.is_file()]:
         raise DetectorError(
-            f"--as {name}: not in {file.parent}: {', '.join(missing)}",
+            f"--as {name}: files are missing in {file.parent}: {', '.join(missing)}",
             hint="copy all files of the weights to one folder",
         )
     for path, expected in files.items():

@@ -143,7 +143,7 @@ class Backbone(FileConfig):
 
 
 class Output(Frozen):
-    """Which output of the network means fake: a label, an index of two logits, or a sign."""
+    """Which output of the network means fake, by a label, an index of two logits, or a sign."""
 
     labels: tuple[str, ...] = Field(default=(), description="labels of the two logits, in order")
     fake_label: str | None = Field(default=None, description="label that means fake, in any case")
@@ -176,10 +176,10 @@ class Output(Frozen):
         return 2 if self.sign is None else 1
 
     def index_among(self, labels: tuple[str, ...]) -> int:
-        """Return the index of the logit that means fake.
+        """Return the index of the logit that means fake, if the logits have these labels.
 
-        If the card names a label, its case is ignored. Raises ValueError if the label is not among
-        `labels`.
+        Upper and lower case are not distinguished. Raises ValueError if the card's fake label is
+        not among `labels`.
         """
         if self.fake_index is not None:
             return self.fake_index
@@ -217,7 +217,7 @@ class Platt(Frozen):
 
 
 class PublishedMetric(Frozen):
-    """A published value of a metric."""
+    """A value of a metric that was published for a detector, identifier, or describer."""
 
     set: str = Field(description="name of the image set")
     metric: str = Field(description="name of the metric")
@@ -263,7 +263,7 @@ class ValidRange(Frozen):
     note: str | None = Field(default=None, description="reason for the limits")
 
     def describe_mismatch(self, width: int, height: int) -> str | None:
-        """Return how an image of this size exceeds the range, or None if it does not."""
+        """Return a phrase that states why an image of this size is out of range, or None."""
         if min(width, height) < self.min_side_px:
             return f"{width} × {height}, below the valid range ({self.min_side_px} px)"
         if self.max_side_px is not None and max(width, height) > self.max_side_px:
@@ -374,14 +374,17 @@ class DetectorCard(FileConfig):
             else tuple(point.name for point in entry_points(group=ENTRY_POINTS))
         )
         if family not in FAMILIES and family not in registered:
-            raise ValueError(f"family must be one of {', '.join([*FAMILIES, *registered])}")
+            raise ValueError(
+                f"family must be one of {', '.join([*FAMILIES, *registered])}, got {family!r}"
+            )
         return family
 
     @property
     def gmac(self) -> float:
         """Billions of multiply-adds per image, or per megapixel if images keep their size.
 
-        The value is the stated one, or one estimated from the measured time of a callable, or 0.
+        The value is the one that the card states, or an estimate from the measured time of a
+        callable, or 0 if both are unknown.
         """
         return self.size.gmac if self.size else self.process.gmac if self.process else 0.0
 
@@ -418,17 +421,17 @@ class DetectorCard(FileConfig):
 
 
 def blind_to(cards: Iterable[DetectorCard]) -> tuple[str, ...]:
-    """Return the `blind_to` sentences of detectors, without duplicates."""
+    """Return sentences on what detectors cannot detect (`blind_to`), without duplicates."""
     return tuple(dict.fromkeys(sentence for card in cards for sentence in card.blind_to))
 
 
 def apply_run_settings(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard:
-    """Return a card with the settings that a run recorded in its identity.
+    """Return a card with its settings replaced by those that a run recorded in its identity.
 
     Weights and descriptions stay those of the card.
 
     Args:
-        card: The card as it is now.
+        card: The present card.
         facts: The recorded `scoring_facts`. Empty if the run recorded none.
     """
     current = {"abstains": {}, **card.scoring_facts}
@@ -453,7 +456,7 @@ def apply_run_settings(card: DetectorCard, facts: Mapping[str, Any]) -> Detector
 
 
 def share_folder(card: DetectorCard, other: DetectorCard) -> DetectorCard:
-    """Make a card resolve its relative paths like another card, and return it."""
+    """Return a card after making its relative paths relative to the folder of another card."""
     card._folder = other._folder
     if card.backbone is not None and other.backbone is not None:
         card.backbone._folder = other.backbone._folder
@@ -463,7 +466,8 @@ def share_folder(card: DetectorCard, other: DetectorCard) -> DetectorCard:
 def default_slots(device: str) -> int:
     """Return the default number of images per batch: 4 on a CPU, 64 on a GPU.
 
-    More than 4 images make a CPU core no faster, and a single photo would pay for the empty slots.
+    Batches of more than 4 images do not make a CPU core faster, and a single image would take the
+    time of a whole batch.
     """
     return 4 if device == "cpu" else 64
 
@@ -539,7 +543,8 @@ def strip_variant(name: str) -> str:
 def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
     """Split `:VARIANT` from a name or path. The variant is None if there is none.
 
-    A name has a variant even if a file has the whole text as its name.
+    After the name of a detector, `:VARIANT` is a variant even if a file has the whole text as its
+    name.
     """
     base, _, variant = str(name_or_path).rpartition(":")
     is_variant = bool(base and _VARIANT.fullmatch(variant)) and (
@@ -605,8 +610,9 @@ def _read_backbone(backbone: Any, folder: Path) -> tuple[Any, Path]:
 def read_remote_card(url: str) -> tuple[dict[str, Any], str]:
     """Return the data of the card at a URL, and the URL without secrets.
 
-    Relative weights are replaced by their URLs, which every machine can reach. Raises ConfigError
-    if there is no card at the URL, StorageError if the URL is unreachable.
+    In the data, a relative `uri` of weights is replaced by its whole URL, which every machine can
+    reach. Raises ConfigError if there is no card at the URL, StorageError if the URL is
+    unreachable.
     """
     folder, _, name = url.rpartition("/")
     where = strip_secrets(url)

@@ -18,7 +18,7 @@ from ray_app.detectors.preprocessing import Pixels
 
 
 class GoldenScore(Frozen):
-    """P(fake) that the authors published for one image."""
+    """P(fake) that the authors of a detector published for one image."""
 
     name: str = Field(description="name of the image")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image file, in hex")
@@ -28,9 +28,9 @@ class GoldenScore(Frozen):
 
 
 class FormulaScore(Frozen):
-    """Log-odds in fp32 for an image that needs no file.
+    """Expected log-odds in fp32 for a generated image, which needs no file.
 
-    The image is `generate_formula_image` of the given size.
+    `generate_formula_image` generates the image in the given size.
     """
 
     image: Literal["formula"] = Field(description="kind of the image")
@@ -59,8 +59,8 @@ Golden = Annotated[
 def generate_formula_image(width: int, height: int) -> Pixels:
     """Generate an image with integer arithmetic, so every machine generates the same pixels.
 
-    Returns (height, width, 3) uint8 RGB: 7x + 13y + ⌊xy / 31⌋, 3x + 5y, and ⌊x² / 17⌋ + 11y, each
-    modulo 256, at column x and row y.
+    Returns (height, width, 3) uint8 RGB. At column x and row y, the channels are 7x + 13y + ⌊xy /
+    31⌋, 3x + 5y, and ⌊x² / 17⌋ + 11y, each modulo 256.
     """
     y, x = np.mgrid[0:height, 0:width].astype(np.int64)
     planes = (x * 7 + y * 13 + (x * y) // 31, x * 3 + y * 5, x * x // 17 + y * 11)
@@ -118,7 +118,7 @@ class FactBound(Frozen):
         }
 
     def describe_mismatch(self, name: FactName, value: float) -> str:
-        """Return why an image with this value is outside the range."""
+        """Return a phrase that states why an image with this value of a property is outside."""
         is_low = self.below is not None and value < self.below
         bound = self.below if is_low else self.above
         position = f"{'below' if is_low else 'above'} the valid range ({bound:g})"
@@ -172,7 +172,7 @@ class Fragility(Frozen):
         return {name: bound.facts for name, bound in self.abstains.items()}
 
     def with_recorded_limits(self, facts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-        """Return the section as JSON with the limits that a run recorded (`facts`).
+        """Return the section as JSON, but with the limits that a run recorded (`facts`).
 
         The descriptions stay those of the card.
         """
@@ -181,9 +181,10 @@ class Fragility(Frozen):
         return {**self.model_dump(mode="json"), "abstains": bounds}
 
     def describe_mismatches(self, facts: Facts) -> dict[int, str]:
-        """Return why images are outside the limits, by their index. Other images are left out.
+        """Return a phrase by index for each image outside the limits, which states why.
 
-        `facts` has one value per image and property; None means unknown.
+        `facts` has one value per image and property; None means unknown. Images within the limits
+        are left out.
         """
         reasons: dict[int, str] = {}
         for name, bound in self.abstains.items():
@@ -228,12 +229,12 @@ class TrainingData(Frozen):
 
 
 class SeenNames(NamedTuple):
-    """Generators and sources that weights were trained on, as in `TrainingData`.
+    """Generators and sources that weights were trained on, for `TrainingData`.
 
     Attributes:
         generators: Globs over the names of generators.
         sources: Globs over the names of sources.
-        complete: Whether there are no others.
+        complete: Whether the weights were trained on no other generators and sources.
     """
 
     generators: tuple[str, ...]
@@ -242,7 +243,7 @@ class SeenNames(NamedTuple):
 
     @classmethod
     def from_labels(cls, makers: Iterable[str], sources: Iterable[str]) -> Self:
-        """Return the names for the labels of training images.
+        """Return the generators and sources that the labels of training images name.
 
         Args:
             makers: Generators of all fakes.
@@ -257,9 +258,9 @@ class SeenNames(NamedTuple):
         )
 
     def merge(self, base: TrainingData) -> Self:
-        """Merge with the training data of the weights that were fine-tuned.
+        """Return these names together with those of the weights that were fine-tuned (`base`).
 
-        If only one of the two names sources, the result is not complete.
+        If only one of the two lists names sources, the result is not complete.
         """
         complete = base.complete and self.complete and bool(base.sources) == bool(self.sources)
         generators, sources = (
@@ -270,7 +271,7 @@ class SeenNames(NamedTuple):
 
 
 def _globs(names: Iterable[str]) -> tuple[tuple[str, ...], bool]:
-    """Return a glob per different name, and whether no name is unknown."""
+    """Return a glob for each distinct name, and whether all names are known."""
     distinct = dict.fromkeys(names)
     return tuple(
         glob.escape(name) for name in distinct if name not in _UNKNOWN
@@ -284,7 +285,7 @@ ASSUMED_BYTES = 3 * 2**30
 
 
 class CallableSettings(Frozen):
-    """Settings of the process that runs a callable.
+    """Settings of the process that runs a Python callable as a detector.
 
     No setting affects scores.
     """
@@ -319,8 +320,9 @@ class CallableSettings(Frozen):
 
     @property
     def gmac(self) -> float:
-        """Billions of multiply-adds per megapixel that take a core the measured time.
+        """Cost per megapixel in billions of multiply-adds, converted from the measured time.
 
-        Assumes one second per megapixel if the time was not measured.
+        The conversion assumes the speed of one core (`GMAC_PER_S`), and one second per megapixel if
+        the time was not measured.
         """
         return GMAC_PER_S * (self.seconds or 1.0)

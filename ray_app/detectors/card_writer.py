@@ -19,13 +19,13 @@ Card = BaseModel | Mapping[str, Any]
 def write_card(
     path: str | Path, card: Card, *, comment: str = "", is_compact: bool = False
 ) -> None:
-    """Write a card atomically: readers get the old or the new file, never a part.
+    """Write a card to a file atomically, so readers never get a partly written file.
 
     Args:
         path: A path or fsspec URL.
         card: The card, or its keys and values.
         comment: Comment lines before the card.
-        is_compact: Whether to write a list or section without nested ones on one line.
+        is_compact: Whether innermost lists and sections are each written on one line.
     """
     folder, name = posixpath.split(str(path))
     text = comment + card_text(card, is_compact=is_compact)
@@ -37,7 +37,7 @@ def card_text(card: Card, *, is_compact: bool = False) -> str:
 
     Args:
         card: The card, or its keys and values.
-        is_compact: Whether to write a list or section without nested ones on one line.
+        is_compact: Whether innermost lists and sections are each written on one line.
     """
     data = (
         card.model_dump(mode="json", exclude_defaults=True)
@@ -55,7 +55,7 @@ def card_text(card: Card, *, is_compact: bool = False) -> str:
 
 
 def describe_backbone(backbone: Backbone) -> str | dict[str, Any]:
-    """Return what a card states as its backbone: a shipped name, or all keys and values."""
+    """Return the value of a card's key `backbone`: a shipped name, or all keys and values."""
     shipped = named_configs("backbones").get(backbone.name)
     # The comparison ignores the folders that the two were read from.
     if (

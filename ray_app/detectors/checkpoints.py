@@ -31,9 +31,10 @@ _SAVE_AS_SAFETENSORS = "ask its publisher for safetensors or, if you trust it, s
 
 
 def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
-    """Read the tensors of a file, unwrapped, with the key names of the network.
+    """Read the state dict of a file, with the key names of the network.
 
-    Raises DetectorError if the file is unreadable or contains no state dict.
+    `weights` describes how it is wrapped and named in the file. Raises DetectorError if the file is
+    unreadable or contains no state dict.
     """
     import torch
 
@@ -130,9 +131,10 @@ def _strip_prefixes(
 
 
 def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
-    """Read the checkpoint's own configuration, which the card names.
+    """Read the checkpoint's own configuration, a file that the card names.
 
-    Returns an empty mapping if there is none. Raises DetectorError if it is unreadable.
+    The file is in the folder of `weights`. Returns an empty mapping if the file does not exist.
+    Raises DetectorError if it is unreadable.
     """
     path = weights.parent / (card.weights.config or "")
     if not path.is_file():
@@ -153,7 +155,7 @@ def require_fit(
     *,
     without: str | None = None,
 ) -> "dict[str, torch.Tensor]":
-    """Return the network's tensors that a state dict replaces, if all keys and shapes fit.
+    """Check that a state dict fits a network, and return the network's tensors that it replaces.
 
     Args:
         network: The network.
@@ -216,12 +218,12 @@ def load_strictly(
 
 
 class FileKind(NamedTuple):
-    """Type of a file.
+    """The type of a file that should be a checkpoint.
 
     Attributes:
         name: "torch", "safetensors", "json", or "" for any other type.
         what: Description of the type.
-        hint: Instruction for the user.
+        hint: Instruction for the user who gave a file of this type as a checkpoint.
     """
 
     name: str
@@ -271,7 +273,7 @@ def _is_torch_zip(path: Path) -> bool:
 def _explaining(
     path: Path, expected: str, name: Literal["torch", "safetensors", "json"]
 ) -> Iterator[None]:
-    """Turn any exception of the block into the error of `unreadable`.
+    """Turn any exception of the block into the DetectorError that `unreadable` returns.
 
     A damaged file raises various exceptions of zip, pickle, or JSON, and torch's message advises to
     open the file without `weights_only`.
@@ -297,7 +299,7 @@ def unreadable(
         path: The file.
         expected: Description of the expected content.
         error: The exception.
-        name: Expected name of the file type.
+        name: Name of the expected file type, as in `FileKind`.
     """
     try:
         kind = detect_file_kind(path)

@@ -21,19 +21,20 @@ Compiler = Callable[[nn.Module], Any]
 
 
 def compile_with_cuda_graphs(network: nn.Module) -> Any:
-    """Compile a network for constant shapes, launched as one CUDA graph."""
+    """Compile a network for a constant input shape, so that it runs as one CUDA graph."""
     return torch.compile(network, mode="reduce-overhead", dynamic=False)
 
 
 def compile_checked(
     detector: Detector, count: int, compiler: Compiler = compile_with_cuda_graphs
 ) -> str | None:
-    """Compile the network of a detector, and keep the compiled one if its scores agree.
+    """Compile the network of a detector, and keep the compiled network if its scores agree.
 
-    Both networks score a batch of generated images. The compiled one must agree within the
-    tolerance of the precision twice, because its first pass records what later passes replay.
-    Networks without a static graph of their own are not compiled: those that keep images' sizes,
-    reply with text, share a backbone, or record embeddings.
+    The original and the compiled network score a batch of generated images. Two passes of the
+    compiled network must agree with the original within the tolerance of the precision, because the
+    first pass only records the CUDA graph that later passes replay. Networks without a static graph
+    of their own are not compiled: those that keep the size of images, reply with text, have a
+    backbone, or record embeddings.
 
     Args:
         detector: The detector, which is changed in place.
@@ -64,7 +65,7 @@ def compile_checked(
         max_difference = max(
             float(np.nanmax(np.abs(scores - expected))) for scores in compiled_scores
         )
-        return f"not compiled: scores move by up to {max_difference:.2g}, beyond what {detector.precision} allows ({TOLERANCE[detector.precision]:g})"
+        return f"not compiled: scores move by up to {max_difference:.2g}, {detector.precision} allows {TOLERANCE[detector.precision]:g}"
     return None
 
 

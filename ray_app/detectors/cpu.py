@@ -1,4 +1,4 @@
-"""Select the default precision of a CPU (`cpu_precision`). No other module decides it.
+"""Select the precision that `auto` means on a CPU (`cpu_precision`), for all other modules.
 
 The module does not import torch, which takes seconds.
 """
@@ -19,10 +19,11 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu_precision() -> Literal["bf16", "fp32"]:
-    """Return what `auto` means on this CPU: bf16 if the CPU multiplies it faster than fp32.
+    """Return the precision that `auto` means on this CPU.
 
-    $TOUCHSTONE_CPU_PRECISION overrides it, so that scores are the same on different machines.
-    Raises ConfigError if the variable has an invalid value.
+    It is bf16 if the CPU multiplies bf16 faster than fp32. Set $TOUCHSTONE_CPU_PRECISION to
+    override it, for example to get equal scores on different machines. Raises ConfigError if the
+    variable has an invalid value.
     """
     match os.environ.get(CPU_PRECISION_VARIABLE, ""):
         case "bf16" | "fp32" as precision:

@@ -44,8 +44,8 @@ def build_network(card: DetectorCard) -> nn.Module:
     """Build the card's network in evaluation mode, randomly initialised, without network access.
 
     The network maps (N, 3, H, W) to logits or a `Prediction`. Its last linear layer is treated as
-    the head (see `precision`). Raises DetectorError, also for any error of a family's constructor,
-    or of its library on import.
+    the head (see `precision`). Raises DetectorError if the module of the family cannot be imported,
+    or if its constructor fails.
     """
     network_class: Any = None
     try:
@@ -73,9 +73,9 @@ def build_network(card: DetectorCard) -> nn.Module:
 
 
 def build_bare_network(card: DetectorCard) -> nn.Module:
-    """Build the card's network without values.
+    """Build the card's network without weight data, on the meta device.
 
-    If a family of another package needs values while it is built, they are random.
+    If a family cannot be built on the meta device, the network has random weights.
     """
     try:
         with torch.device("meta"):
@@ -96,7 +96,8 @@ def load_network(
 
     Args:
         card: The detector card.
-        files: The weights, from `weights.resolved`. Empty finds them.
+        files: The weights and their main files, from `weights.resolve_parts`. If empty, the
+            function calls it.
 
     Raises:
         DetectorError: If a key or shape of a file does not fit. The message names it.
@@ -178,14 +179,14 @@ GROUP_PIXELS = 2**22
 
 
 class Prediction(NamedTuple):
-    """The output of a network for a batch. A network that only classifies returns its logits alone.
+    """The output of a network for a batch. A network may return its logits alone instead.
 
     Attributes:
-        logits: Logits (N, 1 or 2). NaN if a reply states no verdict.
+        logits: Logits (N, 1 or 2). NaN if the text reply of a network states no verdict.
         masks: Probabilities (N, H, W) that a pixel was altered, at the network's own size, or one
             (h, w) uint8 mask per image, 255 = 1.
         replies: A text per image, for networks that reply with text.
-        failures: Why an image has no score, per image, else None.
+        failures: Per image, the reason why it has no score, or None.
     """
 
     logits: torch.Tensor
@@ -202,7 +203,7 @@ class BatchPrediction(NamedTuple):
         masks: uint8 masks, round(255 p), (N, H, W) or one per image.
         replies: A text per image, for networks that reply with text.
         embeddings: Embeddings (N, d), float32, for detectors that record them.
-        failures: Why an image has no score, per image, else None.
+        failures: Per image, the reason why it has no score, or None.
     """
 
     scores: torch.Tensor
@@ -354,7 +355,7 @@ class Detector:
         )
 
     def batch_size_for(self, width: int, height: int) -> int:
-        """Return how many images of one size form a batch if images keep their size."""
+        """Return the number of images of this size per batch, if images keep their size."""
         return max(1, self._group_pixels // max(width * height, 1))
 
     def _check(self, images: torch.Tensor) -> None:
@@ -377,10 +378,10 @@ class Detector:
 
 
 class Normalise(nn.Module):
-    """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last memory: (x / 255 − mean) / std.
+    """Normalise pixels x to (x / 255 − mean) / std.
 
-    Batches may be on any device; the result is on the module's device. Equal preprocessings give
-    equal tensors.
+    (N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last memory. Batches may be on any device.
+    The result is on the module's device. Equal preprocessings give equal tensors.
     """
 
     scale: torch.Tensor
@@ -428,7 +429,7 @@ def log_odds(card: DetectorCard, fake: int, logits: torch.Tensor, count: int) ->
     """
     if logits.shape != (count, 1 if card.output.sign is not None else 2):
         raise DetectorError(
-            f"{card.name}: logits must be {(count, card.output.logits)} by the card, got {tuple(logits.shape)}"
+            f"{card.name}: the card requires logits of shape {(count, card.output.logits)}, got {tuple(logits.shape)}"
         )
     if card.output.sign is not None:
         return logits[:, 0] * card.output.sign
@@ -501,8 +502,8 @@ def _check_device(device: str) -> str:
 def fake_index(card: DetectorCard, checkpoint: Mapping[str, Any]) -> int:
     """Return the index of the logit that means fake.
 
-    The labels of the checkpoint count if it has labels. Raises DetectorError if card and checkpoint
-    differ.
+    The index is that of the card's fake label among the labels of the checkpoint or, if it has
+    none, of the card. Raises DetectorError if card and checkpoint contradict each other.
     """
     _require_agreement(card.architecture.arguments, checkpoint, card.name)
     if card.output.sign is not None:

@@ -30,7 +30,7 @@ class FetchedWeights(NamedTuple):
     published: str | None
 
     def facts(self) -> dict[str, Any]:
-        """Return the attributes as JSON."""
+        """Return the attributes as a dictionary of plain JSON."""
         return {
             "name": self.name,
             "files": [str(path) for path in self.files],
@@ -40,7 +40,7 @@ class FetchedWeights(NamedTuple):
 
 
 def find_fetchable(accepted: Sequence[str], progress: Progress) -> Iterator[DetectorCard]:
-    """Yield each shipped card whose weights a program can fetch.
+    """Yield each shipped card whose weights can be fetched and whose terms are accepted.
 
     Args:
         accepted: Detectors or licences whose terms the user accepts.
@@ -69,7 +69,7 @@ def find_fetchable(accepted: Sequence[str], progress: Progress) -> Iterator[Dete
 def fetch_detectors(
     cards: Sequence[DetectorCard], mirror: str | None, progress: Progress
 ) -> tuple[list[FetchedWeights], list[DetectorError]]:
-    """Fetch the weights of detectors. A failure does not stop the others.
+    """Fetch the weights of detectors. If one fails, the others are still fetched.
 
     Args:
         cards: The detector cards.
@@ -77,7 +77,7 @@ def fetch_detectors(
         progress: Receives a line per step.
 
     Returns:
-        The fetched weights, and the failures.
+        The fetched weights, and the errors of detectors that could not be fetched.
 
     Raises:
         DetectorError: If a disk has too little space.
@@ -174,7 +174,7 @@ def _fetch(card: DetectorCard, mirror: str | None, progress: Progress) -> Fetche
         files += part.at(weights.resolve_part(part))
     size_bytes = sum(path.stat().st_size for path in files)
     progress(
-        f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size_bytes / 1e6:,.1f} MB, SHA-256 as on the card, where it has one"
+        f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size_bytes / 1e6:,.1f} MB, SHA-256 as on the card if the card states it"
     )
     if len(parts) < len(weights.list_parts(card)):
         progress(

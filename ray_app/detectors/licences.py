@@ -36,9 +36,9 @@ _SECTION = re.compile(
 def is_accepted(card_name: str, licence: str, terms: str, accepted: Collection[str] = ()) -> bool:
     """Return whether a card may be used: its terms are permissive or were accepted.
 
-    A licence can be accepted in `accepted` or in the config file. The file records a detector with
-    the licence that its card had then; if the licence changes, it must be accepted again. A card
-    without a licence can only be accepted by its own name.
+    A licence can be accepted in `accepted` or in the config file. The config file records the name
+    of a detector with the licence that its card had at that time. If the licence changes, it must
+    be accepted again. A card without a licence can only be accepted by its own name.
 
     Args:
         card_name: Name of the card.
@@ -82,7 +82,7 @@ class Acceptance:
     Attributes:
         name: Name of the detector or licence.
         licence: The licence.
-        file: The file that records it. None if it cannot be recorded.
+        file: The config file that records the licence. None if no file could be written.
     """
 
     name: str
@@ -102,9 +102,10 @@ def accept_licence(name: str) -> Acceptance:
 
 
 def remember_licence(name: str, licence: str) -> Acceptance:
-    """Record in the config file that a licence is accepted under a name of any kind of card.
+    """Record in the config file that the licence of a card is accepted.
 
-    Raises ConfigError if the file is damaged.
+    `name` is a licence, or the name of a card of any kind, such as a detector or describer. Raises
+    ConfigError if the file is damaged.
     """
     path = config_file()
     if path is None or accepted_licences().get(name) == licence:
@@ -149,10 +150,11 @@ def _shared_licences(cards: Iterable[DetectorCard]) -> list[str]:
 
 
 def accepted_licences() -> dict[str, str]:
-    """Return the recorded licences by name of a detector or licence.
+    """Return the licences that the config file records as accepted, by name.
 
-    A name does not imply the present licence of its card: use `is_accepted`, which compares both. A
-    missing or unreadable file has no records. Raises ConfigError if the file is damaged.
+    A name is that of a card or licence. A recorded licence may differ from the present licence of
+    the card: use `is_accepted`, which compares both. A missing or unreadable file has no records.
+    Raises ConfigError if the file is damaged.
     """
     path = config_file()
     try:
@@ -173,8 +175,8 @@ def _check_entries(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
         for name, entry in entries.items()
     ):
         raise ConfigError(
-            f"{path}: {KEY}: expected NAME: {{licence: …, accepted_at: …}}",
-            hint="run touchstone detectors fetch NAME --accept-licence NAME",
+            f"{path}: every entry of `{KEY}` must have the form NAME: {{licence: …, accepted_at: …}}",
+            hint=f"delete the key {KEY}, then run touchstone detectors fetch NAME --accept-licence NAME",
         )
     return entries
 
@@ -193,7 +195,7 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _replace_section(text: str, data: Mapping[str, Any]) -> str:
-    """Return the text with its section replaced or added, so comments stay.
+    """Return the text of the config file with its section replaced or added, so comments stay.
 
     If the layout does not allow that, the whole text is written again.
     """

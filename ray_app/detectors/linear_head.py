@@ -1,6 +1,7 @@
-"""Apply a linear head to embeddings that outlive their images (`LinearHead`).
+"""Apply a linear head to stored embeddings, without the images (`LinearHead`).
 
-`embedding_facts` shows which heads suit an embedding. Heads are fitted by `ray_app.training.head`.
+A head suits all embeddings with equal `embedding_facts`. Heads are fitted by
+`ray_app.training.head`.
 """
 
 import functools
@@ -62,7 +63,7 @@ class LinearHead:
         tensors = {key: state[f"{name}.{key}"] for key in shapes if f"{name}.{key}" in state}
         if {key: tensor.shape for key, tensor in tensors.items()} != shapes:
             raise DetectorError(
-                f"{card.name}: {path}: the head must have the shapes of the card, {dict(shapes)}"
+                f"{card.name}: {path}: the head must have the shapes that the card requires, {dict(shapes)}"
             )
         self.card = card
         self._fake = fake_index(card, checkpoint_config(card, path))
@@ -73,7 +74,10 @@ class LinearHead:
 
     @torch.inference_mode()
     def score(self, vectors: Vectors) -> Vectors:
-        """Return the log-odds of fake: (N, d) float32 → (N,) float32. NaN for a row of NaN."""
+        """Return the log-odds of fake of embeddings: (N, d) float32 → (N,) float32.
+
+        A row of NaN gets the score NaN.
+        """
         logits = functional.linear(torch.from_numpy(vectors), self._weight, self._bias)
         scores: Vectors = log_odds(self.card, self._fake, logits, len(vectors)).numpy()
         return scores
@@ -84,9 +88,10 @@ def embedding_facts(
 ) -> dict[str, Any]:
     """Return all settings that affect an embedding, as plain JSON.
 
-    Cards with equal settings have equal embeddings of an image. The weights are read, but no
-    network is built with values. `sha256` is that of the weights before the head, or of the
-    backbone's file if the card names a backbone. `width` is the length of an embedding.
+    Cards with equal settings have equal embeddings of an image. The weights file is read, but the
+    network is built only without weight data (meta device). Among the keys, `sha256` is the digest
+    of the weights before the head, or of the backbone's file if the card names a backbone, and
+    `width` is the length of an embedding.
 
     Args:
         card: The detector card.
@@ -112,7 +117,7 @@ def embedding_facts(
 
 
 def _width(card: DetectorCard) -> int:
-    """Return the length of an embedding, by running the network without values.
+    """Return the length of an embedding, by running the network without weight data.
 
     Raises DetectorError if the head's input is not a single vector per image.
     """
@@ -125,7 +130,7 @@ def _width(card: DetectorCard) -> int:
     try:
         with torch.device("meta"), torch.inference_mode():
             output = network(torch.empty(1, 3, height, width))
-    # Some networks do not run without values. The first batch raises the error for them.
+    # Some networks do not run without weight data. The first batch raises the error for them.
     except (RuntimeError, NotImplementedError):
         return head.in_features
     hook.take_embedding((output if isinstance(output, Prediction) else Prediction(output)).logits)

@@ -30,11 +30,13 @@ _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 def resolve_precision(
     precision: Precision, device: str, preferred: Literal["auto", "fp32"] = "auto"
 ) -> ResolvedPrecision:
-    """Resolve `auto` for a device of this process: bf16 if the device multiplies it.
+    """Resolve the precision `auto` to bf16 or fp32 for a device of this process.
+
+    `auto` is bf16 if the device multiplies bf16 fast (`has_bf16`) and the card allows it.
 
     Args:
         precision: The requested precision.
-        device: The device. `cpu` decides for CPUs.
+        device: The device. For a CPU, the module `cpu` selects the precision.
         preferred: The card's preference. "fp32" makes `auto` fp32.
     """
     if precision != "auto":
@@ -43,10 +45,9 @@ def resolve_precision(
 
 
 def has_bf16(device: str) -> bool:
-    """Return whether `auto` may be bf16 on a device.
+    """Return whether the precision `auto` may mean bf16 on a device.
 
-    It may if the device multiplies bf16 matrices faster than fp32 matrices and does not emulate
-    them.
+    The device must multiply bf16 matrices faster than fp32 matrices, without emulation.
     """
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -58,7 +59,7 @@ def exceeds_tolerance(
 ) -> bool:
     """Return whether scores differ from the expected scores by more than the tolerance.
 
-    A score that is not finite must not be finite in both.
+    If a score is finite in only one of the two arrays, the result is True.
 
     Args:
         scores: Scores (n,).
@@ -131,7 +132,7 @@ def _input_in_fp32(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple
 
 @contextmanager
 def autocast(device: str, precision: ResolvedPrecision) -> Iterator[None]:
-    """Run a lowered network inside this context. It does nothing for fp32."""
+    """Provide the context in which a lowered network must run. For fp32, it does nothing."""
     with torch.autocast(
         torch.device(device).type,
         dtype=torch.bfloat16,
@@ -175,9 +176,9 @@ class EmbeddingHook:
         head.register_forward_hook(self._record)
 
     def take_embedding(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings (N, d), float32, from which the head computed these logits.
+        """Return the embeddings (N, d), float32, from which the head computed `logits`.
 
-        Raises DetectorError if the head did not compute them, or if its input is not a single
+        Raises DetectorError if the head did not compute `logits`, or if its input is not a single
         vector per image.
         """
         features, output = self._input, self._output
@@ -206,7 +207,7 @@ def find_head(name: str, network: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def make_embedding_error(name: str) -> DetectorError:
-    """Return the error for a detector without an embedding."""
+    """Return the error for a detector whose network provides no embedding."""
     return DetectorError(
         f"{name}: no embedding to store, because its logits are not the output of a linear layer on one vector per image",
         hint="leave it out of --features; only linear heads on a backbone and common classifiers have embeddings",

@@ -1,4 +1,4 @@
-"""Prepare an image for one detector (`Preprocessing`): resize, crop, and normalisation constants.
+"""Prepare an image for a detector (`Preprocessing`): resize, crop, and normalisation constants.
 
 The module works on PIL images and uint8 arrays. torch is imported only if it resizes an image.
 """
@@ -31,7 +31,7 @@ _PILLOW_FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamp
 
 
 class Resize(Frozen):
-    """How an image is resized."""
+    """How an image is resized before it is cropped."""
 
     mode: Literal["none", "squash", "short_side", "thumbnail"] = Field(
         default="none",
@@ -61,9 +61,9 @@ class Resize(Frozen):
 
 
 class Preprocessing(Frozen):
-    """The authors' preprocessing of an image before the network.
+    """Preprocessing of an image before the network, as the authors of a detector did it.
 
-    Objects are hashable: equal values make equal tensors.
+    Objects are hashable. Equal objects turn an image into equal tensors.
     """
 
     resize: Resize = Field(default=Resize(), description="how the image is resized")
@@ -128,10 +128,10 @@ class Preprocessing(Frozen):
         return (side, side) if side else None
 
     def image_area(self, width: int, height: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a prepared image that show the image.
+        """Return the rows and columns of a prepared image that are not padding.
 
-        `width` and `height` are those of the original image. The padding of `corner` is outside the
-        area.
+        `width` and `height` are those of the original image. Only the padding of `pad: corner` is
+        left out.
         """
         if self.pad != "corner" or not self.resize.size:
             return slice(None), slice(None)
@@ -139,14 +139,14 @@ class Preprocessing(Frozen):
         return slice(rows), slice(columns)
 
     def prepare(self, image: Image.Image, resize: ResizeMode = "exact") -> Pixels:
-        """Bring an RGB image to the network's geometry: (height, width, 3) uint8.
+        """Resize and crop an RGB image to the network's input: (height, width, 3) uint8.
 
         The result is C-contiguous and writable. `exact` resizes with the authors' library. `fast`
         resizes with torch if the result differs by at most one grey level, which holds for bilinear
         filters. With bicubic filters, torch's 16-bit weights differ by two levels in one value of a
-        million, so `fast` is the same as `exact`. The same holds for thumbnails and for OpenCV's
-        filter. Raises InputError if the image is so long and thin that the resized image would not
-        fit into memory.
+        million, so `fast` then does the same as `exact`. For thumbnails and for OpenCV's filter,
+        `fast` also does the same as `exact`. Raises InputError if the image is so long and thin
+        that the resized image would not fit into memory.
         """
         if self.resize.mode == "thumbnail" and self.resize.size:
             return self._crop(_thumbnail(image, self.resize.size))

@@ -12,14 +12,14 @@ _SETTINGS = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 512 * 2**20, _TOP_PAD
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let this process keep the memory of a batch's activations for the next batch.
+    """Make this process keep freed memory, so that the next batch can use it.
 
-    By default, glibc returns the memory to the system after each batch, and each page is faulted in
-    and cleared again. That costs 10 % of the CPU time of ViT-S/384 on one core, and 19 % of the
-    default ensemble's. glibc reads its environment variables (MALLOC_TRIM_THRESHOLD_ and others)
-    only when a process starts. `load_ensemble` and `touchstone check` score in a process that is
-    already running, and among Ray's workers only those that load a detector should keep memory.
-    Other C libraries keep their default behaviour.
+    By default, glibc returns the memory of a batch's activations to the system, and for the next
+    batch each page is faulted in and cleared again. That costs 10 % of the CPU time of ViT-S/384 on
+    one core, and 19 % of the default ensemble's. glibc reads its environment variables
+    (MALLOC_TRIM_THRESHOLD_ and others) only when a process starts. `load_ensemble` and `touchstone
+    check` score in a process that is already running, and among Ray's workers only those that load
+    a detector should keep memory. Other C libraries keep their default behaviour.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

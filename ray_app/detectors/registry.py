@@ -48,7 +48,7 @@ RETIRED_FAMILIES = {
 def refuse_retired_family(name: str) -> None:
     """Raise ConfigError if a family is retired. The hint names the replacement.
 
-    `name` is a family, or a detector of the family, such as "detectzoo:safe".
+    `name` is a family, or a detector of a family, such as "detectzoo:safe".
     """
     family = name.partition(":")[0]
     if family in RETIRED_FAMILIES:

@@ -1,6 +1,6 @@
 """Share equal weights and backbones among the detectors of a process.
 
-Start at `share_backbones`. A shared backbone runs once per batch, and equal weights are in memory
+Start at `share_backbones`. A shared backbone runs once per batch. Equal weights are in memory only
 once (`share_equal_weights`).
 """
 
@@ -16,17 +16,17 @@ from ray_app.detectors.detector import BACKBONE, Detector
 
 
 class SharedBackbone(nn.Module):
-    """Backbone of several heads, which runs once per batch.
+    """Backbone that several detectors share, and that runs once per batch.
 
-    The first head that requests the features of a batch runs the backbone; the other heads get the
-    same features. A batch is recognised by object identity. Its features are kept until the next
-    batch.
+    The first detector that requests the features of a batch runs the backbone. The other detectors
+    get the same features. A batch is recognised by object identity, and its features are kept until
+    the next batch.
 
     Attributes:
         name: Name of the backbone.
         tower: The backbone's network.
-        asked: Number of requests.
-        runs: Number of times that the backbone ran.
+        asked: Number of times that features were requested.
+        runs: Number of times that the backbone was executed.
     """
 
     def __init__(self, name: str, tower: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Check a detector on this machine: its files, keys, counts, and golden scores.
 
-Start at `verify_detector`. `check_keys` compares the keys of one file. torch is imported when a
-network is built.
+A golden score is the expected score of one image on a card. Start at `verify_detector`.
+`check_keys` compares the keys of one file. torch is imported when a network is built.
 """
 
 import math
@@ -39,7 +39,7 @@ class DetectorCheck(NamedTuple):
     Attributes:
         name: Name of the check.
         outcome: "ok", "failed", or "skipped".
-        told: The result for people. For a skipped check, the reason.
+        told: The result as text for people. For a skipped check, the reason why it was skipped.
         part: The part whose files were checked. "" for the detector as a whole.
     """
 
@@ -50,18 +50,20 @@ class DetectorCheck(NamedTuple):
 
 
 def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[DetectorCheck]:
-    """Check the files of each part, then counts, loading, and golden scores.
+    """Check a detector's weight files, parameter counts, loading, and golden scores.
 
-    The checks of a part are: present, SHA-256 of every file, keys and shapes. A part that is
-    missing or wrong does not stop the checks of another part. Checks that need all parts are
-    skipped then. Nothing is downloaded except from the mirror.
+    A part is the detector's own weights or those of its backbone. The checks of a part are: its
+    files are present, their SHA-256 is the one on the card, and their keys and shapes fit the
+    network. If a part is missing or wrong, the other parts are still checked, but checks that need
+    all parts are skipped. Nothing is downloaded except from the mirror.
 
     Args:
         card: The detector card.
-        images: A folder with the images of published scores, under any names. None skips them.
+        images: A folder with the images of published golden scores. Images are found by their
+            SHA-256, so they may have any name. None skips these scores.
 
     Yields:
-        A result per check.
+        The result of each check.
 
     Raises:
         DetectorError: If the card's network cannot be built.
@@ -150,7 +152,7 @@ def check_keys(
         network: The card's network. None builds it.
 
     Returns:
-        The result for people.
+        The result as a sentence for people.
 
     Raises:
         DetectorError: If a key or shape does not fit.
@@ -204,7 +206,7 @@ def _check_golden(
     card: DetectorCard, detector: "Detector | None", images: Path | None
 ) -> Iterator[DetectorCheck]:
     if not card.golden:
-        yield DetectorCheck("golden", "skipped", "the card has no score of a single image")
+        yield DetectorCheck("golden", "skipped", "the card has no golden score")
         return
     digests = {golden.sha256 for golden in card.golden if isinstance(golden, GoldenScore)}
     paths = _find_images(images, digests) if images and detector and digests else {}

@@ -37,9 +37,9 @@ class WeightSet:
 
     Attributes:
         name: The detector without its variant, or the backbone.
-        weights: The card's section.
+        weights: The section `weights` of the detector's or backbone's card.
         folder: The folder of the card.
-        owner: The name of the card, for messages.
+        owner: The name of the detector card, for messages.
     """
 
     name: str
@@ -49,11 +49,11 @@ class WeightSet:
 
     @property
     def file_name(self) -> str:
-        """File name at the origin."""
+        """Name of the main file at its origin."""
         return urlsplit(self.weights.uri).path.rpartition("/")[2]
 
     def at(self, path: Path) -> dict[Path, str | None]:
-        """Return all files with the SHA-256 on the card. `path`, the main file, is the first."""
+        """Return each file with its SHA-256 on the card, or None. The main file `path` is first."""
         others = self.weights.beside.items()
         return {path: self.weights.sha256} | {path.parent / name: sha256 for name, sha256 in others}
 
@@ -63,7 +63,7 @@ class WeightSet:
 
 
 def list_parts(card: DetectorCard) -> list[WeightSet]:
-    """Return the detector's own weights, then its backbone's.
+    """Return the parts of a card: the detector's own weights, then those of its backbone.
 
     All variants of a card share their files.
     """
@@ -217,9 +217,10 @@ def weights_digest(card: DetectorCard) -> str:
 
 
 def combine_stated_digests(card: DetectorCard) -> str | None:
-    """Return the result of `weights_digest` for files as the card states them.
+    """Return one SHA-256 for all weight files, from the values that the card states.
 
-    Returns None if the card does not state all SHA-256 values. No file is read.
+    It equals `weights_digest` of unchanged files, but no file is read. Returns None if the card
+    does not state the SHA-256 of every file.
     """
     digests = []
     for weights in (part.weights for part in list_parts(card)):
@@ -248,7 +249,7 @@ def verify_weights(card: DetectorCard, path: Path) -> str:
 def verify_part(part: WeightSet, path: Path) -> str:
     """Verify the files of a part and return their SHA-256.
 
-    If the part has several files, the result is the SHA-256 of a list with the SHA-256 of each.
+    If the part has several files, the result is one SHA-256 computed from the SHA-256 of each file.
     Raises DetectorError if a file has another SHA-256 than the card.
     """
     main = _check_digest(part, path, part.weights.sha256)
@@ -260,7 +261,7 @@ def verify_part(part: WeightSet, path: Path) -> str:
 
 
 def combine_digests(lines: Sequence[str]) -> str:
-    """Return one SHA-256 for several, computed from a line for each. A single one is unchanged."""
+    """Return the SHA-256 of several digests as lines of text, or a single digest unchanged."""
     return lines[0] if len(lines) == 1 else hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -286,7 +287,7 @@ def _check_digest(part: WeightSet, path: Path, expected: str | None) -> str:
     return digest
 
 
-# From elsewhere.
+# Fetch from a mirror or from the origin.
 
 
 def _fetch_from_origin(part: WeightSet, offline: bool) -> Path:
@@ -342,7 +343,7 @@ def _copy_to_cache(part: WeightSet, url: str) -> Path:
 
 
 def _download(part: WeightSet, url: str, target: Path, expected: str | None) -> None:
-    """Copy a file to the cache if it has the expected SHA-256. None accepts any.
+    """Copy a file to the cache if it has the expected SHA-256. None accepts any SHA-256.
 
     Raises FileNotFoundError.
     """
@@ -452,7 +453,7 @@ def _missing(part: WeightSet, reason: str) -> DetectorError:
         return DetectorError(f"{owner}: no weights of its head, {weights.uri}: {reason}", hint=hint)
     is_head = part.name == strip_variant(owner)
     subject = "no weights" if is_head else f"no weights of its backbone {part.name}"
-    first = weights.obtain or "With a network, once:"
+    first = weights.obtain or "run once with network access:"
     return DetectorError(
         f"{owner}: {subject}: {weights.uri}: {reason}",
         hint=f"{first} touchstone detectors fetch {owner}",
@@ -462,7 +463,7 @@ def _missing(part: WeightSet, reason: str) -> DetectorError:
 def use_earlier_weights(
     card: DetectorCard, digest: str, mirrors: Sequence[str]
 ) -> DetectorCard | None:
-    """Return the card with earlier weights, which are identified by their SHA-256.
+    """Return a card with earlier weights, which are identified by their SHA-256.
 
     Args:
         card: The card as it is now.
@@ -487,7 +488,7 @@ def use_earlier_weights(
     return card.model_copy(update={"weights": earlier.model_copy(update={"uri": str(path)})})
 
 
-# To a mirror.
+# Publish to a mirror.
 
 
 def publish_weights(card: DetectorCard, mirror: str) -> str:

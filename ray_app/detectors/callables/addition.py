@@ -1,4 +1,4 @@
-"""Write the card of a Python callable, after its process has loaded it and scored (`add_callable`).
+"""Write the card of a Python callable after a test in its process (`add_callable`).
 
 The card and a small file with the identity of the callable are written to the folder of the user's
 own cards, where commands find them by name.
@@ -36,11 +36,11 @@ class CallableAddition(NamedTuple):
 
     Attributes:
         target: `module:function`, or the name of an entry point.
-        python: Path of the Python interpreter. None means the running one.
+        python: Path of the Python interpreter. None means the interpreter that is running.
         folder: Working directory of the process.
         name: Name of the card. None derives it from `target`.
-        scores: Meaning of the returned scores. None means log-odds.
-        images: Type of the images that the callable gets.
+        scores: Meaning of the scores that the callable returns. None means log-odds.
+        images: Type of the images that the callable gets: NumPy `arrays` or `pil` images.
         limit_s: Maximum seconds per batch.
         licence: Licence of the callable. None means not stated.
     """
@@ -56,14 +56,14 @@ class CallableAddition(NamedTuple):
 
 
 class AddedCard(NamedTuple):
-    """The card that was written, and the result of the test.
+    """A card that `add_callable` wrote, and the result of the test of its callable.
 
     Attributes:
         card: The card.
         path: Path of the card.
         opened: Description of the detector from its process.
         score: Log-odds of the generated test image. None if the callable returned no score.
-        failure: Why an image has no score. None if there was no failure.
+        failure: The reason why a test image got no score. None if all test images got a score.
     """
 
     card: DetectorCard
@@ -73,7 +73,7 @@ class AddedCard(NamedTuple):
     failure: str | None
 
     def facts(self) -> dict[str, Any]:
-        """Return the result as JSON."""
+        """Return the card's name and path and the test result as plain JSON."""
         return {
             "name": self.card.name,
             "card": str(self.path),
@@ -84,7 +84,7 @@ class AddedCard(NamedTuple):
         }
 
     def lines(self) -> list[str]:
-        """Return the result for people, with the next command."""
+        """Return the result as lines for people, with the command to run next."""
         card = self.card
         mask = " and returned a mask" if card.masks else ""
         result = (
@@ -103,7 +103,7 @@ class AddedCard(NamedTuple):
 
 
 def is_callable(name: str) -> bool:
-    """Return whether a name is that of a callable, `callable:MODULE:FUNCTION`.
+    """Return whether a name means a Python callable, as in `callable:MODULE:FUNCTION`.
 
     Raises ConfigError for a retired adapter.
     """
@@ -121,7 +121,7 @@ def add_callable(request: CallableAddition) -> AddedCard:
         The card and the result of the test.
 
     Raises:
-        ConfigError: If the name is taken or there is no folder for cards.
+        ConfigError: If a shipped detector has the name, or if there is no folder for cards.
         DetectorError: If the callable cannot be loaded, or returns no score and no mask.
     """
     request = request._replace(python=_find_python(request.python), folder=request.folder.resolve())

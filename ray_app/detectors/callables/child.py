@@ -1,4 +1,4 @@
-"""Run a callable in this process: RGB pixels in, its scores and masks out.
+"""Run a callable in this process, which gets RGB pixels and returns scores and masks.
 
 Only `callables.process` starts this program. It runs as a file in any Python from 3.9 that has
 NumPy and the callable's packages. It uses one other file of Touchstone, `child_messages`, and
@@ -45,7 +45,7 @@ Score = Callable[[Sequence[Any]], Any]
 
 
 class UnusableError(Exception):
-    """The callable cannot be used here.
+    """The callable or its output cannot be used.
 
     Attributes:
         hint: Instruction for the user.
@@ -188,7 +188,7 @@ def _read_output(output: Any, size: tuple[int, int], meaning: str) -> tuple[floa
 
 
 def _load_callable(options: dict[str, Any]) -> tuple[Score, dict[str, Any], int | None]:
-    """Return a function of a list of images, its identity, and its maximum image side or None."""
+    """Return the function that scores a list of images, its identity, and its image side limit."""
     _search_own_folder()
     target = options["target"]
     if ":" not in target:
@@ -258,7 +258,7 @@ def _search_own_folder() -> None:
 
 
 def _describe_functions(module: Any) -> str:
-    """Return a hint for a module that lacks the named function."""
+    """Return a hint for a module that does not have the requested function."""
     file = getattr(module, "__file__", None)
     if (
         file

@@ -1,8 +1,9 @@
 """Run a callable in a separate process, possibly with another interpreter (`CallableProcess`).
 
-A crash, a hang, an exception, or a wrong answer affects only the images of that call, one by one. A
-process that cannot start is a DetectorError. The module does not import torch, because the driver
-of a run calls `require_startable` before it lists anything.
+If a batch ends in a crash, a hang, an exception, or a wrong answer, it is repeated image by image,
+so only the images that cause the failure get no score. If a process cannot start, a DetectorError
+is raised. The module does not import torch, because the driver of a run calls `require_startable`
+before it lists anything.
 """
 
 import json
@@ -41,7 +42,7 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFF
 
 
 class OpenedDetector(NamedTuple):
-    """Description of a detector from its process.
+    """Description of a detector, which its process returns after loading.
 
     Attributes:
         identity: Everything that affects its scores.
@@ -55,7 +56,7 @@ class OpenedDetector(NamedTuple):
 
 
 class CallableScore(NamedTuple):
-    """Output of a callable for an image.
+    """Score and mask that a callable returned for an image.
 
     Attributes:
         score: Log-odds of fake.
@@ -71,14 +72,14 @@ class CallableProcess(ChildProcess):
 
     Args:
         card: The detector card.
-        identity: Expected identity of the detector. A detector with another one is refused. None
-            accepts any.
+        identity: Expected identity of the detector. A detector with another identity is refused.
+            None accepts any identity.
         device: Device, such as "cpu" or "cuda:0".
 
     Attributes:
-        measured: Seconds and peak bytes of the last batch in the child. None before the first
-            batch.
-        hint: Instruction for the user after an answer of the wrong kind, else None.
+        measured: Seconds and peak memory in bytes of the last batch in the child. None before the
+            first batch.
+        hint: Instruction for the user if the callable returned a wrong kind of answer, or None.
     """
 
     def __init__(
@@ -94,7 +95,8 @@ class CallableProcess(ChildProcess):
     def open(self) -> OpenedDetector:
         """Start the child and load the detector.
 
-        Raises DetectorError with a hint if the detector is unavailable or is another one.
+        Raises DetectorError with a hint if the detector is unavailable or has another identity than
+        expected.
         """
         with self._lock, tempfile.TemporaryFile() as errors:
             self._start(errors)
@@ -129,7 +131,7 @@ class CallableProcess(ChildProcess):
             return opened
 
     def score(self, images: Sequence[PixelArray]) -> list[CallableScore | str]:
-        """Return the output for each image (height, width, 3) uint8 RGB, or why there is none.
+        """Return the output for each (height, width, 3) uint8 RGB image, or the reason for none.
 
         A batch that fails is repeated image by image. A child that has exited is started again.
         Raises DetectorError like `open`.
@@ -239,9 +241,9 @@ class CallableProcess(ChildProcess):
 
 
 def require_startable(card: DetectorCard) -> None:
-    """Require that the card's interpreter runs here and has the package.
+    """Check that the card's Python interpreter runs on this machine and has the package.
 
-    Neither the package nor weights are loaded. Raises DetectorError with a hint.
+    Neither the package nor weights are loaded. Raises DetectorError with a hint if the check fails.
     """
     with CallableProcess(card, None) as process, tempfile.TemporaryFile() as errors:
         process._start(errors)
@@ -261,9 +263,10 @@ def require_startable(card: DetectorCard) -> None:
 
 
 def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
-    """Return the identity of the detector when its card was written.
+    """Return the identity that the detector had when its card was written.
 
-    The identity is in the file that the card names as its weights. Raises DetectorError.
+    The identity is in the file that the card names as its weights. Raises DetectorError if the file
+    is unreadable.
     """
     path = folder / str(card.weights.config)
     try:
@@ -277,7 +280,7 @@ def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
 
 
 def add_command(card: DetectorCard) -> str:
-    """Return the command that writes such a card."""
+    """Return the command that writes the card of this callable again."""
     settings = _require_settings(card)
     return f"touchstone detectors add {card.family}:{card.architecture.name} --python {settings.python} --folder {settings.folder}"
 
