@@ -1,10 +1,11 @@
-"""Build the `aeroblade` family: how well a generator's autoencoder reconstructs an image.
+"""Build the `aeroblade` family, which scores how well an autoencoder reconstructs an image.
 
-LPIPS measures the reconstruction, and nothing is trained. `backbone` is the autoencoder. The card's
-own file has the linear layers of LPIPS, and torchvision's VGG-16 is next to it, of which the first
-four convolutions are used. Sources: Ricker et al., CVPR 2024 (arXiv 2401.17879); LPIPS: Zhang et
-al., CVPR 2018 (arXiv 1801.03924); the autoencoder of Stable Diffusion (`KlAutoencoder`), with
-diffusers' key names: Rombach et al., CVPR 2022 (arXiv 2112.10752).
+The autoencoder is that of a generator. LPIPS measures the distance of image and reconstruction, and
+nothing is trained. `backbone` is the autoencoder. The card's own file has the linear layers of
+LPIPS, and torchvision's VGG-16 is next to it, of which the first four convolutions are used.
+Sources: Ricker et al., CVPR 2024 (arXiv 2401.17879); LPIPS: Zhang et al., CVPR 2018 (arXiv
+1801.03924); the autoencoder of Stable Diffusion (`KlAutoencoder`), with diffusers' key names:
+Rombach et al., CVPR 2022 (arXiv 2112.10752).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_ou
 
 
 class KlAutoencoder(nn.Module):
-    """Autoencoder: pixels (N, 3, H, W) from −1 to 1 → their reconstruction from the latent's mean.
+    """Autoencoder: pixels (N, 3, H, W) from −1 to 1 → pixels reconstructed from the latent's mean.
 
     H and W must be multiples of 8. The defaults have 83,653,863 parameters.
 
@@ -52,7 +53,7 @@ class KlAutoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent, latent, 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode and decode a batch."""
+        """Return the reconstruction of a batch of pixels."""
         mean, _ = self.quant_conv(self.encoder(pixels)).chunk(2, 1)
         decoded: torch.Tensor = self.decoder(self.post_quant_conv(mean))
         return decoded
@@ -252,7 +253,7 @@ class Aeroblade(nn.Module):
             self.register_buffer(f"bias{index}", torch.zeros(width), persistent=False)
 
     def attach(self, folder: Path) -> None:
-        """Load VGG's convolutions from the file in a folder. Raises DetectorError."""
+        """Load VGG's convolutions from torchvision's file in a folder. Raises DetectorError."""
         path = folder / VGG
         if not path.is_file():
             raise DetectorError(
@@ -315,7 +316,7 @@ class Aeroblade(nn.Module):
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
-    """Rename the keys of autoencoder files that have older names."""
+    """Rename the keys of autoencoder files with older names to the keys of the network."""
     return rename_attention(state) if isinstance(network, KlAutoencoder) else state
 
 

@@ -1,7 +1,7 @@
 """Build the `aide` family: noise filters on patches, and a CLIP ConvNeXt on the whole image.
 
-The patches are the ones with the least and the most texture. The key names are the authors'.
-Source: Yan et al., ICLR 2025 (arXiv 2406.19435).
+The patches are those with the least and those with the most texture. The key names are the
+authors'. Source: Yan et al., ICLR 2025 (arXiv 2406.19435).
 """
 
 import math
@@ -32,9 +32,9 @@ def cosine_basis(side: int, device: torch.device) -> torch.Tensor:
 
 
 def patch_grades(pixels: torch.Tensor) -> torch.Tensor:
-    """Measure the texture of each patch: (N, C, H, W) → (N, rows × columns), row by row.
+    """Return the grade of texture of each patch: (N, C, H, W) → (N, rows × columns), row by row.
 
-    Patches are `STEP` pixels apart. The grade is the mean of ln(1 + |coefficient|) over each of six
+    Patches are `STEP` pixels apart. A grade is the mean of ln(1 + |coefficient|) over each of six
     bands of the sum of both frequencies. Each band has twice the weight of the one below.
     """
     basis = cosine_basis(PATCH, pixels.device)
@@ -54,9 +54,9 @@ def patch_grades(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def extreme_patches(pixels: torch.Tensor) -> torch.Tensor:
-    """Select the two patches with the least and the most texture per image: (N, 4, C, 32, 32).
+    """Return four patches per image, two with the least and two with the most texture.
 
-    The order is: least, most, second least, second most.
+    The result is (N, 4, C, 32, 32). The order is: least, most, second least, second most.
     """
     columns = (pixels.shape[-1] - PATCH) // STEP + 1
     ranks = patch_grades(pixels).argsort(dim=1)
@@ -72,7 +72,7 @@ def extreme_patches(pixels: torch.Tensor) -> torch.Tensor:
 class NoiseNet(ResNetBody):
     """ResNet-50 on 30 filtered maps: (N, 30, H, W) → (N, 4 × the last of `channels`).
 
-    Published files contain `fc`, but nothing uses it.
+    Published files contain the layer `fc`, but the network does not use it.
     """
 
     def __init__(self, layers: Sequence[int], channels: Sequence[int]) -> None:
@@ -88,7 +88,7 @@ class Aide(nn.Module):
     """Pixels (N, 3, H, W), 0 to 1 → logits (N, 2) of real and fake.
 
     Four patches go through filters and two ResNet-50s, the image at 256 × 256 px through
-    ConvNeXt-XXL. Sides may have any length from 32 px. Smaller images give NaN.
+    ConvNeXt-XXL. The sides of an image must be at least 32 px. Smaller images get the score NaN.
 
     Args:
         layers: Blocks per stage of both ResNets.

@@ -1,7 +1,7 @@
 """Build the family `callable`: any Python callable, run in a separate process.
 
-`callables.process` starts the process. The input of the "network" is pixels from 0 to 255, so its
-card has mean 0 and standard deviation 1/255.
+`callables.process` starts the process. The input of the "network" is pixels from 0 to 255, so the
+card of a callable has mean 0 and standard deviation 1/255.
 """
 
 import math
@@ -23,9 +23,9 @@ PIXEL_STD = 1 / 255
 class CallableNetwork(nn.Module):
     """Pixels (N, 3, H, W), 0 to 255 → log-odds of fake (N, 1) and masks.
 
-    If the callable fails on an image, its score is NaN, and `failures` has the reason. The network
-    has no parameters: `attach` reads the identity of the detector, `to` starts its process for a
-    device. Copies share the process.
+    If the callable fails on an image, the score of the image is NaN, and `failures` has the reason.
+    The network has no parameters: `attach` reads the identity of the detector, `to` starts its
+    process for a device. Copies share the process.
 
     Args:
         card: The detector card.
@@ -40,16 +40,16 @@ class CallableNetwork(nn.Module):
         self._process: CallableProcess | None = None
 
     def attach(self, files: Path) -> None:
-        """Read the identity of the detector when its card was written, from the card's folder.
+        """Read the identity that the detector had when its card was written.
 
-        Raises DetectorError.
+        `files` is the card's folder. Raises DetectorError.
         """
         self._identity = read_identity(self._card, files)
 
     def to(self, *where: Any, **how: Any) -> Self:
         """Start the process for a device.
 
-        Raises DetectorError if the detector is unavailable or is another one.
+        Raises DetectorError if the detector is unavailable or has another identity than expected.
         """
         if where and isinstance(where[0], str) and self._process is None:
             self._process = CallableProcess(self._card, self._identity, where[0])

@@ -41,8 +41,8 @@ class VisionFeatures(NamedTuple):
 
     Attributes:
         class_token: The class token after `ln_post`, (N, width).
-        taps: Output of `ln_2` (before the MLP) of each requested layer, in that order, (N, 1 +
-            patches, width).
+        taps: Output of `ln_2` (before the MLP) of each requested layer, in the requested order, (N,
+            1 + patches, width).
         projected: The class token in the space shared with texts, not normalised, (N, embed_dim).
             Without a projection, the class token.
         class_tokens: The class token of every layer's `ln_2`, (N, layers, width), 98 kB per image.
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Attend. `mask` (tokens, tokens) is True if the token of a row may attend to a column."""
+        """Apply self-attention. `mask` (tokens, tokens) is True if a row may attend to a column."""
         packed = functional.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         query, key, value = packed.view(*packed.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         attended, _ = headwise_attention(self, query, key, value, mask)
@@ -118,7 +118,7 @@ class ClipBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Stack of blocks that also returns the outputs of inner layers.
+    """Stack of transformer blocks that also returns the outputs of inner layers.
 
     Args:
         width: Width of the tokens.
@@ -198,7 +198,7 @@ class VisionTower(nn.Module):
         self.proj = None if embed_dim is None else nn.Parameter(drawn(width, embed_dim, std=scale))
 
     def forward(self, pixels: torch.Tensor) -> VisionFeatures:
-        """Run the tower. See the class for shapes."""
+        """Return the features of a batch of images. See the class for shapes."""
         tokens, tapped, class_tokens = self.transformer(self.embed(pixels), taps=self.taps)
         class_token = self.ln_post(tokens[:, 0])
         return VisionFeatures(class_token, tapped, project(class_token, self.proj), class_tokens)
@@ -259,7 +259,7 @@ class TextTower(nn.Module):
         self.text_projection = nn.Parameter(drawn(width, embed_dim, std=width**-0.5))
 
     def forward(self, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """Embed texts. `end` (N,) is the position of each text's end token, whose output counts."""
+        """Return the features of texts. `end` (N,) is the position of each text's end token."""
         context = embedded.shape[1]
         causal = torch.ones(context, context, dtype=torch.bool, device=embedded.device).tril()
         tokens, _, _ = self.transformer(embedded + self.positional_embedding[:context], causal)
@@ -268,7 +268,7 @@ class TextTower(nn.Module):
 
 
 class Clip(TextTower):
-    """Both towers, with the keys of the published file.
+    """CLIP's image and text tower, with the keys of the published file.
 
     The tensors of the text tower are at the top level, next to `visual.*` and `logit_scale`. With
     the defaults, there are 427,616,513 parameters in 446 tensors. `forward` is that of the text
@@ -293,7 +293,8 @@ def project(features: torch.Tensor, projection: torch.Tensor | None) -> torch.Te
 def drawn(*shape: int, std: float) -> torch.Tensor:
     """Return random numbers with standard deviation `std`.
 
-    They are uniform, because torch imports a compiler for normal ones on the meta device.
+    Their distribution is uniform, because torch imports a compiler to draw normal numbers on the
+    meta device.
     """
     return nn.init.uniform_(torch.empty(shape), -std * 3**0.5, std * 3**0.5)
 
@@ -304,7 +305,7 @@ def build_tower(arguments: Mapping[str, Any], owner: str, where: str) -> VisionT
     Args:
         arguments: The arguments of `VisionTower`.
         owner: Name of the card, for the error message.
-        where: Section of the arguments, for the error message.
+        where: Section of the card with the arguments, for the error message.
 
     Raises:
         DetectorError: If an argument is unknown or missing.
@@ -318,7 +319,7 @@ def build_tower(arguments: Mapping[str, Any], owner: str, where: str) -> VisionT
 
 
 def openai_names(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Rename the tensors of a tower from transformers' names to OpenAI's, after a prefix.
+    """Rename the tensors of an image tower from transformers' names to `prefix` + OpenAI's names.
 
     All other tensors keep their names, so that the loader reports them.
     """

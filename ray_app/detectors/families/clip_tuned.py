@@ -61,8 +61,8 @@ class Gapl(nn.Module):
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card.
 
-    Its arguments are `tower` (the arguments of `VisionTower`), `feature`, and `normalise`. Raises
-    DetectorError.
+    The card's `architecture.arguments` are `tower` (the arguments of `VisionTower`), `feature`, and
+    `normalise`. Raises DetectorError.
     """
     head: dict[str, Any] = dict(card.architecture.arguments)
     arguments = head.pop("tower", None)

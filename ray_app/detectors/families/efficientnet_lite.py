@@ -63,7 +63,7 @@ class LiteBlock(nn.Module):
         kernel: Side of the kernel.
         stride: Stride of the channelwise convolution.
         wider: Expansion factor.
-        like: The network, which defines convolutions and norms.
+        like: The network whose methods `conv` and `norm` build the layers of the block.
 
     Attributes:
         pairs: Names of each convolution and its norm.
@@ -121,8 +121,8 @@ class EfficientNetLite(nn.Module):
     Args:
         name: `efficientnet_lite0` to `4`, or `tf_efficientnet_lite0` to `4` for the padding of
             Google's weights. Any other name raises ValueError.
-        norms: Whether there are batch norms. If not, convolutions have the biases that the norms
-            are folded into.
+        norms: Whether the network has batch norms. If it has none, its convolutions have biases,
+            into which the norms of a file are folded.
         classes: Number of classes. 0 builds no classifier.
 
     Attributes:
@@ -177,7 +177,7 @@ class EfficientNetLite(nn.Module):
         return kind(channels, out, kernel, stride, padding, groups=groups, bias=not self._norms)
 
     def norm(self, channels: int) -> nn.Module:
-        """Build a batch norm, or an identity without norms."""
+        """Build a batch norm, or an identity if the network has no norms."""
         return (
             nn.BatchNorm2d(channels, eps=1e-3 if self._same else 1e-5)
             if self._norms

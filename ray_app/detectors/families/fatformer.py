@@ -1,9 +1,9 @@
 """Build the `fatformer` family: CLIP with adapters on Haar bands, compared with prompts.
 
 The adapters process Haar bands of the patches, and the prompts attend to the image. The key names
-are the authors'. Their file contains both towers of CLIP, shared parts of them a second time under
-other names, and the wavelet's filters; see `published_keys`. Source: Liu et al., CVPR 2024 (arXiv
-2312.16649).
+are the authors'. The authors' file contains both towers of CLIP, duplicates of shared parts under
+other names, and the wavelet's filters. `published_keys` removes the duplicates and filters. Source:
+Liu et al., CVPR 2024 (arXiv 2312.16649).
 """
 
 import math
@@ -71,7 +71,7 @@ class FatFormer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Compare the class token and patches with the prompts of both classes."""
+        """Return as logits (N, 2) the similarity of an image to the prompts of both classes."""
         model, count = self.clip_model, len(pixels)
         tokens, _, _ = model.visual.transformer(model.visual.embed(pixels))
         image = clip_tower.project(model.visual.ln_post(tokens), model.visual.proj)

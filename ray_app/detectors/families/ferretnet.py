@@ -26,7 +26,7 @@ def median_residual(pixels: torch.Tensor, window: int = 3) -> torch.Tensor:
 
 
 class SeparableConv2d(nn.Module):
-    """3 × 3 convolution per channel, then 1 × 1: (N, channels, H, W) → the same shape."""
+    """3 × 3 convolution per channel, then 1 × 1 convolution of (N, channels, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -40,9 +40,10 @@ class SeparableConv2d(nn.Module):
 
 
 class DilatedConv2d(nn.Module):
-    """Sum of a 3 × 3 and a dilated 3 × 3 convolution in groups, then 1 × 1.
+    """Sum of two grouped 3 × 3 convolutions, then a 1 × 1 convolution.
 
-    (N, channels, H, W) → (N, wider, ⌈H/stride⌉, ⌈W/stride⌉).
+    One of the two has dilation 2. Each input channel is a group. (N, channels, H, W) → (N, wider,
+    ⌈H/stride⌉, ⌈W/stride⌉).
 
     Args:
         channels: Input channels.

@@ -32,7 +32,7 @@ class BackboneFeatures(NamedTuple):
     """Features of a batch from a backbone.
 
     Attributes:
-        pooled: Pooled tokens as in the library, (N, width).
+        pooled: Tokens pooled in the way of the library, (N, width).
         projected: Output of the library's last layer for texts or classes, (N, d). Equal to
             `pooled` if there is no such layer.
     """
@@ -44,7 +44,7 @@ class BackboneFeatures(NamedTuple):
 class LibraryBackbone(nn.Module):
     """A library's network, (N, 3, H, W) → a named tuple of features.
 
-    Its files have the names of `network`; see `published_keys`.
+    The keys of its weight files are those of the attribute `network`, see `published_keys`.
 
     Attributes:
         widths: Width of each feature.
@@ -72,7 +72,7 @@ class TimmBackbone(LibraryBackbone):
         )
 
     def forward(self, pixels: torch.Tensor) -> BackboneFeatures:
-        """Run the network. See the class."""
+        """Return the features of pixels (N, 3, H, W)."""
         tokens = self.network.forward_features(pixels)
         pooled = self.network.forward_head(tokens, pre_logits=True)
         return BackboneFeatures(
@@ -95,7 +95,7 @@ class ProjectingBackbone(LibraryBackbone):
         )
 
     def forward(self, pixels: torch.Tensor) -> BackboneFeatures:
-        """Run the network. See the class."""
+        """Return the features of pixels (N, 3, H, W)."""
         pooled = self.network.vision_model(
             pixel_values=pixels, interpolate_pos_encoding=True
         ).pooler_output
@@ -115,10 +115,11 @@ class StageFeatures(NamedTuple):
 class StageBackbone(LibraryBackbone):
     """EfficientNet-Lite that returns statistics of all stages.
 
-    The statistics are mean and standard deviation of every channel after every stage and after the
-    last convolution; the means of a stage come first. Only the last layer was trained to ignore how
-    an image was generated, so earlier layers still contain that information. Convolutions have
-    biases instead of batch norms. Norms in a file are folded when it is read (`folded`).
+    The statistics are the mean and standard deviation of every channel after every stage and after
+    the last convolution. For each stage, the means come first. Only the last layer was trained to
+    ignore how an image was generated, so earlier layers still contain that information.
+    Convolutions have biases instead of batch norms. If a file has norms, they are folded into the
+    convolutions when the file is read (`folded`).
 
     Args:
         name: Name of the EfficientNet-Lite.
@@ -197,7 +198,7 @@ class FrozenLinear(nn.Module):
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card.
 
-    Its arguments are `feature` and `normalise`. Raises DetectorError.
+    The card's `architecture.arguments` are `feature` and `normalise`. Raises DetectorError.
     """
     return linear_head(card, build_backbone(card), card.architecture.arguments)
 
@@ -207,7 +208,7 @@ def linear_head(card: DetectorCard, backbone: Any, arguments: Mapping[str, Any])
 
     Args:
         card: The detector card.
-        backbone: The backbone, with `widths`.
+        backbone: The backbone. Its attribute `widths` has the width of each feature.
         arguments: The arguments `feature` and `normalise`.
 
     Raises:
@@ -272,7 +273,7 @@ def published_keys(
 ) -> Mapping[str, torch.Tensor]:
     """Rename a file's tensors to those of a backbone, or of a detector with a backbone.
 
-    Files have the names of the library's own network, or of its classifier (see
+    A file has the key names of the library's own network, or of its classifier (see
     `StageBackbone.folded`).
     """
     if isinstance(network, StageBackbone) and any(key.endswith("running_mean") for key in state):

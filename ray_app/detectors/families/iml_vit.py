@@ -17,9 +17,10 @@ from ray_app.detectors.families.maskclip import ChannelNorm
 
 
 class NormedConv(nn.Conv2d):
-    """Convolution without bias, then a norm over channels.
+    """Convolution without bias, then a layer norm over channels.
 
-    The norm is inside the convolution, with the key `norm`.
+    The norm is a submodule of the convolution, so that the keys of its weights begin with `norm`,
+    as in the published checkpoint.
 
     Args:
         channels: Input channels.
@@ -60,7 +61,7 @@ class FeaturePyramid(nn.Module):
         self.simfp_5 = _scale([nn.MaxPool2d(2)], tokens_width, width)
 
     def forward(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """Return the maps, the largest first. The last one subsamples the fourth by two."""
+        """Return the five maps, the largest first. The last is the fourth, subsampled by two."""
         maps = [stage(tokens) for stage in self.children()]
         return [*maps, maps[-1][..., ::2, ::2]]
 

@@ -30,9 +30,9 @@ SCORES: dict[Answer, float] = {"real": -1.0, "fake": 1.0, "unknown": math.nan}
 
 
 class AnswerWords(Frozen):
-    """The words that mean either answer.
+    """Words of a reply that mean fake, and words that mean real.
 
-    Each word counts with and without a leading space, if that is a single token.
+    Each word is searched with and without a leading space, in the forms that are a single token.
     """
 
     fake: tuple[str, ...] = Field(min_length=1, description="words that mean fake")
@@ -66,7 +66,7 @@ class Dialogue(Frozen):
         return self
 
     def expanded_prompt(self, image_tokens: int) -> str:
-        """Return the prompt, with the image token repeated for each feature of the image."""
+        """Return the text of the prompt, with `image_tokens` repetitions of the image token."""
         return expand_template(self.template, self.image, image_tokens, self.question)
 
 
@@ -75,7 +75,7 @@ def expand_template(template: str, image: Sequence[str], image_tokens: int, ques
 
     Args:
         template: The chat template.
-        image: Text before the tokens of the image, the token itself, and the text after them.
+        image: Text before the image tokens, the image token, and the text after the image tokens.
         image_tokens: Number of tokens of the image.
         question: Text of the question.
     """
@@ -168,10 +168,10 @@ def _single_tokens(
 
 
 def answer_of(reply: str) -> Answer:
-    """Return the answer that a reply gives, checked in the published order.
+    """Return the answer in a reply, with the authors' order of checks.
 
-    First "real" is searched anywhere, so that "not real" and "unreal" are real. Then "ai" and
-    "generated" are searched, also within other words.
+    If "real" occurs anywhere, the answer is real, even in "not real" and "unreal". Otherwise, "ai"
+    or "generated" makes it fake, also within other words.
     """
     text = reply.lower()
     if "real" in text:
@@ -180,7 +180,7 @@ def answer_of(reply: str) -> Answer:
 
 
 def score_of(reply: str) -> float:
-    """Return +1 for fake, −1 for real, NaN if a reply has neither."""
+    """Return the score of a reply: +1 for fake, −1 for real, NaN if it has neither answer."""
     return SCORES[answer_of(reply)]
 
 
@@ -234,8 +234,8 @@ def published_keys(
 class Interrogator(nn.Module):
     """Ask the model about each image: (N, 3, H, W) → logits (N, 1), log-odds of fake.
 
-    With mode `reply`, the prediction has the replies too. Call `attach` with the folder of the
-    weights first, to load the tokenizer.
+    With mode `reply`, the prediction also contains the replies. Call `attach` with the folder of
+    the weights first, to load the tokenizer.
     """
 
     def __init__(self, chat: Any, dialogue: Dialogue) -> None:
@@ -290,7 +290,7 @@ class Interrogator(nn.Module):
 
 
 def merge_predictions(parts: list[Prediction]) -> Prediction:
-    """Merge the predictions of the parts of a batch."""
+    """Merge the predictions for parts of a batch into one prediction."""
     replies = tuple(reply for part in parts for reply in part.replies or ())
     return Prediction(torch.cat([part.logits for part in parts]), replies=replies or None)
 

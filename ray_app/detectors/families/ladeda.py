@@ -16,7 +16,7 @@ from ray_app.errors import DetectorError
 
 
 class PatchNetwork(nn.Module):
-    """Base of networks that average features over all patches and compute one logit."""
+    """Base class of networks that average the features of all patches and compute one logit."""
 
     fc: nn.Linear
 
@@ -46,8 +46,8 @@ class PatchNetwork(nn.Module):
 class LaDeDa9(PatchNetwork):
     """Pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
 
-    Bottlenecks see 9 × 9 px patches at every eighth pixel. Sides are at least 9 px, or 10 px with
-    the residual `npr`, which drops the last line of an odd side.
+    The bottleneck blocks compute features of 9 × 9 px patches at every eighth pixel. Sides are at
+    least 9 px, or 10 px with the residual `npr`, which drops the last line of an odd side.
 
     Args:
         residual: Residual of the pixels, see `residual_of`.
@@ -111,8 +111,8 @@ class TinyLaDeDa(PatchNetwork):
     The network has four convolutions of eight channels and 1,297 parameters. Sides are at least 5
     px, or 6 px with the residual `npr`, which drops the last line of an odd side. `residual` must
     be the one that the weights were trained on. Logits with another residual are wrong, even if
-    they look plausible (published WildRF file: tens, as with its own residual; ForenSynth file:
-    thousands).
+    they look plausible. With the published WildRF file, they are in the tens, as with its own
+    residual. With the ForenSynth file, they are in the thousands.
 
     Args:
         residual: Residual of the pixels, see `residual_of`.

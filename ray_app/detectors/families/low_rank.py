@@ -28,8 +28,9 @@ _OFFSET = 0.1  # Patches that DINOv2's code adds to the target side when it resa
 def merged(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
     """Merge the low-rank parts of a file into one weight per layer, in double precision.
 
-    Factors with values between them are multiplied by these values, others by alpha / rank. With
-    alpha 0, the others stay unmerged. Raises DetectorError if shapes do not fit.
+    The product of two low-rank factors is added to the weight. It is scaled by the singular values
+    that the file stores for the factors, or by alpha / rank if the file stores none. With alpha 0,
+    factors without singular values stay unmerged. Raises DetectorError if shapes do not fit.
     """
     result = dict(state)
     for form in (form for form in _FORMS if form[3] or alpha):
@@ -54,7 +55,7 @@ def merged(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.T
             ):
                 shapes = ", ".join(str(tuple(part.shape)) for part in (left, scale, right))
                 raise DetectorError(
-                    f"{layer}: factors {shapes} do not fit a weight {tuple(weight.shape)}"
+                    f"{layer}: low-rank factors of shapes {shapes} do not fit a weight {tuple(weight.shape)}"
                 )
             result[f"{layer}.weight"] = (weight + (left * scale) @ right).float()
             if (bias := f"{layer}.{form[0].replace('weight', 'bias')}") in result:
@@ -65,8 +66,8 @@ def merged(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.T
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card.
 
-    `architecture.name` is timm's. `arguments` except `alpha` go to `timm.create_model`. Raises
-    DetectorError.
+    `architecture.name` is a name of timm. `architecture.arguments` except `alpha` are the arguments
+    of `timm.create_model`. Raises DetectorError.
     """
     import timm  # Other users of this module do not need it.
 

@@ -25,10 +25,11 @@ MANY_TOKENS = 2048
 
 
 class MaeVit(nn.Module):
-    """Tokens of an image: (N, 3, S, S) → (N, S/16, S/16, width).
+    """Image encoder: pixels (N, 3, S, S) → tokens (N, S/16, S/16, width).
 
-    There is no class token and no final norm. There is no `forward`, because callers add values
-    between blocks: call `embed`, then each of `blocks`. The defaults have 85,856,256 parameters.
+    The encoder has no class token and no final norm. It has no `forward`, because callers add
+    values between blocks: call `embed`, then each of `blocks`. The defaults have 85,856,256
+    parameters.
 
     Args:
         image_size: Side S of the image in pixels.
@@ -120,7 +121,8 @@ class WindowAttention(nn.Module):
     """Self-attention within windows of side × side tokens, with decomposed relative positions.
 
     (N, H, W, width) → the same shape. The map is padded at the bottom and the right to whole
-    windows, and the padding takes part. A window of the map's size is global attention.
+    windows, and the padding takes part in the attention. A window of the map's size is global
+    attention.
 
     Args:
         width: Width of the tokens.
@@ -141,7 +143,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attend. See the class for shapes."""
+        """Apply the attention. See the class for shapes."""
         height, width = tokens.shape[1:3]
         windows, shape = self._windows(self.qkv(tokens))
         query, key, value = torch.unflatten(windows, -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -221,7 +223,7 @@ def fused_maps(
         size: Height and width of the result.
 
     Returns:
-        The result (N, width, *size).
+        The output of the convolution (N, width, *size).
     """
     weight, bias = convolution.parameters()
     fused, first = bias[:, None, None], 0
@@ -237,9 +239,9 @@ def fused_maps(
 
 
 def predicted_in_fp32(convolution: nn.Conv2d, features: torch.Tensor) -> torch.Tensor:
-    """Apply a last 1 × 1 convolution to one channel in fp32.
+    """Apply the last 1 × 1 convolution of a network, which has one output channel, in fp32.
 
-    fp32 costs little here, and bf16 would leave 8 bits of the logit.
+    fp32 costs little for one channel, and bf16 would leave 8 bits of the logit.
     """
     with torch.autocast(features.device.type, enabled=False):
         weight, bias = (parameter.float() for parameter in convolution.parameters())

@@ -1,8 +1,8 @@
 """Build the `maskclip` family (OpenSDI, CVPR 2025): a CLIP that classifies, a MAE that localises.
 
 CLIP is frozen. The module also has the losses and initial weights for training. `MaskClip` is the
-network, with the reference's 778 keys. `MaskDecoder` is its decoder: a pyramid of four scales,
-fused, with an attention output of a text added at every position.
+network, with the reference's 778 keys. `MaskDecoder` is its decoder, which fuses a pyramid of four
+scales and adds the output of an attention to a text feature at every position.
 """
 
 import math
@@ -48,12 +48,12 @@ class ChannelNorm(nn.LayerNorm):
         super().__init__(channels, eps=EPS)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Normalise. Shape and memory layout stay."""
+        """Normalise features. Shape and memory layout stay."""
         return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class MaskDecoder(nn.Module):
-    """Decoder: token map (N, tokens_width, G, G) and text feature (width) → logits (N, 1, 4G, 4G).
+    """Decoder: token map (N, tokens_width, G, G), text feature (width) → logits (N, 1, 4G, 4G).
 
     The defaults have 6,088,385 parameters.
 
@@ -251,7 +251,7 @@ class PromptLearner(nn.Module):
 class Aggregator(nn.Module):
     """Localise: MAE tokens with CLIP's patches added, decoded to the mask's logits (N, S, S).
 
-    The decoder uses the text of fake.
+    The decoder attends to the text feature of the class fake.
 
     Args:
         vit_model: The MAE encoder.
@@ -275,7 +275,7 @@ class Aggregator(nn.Module):
     def forward(
         self, pixels: torch.Tensor, patches: list[torch.Tensor], fake_text: torch.Tensor
     ) -> torch.Tensor:
-        """Return the mask's logits.
+        """Return the mask's logits (N, S, S).
 
         Args:
             pixels: Pixels (N, 3, S, S).
@@ -308,9 +308,10 @@ class ClipToMae(nn.Module):
         self.output_proj = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width, eps=1e-5))
 
     def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        """Attend from `patches` (N, P, clip_width) of a square to `tokens`.
+        """Attend from CLIP's patches to MAE tokens.
 
-        The output has the shape of `tokens`.
+        `patches` (N, P, clip_width) are those of a square grid. The output has the shape of
+        `tokens`.
         """
         side = math.isqrt(patches.shape[1])
         context = torch.unflatten(patches.transpose(1, 2), 2, (side, side))
@@ -349,9 +350,9 @@ class ClassTokens(nn.Module):
         self.projector = nn.Sequential(nn.Linear(width, embed_dim, bias=False))
 
     def forward(self, tokens: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """Return the products with the texts.
+        """Return the products of the mean class token with both text features as logits (N, 2).
 
-        They are not cosines: the mean is not normalised, and there is no scale.
+        The products are not cosines, because the mean is not normalised. They are not scaled.
         """
         for layer in self.layers:
             tokens = layer(tokens)
@@ -368,7 +369,7 @@ class ClassTokenLayer(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attend. See the class for shapes."""
+        """Apply the attention. See the class for shapes."""
         normed: torch.Tensor = self.dropout(self.layer_norm(tokens + self.multihead_attn(tokens)))
         return normed
 
@@ -388,7 +389,7 @@ class Losses(NamedTuple):
 
     @property
     def total(self) -> torch.Tensor:
-        """Sum of the losses."""
+        """Sum of the three losses."""
         return self.detection + self.mask + self.edge
 
 
@@ -399,7 +400,7 @@ def losses(
     masks: torch.Tensor,
     edges: torch.Tensor | None = None,
 ) -> Losses:
-    """Compute the losses of a batch in fp32 and from logits, so that mixed precision is safe.
+    """Compute the losses of a batch from logits and in fp32, so that mixed precision is safe.
 
     The edge term is the mean over all pixels of all images, including those without an edge.
 
@@ -419,9 +420,9 @@ def losses(
 
 
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Freeze CLIP, make all other parameters trainable, and return these by name.
+    """Freeze CLIP, make all other parameters trainable, and return the trainable ones by name.
 
-    With the published sizes, they are 332 tensors with 119,212,225 numbers.
+    With the published sizes, the trainable parameters are 332 tensors with 119,212,225 numbers.
     """
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part in name for part in LEARNING))

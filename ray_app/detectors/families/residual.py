@@ -39,9 +39,9 @@ Features = Callable[[torch.Tensor], torch.Tensor]
 def residual_bank() -> torch.Tensor:
     """Return eight 3×3 high-pass filters at the four positions of a 2×2 cell: (32, 3, 4, 4).
 
-    They are for stride 2. Every filter sums to zero, so flat colour vanishes. The four positions
-    stay separate, so that the next layer can detect patterns of period two, which both a sensor's
-    mosaic and an upsampling layer leave.
+    The filters are for a convolution with stride 2. Every filter sums to zero, so flat colour
+    vanishes. The four positions stay separate, so that the next layer can detect patterns of period
+    two, which both a sensor's mosaic and an upsampling layer leave.
     """
     # NumPy, because torch would import its compiler for the assignment on the meta device, where
     # networks are built without values.
@@ -116,7 +116,7 @@ class ResidualNet(nn.Module):
 
 
 class Tiling(NamedTuple):
-    """How to cut an image into tiles. `size` and `halo` are multiples of `stride`.
+    """Sizes for cutting an image into tiles. `size` and `halo` are multiples of `stride`.
 
     Attributes:
         size: Side of a tile without its halo, in pixels.
@@ -131,9 +131,9 @@ class Tiling(NamedTuple):
 
 
 def require_tile(size: object, stride: int) -> None:
-    """Raise ValueError unless a card's argument `tile` is a valid side of a tile.
+    """Check that a card's argument `tile` is a valid side of a tile.
 
-    The side must be a whole number of at least `stride` pixels.
+    Raises ValueError if it is not a whole number of at least `stride` pixels.
     """
     if not isinstance(size, int) or size < stride:
         raise ValueError(f"tile must be a whole number of pixels, at least {stride}, got {size!r}")
@@ -143,9 +143,9 @@ class ImageTile(NamedTuple):
     """A tile of an image.
 
     Attributes:
-        window: Rows and columns of pixels that the network processes.
+        window: Rows and columns of the image's pixels that the network processes.
         core: Rows and columns of the resulting map to keep.
-        cells: Rows and columns of the whole map where the core belongs.
+        cells: Rows and columns of the whole map that the core fills.
     """
 
     window: tuple[slice, slice]
@@ -164,7 +164,7 @@ def cut_tiles(height: int, width: int, tiling: Tiling) -> Iterator[ImageTile]:
     Args:
         height: Height of the image in pixels.
         width: Width of the image in pixels.
-        tiling: How to cut.
+        tiling: Sizes of the tiles.
     """
     for rows in _spans(height, tiling):
         for columns in _spans(width, tiling):
@@ -191,7 +191,7 @@ def feature_map(features: Features, pixels: torch.Tensor, tiling: Tiling) -> tor
     Args:
         features: The network.
         pixels: Pixels (N, C, H, W).
-        tiling: How to cut.
+        tiling: Sizes of the tiles.
 
     Returns:
         The map (N, features, ⌈H/stride⌉, ⌈W/stride⌉), equal to that of the uncut image up to
@@ -213,14 +213,14 @@ def feature_map(features: Features, pixels: torch.Tensor, tiling: Tiling) -> tor
 
 
 def mean_features(features: Features, pixels: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    """Compute the mean of the features over the whole map, in float64.
+    """Compute the mean of a network's features over the whole map, in float64 and in tiles.
 
     A pass has at most as many pixels as a full tile with its halo, or one image if that is smaller.
 
     Args:
         features: The network.
         pixels: Pixels (N, 3, H, W).
-        tiling: How to cut.
+        tiling: Sizes of the tiles.
 
     Returns:
         The means (N, C), float32.

@@ -18,7 +18,7 @@ from ray_app.detectors.families.residual import Tiling, feature_map, mean_featur
 
 
 class BottleneckBlock(nn.Module):
-    """Bottleneck: 1 × 1, `kernel` × `kernel` with the stride, and 1 × 1, with a shortcut.
+    """Bottleneck of three convolutions (1 × 1, `kernel` × `kernel`, 1 × 1) with a shortcut.
 
     (N, channels, H, W) → (N, 4 × width, ⌈H/stride⌉, ⌈W/stride⌉). Without `padding`, the map is
     smaller, and the shortcut loses the same number of lines at the bottom and right.
@@ -84,7 +84,7 @@ def bottleneck_stages(
 
 
 class ResNetBody(nn.Module):
-    """A stem of 64 channels, and stages (see `bottleneck_stages`). The default is a ResNet-50.
+    """Body of a ResNet: a stem of 64 channels, and `bottleneck_stages`. The default is a ResNet-50.
 
     Args:
         layers: Blocks per stage.
@@ -124,7 +124,7 @@ class ResNetBody(nn.Module):
         return self.through(self.parts, pixels)
 
     def through(self, parts: Sequence[str], features: torch.Tensor) -> torch.Tensor:
-        """Apply the named parts in sequence."""
+        """Apply the named submodules to features in sequence."""
         for name in parts:
             features = self.get_submodule(name)(features)
         return features
@@ -189,9 +189,9 @@ _SPACE, _CHANNELS = (-2, -1), (1,)
 def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
     """Remove the lower half of the band along each of `dims`, then clip negative values to 0.
 
-    The shape stays, the type is float32. The removed frequencies are −n // 4 to n // 4 − 1 cycles,
-    and only the first has no partner of the other sign. The authors drop the imaginary part that
-    results. Halving both partners gives the same result with a real transform.
+    The shape stays, and the type is float32. The removed frequencies are −n // 4 to n // 4 − 1
+    cycles. Only the first frequency has no partner of the opposite sign, and the authors drop the
+    imaginary part that results. With a real transform, halving both partners gives the same result.
     """
     # Not in bf16, which has no Fourier transform.
     with torch.autocast(features.device.type, enabled=False):
@@ -221,8 +221,9 @@ def convolve_spectrum(
 ) -> torch.Tensor:
     """Convolve the real and imaginary parts of a spectrum, and transform back.
 
-    The real parts are the spectrum of the features' even part around the origin, the imaginary
-    parts that of the odd part, so no transform is needed. Negative results are clipped to 0.
+    The real parts of the spectrum are the transform of the features' even part around the origin,
+    and the imaginary parts that of their odd part. The convolutions therefore apply to these parts
+    directly, without a Fourier transform. Negative results are clipped to 0.
 
     Args:
         features: Features (N, C, H, W).
@@ -243,7 +244,7 @@ class FreqNet(nn.Module):
     Tan et al., AAAI 2024 (arXiv 2403.07240). The network keeps high frequencies of the image and of
     features, between 1 × 1 convolutions and layer1 and layer2 of a ResNet-50. H and W are at least
     2. `weight1` and `bias1` are the first of four 1 × 1 convolutions, of which the second and the
-    fourth halve the map. `realconv1` and `imagconv1` work on the spectrum after it.
+    fourth halve the map. `realconv1` and `imagconv1` convolve the spectrum of its output.
     """
 
     def __init__(self) -> None:
@@ -317,8 +318,8 @@ def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
 def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
     """Compute a residual (N, C, H, W) of pixels.
 
-    `npr` is the upsampling residual, `raw` the pixels, and any other kind a gradient. Pixels
-    outside the image count as 0.
+    The kind `npr` is the upsampling residual, `raw` the unchanged pixels, and any other kind a
+    gradient. Pixels outside the image count as 0.
     """
     if kind == "npr":
         return upsampling_residual(pixels)
@@ -441,7 +442,7 @@ class Corvi(ResNetBody):
 
 
 def receptive_radius(layers: Sequence[int]) -> int:
-    """Return how many pixels a cell depends on to either side of its own first pixel.
+    """Return the number of pixels that a feature cell depends on, to either side of its first.
 
     The radius is 56 for ResNet-50, which is a field of 113 × 113.
     """

@@ -17,8 +17,8 @@ from ray_app.detectors.families.frozen import build_backbone
 class Rine(nn.Module):
     """Pixels (N, 3, H, W), normalised → logits (N, 1).
 
-    CLIP runs once for this network and all others with the same backbone. The parameter `alpha` (1,
-    layers, width) weighs each number of each layer: the paper's trainable importance estimator.
+    CLIP runs once for all networks that share this backbone. The parameter `alpha` (1, layers,
+    width) weighs each number of each layer: the paper's trainable importance estimator.
 
     Args:
         backbone: CLIP's vision tower. The class tokens of all its layers are used.
@@ -47,7 +47,7 @@ class Rine(nn.Module):
 def _layers(widths: list[int]) -> list[nn.Module]:
     """Return linear layers between consecutive widths, each with ReLU and dropout.
 
-    The published keys number the dropout of the training too.
+    The numbers in the published keys also count the dropout layers of the training.
     """
     return [
         layer
@@ -57,5 +57,5 @@ def _layers(widths: list[int]) -> list[nn.Module]:
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card, with the arguments of `Rine`. Raises DetectorError."""
+    """Build the network of a card with the arguments of `Rine` on it. Raises DetectorError."""
     return Rine(build_backbone(card), **card.architecture.arguments)

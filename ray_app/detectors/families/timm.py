@@ -83,8 +83,8 @@ class FiveCrops(nn.Module):
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card.
 
-    `architecture.name` is timm's. `arguments` go to `timm.create_model`, except the `width` of an
-    `embedding`. Raises DetectorError.
+    `architecture.name` is a name of timm. `architecture.arguments` are the arguments of
+    `timm.create_model`, except the `width` of an `embedding`. Raises DetectorError.
     """
     arguments = dict(card.architecture.arguments)
     if card.family != "embedding":

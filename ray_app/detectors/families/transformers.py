@@ -23,7 +23,8 @@ _ATTENTION = "touchstone-headwise"
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card.
 
-    `architecture.name` is the model type, `arguments` its configuration. Raises DetectorError.
+    `architecture.name` is the model type, and `architecture.arguments` its configuration. Raises
+    DetectorError.
     """
     arguments = dict(card.architecture.arguments)
     with quietly():
@@ -51,7 +52,8 @@ def published_keys(
     """Rename a file's tensors to the network's names, by transformers' own list of renamings.
 
     Published files have the names of the transformers version that wrote them. Only names change.
-    Raises DetectorError if the names do not fit.
+    Raises DetectorError if several keys are renamed to the same name, or if this version of
+    transformers has no list of renamings.
     """
     network_keys = network.state_dict().keys()
     if state.keys() == network_keys:
@@ -74,7 +76,7 @@ def published_keys(
 
 
 def _renaming(network: Any) -> Callable[[str], str]:
-    """Return a function from a name of an earlier version of transformers to the present one."""
+    """Return a function that maps key names of earlier transformers versions to present names."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, apply_renamings
@@ -125,7 +127,7 @@ def _logits_only(network: nn.Module, inputs: Any, output: Any) -> torch.Tensor:
 
 
 def use_headwise_attention(network: Any) -> None:
-    """Use `headwise_attention` in a network, which is faster in bf16 on a CPU.
+    """Make a network use `headwise_attention`, which is faster in bf16 on a CPU.
 
     Only models that read the library's attention registry support it. Other models stay unchanged.
     """

@@ -39,7 +39,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Embed. See the class for shapes."""
+        """Embed the patches. See the class for shapes."""
         tokens: torch.Tensor = self.norm(self.proj(features).permute(0, 2, 3, 1))
         return tokens
 
@@ -66,7 +66,7 @@ class ShrunkAttention(nn.Module):
             self.sr, self.norm = nn.Conv2d(width, width, ratio, stride=ratio), nn.LayerNorm(width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attend. The shape stays."""
+        """Apply the attention. The shape stays."""
         context = (
             tokens
             if self.sr is None
@@ -120,7 +120,7 @@ class MixBlock(nn.Module):
 
 
 class MixStage:
-    """The parts of a stage, and how they are applied (`run`).
+    """The parts of an encoder stage. The static method `run` applies them.
 
     Checkpoints have the parts `embed`, `blocks`, and `norm` at the same level.
 
@@ -142,7 +142,7 @@ class MixStage:
 
     @staticmethod
     def run(features: torch.Tensor, embed: nn.Module, blocks: Any, norm: nn.Module) -> torch.Tensor:
-        """Apply the parts of a stage.
+        """Apply the parts of a stage to features.
 
         Args:
             features: Features (N, channels, H, W).
@@ -201,7 +201,7 @@ class Rectification(nn.Module):
     def forward(
         self, colours: torch.Tensor, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return both maps, corrected."""
+        """Return both maps, each corrected with the other."""
         both = torch.cat([colours, noise], 1)
         to_noise, to_colours = self.channel_weights["mlp"](
             torch.cat([both.mean((2, 3)), both.amax((2, 3))], 1)
@@ -227,7 +227,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, first: torch.Tensor, second: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return both sequences."""
+        """Return both token sequences, each changed by the other."""
         contexts = [
             self._context(layer(tokens))
             for layer, tokens in ((self.kv1, first), (self.kv2, second))
@@ -260,7 +260,7 @@ class CrossPath(nn.Module):
     def forward(
         self, first: torch.Tensor, second: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return both sequences."""
+        """Return both token sequences, each changed by the other."""
         own1, shared1 = self.channel_proj1(first).relu().chunk(2, -1)
         own2, shared2 = self.channel_proj2(second).relu().chunk(2, -1)
         read1, read2 = self.cross_attn(shared1, shared2)
@@ -287,7 +287,7 @@ class Fusion(nn.Module):
         })  # fmt: skip
 
     def forward(self, colours: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Return the fused map."""
+        """Return the map (N, C, H, W) that fuses both inputs."""
         crossed = self.cross(
             *(features.flatten(2).transpose(1, 2) for features in (colours, noise))
         )
@@ -375,7 +375,7 @@ class MlpDecoder(nn.Module):
         self.linear_pred = nn.Conv2d(width, classes, 1)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Decode. The smallest map is fused first."""
+        """Return the logits. The smallest map is fused first."""
         convolution, norm, relu = self.linear_fuse
         fused = fused_maps(
             map(self._project, (4, 3, 2, 1), reversed(maps)),
@@ -435,10 +435,10 @@ class TruFor(nn.Module):
         return Prediction(self.detection(statistics), altered.sigmoid())
 
     def maps(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two maps (N, H, W).
+        """Return the map of altered pixels and its confidence, (N, H, W) each, as log-odds.
 
-        The first has the log-odds that a pixel was altered, the second the log-odds that the first
-        is right.
+        The first map has the log-odds that a pixel was altered. The second has the log-odds that
+        the first map is right.
         """
         noise = self.noiseprint(pixels).expand(-1, 3, -1, -1)
         maps = self.backbone((pixels - self.mean) / self.std, noise)
