@@ -1,4 +1,6 @@
-"""Predict prompts with a network (`NetworkDescriber`). `build_describer` loads a card of any tier.
+"""Predict prompts with a network (`NetworkDescriber`).
+
+`build_describer` loads the describer of a card of any tier.
 
 A `PrefixNetwork` turns an embedding into a few tokens that GPT-2 continues (ClipCap: Mokady, Hertz,
 Bermano 2021, arXiv 2111.09734, its mapping by an MLP). A `CaptionNetwork` is a model of
@@ -63,7 +65,8 @@ def build_describer(card: DescriberCard, *, device: str = "cpu") -> Describer:
 class NetworkDescriber:
     """A describer with a network. The network of a dialogue runs in bf16 on a GPU.
 
-    All batches have the same number of rows, so the caption of an image never depends on its batch.
+    All batches are padded to the same number of rows, so the caption of an image never depends on
+    the other images of its batch.
 
     Args:
         card: The describer card.
@@ -88,9 +91,9 @@ class NetworkDescriber:
         )
 
     def describe(self, images: npt.NDArray[Any]) -> Sequence[Caption]:
-        """Predict the prompt of each image. See `Describer`.
+        """Predict the prompt of each image. See `Describer.describe`.
 
-        Raises DetectorError if the array has another shape.
+        Raises DetectorError if the shape of `images` does not fit the network.
         """
         if isinstance(self._network, PrefixNetwork):
             return describe_embeddings(
@@ -106,7 +109,7 @@ class NetworkDescriber:
         """Find the most likely text of each image with beam search, without repeated n-grams.
 
         The likelihood is the mean log-probability of the tokens, including the end token, before
-        the search forbids repetitions. It is None if one of them is not finite.
+        the search forbids repetitions. The likelihood is None if a log-probability is not finite.
         """
         from transformers import GenerationConfig
 
@@ -141,9 +144,10 @@ class NetworkDescriber:
 
 
 class PrefixNetwork(nn.Module):
-    """Predict a prompt from an embedding, which an MLP maps to tokens before those of GPT-2.
+    """Predict a prompt from an embedding: an MLP maps it to tokens, which GPT-2 continues.
 
-    The MLP maps the unit vector: width → H·k/2 → H·k with tanh, for k tokens of H numbers.
+    The MLP maps the embedding, scaled to unit length, to k tokens of H numbers: width → H·k/2 →
+    H·k, with tanh.
 
     Args:
         width: Width of an embedding.
@@ -177,7 +181,7 @@ class PrefixNetwork(nn.Module):
         return logits
 
     def generation_inputs(self, embeddings: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
-        """Return the model that generates, and its inputs: the prefixes."""
+        """Return the model that generates the text, and its inputs: the prefixes of embeddings."""
         prefixes = self._prefixes(embeddings)
         mask = torch.ones(prefixes.shape[:2], dtype=torch.long, device=prefixes.device)
         return self.lm, {"inputs_embeds": prefixes, "attention_mask": mask}
@@ -192,8 +196,8 @@ class CaptionNetwork(nn.Module):
 
     Args:
         model: An image-text-to-text model.
-        question: Ids of the tokens before each text, with those of an image. Empty for a model that
-            captions without a question.
+        question: Token ids of the question, including the tokens of an image. They precede each
+            text. Empty for a model that captions without a question.
     """
 
     def __init__(self, model: Any, question: Sequence[int] = ()) -> None:
@@ -207,7 +211,7 @@ class CaptionNetwork(nn.Module):
         return logits[:, -tokens.shape[1] :]  # The logits of GIT begin with those of the image.
 
     def generation_inputs(self, pixels: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
-        """Return the model that generates, and its inputs: the pixels and the question."""
+        """Return the model that generates the text, and its inputs: pixels and question."""
         inputs = {"pixel_values": pixels.to(self.model.dtype)}
         if self.question:
             ids = torch.tensor(self.question, device=pixels.device).expand(len(pixels), -1)
@@ -219,7 +223,7 @@ Network = PrefixNetwork | CaptionNetwork
 
 
 def build_network(card: DescriberCard, tokenizer: CaptionTokenizer) -> Network:
-    """Build the network of a card, without its weights. Raises DetectorError."""
+    """Build the network of a describer card, without its weights. Raises DetectorError."""
     if card.tier == "prefix":
         return build_prefix(card.name, card.architecture, card.prefix)
     if card.tier == "captioner":
@@ -283,7 +287,7 @@ def _build_model(name: str, config: Any) -> Any:
 
 def _require_keys(name: str, architecture: Mapping[str, Any], keys: Sequence[str]) -> None:
     if missing := [key for key in keys if key not in architecture]:
-        raise DetectorError(f"{name}: architecture lacks {', '.join(missing)}")
+        raise DetectorError(f"{name}: architecture: keys are missing: {', '.join(missing)}")
 
 
 def _require_known(name: str, config: Mapping[str, Any], default: Any) -> None:
@@ -298,7 +302,8 @@ def _require_known(name: str, config: Mapping[str, Any], default: Any) -> None:
 def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[int]:
     """Return the token ids of the card's question in the model's template.
 
-    They include the tokens of an image. Raises DetectorError if template and tokenizer do not fit.
+    The ids include the tokens of an image. Raises DetectorError if template and tokenizer do not
+    fit together.
     """
     from ray_app.detectors.families.internvl import expand_template
 
@@ -315,7 +320,9 @@ def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[in
 
 
 def load_body(network: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Load weights if all keys and shapes fit. A file may have only one of several tied tensors.
+    """Load weights into a network if all keys and shapes fit.
+
+    `state` may have only one of several tied tensors.
 
     Args:
         network: A network of this module.
@@ -351,7 +358,7 @@ def load_body(network: nn.Module, state: Mapping[str, torch.Tensor], source: str
 
 
 def body_state(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights to save: each tensor once, contiguous, on the CPU."""
+    """Return the weights of a network to save: each tensor once, contiguous, on the CPU."""
     by_memory: dict[int, tuple[str, torch.Tensor]] = {}
     for key, tensor in _body(network).state_dict().items():
         by_memory.setdefault(tensor.data_ptr(), (key, tensor))

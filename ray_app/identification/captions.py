@@ -44,7 +44,7 @@ NOTHING = Caption("", None)
 
 
 class Describer(Protocol):
-    """A loaded predictor of prompts."""
+    """A loaded model or index that predicts the prompts of images."""
 
     @property
     def card(self) -> DescriberCard:
@@ -97,7 +97,7 @@ def describe_embeddings(
     batch: int,
     describe: DescribeBatch,
 ) -> list[Caption]:
-    """Call `describe` with batches of embeddings. Rows of NaN get the caption NOTHING.
+    """Call `describe` with batches of embeddings. Rows with NaN get the caption NOTHING.
 
     Args:
         card: The describer card, for errors.
@@ -126,9 +126,9 @@ def describe_embeddings(
 
 
 class Retrieval:
-    """Return the prompt of the nearest embedding in an index, by cosine.
+    """Describe an image by the prompt of the nearest embedding in an index, by cosine.
 
-    CLIP-retrieval and the CLIP Interrogator work in the same way.
+    CLIP-retrieval and the CLIP Interrogator use the same method.
 
     Args:
         card: The describer card.
@@ -148,9 +148,9 @@ class Retrieval:
         self._stops = tensors["ends"].astype(np.int64)
 
     def describe(self, images: npt.NDArray[Any]) -> Sequence[Caption]:
-        """Return the prompt of each embedding's nearest neighbour, and their cosine.
+        """Return for each embedding the prompt of its nearest neighbour, and the cosine of both.
 
-        Of equally near neighbours, the first one counts.
+        If several neighbours are equally near, the first in the index is used.
         """
         return describe_embeddings(
             self.card, images, self._vectors.shape[1], _BATCH, self._describe_batch
@@ -178,7 +178,10 @@ class Retrieval:
 
 
 def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensors of an index's file from nonzero vectors (n, d) and their prompts."""
+    """Return the tensors of the file of a `Retrieval` index.
+
+    `vectors` (n, d) are the embeddings of `prompts`. They must not be zero.
+    """
     encoded = [prompt.encode() for prompt in prompts]
     if len(encoded) != len(vectors) or not encoded:
         raise ValueError(
@@ -192,7 +195,7 @@ def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDAr
 
 
 def _find_problem(tensors: Mapping[str, npt.NDArray[Any]]) -> str | None:
-    """Return why tensors are not an index, or None if they are."""
+    """Return the reason why tensors are not a valid index, or None."""
     if missing := {"embeddings", "prompts", "ends"} - set(tensors):
         return f"it lacks {', '.join(sorted(missing))}"
     vectors, prompts, stops = tensors["embeddings"], tensors["prompts"], tensors["ends"]

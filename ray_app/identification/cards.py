@@ -27,7 +27,7 @@ _NO_FACTS = {
 
 
 class OpenSet(Frozen):
-    """Rule that makes a generator unknown if its confidence is below a threshold."""
+    """Rule that calls the generator of an image unknown if the confidence is below a threshold."""
 
     method: Literal["energy", "distance"] = Field(
         default="energy",
@@ -62,11 +62,11 @@ class _Card(FileConfig):
 
     @property
     def parts(self) -> tuple[WeightSet, ...]:
-        """The files of the card for `ray_app.detectors.weights`, the weights first."""
+        """The weight sets of the card, for functions of `ray_app.detectors.weights`."""
         return (WeightSet(self.name, self.weights, self._folder, self.name),)
 
     def facts(self) -> dict[str, Any]:
-        """Return all settings that affect results, as plain JSON, for a run's identity.
+        """Return all settings that affect names or prompts, as plain JSON for a run's identity.
 
         Raises DetectorError if a file is missing.
         """
@@ -78,10 +78,10 @@ Card = TypeVar("Card", bound=_Card)
 
 
 class IdentifierCard(_Card):
-    """A head over generators, on the embeddings of a detector.
+    """Card of an identifier, which classifies the embeddings of a detector by generator.
 
-    The weights have `weight` (C, d) and `bias` (C,), and for the method `distance` also `means` (C,
-    d) and `whitening` (d, k).
+    For C generators, the weights file has `weight` (C, d) and `bias` (C,), and for the method
+    `distance` also `means` (C, d) and `whitening` (d, k).
     """
 
     detector: str = Field(description="name of the detector, a member of the ensemble")
@@ -112,11 +112,11 @@ class IdentifierCard(_Card):
 
     @property
     def class_families(self) -> tuple[str, ...]:
-        """Family of each class. If it is unknown, the name of the class."""
+        """Family of each class, or the name of the class if its family is unknown."""
         return tuple(self.families.get(name) or find_family(name) or name for name in self.classes)
 
     def facts(self) -> dict[str, Any]:
-        """Return all settings that affect results, with the family of each class.
+        """Return all settings that affect names, with the family of each class, as plain JSON.
 
         The families are included because the index of generators may change.
         """
@@ -126,10 +126,10 @@ class IdentifierCard(_Card):
 
 
 class DescriberCard(_Card):
-    """A predictor of the prompt that an image was generated from.
+    """Card of a describer, which predicts the prompt that an image was generated from.
 
-    The weights of a retrieval have `embeddings` (n, d), the UTF-8 bytes of all prompts in one row
-    `prompts` (uint8), and the `ends` (n,) of the prompts (int64).
+    For the tier `retrieval`, the weights file has the `embeddings` (n, d), the UTF-8 bytes of all
+    `prompts` in one row (uint8), and the `ends` (n,) of the prompts in this row (int64).
     """
 
     tier: Literal["retrieval", "prefix", "captioner", "dialogue"] = Field(
@@ -184,14 +184,14 @@ class DescriberCard(_Card):
 
     @property
     def parts(self) -> tuple[WeightSet, ...]:
-        """The weights, and the tokenizer if it has its own file."""
+        """The weights and, if the tokenizer has its own file, the tokenizer."""
         if self.tokenizer is None:
             return super().parts
         tokenizer = WeightSet(f"{self.name}-tokenizer", self.tokenizer, self._folder, self.name)
         return (*super().parts, tokenizer)
 
     def precision_on(self, device: str) -> Literal["bf16", "fp32"]:
-        """Return the precision on a device: bf16 on a GPU for a network too large for fp32."""
+        """Return the precision of the network on a device: bf16 for a dialogue on a GPU."""
         return "bf16" if self.tier == "dialogue" and device.startswith("cuda") else "fp32"
 
     @model_validator(mode="after")
@@ -209,13 +209,13 @@ class DescriberCard(_Card):
 
 def load_identifier(name_or_path: str | Path) -> IdentifierCard:
     """Load a shipped identifier by name, or any identifier by path. Raises ConfigError."""
-    recipe = "configs/train/identify.yaml --out DIR makes DIR/identifier.yaml"
+    recipe = "configs/train/identify.yaml --out DIR, which writes DIR/identifier.yaml"
     return _load_card(IdentifierCard, "identifiers", name_or_path, recipe)
 
 
 def load_describer(name_or_path: str | Path) -> DescriberCard:
     """Load a shipped describer by name, or any describer by path. Raises ConfigError."""
-    recipe = "configs/train/prompt-prefix.yaml --out DIR makes DIR/describer.yaml"
+    recipe = "configs/train/prompt-prefix.yaml --out DIR, which writes DIR/describer.yaml"
     return _load_card(DescriberCard, "describers", name_or_path, recipe)
 
 

@@ -1,7 +1,7 @@
 """Look up generators in the index of known generators (configs/generators.yaml).
 
-The index has names, other spellings, and families. A name that is not in the index may still begin
-with its family: FAMILY/NAME is the label of a fine-tuned model.
+The index has the name, other spellings, and the family of each generator. A name that is not in the
+index may still begin with its family: FAMILY/NAME is the label of a fine-tuned model.
 """
 
 import re
@@ -17,14 +17,14 @@ _SEPARATORS = re.compile(r"[\s._-]+")
 
 
 class Family(Frozen):
-    """A base architecture."""
+    """A family of generators with the same base architecture."""
 
     title: str = Field(description="name for people")
     maker: str | None = Field(default=None, description="organisation that created it")
 
 
 class GeneratorEntry(Frozen):
-    """A generator."""
+    """A known generator in the index."""
 
     family: str = Field(description="name of its family")
     title: str = Field(description="name for people")
@@ -36,7 +36,7 @@ class GeneratorEntry(Frozen):
 
 @dataclass(frozen=True)
 class ResolvedGenerator:
-    """The index entry that a name means.
+    """Generator or family in the index that a name means.
 
     Attributes:
         name: Name of the generator in the index. None if only its family is known.
@@ -72,9 +72,9 @@ class GeneratorIndex(Frozen):
 
     @cached_property
     def entries_by_key(self) -> Mapping[str, ResolvedGenerator]:
-        """Generator or family, by spelling key.
+        """Generator or family that a name means, by the spelling key of the name.
 
-        If a generator and a family have the same key, the generator counts.
+        If a generator and a family have the same key, it means the generator.
         """
         entries = {key: ResolvedGenerator(None, name) for key, name in self.families_by_key.items()}
         for name, entry in self.generators.items():
@@ -84,7 +84,7 @@ class GeneratorIndex(Frozen):
 
 
 def spelling_key(name: str) -> str:
-    """Return the key for comparing names.
+    """Return the key by which names of generators are compared.
 
     The key ignores case, spaces, dots, dashes, and underscores.
     """
@@ -93,14 +93,14 @@ def spelling_key(name: str) -> str:
 
 @cache
 def generator_index() -> GeneratorIndex:
-    """Load the shipped index."""
+    """Load the shipped index of known generators."""
     return load_yaml(config_root() / "generators.yaml", GeneratorIndex)
 
 
 def find_generator(name: str) -> ResolvedGenerator | None:
     """Return the generator that a name means, in any spelling, or None if it is unknown.
 
-    If the name is that of a family, or FAMILY/NAME, only the family is set.
+    If the name is that of a family or has the form FAMILY/NAME, the result has only a family.
     """
     index = generator_index()
     if entry := index.entries_by_key.get(spelling_key(name)):

@@ -29,8 +29,8 @@ class NamedGenerator(NamedTuple):
     Attributes:
         predicted_generator: The most probable generator. None if the generator is unknown.
         generator_family: The family of the generator. None if the generator is unknown.
-        generator_probability: Probability of the first generator of the ranking, among the known
-            ones.
+        generator_probability: Probability of the first generator in the ranking, if the generator
+            is a known one.
         generator_confidence: Confidence that the generator is a known one. Higher means surer.
         generator_ranking: Known generators, the most probable first.
     """
@@ -49,8 +49,10 @@ class Identified:
     Attributes:
         classes: The known generators.
         families: The family of each known generator.
-        codes: Indices in `classes` (n,). −1 for an unknown generator, or without an embedding.
-        probability: Probability of the first generator of the ranking (n,), among the known ones.
+        codes: Index in `classes` of each image's generator (n,). −1 for an unknown generator or an
+            image without an embedding.
+        probability: Probability of the first generator in the ranking (n,), if the generator is a
+            known one.
         confidence: Confidence that the generator is a known one (n,). NaN without an embedding.
         ranking: Indices in `classes` (n, k), the most probable first, also for unknown generators.
     """
@@ -86,7 +88,7 @@ class Identified:
         )
 
     def to_columns(self, has_score: Sequence[bool] | npt.NDArray[np.bool_]) -> dict[str, list[Any]]:
-        """Return the columns of a run's rows by name.
+        """Return the columns that a run stores on the generators, by name.
 
         The values are None for images without a score or an embedding.
         """
@@ -98,7 +100,7 @@ class Identified:
 
 
 class Identifier:
-    """The head of an identifier card.
+    """Identify generators with the head of an identifier card.
 
     Args:
         card: The identifier card.
@@ -130,11 +132,14 @@ class Identifier:
 
     @property
     def width(self) -> int:
-        """Width of an embedding."""
+        """Length of an embedding."""
         return int(self._weight.shape[1])
 
     def identify(self, vectors: Floats) -> Identified:
-        """Identify the generators of images by embeddings (n, d). A row without one is NaN."""
+        """Identify the generators of images from embeddings (n, d).
+
+        A row of NaN is an image without an embedding.
+        """
         card, has_vector = self.card, np.asarray(np.isfinite(vectors).all(axis=1))
         logits = self.logits(np.where(has_vector[:, None], vectors, 0))
         probabilities = softmax(logits)
@@ -170,7 +175,7 @@ class Identifier:
         return np.asarray(rows @ weight.T + self._bias, np.float32)
 
     def confidence(self, vectors: Floats, logits: Floats) -> Floats:
-        """Return the confidence (n,) that each generator is a known one. See `OpenSet`.
+        """Return for each image the confidence (n,) that its generator is known. See `OpenSet`.
 
         `vectors` are the embeddings (n, d), `logits` (n, C) their logits.
         """
@@ -183,13 +188,13 @@ class Identifier:
 
 
 def softmax(logits: Floats) -> Floats:
-    """Return the probabilities (n, C) of logits."""
+    """Return the probabilities (n, C) of logits (n, C)."""
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
 
 
 def energy(logits: Floats) -> Floats:
-    """Return log Σ exp of the logits of each row."""
+    """Return log Σ exp of each row of logits, the energy as a confidence. See `OpenSet`."""
     top = logits.max(axis=1)
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)), np.float32)
 
@@ -210,7 +215,7 @@ def mahalanobis(vectors: Floats, means: Floats, whitening: Floats) -> Floats:
 
 
 def unit(rows: Reals) -> Reals:
-    """Scale rows to length 1, in the same precision. Rows of zeros stay zero."""
+    """Scale the rows of an array to length 1, in its precision. Rows of zeros stay zero."""
     scaled: Reals = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(
         rows.dtype
     )

@@ -1,6 +1,6 @@
-"""Clean prompts: remove the syntax of front ends and ratings (`cleaned`).
+"""Remove the syntax of front ends and ratings from prompts (`clean_prompt`).
 
-The rules follow DFLIP's own cleaning. `normalise_prompt` keeps ratings.
+The rules follow DFLIP's own cleaning. `normalise_prompt` removes only the syntax and keeps ratings.
 """
 
 import re
@@ -52,7 +52,7 @@ def _one_line(text: str) -> str:
 
 
 def clean_prompt(prompt: str | None) -> str | None:
-    """Clean a prompt: one line, without front ends' syntax and without ratings.
+    """Return a prompt on one line, without the syntax of front ends and without ratings.
 
     Ratings are words such as sfw, nsfw, rating:safe, and R-18. Returns None for a text that is not
     a prompt: fewer than 10 characters, more than 2,000, or no letter.

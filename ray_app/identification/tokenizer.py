@@ -1,6 +1,7 @@
 """Read or train the tokenizer of a network that predicts prompts.
 
-`read_tokenizer` reads it from a card's files. `train_tokenizer` trains it on prompts.
+`read_tokenizer` reads a tokenizer from a card's files. `train_tokenizer` trains a tokenizer on
+prompts.
 """
 
 import json
@@ -43,12 +44,12 @@ class CaptionTokenizer:
     pad: int
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Return up to `max_tokens` ids. The last one is the end token unless the text is cut."""
+        """Return up to `max_tokens` token ids of a text. The last is the end token if all fit."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return [*ids, self.end][:max_tokens]
 
     def encode_targets(self, texts: Sequence[str], max_tokens: int) -> npt.NDArray[np.int32]:
-        """Return the ids of n texts as an array (n, longest), with IGNORED after each end."""
+        """Return the token ids of n texts as an array (n, longest), padded with IGNORED."""
         rows = [self.encode(text, max_tokens) for text in texts]
         targets = np.full((len(rows), max(map(len, rows), default=1)), IGNORED, np.int32)
         for target, row in zip(targets, rows, strict=True):
@@ -56,7 +57,7 @@ class CaptionTokenizer:
         return targets
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text before the end token, on one line."""
+        """Return the text of token ids up to the end token, on one line."""
         text_ids: list[int] = []
         for token_id in ids:
             if token_id == self.end:
@@ -68,7 +69,7 @@ class CaptionTokenizer:
 def train_tokenizer(prompts: Sequence[str], vocabulary: int) -> CaptionTokenizer:
     """Train a byte-level BPE tokenizer (Radford et al. 2019) on prompts.
 
-    It has up to `vocabulary` tokens and can encode every text.
+    The tokenizer has up to `vocabulary` tokens and can encode every text.
     """
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -84,9 +85,9 @@ def train_tokenizer(prompts: Sequence[str], vocabulary: int) -> CaptionTokenizer
 
 
 def from_trained(tokenizer: tokenizers.Tokenizer) -> CaptionTokenizer:
-    """Return a tokenizer that Touchstone trained, with its END and PAD tokens.
+    """Return a tokenizer that Touchstone trained, with the ids of its END and PAD tokens.
 
-    Raises DetectorError if it lacks them.
+    Raises DetectorError if the tokenizer does not have these tokens.
     """
     end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
     if end is None or pad is None:
@@ -101,7 +102,7 @@ def read_tokenizer(card: DescriberCard, weights: Path) -> CaptionTokenizer:
     """Read the tokenizer of a card from its own file, or from the header of `weights`.
 
     `architecture.tokens` of the card has the special tokens {begin, end, pad} as texts or ids.
-    Without it, they are those of `train_tokenizer`. Raises DetectorError.
+    Without this key, the special tokens are those of `train_tokenizer`. Raises DetectorError.
     """
     path = weights if card.tokenizer is None else resolve_part(card.parts[1])
     try:
