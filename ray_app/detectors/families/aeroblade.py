@@ -294,7 +294,7 @@ class Aeroblade(nn.Module):
         return -self.distance(pixels, rebuilt)
 
     def distance(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Return LPIPS' second layer for two batches, averaged over all positions: (N, 1)."""
+        """Return the mean distance (N, 1) of two batches over positions of LPIPS' second layer."""
         difference = (self._features(first) - self._features(second)).square()
         weighted: torch.Tensor = self.get_submodule(f"lin{LAYER}.model")(difference)
         return weighted.mean((2, 3))
