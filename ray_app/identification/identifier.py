@@ -117,7 +117,9 @@ class Identifier:
         if card.open_set and card.open_set.method == "distance":
             needed |= {"means", "whitening"}
         if missing := needed - set(tensors):
-            raise DetectorError(f"{card.name}: {path}: lacks {', '.join(sorted(missing))}")
+            raise DetectorError(
+                f"{card.name}: {path}: tensors are missing: {', '.join(sorted(missing))}"
+            )
         self._weight = tensors["weight"].astype(np.float32)
         self._bias = tensors.get("bias", np.zeros(len(self._weight), np.float32)).astype(np.float32)
         self._means, self._whitening = tensors.get("means"), tensors.get("whitening")
