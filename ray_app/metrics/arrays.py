@@ -12,11 +12,11 @@ Counts = NDArray[np.int64]
 
 
 def check_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
-    """Return scores as float64 (n,), and whether each is of a fake, bool (n,).
+    """Check scores and labels, and return them as float64 (n,) and bool (n,), True for fake.
 
     Raises:
-        ValueError: The lengths differ, both are empty, a score is not finite, or a label is
-            neither 0 nor 1.
+        ValueError: The lengths differ, both are empty, a score is not finite, or a label is neither
+            0 nor 1.
     """
     values = np.asarray(scores, dtype=np.float64)
     label_values: NDArray[Any] = np.asarray(labels)

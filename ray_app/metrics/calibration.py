@@ -12,9 +12,9 @@ from ray_app.metrics.arrays import Bools, Floats, check_scores
 def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     """Fit Platt scaling of log-odds, which minimises the cross-entropy.
 
-    The targets are those of Platt (1999), which are closer to ½ than 0 and 1, depending on the size
-    of each class. So scores that separate the classes still get a finite slope. The probabilities
-    are right for images with the same fraction of fakes.
+    The targets are those of Platt (1999). They replace 0 and 1 by values closer to ½, which depend
+    on the size of each class, so that even scores that separate the classes get a finite slope. The
+    probabilities are right for images with the same fraction of fakes as in `labels`.
 
     Args:
         scores: Log-odds of fake (n,).
@@ -39,7 +39,10 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
 def expected_calibration_error(
     probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
 ) -> float:
-    """Return the mean distance of P(fake) from the fraction of fakes, by images (Guo et al. 2017).
+    """Return the expected calibration error (Guo et al. 2017).
+
+    It is the mean over bins of the distance between P(fake) and the fraction of fakes, weighted by
+    the number of images.
 
     Args:
         probabilities: P(fake) (n,).
@@ -60,7 +63,7 @@ def expected_calibration_error(
 
 
 def bin_sums(p_fake: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
-    """Sum weights and weighted probabilities in bins of equal width.
+    """Sum weights, and probabilities times weights, in bins of equal width.
 
     Args:
         p_fake: Probabilities 0 … 1 (k,).
@@ -68,7 +71,8 @@ def bin_sums(p_fake: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, 
         bins: Number of bins.
 
     Returns:
-        The sum of the weights in each bin (bins,), and that of the weighted probabilities (bins,).
+        The sum of the weights in each bin (bins,), and the sum of probability × weight in each bin
+        (bins,).
     """
     bin_of = np.minimum((p_fake * bins).astype(np.int64), bins - 1)
     sums = [

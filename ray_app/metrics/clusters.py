@@ -1,7 +1,7 @@
 """Compute how many independent images grouped images are worth (`effective_size`).
 
-This is for rates of rare events. Images of one source have similar scores. Their similarity matters
-in the tail, which few of them reach.
+The computation is for rates of rare events. Images of one source have similar scores. The
+similarity matters in the tail of the scores, which few images reach.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class EffectiveSize:
     Attributes:
         n: Number of images.
         groups: Number of groups.
-        largest: Number of the largest group.
+        largest: The largest group, by its number in the input.
         largest_share: Fraction of the images in the largest group.
-        effective: Number of independent images from which a rate would be known as well; n if each
+        effective: Number of independent images that would give an equally precise rate; n if each
             group has one image.
     """
 
@@ -40,15 +40,16 @@ class EffectiveSize:
 
 
 def effective_size(scores: ArrayLike, groups: ArrayLike, fraction: float) -> EffectiveSize:
-    """Return how many independent images grouped images are worth for the rate above a threshold.
+    """Return how many independent images would give an equally precise rate above a threshold.
 
-    It is n / deff · (t / t_df)² (Korn and Graubard 1998, "Confidence intervals for proportions with
-    small expected number of positive counts"). deff is the larger one of two design effects. The
-    first is that of the variance of group totals above the threshold. The second is 1 + (b − 1) ρ
-    (Kish 1965), with the average size b of an image's group, and the correlation of being
-    above the threshold. ρ is that of two normal scores with the correlation that the analysis of
-    variance of ranks finds in groups (Donner 1986). The first is too uncertain if few images reach
-    the threshold. The second does not account for rare groups that differ from the others.
+    The number is n / deff · (t / t_df)² (Korn and Graubard 1998, "Confidence intervals for
+    proportions with small expected number of positive counts"). deff is the larger one of two
+    design effects. The first is the observed effect, from the variance of group totals above the
+    threshold. The second is 1 + (b − 1) ρ (Kish 1965). b is the average size of an image's group. ρ
+    is the correlation of being above the threshold (`tail_correlation`) of two normal scores with
+    the correlation within groups (`rank_correlation`; Donner 1986). The first effect is too
+    uncertain if few images reach the threshold. The second does not account for rare groups that
+    differ from the others.
 
     Args:
         scores: Scores (n,).
@@ -75,9 +76,9 @@ def effective_size(scores: ArrayLike, groups: ArrayLike, fraction: float) -> Eff
 
 
 def rank_correlation(scores: Floats, codes: Counts, sizes: Counts) -> float:
-    """Return the intraclass correlation of scores, by analysis of variance.
+    """Return the intraclass correlation of scores in groups, by analysis of variance.
 
-    The scores are made normal by their ranks.
+    The scores are first transformed to normal scores by their ranks.
 
     Args:
         scores: Scores (n,).
@@ -116,8 +117,8 @@ def tail_correlation(correlation: float, fraction: float) -> float:
 def _observed_effect(above: Bools, codes: Counts, sizes: Counts) -> float:
     """Return the design effect of group totals on the fraction above a threshold.
 
-    It is the variance of the fraction, from the totals of groups, divided by that of as many
-    independent images.
+    The effect is the variance of the fraction, from the totals of groups, divided by its variance
+    for the same number of independent images.
     """
     n, m, fraction = len(above), len(sizes), float(above.mean())
     if not 0 < fraction < 1:

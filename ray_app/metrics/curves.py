@@ -1,8 +1,8 @@
 """Compute curves of scored images, with as many points as a chart can show.
 
 The curves are ROC (`roc_points`), precision and recall (`precision_recall_points`), risk and
-coverage (`risk_coverage`), and `reliability`. Every point is exact: if there are many images, the
-curve leaves out points but moves none.
+coverage (`risk_coverage`), and `reliability`. Every point is exact. If there are too many points,
+some are left out, but none is moved.
 """
 
 from typing import Any, NamedTuple
@@ -19,10 +19,10 @@ MIN_IN_BIN = 20
 
 
 class RiskCoverage(NamedTuple):
-    """The errors among the images of which a detector is most confident.
+    """Risk–coverage curve: the errors among the images on which a detector is most confident.
 
     Attributes:
-        points: Coverage and risk.
+        points: Points (coverage, risk) of the curve.
         aurc: The area under the curve (Geifman and El-Yaniv 2017).
     """
 
@@ -33,11 +33,11 @@ class RiskCoverage(NamedTuple):
 def roc_points(images: ScoredImages, max_points: int = 256) -> list[tuple[float, float, float]]:
     """Return corners (FPR, TPR, threshold) of the ROC curve from (0, 0) to (1, 1).
 
-    A point is of the images that score at least as high as its threshold. The threshold of (0, 0)
-    is the next number above the highest score.
+    A point has the rates for the images that score at least as high as its threshold. The threshold
+    of (0, 0) is the next number above the highest score.
 
     Args:
-        images: The images. Images of one class have no curve.
+        images: The images. If a class is missing, the result is empty.
         max_points: Maximum number of points.
     """
     if not images.n_fake or not images.n_real:
@@ -57,10 +57,10 @@ def roc_points(images: ScoredImages, max_points: int = 256) -> list[tuple[float,
 def precision_recall_points(
     images: ScoredImages, max_points: int = 256
 ) -> list[tuple[float, float]]:
-    """Return points (recall, precision) by rising recall.
+    """Return points (recall, precision) of the precision–recall curve, by rising recall.
 
     Args:
-        images: The images. Images of one class have no curve.
+        images: The images. If a class is missing, the result is empty.
         max_points: Maximum number of points.
     """
     if not images.n_fake or not images.n_real:
@@ -79,8 +79,8 @@ def risk_coverage(images: ScoredImages, max_points: int = 128) -> RiskCoverage:
 
     Confidence is the distance of a score from the threshold. Coverage is the fraction of images
     with at least a certain confidence, and risk is the fraction of errors among them. Images of
-    equal confidence are one point. The area is the mean, over all images, of the risk at their own
-    confidence.
+    equal confidence are one point. The area under the curve is the mean, over all images, of the
+    risk at the image's confidence.
 
     Args:
         images: The images.
@@ -99,9 +99,9 @@ def risk_coverage(images: ScoredImages, max_points: int = 128) -> RiskCoverage:
 
 
 def reliability(images: ScoredImages, bins: int = 10) -> list[dict[str, Any]]:
-    """Return bins of equally many images by their probability of fake.
+    """Return the bins of a reliability diagram: P(fake) against the fraction of fakes.
 
-    Images of equal probability are in one bin.
+    The bins have equal numbers of images, except that images of equal probability are in one bin.
 
     Args:
         images: The images.
@@ -166,7 +166,7 @@ def _thin(counts: tuple[Floats, Floats], max_points: int) -> Counts:
             spaced by the images of a kind, and the others are denser towards both ends.
     """
     if max_points < 16:
-        raise ValueError(f"a curve needs at least 16 points, got {max_points}")
+        raise ValueError(f"max_points must be at least 16, got {max_points}")
     if len(counts[0]) <= max_points:
         return np.arange(len(counts[0]))
     index_parts = []

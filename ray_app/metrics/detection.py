@@ -1,7 +1,7 @@
 """Measure how well scores separate fake from real.
 
-`measure_detection` measures a system as a whole, and `detection_figures` also by generator. Fake is
-the positive class, and the default threshold is 0, which is P(fake) > ½.
+`measure_detection` measures a system on all images, and `detection_figures` also by generator. Fake
+is the positive class, and the default threshold is 0, which is P(fake) > ½.
 
 The module also has means of a rate over generators (`average_rates`), metrics of verdicts with
 abstentions (`measure_verdicts`), and scikit-learn's classification report from counts
@@ -63,13 +63,13 @@ _NEED_BOTH = (
 def measure_detection(
     images: ScoredImages, sample: Resampled | None = None, *, continuous: bool = True
 ) -> dict[str, MetricValue]:
-    """Return all metrics of a system as a whole.
+    """Return all metrics of a system on all images, by name.
 
     Args:
         images: The images that the metrics are of.
         sample: The groups for intervals; None for exact intervals only.
-        continuous: False for a detector that only replies yes or no. Its scores rank nothing and,
-            without a calibration, are not probabilities.
+        continuous: False for a detector that only replies yes or no. Metrics of rankings are then
+            undefined and, without a calibration, also metrics of probabilities.
     """
     has_probabilities = continuous or images.calibration is not None
     metrics = {}
@@ -87,7 +87,7 @@ def measure_detection(
 def detection_figures(
     scores: ArrayLike, labels: ArrayLike, generators: Sequence[str]
 ) -> dict[str, Any]:
-    """Return all metrics of scores, as a whole and by generator, as plain JSON.
+    """Return all metrics of scores, on all images and by generator, as plain JSON.
 
     Proportions and AUCs have 95 % intervals [low, high] in keys of their own. `loss` is the mean
     cross-entropy of the log-odds. `mean_generator_auc` and `worst_generator_auc` are over the
@@ -125,7 +125,8 @@ def ranks_backwards(auc: MetricValue, n_real: int, n_fake: int) -> bool:
 
     Args:
         auc: The AUC.
-        n_real: Number of real images. With few images of a class, the result is False.
+        n_real: Number of real images. With fewer than `MIN_PER_CLASS` images of a class, the result
+            is False.
         n_fake: Number of fakes.
     """
     if auc.value is None or auc.value > MAX_SWAPPED_AUC or min(n_real, n_fake) < MIN_PER_CLASS:
@@ -160,7 +161,7 @@ def _measure_generators(
 ) -> dict[str, dict[str, Any]]:
     """Return metrics by generator, against all images of the other class.
 
-    A generator with real and fake images is two entries, named by label.
+    A generator with real and fake images has two entries, named by label.
     """
     names, codes = np.unique(np.asarray(generators, dtype=object), return_inverse=True)
     metrics = {}
@@ -193,14 +194,14 @@ def _interval_list(metric: MetricValue) -> list[float] | None:
 
 
 def average_rates(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricValue]:
-    """Return two means of the TPR over generators.
+    """Return two means of the true-positive rate (TPR) over generators.
 
     `tpr_mean` weighs every generator alike, `tpr_weighted` every image. OpenFake prints the first
     in version 1 and the second in version 2, both as "Average TPR".
 
     Args:
-        rates: By generator, the number of fakes found, and of fakes. A generator without fakes is
-            left out.
+        rates: By generator, the number of fakes found, and the number of all its fakes. A generator
+            without fakes is left out.
     """
     measured = [(hits, n) for hits, n in rates.values() if n]
     total = sum(n for _, n in measured)
@@ -219,8 +220,8 @@ def average_rates(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricValue
 class VerdictCounts:
     """Numbers of images by label and verdict.
 
-    The first part of a name is the label, and the second one the verdict. `unscored` images have no
-    verdict, such as files that cannot be read.
+    The first part of a field's name is the label, and the second part is the verdict. `unscored`
+    images have no verdict, such as files that cannot be read.
     """
 
     fake_fake: int = 0
@@ -242,10 +243,11 @@ class VerdictCounts:
 
 
 def measure_verdicts(counts: VerdictCounts) -> dict[str, MetricValue]:
-    """Return how many images are decided, and how well.
+    """Return metrics of verdicts: how many images are decided, and how many correctly.
 
-    In `…_strict`, abstentions and unscored images count as wrong. `coverage` is the fraction of all
-    images, including unscored ones, whose verdict is fake or real.
+    `coverage` is the fraction of all images, including unscored ones, whose verdict is fake or
+    real. Metrics that end in `_of_decided` are computed from these images alone. For metrics that
+    end in `_strict`, abstentions and unscored images count as wrong.
     """
     fakes_decided, reals_decided = (
         counts.fake_fake + counts.fake_real,
@@ -286,7 +288,7 @@ def measure_verdicts(counts: VerdictCounts) -> dict[str, MetricValue]:
 def build_classification_report(
     fake_fake: int, fake_real: int, real_fake: int, real_real: int
 ) -> dict[str, Any]:
-    """Return scikit-learn's report (`output_dict=True`) from counts of images.
+    """Return scikit-learn's classification report (`output_dict=True`) from counts of images.
 
     `fake`, `real`, `macro avg`, and `weighted avg` have precision, recall, f1-score, and support;
     `accuracy` is one number. A value that would divide by 0 is None, and so is an average over it;

@@ -1,4 +1,4 @@
-"""Compare an archive with the images of a calibration (`find_shifts`).
+"""Compare the images of an archive with those of a calibration (`find_shifts`).
 
 The measure is the population stability index.
 """
@@ -31,8 +31,8 @@ class Shift:
 
     Attributes:
         psi: Population stability index of the archive and a mixture of reals and fakes.
-        chance: The index that chance alone exceeds in less than `NOTICED_P` of all archives, for
-            all properties together.
+        chance: The index that an archive without a difference exceeds by chance with a probability
+            of less than `NOTICED_P`, for all properties together.
         fakes: Fraction of fakes in the mixture.
         images: Number of images of the archive that have the property.
     """
@@ -44,7 +44,7 @@ class Shift:
 
     @property
     def limit(self) -> float:
-        """The largest index that is not noticed."""
+        """The largest index for which the difference does not count as noticed."""
         return max(NOTICED_PSI, self.chance)
 
     @property
@@ -70,13 +70,13 @@ def find_shifts(
 
     An archive may have any fraction of fakes, and its files then have the properties of fakes in
     that fraction. Compared with the calibration images as they are, an archive would differ because
-    of its fraction of fakes alone. So each property is compared at the fraction that explains it
-    best, among those at which the score is not noticed. Without this bound, reals that have become
-    like fakes would be treated as fakes.
+    of its fraction of fakes alone. So each property is compared at the fraction of fakes that
+    explains it best, among the fractions at which the shift of the score is not noticed. Without
+    this bound, reals that have become like fakes would be treated as fakes.
 
     Args:
-        counts: By property, the numbers of images in its bins (k,): of the archive, of the reals,
-            and of the fakes. Some property counts every image.
+        counts: By property, three numbers of images per bin (k,): of the archive, and of the
+            calibration's reals and fakes. At least one property must count every image.
         score: The property that bounds the fraction of fakes.
 
     Returns:

@@ -1,7 +1,9 @@
-"""Measure named generators (`measure_identification`, `measure_pairs`, `measure_open_set`).
+"""Measure predicted names of generators (`measure_identification`, `measure_open_set`).
+
+`measure_pairs` does the same from counts of pairs of names.
 
 The metrics are accuracy, F1, confusions, top-k, and the AUROC of known against unknown generators.
-None as a predicted name means that no name was given.
+None as a predicted name means that no generator was named.
 """
 
 from collections import Counter
@@ -37,7 +39,7 @@ _MAX_PAIRS = 50
 
 @dataclass(frozen=True)
 class Identification:
-    """Metrics of named generators.
+    """Metrics of the names that were predicted for the generators of images.
 
     Attributes:
         figures: Metrics by name; see `measure_pairs`.
@@ -57,7 +59,7 @@ def measure_identification(
     *,
     rankings: Sequence[Sequence[str]] | None = None,
 ) -> Identification:
-    """Measure the predicted names of images of known generators.
+    """Measure the names that were predicted for the generators of images.
 
     Args:
         predicted: Predicted names (n,).
@@ -83,11 +85,12 @@ def measure_identification(
 def measure_pairs(
     pairs: Pairs, *, known: Collection[str] | None = None, top_k: Sequence[int] = TOP
 ) -> Identification:
-    """Measure the accuracy and `AVERAGES` of the images of known names, and `unknown_named`.
+    """Measure predicted names from the counts of pairs of a true and a predicted name.
 
-    `unknown_named` is the fraction of the other images that were given a known name. A missing name
-    is wrong. Averages are those of scikit-learn with the true names as `labels` and `zero_division`
-    0, so a name that is only ever predicted is not a class with F1 = 0.
+    The accuracy and `AVERAGES` are over the images whose true name is in `known`. `unknown_named`
+    is the fraction of all other images for which a name in `known` was predicted. A missing name
+    counts as wrong. Averages are those of scikit-learn with the true names as `labels` and
+    `zero_division` 0, so a name that is never a true name is not a class with F1 = 0.
 
     Args:
         pairs: Number of images by true and predicted name.
@@ -119,12 +122,13 @@ def measure_pairs(
 def measure_open_set(
     truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None
 ) -> MetricValue:
-    """Measure the AUC of the confidence of images of known names against that of others.
+    """Return the AUC at which confidence separates images of known and unknown generators.
 
     Args:
         truth: True names (n,).
         known: Names that could be predicted; None if they are not recorded.
-        confidence: Confidences (n,), or None.
+        confidence: Confidence that the generator of each image is known (n,); None if it was not
+            recorded.
 
     Raises:
         ValueError: The lengths differ.

@@ -1,4 +1,4 @@
-"""Compute proportions and means of images with their 95 % intervals, for documents."""
+"""Compute proportions and means over images, with 95 % intervals, for evaluation documents."""
 
 import math
 
@@ -31,7 +31,7 @@ def mean_figure(
 ) -> MetricValue:
     """Return the mean of values with its 95 % interval.
 
-    The interval is Student's, clipped to `bounds`. Values without any spread, such as a single one,
+    The interval is Student's, clipped to `bounds`. A single value, or values that are all equal,
     have no interval.
 
     Args:

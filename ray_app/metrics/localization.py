@@ -32,7 +32,7 @@ _EPSILON = 1e-8  # IMDLBenCo adds this to denominators.
 
 
 class MaskMetrics(NamedTuple):
-    """One mask against its truth, in numbers of pixels, from which all metrics follow.
+    """Numbers of pixels that compare one mask with its truth. All mask metrics follow from them.
 
     Attributes:
         hits: Pixels that are altered and marked.
@@ -40,8 +40,7 @@ class MaskMetrics(NamedTuple):
         marked: Pixels that the mask marks.
         pixels: All pixels.
         auc: ROC AUC of the pixels; None if all or no pixels are altered.
-        even: Pixels exactly at the threshold, which are not marked, neither by the mask nor by its
-            inverse.
+        even: Pixels exactly at the threshold. Neither the mask nor its inverse marks them.
         even_altered: Altered pixels exactly at the threshold.
     """
 
@@ -68,7 +67,7 @@ class MaskMetrics(NamedTuple):
 def measure_mask(
     mask: NDArray[Any], truth: NDArray[Any], *, threshold: float = THRESHOLD
 ) -> MaskMetrics:
-    """Return the metrics of one mask against its truth.
+    """Count the pixels that compare one mask of altered pixels with its truth.
 
     Args:
         mask: Probabilities (H, W), or uint8 grey levels.
@@ -123,8 +122,8 @@ def average_masks(rows: Rows, *, empty: Empty) -> dict[str, MetricValue]:
     policy, and the `n` of the metric is the number of images that remain.
 
     Args:
-        rows: The masks of the images.
-        empty: How images without altered pixels count (`EMPTY`).
+        rows: The `MaskMetrics` of the images, or the table of a `MaskRows`.
+        empty: How images without altered pixels count, a key of `EMPTY`.
     """
     hits, altered, marked, pixels, auc, *_ = _to_columns(rows)
     counts = altered > 0 if empty == "skip" else np.ones(len(hits), np.bool_)
@@ -144,18 +143,20 @@ def average_masks_imdlbenco(rows: Rows, *, mode: Mode = "origin") -> dict[str, M
     """Return the means over images of pixel F1, IoU, AUC, and accuracy as IMDLBenCo computes them.
 
     The threshold is ½, the denominators have 1e-8 added, and every image counts. An image without
-    altered pixels has F1 = IoU = AUC = 0. There are two departures. Ties have mid-ranks, whereas
-    IMDLBenCo's depend on the order of sorting. An image that is altered everywhere, which makes
-    IMDLBenCo's mean AUC NaN, is left out of the mean.
+    altered pixels has F1 = IoU = AUC = 0. The results depart from IMDLBenCo's in two cases. Tied
+    pixels have mid-ranks in the AUC, whereas IMDLBenCo's ranks depend on the order of sorting. An
+    image that is altered everywhere makes IMDLBenCo's mean AUC NaN, and is left out of the mean
+    here.
 
-    OpenSDI's metrics are these of partial fakes alone at the network's size. As in its code, an
-    image whose truth is empty at that size counts as 0.
+    OpenSDI reports these metrics for partial fakes alone, at the network's size. As in OpenSDI's
+    code, an image whose truth is empty at that size counts as 0.
 
     Args:
-        rows: The masks of the images.
-        mode: `reverse` inverts the mask: F1 and accuracy invert the marked pixels, and IoU the
-            probabilities, so pixels at exactly ½ are marked for the former and not for the latter.
-            `double` takes the better of both for each image and metric.
+        rows: The `MaskMetrics` of the images, or the table of a `MaskRows`.
+        mode: `origin` uses the mask as it is. `reverse` inverts the mask: F1 and accuracy invert
+            the marked pixels, and IoU inverts the probabilities. Pixels at exactly ½ are therefore
+            marked for F1 and accuracy, but not for IoU. `double` takes the better of `origin` and
+            `reverse` for each image and metric.
     """
     if mode == "double":
         better = [
@@ -171,9 +172,9 @@ def average_masks_imdlbenco(rows: Rows, *, mode: Mode = "origin") -> dict[str, M
 
 
 def count_masks(rows: Rows) -> dict[str, int]:
-    """Count the images, those without altered pixels, and those altered everywhere.
+    """Count all images, images without altered pixels, and images altered everywhere.
 
-    The last two have no AUC.
+    Images of the last two kinds have no AUC.
     """
     _, altered, _, pixels, *_ = _to_columns(rows)
     return {
@@ -184,7 +185,7 @@ def count_masks(rows: Rows) -> dict[str, int]:
 
 
 class PixelLevels(NamedTuple):
-    """Numbers of pixels by probability.
+    """Numbers of altered and intact pixels at each probability of a mask.
 
     Attributes:
         values: The distinct probabilities, float64 (k,), ascending.
@@ -206,7 +207,9 @@ class PixelLevels(NamedTuple):
             ValueError: The shapes differ, the mask is empty, or a value is not finite.
         """
         if mask.shape != truth.shape:
-            raise ValueError(f"a mask of shape {mask.shape} for a truth of shape {truth.shape}")
+            raise ValueError(
+                f"mask and truth must have equal shapes, got {mask.shape} and {truth.shape}"
+            )
         if not mask.size:
             raise ValueError("a mask has no pixels")
         if mask.dtype == np.uint8:
@@ -219,17 +222,17 @@ class PixelLevels(NamedTuple):
         return cls(values, counts[1], counts[0])
 
     def auc(self) -> float | None:
-        """Return the ROC AUC, or None if all or no pixels are altered.
+        """Return the ROC AUC of the pixels, or None if all or no pixels are altered.
 
-        It is the fraction of pairs of an altered and an intact pixel in which the altered one is
-        higher; ties count half.
+        The AUC is the fraction of pairs of an altered and an intact pixel in which the altered
+        pixel has the higher probability; ties count half.
         """
         pairs = int(self.altered.sum()) * int(self.intact.sum())
         lower = np.cumsum(self.intact) - self.intact
         return int(self.altered @ (2 * lower + self.intact)) / (2 * pairs) if pairs else None
 
     def measure(self, threshold: float = THRESHOLD) -> MaskMetrics:
-        """Return the metrics if pixels strictly above the threshold are marked."""
+        """Return the counts if the mask marks the pixels strictly above the threshold."""
         above, even = self.values > threshold, self.values == threshold
         hits, altered = int(self.altered[above].sum()), int(self.altered.sum())
         even_altered = int(self.altered[even].sum())
@@ -240,7 +243,7 @@ class PixelLevels(NamedTuple):
 
 
 class MaskRows:
-    """The metrics of many masks, in 56 bytes each."""
+    """Store the `MaskMetrics` of many masks in 56 bytes each."""
 
     def __init__(self) -> None:
         self._values = array("d")

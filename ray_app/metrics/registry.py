@@ -42,7 +42,7 @@ _EACH_OF_TWO = 0.0125
 
 
 class UndefinedError(ValueError):
-    """A metric has no value for these images. The message is the reason.
+    """Raised if a metric has no value for the given images. The message is the reason.
 
     Args:
         reason: The reason.
@@ -58,8 +58,8 @@ class Curve(NamedTuple):
     """Counts at each distinct score, from the highest score down.
 
     Attributes:
-        true_positives: Number of fakes that score at least as high.
-        false_positives: Number of reals that score at least as high.
+        true_positives: Number of fakes that score at least as high as each threshold.
+        false_positives: Number of reals that score at least as high as each threshold.
         thresholds: The distinct scores.
     """
 
@@ -93,7 +93,7 @@ class ScoredImages:
         scores: Scores (n,) in descending order.
         is_fake: The class of each image (n,).
         threshold: Scores above it are fake.
-        strict: If False, scores at the threshold are fake, too.
+        strict: If False, scores equal to the threshold are also fake.
         calibration: Turns scores into probabilities. It does not move the threshold.
     """
 
@@ -105,12 +105,12 @@ class ScoredImages:
 
     @classmethod
     def from_scores(cls, scores: Any, is_fake: Any, **cut: Any) -> "ScoredImages":
-        """Return the images with scores (n,) in any order.
+        """Return scored images from scores (n,) in any order.
 
         Args:
             scores: Scores (n,).
             is_fake: The class of each image (n,).
-            **cut: Threshold, strictness, and calibration.
+            **cut: `threshold`, `strict`, and `calibration` of the images.
         """
         values = np.asarray(scores)
         order = descending_order(values)
@@ -118,14 +118,14 @@ class ScoredImages:
 
     @property
     def cut(self) -> dict[str, Any]:
-        """The threshold, strictness, and calibration."""
+        """The attributes `threshold`, `strict`, and `calibration` by name."""
         return {"threshold": self.threshold, "strict": self.strict, "calibration": self.calibration}
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def select(self, selection: Any) -> "ScoredImages":
-        """Return some of the images, by a mask or by ascending indices."""
+        """Return the images that a mask or ascending indices select."""
         indices = np.asarray(selection)
         if indices.dtype == np.bool_:
             indices = np.flatnonzero(indices)  # Six times as fast as two selections by a mask.
@@ -163,8 +163,8 @@ class ScoredImages:
     def curve(self) -> Curve:
         """The counts at each distinct score.
 
-        They equal those of `sklearn.metrics.confusion_matrix_at_thresholds`. Because the scores are
-        sorted, they are computed 15 times faster.
+        The counts equal those of `sklearn.metrics.confusion_matrix_at_thresholds`. Because the
+        scores are sorted, computing them is 15 times faster.
         """
         if not len(self):
             return Curve(np.empty(0), np.empty(0), np.empty(0))
@@ -201,7 +201,7 @@ class ScoredImages:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A sample of the images, in the groups that intervals are resampled by.
+    """A sample of the images, in the groups or blocks that the jackknife leaves out.
 
     Attributes:
         images: The sample.
@@ -215,21 +215,21 @@ class Resampled:
 
     @property
     def is_grouped(self) -> bool:
-        """Whether a class has named groups."""
+        """Whether the real images or the fakes have named groups."""
         return self.fakes.is_grouped or self.reals.is_grouped
 
     @property
     def strata(self) -> list[tuple[Stratum, Bools]]:
-        """The classes that have an image, each with a mask of its images."""
+        """The classes that have images, each as a stratum with the mask of its images."""
         both = [(self.fakes, self.images.is_fake), (self.reals, ~self.images.is_fake)]
         return [(stratum, mask) for stratum, mask in both if len(stratum.codes)]
 
     @cached_property
     def leave_one_out(self) -> list[tuple[Floats, float, list[ScoredImages]]]:
-        """The images without each group, by stratum.
+        """The images with each group left out, one entry for each stratum.
 
-        Each entry has the fraction of the stratum in each group, the scale of the variance, and the
-        images without each group.
+        An entry has the fraction of the stratum in each group, the factor of the variance
+        (`Stratum.scale`), and the images without each group.
         """
         entries = []
         for stratum, mask in self.strata:
@@ -250,15 +250,16 @@ class Resampled:
         seed: int = 0,
         **cut: Any,
     ) -> "Resampled":
-        """Return images with scores (n,) in the groups of their names (n,), or in random blocks.
+        """Return images with scores (n,) in groups by name (n,), or in random blocks.
 
         Args:
             scores: Scores in any order. Two systems with the same images get the same groups.
             is_fake: The class of each image.
             names: The generator of a fake and the source of a real image; None for random blocks.
-            totals: Number of fakes and reals that the images are a sample of; None if they are all.
+            totals: Numbers of fakes and reals from which the images were sampled; None if they are
+                not a sample.
             seed: Seed of the random blocks.
-            **cut: Threshold, strictness, and calibration.
+            **cut: `threshold`, `strict`, and `calibration` of the images.
         """
         order = descending_order(scores)
         strata = []
@@ -273,9 +274,9 @@ class Resampled:
 
     @staticmethod
     def in_blocks(images: ScoredImages, seed: int = 0) -> "Resampled":
-        """Return the images in random blocks.
+        """Return a sample of images in random blocks.
 
-        If a class has more than MAX_RESAMPLED images, every k-th by score is used.
+        If a class has more than MAX_RESAMPLED images, the sample has every k-th image by score.
         """
         indices = [np.flatnonzero(images.is_fake == kind) for kind in (True, False)]
         thinned = [index[:: max(1, math.ceil(len(index) / MAX_RESAMPLED))] for index in indices]
@@ -295,20 +296,21 @@ class Metric:
         name: Key in documents, such as `auc`.
         title: Name on pages and in the terminal.
         sentence: Meaning of the metric.
-        is_share: Whether it is shown in per cent.
-        direction: Whether more or less is better.
-        needs: The input of the metric.
+        is_share: Whether the value is shown in per cent.
+        direction: Whether higher (`max`) or lower (`min`) values are better.
+        needs: The kind of input that the metric is computed from.
         value: Computes the value. It raises `UndefinedError` with the reason if there is no value.
-        outcomes: For a proportion, returns which images are hits and which images count. `value` is
-            then not needed.
-        of_both: Whether a proportion is of images of both classes. If images come in groups, its
-            interval is then the jackknife's.
+        outcomes: For a proportion, returns two masks: the images that are hits, and the images that
+            count. `value` is then not needed.
+        of_both: Whether a proportion is over images of both classes. If its images come in groups,
+            its interval is computed by the jackknife.
         scale: The scale on which the jackknife works.
-        interval: Replaces the jackknife for this metric.
+        interval: Computes the interval of this metric instead of the jackknife.
         method: Name of the method of the interval.
         min_per_class: Minimum number of images of each class for an interval.
         min_images: Minimum number of images for a value.
-        leave_out: Computes the replicates of the jackknife faster.
+        leave_out: Computes the jackknife replicates of this metric faster. None uses the general
+            way.
     """
 
     name: str
@@ -328,7 +330,7 @@ class Metric:
     leave_out: "Callable[[Resampled], list[Replicates]] | None" = None
 
     def compute(self, images: ScoredImages) -> float:
-        """Return the value.
+        """Return the value of the metric for images.
 
         Raises:
             UndefinedError: The metric has no value for these images.
@@ -358,7 +360,7 @@ def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = Non
     Args:
         metric: The metric.
         images: The images.
-        sample: The groups for the interval; None for intervals of proportions only.
+        sample: The groups for the interval. If None, only proportions get an interval.
     """
     try:
         value, n = metric.compute(images), metric.count(images)
@@ -392,10 +394,10 @@ def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = Non
 
 
 def compute_replicates(metric: Metric, sample: Resampled) -> list[Replicates]:
-    """Return the values of a metric with each group left out.
+    """Return the jackknife replicates of a metric: its values with each group left out.
 
     Raises:
-        UndefinedError: The metric has no value without a group.
+        UndefinedError: The metric has no value if some group is left out.
     """
     if metric.leave_out is not None:
         return metric.leave_out(sample)
@@ -406,7 +408,7 @@ def compute_replicates(metric: Metric, sample: Resampled) -> list[Replicates]:
 
 
 def jackknife_interval(metric: Metric, value: float, sample: Resampled) -> Interval | None:
-    """Return the jackknife's interval of a metric; None if it has none.
+    """Return the jackknife's interval of a metric; None if the jackknife gives none.
 
     Args:
         metric: The metric.
@@ -422,12 +424,12 @@ def jackknife_interval(metric: Metric, value: float, sample: Resampled) -> Inter
 def measure_difference(
     metric: Metric, a: Resampled, b: Resampled
 ) -> tuple[MetricValue, float | None]:
-    """Measure b minus a for a metric on the same images in the same groups.
+    """Measure the difference of a metric between two systems on the same images: b minus a.
 
     Args:
         metric: The metric.
-        a: Images with the scores of a.
-        b: Images with the scores of b.
+        a: The images with the scores of system a.
+        b: The images with the scores of system b, in the groups of `a`.
 
     Returns:
         The difference with its interval, and the p-value of no difference.
@@ -471,7 +473,7 @@ def _proportion_interval(
     sample: Resampled | None,
     tail: float = 0.025,
 ) -> Interval:
-    """Return the exact interval, for the number of images that the grouped ones are worth."""
+    """Return the exact interval of a proportion, for the effective number of images."""
     n_effective = float(n)
     if sample is not None and sample.is_grouped and metric.outcomes is not None:
         try:
@@ -499,28 +501,28 @@ def _add_interval(value: float, interval: Interval | None, n: int, method: str) 
 
 
 def true_positive_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
-    """Return the outcomes of the true-positive rate (`sklearn.metrics.recall_score`)."""
+    """Return the hits and the counted images of the TPR (`sklearn.metrics.recall_score`)."""
     if not images.n_fake:
         raise UndefinedError(NO_FAKES)
     return images.flagged, images.is_fake
 
 
 def true_negative_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
-    """Return the outcomes of the true-negative rate, the recall of real images."""
+    """Return the hits and the counted images of the TNR, the recall of real images."""
     if not images.n_real:
         raise UndefinedError(NO_REALS)
     return ~images.flagged, ~images.is_fake
 
 
 def accuracy_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
-    """Return the outcomes of accuracy (`sklearn.metrics.accuracy_score`)."""
+    """Return the hits and the counted images of accuracy (`sklearn.metrics.accuracy_score`)."""
     if not len(images):
         raise UndefinedError(NO_IMAGES)
     return images.flagged == images.is_fake, np.ones(len(images), np.bool_)
 
 
 def precision_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
-    """Return the outcomes of precision (`sklearn.metrics.precision_score`)."""
+    """Return the hits and the counted images of precision (`sklearn.metrics.precision_score`)."""
     images.require_both()
     if not images.true_positives + images.false_positives:
         raise UndefinedError(NOTHING_FLAGGED)
@@ -528,13 +530,13 @@ def precision_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
 
 
 def balanced_accuracy(images: ScoredImages) -> float:
-    """Return the mean of both rates (`sklearn.metrics.balanced_accuracy_score`)."""
+    """Return the mean of TPR and TNR (`sklearn.metrics.balanced_accuracy_score`)."""
     images.require_both()
     return (images.true_positives / images.n_fake + 1 - images.false_positives / images.n_real) / 2
 
 
 def f1(images: ScoredImages) -> float:
-    """Return the F1 of fake (`sklearn.metrics.f1_score`)."""
+    """Return the F1 score of the class fake (`sklearn.metrics.f1_score`)."""
     images.require_both()
     return (
         2 * images.true_positives / (images.n_fake + images.true_positives + images.false_positives)
@@ -542,7 +544,7 @@ def f1(images: ScoredImages) -> float:
 
 
 def f1_even(images: ScoredImages) -> float:
-    """Return the F1 of fake for equal numbers of real images and fakes."""
+    """Return the F1 score of the class fake for equal numbers of real images and fakes."""
     images.require_both()
     tpr = images.true_positives / images.n_fake
     return 2 * tpr / (1 + tpr + images.false_positives / images.n_real)
@@ -565,7 +567,7 @@ def _precision(tpr: float, fpr: float, prior: float) -> float:
 def _precision_interval(
     images: ScoredImages, value: float, sample: Resampled, prior: float
 ) -> Interval:
-    """Return the interval from the exact limits of both rates, each at 97.5 %.
+    """Return the interval of a precision from exact limits of TPR and FPR, each at 97.5 %.
 
     If there are few reals and no false alarm, the value is 1, and the interval shows how uncertain
     it is.
@@ -599,7 +601,7 @@ def auc(images: ScoredImages) -> float:
 
 
 def auc_replicates(sample: Resampled) -> list[Replicates]:
-    """Return the AUC without each group, from the pairs that each group wins.
+    """Return the jackknife replicates of the AUC, from the pairs that each group wins.
 
     Raises:
         UndefinedError: A class is missing.
@@ -628,13 +630,13 @@ def auc_replicates(sample: Resampled) -> list[Replicates]:
 
 
 def _count_below(scores: npt.NDArray[Any], others: npt.NDArray[Any]) -> Floats:
-    """Return how many others each score exceeds; ties count half. Both arrays descend."""
+    """Return how many of `others` each score exceeds; ties count half. Both arrays descend."""
     below, up_to = (np.searchsorted(others[::-1], scores, side) for side in ("left", "right"))
     return (below + up_to) / 2
 
 
 def average_precision(images: ScoredImages) -> float:
-    """Return the precision averaged over fakes (`sklearn.metrics.average_precision_score`)."""
+    """Return the average precision (`sklearn.metrics.average_precision_score`)."""
     images.require_both()
     return _average_precision(images.curve, images.n_fake, 1.0)
 
@@ -684,7 +686,7 @@ def tpr_at_fpr(images: ScoredImages, one_in: int) -> float:
 
 
 def count_found(images: ScoredImages, allowed: int) -> float:
-    """Return how many fakes are found with at most this many false alarms."""
+    """Return the number of fakes found at a threshold with at most `allowed` false alarms."""
     index = int(np.searchsorted(images.curve.false_positives, allowed, "right"))
     return float(images.curve.true_positives[index - 1]) if index else 0.0
 
@@ -798,7 +800,7 @@ def _folded_normal_mean(mean: Floats, deviation: Floats) -> Floats:
 
 
 def oracle_accuracy(images: ScoredImages, points: int = 100) -> float:
-    """Return sidbench's best accuracy over 100 thresholds, chosen on the test data itself."""
+    """Return the best accuracy over 100 thresholds, chosen on the test data as in sidbench."""
     images.require_both()
     with np.errstate(divide="ignore"):
         grid = np.linspace(0, 1, points)

@@ -1,7 +1,7 @@
 """Measure whether metadata alone separate fakes from reals (`shortcut_auc`).
 
-The measure is the AUC of a small classifier on the metadata. `confounded`, `harmless`, and
-`finding` interpret it.
+The measure is the AUC of a small classifier that sees only the metadata. `confounded`, `harmless`,
+and `finding` interpret the AUC.
 """
 
 import math
@@ -43,7 +43,7 @@ def shortcut_auc(
 
     Args:
         features: Columns (n,) of numbers (NaN if unknown) or texts (None if unknown), by name.
-        fakes: Whether each image is fake, bool (n,).
+        fakes: Whether each image is fake (n,), bool.
         seed: Seed of the folds.
 
     Returns:
@@ -74,23 +74,23 @@ def shortcut_auc(
 
 
 def confounded(auc: MetricValue) -> bool:
-    """Return whether metadata alone separate the classes.
+    """Return whether metadata alone separate fakes from reals.
 
-    They do if the interval of `shortcut_auc` is above one half.
+    They do if the whole interval of `shortcut_auc` is above one half.
     """
     return auc.interval is not None and auc.interval[0] > 0.5
 
 
 def harmless(auc: MetricValue) -> bool:
-    """Return whether a shortcut is ruled out.
+    """Return whether the AUC of metadata rules out a shortcut.
 
-    It is if the interval reaches down to one half, and not above MAX_HARMLESS_AUC.
+    It does if the interval begins at or below one half and ends at or below MAX_HARMLESS_AUC.
     """
     return auc.interval is not None and not confounded(auc) and auc.interval[1] <= MAX_HARMLESS_AUC
 
 
 def finding(auc: MetricValue) -> str:
-    """Return the conclusion from the interval, as the end of a sentence."""
+    """Return the conclusion from the AUC of metadata, as the end of a sentence."""
     if confounded(auc):
         return "a shortcut, since the interval lies above 0.5"
     if harmless(auc):
@@ -155,7 +155,7 @@ def _score_out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, see
 
 
 def _encode_column(name: str, values: ArrayLike, n: int) -> tuple[Floats, bool]:
-    """Return the column as numbers, and whether it has texts.
+    """Return a column of metadata as numbers, and whether it has texts.
 
     Texts become codes in the order of their frequency.
     """

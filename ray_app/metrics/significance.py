@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Return each p-value corrected for all tests (Holm 1979), in order.
+    """Return p-values corrected for the number of tests (Holm 1979), in the order of `ps`.
 
-    None is not a test and stays None. The probability that any corrected p is below α without a
-    difference is at most α, for all tests together.
+    None is not counted as a test and stays None. The probability that any test without a true
+    difference has a corrected p-value below α is at most α, for all tests together.
     """
     tests = sorted((p, index) for index, p in enumerate(ps) if p is not None)
     corrected: list[float | None] = [None] * len(ps)

@@ -12,14 +12,14 @@ FIGURES = ("prevalence", "precision", "recall", "false_positive_rate")
 
 @dataclass(frozen=True)
 class LabelledStratum:
-    """Images of which a random sample is labelled.
+    """A stratum of an archive: images of which a random sample is labelled.
 
     Attributes:
         size: Number of images.
-        flagged: Whether their verdict is fake.
+        flagged: Whether the verdict on these images is fake.
         fakes: Number of images labelled as fake.
         reals: Number of images labelled as real.
-        unsure: Number of drawn images that could not be labelled. They count as not drawn.
+        unsure: Number of sampled images that could not be labelled. They count as not sampled.
         name: Name in messages.
     """
 
@@ -37,10 +37,10 @@ class LabelledStratum:
 
 
 def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, MetricValue]:
-    """Estimate the prevalence of fakes and the error rates of a run.
+    """Estimate the prevalence of fakes and the error rates of a run from labelled strata.
 
-    The intervals of recall and of the false-positive rate combine the worse ends of both of their
-    counts, so they are wider than 95 % requires.
+    Recall and the false-positive rate are each computed from two estimated counts. Their intervals
+    combine the worse ends of both counts, so they are wider than 95 % requires.
 
     Returns:
         `prevalence`, the fraction of fakes; `precision`, the fraction of fakes among the flagged
@@ -75,9 +75,9 @@ def estimate_fraction(strata: Sequence[LabelledStratum]) -> MetricValue:
     """Return the fraction of fakes among all images of these strata.
 
     The estimate weighs each stratum by its size (Horvitz and Thompson 1952), which is unbiased for
-    any strata. The interval is exact (Clopper and Pearson 1934), for the number of images that the
-    labels are worth. It contains at least the labelled fakes, and at most all but the labelled
-    reals.
+    any strata. The interval is exact (Clopper and Pearson 1934), for the effective number of labels
+    (`effective_labels`). It is clipped to the fractions that the labels allow: all images labelled
+    fake are fake, and all images labelled real are real.
     """
     total = sum(stratum.size for stratum in strata)
     n = sum(stratum.labelled for stratum in strata)
@@ -97,12 +97,12 @@ def estimate_fraction(strata: Sequence[LabelledStratum]) -> MetricValue:
 
 
 def effective_labels(strata: Sequence[LabelledStratum], value: float) -> float:
-    """Return how many labels of a simple random sample know the fraction as well.
+    """Return the number of labels in a simple random sample that would be equally informative.
 
-    It is infinity if every image is labelled. Otherwise it is the smaller one of two numbers: that
-    of the estimate's variance (Korn and Graubard 1998), and that of the weights (Kish 1965). The
-    first alone would treat strata without a labelled fake as certain. Both count a stratum for
-    less, the more of its images are labelled.
+    It is infinity if every image is labelled. Otherwise it is the smaller of two effective sizes:
+    by the variance of the estimate (Korn and Graubard 1998), and by the weights of the strata (Kish
+    1965). The first alone would treat strata without a labelled fake as certain. The more images of
+    a stratum are labelled, the less it contributes to the variance and to the weights.
     """
     total = sum(stratum.size for stratum in strata)
     variance = weights = 0.0

@@ -1,4 +1,4 @@
-"""Hold the metrics of an evaluation in a tidy table, one row for each value (`MetricsTable`)."""
+"""Define the tidy table of an evaluation's metrics, with one row per value (`MetricsTable`)."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _KEYS = COLUMNS[:4]
 
 
 class MetricRow(NamedTuple):
-    """A row of the table.
+    """A row of the `MetricsTable`: the value of one metric.
 
     Attributes:
         system: The detector or ensemble; empty for a metric of the data or the run.
@@ -38,7 +38,7 @@ class MetricRow(NamedTuple):
         scope: The images that the metric is computed from, such as `all` or `fake, whole:
             flux-1-dev`.
         figure: The name of the metric.
-        metric: Its value.
+        metric: The value of the metric.
     """
 
     system: str
@@ -48,7 +48,7 @@ class MetricRow(NamedTuple):
     metric: MetricValue
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the columns of the table by name."""
+        """Return the row as a dictionary with the columns of the table by name."""
         return dict(zip(_KEYS, self[:4], strict=True)) | self.metric.to_dict()
 
 
@@ -88,7 +88,7 @@ class MetricsTable:
     def select(
         self, system: str = "", *, view: str = "", scope: str = ALL
     ) -> Mapping[str, MetricValue]:
-        """Return the metrics of one scope by name; empty if the scope does not exist.
+        """Return the metrics of one system, view, and scope by name; empty if there are none.
 
         Args:
             system: The detector or ensemble; empty for metrics of the data or the run.
@@ -100,7 +100,7 @@ class MetricsTable:
     def find(
         self, figure: str, system: str = "", *, view: str = "", scope: str = ALL
     ) -> MetricValue:
-        """Return one metric, or NOT_MEASURED.
+        """Return the value of one metric, or NOT_MEASURED if the table does not contain it.
 
         Args:
             figure: The name of the metric.
@@ -122,7 +122,7 @@ class MetricsTable:
 def build_rows(
     metrics: Mapping[str, MetricValue], system: str = "", *, view: str = "", scope: str = ALL
 ) -> Iterator[MetricRow]:
-    """Yield the rows of the metrics of one scope.
+    """Yield a table row for each metric of one system, view, and scope.
 
     Args:
         metrics: The metrics by name.

@@ -1,9 +1,9 @@
 """Compute 95 % intervals of metrics.
 
 Proportions have the exact interval of Clopper and Pearson, and all other metrics a delete-a-group
-jackknife. A class whose images come in groups (the generator of a fake, the source of a real image)
-varies by its groups. A class without groups is cut into `BLOCKS` random blocks.
-`docs/evaluation.md` states the measured coverage.
+jackknife. If the images of a class come in groups (the generator of a fake, the source of a real
+image), the jackknife leaves out one group at a time. A class without groups is cut into `BLOCKS`
+random blocks. `docs/evaluation.md` states the measured coverage.
 """
 
 import math
@@ -29,12 +29,13 @@ Codes = npt.NDArray[np.int64]
 
 
 class Stratum(NamedTuple):
-    """Images of one class that are sampled on their own.
+    """Images of one class, which are sampled independently of the other class.
 
     Attributes:
         codes: The group of each image of the sample, 0 … `groups` − 1.
         groups: Number of groups, or of random blocks if `is_grouped` is False.
-        is_grouped: Whether the groups are named, so that an interval is for further groups.
+        is_grouped: Whether the groups are named groups, so that an interval holds for further
+            groups.
         n: Number of images that the sample represents.
     """
 
@@ -45,17 +46,17 @@ class Stratum(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """The ratio of the variance of all images to that of the sample; 1 for named groups."""
+        """The ratio of the variance for all images to that for the sample; 1 for named groups."""
         return 1.0 if self.is_grouped else len(self.codes) / max(self.n, 1)
 
 
 class Replicates(NamedTuple):
-    """Values of a metric without each group of a stratum.
+    """Values of a metric with each group of a stratum left out, for the jackknife.
 
     Attributes:
-        values: The values (groups,).
-        fractions: The fraction of the stratum in each group (groups,).
-        scale: The scale of the variance.
+        values: The value without each group (groups,).
+        fractions: The fraction of the stratum's images in each group (groups,).
+        scale: Factor of the variance, see `Stratum.scale`.
     """
 
     values: Floats
@@ -66,10 +67,10 @@ class Replicates(NamedTuple):
 def make_stratum(
     m: int, names: npt.NDArray[np.object_] | None = None, n: int | None = None, seed: int = 0
 ) -> Stratum:
-    """Return the groups of m images by their names, or random blocks if there are no names.
+    """Return a stratum with m images in groups by name, or in random blocks without names.
 
-    Fewer than `MIN_GROUPS` names are not used as groups: intervals are then for further images of
-    these groups.
+    Fewer than `MIN_GROUPS` names are not used as groups. Intervals then hold for further images of
+    these groups, not for further groups.
 
     Args:
         m: Number of images of the sample.
@@ -112,7 +113,10 @@ def proportion_interval(successes: float, n: float, tail: float = 0.025) -> Inte
 
 
 def fraction_interval(fraction: float, n: int) -> Interval:
-    """Return the exact interval of a fraction of n images, which need not be a whole number."""
+    """Return the exact interval of a fraction of n images.
+
+    The fraction need not be that of a whole number of images.
+    """
     return (
         proportion_interval(math.floor(fraction * n), n)[0],
         proportion_interval(math.ceil(fraction * n), n)[1],
@@ -122,16 +126,17 @@ def fraction_interval(fraction: float, n: int) -> Interval:
 def effective_count(
     hits: Bools, strata: Sequence[tuple[Stratum, Bools]], fraction: float, n: int
 ) -> float:
-    """Return how many independent images know a proportion as well as these grouped ones.
+    """Return how many independent images would give an equally precise proportion.
 
     The formula is n / deff · (t / t_df)² (Korn and Graubard 1998). If all groups agree, every group
     counts as one image.
 
     Args:
-        hits: Whether each image of the sample that the proportion is of is a success.
+        hits: Whether each sampled image is a success, for the images that the proportion is
+            computed from.
         strata: Each stratum, and a mask of its images among `hits`.
         fraction: The proportion over all images.
-        n: Number of all images that the proportion is of.
+        n: Number of all images that the proportion is computed from.
     """
     from scipy.special import stdtrit
 
@@ -158,7 +163,7 @@ def effective_count(
 def variance_of_mean(values: Floats, stratum: Stratum) -> float:
     """Return the variance of the mean of values (m,) of one stratum.
 
-    It is computed from group totals if the groups are named.
+    The variance is computed from group totals if the groups are named.
     """
     m = len(values)
     if m < 2:
@@ -171,10 +176,10 @@ def variance_of_mean(values: Floats, stratum: Stratum) -> float:
 
 
 def jackknife(value: float, parts: Sequence[Replicates], scale: Scale = "logit") -> Interval | None:
-    """Return the 95 % interval of a metric.
+    """Return the 95 % interval of a metric from its jackknife replicates.
 
-    The variances of the strata add up. Student's t has the degrees of freedom of Satterthwaite.
-    The interval is None if nothing varies or the value is at an end of the scale.
+    The variances of the strata add up. Student's t has the degrees of freedom of Satterthwaite. The
+    interval is None if nothing varies or the value is at an end of the scale.
 
     Args:
         value: The metric of all images.
@@ -203,7 +208,7 @@ def jackknife(value: float, parts: Sequence[Replicates], scale: Scale = "logit")
 
 
 def difference_p_value(value: float, parts: Sequence[Replicates]) -> float:
-    """Return the two-sided p-value of a difference that is 0 in truth, by the same jackknife."""
+    """Return the two-sided p-value for no difference, from jackknife replicates of a difference."""
     from scipy.special import stdtr
 
     terms = [_variance_and_freedom(part.values, part) for part in parts]
@@ -258,7 +263,10 @@ _SCALES: dict[Scale, tuple[Callable[[Floats], Floats], Callable[[Floats], Floats
 
 
 def mean_replicates(values: Floats, strata: Sequence[tuple[Stratum, Bools]]) -> list[Replicates]:
-    """Return the mean of values (n,) without each group; each stratum keeps its fraction."""
+    """Return jackknife replicates of the mean of values (n,), for each stratum.
+
+    If a group is left out, the weight of its stratum in the mean stays the same.
+    """
     means = [float(values[mask].mean()) for _, mask in strata]
     fractions = [float(mask.mean()) for _, mask in strata]
     total_mean = sum(fraction * mean for fraction, mean in zip(fractions, means, strict=True))

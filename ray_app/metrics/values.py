@@ -1,4 +1,4 @@
-"""Hold the value of a metric, with its 95 % interval or the reason it has none (`MetricValue`)."""
+"""Define the value of a metric with its 95 % interval (`MetricValue`)."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class MetricValue:
-    """A measured metric.
+    """A measured value of a metric, with its 95 % interval.
 
     Attributes:
         value: The value, which is finite; None if the metric is undefined.
@@ -38,7 +38,7 @@ class MetricValue:
 
     @property
     def complement(self) -> "MetricValue":
-        """The proportion of the other images, such as the FPR of a TNR."""
+        """One minus a proportion, with its interval, such as the FPR for a TNR."""
         if self.value is None:
             return self
         low, high = (None if bound is None else 1 - bound for bound in (self.high, self.low))
@@ -49,7 +49,7 @@ class MetricValue:
         return replace(self, low=interval[0], high=interval[1], method=method, why="")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as documents have them."""
+        """Return the fields by name, in the form of evaluation documents."""
         return asdict(self)
 
     def without_interval(self) -> "MetricValue":
@@ -61,5 +61,5 @@ NOT_MEASURED = MetricValue(why="not measured")
 
 
 def undefined(reason: str, n: int = 0) -> MetricValue:
-    """Return a metric without a value, and the reason."""
+    """Return a metric without a value, with the reason why it has none."""
     return MetricValue(n=n, why=reason)

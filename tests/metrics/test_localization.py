@@ -136,7 +136,7 @@ def test_empty_mask_has_no_f1_and_a_half_is_unmarked():
 
 
 def test_masks_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"\(2, 3\) for a truth of shape \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"equal shapes, got \(2, 3\) and \(3, 2\)"):
         pixel_figures([np.ones((2, 3))], [np.ones((3, 2))])
     with pytest.raises(ValueError, match="not finite"):
         pixel_figures([np.full((2, 2), np.nan)], [np.ones((2, 2))])
