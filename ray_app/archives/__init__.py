@@ -1,7 +1,8 @@
 """List archives into manifests, and read their members.
 
-An `Archive` is opened from its sources. `list_members` writes a manifest of its members, cut into
-blocks. `read_block` reads a block, and `MemberReader` the bytes of members.
+An `Archive` is opened from its sources. `list_members` writes a manifest: the list of the archive's
+members, cut into blocks. `read_block` reads the rows of a block. `MemberReader` reads the encoded
+bytes of members.
 """
 
 from typing import TYPE_CHECKING

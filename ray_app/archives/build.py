@@ -1,8 +1,8 @@
 """List an archive into the manifests of a run.
 
-`list_members` writes a manifest at once. `list_portions` writes it in portions, so that the first
-portions can be scored early, and so that a source that is followed has one manifest per day.
-`is_as_listed` tests whether anything is new.
+`list_members` writes a manifest at once. `list_portions` writes a manifest in portions, so that the
+first portions can be scored early, and so that a source that is followed has one manifest per day.
+`is_as_listed` tests whether the sources have anything new. A listing has three steps:
 
 1. `ArchiveWalker` lists the archive, section by section, into raw files: first the files that the sources
    list, then the members of containers. If the sources list the same files as before (a digest), the
@@ -11,8 +11,8 @@ portions can be scored early, and so that a source that is followed has one mani
 3. Runs of raw files are cut into blocks and written. Only then does the portion or manifest count.
    An interrupted portion is listed again.
 
-An `Each` runs the steps, in this process or in tasks. Memory: a few numbers per section, block, and
-container, a bit per member, 8 bytes per vanished member, and the memory of the join.
+A `MapFunction` runs the steps, in this process or in tasks. A listing takes memory for a few numbers
+per section, block, and container, a bit per member, 8 bytes per vanished member, and the join.
 
 `write_selected` writes a manifest of members of other manifests, under their own ids. `write_retry`
 writes a manifest of members that are scored again.
@@ -51,7 +51,9 @@ from ray_app.storage.lease import find_newest_claim
 
 
 def find_input_type(store: Store) -> pa.StructType | None:
-    """Return the type of the source's own columns over all manifests; None if it has none.
+    """Return the Arrow type of `input`, the source's own columns, over all manifests of a run.
+
+    The result is None if the source has no columns.
 
     Args:
         store: The run directory.
@@ -84,12 +86,13 @@ def write_selected(
 
     Args:
         store: The run directory.
-        rows: Rows of manifests, a bounded table at a time. A few blocks are in memory.
+        rows: Tables of rows of manifests. Only a few blocks are in memory at once.
         plan: The sizes of blocks.
         input_type: The type of the source's own columns; None if it has none.
         guard: Which web servers may be requested for the members.
-        base: The new manifest's info without its counts. None: manifest 0 of a new listing.
-        vanished: Sorted ids that the manifest lists as vanished.
+        base: The info of the new manifest, in which the counts are to be filled in. None writes
+            manifest 0.
+        vanished: Sorted ids of the members that the manifest lists as vanished.
 
     Returns:
         The info of the new manifest.
@@ -126,7 +129,7 @@ def write_retry(
         store: The run directory, which has a complete manifest.
         rows: Rows of manifests, in their order.
         plan: The sizes of blocks.
-        statuses: The statuses for which the members are scored again.
+        statuses: The statuses of the members that are scored again.
 
     Returns:
         The info of the new manifest.
@@ -152,13 +155,13 @@ _MAX_NAMED = 100_000  # Files and containers that one process lists in some seco
 
 @dataclass(frozen=True)
 class Portions:
-    """Sizes of the steps of a listing.
+    """Sizes of the portions of work into which a listing is divided.
 
     Attributes:
-        raw_rows: Members of one raw file, which one task holds in memory.
-        id_rows: Ids in one file of ids.
-        run_rows: Members that one task cuts into blocks.
-        few: Up to this number of members, no tasks are used.
+        raw_rows: The maximum number of members of one raw file, which one task holds in memory.
+        id_rows: About how many ids one file of ids has at most.
+        run_rows: The minimum number of members that one task cuts into blocks.
+        few: The maximum number of members that are listed without tasks.
     """
 
     raw_rows: int = raw_listing.RAW_ROWS
@@ -171,13 +174,14 @@ class ListingOptions(TypedDict, total=False):
     """Options of a listing. The options `digest`, `portions`, and `clock` are for tests.
 
     Attributes:
-        each: Runs the steps.
-        progress: Called with the number of members so far.
-        limit: The maximum number of members, the first ones that pass; None for all.
+        each: Applies a function to many items, in this process or in tasks.
+        progress: Called with the number of members listed so far.
+        limit: The maximum number of members to list; None for all. The first members that pass the
+            patterns are listed.
         lease: The number of the claim on the directory under which manifests are written; None for
             any.
         digest: Computes the digest of a member.
-        portions: Sizes of the steps.
+        portions: Sizes of the portions of work.
         clock: Returns the time in seconds.
     """
 
@@ -193,12 +197,12 @@ class ListingOptions(TypedDict, total=False):
 def list_members(
     store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]
 ) -> manifest.ManifestInfo | None:
-    """Write the next manifest.
+    """List an archive, and write the next manifest of a run at once.
 
-    A later manifest holds the members whose id no earlier manifest has. It lists as vanished all
-    ids ever listed that are not in the archive now. A file that is put back to an older version
-    makes the old id current again, with its existing row. Members of a folder or container that
-    could not be listed keep their state of the last listing.
+    The manifest has the members whose ids no earlier manifest has. All ids that were ever listed
+    and are not in the archive now are listed as vanished. If a file returns to an older version,
+    its old id and its existing row are current again. Members of a folder or container that could
+    not be listed keep the state of the last listing.
 
     Args:
         store: The run directory.
@@ -227,19 +231,20 @@ def list_portions(
     """List an archive into portions of the open manifest, or of a new one, and yield each portion.
 
     The first listing of a large archive has several portions. The first portion has some 50,000
-    members. Each further portion makes the total about four times as large. `goes_on` is False for
-    the last portion. An interrupted listing continues after its last portion. Any other listing has
-    one portion, or none if nothing is new.
+    members. Each further portion makes the total about four times as large. `goes_on` of the
+    yielded info is False for the last portion. An interrupted listing continues after its last
+    complete portion. Any other listing has one portion, or none if nothing is new.
 
     Args:
         store: The run directory.
         archive: The archive.
         plan: The sizes of blocks.
-        ids: The ids of the run, which listings of one process share. None reads them.
+        ids: The known ids of the run, which repeated listings in one process share. None reads the
+            ids from the run directory.
         **options: See `ListingOptions`.
 
     Yields:
-        The info of the manifest with each portion.
+        The info of the manifest so far, after each portion.
 
     Raises:
         ConfigError: The source is empty, or types of columns clash.
@@ -257,7 +262,7 @@ def list_portions(
 
 
 def finish_manifest(store: Store, lease: int | None = None) -> manifest.ManifestInfo | None:
-    """Complete the open manifest if its listing has reached its end.
+    """Complete the open manifest if its listing is finished.
 
     Args:
         store: The run directory.
@@ -287,14 +292,14 @@ def _check_lease(store: Store, lease: int | None) -> None:
 def is_as_listed(
     store: Store, archive: Archive, limit: int | None = None, max_named: int = _MAX_NAMED
 ) -> bool:
-    """Return whether the sources list the same files and containers as the last listing.
+    """Return whether the sources list the same files and containers as in the last listing.
 
-    If so, `list_members` would find nothing new. No container is opened.
+    If they do, `list_members` would find nothing new. No container is opened for this test.
 
     Args:
         store: The run directory.
         archive: The archive.
-        limit: The maximum number of members, None for all.
+        limit: The maximum number of members to list, None for all.
         max_named: If the last listing had more files and containers than this, the result is False.
 
     Raises:

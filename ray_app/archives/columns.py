@@ -1,7 +1,7 @@
 """Find which column of a user's table holds images or uris, and convert the other columns.
 
-`find_roles` finds the columns. `to_input_rows` converts the others to the `input` of members. Arrow
-types and the metadata that the `datasets` library writes decide.
+`find_roles` finds the columns of images or uris by their Arrow types and by the metadata that the
+`datasets` library writes. `to_input_rows` converts the other columns to the `input` of members.
 """
 
 import json
@@ -39,7 +39,7 @@ Sizes = npt.NDArray[np.int64]
 def read_features(schema: pa.Schema) -> Features:
     """Return the description of each column that `datasets` wrote into the schema's metadata.
 
-    Columns that it does not describe, or not validly, are left out.
+    Columns without a valid description are left out.
     """
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -49,20 +49,21 @@ def read_features(schema: pa.Schema) -> Features:
 
 
 def is_struct_of_bytes(kind: pa.DataType) -> bool:
-    """Return whether cells are {bytes, path}, as `datasets` stores files."""
+    """Return whether cells of an Arrow type are structs {bytes, path}, as `datasets` stores files."""
     return any(_is_bytes(_value_type(part)) for part in _bytes_fields(kind))
 
 
 def holds_files(kind: pa.DataType) -> bool:
-    """Return whether each cell can be one encoded file."""
+    """Return whether each cell of an Arrow type can hold one encoded file."""
     return _is_bytes(_value_type(kind)) or is_struct_of_bytes(kind)
 
 
 def find_length_field(kind: pa.DataType) -> str | None:
-    """Return the field that shows how many files each cell has, without reading them.
+    """Return the struct field to read in order to count the files in each cell of a list column.
 
-    That is `path`, which `datasets` writes, or else any other field of the struct. The result is
-    None if cells are not lists of {bytes, path}.
+    Reading this field does not read the files. It is `path`, which `datasets` writes, or else any
+    other field of the struct without bytes. The result is None if cells are not lists of {bytes,
+    path}.
     """
     if not _is_list(kind) or not is_struct_of_bytes(kind.value_type):
         return None
@@ -75,9 +76,10 @@ def find_length_field(kind: pa.DataType) -> str | None:
 
 
 def find_nested_files(schema: pa.Schema) -> str | None:
-    """Return the path of the first files that are nested too deeply to be read.
+    """Return the path of the first field with files that is nested too deeply to be read.
 
-    The path is one such as `meta.image` or `pages[].scan`; None if there are no such files.
+    Examples of paths are `meta.image` and `pages[].scan`. The result is None if no field with files
+    is nested too deeply.
     """
     return next(
         (path for field in schema for path in _iter_file_paths(field.type, field.name)), None
@@ -114,7 +116,7 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
 
 
 def has_binary(kind: pa.DataType) -> bool:
-    """Return whether cells contain bytes at any depth."""
+    """Return whether cells of an Arrow type contain bytes at any depth."""
     kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     if pa.types.is_dictionary(kind):
         return has_binary(kind.value_type)
@@ -127,13 +129,13 @@ def has_binary(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class Roles:
-    """The columns that make a table a table of images, or a list of uris.
+    """The columns of a table that hold its images, or the uris of its images.
 
     Attributes:
         image: The column with one image per row.
         uri: The column with uris; never set together with `image`.
-        images: The column with lists of images, if no column has one image per row. A table may
-            have it together with a column of uris.
+        images: The column with lists of images, if no column has one image per row. It may be set
+            together with `uri`.
     """
 
     image: str | None
@@ -144,30 +146,33 @@ class Roles:
 def find_roles(
     schema: pa.Schema, columns: TableColumns, where: str, *, follows_uris: bool = False
 ) -> Roles:
-    """Find what a table is.
+    """Find the columns of a table that hold images or uris.
 
-    The columns that the user named decide, then types, `datasets`' metadata, and usual names.
+    Columns that the user named come first. Otherwise types, the metadata of `datasets`, and usual
+    names decide.
 
     Args:
         schema: The table's columns.
         columns: The columns that the user named.
-        where: The table's path, for errors.
-        follows_uris: Whether a column of uris makes the table a list, even if it also has lists of
-            images.
+        where: The table's path, for error messages.
+        follows_uris: Whether a table with a column of uris is a list of uris, even if the table also
+            has lists of images.
 
     Returns:
         The columns that hold images or uris.
 
     Raises:
-        ConfigError: More than one answer is left. The message has every candidate, the hint the
-            setting that chooses.
+        ConfigError: Several columns may hold the images. The message names the columns, the hint
+            the setting that chooses one. Or a column that the user named does not fit.
     """
     if columns.image in schema.names:
         kind = schema.field(columns.image).type
         if find_length_field(kind) is not None:
             return Roles(None, None, columns.image)
         if not holds_files(kind):
-            raise ConfigError(f"{where}: column '{columns.image}' holds {kind}, not encoded images")
+            raise ConfigError(
+                f"{where}: column '{columns.image}' has the type {kind}, which cannot hold encoded images"
+            )
         return Roles(columns.image, None)
     uri = find_uri_column(schema, columns)
     if columns.uri is not None and uri is not None:
@@ -177,7 +182,7 @@ def find_roles(
     if image is not None and uri is not None and not _is_surely_images(schema, image):
         raise ConfigError(
             f"{where}: the images may be the bytes in '{image}' or the files that '{uri}' names",
-            hint=f"--set columns.image={image} or --set columns.uri={uri}",
+            hint=f"choose with --set columns.image={image} or --set columns.uri={uri}",
         )
     if image is None and uri is None and (columns.image or columns.uri):
         raise missing_column_error(where, columns.image or columns.uri or "", schema.names)
@@ -193,10 +198,10 @@ def find_roles(
 
 
 def find_uri_column(schema: pa.Schema, columns: TableColumns) -> str | None:
-    """Return the column of uris, None if no column has uris.
+    """Return the name of the column of uris, None if the table has no such column.
 
-    That is the column that the user named, if the table has it. If the user named none, it is the
-    first text column with a usual name.
+    If the user named a column, only that column counts. Otherwise the result is the text column
+    with the most usual name of a column of uris.
     """
     if columns.uri is not None:
         return columns.uri if columns.uri in schema.names else None
@@ -207,20 +212,21 @@ def find_uri_column(schema: pa.Schema, columns: TableColumns) -> str | None:
 
 
 def missing_column_error(where: str, name: str, names: Sequence[str]) -> ConfigError:
-    """Return the error for a column that the user named and a table lacks.
+    """Return the error to raise if a table lacks a column that the user named.
 
     Args:
         where: The table's path.
         name: The column.
-        names: The columns that the table has.
+        names: The columns of the table.
     """
     return ConfigError(
-        f"{where}: no column '{name}'", hint=f"its columns: {', '.join(names) or 'none'}"
+        f"{where}: no column '{name}'",
+        hint=f"name one of its columns: {', '.join(names) or 'none'}",
     )
 
 
 def missing_uris_error(where: str, names: Sequence[str]) -> ConfigError:
-    """Return the error for a list in which no column has a usual name of uris."""
+    """Return the error to raise if no column of a list has a usual name of a column of uris."""
     return ConfigError(
         f"{where}: none of its columns holds uris: {', '.join(names)}",
         hint="name the column: --set columns.uri=NAME; the first line of the list must be its header",
@@ -271,9 +277,9 @@ def _is_surely_images(schema: pa.Schema, name: str) -> bool:
 
 
 def to_input_rows(columns: Mapping[str, pa.Array], features: Features) -> list[dict[str, Any]]:
-    """Return one dict per row, with values that Arrow can convert back.
+    """Return the columns as one dict per row, with Python values that Arrow can convert back.
 
-    The text of a ClassLabel's number is added as NAME_name.
+    For a column NAME with the numbers of a ClassLabel, the class names are added as NAME_name.
 
     Args:
         columns: The columns by name.
@@ -291,7 +297,10 @@ def to_input_rows(columns: Mapping[str, pa.Array], features: Features) -> list[d
 
 
 def get_class_names(feature: Mapping[str, Any]) -> list[str]:
-    """Return the texts of a ClassLabel feature, by number; none for other features."""
+    """Return the class names of a ClassLabel feature, in the order of their numbers.
+
+    The result is empty for other features.
+    """
     names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
     return [str(name) for name in names] if isinstance(names, list) else []
 
@@ -334,9 +343,9 @@ def _value(cell: pa.Scalar) -> Any:
 
 
 def measure_cells(column: pa.Array) -> Sizes:
-    """Return about how many bytes each cell takes on its own.
+    """Return about how many bytes each cell of a column takes on its own.
 
-    A value that cells share in a dictionary counts for each of them.
+    If several cells share a value of a dictionary, the value counts for each of these cells.
     """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
@@ -368,7 +377,7 @@ def _sizes(values: Any) -> Sizes:
 
 
 def null_out(column: pa.Array, rows: npt.NDArray[np.bool_]) -> pa.Array:
-    """Return the column with null in some rows, and without its dictionary."""
+    """Return the column with null in the rows that `rows` marks, and without its dictionary."""
     if not rows.any():
         return (
             pc.cast(column, column.type.value_type)
@@ -420,7 +429,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return whether each cell is one text."""
+    """Return whether each cell of an Arrow type is one text."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

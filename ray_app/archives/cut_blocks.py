@@ -1,7 +1,7 @@
-"""Cut chosen members into blocks, and write them into the files of a manifest.
+"""Cut chosen members into blocks, and write the blocks into the files of a manifest.
 
-`build_runs` groups raw files, `find_block_ends` finds the ends of blocks, and `cut_run` writes
-them. The same input always gives the same blocks.
+`build_runs` groups raw files into runs of consecutive members. `find_block_ends` finds where the
+blocks of a run end, and `cut_run` writes these blocks. The same input always gives the same blocks.
 """
 
 import io
@@ -27,12 +27,13 @@ _MAX_EMPTY_FRACTION = 1 / 8
 
 @dataclass(frozen=True)
 class Run:
-    """Raw files whose members are cut together.
+    """Consecutive raw files whose members are cut into blocks together.
 
-    Blocks of the first run start small and grow.
+    It is not a scoring run. Blocks of run 0 start small and grow. Blocks of other runs have the
+    full size.
 
     Attributes:
-        number: The number of the run.
+        number: The number of the run in the listing.
         files: The chosen members of each raw file.
     """
 
@@ -41,29 +42,29 @@ class Run:
 
     @property
     def rows(self) -> int:
-        """The number of members."""
+        """The number of archive members in all files of the run."""
         return sum(selected.rows for selected in self.files)
 
     @property
     def has_groups(self) -> bool:
-        """Whether some members are best read together with their neighbours."""
+        """Whether some members of the run are best read together with their neighbours."""
         return any(selected.file.has_groups for selected in self.files if selected.rows)
 
     @property
     def largest_bytes(self) -> int:
-        """The size of the largest member, as far as sizes are known."""
+        """The size of the largest member in bytes, as far as sizes are known."""
         return max(
             (selected.file.largest_bytes for selected in self.files if selected.rows), default=0
         )
 
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows in order."""
+        """Yield the rows of all members in order, a table at a time."""
         for selected in self.files:
             yield from selected.tables(store, columns)
 
 
 def build_runs(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]:
-    """Group consecutive files into runs; each but the last has at least `run_rows` members."""
+    """Group consecutive raw files into runs of at least `run_rows` members; the last may be smaller."""
     runs: list[Run] = []
     buffered: list[dedup.ChosenMembers] = []
     rows = 0
@@ -78,15 +79,15 @@ def build_runs(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]
 
 
 def must_read_rows(plan: members.BlockPlan, run: Run) -> bool:
-    """Return whether rows must be read to find the ends of blocks.
+    """Return whether `find_block_ends` must read the rows of a run.
 
-    That is so if members have groups, or if a block may have too many bytes.
+    It must if the run has groups of members, or if a block may have too many bytes.
     """
     return run.has_groups or _may_be_heavy(plan, run)
 
 
 def find_block_ends(store: Store, plan: members.BlockPlan, run: Run) -> members.Ids:
-    """Return the ends of the blocks of a run, reading rows only if necessary.
+    """Return where the blocks of a run end, and read its rows only if necessary.
 
     Args:
         store: The run directory.
@@ -94,7 +95,7 @@ def find_block_ends(store: Store, plan: members.BlockPlan, run: Run) -> members.
         run: The run.
 
     Returns:
-        The number of members up to the end of each block.
+        For each block, the number of members of the run up to the block's end.
     """
     sizes = members.iter_block_sizes(plan) if run.number == 0 else repeat(plan.largest_block)
     starts = _find_group_starts(run.tables(store, ["uri", "place"])) if run.has_groups else None
@@ -134,7 +135,7 @@ def cut_run(
     input_type: pa.StructType | None,
     item: tuple[Run, members.Ids, int],
 ) -> pa.Table:
-    """Write the files of a run for a manifest or one of its portions.
+    """Cut a run of raw files into blocks, and write them for a manifest or one of its portions.
 
     Args:
         store: The run directory.
@@ -144,7 +145,7 @@ def cut_run(
         item: The run, the ends of its blocks, and the number of its first block.
 
     Returns:
-        The rows of the run in `blocks.parquet`.
+        The rows for the blocks of the run in `blocks.parquet`.
     """
     run, stops, block = item
     stem = f"part-{run.number:05}" if portion is None else f"{portion:05d}/part-{run.number:05}"
@@ -156,7 +157,7 @@ def cut_run(
 
 
 class TableStream:
-    """A stream of tables that returns any number of rows at a time."""
+    """A stream of tables from which any number of rows can be taken at a time."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables = tables
@@ -184,9 +185,10 @@ class TableStream:
 
 
 class PartWriter:
-    """Writes blocks into files `STEM-00000.parquet`, … of a few blocks each.
+    """Writes the blocks of a manifest into files of a few blocks each.
 
-    Each file is written as a whole.
+    The files are `STEM-00000.parquet`, `STEM-00001.parquet`, and so on. Each file is written as a
+    whole.
 
     Args:
         store: The run directory.
@@ -202,7 +204,7 @@ class PartWriter:
         self._blocks: list[dict[str, object]] = []
 
     def add(self, rows: pa.Table, block: int) -> None:
-        """Add the members of a block."""
+        """Add a block with these members; a full file is written."""
         sizes = rows["size_bytes"].to_numpy()
         self._blocks.append(
             {
@@ -218,7 +220,7 @@ class PartWriter:
             self._flush()
 
     def finish(self) -> pa.Table:
-        """Write the last file; return the blocks (`BLOCK_COLUMNS`)."""
+        """Write the last file, and return the table of all blocks (`BLOCK_COLUMNS`)."""
         if self._buffered:
             self._flush()
         return pa.Table.from_pylist(self._blocks, manifest.BLOCK_COLUMNS)

@@ -1,8 +1,9 @@
 """Find which listed members are new, and which known members vanished (`IdTable`).
 
-DuckDB joins the ids. Members with one id but different digests collide. The member that is known
-from an earlier manifest, else the first one listed, keeps the id. The others are hashed again until
-each has an id of its own. Collisions are very rare.
+DuckDB joins the ids of listed members with the known ids. Members with the same id but different
+digests collide. The member that is known from an earlier manifest keeps the id, otherwise the member
+that is listed first. The other members are hashed again until each has an id of its own. Collisions
+are very rare.
 """
 
 import contextlib
@@ -54,13 +55,13 @@ _SELECT_VANISHED = """
 
 @dataclass(frozen=True)
 class ChosenMembers:
-    """The members of one raw file that a manifest gets.
+    """The members of one raw file that are written into a manifest.
 
     Attributes:
         file: The raw file.
-        rows: The number of these members.
-        kept: A bit for each row of the file, None for all rows.
-        ids: Row and id of the members that were hashed again.
+        rows: The number of chosen members.
+        kept: A bit for each row of the file, set for chosen members. None if all are chosen.
+        ids: The row and the new id of each member that was hashed again.
     """
 
     file: raw_listing.RawFile
@@ -69,7 +70,7 @@ class ChosenMembers:
     ids: tuple[tuple[int, int], ...]
 
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows of the members with their ids, a bounded table at a time."""
+        """Yield the rows of the chosen members with their final ids, a bounded table at a time."""
         if not self.rows:
             return
         is_chosen = (
@@ -103,10 +104,10 @@ class ChosenMembers:
 
 
 class IdTable:
-    """The ids of a run, in a database of this process. Use as a context manager.
+    """The ids of all members of a run, in a DuckDB database. Use it as a context manager.
 
-    The ids of earlier manifests are read once. Memory: the memory of DuckDB, a bit per listed
-    member, and 8 bytes per vanished member.
+    The ids of earlier manifests are read once. The table takes the memory of DuckDB, a bit per
+    listed member, and 8 bytes per vanished member.
 
     Args:
         store: The run directory.
@@ -133,17 +134,18 @@ class IdTable:
         *,
         without: members.Ids | None = None,
     ) -> list[ChosenMembers]:
-        """Write the ids of new members, and return which members of each raw file are new.
+        """Find the new members of each raw file, write their ids, and return the members.
 
         Args:
             folder: The folder of the manifest or portion that gets the members.
             files: The listed members.
             digest: Computes further digests of members whose ids collide.
-            id_rows: About how many ids a file gets at most.
-            without: Sorted ids of members to leave out.
+            id_rows: About how many ids one written file has at most.
+            without: Sorted ids of members that are left out even if they are new.
 
         Raises:
-            StorageError: The store, or the folder for temporary files, fails.
+            StorageError: The store cannot be read or written, or the folder for temporary files
+                has too little space.
         """
         with _database_errors():
             db = self._open_database()
@@ -228,7 +230,7 @@ def _database_errors() -> Iterator[None]:
         yield
     except duckdb.Error as error:
         raise StorageError(
-            f"cannot join ids in {tempfile.gettempdir()}: {error}",
+            f"cannot compare image ids in the temporary folder {tempfile.gettempdir()}: {error}",
             hint="set TMPDIR to a folder with more space",
         ) from error
 

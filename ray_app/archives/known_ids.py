@@ -1,13 +1,13 @@
-"""Read the ids of earlier manifests from a few files, and look members up by their uris.
+"""Read the ids of earlier manifests from a few merged files, and find members by their uris.
 
-`read_known_ids` reads the ids. `find_ids_in` finds the ids of members at given uris.
+`read_known_ids` reads the ids. `find_ids_in` finds the ids of members in given folders and files.
 
     ids/00000.parquet    image_id and check word of all members that manifests 0 … n added; its metadata has n
 
 Each manifest or portion has files with its own ids. The ids of complete manifests with few ids are
-merged into the file above: a listing reads the file and the ids of the manifests since, and writes
-the file again with these. The merged files only repeat ids. Any of them may be removed or damaged,
-which costs requests.
+merged into the file above. A listing reads the merged file and the ids of the manifests since, and
+writes the merged file again with all these ids. Merged files only repeat ids. If one is missing or
+damaged, the ids are read from the manifests, which takes more requests.
 """
 
 import io
@@ -72,9 +72,9 @@ class _MergedIds:
 
 
 def read_known_ids(store: Store) -> Iterator[pa.Table]:
-    """Yield ids and check words of all members that are listed so far.
+    """Yield the ids and check words of all members that the run's manifests list so far.
 
-    The ids of complete manifests are merged into files for the next listing.
+    The ids of complete manifests are also written into merged files, for the next listing.
     """
     earlier, open_info = manifest.list_manifests(store)
     if open_info is not None:
@@ -156,7 +156,7 @@ def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.
         store: The run directory with the manifests.
         numbers: The numbers of the manifests.
         target: The run directory to write to.
-        kept: The sorted ids to copy.
+        kept: The sorted ids to copy; other ids are left out.
     """
     infos = (manifest.read_complete(store, number) for number in numbers)
     tables = (table for info in infos if info for table in _read_own(store, info)[1])
@@ -170,14 +170,14 @@ def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.
 
 
 def find_ids_in(store: Store, ids: members.Ids, places: Collection[ClosedPlace]) -> members.Ids:
-    """Return which ids have members in folders, files, or containers that could not be listed.
+    """Return those of `ids` whose members are in places that could not be listed.
 
-    The uris of all members of the manifests are read.
+    The uris of all members of all manifests are read for this.
 
     Args:
         store: The run directory.
         ids: Sorted ids of earlier manifests.
-        places: The folders, files, and containers.
+        places: The folders, files, and containers that could not be listed.
     """
     folders = {local_path(closed.uri) for closed in places if closed.version is None}
     others = {(closed.uri, closed.version) for closed in places if closed.version is not None}
@@ -204,12 +204,12 @@ def find_ids_in(store: Store, ids: members.Ids, places: Collection[ClosedPlace])
 
 
 def find_file_rows(store: Store, uris: Collection[str], without: members.Ids) -> set[str]:
-    """Return which of these uris are listed as a file of its own with a known version.
+    """Return those of `uris` that a manifest lists as a separate file with a known version.
 
     Args:
         store: The run directory.
-        uris: The uris to look up.
-        without: Ids of rows that do not count.
+        uris: The uris to find.
+        without: Ids of members that do not count.
     """
     uri_array, present = pa.array(sorted(uris), pa.string()), set[str]()
     for table in _read_columns(store, ["image_id", "uri", "member", "version"]):

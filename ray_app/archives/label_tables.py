@@ -1,8 +1,8 @@
-"""Read tables that users bring by column names: labels, lists of urls, prompts.
+"""Read tables of users by column names, such as tables of labels, URLs, or prompts.
 
 Every command reads such tables with `LabelTable`: CSV with commas, semicolons, tabs, or bars, JSON
-lines, or Parquet, at a path or URL. Columns are found in any case. A table may be longer than
-memory, so it is read in chunks.
+lines, or Parquet, at a path or URL. Upper and lower case in column names do not matter. A table may
+be larger than memory, so it is read in chunks.
 """
 
 import contextlib
@@ -33,22 +33,23 @@ _READ_ERRORS = (pa.ArrowException, ValueError, csv.Error, OSError)
 
 @dataclass(frozen=True)
 class LabelTable:
-    """One file with a table, which may be read more than once.
+    """One file with a table of a user, which may be read more than once.
 
     Attributes:
-        place: The path or fsspec URL of the file. A file without the ending of a table is a CSV.
+        place: The path or fsspec URL of the file. The ending of the name shows the format; a file
+            with any other ending is read as CSV.
     """
 
     place: str
 
     @property
     def name(self) -> str:
-        """The path or URL without secrets, for messages."""
+        """The path or URL of the table without secrets, for messages."""
         return strip_secrets(self.place)
 
     @functools.cached_property
     def column_names(self) -> list[str]:
-        """The names of the columns as the file has them.
+        """The names of the table's columns, spelled as in the file.
 
         Raises:
             ConfigError: The file cannot be read.
@@ -67,12 +68,12 @@ class LabelTable:
         return [] if first is None else list(first.column_names)
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield these columns, under these names, some rows at a time.
+        """Yield the requested columns under the requested names, some rows at a time.
 
-        Cells of a CSV or of JSON are texts, and an empty cell is null.
+        Cells of CSV and JSON files are texts, and an empty cell is null.
 
         Args:
-            columns: The columns, by names that `match_columns` finds.
+            columns: The names of the columns; `match_columns` finds the columns in the file.
 
         Raises:
             ConfigError: The file cannot be read, or has no such column. The message has the file
@@ -81,13 +82,14 @@ class LabelTable:
         own_names = match_columns(self.column_names, columns, self.name)
         if missing := [column for column in columns if column not in own_names]:
             raise ConfigError(
-                f"{self.name}: no column '{missing[0]}'", hint=columns_hint(self.column_names)
+                f"{self.name}: the table has no column '{missing[0]}'",
+                hint=columns_hint(self.column_names),
             )
         for table in self._read_tables(list(own_names.values())):
             yield pa.table({column: table[own_names[column]] for column in columns})
 
     def read(self) -> pa.Table:
-        """Return the whole table, with the names that the file has.
+        """Return the whole table, with the column names of the file.
 
         Raises:
             ConfigError: The file is empty or cannot be read.
@@ -128,18 +130,20 @@ class LabelTable:
 
 
 def is_label_table(path: str) -> bool:
-    """Return whether the name of a file announces a table."""
+    """Return whether a file's name has the ending of a table."""
     return get_ending(path) in _READERS
 
 
 def get_ending(path: str) -> str:
-    """Return the ending of a file's name in lower case, without the query of a URL."""
+    """Return the ending of a path or URL in lower case, such as `.csv`, without a URL's query."""
     name = path.partition("?")[0] if "://" in path else path
     return posixpath.splitext(name)[1].lower()
 
 
 def match_columns(names: Sequence[str], requested: Iterable[str], where: str) -> dict[str, str]:
-    """Find columns by name: exactly, or else in any case and with any signs between words.
+    """Find the columns of a table that have the requested names.
+
+    A name matches exactly, or else in any case and with any signs between its words.
 
     Args:
         names: The names that a table has.
@@ -147,10 +151,10 @@ def match_columns(names: Sequence[str], requested: Iterable[str], where: str) ->
         where: The name of the table in messages.
 
     Returns:
-        The table's own name for each requested name that it has.
+        A dict from each requested name that the table has to the table's spelling of the name.
 
     Raises:
-        ConfigError: Several columns match one name.
+        ConfigError: Several columns match one requested name.
     """
     by_plain_name: dict[str, list[str]] = {}
     for name in names:
@@ -160,8 +164,8 @@ def match_columns(names: Sequence[str], requested: Iterable[str], where: str) ->
         candidates = [name] if name in names else by_plain_name.get(plain_name(name), [])
         if len(candidates) > 1:
             raise ConfigError(
-                f"{where}: the column '{name}' may be any of {', '.join(candidates)}",
-                hint=f"rename one to {name}",
+                f"{where}: several columns match the name '{name}', which may be any of {', '.join(candidates)}",
+                hint=f"rename one of these columns to {name}",
             )
         if candidates:
             own_names[name] = candidates[0]
@@ -169,19 +173,19 @@ def match_columns(names: Sequence[str], requested: Iterable[str], where: str) ->
 
 
 def plain_name(name: str) -> str:
-    """Return a column's name in lower case, with underscores between its words."""
+    """Return a column's name in lower case with underscores between its words, for comparison."""
     return re.sub(r"[\W_]+", "_", name.strip().casefold()).strip("_")
 
 
 def columns_hint(names: Sequence[str]) -> str:
-    """Return the hint that names the columns that a table has."""
-    return f"its columns: {', '.join(names) or 'none'}"
+    """Return a hint for an error about a missing column: the names of the table's columns."""
+    return f"check the names of its columns: {', '.join(names) or 'none'}"
 
 
 def format_value(value: Any) -> str:
-    """Return a value of JSON as the text of a cell.
+    """Return a value from JSON as the text of a table's cell.
 
-    A text is returned as it is, any other value as JSON writes it.
+    A text is returned unchanged. Any other value is returned as JSON text.
     """
     if isinstance(value, str):
         return value

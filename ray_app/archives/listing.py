@@ -1,8 +1,8 @@
-"""List an archive in a process of its own, which writes a manifest of a run (`ListingProcess`).
+"""List an archive in a separate process, which writes a manifest of a run (`ListingProcess`).
 
-The command that scores reads the manifest, and nothing else, to know what is listed. The listing
-process ends when its parent dies. It writes under the number of its parent's lease, so a listing
-process of an earlier command changes nothing.
+The command that scores learns from the manifest alone which members are listed. The listing process
+ends when its parent dies. It writes under the number of its parent's lease, so a listing process
+that is left from an earlier command cannot change the run.
 
 `python -P -m ray_app.archives.listing` reads a `ListingRequest` as one line of JSON from stdin,
 which the parent keeps open, and writes its `ListingOutcome` to stdout.
@@ -41,7 +41,7 @@ _MAX_RETRY_DELAY_S = 30.0  # Before a source that failed is listed again.
 
 
 class ListingRequest(Frozen):
-    """The archive to list, and the run that gets the manifests."""
+    """The archive that a listing process lists, and the run that gets the manifests."""
 
     run: str = Field(description="URL of the run directory")
     lease: int = Field(description="number of the parent's lease")
@@ -68,7 +68,7 @@ class ListingRequest(Frozen):
 
 
 class ListingOutcome(Frozen):
-    """How a listing ended."""
+    """The result of a listing process: the counts of its manifest, or the error that ended it."""
 
     seconds: float = Field(default=0.0, description="seconds that the listing took")
     members: int = Field(
@@ -84,10 +84,10 @@ class ListingOutcome(Frozen):
 
 
 class ListingProcess:
-    """The parent's side of a listing process. Use as a context manager, which ends the process.
+    """Starts and watches a listing process. Use it as a context manager, which ends the process.
 
     Args:
-        request: The archive and the run.
+        request: The archive to list, and the run that gets the manifests.
     """
 
     def __init__(self, request: ListingRequest) -> None:
@@ -128,21 +128,21 @@ class ListingProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is still listing."""
+        """Whether the listing process is still running."""
         return self._child is not None and self._child.poll() is None
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """The process id of the listing process."""
         assert self._child is not None, "it was started"
         return self._child.pid
 
     def result(self) -> ListingOutcome:
-        """Return how the listing ended. Call this after the process has ended.
+        """Return the result of the listing. Call this after the process has ended.
 
         Raises:
             TouchstoneError: The error that ended the listing early.
-            ClusterError: The process ended and reported nothing.
+            ClusterError: The process ended without a result.
         """
         outcome = self._read_outcome()
         if outcome.error is not None:
@@ -168,16 +168,17 @@ class ListingProcess:
 def list_archive(
     request: ListingRequest, print_progress: Callable[[int], object]
 ) -> ManifestInfo | None:
-    """Write a manifest of an archive, in portions.
+    """List an archive, and write its manifest in portions.
 
-    If the archive is listed repeatedly, the manifest stays open, and each listing adds what is new.
+    If `every_s` is set, the archive is listed repeatedly. The manifest then stays open, and each
+    listing adds the members that are new.
 
     Args:
         request: The archive and the run.
-        print_progress: Called with the number of members so far.
+        print_progress: Called with the number of members listed so far.
 
     Returns:
-        What the manifest holds; None if nothing is new.
+        The info of the complete manifest; None if nothing is new.
 
     Raises:
         ConfigError: The archive is empty, or columns of its tables clash.
@@ -229,7 +230,7 @@ def _end_with_parent(pipe: IO[bytes]) -> None:
 
 
 def main() -> None:
-    """List the archive that the parent requests."""
+    """List the archive of the request on stdin, and write the outcome to stdout."""
     request = ListingRequest.model_validate_json(sys.stdin.buffer.readline())
     parent = threading.Thread(target=_end_with_parent, args=(sys.stdin.buffer,), daemon=True)
     parent.start()

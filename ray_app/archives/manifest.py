@@ -1,16 +1,16 @@
 """Read and write manifests, the lists of members that a run scores.
 
-Enter at `ManifestInfo`, `BlockRef`, `read_blocks`, and `write_listed`. `listed_rows` converts
-members to Arrow rows.
+Start reading at `ManifestInfo`, `BlockRef`, `read_blocks`, and `write_listed`. `listed_rows` converts
+members to Arrow rows. A manifest has these files in the run directory:
 
     manifest/<n>/part-00000-00000.parquet   members; a row group is a block, a few blocks are a file
     manifest/<n>/blocks.parquet             for each block: its file, row group, members, and bytes
-    manifest/<n>/ids/                       the ids that <n> adds, sorted, by their top bits, each with the next word of its digest
-    manifest/<n>/vanished.parquet           all ids of earlier manifests that the listing of <n> no longer had
-    manifest/<n>/_complete                  counts, as JSON; written last: without it, the manifest is open
-    manifest/<n>/<k>/                       portion <k>: the same files, of what was listed since portion <k> - 1
+    manifest/<n>/ids/                       the sorted ids that <n> adds, in files by their top bits; each id has the next word of its digest
+    manifest/<n>/vanished.parquet           all ids of earlier manifests that the listing of <n> did not find
+    manifest/<n>/_complete                  counts, as JSON; written last; a manifest without this file is open
+    manifest/<n>/<k>/                       portion <k>: the same files for the members listed since portion <k> - 1
     manifest/<n>/<k>/vanished.parquet       which ids vanished or returned since manifest <n> - 1
-    manifest/<n>/<k>/unlisted.json          what an unfinished listing has yet to list (`ArchiveWalker.save_state`)
+    manifest/<n>/<k>/unlisted.json          what an unfinished listing must still list (`ArchiveWalker.save_state`)
 
 A listing writes portions, so that the first portions are scored while the archive is still listed.
 `close_manifest` adds `blocks.parquet`, `vanished.parquet`, and `_complete` of the whole manifest.
@@ -81,22 +81,22 @@ _LAST_COLUMNS = [pa.field("place", _PLACE_TYPE), pa.field("refused", _REFUSED_TY
 
 @dataclass(frozen=True)
 class ManifestInfo:
-    """One finished listing, or one portion of it, as `_complete` stores it.
+    """The counts and facts of one manifest, or of one portion of it, as `_complete` stores them.
 
-    If the manifest has portions, each portion counts what the manifest has so far.
+    The counts of a portion include all earlier portions of the manifest.
 
     Attributes:
         manifest: The number of the manifest.
-        members: The number of members that the listing adds.
-        size_bytes: The bytes of these members, as far as known.
-        blocks: The number of blocks.
-        batch_slots: The number of slots in one batch.
-        listed: The number of members that the listing saw.
-        vanished: The number of known members that the listing did not see.
+        members: The number of members that the manifest adds.
+        size_bytes: The total size of these members in bytes, as far as sizes are known.
+        blocks: The number of blocks of the manifest.
+        batch_slots: The number of members in one full batch.
+        listed: The number of members that the listing found.
+        vanished: The number of known members that the listing did not find.
         listing_s: The seconds that the listing took.
         named: The number of files and containers that the sources themselves list.
-        digest: A hash of these files and containers; "" if it does not determine what containers
-            hold.
+        digest: A hash of these files and containers; "" if containers may change without a change
+            of the hash.
         linked_folders: The number of symbolic links to folders, which were not followed.
         linked_example: The first of these links.
         closed_folders: The number of folders that could not be listed; each is a member.
@@ -104,12 +104,12 @@ class ManifestInfo:
         servers: The web servers that members may be read from, merged with those of earlier
             manifests if there are any.
         allow_private: Whether members may be read from any web server, also in private networks.
-        earlier: The number of members that earlier manifests have.
+        earlier: The number of members of all earlier manifests.
         portions: The number of portions, 0 if the manifest was written at once.
-        goes_on: Whether the listing has not reached its end with this portion.
-        retried: The statuses of the members that a retry lists again.
-        retries: The numbers of all retries so far.
-        format: The version of this format.
+        goes_on: Whether the listing continues after this portion.
+        retried: For a retry, the statuses of the members that are listed again.
+        retries: The numbers of all manifests so far that are retries.
+        format: The version of the manifest format.
     """
 
     manifest: int
@@ -142,7 +142,7 @@ class ManifestInfo:
 
     @property
     def members_so_far(self) -> int:
-        """The number of members that the manifests up to this one list, each counted once."""
+        """The number of members in all manifests up to this one, each counted once."""
         return self.earlier if self.is_retry else self.earlier + self.members
 
     @property
@@ -153,15 +153,15 @@ class ManifestInfo:
 
 @dataclass(frozen=True)
 class BlockRef:
-    """The location of one block of a manifest; it is small, and all that a worker needs to read it.
+    """The location of one block of a manifest: a small reference with which a worker reads the block.
 
     Attributes:
         manifest: The number of the manifest.
         block: The number of the block in the manifest.
-        members: The number of members.
-        size_bytes: The bytes of the members, as far as known.
-        file: The file within the manifest.
-        row_group: The row group within the file.
+        members: The number of members in the block.
+        size_bytes: The total size of the members in bytes, as far as sizes are known.
+        file: The name of the file within the manifest.
+        row_group: The number of the row group within the file.
     """
 
     manifest: int
@@ -178,9 +178,10 @@ class BlockRef:
 
 
 class BlockList(Sequence[BlockRef]):
-    """Many blocks in little memory: columns, from which references are created on access.
+    """A sequence of many `BlockRef`s that takes little memory.
 
-    A slice is a `BlockList`, too.
+    The blocks are stored as columns, and a `BlockRef` is created on access. A slice is also a
+    `BlockList`.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -188,7 +189,7 @@ class BlockList(Sequence[BlockRef]):
 
     @classmethod
     def concat(cls, lists: Sequence["BlockList"]) -> "BlockList":
-        """Concatenate several lists."""
+        """Concatenate several lists of blocks into one."""
         empty = BLOCK_COLUMNS.append(pa.field("manifest", pa.int32())).empty_table()
         return cls(
             pa.concat_tables([empty, *(block_list._table for block_list in lists)]).combine_chunks()
@@ -200,28 +201,28 @@ class BlockList(Sequence[BlockRef]):
 
     @property
     def members(self) -> int:
-        """The number of members of all blocks."""
+        """The number of members of all blocks together."""
         return int(self._table["members"].to_numpy().sum())
 
     @property
     def sizes(self) -> Ids:
-        """The number of members of each block."""
+        """The number of members of each block, as an array."""
         sizes: Ids = self._table["members"].to_numpy().astype(np.int64)
         return sizes
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of the members of all blocks, as far as known."""
+        """The total size of the members of all blocks in bytes, as far as sizes are known."""
         return int(self._table["size_bytes"].to_numpy().sum())
 
     @property
     def heaviest_mean(self) -> float:
-        """The highest mean size of a member in any block, in bytes, as far as known."""
+        """The mean size in bytes of the members of the block in which it is highest, as far as known."""
         sizes, members = (self._table[name].to_numpy() for name in ("size_bytes", "members"))
         return float((sizes / np.maximum(members, 1)).max(initial=0.0))
 
     def exclude(self, excluded: Collection[int]) -> "BlockList":
-        """Return the blocks whose number is not in `excluded`."""
+        """Return the blocks without those whose numbers are in `excluded`."""
         excluded_numbers = np.fromiter(excluded, np.int32, len(excluded))
         return BlockList(
             self._table.filter(
@@ -230,7 +231,7 @@ class BlockList(Sequence[BlockRef]):
         )
 
     def select(self, mask: Sequence[bool]) -> "BlockList":
-        """Return the blocks at the positions at which `mask` is true."""
+        """Return the blocks for which `mask`, with one value per block, is true."""
         return BlockList(self._table.filter(pa.array(mask, pa.bool_())))
 
     def __len__(self) -> int:
@@ -282,25 +283,25 @@ def list_complete_manifests(store: Store) -> list[int]:
 
 
 def read_open_manifest(store: Store) -> ManifestInfo | None:
-    """Return what the open manifest holds so far.
+    """Return the info of the open manifest so far.
 
     Args:
         store: The run directory.
 
     Returns:
-        The last portion's counts; None if no manifest with a portion is open.
+        The info of the last complete portion; None if no manifest with a portion is open.
     """
     return list_manifests(store)[1]
 
 
 def list_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
-    """Return the numbers of all complete manifests, and what the open manifest holds so far.
+    """Return the numbers of all complete manifests, and the info of the open manifest so far.
 
     Args:
         store: The run directory.
 
     Returns:
-        The numbers, ascending, and the counts of the last portion. The counts are None if no
+        The numbers, ascending, and the info of the last complete portion. The info is None if no
         manifest with a portion is open.
     """
     last = last_complete(store)
@@ -309,10 +310,10 @@ def list_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
 
 
 def last_complete(store: Store) -> ManifestInfo | None:
-    """Return what the newest complete manifest holds; None if there is none.
+    """Return the info of the newest complete manifest; None if no manifest is complete.
 
-    Manifests are numbered without gaps, and a complete one never changes. So the folder of a run
-    with many manifests is listed once for each `Store`.
+    Manifests are numbered without gaps, and a complete manifest never changes. The folder of
+    manifests is therefore listed only once for each `Store`.
     """
     last = _last_complete.get(store)
     if last is None:
@@ -329,7 +330,7 @@ def last_complete(store: Store) -> ManifestInfo | None:
 
 
 def read_complete(store: Store, number: int, portion: int | None = None) -> ManifestInfo | None:
-    """Return what a complete manifest or a complete portion holds; None if it is not complete.
+    """Return the info of a manifest or of one portion; None if it is not complete.
 
     Args:
         store: The run directory.
@@ -337,7 +338,7 @@ def read_complete(store: Store, number: int, portion: int | None = None) -> Mani
         portion: The number of the portion, None for the manifest itself.
 
     Raises:
-        IdentityError: Another version of Touchstone wrote it.
+        IdentityError: Another version of Touchstone wrote the manifest.
     """
     path = path_in(number, "_complete", portion)
     try:
@@ -353,7 +354,7 @@ def read_complete(store: Store, number: int, portion: int | None = None) -> Mani
 
 
 def read_last_portion(store: Store, number: int) -> ManifestInfo | None:
-    """Return what a manifest holds up to its last complete portion; None if it has none."""
+    """Return the info of a manifest's last complete portion; None if it has no complete portion."""
     # Portions are written one after another, so the last alone can be incomplete.
     for portion in reversed(_list_numbers(store, get_folder(number))[-2:]):
         info = read_complete(store, number, portion)
@@ -363,27 +364,27 @@ def read_last_portion(store: Store, number: int) -> ManifestInfo | None:
 
 
 def read_last_listing(store: Store) -> ManifestInfo | None:
-    """Return what the newest manifest, open or complete, holds as far as it is listed.
+    """Return the info of the newest manifest, open or complete, as far as it is listed.
 
     Args:
         store: The run directory.
 
     Returns:
-        The counts; None if nothing is listed.
+        The info; None if nothing is listed yet.
     """
     last = last_complete(store)
     return read_last_portion(store, 0 if last is None else last.manifest + 1) or last
 
 
 def close_manifest(store: Store, last_portion: ManifestInfo) -> ManifestInfo:
-    """Complete a manifest with its portions. An interrupted call can be repeated.
+    """Complete a manifest that was written in portions. An interrupted call can be repeated.
 
     Args:
         store: The run directory.
-        last_portion: The counts of the manifest in its last portion.
+        last_portion: The info of the manifest's last portion.
 
     Returns:
-        The counts of the complete manifest.
+        The info of the complete manifest.
     """
     number = last_portion.manifest
     blocks = read_blocks_so_far(store, last_portion).columns()
@@ -398,8 +399,7 @@ def close_manifest(store: Store, last_portion: ManifestInfo) -> ManifestInfo:
 def copy_manifest(store: Store, number: int, target: Store) -> None:
     """Copy a complete manifest into another run, under the same number.
 
-    The manifest counts there only when all its files are copied, so an interrupted call can be
-    repeated.
+    The copy is complete only when all files are copied, so an interrupted call can be repeated.
 
     Args:
         store: The run directory with the manifest.
@@ -429,9 +429,9 @@ def _list_numbers(store: Store, folder: str) -> list[int]:
 
 
 def load_guard(store: Store) -> Guard:
-    """Return which web servers may be requested for the members of a run's manifests.
+    """Return the guard that defines from which web servers the members of a run may be read.
 
-    These are the servers that the commands that listed the members could request.
+    It allows the servers from which the commands that listed the members could read.
 
     Args:
         store: The run directory.
@@ -448,7 +448,7 @@ def read_known_count(store: Store) -> tuple[int, Guard]:
 
 
 def create_file(store: Store, path: str, data: bytes) -> None:
-    """Write a file of a manifest, unless another process wrote it.
+    """Write a file of a manifest; raise an error if another process has already written it.
 
     Args:
         store: The run directory.
@@ -456,7 +456,7 @@ def create_file(store: Store, path: str, data: bytes) -> None:
         data: The content.
 
     Raises:
-        StorageError: Another process wrote it.
+        StorageError: Another process has written the file.
     """
     try:
         is_new = store.create(path, data)
@@ -473,13 +473,13 @@ def create_file(store: Store, path: str, data: bytes) -> None:
 
 
 def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
-    """Write the other files of a manifest whose parts and ids are written, and complete it.
+    """Complete a manifest whose files of members and of ids are already written.
 
     Args:
         store: The run directory.
-        info: The counts of the manifest.
-        blocks: Its blocks (`BLOCK_COLUMNS`).
-        vanished: The sorted ids that its listing no longer found.
+        info: The info of the manifest.
+        blocks: The table of its blocks (`BLOCK_COLUMNS`).
+        vanished: The sorted ids of the members that its listing no longer found.
 
     Raises:
         StorageError: Another process wrote the manifest.
@@ -490,13 +490,13 @@ def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: I
 
 
 def write_portion(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
-    """Write the other files of the last portion, whose parts and ids are written, and complete it.
+    """Complete the last portion of a manifest, whose files of members and of ids are already written.
 
     Args:
         store: The run directory.
-        info: The counts of the manifest with this portion.
-        blocks: The blocks of the portion (`BLOCK_COLUMNS`).
-        vanished: The sorted ids that the listing no longer found.
+        info: The info of the manifest with this portion.
+        blocks: The table of the portion's blocks (`BLOCK_COLUMNS`).
+        vanished: The sorted ids of the members that the listing no longer found.
 
     Raises:
         StorageError: Another process wrote the portion.
@@ -526,7 +526,7 @@ def _vanished_bytes(vanished: Ids) -> bytes:
 
 
 def read_table(store: Store, path: str) -> pa.Table:
-    """Read a Parquet file of a store, in one request."""
+    """Read a whole Parquet file of a store in one request."""
     return pq.ParquetFile(pa.BufferReader(store.read(path))).read()
 
 
@@ -556,8 +556,7 @@ def read_blocks_so_far(store: Store, portion_info: ManifestInfo) -> BlockList:
 
     Args:
         store: The run directory.
-        portion_info: The counts of the manifest in one of its portions. Later portions are left
-            out.
+        portion_info: The info of one portion of the manifest. Later portions are left out.
     """
     portions = range(portion_info.portions)
     with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
@@ -566,7 +565,7 @@ def read_blocks_so_far(store: Store, portion_info: ManifestInfo) -> BlockList:
 
 
 def read_block_lists(store: Store) -> Iterator[BlockList]:
-    """Yield the blocks of each manifest, also of the open manifest as far as it is listed.
+    """Yield the blocks of each manifest of a run, including the open manifest as far as it is listed.
 
     Args:
         store: The run directory.
@@ -579,9 +578,9 @@ def read_block_lists(store: Store) -> Iterator[BlockList]:
 
 
 def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
-    """Yield the ids of consecutive blocks, block by block in their order.
+    """Yield, for each of several consecutive blocks, the ids of its members.
 
-    Each file is read once.
+    Each file of the manifest is read once.
 
     Args:
         store: The run directory.
@@ -598,22 +597,22 @@ def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
 
 
 def read_vanished(store: Store, number: int) -> Ids:
-    """Return the sorted ids of earlier manifests that the archive no longer has.
+    """Return the sorted ids of the members that a complete manifest lists as vanished.
 
     Args:
         store: The run directory.
-        number: The complete manifest whose listing decides.
+        number: The number of the manifest.
     """
     vanished: Ids = read_table(store, path_in(number, "vanished.parquet"))["image_id"].to_numpy()
     return vanished
 
 
 def read_vanished_so_far(store: Store, portion_info: ManifestInfo) -> Ids:
-    """Return the sorted ids that the archive no longer has, according to an open manifest.
+    """Return the sorted ids of the members that an open manifest lists as vanished.
 
     Args:
         store: The run directory.
-        portion_info: The counts of the manifest in one of its portions.
+        portion_info: The info of one portion of the manifest. Later portions are left out.
     """
     number, previous = portion_info.manifest, _read_vanished(store, portion_info.manifest - 1)
     changes = read_table(store, path_in(number, "vanished.parquet", portion_info.portions - 1))
@@ -630,7 +629,7 @@ def _read_vanished(store: Store, number: int) -> Ids:
 # one name in several tables of an archive become text if no type holds both, because no table in an
 # archive may stop a run.
 def manifest_schema(input_type: pa.StructType | None) -> pa.Schema:
-    """Return the columns of a manifest, with `input` if the source has columns."""
+    """Return the Arrow schema of a manifest, with the column `input` if the source has own columns."""
     return pa.schema(
         [
             *_LISTED_COLUMNS,
@@ -642,10 +641,10 @@ def manifest_schema(input_type: pa.StructType | None) -> pa.Schema:
 
 
 def listed_rows(ids: Ids, items: Sequence[ListedMember]) -> pa.Table:
-    """Return members, which are not cut into blocks yet, as rows.
+    """Convert members that are not cut into blocks yet into Arrow rows.
 
     Args:
-        ids: Their ids.
+        ids: The ids of the members, in the same order.
         items: The members.
 
     Raises:
@@ -679,17 +678,17 @@ def listed_rows(ids: Ids, items: Sequence[ListedMember]) -> pa.Table:
 
 
 def has_archive_columns(item: ListedMember) -> bool:
-    """Return whether a member's columns are from the archive, not from a list of the user."""
+    """Return whether a member's columns are from the archive, and not from a list of uris."""
     return item.place is not None or isinstance(item, ListedWithColumns)
 
 
 def cut_rows(rows: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
-    """Return members as the rows of one block of a manifest, in their slots.
+    """Add the columns `block` and `slot` to rows that become one block of a manifest.
 
     Args:
-        rows: The members.
+        rows: The rows of the block's members, as `listed_rows` returns them.
         block: The number of the block.
-        schema: The columns of the manifest.
+        schema: The schema of the manifest, whose order of columns the result has.
     """
     count = len(rows)
     columns: dict[str, Any] = {name: rows[name] for name in rows.schema.names}
@@ -701,15 +700,15 @@ def cut_rows(rows: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
 
 
 def get_input_type(table: pa.Table) -> pa.StructType | None:
-    """Return the type of the source's own columns; None if the source has none."""
+    """Return the type of `input`, the source's own columns; None if the table has no `input`."""
     return table.schema.field("input").type if "input" in table.schema.names else None
 
 
 def widen_input(table: pa.Table, kind: pa.StructType | None) -> pa.Table:
-    """Return the table with `input` as a wider type; fields that it lacks are null.
+    """Return the rows of members with `input` converted to a wider type; missing fields are null.
 
     Args:
-        table: The members.
+        table: The rows of members.
         kind: The wider type, None for no change.
     """
     if kind is None or get_input_type(table) == kind:
@@ -732,14 +731,16 @@ def widen_input(table: pa.Table, kind: pa.StructType | None) -> pa.Table:
 def merge_input_types(
     types: Iterable[pa.StructType | None], *, as_text: bool
 ) -> pa.StructType | None:
-    """Return the type of `input` that holds all of these types; None if there are no columns.
+    """Return the type of `input` that can hold the values of several types of `input`.
+
+    The result is None if no source has columns.
 
     Args:
-        types: The types.
+        types: The types of `input` in several files; None for a file without columns.
         as_text: Whether a column whose types clash becomes text.
 
     Raises:
-        ConfigError: The types of a column clash, and `as_text` is False; the message has the
+        ConfigError: The types of a column clash, and `as_text` is False. The message names the
             column.
     """
     columns: dict[str, pa.DataType] = {}
@@ -757,7 +758,7 @@ def merge_input_types(
 def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """Convert a column to a type that `merge_input_types` returned.
 
-    Values that are not texts become texts as JSON writes them.
+    If the type is text, other values are converted to JSON text.
     """
     if pa.types.is_string(kind) and not (
         pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
@@ -770,7 +771,7 @@ def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def finalize_type(kind: pa.StructType | None) -> pa.StructType | None:
-    """Return the type as files store it: a column without any value becomes text."""
+    """Return the type of `input` as files store it: a column without any value has the type text."""
     return kind and pa.struct(
         [
             (field.name, pa.string() if pa.types.is_null(field.type) else field.type)
@@ -844,6 +845,6 @@ def _unify_types(name: str, left: pa.DataType, right: pa.DataType, *, as_text: b
 
 def _clash_error(name: str, kinds: str) -> ConfigError:
     return ConfigError(
-        f"column '{name}' of the source holds both {kinds}",
-        hint="give it values of one type, or score the parts as runs of their own",
+        f"column '{name}' of the source holds both {kinds}, but must have one type",
+        hint="give the column values of one type, or score the files of each type in a separate run",
     )

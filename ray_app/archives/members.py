@@ -1,7 +1,7 @@
 """Define the members of an archive (`ListedMember`, `ManifestMember`) and their ids (`image_id`).
 
 A `BlockPlan` defines how a list of members is cut into blocks. The same list and plan always give
-the same cuts. `Each` is the type of functions that apply a function to many items.
+the same blocks. `MapFunction` is the type of functions that apply a function to many items.
 """
 
 import hashlib
@@ -28,15 +28,17 @@ _FIRST_BLOCK_MEMBERS = 16
 
 @dataclass(frozen=True, slots=True)
 class MemberLocation:
-    """The location of a member in its container, so that it is read without what precedes it.
+    """The location of a member in its container, with which the member is read without those before.
 
     Attributes:
         kind: The container's format (`ray_app.archives.containers`).
         offset: The first byte of the data in an (unpacked) tar, the first byte of the local header
             in a zip, or the row number in a Parquet file.
-        length: Bytes from the offset that hold the member, -1 if the format does not state it.
-        group: Members of one group are read together: a Parquet row group, 0 in other formats.
-        column: The column that holds the image, in a table.
+        length: The number of bytes from the offset that hold the member, -1 if the format does not
+            state it.
+        group: The number of the Parquet row group, whose members are read together; 0 in other
+            formats.
+        column: The column of a table that holds the image.
     """
 
     kind: str
@@ -48,13 +50,13 @@ class MemberLocation:
 
 @dataclass(frozen=True, slots=True)
 class RefusedMember:
-    """The reason from the archive's own listing why a member must not or cannot be read."""
+    """The reason, known from listing the archive, why a member must not or cannot be read."""
 
     status: Status
     detail: str
 
     def error(self) -> InputError:
-        """Return the reason as an error, which becomes the status of the member's row."""
+        """Return the reason as an error, whose status becomes the status of the member's row."""
         return InputError(self.status, self.detail)
 
 
@@ -84,25 +86,25 @@ class ListedMember:
 
 
 class ListedWithColumns(ListedMember):
-    """A file with columns from the archive itself, whose types no user has checked."""
+    """A listed file with columns from the archive, whose types the user has not checked."""
 
     __slots__ = ()
 
 
 class VersionlessFile(ListedMember):
-    """A file whose version could not be read.
+    """A listed file whose version could not be read.
 
-    A worker still tries to read the file, because the error may have passed.
+    A worker still tries to read the file, because the error may be temporary.
     """
 
     __slots__ = ()
 
 
 class UnreadableFolder(ListedMember):
-    """A folder that could not be listed, in place of its files.
+    """A member that represents a folder that could not be listed, in place of the folder's files.
 
-    Its version names the reason, so that it shares its id with no file and with no folder that was
-    closed for another reason.
+    Its version contains the reason. So its id differs from that of every file, and from that of the
+    same folder closed for another reason.
     """
 
     __slots__ = ()
@@ -123,14 +125,14 @@ class UnreadableFolder(ListedMember):
 def is_unreadable_folder(item: "ListedMember | ManifestMember") -> bool:
     """Return whether a member represents a folder that could not be listed.
 
-    This also holds for a member that was read back from a manifest.
+    The member may be listed just now, or read from a manifest.
     """
     return item.refused is not None and item.version == f"{_FOLDER}{item.refused.status}"
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestMember:
-    """One row of a manifest: a listed file with its id and its fixed position.
+    """One row of a manifest: a listed file with its id and its fixed position in a block.
 
     Attributes:
         image_id: The id of the file in its run.
@@ -160,7 +162,7 @@ class ManifestMember:
 
 
 def to_manifest_member(item: ListedMember, slot: int = 0) -> ManifestMember:
-    """Convert a listed file into a member that can be read.
+    """Convert a listed file into a manifest member, so that `MemberReader` can read it.
 
     Args:
         item: The file as its source lists it.
@@ -174,10 +176,10 @@ def to_manifest_member(item: ListedMember, slot: int = 0) -> ManifestMember:
 
 
 def to_listed_member(member: ListedMember | ManifestMember) -> ListedMember:
-    """Convert a member back to the form in which its source listed it.
+    """Convert a member of a manifest back to the form in which its source listed it.
 
     Args:
-        member: A member of a manifest, or one that is already listed.
+        member: A member of a manifest; a `ListedMember` is also allowed.
     """
     return ListedMember(
         member.uri,
@@ -196,10 +198,11 @@ Digest = Callable[[ListedMember, int], bytes]
 
 
 def identity_digest(item: ListedMember, counter: int = 0) -> bytes:
-    """Return the SHA-256 over (uri, member, occurrence, version).
+    """Return the SHA-256 of a member's identity: (uri, member, occurrence, version).
 
-    Each text follows its length, so that no two members share an encoding. A `counter` above 0 is
-    hashed too; it gives another id to a member whose first id belongs to an earlier member.
+    The length of each text is hashed before the text, so that no two members have the same
+    encoding. A `counter` above 0 is also hashed. It gives another id to a member whose first id
+    belongs to an earlier member.
     """
     parts = [
         _encode(item.uri),
@@ -217,7 +220,7 @@ def image_id(item: ListedMember, counter: int = 0) -> int:
 
     Args:
         item: The file as its source lists it.
-        counter: Above 0 for another id, if an earlier member has the first one.
+        counter: 0 for the first id; 1, 2, … for further ids if another member has the first id.
     """
     return first_word(identity_digest(item, counter))
 
@@ -235,7 +238,7 @@ def _encode(text: str | None) -> bytes:
 
 
 class TableColumns(Frozen):
-    """The columns of a table that hold images or uris; null finds them by type and usual name."""
+    """The columns of a table with images or uris; null finds a column by type and usual name."""
 
     image: str | None = Field(
         default=None, description="column with the encoded images: bytes, or a struct {bytes, path}"
@@ -244,7 +247,7 @@ class TableColumns(Frozen):
 
 
 class BlockPlan(Frozen):
-    """The sizes of blocks."""
+    """The sizes of batches and blocks into which a list of members is cut."""
 
     batch_slots: int = Field(default=32, ge=1, description="members in one batch")
     max_block_members: int = Field(default=1024, ge=1, description="maximum members in one block")
@@ -259,17 +262,17 @@ class BlockPlan(Frozen):
 
     @property
     def largest_block(self) -> int:
-        """The number of members that blocks grow up to: whole batches, at least one."""
+        """The maximum number of members of a block: a multiple of `batch_slots`, at least one batch."""
         return max(self.batch_slots, self.max_block_members // self.batch_slots * self.batch_slots)
 
 
 def iter_block_sizes(plan: BlockPlan) -> Iterator[int]:
-    """Yield the number of members of block 0, 1, … without end.
+    """Yield the number of members of block 0, of block 1, and so on without end.
 
-    Block 0 is one batch, for an early verdict. The next blocks have about 16 members, doubled after
-    every `blocks_per_doubling` blocks up to the plan's limit. All blocks are whole batches, except
-    for the last block of a list, which ends where the list does. A limit below one batch means one
-    batch.
+    Block 0 is one batch, for an early verdict. The next blocks have about 16 members. The size
+    doubles after every `blocks_per_doubling` blocks, up to the plan's limit. All blocks are whole
+    batches, except for the last block of a list, which ends at the end of the list. A limit below
+    one batch means one batch.
 
     Args:
         plan: The sizes of batches and blocks.
@@ -295,7 +298,7 @@ class MapFunction(Protocol):
     def __call__(
         self, function: Callable[[T], R], items: Iterable[T], /
     ) -> Generator[R, None, None]:
-        """Yield the results in the order of the items, whichever processes compute them.
+        """Yield the results of the calls in the order of the items, whichever processes compute them.
 
         A caller that may stop early must close the generator.
 

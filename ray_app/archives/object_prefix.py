@@ -1,10 +1,11 @@
-"""List the objects under a prefix as a source (`ObjectPrefix`).
+"""List the objects of a folder, key prefix, or pattern as a source (`ObjectPrefix`).
 
-Objects are files of their own, and containers by their names. Containers are not opened.
+An object whose name announces a container is listed as an unopened container, any other object as a
+single file.
 
 img2dataset writes sidecar tables (`SidecarTable`): next to a shard `00000.tar`, or a folder of
-files `00000/`, there is `00000.parquet` with a row for every sample by its key. Its columns become
-columns of that image, and the table stays a file like others.
+files `00000/`, there is `00000.parquet` with one row per sample. The columns of a row become columns
+of the sample's image. The table itself is also listed, as any other file.
 
 Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and `files`; in
 `parquet` the table holds the images itself.
@@ -50,7 +51,7 @@ _MAX_CELLS = 2_000_000
 
 
 class SidecarTable:
-    """A table of columns for the samples of a shard or folder, read when it is first needed."""
+    """A table with columns for the samples of a shard or folder; it is read when first needed."""
 
     def __init__(self, table: Container, fetcher: Fetcher) -> None:
         self._table, self._fetcher = table, fetcher
@@ -58,21 +59,22 @@ class SidecarTable:
 
     @property
     def uri(self) -> str:
-        """The uri of the table."""
+        """The uri of the sidecar table."""
         return self._table.uri
 
     def merge_columns(self, item: ListedMember, name: str) -> ListedMember:
-        """Return a member with the columns of its sample; its own columns stay as they are.
+        """Return a member with the columns that the table has for its sample.
 
-        Sidecar texts get no columns. Columns of masks are left out: the table came with the files,
-        and would lead to other files.
+        Columns that the member already has are not changed. Members that are sidecar texts get no
+        columns. Columns that name mask files are left out, because an untrusted table must not lead
+        to other files.
 
         Args:
             item: The member.
-            name: Its path in the shard or folder.
+            name: The path of the member in the shard or folder.
 
         Raises:
-            StorageError: The store gave no answer.
+            StorageError: The store did not answer.
         """
         if self._rows is None:
             self._rows = read_rows_by("key", self._table, self._fetcher, max_cells=_MAX_CELLS)
@@ -96,15 +98,15 @@ class SidecarTable:
 
 @dataclass(frozen=True)
 class ObjectPrefix:
-    """Files in a folder or under a key prefix, files that match a pattern, or one file.
+    """A source of files: a folder, a key prefix, a pattern that files match, or a single file.
 
     Attributes:
         url: The folder, prefix, pattern, or file.
-        kind: The format of every file, whatever its name announces: a container format, "files" for
-            no containers, or None for the format that the name announces.
+        kind: A container format that every file has, whatever its name; "files" if no file is
+            opened as a container; None if each file has the format that its name announces.
         columns: The columns that the user named.
-        limits: Limits on what a container may cost.
-        selection: Folders that it leaves out are not listed.
+        limits: Limits on the members and unpacked bytes of a container.
+        selection: The patterns of the archive. Folders that it leaves out are not listed.
     """
 
     url: str
@@ -114,9 +116,9 @@ class ObjectPrefix:
     selection: Selection = field(default_factory=Selection)
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield every object with its path relative to the source.
+        """Yield every object as a member or container, with its path relative to the source.
 
-        A single file has its name as path.
+        The path of a single file is its name.
         """
         enters = self.selection.enters()
         objects = list_objects(
@@ -137,7 +139,7 @@ class ObjectPrefix:
 
     @cached_property
     def base_url(self) -> str:
-        """The URL that paths are relative to, with a slash."""
+        """The URL to which the paths of objects are relative, with a slash at the end."""
         return strip_secrets(self._split[0]).rstrip("/") + "/"
 
     @cached_property
@@ -156,12 +158,12 @@ class ObjectPrefix:
     def items(
         self, objects: Iterable[ObjectInfo], fetcher: Fetcher, table: ObjectInfo | None = None
     ) -> Iterator[ListedEntry]:
-        """Yield some objects of the prefix as members and containers.
+        """Yield the given objects of the prefix as listed members, or as containers if they are archives.
 
         Args:
             objects: The objects, in the order of their uris.
             fetcher: Reads sidecar tables.
-            table: The sidecar table of the first objects, None if there is none.
+            table: The sidecar table that applies to the first of `objects`, None if there is none.
         """
         named_uri = None if self.is_pattern else strip_secrets(canonicalize(self.url))
         sidecar: SidecarTable | None = None
@@ -199,22 +201,22 @@ class ObjectPrefix:
 
 @dataclass(frozen=True)
 class PrefixRange:
-    """A range of keys of a large prefix.
+    """A part of a large S3 prefix: the objects whose keys are in a range.
 
     Attributes:
         prefix: The prefix.
-        keys: The range.
+        keys: The range of keys.
     """
 
     prefix: ObjectPrefix
     keys: KeyRange
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield the objects of the range, as `ObjectPrefix.list_entries` does."""
+        """Yield the objects of the range as members or containers, with paths relative to the source."""
         return self.items(RangeReader(self.keys), fetcher)
 
     def split(self, count: int) -> list["PrefixRange"]:
-        """Return about `count` ranges that replace this range, found by probing.
+        """Divide the range into about `count` ranges, whose bounds are found by requests to the store.
 
         Args:
             count: About how many ranges to return.
@@ -225,7 +227,7 @@ class PrefixRange:
         return [replace(self, keys=keys) for keys in split_range(self.keys, count)]
 
     def items(self, reader: RangeReader, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield the objects that a reader of the range's keys lists, as members and containers."""
+        """Yield the objects that `reader` lists as members or containers."""
         objects = iter(reader)
         first = next(objects, None)
         return (
@@ -255,13 +257,13 @@ class PrefixRange:
 
 
 class PartialRange:
-    """A range that is read up to a number of members.
+    """A `PrefixRange` of which only about `max_members` members are listed.
 
-    A container counts as many members as its size suggests.
+    A container counts as the number of members that its size suggests.
 
     Args:
         prefix_range: The range.
-        max_members: The number of members.
+        max_members: The number of members after which the listing stops.
     """
 
     def __init__(self, prefix_range: PrefixRange, max_members: int) -> None:
@@ -272,10 +274,10 @@ class PartialRange:
         )
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield objects as `PrefixRange.list_entries` does, up to the number of members.
+        """Yield the first objects of the range as members or containers, up to about `max_members`.
 
-        Files are listed in whole pages; the range ends directly after a container that reaches the
-        number.
+        Files are listed in whole pages. If a container reaches the number, the listing stops
+        directly after it.
         """
         members = 0
         for path, item in self._range.items(self._reader, fetcher):
@@ -289,21 +291,21 @@ class PartialRange:
 
     @property
     def remaining(self) -> PrefixRange | None:
-        """The part of the range that `found` did not reach; None if it reached the end."""
+        """The part of the range that `list_entries` did not reach; None if it reached the end."""
         return None if self._reader.rest is None else replace(self._range, keys=self._reader.rest)
 
 
 def classify_object(
     info: ObjectInfo, path: str, kind: str | None, columns: TableColumns, limits: ContainerLimits
 ) -> ListedMember | Container:
-    """Return an object as a container, or as a file of its own.
+    """Return an object as an unopened container, or as a single file.
 
     Args:
         info: The object.
         path: The path that patterns are compared with.
         kind: The format of the container, None for the format that the name announces.
         columns: The columns that the user named.
-        limits: Limits on what the container may cost.
+        limits: Limits on the members and unpacked bytes of the container.
     """
     kind = detect_kind(path) if kind is None else kind
     if kind is not None and kind in CONTAINERS:

@@ -1,4 +1,4 @@
-"""Report how far a listing or an index is (`ProgressLog`)."""
+"""Print how many members a listing or an index has so far (`ProgressLog`)."""
 
 import sys
 import time
@@ -7,21 +7,23 @@ EVERY_S = 10.0
 
 
 class ProgressLog:
-    """Prints a line on stderr every ten seconds, and nothing for work that takes less.
+    """Prints a line of progress on stderr at most every ten seconds.
+
+    Nothing is printed for work that takes less time.
 
     Args:
-        name: The work, as the lines name it.
+        name: The name of the work, with which each line begins.
     """
 
     def __init__(self, name: str) -> None:
         self._name, self._printed_at = name, time.monotonic()
 
     def __call__(self, doing: str, members: int) -> None:
-        """Report how many members are listed, labelled, or generated so far."""
+        """Print the number of members so far, followed by `doing`, if ten seconds have passed."""
         if time.monotonic() - self._printed_at > EVERY_S:
             self._printed_at = time.monotonic()
             print(f"{self._name}: {members:,} members {doing}", file=sys.stderr, flush=True)
 
     def count(self, members: int) -> None:
-        """Report how many members are listed so far."""
+        """Print the number of members so far, if ten seconds have passed."""
         self("so far", members)

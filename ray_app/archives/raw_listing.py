@@ -1,7 +1,8 @@
 """List one section of an archive into raw files (`SectionLister`).
 
-Raw files (`RawFile`) have the members of a section in order. They are in `manifest/<n>/listing/`
-until the manifest is cut. The bytes of small files travel with their description instead.
+A raw file (`RawFile`) has consecutive members of a section in order. Raw files are stored in
+`manifest/<n>/listing/` until their members are cut into blocks. The content of a small raw file is
+kept in its `RawFile` object instead.
 """
 
 import hashlib
@@ -39,19 +40,19 @@ _CLOSED_TYPES = (members.UnreadableFolder, members.VersionlessFile, Unopened)
 
 @dataclass(frozen=True)
 class RawFile:
-    """Consecutive members of one section.
+    """A Parquet file with consecutive listed members of one section, before they are cut into blocks.
 
-    The rows have a column `check`, a further word of the digest, which differs if two members have
-    one id.
+    The column `check` has a further word of each member's digest. It differs if two members have
+    the same id.
 
     Attributes:
         rows: The number of members.
-        largest_bytes: The size of the largest member.
+        largest_bytes: The size of the largest member in bytes.
         has_groups: Whether some members are best read together with their neighbours.
         as_text: Whether columns whose types clash become texts (`merge_input_types`).
         input_type: The type of the source's own columns, None if it has none.
         path: The path of the file in the store.
-        data: The content of a small file, which is not at `path`.
+        data: The content of a small file, which is not stored at `path`.
     """
 
     rows: int
@@ -63,7 +64,7 @@ class RawFile:
     data: bytes | None
 
     def stored(self, store: Store) -> "RawFile":
-        """Return the raw file without its content, which is written to `path`."""
+        """Write the content of the raw file to `path`, and return the raw file without its content."""
         if self.data is None:
             return self
         store.write(self.path, self.data)
@@ -71,11 +72,11 @@ class RawFile:
 
     @property
     def carried_bytes(self) -> int:
-        """The bytes of memory that this description takes."""
+        """The memory in bytes that this `RawFile` object takes."""
         return len(self.data or b"")
 
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows, a bounded table at a time."""
+        """Yield the rows of the members, a bounded table at a time."""
         file = pq.ParquetFile(
             pa.BufferReader(store.read(self.path) if self.data is None else self.data)
         )
@@ -89,8 +90,8 @@ class ClosedPlace:
 
     Attributes:
         uri: The folder, file, or container.
-        version: Its version; None for a folder. "" is unknown: the container or file may be of any
-            version.
+        version: The version of the file or container; None for a folder, "" if the version is
+            unknown.
     """
 
     uri: str
@@ -99,16 +100,15 @@ class ClosedPlace:
 
 @dataclass(frozen=True)
 class SectionListing:
-    """The members and containers of one section.
+    """The result of listing one section: its members and containers.
 
     Attributes:
-        found: The number of members before patterns.
-        kept: The number of members that patterns let pass.
-        files: The raw files with these members.
+        found: The number of members before patterns are applied.
+        kept: The number of members that the patterns let pass.
+        files: The raw files with the members that passed.
         containers: The containers to open.
-        digest: A sum over all listed members and containers (modulo 2**256, with all bits of
-            SHA-256). The digests of the parts of a section add up to the same sum, however it is
-            cut.
+        digest: The sum, modulo 2**256, of the SHA-256 digests of all listed members and containers.
+            If a section is listed in parts, the digests of the parts add up to the same sum.
         settled: Whether the section lists nothing outside its containers, and nothing that was
             unreachable.
         linked: Folders that were not listed, because they are symbolic links.
@@ -129,7 +129,7 @@ class SectionListing:
 
 @dataclass(frozen=True)
 class SectionLister:
-    """Lists sections of one archive into `folder`. It is picklable, so that tasks can use it.
+    """Lists sections of one archive into raw files. It is picklable, so that tasks can use it.
 
     Attributes:
         store: The run directory.
@@ -138,10 +138,10 @@ class SectionLister:
         fetcher: Reads the sources.
         digest: Computes the digest of a member.
         raw_rows: The maximum number of members of a raw file.
-        limit: The maximum number of members that pass, None for all.
-        most: About how many objects to list of a range of keys, None for all.
-        progress: Called with the number of members so far.
-        batch: Members that are hashed at once.
+        limit: The maximum number of members that pass the patterns, None for all.
+        most: About how many objects to list of each range of keys, None for all.
+        progress: Called with the number of members listed so far.
+        batch: The number of members that are hashed at once.
     """
 
     store: Store
@@ -159,11 +159,11 @@ class SectionLister:
         """List sections in parallel threads.
 
         Args:
-            item: A number that names the raw files, and the sections.
+            item: A tuple of a number for the names of the raw files, and the sections.
 
         Raises:
-            ConfigError: The source is not valid.
-            StorageError: The source is unreachable.
+            ConfigError: A source is not valid.
+            StorageError: A source is unreachable.
         """
         number, sections = item
         part = replace(

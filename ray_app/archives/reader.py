@@ -3,8 +3,8 @@
 `read_block` reads a block of a manifest, `rows_to_members` converts its rows into members, and
 `MemberReader` reads the bytes of members from files of their own or from containers.
 
-Small members are read ahead. A large member is read only when it is requested, one per process,
-within the memory that its node allows for all processes.
+Small members are read ahead. A large member is read only when it is requested. A process holds one
+large member at a time, and all processes of a node share a limit on memory.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -29,17 +29,17 @@ _UNSIZED_BYTES = 16 * 2**20
 
 
 class MemberReader:
-    """Reads members ahead of their use.
+    """Reads the encoded bytes of members ahead of their use.
 
-    Create one per process: containers stay open for the next block.
+    Create one reader per process, because it keeps containers open from one block to the next.
 
     Args:
         fetcher: Reads the files.
         max_bytes: The maximum size of a member.
-        depth_bytes: Bytes to read ahead. A larger member is read alone.
+        depth_bytes: The number of bytes to read ahead. A larger member is read alone.
         budget: The memory that all members larger than `depth_bytes` may take on this node, None
-            for no limit. A large member holds its part until the next member is requested, or until
-            `let_go`.
+            for no limit. A large member holds its part of the budget until the next member is
+            requested, or until `let_go` is called.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class MemberReader:
     def read(
         self, members: Sequence[ManifestMember]
     ) -> Iterator[tuple[ManifestMember, bytes | InputError]]:
-        """Yield every member in order with its bytes, or the error for it.
+        """Yield every member in order with its encoded bytes, or with the error that prevents reading.
 
-        A member that was refused when it was listed is not read.
+        For a member that was refused when it was listed, the error is the reason; it is not read.
         """
         with closing(self._iter_data(filterfalse(attrgetter("refused"), members))) as arriving:
             for member in members:
                 yield member, next(arriving) if member.refused is None else member.refused.error()
 
     def let_go(self) -> None:
-        """Release the budget of the last large member that was read.
+        """Release the memory budget that the last large member holds.
 
         Call this when the member is decoded and its bytes are no longer held.
         """
@@ -149,7 +149,7 @@ class MemberReader:
 
 
 def read_block(store: Store, ref: BlockRef) -> pa.Table:
-    """Return the rows of one block, slot 0 first, in one request.
+    """Return the rows of one block of a manifest in the order of slots. The store gets one request.
 
     Args:
         store: The run directory.
@@ -164,7 +164,7 @@ def read_block(store: Store, ref: BlockRef) -> pa.Table:
 
 
 def rows_to_members(block: pa.Table) -> list[ManifestMember]:
-    """Convert the rows of a block into members.
+    """Convert the rows of a block into manifest members.
 
     Args:
         block: The rows, as `read_block` returns them.
@@ -173,7 +173,7 @@ def rows_to_members(block: pa.Table) -> list[ManifestMember]:
 
 
 def listed_row(row: dict[str, Any]) -> ListedMember:
-    """Convert one row, with or without block and slot, to the member that its source listed."""
+    """Convert one row of a manifest or raw file into the member that its source listed."""
     member: ListedMember = _member(
         ListedMember,
         {name: value for name, value in row.items() if name not in ("image_id", "block", "slot")},

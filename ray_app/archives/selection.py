@@ -1,4 +1,4 @@
-"""Select the paths of an archive by patterns, and the folders to list for that (`Selection`)."""
+"""Select the files of an archive by patterns, and the folders that must be listed (`Selection`)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ ListedEntry = tuple[str, ListedMember | Container]
 
 @dataclass(frozen=True)
 class Selection:
-    """The paths of an archive that count.
+    """The patterns and URLs that decide which files of an archive are listed.
 
     Attributes:
         include: Patterns as in `ray_app.storage.urls`; if there are any, a path must match one.
@@ -26,10 +26,10 @@ class Selection:
     skip: tuple[str, ...] = ()
 
     def filter_entries(self, entries: Iterator[ListedEntry]) -> Iterator[tuple[ListedEntry, bool]]:
-        """Yield all entries outside the skipped URLs, and whether the patterns let them pass.
+        """Yield each entry outside the skipped URLs, and whether the patterns let the entry pass.
 
-        A container passes if its members might, so that it is opened, or reported if it cannot be
-        opened. An unreadable folder passes if any file in it might.
+        A container passes if any of its members might pass. So it is opened, or it is reported if
+        it cannot be opened. An unreadable folder passes if any file in it might pass.
         """
         included, excluded = (
             _build_test(self.include, otherwise=True),
@@ -52,9 +52,9 @@ class Selection:
             yield (path, item), passes and not excluded(path)
 
     def enters(self) -> Callable[[str, str], bool]:
-        """Return a test of a folder by its path and its uri.
+        """Return a function that decides from a folder's path and uri whether to list the folder.
 
-        The test is False if everything in the folder is excluded or skipped.
+        It returns False if everything in the folder is excluded or skipped.
         """
         excludes_all = make_subtree_matcher(self.exclude)
         return lambda path, uri: not (excludes_all(path) or self._is_skipped(uri))

@@ -1,7 +1,7 @@
 """Turn the sources that a user names into sections that can be listed in parallel (`Archive`).
 
-Every file is listed, whatever its name. A file that is not an image gets a row that shows this.
-Hidden files are files too.
+Every file is listed, whatever its name, including hidden files. A file that is not an image gets a
+row that shows this.
 
 A source is a URL or path. `KIND::URL` states what the source is if its name does not:
 `files::photos/` opens no container in it, `tar::https://host/download` is a tar, `list::uris.txt`
@@ -48,12 +48,13 @@ RETIRED_KINDS = {
 
 
 class SourceSection(Protocol):
-    """A part of a source that one task lists. It is picklable and small."""
+    """A part of a source that one task lists. It is picklable and takes little memory."""
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield members and unopened containers in a fixed order.
+        """Yield the section's members and unopened containers in a fixed order.
 
-        Each has the path that patterns are compared with.
+        Each entry is a tuple of the path that patterns are compared with, and the member or
+        container.
         """
 
 
@@ -65,7 +66,7 @@ Sections = Callable[[Fetcher], Iterator[SourceSection]]
 
 @dataclass(frozen=True)
 class Opened:
-    """Some containers as a section of their own.
+    """A section that consists of the members of some containers.
 
     Attributes:
         containers: The containers.
@@ -89,9 +90,9 @@ class Opened:
 
 
 def _get_pattern_name(container: Container, item: members.ListedMember) -> str | None:
-    """Return the part of a member's path that follows its container's path.
+    """Return the part of the path for patterns that follows the container's path; None if there is none.
 
-    That is its name, a row's own path, or the file that a list's row names.
+    It is the member's name, the `path` of a Parquet row, or the file that a row of a list names.
     """
     if item.place is not None and item.place.kind == "parquet":
         path = item.input.get("path")
@@ -100,11 +101,11 @@ def _get_pattern_name(container: Container, item: members.ListedMember) -> str |
 
 
 class Archive:
-    """All members of some sources that patterns let pass.
+    """All members of some sources that pass the patterns.
 
-    Files come first, then the members of containers, each in order. Nothing is accessed before the
-    first iteration. Each iteration lists the sources again, in the same order; `sections` can be
-    listed by many processes.
+    Iterating yields the files in order, then the members of containers in order. Nothing is
+    accessed before the first iteration. Each iteration lists the sources again in the same order.
+    The results of `sections` can be listed by many processes.
 
     Args:
         sources: URLs or paths, with or without KIND::.
@@ -112,13 +113,13 @@ class Archive:
         exclude: Patterns of paths that are left out.
         skip: URLs that are never listed, such as the run directory in its own source.
         columns: The columns of tables that the user named.
-        limits: Limits on what a container may cost.
+        limits: Limits on the members and unpacked bytes of a container.
         allow_private: Whether lists may name web servers in private networks.
-        fetcher: Reads the sources, None for `create_fetcher` the sources.
+        fetcher: Reads the sources; None for the result of `create_fetcher`.
 
     Raises:
         ConfigError: There is no source, a KIND:: is unknown, or a pattern has braces. Iterating
-            raises it if no file is left.
+            raises it if no file passes the patterns.
         StorageError: Raised by iterating if a source is unreachable.
     """
 
@@ -156,7 +157,7 @@ class Archive:
         self.fetcher = fetcher or create_fetcher(sources, allow_private=allow_private)
 
     def sections(self) -> Iterator[SourceSection]:
-        """Yield the sections of all sources, in order."""
+        """Yield the sections of all sources in order. Each can be listed by another process."""
         for _, _, section in self.numbered_sections():
             yield section
 
@@ -167,10 +168,10 @@ class Archive:
                 yield source_index, ordinal, section
 
     def range_section(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
-        """Return a range of keys of a source, which is an S3 prefix, as a section.
+        """Return the section for a range of keys of a source that is an S3 prefix.
 
         Args:
-            source: The number of the source.
+            source: The number of the source, from 0.
             keys: The range.
         """
         kind, url = urls.split_kind(self._urls[source])
@@ -185,7 +186,10 @@ class Archive:
         return self._members(_iter_in_order(self.sections(), self.fetcher))
 
     def beginning(self) -> Iterator[members.ListedMember]:
-        """Yield the members as iterating does, without reading ahead; for the first few."""
+        """Yield the members in the order of iterating, without reading ahead.
+
+        Use this if only the first few members are needed.
+        """
         return self._members(
             item for section in self.sections() for item in section.list_entries(self.fetcher)
         )
@@ -215,10 +219,10 @@ class Archive:
     def check(self) -> None:
         """Check that each source exists and that at least one member passes the patterns.
 
-        The check reads no further than it must.
+        Listing stops as soon as both are known.
 
         Raises:
-            ConfigError: A source does not exist, or no file is left.
+            ConfigError: A source does not exist, or no file passes the patterns.
             StorageError: A source is unreachable.
         """
         if len(self._sources) > 1:
@@ -234,10 +238,10 @@ class Archive:
         next(self.beginning())
 
     def empty_error(self, found: int, opened: int) -> ConfigError:
-        """Return the error for an archive of which no file is left.
+        """Return the error to raise if no file of the archive passes the patterns.
 
         Args:
-            found: The number of files before patterns, the members of containers included.
+            found: The number of files before patterns are applied, including members of containers.
             opened: The number of containers that were opened.
         """
         names = ", ".join(self._names)
@@ -254,13 +258,13 @@ class Archive:
             text = "no file except those of the output directory, or only lists without rows"
             return ConfigError(
                 f"{names}: {text}",
-                hint="give --out a folder of its own, and the folder of the images as source",
+                hint="give --out a separate folder, and the folder of the images as source",
             )
         files = f"none of {found} file{'s' if found > 1 else ''}" if found else "no file"
         return ConfigError(
             f"{names}: {files} passes {patterns}",
             hint="check the patterns: *.jpg does not match A.JPG; ** spans folders"
-            + "; to select archives and not their members, write the pattern into the source"
+            + "; to select archives instead of their members, write the pattern into the source"
             * bool(opened),
         )
 
@@ -329,7 +333,7 @@ def _read_ahead(
 
 
 def strip_kinds(sources: Sequence[str]) -> list[str]:
-    """Return the URLs of sources as the user gave them, with secrets but without KIND::.
+    """Return the URLs of sources without KIND::. Secrets in the URLs are kept.
 
     Args:
         sources: The sources, with or without KIND::.
@@ -340,22 +344,22 @@ def strip_kinds(sources: Sequence[str]) -> list[str]:
 def create_fetcher(
     sources: Sequence[str], policy: RetryPolicy | None = None, *, allow_private: bool = False
 ) -> Fetcher:
-    """Create the fetcher that reads the members of some sources.
+    """Create the fetcher that reads the files of some sources and their members.
 
     Args:
         sources: The sources as the user gave them.
         policy: The policy for retries, None for the default.
         allow_private: Whether lists in the sources may name any web server, also in private
-            networks; otherwise only those on the public Internet.
+            networks. Otherwise they may name only web servers on the public Internet.
     """
     urls = strip_kinds(sources)
     return Fetcher(policy, signed=urls, guard=Guard.from_urls(urls, allow_private=allow_private))
 
 
 def canonical_name(source: str) -> str:
-    """Return the canonical spelling of a source, with KIND:: and without secrets.
+    """Return the canonical spelling of a source with KIND:: and without secrets.
 
-    The identity of a run contains this name.
+    It is the name of the source in the identity of a run.
 
     Args:
         source: The source as the user gave it.
@@ -370,11 +374,11 @@ def _source_for(
     kind, url = urls.split_kind(source)
     kinds = ("files", *CONTAINERS, "list")
     if kind in RETIRED_KINDS:
-        raise ConfigError(f"'{kind}::' is retired", hint=RETIRED_KINDS[kind])
+        raise ConfigError(f"'{kind}::' is retired as a kind of source", hint=RETIRED_KINDS[kind])
     if kind == EMBEDDINGS:
         raise ConfigError(
-            f"{strip_secrets(source)}: a run that keeps embeddings is a source of touchstone score",
-            hint="give the files themselves",
+            f"{strip_secrets(source)}: only touchstone score reads '{kind}::' (embeddings of a run)",
+            hint="give the image files or archives as sources",
         )
     if kind is not None and kind not in kinds:
         raise ConfigError(
@@ -382,7 +386,7 @@ def _source_for(
             hint=f"use one of {', '.join(kinds)}",
         )
     if not url:
-        raise ConfigError(f"'{source}' is not a source", hint="give a folder, a file or a URL")
+        raise ConfigError(f"'{source}' has no path or URL", hint="give a folder, a file or a URL")
     url = canonicalize(url)  # Made absolute here, because tasks have another working directory.
     if kind == "list":
         return partial(uri_lists.find_lists, url, columns, limits)

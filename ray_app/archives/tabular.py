@@ -1,10 +1,10 @@
 """Read tables that users bring as text: CSV, TSV, and JSON lines.
 
-Enter at `csv_tables`, `json_rows`, `json_tables`, and `read_chunks`.
+Start reading at `csv_tables`, `json_rows`, `json_tables`, and `read_chunks`.
 
-A table may be longer than memory, so it is read in chunks of whole lines. A malformed table raises
-pa.ArrowException, ValueError (UnicodeDecodeError is one) or OSError, whose message has the line or
-the column; callers add the file's name. Texts are UTF-8, UTF-16, or UTF-32. A CSV may have
+A table may be larger than memory, so it is read in chunks of whole lines. A malformed table raises
+pa.ArrowException, ValueError (of which UnicodeDecodeError is a subclass), or OSError. The message
+names the line or the column; callers add the file's name. Texts are UTF-8, UTF-16, or UTF-32. A CSV may have
 semicolons, tabs, or bars in place of commas (`text_encoding`).
 """
 
@@ -37,23 +37,23 @@ def csv_tables(
     text_columns: Callable[[list[str]], Collection[str]] = list,
     size: int | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield one table for each chunk of a CSV file.
+    """Read a CSV file, and yield one Arrow table for each chunk of lines.
 
     An empty field is null. A line break inside double quotes does not end a row.
 
     Args:
         file: The file, opened in binary mode.
-        delimiter: The separator that the name of the file announces; the header shows the real one
-            (`find_delimiter`).
+        delimiter: The separator that the file's name suggests. `find_delimiter` finds the real one in
+            the header.
         columns: The columns to read, None for all.
-        text_columns: Returns, for the names in the header, the columns that stay texts exactly as
-            written (`007`, `1e5`, `NA`). Each table infers the types of the others from its own
-            values.
+        text_columns: A function from the names in the header to the columns that stay texts exactly
+            as written (`007`, `1e5`, `NA`). The types of other columns are inferred for each table
+            from its values.
         size: About how many bytes a chunk has, None for 1 MiB.
 
     Raises:
         ArrowException: The table is malformed.
-        UnicodeDecodeError: The file is not in the encoding that it announces.
+        UnicodeDecodeError: The file is not in the encoding that its first bytes show.
     """
     names: list[str] | None = None
     kinds: dict[str, pa.DataType] = {}
@@ -98,23 +98,23 @@ def _read_header(chunk: bytes, expected: str) -> tuple[bytes, list[str], str]:
 
 
 def check_names_unique(names: list[str]) -> list[str]:
-    """Return the names unchanged.
+    """Check that no column name occurs twice, and return the names unchanged.
 
     Args:
-        names: The names of columns.
+        names: The names of the columns in a header.
 
     Raises:
         ArrowInvalid: A name occurs twice.
     """
     if len(set(names)) < len(names):
         raise pa.ArrowInvalid(
-            f"its first line must name each column once: {', '.join(map(repr, names))}"
+            f"its first line must name each column once, but is: {', '.join(map(repr, names))}"
         )
     return names
 
 
 def json_rows(file: Any, size: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the objects of JSON lines, one by one; empty lines are skipped.
+    """Yield the objects of a JSON lines file one by one. Empty lines are skipped.
 
     Args:
         file: The file, opened in binary mode.
@@ -149,12 +149,12 @@ def text_table(
     format_value: Callable[[Any], str],
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Return rows as columns of texts; a missing value and "" become null.
+    """Return rows as an Arrow table of texts. A missing value and "" become null.
 
     Args:
         rows: The rows, by column name.
         format_value: Converts a value to text.
-        columns: The columns, None for all that any row has.
+        columns: The columns of the table; None for all columns that occur in any row.
     """
     rows = list(rows)
     names = columns or list(dict.fromkeys(name for row in rows for name in row))
@@ -169,9 +169,10 @@ def text_table(
 
 
 def json_tables(file: Any, text_columns: Collection[str | None]) -> Iterator[pa.Table]:
-    """Yield one table for each chunk of JSON lines, typed by its own values.
+    """Read a JSON lines file, and yield one Arrow table for each chunk of lines.
 
-    Values of `text_columns` stay texts even if they look like times.
+    The types of columns are inferred for each table from its values. Values of `text_columns` stay
+    texts even if they look like times.
     """
     for chunk in read_chunks(file, quoted=False):
         _check_depth(chunk)
@@ -190,10 +191,10 @@ def _json_table(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
 
 
 def _check_depth(chunk: bytes) -> None:
-    """Check that JSON lines are not nested too deeply.
+    """Check that the values in a chunk of JSON lines are not nested too deeply.
 
     Raises:
-        ArrowInvalid: They are, within one line or across lines that miss brackets.
+        ArrowInvalid: A line is nested too deeply, or several lines without closing brackets are.
     """
     # Each remaining quotation mark begins or ends a text.
     unescaped = chunk.replace(rb"\\", b"").replace(rb"\"", b"")
@@ -210,11 +211,13 @@ def _check_depth(chunk: bytes) -> None:
     if depth.max(initial=0) > _MAX_DEPTH:
         start = unescaped.rfind(b"\n", 0, int(np.argmax(depth > _MAX_DEPTH))) + 1
         line = unescaped[start : start + 60].decode(errors="replace")
-        raise pa.ArrowInvalid(f"over {_MAX_DEPTH} nested brackets, in or before the line: {line} …")
+        raise pa.ArrowInvalid(
+            f"more than {_MAX_DEPTH} nested brackets in this line or before it: {line} …"
+        )
 
 
 def read_chunks(file: Any, *, quoted: bool, size: int | None = None) -> Iterator[bytes]:
-    """Yield the file in chunks of whole lines, in UTF-8.
+    """Read a text file, and yield chunks of whole lines in UTF-8.
 
     Args:
         file: The file, opened in binary mode.
@@ -236,7 +239,7 @@ def read_chunks(file: Any, *, quoted: bool, size: int | None = None) -> Iterator
             buffered.append(data)
             if sum(map(len, buffered)) > _MAX_LINE_BYTES:
                 raise pa.ArrowInvalid(
-                    f"a line of more than {_MAX_LINE_BYTES} bytes; is a quotation mark missing?"
+                    f"it has a line of more than {_MAX_LINE_BYTES} bytes; is a quotation mark missing?"
                 )
     if remaining := b"".join(buffered):
         yield remaining

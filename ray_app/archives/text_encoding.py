@@ -2,8 +2,8 @@
 
 `utf8_chunks` reads a file in any Unicode encoding. `find_delimiter` finds the separator.
 
-Excel on Windows saves "Unicode text" as UTF-16, and CSV with semicolons if the decimal sign of the
-language is a comma.
+Both are necessary because Excel on Windows saves "Unicode text" as UTF-16, and saves CSV with
+semicolons if the decimal sign of the language is a comma.
 """
 
 import codecs
@@ -25,10 +25,10 @@ _MARKS = (
 
 
 def find_encoding(start: bytes) -> tuple[str, int]:
-    """Return the encoding of a text, and the length of its byte order mark.
+    """Return the encoding of a text that begins with `start`, and the length of its byte order mark.
 
-    A text without a mark is UTF-8, or UTF-16 if at least half of its first letters have a zero byte
-    at the same side.
+    A text without a byte order mark is UTF-8. If at least half of its first letters have a zero
+    byte at the same side, the text is UTF-16.
     """
     for mark, encoding in _MARKS:
         if start.startswith(mark):
@@ -42,9 +42,9 @@ def find_encoding(start: bytes) -> tuple[str, int]:
 
 
 def utf8_chunks(file: Any, size: int) -> Iterator[bytes]:
-    """Read a text file of any Unicode encoding in chunks, as UTF-8 without a mark.
+    """Read a text file of any Unicode encoding, and yield it as UTF-8 without a byte order mark.
 
-    Chunks may end inside a character. UTF-8 is passed on as it is.
+    Chunks may end inside a character. A file in UTF-8 is not converted.
 
     Args:
         file: A binary file; only `read` is called.
@@ -54,7 +54,7 @@ def utf8_chunks(file: Any, size: int) -> Iterator[bytes]:
         The text in UTF-8, without empty chunks.
 
     Raises:
-        UnicodeDecodeError: The file is not in the encoding that its mark shows.
+        UnicodeDecodeError: The file is not in the encoding that `find_encoding` found.
     """
     data = file.read(size)
     encoding, skipped = find_encoding(data)
@@ -73,11 +73,12 @@ def utf8_chunks(file: Any, size: int) -> Iterator[bytes]:
 
 
 def find_delimiter(header: str, expected: str = ",") -> str:
-    """Return the separator of the header line of a table.
+    """Return the separator between the column names in the header line of a table.
 
-    Separators in double quotes, in brackets, and before a space are part of names, unless all
-    separators are. `expected` wins if it gives two names without other separators, and so does an
-    expected tab. Otherwise the first separator wins, but a bar only if there is no other.
+    Separators in double quotes, in brackets, or before a space are part of names, unless this is
+    true of all separators. `expected` is returned if it divides the line into two or more names
+    without other separators, or if it is a tab that occurs. Otherwise the first separator is
+    returned, but a bar only if there is no other.
     """
     outside = "".join(header.split('"')[::2])
     text = _INSIDE_NAMES.sub("", outside)

@@ -20,15 +20,15 @@ UNCHAINED = ("s3", "http", "https", "file")
 
 
 class ListEntries:
-    """Converts the rows of one list, in order.
+    """Converts the rows of one list of uris into members, in order.
 
     A relative uri is resolved against the list's folder. The columns `version` or `etag`, and
-    `size_bytes`, have the values that a listing of the store would have. Every other column becomes
-    `input`.
+    `size_bytes`, must have the values that a listing of the store would have. Every other column
+    becomes a column of `input`.
 
     Args:
-        list_uri: The list.
-        column: The column of uris.
+        list_uri: The uri of the list.
+        column: The column of the list that has the uris.
     """
 
     def __init__(self, list_uri: str, column: str) -> None:
@@ -46,7 +46,7 @@ class ListEntries:
             rows: The rows, by column name.
 
         Raises:
-            ConfigError: A row has no uri; the message has the file and the row.
+            ConfigError: A row has no uri. The message names the list and the row.
         """
         for row in rows:
             self._row += 1
@@ -54,7 +54,7 @@ class ListEntries:
             if not isinstance(uri, str) or not uri:
                 raise ConfigError(
                     f"{self._list}: row {self._row} has no text in its column '{self._column}'",
-                    hint="name one image in each row",
+                    hint="write the path or URL of one image into this column of each row",
                 )
             version, etag, size = (
                 row.pop("version", None),
@@ -94,12 +94,12 @@ class ListEntries:
         if "\0" in uri or scheme not in SCHEMES or (scheme not in UNCHAINED and "::" in uri):
             return uri, RefusedMember(
                 Status.UNSAFE_MEMBER,
-                "a list may name files by path, s3://, gs://, az://, hf:// and https://",
+                "a list may not name this kind of uri, only paths, s3://, gs://, az://, hf://, and https://",
             )
         if scheme == "file" and (uri.startswith("/") or uri.lower().startswith("file:")):
             if not self._is_local:
                 return uri, RefusedMember(
-                    Status.UNSAFE_MEMBER, "a list from elsewhere may not name local files"
+                    Status.UNSAFE_MEMBER, "a list that is not a local file may not name local files"
                 )
             full_uri, refused = _check_uri(uri)
             return (full_uri, refused) if refused is not None else (urls.local_uri(full_uri), None)
@@ -113,7 +113,7 @@ class ListEntries:
         path = posixpath.normpath(posixpath.join("/", folder, uri))
         if posixpath.normpath(posixpath.join(folder, uri)).startswith(".."):
             return uri, RefusedMember(
-                Status.UNSAFE_MEMBER, f"a relative uri that leads out of {scheme}{mark}{root}"
+                Status.UNSAFE_MEMBER, f"the relative uri leads out of {scheme}{mark}{root}"
             )
         return _check_uri(f"{scheme}{mark}{root}{path}")
 
@@ -123,7 +123,7 @@ def _check_uri(uri: str) -> tuple[str, RefusedMember | None]:
     if without_secrets != uri:
         return without_secrets, RefusedMember(
             Status.SOURCE_DENIED,
-            "the list signs this uri; secrets are not kept, so a worker cannot read it: list the object itself (s3://BUCKET/KEY) "
+            "the uri has a signature or secret, which is not kept, so a worker cannot read it: list the object itself (s3://BUCKET/KEY) "
             "and give the workers credentials of their own",
         )
     try:
@@ -133,10 +133,10 @@ def _check_uri(uri: str) -> tuple[str, RefusedMember | None]:
 
 
 def _explain_windows_path(uri: str, path: str) -> RefusedMember | None:
-    """Return why a path from Windows names no file here, or None if it names one."""
+    """Return the reason why a Windows path names no file on this machine, or None if it names one."""
     if os.path.lexists(local_path(path)):
         return None
-    foreign = "it is a path of Windows: name the file as it is called on this machine"
+    foreign = "it is a Windows path: write the path that the file has on this machine"
     advice = (
         foreign
         if _WINDOWS_ROOT.match(uri)

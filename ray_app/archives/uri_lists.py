@@ -1,8 +1,8 @@
 """Read lists of uris as sources: CSV, TSV, JSON lines, plain text, Parquet, also compressed.
 
-Enter at `find_lists`. Each row is a file of its own. A list may be longer than memory, so it is
-read in chunks of whole lines, each typed by pyarrow on its own. The type of a column over all
-chunks is determined when the manifest is written.
+Start reading at `find_lists`. Each row names one file. A list may be larger than memory, so it is read
+in chunks of whole lines. pyarrow infers the types of columns for each chunk. The type of a column
+over all chunks is determined when the manifest is written.
 """
 
 import functools
@@ -53,7 +53,7 @@ def find_lists(
     Args:
         url: A list, a folder of lists, or a pattern.
         columns: The columns that the user named.
-        limits: Limits on what a Parquet table may cost.
+        limits: Limits on the rows and unpacked bytes of a Parquet table.
         fetcher: Lists the store.
 
     Raises:
@@ -64,21 +64,21 @@ def find_lists(
         if isinstance(info, ClosedFolder):
             raise StorageError(
                 f"{info.uri}: {info.error.detail}",
-                hint="name the lists by a pattern that leaves the folder out",
+                hint="give a pattern that selects the lists and does not match this folder",
             )
         yield UriList(info.uri, info.version, info.size_bytes, columns, limits)
 
 
 @dataclass(frozen=True)
 class UriList:
-    """One file of rows.
+    """A list of uris: one file, of which each row names an image.
 
     Attributes:
-        uri: The file.
-        version: Its version, "" if unknown.
-        size_bytes: Its size, -1 if unknown.
+        uri: The uri of the list.
+        version: The version of the file, "" if unknown.
+        size_bytes: The size of the file, -1 if unknown.
         columns: The columns that the user named.
-        limits: Limits on what a Parquet table may cost.
+        limits: Limits on the rows and unpacked bytes of a Parquet table.
     """
 
     uri: str
@@ -88,15 +88,16 @@ class UriList:
     limits: ContainerLimits
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[tuple[str, members.ListedMember]]:
-        """Yield a member per row, with the path that patterns are compared with.
+        """Yield a member per row, after the path that patterns are compared with.
 
-        The path is relative to the list's folder if the file is in it, else the whole uri.
+        If the file is in the list's folder, the path is relative to this folder. Otherwise it is
+        the whole uri.
 
         Args:
             fetcher: Reads the list.
 
         Raises:
-            ConfigError: The file is not a list, or a row or column is wrong; the message has the
+            ConfigError: The file is not a list, or a row or column is wrong. The message names the
                 list, and the row or column.
             StorageError: The list cannot be read.
         """
@@ -108,7 +109,7 @@ class UriList:
             raise StorageError(f"cannot read the list {self.uri}: {error.detail}") from error
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             is_encoding = isinstance(error, UnicodeDecodeError) or "UTF8" in str(error)
-            hint = "save it as UTF-8 (Excel: “CSV UTF-8”)" if is_encoding else _LIST_RULES
+            hint = "save the list as UTF-8 (Excel: “CSV UTF-8”)" if is_encoding else _LIST_RULES
             raise ConfigError(f"{self.uri}: {' '.join(str(error).split())}", hint=hint) from error
 
     def _members(self, fetcher: Fetcher) -> Iterator[members.ListedMember]:
@@ -122,8 +123,8 @@ class UriList:
         name, codec = _split_ending(self.uri)
         if name not in _READERS:
             raise ConfigError(
-                f"{self.uri}: not a list",
-                hint=f"give the list a name that ends in {', '.join(LIST_ENDINGS)}, .parquet or .txt",
+                f"{self.uri}: not a list, because its name does not end as that of a list",
+                hint=f"give the list a name that ends in {', '.join(LIST_ENDINGS)}, .parquet, or .txt",
             )
         with fetcher.open(self.uri, self.version, self.size_bytes) as file:
             self._require_text(file.read(_HEAD_BYTES), codec)
@@ -154,7 +155,7 @@ class UriList:
             kind_of_file, _, advice = description.partition(": ")
             raise ConfigError(
                 f"{self.uri}: not a list but {kind_of_file}",
-                hint=advice or f"name a file of {', '.join(LIST_ENDINGS)}",
+                hint=advice or f"give a file in one of the formats {', '.join(LIST_ENDINGS)}",
             )
 
     def _check_readable(
@@ -167,18 +168,19 @@ class UriList:
                 if item.refused.status.startswith("source_"):
                     raise StorageError(f"cannot read the list {self.uri}: {item.refused.detail}")
                 raise ConfigError(
-                    f"{self.uri}: {item.refused.detail}", hint="give a list that is readable"
+                    f"{self.uri}: {item.refused.detail}",
+                    hint="repair the list, or give another list",
                 )
             yield item
 
     def find_uri_column(self, names: Sequence[str]) -> str:
-        """Return the column of uris among the names of all columns.
+        """Return which of the list's columns has the uris.
 
         Args:
             names: The names of all columns.
 
         Raises:
-            ConfigError: No column has uris.
+            ConfigError: The column that the user named is missing, or no column has a usual name.
         """
         column = find_uri_column(pa.schema([(name, pa.string()) for name in names]), self.columns)
         if column is None and self.columns.uri is not None:
@@ -189,13 +191,13 @@ class UriList:
 
 
 def is_one_file(url: str, fetcher: Fetcher) -> bool:
-    """Return whether a source is one file, and not a folder or pattern; lists the store."""
+    """Return whether a source is a single file, and not a folder or pattern. This lists the store."""
     objects = list(itertools.islice(list_objects(url, fetcher.guard), 2))
     return [info.uri for info in objects] == [strip_secrets(canonicalize(url))]
 
 
 def looks_like_list(url: str) -> bool:
-    """Return whether a source's name announces a list, without access to the store."""
+    """Return whether a source's name ends as that of a list of uris. The store is not accessed."""
     return _split_ending(url)[0] in LIST_ENDINGS
 
 

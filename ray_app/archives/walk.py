@@ -1,14 +1,15 @@
-"""List the sections of an archive in steps, and collect what they have (`ArchiveWalker`).
+"""List the sections of an archive in steps, and collect the members found (`ArchiveWalker`).
 
-The sources' own files and containers come first, then the members of containers.
+The files and containers that the sources list come first, then the members of containers.
 
-A portion of a first listing is large enough to make the total about `GROWTH` times as large. If the
-containers that a step finds hold more, the other containers wait for the next portions.
+Each portion of a first listing makes the total number of members about `GROWTH` times as large. If
+the containers that a step finds have more members than this, some containers wait for the next
+portions.
 
 Ranges of S3 keys are listed in parallel and in steps. Each step lists a part of every range. Ranges
-that fall behind are divided again before the next step, so that many processes share those that
-turn out to be large. A step is planned only from what was listed before. Neither time nor the
-number of processes decides in which step a member is listed.
+that fall behind are divided again before the next step, so that many processes share the large
+ranges. A step is planned only from what was listed before. The step in which a member is listed does
+not depend on time or on the number of processes.
 """
 
 import hashlib
@@ -63,10 +64,10 @@ _ASSUMED_MEMBERS = (
 
 @dataclass(frozen=True)
 class PendingSection:
-    """A section that is still to be listed, or the remaining part of one.
+    """A section, or the remaining part of a section, that is still to be listed.
 
     Attributes:
-        source: The number of its source.
+        source: The number of the section's source.
         ordinal: The number of the section in the source.
         section: The section.
     """
@@ -77,34 +78,36 @@ class PendingSection:
 
     @property
     def keys(self) -> KeyRange | None:
-        """The range of keys, if the section is one."""
+        """The range of keys if the section is a range of S3 keys, otherwise None."""
         return self.section.keys if isinstance(self.section, object_prefix.PrefixRange) else None
 
     @property
     def order(self) -> Order:
-        """The sort key that orders sections as in a single listing."""
+        """The sort key that gives sections the order that they have in a single listing."""
         return self.source, self.ordinal, (self.keys and self.keys.after) or ""
 
 
 @dataclass
 class ArchiveWalker:
-    """A listing of an archive, in progress.
+    """A listing of an archive that is in progress, with its counts so far.
 
     Attributes:
         lister: Lists sections.
         archive: The archive.
-        each: Runs the lister on sections.
-        limit: The maximum number of members, the first ones that pass; None for all.
-        progress: Called with the number of members so far.
-        found: The number of members before patterns.
-        listed: The number of members that patterns let pass.
-        kept: The number of these members since the last portion.
-        opened: The number of containers that patterns let pass, which are opened.
-        settled: Whether the members of the containers stay the same as long as their versions do.
-        named: The number of files and containers that the sources themselves list and that pass.
+        each: Applies the lister to sections, in this process or in tasks.
+        limit: The maximum number of members to list; None for all. The first members that pass the
+            patterns are listed.
+        progress: Called with the number of members listed so far.
+        found: The number of members before patterns are applied.
+        listed: The number of members that passed the patterns.
+        kept: The number of members that passed the patterns since the last portion.
+        opened: The number of containers that passed the patterns and are opened.
+        settled: Whether the members of the containers can change only if a version changes.
+        named: The number of files and containers that the sources themselves list and that pass the
+            patterns.
         linked: Folders that were not listed, because they are symbolic links.
         closed_folders: Folders of the whole listing that could not be listed.
-        closed: Places whose members this process could not list.
+        closed: Folders, files, and containers whose members this process could not list.
         unlisted: The sections that are still to be listed, None before the first step.
     """
 
@@ -134,7 +137,7 @@ class ArchiveWalker:
     _opened_containers: tuple[int, int] = (0, 0)
 
     def sources(self, *, in_order: bool = False) -> None:
-        """List all files and unopened containers that the sources themselves have, up to `limit`.
+        """List all files and unopened containers of the sources, up to `limit`, in as many steps as needed.
 
         Args:
             in_order: Whether to list one section after another, with no more requests than
@@ -147,9 +150,9 @@ class ArchiveWalker:
             self.step(is_portion=False)
 
     def step(self, *, is_portion: bool = True) -> None:
-        """List the next step: a part of every range that is left.
+        """List the next step: a part of every range of keys that is not fully listed.
 
-        The step is large enough to make the total about `GROWTH` times as large.
+        The step makes the total number of members about `GROWTH` times as large.
 
         Args:
             is_portion: Whether to stop when the step is large enough. Otherwise all sections that
@@ -172,10 +175,10 @@ class ArchiveWalker:
         self.unlisted = sorted([*remaining, *pending], key=lambda section: section.order)
 
     def containers(self, *, is_portion: bool = False) -> None:
-        """List the members of the containers, and of the containers that these name.
+        """List the members of the pending containers, and of the containers found in them.
 
         Args:
-            is_portion: Whether to list no more containers than a portion needs. The others stay
+            is_portion: Whether to list only the containers that a portion needs. The others stay
                 pending.
         """
         pending = [
@@ -212,12 +215,12 @@ class ArchiveWalker:
 
     @property
     def has_containers(self) -> bool:
-        """Whether containers are still to be listed."""
+        """Whether the members of some containers are still to be listed."""
         return bool(self._containers)
 
     @property
     def is_over(self) -> bool:
-        """Whether everything is listed."""
+        """Whether all sections and containers are listed."""
         return not self._pending_sections() and not self._containers
 
     @property
@@ -246,11 +249,11 @@ class ArchiveWalker:
         return total.hexdigest()
 
     def next_portion(self) -> None:
-        """Forget the files so far, which are in a manifest."""
+        """Start the next portion: forget the raw files so far, whose members are in a manifest."""
         self._files, self.kept, self._carried = [], 0, 0
 
     def save_state(self) -> bytes:
-        """Return the state that another process needs to continue the listing, as JSON."""
+        """Return, as JSON, the state with which another process can continue the listing."""
         counts = {
             name: getattr(self, name) for name in ("found", "listed", "opened", "settled", "named")
         }

@@ -105,7 +105,7 @@ def test_label_column_of_the_exact_name_wins():
 def test_label_column_that_is_missing_is_refused(saved):
     with pytest.raises(ConfigError, match="no column 'label'") as refused:
         list(saved("labels.csv", b"path;truth\na.jpg;real\n").tables(["label"]))
-    assert refused.value.hint == "its columns: path, truth"
+    assert refused.value.hint == "check the names of its columns: path, truth"
 
 
 @pytest.mark.parametrize("rows", [1, 200_000])

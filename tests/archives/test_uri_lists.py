@@ -264,5 +264,5 @@ def test_list_with_windows_paths_shows_what_to_write(two_images):
     *missing, odd, plain = (item.refused for item in listed(two_images / "l.csv"))
     assert [refused.status for refused in missing] == [MISSING] * 3
     assert "it has backslashes, as Windows writes them: replace them with /" in missing[0].detail
-    assert all("it is a path of Windows" in refused.detail for refused in missing[1:])
+    assert all("it is a Windows path" in refused.detail for refused in missing[1:])
     assert (odd, plain) == (None, None), "a name with a backslash that is there is read"

@@ -71,7 +71,7 @@ score pictures --out run --ensemble tinny | 2 | tinny: there is no such file, an
 results RUN --status corrupt | 2 | 'corrupt' is not one of | 'corrupt_image'
 score pictures --out run --retry late | 2 | --retry late: not a status of | source_timeout
 score pictures --out run --retry= | 2 | not a status of | source_timeout
-evaluate RUN --labels labels.csv --out e | 2 | labels.csv: labels need the column `label` | its columns: file, class
+evaluate RUN --labels labels.csv --out e | 2 | labels.csv: labels need the column `label` | check the names of its columns: file, class
 check pictures --detector unifd | 4 | unifd: no weights | touchstone detectors fetch unifd
 check pictures --ensemble published | 4 | licence is not accepted yet: CC-BY-NC-4.0 | touchstone detectors fetch openfake-swinv2
 score --endpoint 127.0.0.1:9 pictures | 2 | 127.0.0.1:9: not the URL of an endpoint | http://localhost:8000

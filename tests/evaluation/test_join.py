@@ -68,7 +68,7 @@ def test_labels_without_a_key_are_refused_with_their_columns(tmp_path):
     (tmp_path / "labels.csv").write_text("Filename;Truth\na.jpg;real\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="`label` and one of image_id, sha256, uri") as refused:
         read_labels(open_labels(str(tmp_path / "labels.csv")))
-    assert refused.value.hint == "its columns: Filename, Truth"
+    assert refused.value.hint == "check the names of its columns: Filename, Truth"
 
 
 @pytest.mark.parametrize("at_once", [1, 4_000_000])

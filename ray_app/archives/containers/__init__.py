@@ -1,7 +1,7 @@
-"""List and read files that hold many members; each format has a module of its own.
+"""List and read files that hold many members (tar, zip, Parquet). Each format has its own module.
 
-Enter at `list_container` and `CONTAINERS`. Members are streamed, never unpacked to a disk; their
-names are labels, never paths.
+Start reading at `list_container` and `CONTAINERS`. Members are streamed and never unpacked to a disk.
+Their names are labels and are never used as paths.
 """
 
 from collections.abc import Iterator, Mapping
@@ -64,10 +64,10 @@ _TAR = ("tar", "a tar archive")
 
 
 def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Yield every member of a container in its order, as its format lists them.
+    """Yield every member of a container in the container's order.
 
-    A container that is not what its name announces becomes one member, whose detail shows what the
-    container is.
+    If the file does not have the format that its name announces, it becomes a single member. The
+    detail of this member names the actual format.
 
     Args:
         container: The container.
@@ -86,11 +86,11 @@ def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMem
 
 
 def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) -> Unopened:
-    """Return an unopened container with the format that its first bytes show in its detail.
+    """Name in an unreadable container's detail the format that its first bytes show.
 
     Args:
-        item: The container as a member; returned unchanged unless it is damaged and its first bytes
-            are those of another format.
+        item: The container as a member. It is returned unchanged unless it is damaged and its first
+            bytes are those of another format.
         container: The container.
         fetcher: Reads the first bytes.
     """
@@ -121,7 +121,7 @@ def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) 
 
 
 def detect_kind(name: str) -> str | None:
-    """Return the container format that a file's name announces in any case, else None."""
+    """Return the container format that the ending of a file's name announces, in any case, or None."""
     name = name.lower()
     return (
         next(kind for ending, kind in _ENDINGS.items() if name.endswith(ending))

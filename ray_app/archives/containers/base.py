@@ -1,9 +1,9 @@
-"""Define what the container formats share: containers, checked members, and WebDataset's sidecars.
+"""Define the parts that all container formats share: containers, checked members, and sidecar files.
 
-Enter at `Container`, `ContainerFormat`, `iter_members` (entries → checked members), and
-`WindowReader`.
+Start reading at `Container`, `ContainerFormat`, `iter_members`, which turns entries into checked
+members, and `WindowReader`.
 
-Names of members are labels for people, never paths. A sidecar is a small text file that describes
+Names of members are labels for people and are never used as paths. A sidecar is a small text file that describes
 the image of the same key: the path up to the first dot of the base name
 (https://github.com/webdataset/webdataset#the-webdataset-format). `a/7.jpg`, `a/7.json` and
 `a/7.cls` are one sample if they follow each other.
@@ -46,9 +46,10 @@ _MAX_FILES_PER_KEY = 64
 
 
 class ContainerLimits(Frozen):
-    """Limits on what a container may cost; a container or member that exceeds one is refused.
+    """Limits on the members and unpacked bytes of a container.
 
-    All limits are checked before anything is unpacked.
+    A container or member that exceeds a limit is refused. All limits are checked before anything is
+    unpacked.
     """
 
     max_members: int = Field(
@@ -66,16 +67,17 @@ class Container:
     """An unopened container as its store lists it.
 
     Attributes:
-        uri: The container.
+        uri: The uri of the container.
         version: The version of the object, "" if unknown.
-        size_bytes: The size of the object, -1 if unknown.
+        size_bytes: The size of the object in bytes, -1 if unknown.
         kind: The format, a key of `CONTAINERS`.
-        path: The path that patterns are compared with, before the member's own name.
+        path: The path of the container. With the name of a member, it is the path that patterns are
+            compared with.
         columns: The columns that the user named.
-        limits: Limits on what the container may cost.
-        named: Whether the user gave this very file as a source. Then a table may be a list of uris;
-            in any other container, no uri is followed.
-        samples: The table next to a shard with columns of its members
+        limits: Limits on the members and unpacked bytes of the container.
+        named: Whether the user gave this file itself as a source. A table may be a list of uris only
+            in this case; uris in other containers are not followed.
+        samples: The sidecar table next to a shard, with columns of its members
             (`ray_app.archives.object_prefix`).
     """
 
@@ -90,34 +92,38 @@ class Container:
     samples: "Container | None" = None
 
     def as_unopened(self, reason: RefusedMember) -> "Unopened":
-        """Return the container as a member, for one that cannot be opened or ends early."""
+        """Return the container itself as a member, with the reason why it cannot be opened or ends early."""
         return Unopened(self.uri, None, 0, self.version, self.size_bytes, refused=reason)
 
 
 class Unopened(ListedMember):
-    """A container whose members could not be listed, in their place; patterns cannot exclude it."""
+    """A member that represents a container whose members could not be listed.
+
+    Patterns cannot exclude it.
+    """
 
     __slots__ = ()
 
 
 class Reader(Protocol):
-    """Reads members of one format; a worker keeps it, so that containers stay open."""
+    """Reads members of one container format. A worker keeps it, so that containers stay open."""
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """Yield the bytes of members of one container, in their order, or the errors for them.
+        """Yield, for each of several members of one container, its bytes or the error for it.
 
-        Errors that concern one member are yielded, not raised.
+        The results have the order of `members`. Errors that concern one member are yielded, not
+        raised.
         """
 
 
 class ContainerFormat(Protocol):
-    """A container format: a module of this package with these two functions."""
+    """The interface of a container format: a module of this package has these two functions."""
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-        """Yield every member, streamed, in the container's order.
+        """Yield every member in the container's order, while the container is read as a stream.
 
-        A member that must not be read has `refused` set. A container that cannot be opened, or ends
-        early, adds `container.as_unopened(reason)`.
+        A member that must not be read has `refused` set. If the container cannot be opened or ends
+        early, the last member is `container.as_unopened(reason)`.
 
         Args:
             container: The container.
@@ -128,16 +134,16 @@ class ContainerFormat(Protocol):
         """
 
     def reader(self, fetcher: Fetcher, max_bytes: int) -> Reader:
-        """Return a reader that never yields more than `max_bytes` for one member.
+        """Return a reader of this format that never yields more than `max_bytes` for one member.
 
-        This holds whatever size the archive declares or unpacks to.
+        This holds whatever size the archive declares, and whatever size a member unpacks to.
         """
 
 
 def find_name_problem(name: str) -> str | None:
-    """Return what is wrong with an unsafe name; None for a safe one.
+    """Return the reason why a member's name is unsafe, or None if it is safe.
 
-    A careless tool would unpack a file with an unsafe name outside its folder.
+    A careless tool would unpack a file with an unsafe name outside the target folder.
     """
     if not name:
         return "it has no name"
@@ -153,9 +159,10 @@ def find_name_problem(name: str) -> str | None:
 
 
 def escape_name(name: str) -> str:
-    r"""Return the name as a table can hold it.
+    r"""Return the name of a member as valid Unicode text, which a table can hold.
 
-    Bytes that are not UTF-8 (kept as surrogates) and NUL become \xNN; all else is kept verbatim.
+    NUL, and bytes that are not UTF-8 (surrogates in the name), become \xNN. All other characters are
+    kept.
     """
     return (
         name.encode("utf-8", "surrogateescape")
@@ -165,9 +172,9 @@ def escape_name(name: str) -> str:
 
 
 class Occurrences:
-    """Counts equal names within one container.
+    """Counts how often each name occurs in one container.
 
-    It keeps 8 bytes of a hash per name, because an archive may hold millions of names.
+    It keeps only 8 bytes of a hash per name, because an archive may hold millions of names.
     """
 
     def __init__(self) -> None:
@@ -175,7 +182,7 @@ class Occurrences:
         self._repeats: dict[int, int] = {}
 
     def count(self, name: str) -> int:
-        """Return how many times the name was counted before."""
+        """Count the name once more, and return how many times it was counted before."""
         key = int.from_bytes(
             blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
         )
@@ -199,12 +206,12 @@ class _Window:
 
 
 class WindowReader:
-    """A `Reader` for formats in which a member is a range of its file.
+    """A `Reader` for formats in which each member is a range of bytes of the container.
 
     Args:
         fetcher: Reads the ranges.
         max_bytes: The maximum size of a member.
-        unpack: Turns the bytes of a member's range into the member.
+        unpack: Converts the bytes of a member's range into the member, or into an error.
     """
 
     def __init__(
@@ -213,7 +220,7 @@ class WindowReader:
         self._fetcher, self._max_bytes, self._unpack = fetcher, max_bytes, unpack
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """Yield as `Reader.read` does; a member over `max_bytes` is refused unread."""
+        """Yield the bytes or the error of each member in order; one over `max_bytes` is not read."""
         windows = list(
             _windows([member for member in members if member.size_bytes <= self._max_bytes])
         )
@@ -273,11 +280,11 @@ def _span(member: ManifestMember) -> tuple[int, int]:
 
 
 def sidecar_column(name: str, size_bytes: int) -> str | None:
-    """Return the column that a sidecar becomes; None for a file that is not a sidecar.
+    """Return the name of the column that a sidecar file becomes; None if the file is not a sidecar.
 
     Args:
-        name: The name of the member, which must have a sidecar's ending.
-        size_bytes: The size of the member, which must not exceed `MAX_SIDECAR_BYTES`.
+        name: The name of the member. A sidecar's name has one of the endings of sidecars.
+        size_bytes: The size of the member. A sidecar has at most `MAX_SIDECAR_BYTES`.
     """
     key, ending = _split(name)
     is_sidecar = (
@@ -289,12 +296,12 @@ def sidecar_column(name: str, size_bytes: int) -> str | None:
 
 
 def sample_key(name: str) -> str:
-    """Return the key of the sample that a file belongs to."""
+    """Return the WebDataset key of the sample to which a file belongs."""
     return _split(name)[0]
 
 
 def decode_text(data: bytes) -> str | None:
-    """Decode a sidecar; None for bytes that are not UTF-8, which stay a member."""
+    """Decode the content of a sidecar file. Return None if it is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -302,9 +309,13 @@ def decode_text(data: bytes) -> str | None:
 
 
 def join_sidecars(entries: Iterable[tuple[ListedMember, str | None]]) -> Iterator[ListedMember]:
-    """Yield members in order; those with a text become columns of the others of their key.
+    """Replace sidecar files by columns of the other members with the same key.
 
-    A sidecar without an image, or a second one for the same column, stays a member.
+    Members are yielded in order. A sidecar without an image, or a second sidecar for the same
+    column, stays a member.
+
+    Args:
+        entries: Each member, with its text if it is a sidecar.
     """
     for _, sample in groupby(entries, key=lambda item: sample_key(item[0].member or "")):
         while part := list(islice(sample, _MAX_FILES_PER_KEY)):
@@ -335,7 +346,7 @@ def _split(name: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ContainerEntry:
-    """One file that a container names.
+    """One file in the listing of a container, before its name is checked.
 
     Attributes:
         name: The name within the container.
@@ -353,14 +364,14 @@ class ContainerEntry:
 
 
 def explain_refusal(container: Container, error: InputError) -> RefusedMember:
-    """Return what an archive's own row shows when listing its members ends with `error`.
+    """Return the reason to show in a container's own row after `error` ended its listing.
 
     Args:
         container: The container.
         error: The error that ended the listing of its members.
 
     Raises:
-        StorageError: The store gave no answer, so it will not answer for other archives either. A
+        StorageError: The store did not answer, so it will not answer for other containers either. A
             timeout of a local disk does not count, because it may concern one damaged file.
     """
     is_damaged = error.status == Status.SOURCE_TIMEOUT and urls.get_scheme(container.uri) == "file"
@@ -373,14 +384,14 @@ def explain_refusal(container: Container, error: InputError) -> RefusedMember:
 
 
 def find_size(container: Container, fetcher: Fetcher) -> int:
-    """Return the archive's size in bytes, from its store if the listing lacks it.
+    """Return a container's size in bytes. The store is asked if the listing does not have the size.
 
     Args:
         container: The container.
         fetcher: Requests the size.
 
     Raises:
-        InputError: The archive is empty, or the store refuses to state the size.
+        InputError: The container is empty, or the store refuses to state the size.
     """
     size = (
         container.size_bytes
@@ -393,17 +404,17 @@ def find_size(container: Container, fetcher: Fetcher) -> int:
 
 
 def iter_members(container: Container, entries: Iterator[ContainerEntry]) -> Iterator[ListedMember]:
-    """Yield the entries as members, in order.
+    """Check the files in the listing of a container, and yield them as members in order.
 
-    An InputError of `entries`, or one member too many, ends them. The last member is then the
-    container itself, with the reason.
+    An InputError of `entries`, or more than `max_members` members, ends the listing. The last member
+    is then the container itself, with the reason.
 
     Args:
         container: The container of the entries.
-        entries: The files that the container names.
+        entries: The files in the listing of the container.
 
     Raises:
-        StorageError: The store gave no answer.
+        StorageError: The store did not answer.
     """
     reasons: list[RefusedMember] = []
     yield from join_sidecars(_iter_limited(container, entries, reasons))
@@ -420,7 +431,7 @@ def _iter_limited(
             if index >= container.limits.max_members:
                 raise InputError(
                     Status.UNSAFE_MEMBER,
-                    f"more than {container.limits.max_members} files; further files are not listed",
+                    f"more than container_limits.max_members ({container.limits.max_members}) files; further files are not listed",
                 )
             yield _to_member(container, entry, occurrences)
     except InputError as error:

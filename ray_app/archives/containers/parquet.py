@@ -1,13 +1,13 @@
 """List Parquet tables of encoded images, as the Hugging Face hub writes them.
 
-Enter at `index`, `reader`, `index_uris`, and `read_rows_by`. A row is a member. If rows have lists
-of images, each image of a list is a member, named ROW/NUMBER.
+Start reading at `index`, `reader`, `index_uris`, and `read_rows_by`. A row is a member. If rows have
+lists of images, each image of a list is a member, named ROW/NUMBER.
 
 Indexing reads the footer and, row group by row group, every column but the images' bytes. Other
 columns of bytes (masks, depth maps) are not read, and long texts are not kept. For both, `input`
-gets a reference, NAME_uri, that `read_referenced` follows. A table with uris and without images is
-a list, whose rows are files of their own, if the user named the table as a source; in a folder it
-is a file like others.
+gets a column NAME_uri with a reference to the cell, which `read_referenced` reads. A table with uris
+and without images is a list of files if the user named the table as a source. In a folder it is an
+ordinary file.
 """
 
 import io
@@ -81,9 +81,10 @@ reader = ParquetReader
 
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Yield every row as a member, or the files that a list names if the user named the table.
+    """Yield every row of a table of images as a member, named by the row's number.
 
-    A row with an image is named by its number.
+    If the user named the table as a source and it is a list of uris, the files in the list are
+    yielded.
 
     Args:
         container: The table.
@@ -97,14 +98,16 @@ def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
 
 
 def index_uris(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Yield every row of a table that its user calls a list, whatever other columns it has.
+    """Yield the file of every row of a table that the user declared a list of uris.
+
+    Other columns of the table, even columns of images, do not matter.
 
     Args:
         container: The table.
         fetcher: Reads the table.
 
     Raises:
-        ConfigError: The table has no uris.
+        ConfigError: The table has no column of uris.
         StorageError: The store is unreachable.
     """
     yield from _open_rows(container, fetcher, _uri_rows)
@@ -113,19 +116,19 @@ def index_uris(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]
 def read_rows_by(
     column: str, table: Container, fetcher: Fetcher, *, max_cells: int
 ) -> dict[str, dict[str, Any]]:
-    """Return the columns of every row by the text in one column.
+    """Return a dict from the text in one column of a table to the row's other columns.
 
-    Rows that share their text are left out. The result is empty if the table has no such column,
-    holds images, cannot be read to its end, or has more than `max_cells` cells.
+    Rows with the same text are left out. The result is empty if the table has no such column, holds
+    images, cannot be read to its end, or has more than `max_cells` cells.
 
     Args:
-        column: The column with the keys.
+        column: The name of the column with the keys.
         table: The table.
         fetcher: Reads the table.
         max_cells: The maximum number of cells, rows times columns.
 
     Raises:
-        StorageError: The store gave no answer.
+        StorageError: The store did not answer.
     """
     by_key: dict[str, dict[str, Any]] = {}
     duplicate_keys: set[str] = set()
@@ -168,12 +171,12 @@ def _refusal(file: pq.ParquetFile, size_bytes: int) -> RefusedMember | None:
     )
     if len(set(names)) < len(names):
         return RefusedMember(
-            Status.UNSUPPORTED_FORMAT, "a Parquet file with two columns of one name"
+            Status.UNSUPPORTED_FORMAT, "a Parquet file in which two columns have the same name"
         )
     if len(names) > MAX_COLUMNS:
         return RefusedMember(
             Status.UNSUPPORTED_FORMAT,
-            f"a Parquet file with {len(names)} columns, more than {MAX_COLUMNS}",
+            f"a Parquet file with {len(names)} columns; the maximum is {MAX_COLUMNS}",
         )
     if min(rows, default=0) < 0 or sum(rows) > max(_ALWAYS_ALLOWED_ROWS, size_bytes):
         return RefusedMember(
@@ -265,7 +268,8 @@ def _image_rows(container: Container, file: pq.ParquetFile, image: str) -> Itera
         if row == container.limits.max_members:
             yield container.as_unopened(
                 RefusedMember(
-                    Status.UNSAFE_MEMBER, f"more than {row} rows; further rows are not read"
+                    Status.UNSAFE_MEMBER,
+                    f"more than container_limits.max_members ({row}) rows; further rows are not read",
                 )
             )
             return
@@ -379,7 +383,7 @@ def _check_ratio(container: Container, file: pq.ParquetFile) -> RefusedMember | 
     ):
         return RefusedMember(
             Status.IMAGE_TOO_LARGE,
-            f"a table that unpacks from {container.size_bytes} to {unpacked} bytes",
+            f"a table of {container.size_bytes} bytes that unpacks to {unpacked}, over container_limits.max_ratio ({container.limits.max_ratio:g})",
         )
     return None
 
@@ -425,7 +429,7 @@ class _Table:
         """
         self._unpacked_bytes += size
         if self._unpacked_bytes > max(_ALWAYS_ALLOWED_BYTES, self._size * self._ratio):
-            reason = f"{self._unpacked_bytes} bytes of rows in {self._size}, over max_ratio ({self._ratio:g}); further rows are not read"
+            reason = f"{self._size} bytes unpack to {self._unpacked_bytes}, over container_limits.max_ratio ({self._ratio:g}); further rows are not read"
             raise InputError(
                 Status.IMAGE_TOO_LARGE,
                 reason,
@@ -456,7 +460,7 @@ class _Table:
             row += 1
         if row - first_row != expected:
             raise pa.ArrowInvalid(
-                f"row group {group} has {row - first_row} rows, its footer states {expected}"
+                f"row group {group} has {row - first_row} rows, but the footer states {expected}"
             )
 
     def _read(

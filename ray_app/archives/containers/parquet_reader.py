@@ -1,6 +1,7 @@
 """Read single cells of Parquet tables.
 
-`ParquetReader` reads the images of blocks. `read_referenced` reads a reference in `input`.
+`ParquetReader` reads the images of blocks. `read_referenced` reads the cell to which a reference in
+a member's `input` points.
 """
 
 import io
@@ -25,21 +26,23 @@ _MAX_TEXT, _MAX_ITEMS = 64 << 20, 1 << 20
 
 
 def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
-    """Return the bytes of the cell that a reference in `input` (a column NAME_uri) names.
+    """Return the bytes of the table cell to which a reference in `input` (a column NAME_uri) points.
 
     Args:
         uri: The reference, TABLE#row=N&column=NAME.
         fetcher: Reads the table.
 
     Raises:
-        ConfigError: The uri is not a reference to one file or text.
+        ConfigError: The uri is not a reference to a cell with one file or text.
         SourceError: The table cannot be read, or the cell is null.
         InputError: The table is damaged, or has no such cell.
     """
     table, separator, tail = uri.rpartition("#row=")
     number, _, column = tail.partition("&column=")
     if not separator or not number.isdigit() or not column:
-        raise ConfigError(f"{uri}: not a reference into a table (…#row=N&column=NAME)")
+        raise ConfigError(
+            f"{uri}: not a reference into a table, which has the form TABLE#row=N&column=NAME"
+        )
     row = int(number)
     with fetcher.open(table, "") as file:
         try:
@@ -49,14 +52,14 @@ def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
 
 
 def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetFile:
-    """Open a Parquet file over ranged reads, and read its footer.
+    """Open a Parquet file that is read in ranges, and read its footer.
 
-    Raises one of `UNREADABLE` if the file is not a readable Parquet file.
+    If the file is not a readable Parquet file, one of the exceptions in `UNREADABLE` is raised.
 
     Args:
         file: The file.
-        texts_once: Whether to read texts as dictionaries. Then a text that the file stores once
-            takes memory once, however many rows have it.
+        texts_once: Whether to read texts as dictionaries. A text that the file stores once then
+            takes memory only once, however many rows have it.
     """
     limits = {
         "buffer_size": _BUFFER,
@@ -77,10 +80,10 @@ def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetF
 
 
 def classify_error(error: BaseException) -> Status:
-    """Return the status of a file that pyarrow cannot read.
+    """Return the status for a Parquet file that pyarrow cannot read, from pyarrow's error.
 
-    The status is unsupported_format for a codec, encoding or type that pyarrow does not know, which
-    only the error's message shows. It is corrupt_image for damage.
+    It is unsupported_format for a codec, encoding, or type that pyarrow does not know, which only
+    the error's message shows. It is corrupt_image for a damaged file.
     """
     is_unknown = isinstance(error, NotImplementedError) or any(
         phrase in str(error) for phrase in ("not supported", "Unsupported")
@@ -89,7 +92,11 @@ def classify_error(error: BaseException) -> Status:
 
 
 def missing_bytes_refusal(others: Mapping[str, Any]) -> RefusedMember:
-    """Return the refusal of a row without an image; `others` are its other columns."""
+    """Return the reason why a row without image bytes is refused.
+
+    Args:
+        others: The row's other columns, of which `path` is quoted in the reason.
+    """
     path = others.get("path")
     return RefusedMember(
         Status.SOURCE_MISSING,
@@ -98,18 +105,18 @@ def missing_bytes_refusal(others: Mapping[str, Any]) -> RefusedMember:
 
 
 def format_reference(uri: str, row: int, column: str) -> str:
-    """Return the reference that `input` has in place of a cell's bytes.
+    """Return the text that refers to a table cell, for `input` in place of the cell's bytes.
 
     Args:
-        uri: The table.
+        uri: The uri of the table.
         row: The number of the row in the table.
-        column: The column of the cell.
+        column: The name of the cell's column.
     """
     return f"{uri}#row={row}&column={column}"
 
 
 class ParquetReader:
-    """Streams the cells of one column after another, keeping one page and one cell in memory.
+    """Reads the images of Parquet tables as a stream, with one page and one cell in memory.
 
     The reader keeps its position in a row group, so that the next block continues there.
     """
@@ -121,9 +128,9 @@ class ParquetReader:
         self._cursor: _Cursor | None = None
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """Yield the bytes of rows of one file in their order, as `Reader.read` does.
+        """Yield, for each of several rows of one table, its image bytes or the error for it.
 
-        A row group that fails is not read again within this call.
+        A row group that cannot be read is not tried again within this call.
         """
         failed: dict[int, InputError] = {}
         for member in members:
@@ -138,7 +145,7 @@ class ParquetReader:
                 except UNREADABLE as error:
                     failed[location.group] = InputError(
                         classify_error(error),
-                        f"row group {location.group} is not readable: {describe_error(error)}",
+                        f"row group {location.group} cannot be read: {describe_error(error)}",
                     )
                 self._close()
             yield failed[location.group]
@@ -181,7 +188,7 @@ class _Cursor:
     def __init__(self, file: pq.ParquetFile, group: int, column: str) -> None:
         if not 0 <= group < file.metadata.num_row_groups:
             raise IndexError(
-                f"row group {group} does not exist, only {file.metadata.num_row_groups} row groups"
+                f"row group {group} does not exist; the file has {file.metadata.num_row_groups} row groups"
             )
         self._group, self._column = group, column
         self._next = sum(file.metadata.row_group(i).num_rows for i in range(group))
@@ -220,7 +227,9 @@ class _Cursor:
             _, _, number = (member or "").partition("/")
             files = self._files(row)
             if not number or int(number) >= len(files):
-                raise IndexError(f"row {row} has no file '{number}' in '{self._column}'")
+                raise IndexError(
+                    f"row {row} has no file number '{number}' in column '{self._column}'"
+                )
             return (
                 get_buffer(files.field("bytes")[int(number)])
                 if files[int(number)].is_valid
@@ -248,7 +257,7 @@ class _Cursor:
 
 
 def get_buffer(cell: pa.Scalar) -> Any:
-    """Return the bytes of a cell, also of a cell in a dictionary; None for null."""
+    """Return the buffer with the bytes of a cell, which may be dictionary-encoded; None for null."""
     return (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer()
 
 
@@ -277,7 +286,7 @@ def _read_referenced_cell(file: pq.ParquetFile, row: int, column: str, uri: str)
     ):
         group += 1
     if group == file.metadata.num_row_groups:
-        raise IndexError(f"row {row} does not exist")
+        raise IndexError(f"the table has no row {row}")
     data = _Cursor(file, group, column).read_cell(row)
     if data is None:
         raise SourceError(Status.SOURCE_MISSING, f"{uri}: the row has no bytes")

@@ -1,14 +1,15 @@
 """List and read the members of tar files, plain or compressed.
 
-Enter at `index` and `reader` for plain files, and at `CompressedTar` for gzip, bzip2, xz, and zstd.
+Start reading at `index` and `reader` for uncompressed tars, and at `CompressedTar` for gzip, bzip2, xz,
+and zstd.
 
 `tarfile.TarInfo.frombuf` parses single header blocks. `tarfile.open` is not used: it keeps every
 member in memory, recurses and backtracks over hostile extended headers, and treats a damaged header
 in the middle as the end. A compressed tar is one stream, unpacked from its start in constant
 memory.
 
-Members of archives that follow an end mark are members, as for `tar --ignore-zeros`: `cat a.tar
-b.tar` has the members of both.
+If further archives follow an end mark, their members are also listed, as by `tar --ignore-zeros`.
+The result of `cat a.tar b.tar` has the members of both archives.
 """
 
 import bz2
@@ -94,7 +95,7 @@ _OUTPUT_BYTES = 2**20  # Bytes that are unpacked at once, and before the ratio c
 
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Yield every member, reading only headers and the bytes near them in a window of the file."""
+    """Yield every member of an uncompressed tar. Only windows around the headers are read."""
     return iter_members(container, _entries(container, fetcher))
 
 
@@ -115,14 +116,14 @@ Stream: TypeAlias = "ranged.RangedFile | Unpacked"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One entry of a tar.
+    """The header of one entry of a tar.
 
     Attributes:
         name: The name of the entry.
         offset: The first byte of the data.
         stored: The number of bytes of the data.
         is_member: Whether the entry is a member, and not a folder or metadata.
-        refused: The reason why a member is not a plain file that can be read, else None.
+        refused: The reason why a member must not or cannot be read; None for a plain file.
     """
 
     name: str
@@ -133,10 +134,10 @@ class Header:
 
 
 def read_headers(stream: Stream) -> Iterator[Header]:
-    """Yield every entry of an archive, and of the archives that follow its end mark.
+    """Yield the header of every entry of a tar, and of the tars that follow its end mark.
 
     Args:
-        stream: The archive.
+        stream: The uncompressed tar.
 
     Raises:
         InputError: truncated_image if the archive ends without an end mark, corrupt_image for data
@@ -221,7 +222,7 @@ def _parse_header(stream: Stream, block: bytes, begin: int, *, has_ended: bool) 
         where_cut = "inside a header" if block or stream.tell() > begin else "without its end mark"
         raise InputError(
             Status.TRUNCATED_IMAGE,
-            f"the archive ends at byte {stream.tell()}, {where_cut}: files may be missing",
+            f"the archive ends at byte {stream.tell()}, {where_cut}; files may be missing",
         )
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -232,7 +233,9 @@ def _parse_header(stream: Stream, block: bytes, begin: int, *, has_ended: bool) 
             raise InputError(Status.CORRUPT_IMAGE, reason) from None
         raise _damaged(position, str(error)) from None
     if not 0 <= info.size < _MAX_SIZE:
-        raise _damaged(stream.tell() - BLOCK, f"a size of {info.size} bytes")
+        raise _damaged(
+            stream.tell() - BLOCK, f"a header states an invalid size of {info.size} bytes"
+        )
     if block[345] and block[257:265] == _GNU_MAGIC and _GNU_TIMES.match(block, 345):
         short_name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
         info.name = short_name.rstrip("/") if info.isdir() else short_name
@@ -251,7 +254,7 @@ def _read_body(stream: Stream, info: tarfile.TarInfo, begin: int) -> bytes:
     if len(body) < info.size:
         raise InputError(
             Status.TRUNCATED_IMAGE,
-            f"the archive ends at byte {stream.tell()}, inside a header: files may be missing",
+            f"the archive ends at byte {stream.tell()}, inside a header; files may be missing",
         )
     return body[: info.size]
 
@@ -263,7 +266,9 @@ def _build_header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str
         if not (
             digits.isascii() and digits.isdigit() and len(digits) <= 20 and int(digits) < _MAX_SIZE
         ):
-            raise _damaged(stream.tell(), f"a size of {digits[:40]!r}")
+            raise _damaged(
+                stream.tell(), f"an extended header states an invalid size, {digits[:40]!r}"
+            )
         stored = int(digits)
     # Only files have data. The size field of other entries is ignored: a hard link repeats the size
     # of its target.
@@ -329,18 +334,19 @@ def _damaged(offset: int, reason: str) -> InputError:
 def list_tar_entries(
     stream: Stream, kind: str, measure: Callable[[Header], int]
 ) -> Generator[ContainerEntry, None, bool]:
-    """Yield the files of a tar.
+    """Yield the files of a tar as container entries.
 
     Args:
         stream: The tar.
         kind: The container's format.
-        measure: Returns how many bytes of a member's data are present, and may skip these bytes.
+        measure: A function that returns how many bytes of a member's data are present. It may skip
+            these bytes in the stream.
 
     Returns:
-        Whether the last file is complete.
+        Whether the data of the last file is complete.
 
     Raises:
-        InputError: The archive breaks off, or continues with data that is not a tar.
+        InputError: The archive ends early, or continues with data that is not a tar.
     """
     for header in read_headers(stream):
         if not header.is_member:
@@ -422,39 +428,41 @@ def _zstd() -> Any:
             from backports import zstd
         except ImportError:
             raise InputError(
-                Status.UNSUPPORTED_FORMAT, "a zstd archive: pip install 'touchstone-forensics[zst]'"
+                Status.UNSUPPORTED_FORMAT,
+                "reading a zstd archive requires: pip install 'touchstone-forensics[zst]'",
             ) from None
     return zstd
 
 
 @dataclass(frozen=True)
 class CompressedTar:
-    """A `ContainerFormat`: tar in the streams of one codec."""
+    """A `ContainerFormat` for tars that are compressed with one codec."""
 
     kind: str
     codec: Codec
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-        """Yield every member; the whole stream is unpacked once, up to `max_ratio`."""
+        """Yield every member of a compressed tar. The stream is unpacked once, up to `max_ratio`."""
         return iter_members(container, _stream_entries(container, fetcher, self))
 
     def reader(self, fetcher: Fetcher, max_bytes: int) -> "TarStreamReader":
-        """Return a reader that continues from one block of a shard to the next."""
+        """Return a reader of compressed tars that continues from one block of a shard to the next."""
         return TarStreamReader(fetcher, max_bytes, self.codec)
 
 
 class Unpacked:
-    """The unpacked stream of one compressed object, read forward.
+    """The unpacked stream of one compressed object, which can only be read forward.
 
-    A stream that is cut short ends early and sets `is_cut`. Every method raises InputError:
-    corrupt_image for a damaged stream, image_too_large over `max_ratio`, or the error of the store.
+    If the object is cut short, the stream ends early and sets `is_cut`. Every method may raise an
+    InputError: corrupt_image for a damaged stream, image_too_large if the stream exceeds `max_ratio`,
+    or the error of the store.
 
     Args:
         codec: The codec of the stream.
         fetcher: Reads the object.
-        uri: The object.
-        version: Its version.
-        size_bytes: Its size, -1 if unknown.
+        uri: The uri of the object.
+        version: The version of the object.
+        size_bytes: The size of the object, -1 if unknown.
         max_ratio: The maximum of unpacked ÷ packed bytes, None for no limit.
     """
 
@@ -478,11 +486,11 @@ class Unpacked:
         self.is_cut = False
 
     def tell(self) -> int:
-        """Return the position of the next unpacked byte."""
+        """Return the position in the unpacked stream of the next byte to read."""
         return self._position
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes; fewer than `size` only if the stream ends."""
+        """Return the next `size` unpacked bytes, or fewer at the end of the stream."""
         parts: list[bytes] = []
         while size > 0 and (part := self._read_part(min(size, _OUTPUT_BYTES))):
             parts.append(part)
@@ -490,7 +498,10 @@ class Unpacked:
         return b"".join(parts)
 
     def seek(self, offset: int) -> int:
-        """Skip forward to a position, or to the end if that is first; return the new position."""
+        """Skip forward to a position of the unpacked stream, and return the new position.
+
+        If the stream ends before the position, the new position is the end.
+        """
         while self.tell() < offset and self._read_part(min(offset - self.tell(), _OUTPUT_BYTES)):
             pass
         return self.tell()
@@ -545,7 +556,7 @@ class Unpacked:
 class TarStreamReader:
     """Reads members of a compressed tar from one open stream.
 
-    Members in the order of the archive need a single pass over it.
+    If members are requested in the archive's order, the archive is unpacked only once.
     """
 
     def __init__(self, fetcher: Fetcher, max_bytes: int, codec: Codec) -> None:
@@ -553,9 +564,9 @@ class TarStreamReader:
         self._open: tuple[str, str, Unpacked] | None = None
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """Yield the bytes of members, as `Reader.read` does.
+        """Yield, for each of several members of one archive, its bytes or the error for it.
 
-        A broken stream is not read again for members behind the break.
+        After a damaged part of the stream, members behind it get an error without another try.
         """
         broken: tuple[int, InputError] | None = None
         for member in members:
@@ -613,5 +624,5 @@ def _stream_entries(
     if stream.is_cut and is_whole:  # Otherwise the last member has the reason.
         raise InputError(
             Status.TRUNCATED_IMAGE,
-            f"the {tar_format.codec} stream ends before its checksum: files may be damaged",
+            f"the {tar_format.codec} stream ends before its checksum; files may be damaged",
         )

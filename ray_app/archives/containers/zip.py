@@ -66,14 +66,14 @@ _ALWAYS_ALLOWED_BYTES = 10**6  # A megabyte is harmless at any ratio.
 
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Yield every member, reading the directory at the file's end and, in windows, the sidecars."""
+    """Yield every member of a zip. Only the directory at the file's end and sidecar files are read."""
     return iter_members(container, _entries(container, fetcher))
 
 
 def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
-    """Return a reader that reads neighbouring members with one request.
+    """Return a reader of zip members, which reads neighbouring members with one request.
 
-    Each member is unpacked to at most its declared size.
+    Each member is unpacked up to its declared size.
     """
     return WindowReader(
         fetcher, max_bytes, lambda member, data: unpack_member(data, member.size_bytes)
@@ -110,15 +110,16 @@ def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """The position of the central directory.
+    """The position and properties of the central directory of a zip.
 
     Attributes:
         start: The first byte of the directory.
         end: The first byte behind the directory.
         entries: The number of entries that the end record states.
-        shift: Bytes before the archive, such as the program of a self-extracting archive.
-        wraps: How often the offsets in the archive start again at 0, because they need zip64 and
-            their writer has none.
+        shift: The number of bytes before the archive, such as the program of a self-extracting
+            archive.
+        wraps: How often the stated offsets start again at 0 in an archive over 4 GiB that was
+            written without zip64.
     """
 
     start: int
@@ -130,7 +131,7 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
-    """One entry of the central directory.
+    """One entry of the central directory of a zip.
 
     Attributes:
         name: The decoded name.
@@ -156,14 +157,14 @@ class ZipEntry:
 
 
 def find_directory(file: ranged.RangedFile, size: int) -> Directory:
-    """Return the directory that the end record names.
+    """Return the position of the central directory, which the end record of a zip states.
 
     Args:
         file: The archive.
-        size: Its size in bytes.
+        size: The size of the archive in bytes.
 
     Raises:
-        InputError: truncated_image or corrupt_image.
+        InputError: truncated_image if the archive ends too early, otherwise corrupt_image.
     """
     file.seek(max(0, size - _END.size - _MAX_COMMENT_BYTES))
     tail_start = file.tell()
@@ -186,7 +187,7 @@ def find_directory(file: ranged.RangedFile, size: int) -> Directory:
             file, tail[record - _LOCATOR.size : record], end - _LOCATOR.size
         )
     if disk or first_disk:
-        raise _unreadable("it is one of several parts")
+        raise _unreadable("it is one part of an archive that was split into several files")
     shift = end - length - start
     if shift < 0 or length > end:
         raise _unreadable("its end record points outside the file")
@@ -211,14 +212,15 @@ def _read_zip64_end(
 
 
 def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipEntry]:
-    """Yield every entry in the directory's order.
+    """Yield every entry of the central directory in the directory's order.
 
     Args:
         file: The archive.
         directory: The position of the directory.
 
     Raises:
-        InputError: corrupt_image if the directory is damaged or does not add up.
+        InputError: corrupt_image if the directory is damaged, or has another number of entries than
+            the end record states.
     """
     file.seek(directory.start)
     count = 0
@@ -236,7 +238,7 @@ def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipE
         count += 1
     if (count - directory.entries) % 2**16:  # Writers without zip64 let the number wrap around.
         raise _unreadable(
-            f"its end record counts {directory.entries} entries, its directory {count}; files may be missing"
+            f"its end record states {directory.entries} entries, but its directory has {count}; files may be missing"
         )
 
 
@@ -253,7 +255,9 @@ def _build_entry(
             for value in (size, packed, offset)
         )
         if max(size, packed, offset) >= _MAX_SIZE:
-            raise _unreadable(f"impossible sizes at byte {position}; files may be missing")
+            raise _unreadable(
+                f"its directory has impossible sizes at byte {position}; files may be missing"
+            )
     decoded_name = _decode_name(name, flags, extras.get(_UNICODE_PATH_EXTRA, b""))
     return ZipEntry(
         decoded_name,
@@ -313,32 +317,36 @@ def _unreadable(reason: str) -> InputError:
 
 
 def unpack_member(data: bytes, size: int) -> bytes | InputError:
-    """Unpack the file whose local header starts `data`.
+    """Unpack one member of a zip from the bytes of its range, which begin with its local header.
 
     Args:
-        data: The bytes of the member's range; bytes after the member are ignored.
+        data: The bytes of the range; bytes after the member are ignored.
         size: The unpacked size that the directory states.
 
     Returns:
-        The file, or an InputError: corrupt_image, truncated_image, encrypted_member or
-        unsupported_format.
+        The content of the member, or an InputError: corrupt_image, truncated_image,
+        encrypted_member, or unsupported_format.
     """
     if len(data) < HEADER.size or not data.startswith(_LOCAL_SIGNATURE):
         return InputError(
-            Status.CORRUPT_IMAGE, "no local header where the zip's directory says that there is one"
+            Status.CORRUPT_IMAGE,
+            "there is no local header at the position that the zip's directory states",
         )
     _, _, flags, method, _, _, crc, packed, _, name_bytes, extra_bytes = HEADER.unpack_from(data)
     begin = HEADER.size + name_bytes + extra_bytes
     if flags & _LOCAL_ENCRYPTED:
         return InputError(
-            Status.ENCRYPTED_MEMBER, "it is encrypted, though the zip's directory does not say so"
+            Status.ENCRYPTED_MEMBER,
+            "it is encrypted, but not marked as encrypted in the zip's directory",
         )
     has_packed_size = not flags & _IN_DESCRIPTOR and packed != _IN_ZIP64_EXTRA
     if begin + (packed if has_packed_size else 0) > len(data):
         return InputError(Status.CORRUPT_IMAGE, "its local header reaches into the next file")
     body = data[begin : begin + packed] if has_packed_size else data[begin:]
     if method not in METHODS:
-        return InputError(Status.UNSUPPORTED_FORMAT, f"zip compression method {method}")
+        return InputError(
+            Status.UNSUPPORTED_FORMAT, f"the zip compression method {method} is not supported"
+        )
     try:
         content, tail = METHODS[method](body, size)
     except (zlib.error, OSError, EOFError, ValueError) as error:
@@ -346,7 +354,7 @@ def unpack_member(data: bytes, size: int) -> bytes | InputError:
     if len(content) > size:
         return InputError(
             Status.CORRUPT_IMAGE,
-            f"it unpacks to more than the {size} bytes that the zip's directory says",
+            f"it unpacks to more than the {size} bytes that the zip's directory states",
         )
     if len(content) < size:
         return InputError(Status.TRUNCATED_IMAGE, f"it unpacks to {len(content)} of {size} bytes")
@@ -487,14 +495,19 @@ def _refusal(
             "it has over 4 GiB, and its zip has no zip64 records to state the size",
         )
     if spans.outside[index]:
-        return RefusedMember(Status.CORRUPT_IMAGE, "its data would lie outside the archive's")
+        return RefusedMember(
+            Status.CORRUPT_IMAGE, "its data would reach beyond the data of the archive"
+        )
     if spans.overlapping[index]:
         return RefusedMember(Status.UNSAFE_MEMBER, "it overlaps another file in the archive")
     if entry.method not in METHODS:
-        return RefusedMember(Status.UNSUPPORTED_FORMAT, f"zip compression method {entry.method}")
+        return RefusedMember(
+            Status.UNSUPPORTED_FORMAT, f"the zip compression method {entry.method} is not supported"
+        )
     if entry.packed > 2 * entry.size + MAX_OVERHEAD_BYTES:
         return RefusedMember(
-            Status.UNSAFE_MEMBER, f"{entry.packed} packed bytes for {entry.size} unpacked ones"
+            Status.UNSAFE_MEMBER,
+            f"{entry.packed} packed bytes are too many for {entry.size} unpacked bytes",
         )
     if entry.size > max(_ALWAYS_ALLOWED_BYTES, entry.packed * max_ratio):
         return RefusedMember(
