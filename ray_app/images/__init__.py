@@ -1,6 +1,7 @@
 """Decode encoded images to RGB pixels and file facts, or refuse them with a status.
 
-Enter at `decode_image`. `peek_image` reads only the header; `sniff_format` names the format.
+Start reading at `decode_image`. `peek_image` reads only the header of an image, and `sniff_format`
+returns the format of a file.
 """
 
 from typing import TYPE_CHECKING

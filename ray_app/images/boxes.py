@@ -1,7 +1,8 @@
 """Read the boxes and items of AVIF and HEIC files (ISO 14496-12).
 
-`iter_boxes` yields boxes, and `iter_items_in` the items of a `meta` box. `find_coded_items` and
-`find_foreign_kinds` classify the items. The work is limited, whatever the bytes are.
+`iter_boxes` yields boxes, and `iter_items_in` yields the items of a `meta` box. `find_coded_items`
+finds coded images, and `find_foreign_kinds` finds images that the decoders cannot read. The work is
+limited, whatever the bytes are.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ _CODED = (b"av01", b"hvc1")
 
 
 class BmffBox(NamedTuple):
-    """The type of a box, and the start and the end of its content."""
+    """A box of a file: its type, and the start and the end of its content."""
 
     kind: bytes
     start: int
@@ -43,12 +44,12 @@ class _Fields:
 
 
 def iter_boxes(data: bytes, position: int, end: int) -> Iterator[BmffBox]:
-    """Yield the boxes between two positions, up to one that does not fit.
+    """Yield the boxes between two positions of a file. A box that exceeds the end stops the search.
 
     Args:
         data: The file.
         position: The start of the first box.
-        end: The end of the last box.
+        end: The position at which the last box ends.
     """
     for _ in range(MAX_BOXES):
         if position + 8 > end:
@@ -68,17 +69,17 @@ def iter_boxes(data: bytes, position: int, end: int) -> Iterator[BmffBox]:
 
 
 def find_coded_items(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield (offset, size) of the coded images of an AVIF or HEIC, tiles and thumbnails included.
+    """Yield (offset, size) of each coded image of an AVIF or HEIC, including tiles and thumbnails.
 
-    Only items in one piece are yielded.
+    Images whose data is divided into several pieces are left out.
     """
     yield from ((start, size) for kind, start, size in _iter_items(data) if kind in _CODED)
 
 
 def find_foreign_kinds(data: bytes) -> list[str]:
-    """Return the types of the items of an AVIF or HEIC that its decoders cannot read.
+    """Return the item types of an AVIF or HEIC of which the decoders can read no image.
 
-    The result is empty if any item is an image that the decoders can read.
+    The result is empty if the decoders can read any image of the file.
     """
     kinds = {kind for kind, _, _ in _iter_items(data)} - {b"Exif", XMP_ITEM}
     return [] if kinds & {*_CODED} else sorted(kind.decode("ascii", "replace") for kind in kinds)
@@ -90,7 +91,7 @@ def _iter_items(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def iter_items_in(data: bytes, meta: BmffBox) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (kind, offset, size) of the items that are within the file, each in one piece."""
+    """Yield (kind, offset, size) of each item of a `meta` box that is in the file in one piece."""
     inner = {box.kind: box for box in iter_boxes(data, meta.start + 4, meta.end)}
     if not {b"iinf", b"iloc"} <= inner.keys():
         return

@@ -18,7 +18,7 @@ _ICC_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
-    """Convert an image to RGB; an image that is RGB already is returned itself.
+    """Convert an image of any mode to 8-bit RGB. An RGB image is returned unchanged.
 
     Alpha is composited on white. Samples of more than 8 bits keep their high 8 bits. CMYK is
     converted by its own profile, Lab to sRGB. The profile of an RGB image is not applied, because
@@ -26,11 +26,11 @@ def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image
 
     Args:
         image: The decoded image.
-        flags: Gets a flag for each conversion that is a choice.
+        flags: A set to which a flag is added for each conversion that could be done in other ways.
         sample_bits: The bits per sample in the file.
 
     Raises:
-        InputError: The samples have no agreed range.
+        InputError: The samples have no agreed values for black and white.
     """
     mode = image.mode
     if mode in _GREY or mode.startswith("I;16"):
@@ -57,7 +57,7 @@ def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image
 
 
 def is_icc_profile(profile: object) -> bool:
-    """Return whether a profile has a profile's signature and is complete.
+    """Return whether an object is a complete ICC profile with the signature of profiles.
 
     Source: ICC.1 §7.2, with the size at byte 0 and `acsp` at byte 36.
     """

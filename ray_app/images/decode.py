@@ -1,10 +1,11 @@
-"""Decode encoded bytes to RGB pixels and facts (`decode_image`), the same way for all callers.
+"""Decode encoded images to RGB pixels and file facts, the same way for all callers.
 
-Callers that reserve memory decode in two steps (`peek_image`). `get_decoder_name` returns the library.
+Start reading at `decode_image`. Callers that reserve memory decode in two steps (`peek_image`).
+`get_decoder_name` returns the library that decodes a format.
 
 The format is sniffed from the bytes, and each format has exactly one Pillow class (`FORMATS`),
-which is called directly. So no other plugin sees the bytes, a JPEG with several images (MPO) is
-read as the JPEG that it starts with, and Pillow's process-wide bomb limit stays as it is.
+which is called directly. So no other plugin of Pillow reads the bytes. A JPEG with several images
+(MPO) is read as the JPEG with which it starts. Pillow's process-wide bomb limit is not changed.
 """
 
 import contextlib
@@ -124,17 +125,18 @@ def _tiff_bits(image: ImageFile, data: bytes) -> int:
 
 
 class ImageFormat(NamedTuple):
-    """How files of one format are read.
+    """The functions with which files of one format are read.
 
     Attributes:
-        open: Reads the header and adds flags.
-        load: Decodes every pixel, or raises.
-        libraries: The libraries that Pillow decodes with, each with Pillow's name for it.
-        check: Refuses a decoded image whose coded data was incomplete, if Pillow does not report
-            that.
-        frames: Counts the frames, if Pillow cannot.
-        bits: Returns the bits per sample, if Pillow cannot.
-        multi_frame_flag: The flag of a file with more than one image.
+        open: A function that reads the header and adds flags.
+        load: A function that decodes every pixel, or raises an exception.
+        libraries: The names of the libraries with which Pillow decodes the format, each followed by
+            Pillow's name for the library.
+        check: A function that refuses a decoded image if its coded data was incomplete; None if
+            Pillow reports incomplete data.
+        frames: A function that counts the frames; None if Pillow counts them.
+        bits: A function that returns the bits per sample; None if Pillow reports them.
+        multi_frame_flag: The flag for a file with more than one image.
     """
 
     open: Opener
@@ -228,10 +230,10 @@ class _FactsBuilder:
 
 
 class PeekedImage:
-    """An image whose header was read and whose limits were checked, and that is not decoded yet.
+    """An image that is not decoded yet: its header was read, and its limits were checked.
 
     Attributes:
-        demand: The cost of decoding.
+        demand: The estimated memory and number of pixels of the decode.
     """
 
     def __init__(
@@ -250,16 +252,18 @@ class PeekedImage:
 
     @property
     def facts(self) -> ImageFileFacts:
-        """The facts that the header shows."""
+        """The facts of the file that its header shows."""
         return self._builder.facts()
 
     def decode(self, *, convert: Converter | None = None) -> DecodedImage:
-        """Decode every pixel, once; a file that ends early is refused, never padded.
+        """Decode every pixel of the image. Call this only once.
+
+        A file that ends early is refused. Missing pixels are never filled in.
 
         Args:
-            convert: Converts the pixels in place of `colour.to_rgb`, for files that are not
-                photographs. It gets the image in its stored mode, a set of flags to add to, and the
-                bits per sample.
+            convert: A function that converts the pixels in place of `colour.to_rgb`, for files that
+                are not photographs. Its arguments are the image in its stored mode, a set of flags
+                to add to, and the bits per sample.
 
         Raises:
             ImageRefused: The file cannot be decoded; the error has the facts known so far. No other
@@ -274,7 +278,7 @@ class PeekedImage:
         return DecodedImage(pixels, self.facts)
 
     def close(self) -> None:
-        """Release the memory that decoding needs."""
+        """Release the encoded file and the opened image, whether the image is decoded or not."""
         self._header, self._data = None, b""
 
     def _decode(self, convert: Converter | None) -> Image.Image:
@@ -328,15 +332,16 @@ class _Header(NamedTuple):
 def decode_image(
     data: bytes, limits: ImageLimits, *, convert: Converter | None = None
 ) -> DecodedImage:
-    """Decode one encoded image, the first frame of several, to RGB pixels and facts.
+    """Decode one encoded image, or the first of its frames, to RGB pixels and file facts.
 
     EXIF orientation is recorded and not applied. No colour profile is applied, except for CMYK. All
-    limits are checked before pixels are decoded (`peek_image`).
+    limits are checked before pixels are decoded.
 
     Args:
         data: The encoded file.
         limits: The intake limits.
-        convert: Converts the pixels in place of `colour.to_rgb`; see `PeekedImage.decode`.
+        convert: A function that converts the pixels in place of `colour.to_rgb`; see
+            `PeekedImage.decode`.
 
     Returns:
         The pixels and the facts.
@@ -358,7 +363,7 @@ def peek_image(data: bytes, limits: ImageLimits) -> PeekedImage:
         limits: The intake limits.
 
     Returns:
-        The image, not decoded yet, with the cost of decoding.
+        The image, which is not decoded yet, with the cost of decoding it.
 
     Raises:
         ImageRefused: The file is over a limit or cannot be read; the error has the facts known so
@@ -555,9 +560,9 @@ def _describe_error(error: BaseException) -> str:
 
 @functools.cache
 def get_decoder_name(format_name: str) -> str:
-    """Return the library that decodes a format, with its version.
+    """Return the name and version of the library that decodes a format.
 
-    Other versions may decode to other pixels.
+    Another version may decode the same file to other pixels.
 
     Args:
         format_name: The format, as `sniff_format` names it.
@@ -586,7 +591,7 @@ def _quieten_pillow() -> None:
 
 
 def has_content(pixels: Image.Image) -> bool:
-    """Return False if an RGB image is of one colour, or nearly."""
+    """Return whether an RGB image has content: False if it has (nearly) one colour."""
     width, height = pixels.size
     nearest = Image.Resampling.NEAREST
     glance = pixels.resize((min(width, GLANCE_SIDE), min(height, GLANCE_SIDE)), nearest)

@@ -1,10 +1,11 @@
-"""Define the facts of an image file, and measure the pixels.
+"""Define the facts of an image file, and measure its pixels.
 
-`ImageFileFacts` are the facts, `DecodedImage` are pixels with their facts, and `ImageRefused` is a
-refusal with the facts. `add_texture` measures what a card may ask for.
+`ImageFileFacts` are the facts. `DecodedImage` has the pixels and the facts of a file.
+`ImageRefused` is the error for a file that is refused, with its facts. `add_texture` measures
+texture and graphics, which a card may use.
 
-`perceptual_hash` is a hash that similar images share: the 64 signs of the low frequencies of an
-image, which is ImageHash's `phash`.
+`perceptual_hash` returns a hash of which similar images share most bits: the 64 signs of the low
+frequencies of an image, which is ImageHash's `phash`.
 """
 
 import hashlib
@@ -52,9 +53,9 @@ _ShortText = Annotated[str, Field(max_length=100, pattern="^[ -~]*$")]
 
 @dataclass(frozen=True)
 class ImageFileFacts:
-    """The facts of an image file, as its row has them.
+    """The facts of an image file that its result row has.
 
-    A fact is None if the file was not read so far, or if the file's value is not valid.
+    A fact is None if reading ended before it was known, or if its value in the file is not valid.
 
     Attributes:
         sha256: The SHA-256 of the file, in hexadecimal digits.
@@ -63,8 +64,8 @@ class ImageFileFacts:
         height: The height in pixels.
         mode: The mode of the stored pixels, by Pillow's name.
         frames: The number of frames or pages.
-        orientation: The EXIF value that would turn the pixels upright. 1 if there is none, and for
-            TIFF and HEIC, whose decoders apply it.
+        orientation: The EXIF orientation, with which the pixels would be turned upright. It is 1 if
+            the file has none, and for TIFF and HEIC, whose decoders apply the orientation.
         icc: Whether the file has a colour profile.
         flags: The flags (`FLAG_MEANING`), sorted.
         decoder: The library that decoded the file, and its version.
@@ -103,11 +104,11 @@ class DecodedImage:
 
 
 class ImageRefused(InputError):  # noqa: N818 - it names a decision, not a failure
-    """The refusal of an image, with the facts that were known by then.
+    """The error for an image that is refused, with the facts known at that time.
 
     Args:
-        status: The status of the row.
-        detail: The reason.
+        status: The status of the image's row.
+        detail: The reason for the refusal.
         facts: The facts known so far.
         limit: The limit that the image exceeds, None for other refusals.
         observed: The observed value.
@@ -127,14 +128,14 @@ class ImageRefused(InputError):  # noqa: N818 - it names a decision, not a failu
 
     @classmethod
     def because(cls, reason: InputError, facts: ImageFileFacts) -> "ImageRefused":
-        """Create the refusal for an error, with the facts known so far."""
+        """Create an `ImageRefused` from an error and the facts known so far."""
         return cls(
             reason.status, reason.detail, facts, limit=reason.limit, observed=reason.observed
         )
 
 
 def inspect_bytes(data: bytes) -> ImageFileFacts:
-    """Return the SHA-256 and the sniffed format of any bytes; it never raises.
+    """Return facts with only the SHA-256 and the sniffed format of a file. Never raise.
 
     Args:
         data: The bytes.
@@ -143,7 +144,7 @@ def inspect_bytes(data: bytes) -> ImageFileFacts:
 
 
 def perceptual_hash(pixels: Image.Image) -> str:
-    """Return the 64-bit DCT hash of a decoded image as 16 hex digits.
+    """Return the perceptual hash of a decoded image: 64 bits of a DCT as 16 hexadecimal digits.
 
     Two images are similar if few of the 64 bits differ.
     """
@@ -156,11 +157,12 @@ def require_perceptual_hash() -> None:
     """Check that the library that computes the perceptual hash is installed.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: The library is not installed.
     """
     if find_spec("imagehash") is None:
         raise ConfigError(
-            "phash needs the package ImageHash", hint="pip install 'touchstone-forensics[phash]'"
+            "the perceptual hash (phash) requires the package ImageHash",
+            hint="pip install 'touchstone-forensics[phash]'",
         )
 
 
@@ -169,7 +171,7 @@ FLAT_MAX_STEP, SOFT_MAX_STEP, SHARP_MIN_STEP = 1, 23, 48  # Limits of flat, soft
 
 
 def add_texture(image: DecodedImage) -> DecodedImage:
-    """Return the image with `texture` and `graphics` in its facts.
+    """Return the image with measured values of `texture` and `graphics` in its facts.
 
     This takes about a third of a millisecond, whatever the size of the image.
     """
@@ -181,21 +183,21 @@ def measure_texture(pixels: Image.Image) -> tuple[float, float]:
     """Return (`texture`, `graphics`) of an RGB image, rounded to 4 digits.
 
     Both are 0 for an image that is one pixel wide. Both are computed from steps: the difference
-    between neighbouring pixels of a row (the largest of any channel, 0 … 255). The pixels are taken
-    from a view of at most 256 × 256 pixels, each of which is a pixel of the image. Shrinking by
-    averages would remove the noise of photographs and make them flat, too.
+    between neighbouring pixels of a row (the largest of any channel, 0 … 255). The image is first
+    reduced to at most 256 × 256 of its pixels, without averaging. Averaging would remove the noise
+    of photographs, so that photographs would also be flat.
 
     `texture` is the mean of the steps. A wall or a sky has 1 to 2, an ordinary photograph 13.
 
-    `graphics` is high for a poster, screenshot, chart or drawing: min(flat, 15 sharp, 1 − 2 soft),
-    and at least 0. Flat is the fraction of steps of at most 1, sharp of at least 48, soft of 2 to
-    23. Drawn images have areas of one colour and hard edges between them, and little else; a
-    photograph has noise and gradients. The factors and steps were chosen on 533 photographs of 20
-    sources and 48 screenshots and diagrams, each unchanged and also at 512 px and JPEG 75.
-    Above 0.55 are 4 and 4 of the photographs (playing cards and white cut-outs) and 36 and 30 of
-    the others. Of 222 photographs of 11 further sources none is above 0.55; of 44 further
-    screenshots and diagrams, 24 and 19 are. Posters that are painted or photographed are not
-    recognised: 1 of 60 from a gallery of generated posters.
+    `graphics` is high for a poster, screenshot, chart, or drawing. It is min(flat, 15 × sharp, 1 −
+    2 × soft), and at least 0. `flat` is the fraction of steps of at most 1, `sharp` the fraction of
+    at least 48, and `soft` the fraction from 2 to 23. Drawn images have areas of one colour and
+    hard edges between them, and little else; a photograph has noise and gradients. The factors and
+    steps were chosen on 533 photographs of 20 sources and 48 screenshots and diagrams, each
+    unchanged and also at 512 px and JPEG 75. Above 0.55 are 4 and 4 of the photographs (playing
+    cards and white cut-outs) and 36 and 30 of the others. Of 222 photographs of 11 further sources
+    none is above 0.55; of 44 further screenshots and diagrams, 24 and 19 are. Posters that are
+    painted or photographed are not recognised: 1 of 60 from a gallery of generated posters.
     """
     width, height = pixels.size
     sample = np.asarray(

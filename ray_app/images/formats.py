@@ -1,7 +1,7 @@
-"""Recognise formats by their signatures, and read headers.
+"""Recognise the formats of files by their signatures, and read sizes and tags from headers.
 
-Enter at `sniff_format`, `describe_unsupported`, `read_header_size`, `find_declared_end`, and
-`Tiff`, a reader of TIFF tags.
+Start reading at `sniff_format`, `describe_unsupported`, `read_header_size`, `find_declared_end`,
+and `Tiff`, a reader of TIFF tags.
 
 Formats are recognised by the bytes alone, never by names or MIME types. Nothing is decoded, and the
 work is limited. The reader of tags (TIFF 6.0, BigTIFF, EXIF) exists because Pillow's reader prints
@@ -103,10 +103,10 @@ MAX_TAGS = 4096  # In one directory. No writer has 300, and a BigTIFF could clai
 
 
 def sniff_format(data: bytes) -> str | None:
-    """Return the format of a file by its first bytes; None if it is not a known format.
+    """Return the format that the first bytes of a file show; None if it is not a known format.
 
-    The formats are JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG2000, PNM and RAW (of a
-    camera). The other bytes may still be damaged.
+    The formats are JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG2000, PNM, and RAW (of a
+    camera). The remaining bytes are not checked and may be damaged.
 
     Args:
         data: The file.
@@ -127,7 +127,7 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def describe_unsupported(data: bytes) -> str:
-    """Return what a file is that `sniff_format` does not recognise, and what to do.
+    """Return what a file is that `sniff_format` does not recognise, and what the user can do.
 
     The text becomes the `detail` of the file's row.
     """
@@ -139,9 +139,9 @@ def describe_unsupported(data: bytes) -> str:
 
 
 def describe_signature(data: bytes) -> str | None:
-    """Return what a file is that is not an image, and what to do.
+    """Return, for a file that is not an image, what it is and what the user can do.
 
-    The first 262 bytes decide; None if they have no known signature.
+    The first 262 bytes decide. The result is None if they have no known signature.
     """
     for start, description in _OTHER_SIGNATURES:
         if data.startswith(start):
@@ -199,9 +199,9 @@ def _describe_text(start: bytes) -> str | None:
 
 
 def are_line_ends_converted(data: bytes) -> bool:
-    """Return whether every LF of coded data follows a CR, as after FTP in ASCII mode.
+    """Return whether every LF of coded data follows a CR, as after a transfer by FTP in ASCII mode.
 
-    Text and periodic data may have such line ends, too.
+    Text and periodic data may also have such line ends without a conversion.
     """
     # An intact image has a lone LF among its first few hundred bytes.
     if _LONE_LF.search(data, 0, MAX_SEARCHED_BYTES):
@@ -222,10 +222,11 @@ def _is_window_converted(window: bytes) -> bool:
 
 
 def read_header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
-    """Return width and height; None if the format has them at no fixed position.
+    """Return the width and height that the header of a PNG, GIF, or WebP states.
 
-    The result is also None if the file is too short. The size is read before Pillow opens a file,
-    because libwebp allocates its canvas at opening. A refusal can then name the size.
+    The result is None for other formats, which have no fixed position of the size, and for a file
+    that is too short. The size is read before Pillow opens a file, because libwebp allocates its
+    canvas at opening. So a refusal can name the size.
     """
     try:
         if format_name == "PNG":
@@ -240,10 +241,10 @@ def read_header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
 
 
 def find_declared_end(data: bytes, format_name: str) -> int | None:
-    """Return the offset at which the file declares its end, or None.
+    """Return the offset at which a file ends according to its own structure, or None.
 
-    The offset may be beyond the bytes present. For JPEG and PNG it is the last end marker in the
-    bytes, so that appended data that ends with a marker of its own is not noticed.
+    The offset may be beyond the bytes present. For JPEG and PNG it is the position of the last end
+    marker in the bytes. So appended data is not noticed if it also ends with an end marker.
     """
     if format_name in _END_MARKS:
         mark, length = _END_MARKS[format_name]
@@ -264,9 +265,9 @@ def find_declared_end(data: bytes, format_name: str) -> int | None:
 
 
 def ends_early(data: bytes, format_name: str) -> bool:
-    """Return whether the file lacks its end.
+    """Return whether the end of a file is missing.
 
-    This is for files that did not decode, to distinguish truncated from corrupt files.
+    Call this for a file that could not be decoded, to distinguish truncated from corrupt files.
     """
     end = find_declared_end(data, format_name)
     return (
@@ -275,9 +276,9 @@ def ends_early(data: bytes, format_name: str) -> bool:
 
 
 def count_gif_frames(data: bytes) -> int:
-    """Count the frames in the bytes present, at least 1, within MAX_GIF_BLOCKS blocks.
+    """Count the frames of a GIF in the bytes present, at least 1.
 
-    No frame is decoded.
+    At most MAX_GIF_BLOCKS blocks are read, and no frame is decoded.
     """
     return max(1, sum(is_image for is_image, *_ in iter_gif_blocks(data, MAX_GIF_BLOCKS)))
 
@@ -290,9 +291,9 @@ def iter_gif_blocks(data: bytes, max_blocks: int) -> Iterator[tuple[bool, int, i
         max_blocks: The maximum number of sub-blocks to read.
 
     Yields:
-        Whether it is an image, an extension's label, the start of its sub-blocks, and the position
-        of their terminator. The terminator is None for the last, if the file ends before it or if
-        there are `max_blocks` sub-blocks.
+        For each image or extension: whether it is an image, the label of the extension, the start
+        of its sub-blocks, and the position of their terminator. The position is None for the last
+        one, if the file ends before the terminator or if `max_blocks` sub-blocks were read.
     """
     blocks = 0
     with suppress(IndexError):  # Raised at the end of the file.
@@ -315,7 +316,7 @@ def iter_gif_blocks(data: bytes, max_blocks: int) -> Iterator[tuple[bool, int, i
 
 
 def count_tiff_pages(data: bytes) -> int:
-    """Count the pages of a TIFF, at least 1, at most `MAX_PAGES`."""
+    """Count the pages of a TIFF. The result is at least 1 and at most `MAX_PAGES`."""
     try:
         return max(Tiff(data).count_pages(), 1)
     except TiffError:
@@ -372,14 +373,14 @@ def _find_tiff_end(data: bytes) -> int | None:
 
 
 class TiffError(ValueError):
-    """The tags of a TIFF cannot be read."""
+    """The error for a TIFF whose tags cannot be read."""
 
 
 class TiffEntry(NamedTuple):
-    """The value of one tag.
+    """The value of one TIFF tag.
 
     Attributes:
-        kind: The type of the values.
+        kind: The TIFF type of the values.
         value_count: The number of values.
         inline: The value itself, or the offset of the value.
     """
@@ -390,7 +391,7 @@ class TiffEntry(NamedTuple):
 
 
 class Tiff:
-    """A TIFF header and its directories, classic or BigTIFF. All methods raise TiffError.
+    """Reads the header and directories of a TIFF or BigTIFF. All methods may raise TiffError.
 
     Args:
         data: The file, or an EXIF block.
@@ -414,9 +415,9 @@ class Tiff:
         return {tag: TiffEntry(kind, count, inline) for tag, kind, count, inline in entries}
 
     def count_pages(self) -> int:
-        """Count the directories in the chain, at most MAX_PAGES.
+        """Count the pages, which are a chain of directories. The result is at most MAX_PAGES.
 
-        A chain that loops or breaks ends there.
+        The count ends where the chain is damaged or returns to an earlier directory.
         """
         visited: set[int] = set()
         offset = self._first
@@ -435,7 +436,7 @@ class Tiff:
         return len(visited)
 
     def read_integers(self, entry: TiffEntry) -> tuple[int, ...]:
-        """Return the values of an integer tag; empty for tags of another type."""
+        """Return the values of an integer tag. The result is empty for a tag of another type."""
         code = _INTEGER_CODES.get(entry.kind)
         if code is None or entry.value_count > MAX_STRIPS:
             return ()
@@ -448,7 +449,7 @@ class Tiff:
         return layout.unpack_from(self._data, offset)
 
     def read_bytes(self, entry: TiffEntry, max_bytes: int) -> bytes:
-        """Return the first `max_bytes` bytes of a tag's value that are in the file."""
+        """Return up to `max_bytes` bytes of a tag's value, as far as they are in the file."""
         size = min(_TYPE_BYTES.get(entry.kind, 0) * entry.value_count, max_bytes)
         if not self._is_external(entry):
             return entry.inline[:size]
@@ -456,9 +457,9 @@ class Tiff:
         return self._data[offset : offset + size]
 
     def find_data_end(self) -> int:
-        """Return the end of the data of the first page.
+        """Return the offset at which the data of the first page ends.
 
-        That is the furthest byte of its strips, its tiles, and the values of its tags.
+        The data are the page's strips, its tiles, and the values of its tags.
         """
         tags = self.directory()
         stops = [
@@ -485,7 +486,7 @@ class Tiff:
         if tags > MAX_TAGS:
             raise TiffError(f"a directory has {tags} tags, more than {MAX_TAGS}")
         if end > len(self._data):
-            raise TiffError("a directory runs past the end")
+            raise TiffError("a directory extends past the end of the file")
         return start, end
 
     def _is_external(self, entry: TiffEntry) -> bool:
@@ -498,20 +499,20 @@ class Tiff:
         try:
             value: int = struct.unpack_from(self._order + code, self._data, offset)[0]
         except (struct.error, OverflowError):
-            raise TiffError("a pointer points past the end") from None
+            raise TiffError("a pointer points past the end of the file") from None
         return value
 
 
 def read_exif_orientation(exif: bytes) -> int:
-    """Return the orientation that an EXIF block states, 1 to 8.
+    """Return the orientation that an EXIF block states, from 1 to 8.
 
-    The result is 1 if the block states none or 0 (unknown).
+    The result is 1 if the block states no orientation, or states 0 (unknown).
 
     Args:
         exif: The EXIF block, with or without its prefix.
 
     Raises:
-        TiffError: The block cannot be read, or states another number.
+        TiffError: The block cannot be read, or the stated orientation is not a number from 0 to 8.
     """
     # Some writers write the prefix twice.
     tiff = Tiff(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0"))
@@ -525,9 +526,9 @@ def read_exif_orientation(exif: bytes) -> int:
 
 
 def is_camera_raw(tiff: Tiff) -> bool:
-    """Return whether the first image is a preview of sensor data (DNG, NEF, …).
+    """Return whether the first image of a TIFF is a preview of camera sensor data (DNG, NEF, …).
 
-    Scoring it would score the wrong image.
+    Such a preview must not be scored, because it is not the image that the file holds.
     """
     tags = tiff.directory()
     subfile = tiff.read_integers(tags[SUBFILE_TYPE]) if SUBFILE_TYPE in tags else ()

@@ -1,8 +1,8 @@
 """Read formats that Pillow alone cannot read, or reads badly.
 
-These are HEIC, large WebP, PNM of more than 8 bits, and previews of camera RAW files. Each is a
-Pillow image whose header is read when it is opened and whose pixels are read when it is loaded, or
-an error that names the package to install.
+These formats are HEIC, large WebP, PNM of more than 8 bits, and previews of camera RAW files. The
+functions that open a file return a Pillow image, whose header is read at opening and whose pixels
+are read at loading. If a package is not installed, the error names the package.
 
 `check_webp` and `check_items` find missing coded data. The following cannot be detected: zeros in
 place of uncompressed samples (BMP, TIFF); other bytes in place of lossy WebP, AVIF and HEIC, and of
@@ -40,8 +40,8 @@ _BAND_VALUES = 2**22  # Wide samples that are converted at once.
 def open_heic(stream: IO[bytes]) -> ImageFile:
     """Open a HEIC with libheif and libde265.
 
-    The image is the primary image, with its grid put together and its rotation applied. 10 and 12
-    bits become 8 bits.
+    The result is the primary image. Its tiles are put together, and its rotation is applied.
+    Samples of 10 and 12 bits become 8 bits.
     """
     from pi_heif import HeifImageFile
 
@@ -50,7 +50,7 @@ def open_heic(stream: IO[bytes]) -> ImageFile:
 
 
 def open_webp(stream: IO[bytes]) -> ImageFile:
-    """Open a WebP with Pillow, without Pillow's own limit.
+    """Open a WebP with Pillow, but without Pillow's limit on the size.
 
     Pillow 13 refuses to open a WebP of over 179 megapixels.
     """
@@ -65,10 +65,10 @@ class _WithoutSize(io.BytesIO):
 
 
 class PnmFile(PpmImageFile):
-    """A PBM, PGM or PPM file.
+    """A Pillow image for PBM, PGM, and PPM files with samples of any number of bits.
 
-    Pillow reads samples of other than 8 bits one by one in Python. This class converts many rows at
-    once to 8 bits.
+    Pillow reads samples that do not have 8 bits one by one in Python. This class converts many rows
+    at once to 8 bits.
     """
 
     def _open(self) -> None:
@@ -85,7 +85,7 @@ class PnmFile(PpmImageFile):
         ):
             raise InputError(
                 Status.UNSUPPORTED_FORMAT,
-                f"a PNM image of {size} bytes written as text: save it in binary form",
+                f"a PNM image of {size} bytes in the text format, over the limit of {MAX_PLAIN_BYTES}: save it in the binary format",
             )
         if self._max_value > 255:
             self.info[BIT_DEPTH] = 16
@@ -144,7 +144,7 @@ def _scale_to_bytes(samples: "np.ndarray[Any, Any]", max_value: int) -> "np.ndar
 
 
 def extract_camera_preview(data: bytes) -> bytes:
-    """Return the largest JPEG preview that the camera wrote into its RAW file.
+    """Return the largest JPEG preview in a camera's RAW file.
 
     Args:
         data: The RAW file.
@@ -172,16 +172,16 @@ def extract_camera_preview(data: bytes) -> bytes:
     if preview.format != rawpy.ThumbFormat.JPEG:
         raise InputError(
             Status.UNSUPPORTED_FORMAT,
-            "a camera raw file whose preview is not a JPEG: develop it to JPEG or TIFF first",
+            "a camera raw file whose preview is not a JPEG: convert it to JPEG or TIFF first",
         )
     return bytes(preview.data)
 
 
 def check_webp(image: Image.Image, data: bytes) -> None:
-    """Refuse a WebP whose coded data is incomplete; its decoder fills the gap silently.
+    """Refuse a WebP whose coded data is incomplete, because its decoder does not report this.
 
-    Zeros decode to a flat colour. If coded data ends in zeros and also decodes without the last
-    zeros, the zeros replace missing data.
+    Zeros decode to a flat colour. If coded data ends in zeros and can also be decoded without the
+    last zeros, the zeros are treated as a replacement for missing data.
 
     Args:
         image: The decoded image, which is not used.
@@ -212,12 +212,12 @@ def check_webp(image: Image.Image, data: bytes) -> None:
         return  # The decoder needs all of the data.
     raise InputError(
         Status.TRUNCATED_IMAGE,
-        f"coded data is missing: filled with zeros up to byte {position + 8 + len(coded)}",
+        f"coded data is missing: it is replaced with zeros up to byte {position + 8 + len(coded)}",
     )
 
 
 def check_items(image: Image.Image, data: bytes) -> None:
-    """Refuse an AVIF or HEIC whose coded data is incomplete; its decoder fills the gap silently.
+    """Refuse an AVIF or HEIC with incomplete coded data, which its decoder does not report.
 
     Args:
         image: The decoded image, which is not used.
@@ -233,12 +233,12 @@ def check_items(image: Image.Image, data: bytes) -> None:
             present_end = start + len(coded.rstrip(b"\0"))
             raise InputError(
                 Status.TRUNCATED_IMAGE,
-                f"coded data is missing: filled with zeros from byte {present_end} to {start + size}",
+                f"coded data is missing: it is replaced with zeros from byte {present_end} to {start + size}",
             )
 
 
 def find_library(format_name: str) -> str | None:
-    """Return the library that reads a format which Pillow cannot read, with its version.
+    """Return the name and version of the library that reads a format that Pillow cannot read.
 
     The result is None if Pillow reads the format, or if the library is not installed.
     """

@@ -3,11 +3,11 @@
 `open_header` opens a file, `load` decodes the pixels of undamaged scans, `find_damage` checks a
 JPEG within another file, and `jpeg_quality` estimates the quality.
 
-libjpeg fills missing coded data with grey and skips surplus data, and Pillow does not report its
-warnings. simplejpeg uses the same library, decodes to the same pixels, and raises the first
-warning. Damage inside a scan shifts the blocks behind it, so that coded data is missing or left
-over at its end. If, by chance, neither happens, the scan passes: libjpeg checks no codes before the
-last few kB.
+libjpeg fills missing coded data with grey and skips surplus data. It then warns, but Pillow does
+not report the warnings. simplejpeg uses the same library, decodes to the same pixels, and raises
+the first warning as an exception. Damage inside a scan shifts the blocks behind it. So, at the end
+of the scan, coded data is missing or left over. If by chance neither is the case, the damage is not
+found, because libjpeg checks no codes before the last few kB.
 """
 
 import contextlib
@@ -90,10 +90,10 @@ _LUMINANCE = (
 
 
 class JpegImage(JpegImageFile):
-    """Pillow's reader, used for the header.
+    """Pillow's JPEG image, with which only the header is read.
 
     Attributes:
-        segments: The segments from the first frame on, which can be read once.
+        segments: An iterator over the segments from the first frame header on.
     """
 
     segments: "Iterable[JpegSegment]" = ()
@@ -107,7 +107,7 @@ class JpegImage(JpegImageFile):
 
 
 class JpegSegment(NamedTuple):
-    """A marker and the body behind it, or the coded data of a scan.
+    """A segment of a JPEG: a marker with the body behind it, or the coded data of a scan.
 
     Attributes:
         marker: The marker, or SCAN for coded data.
@@ -122,7 +122,11 @@ class JpegSegment(NamedTuple):
     end: int
 
     def encode(self, data: bytes) -> bytes | memoryview:
-        """Return the segment as bytes, also after its body was replaced; `data` is the file."""
+        """Return the segment as bytes, with the body that the object has now.
+
+        Args:
+            data: The file, from which coded data is taken.
+        """
         return (
             memoryview(data)[self.start : self.end]
             if self.marker == SCAN
@@ -131,14 +135,14 @@ class JpegSegment(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A frame header (B.2.2).
+    """The frame header of a JPEG (ITU-T T.81, B.2.2).
 
     Attributes:
         marker: The marker.
         bits: The bits per sample.
         height: The height in pixels.
         width: The width in pixels.
-        components: Each component's id and sampling factors (four bits each).
+        components: The id and the sampling factors (four bits each) of each component.
     """
 
     marker: int
@@ -149,7 +153,7 @@ class Frame(NamedTuple):
 
     @classmethod
     def from_segment(cls, segment: JpegSegment) -> "Frame":
-        """Parse the body behind an SOF, as far as it is present."""
+        """Parse the body of a start-of-frame segment (SOF) as far as it is present."""
         body = segment.body.ljust(8, b"\0")
         height, width = struct.unpack_from(">HH", body, 3)
         end = min(8 + 3 * body[7], len(body) - 2)  # An incomplete component is ignored.
@@ -162,7 +166,7 @@ class Frame(NamedTuple):
         )
 
     def mcu_size(self) -> tuple[int, int]:
-        """Return width and height in pixels of a minimum coded unit (A.2)."""
+        """Return the width and height in pixels of a minimum coded unit (ITU-T T.81, A.2)."""
         if len(self.components) < 2:
             return 8, 8
         return 8 * max(factors >> 4 for _, factors in self.components), 8 * max(
@@ -173,15 +177,15 @@ class Frame(NamedTuple):
 def open_header(data: bytes, flags: set[str], _: int = 0) -> JpegImage:
     """Open a JPEG, and read its header.
 
-    If metadata breaks Pillow, the file is opened without metadata and gets a flag. Other errors of
-    Pillow are raised unchanged.
+    If metadata makes Pillow fail, the file is opened without metadata and gets a flag. Other errors
+    of Pillow are raised unchanged.
 
     Args:
         data: The file.
-        flags: Gets `irregular_jpeg` if metadata breaks Pillow.
+        flags: A set to which `irregular_jpeg` is added if metadata makes Pillow fail.
 
     Raises:
-        InputError: unsupported_format for kinds of JPEG that have no decoder here.
+        InputError: unsupported_format for a kind of JPEG that Touchstone has no decoder for.
     """
     remaining, frame = iter_segments(data), None
     for segment in remaining:
@@ -200,7 +204,7 @@ def open_header(data: bytes, flags: set[str], _: int = 0) -> JpegImage:
         )
         raise InputError(
             Status.UNSUPPORTED_FORMAT,
-            f"{kind}, which Touchstone does not read: save as an ordinary JPEG or as PNG",
+            f"{kind}, which Touchstone does not read: save it as an ordinary JPEG or as PNG",
         )
     try:
         image = JpegImage(io.BytesIO(data))
@@ -212,9 +216,10 @@ def open_header(data: bytes, flags: set[str], _: int = 0) -> JpegImage:
 
 
 def estimate_coefficient_bytes(image: JpegImageFile, data: bytes) -> int:
-    """Return the memory of the coefficients that libjpeg holds for a JPEG of several scans.
+    """Return the bytes of memory in which libjpeg holds the coefficients of a JPEG.
 
-    That is two bytes per sample of the whole image; 0 for a single scan.
+    For a JPEG of several scans, it holds two bytes per sample of the whole image. For a JPEG of a
+    single scan, the result is 0.
 
     Args:
         image: The opened JPEG.
@@ -235,12 +240,13 @@ def estimate_coefficient_bytes(image: JpegImageFile, data: bytes) -> int:
 
 
 def load(image: JpegImage, data: bytes, flags: set[str]) -> Image.Image:
-    """Decode the pixels of an opened JPEG, in its mode and with its `info`.
+    """Decode the pixels of an opened JPEG, and keep the mode and `info` of the opened image.
 
     Args:
-        image: The opened header.
+        image: The image that `open_header` returned.
         data: The file.
-        flags: Gets `irregular_jpeg` if metadata is broken or a few stray bytes follow coded data.
+        flags: A set to which `irregular_jpeg` is added if metadata is broken, or if a few stray
+            bytes follow coded data.
 
     Raises:
         InputError: truncated_image if coded data is missing, corrupt_image if it is damaged.
@@ -278,11 +284,12 @@ def find_damage(data: bytes, max_pixels: int) -> InputError | None:
 
     Args:
         data: The JPEG.
-        max_pixels: The size that it should have, so that a hostile JPEG needs no more memory.
+        max_pixels: The number of pixels that the JPEG should have. It limits the memory that a
+            hostile JPEG can take.
 
     Returns:
-        The error that `load` would raise. None if no damage is found, or if only the other file's
-        decoder can decode it.
+        The error that `load` would raise. None if no damage is found, or if only the decoder of the
+        other file can decode the JPEG.
     """
     warning = _find_warning(data, max_pixels)
     if any(phrase in warning for phrase in _OUTSIDE_SCANS):
@@ -311,7 +318,7 @@ def _warning_to_error(data: bytes, warning: str) -> InputError | None:
     if "Unsupported color conversion" in warning:
         return InputError(
             Status.UNSUPPORTED_FORMAT,
-            "a lossless JPEG in colours that would have to be converted: save as PNG",
+            "a lossless JPEG whose colours would have to be converted, which is not supported: save it as PNG",
         )
     return InputError(Status.CORRUPT_IMAGE, warning.removeprefix("Corrupt JPEG data: "))
 
@@ -329,7 +336,7 @@ def _decode_with_simplejpeg(
     buffer = np.empty((image.height, image.width, channels), np.uint8)
     pixels = simplejpeg.decode_jpeg(data, colours, buffer=buffer, strict=strict)
     if pixels.shape != buffer.shape:
-        raise ValueError("frame headers of different sizes")
+        raise ValueError("the JPEG has frame headers of different sizes")
     if image.mode == "RGB":
         padded = Image.frombuffer("RGBX", image.size, buffer, "raw", "RGBX", 0, 1)
         # Pillow's RGB has four bytes per pixel too, so that the image needs no copy.
@@ -424,9 +431,9 @@ def _describe_progress(data: bytes) -> str:
 
 
 def iter_segments(data: bytes, max_segments: int = MAX_SEGMENTS) -> Iterator[JpegSegment]:
-    """Yield the segments that libjpeg finds, up to the end marker or the end of the file.
+    """Yield the segments of a JPEG that libjpeg finds, up to the end marker or the end of the file.
 
-    Bytes between two segments are skipped, as libjpeg does.
+    Bytes between two segments are skipped, as by libjpeg.
     """
     position = 2
     for _ in range(max_segments):
@@ -593,14 +600,15 @@ def _find_warning(data: bytes, max_pixels: int = 65_535**2) -> str:
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int | None:
-    """Estimate the quality 1 … 100 of a JPEG; None if it has no table of luminance.
+    """Estimate the quality setting, 1 to 100, of a JPEG from its quantization tables.
 
-    It is the quality at which libjpeg's table of luminance is nearest to the file's. The distance
-    is that of the sums of their 64 steps, which fall as quality rises. Encoders with tables of
-    their own (Photoshop, phones) get the quality that removes about as much.
+    The result is the quality at which libjpeg's table of luminance is nearest to the file's table.
+    The distance is the difference of the sums of their 64 steps, which fall as quality rises. For
+    encoders with other tables (Photoshop, phones), it is the quality at which libjpeg removes about
+    as much. The result is None if the file has no table of luminance.
 
     Args:
-        tables: The tables by number, as Pillow returns them; luminance is number 0.
+        tables: The tables by number, as Pillow returns them; number 0 is luminance.
     """
     luminance = tables.get(0)
     if luminance is None or len(luminance) != len(_LUMINANCE):

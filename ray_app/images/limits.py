@@ -1,10 +1,10 @@
 """Define the intake limits, estimate the memory of a decode, and survive crashes of decoders.
 
-`ImageLimits` are the limits of the endpoint, and the default. `BatchLimits` are the limits of
-archives, of images on the command line, and of Python. docs/formats.md describes where each
-applies. `estimate_demand` estimates the peak memory of decoding an image from its header
-(`DecodeCost`). `CrashMarker` writes a crash marker that names the image that this process decodes, and
-`Watchdog` enforces the wall limit of a decode.
+`ImageLimits` has the default limits, which the endpoint uses. `BatchLimits` has the limits for
+archives, for images on the command line, and for calls from Python. docs/formats.md describes where
+each limit applies. `estimate_demand` estimates the peak memory of decoding an image from its header
+(`DecodeCost`). `CrashMarker` is a file that names the image that this process decodes. `Watchdog`
+ends a process whose decode exceeds a limit on wall time.
 """
 
 import itertools
@@ -124,13 +124,13 @@ class ImageLimits(Frozen):
     )
 
     def check_bytes(self, size_bytes: int) -> None:
-        """Refuse an encoded file by its size alone.
+        """Check the size of an encoded file, and raise an error if it is over the limit.
 
         Args:
             size_bytes: The size of the encoded file.
 
         Raises:
-            InputError: The file is over the limit, which the error names with the observed value.
+            InputError: The file is over the limit. The error has the limit and the observed value.
         """
         if size_bytes > self.max_bytes:
             reason = f"{size_bytes} bytes is over max_bytes ({self.max_bytes})"
@@ -141,7 +141,7 @@ class ImageLimits(Frozen):
     def check_size(
         self, width: int, height: int, size_bytes: int, format_name: str | None = None
     ) -> None:
-        """Refuse a size in pixels that a file declares.
+        """Check the size in pixels that a file declares, and raise an error if it is over a limit.
 
         Args:
             width: The declared width in pixels.
@@ -150,7 +150,7 @@ class ImageLimits(Frozen):
             format_name: The format, as `sniff_format` names it; None if unknown.
 
         Raises:
-            InputError: The size is over a limit, which the error names with the observed value.
+            InputError: The size is over a limit. The error has the limit and the observed value.
         """
         short, long = sorted((width, height))
         pixels = width * height
@@ -170,10 +170,10 @@ class ImageLimits(Frozen):
             reason = f"{pixels / 1e6:.1f} MP is over {name} ({limit / 1e6:g} MP)"
         elif long > self.max_side:
             limit, observed = self.max_side, long
-            reason = f"a side of {long} is over max_side ({limit})"
+            reason = f"a side of {long} pixels is over max_side ({limit})"
         elif long > short * self.max_aspect:
             limit, observed = self.max_aspect, long / short
-            reason = f"an aspect of {observed:.1f} is over max_aspect ({limit:g})"
+            reason = f"an aspect ratio of {observed:.1f} is over max_aspect ({limit:g})"
         elif pixels > ALWAYS_ALLOWED_PIXELS and pixels * 3 > size_bytes * self.max_ratio:
             limit, observed = self.max_ratio, pixels * 3 / size_bytes
             reason = f"{observed:.0f} decoded bytes per encoded byte is over max_ratio ({limit:g})"
@@ -188,10 +188,11 @@ class ImageLimits(Frozen):
 
 
 class BatchLimits(ImageLimits):
-    """Limits for archives: images as current cameras, scanners, and screens produce them.
+    """Intake limits for archives, which allow images of current cameras, scanners, and screens.
 
-    No single limit makes a worker safe. The memory of a decode is estimated from the header, and
-    large images share a budget of their node (`estimate_demand`, `storage.node_budget`).
+    These limits alone do not keep a worker within its memory. The memory of a decode is therefore
+    estimated from the header (`estimate_demand`), and large images share a memory budget of their
+    node (`storage.node_budget`).
     """
 
     max_bytes: int = Field(
@@ -230,11 +231,11 @@ class BatchLimits(ImageLimits):
 
 
 class DecodeCost(NamedTuple):
-    """The cost of decoding one image.
+    """The estimated cost of decoding one image.
 
     Attributes:
-        pixels: Width × height.
-        peak_bytes: The peak memory in addition to the encoded file.
+        pixels: The number of pixels, width × height.
+        peak_bytes: The peak memory in bytes, in addition to the encoded file.
     """
 
     pixels: int
@@ -242,17 +243,17 @@ class DecodeCost(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        """Whether the decode needs its node's memory budget, or longer than the usual limit."""
+        """Whether the decode must reserve part of its node's memory budget, or may take longer."""
         return self.peak_bytes > SMALL_BYTES or self.pixels > LIMIT_PIXELS
 
     @property
     def timeout_factor(self) -> float:
-        """The factor by which a decode limit in seconds is multiplied."""
+        """The factor, at least 1, by which a time limit for this decode is multiplied."""
         return max(1.0, self.pixels / LIMIT_PIXELS)
 
 
 def worst_bytes(limits: ImageLimits) -> int:
-    """Return an upper bound of `peak_bytes` for all images within these limits."""
+    """Return an upper bound of `DecodeCost.peak_bytes` for all images within these limits."""
     max_whole_pixels = min(limits.max_whole_pixels or limits.max_pixels, limits.max_pixels)
     return _FIXED_BYTES + max(
         limits.max_pixels * _MAX_BYTES_PER_PIXEL_LARGEST, max_whole_pixels * _MAX_BYTES_PER_PIXEL
@@ -284,7 +285,10 @@ def estimate_demand(image: ImageFile, data: bytes, format_name: str) -> DecodeCo
 
 
 def estimate_webp_demand(width: int, height: int) -> DecodeCost:
-    """Estimate the cost of a WebP, whose decoder allocates its canvas when it opens a file."""
+    """Estimate the cost of decoding a WebP before it is opened.
+
+    The size is given because the decoder already allocates its canvas when it opens a file.
+    """
     return DecodeCost(width * height, _FIXED_BYTES + width * height * (4 + _DECODE_BYTES["WEBP"]))
 
 
@@ -305,14 +309,14 @@ def _tiff_piece_bytes(image: TiffImageFile) -> int:
 
 
 class CrashMarker:
-    """A crash marker: a file that names the image that one thread decodes.
+    """A crash marker: a file that names the image that one thread is decoding.
 
-    A decode that crashes ends its process, so that no `except` runs. A record in a mapped file
-    outlives the process, because the kernel keeps it. The file is named by process id and process
+    If a decode crashes, its process ends without running any `except`. A record in a memory-mapped
+    file survives this, because the kernel keeps it. The file is named by process id and process
     start time, so that a later process with the same id is not mistaken for this one.
 
     Args:
-        folder: The folder of the file, on the node's own disk.
+        folder: The folder for the file, on the node's own disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -328,11 +332,11 @@ class CrashMarker:
         self.patience = 1.0
 
     def note(self, image_id: int, patience: float = 1.0) -> None:
-        """Record that this image is being decoded.
+        """Record that the decode of an image begins.
 
         Args:
             image_id: The id of the image.
-            patience: The factor by which the wall limit is multiplied.
+            patience: The factor by which the watchdog's wall limit is multiplied for this image.
         """
         self._fields[0] = image_id
         self.patience = patience
@@ -340,23 +344,23 @@ class CrashMarker:
         self._fields[1] = self.count
 
     def clear(self) -> None:
-        """Record that the decode is over, however it ended."""
+        """Record that the decode ended, with or without an error."""
         self.count += 1
         self._fields[1] = self.count
 
     def close(self) -> None:
-        """Remove the file. Call this when the process ends normally, with no decode in progress."""
+        """Remove the crash marker's file, when the process ends without a decode in progress."""
         self._fields.release()
         self._map.close()
         self.path.unlink(missing_ok=True)
 
     @staticmethod
     def read_crashed_ids(folder: Path, *, own: Path | None = None) -> set[int]:
-        """Return the ids of images that dead processes were decoding.
+        """Return the ids of the images that processes were decoding when they died.
 
         Args:
             folder: The folder of the crash markers.
-            own: A crash marker that is ignored, None for none.
+            own: The file of a crash marker to ignore, None for no file.
         """
         image_ids: set[int] = set()
         for path in folder.glob("*" + _SUFFIX):
@@ -372,16 +376,16 @@ class CrashMarker:
 
 
 class Watchdog:
-    """Ends this process with `EXIT_CODE` if a recorded decode exceeds the wall limit.
+    """Ends this process with `EXIT_CODE` if a recorded decode takes longer than the wall limit.
 
-    A hang then has the same effect as a crash. A thread checks ten times per limit, so that a hang
-    ends after 1.0 to 1.1 limits (times the marker's `patience`). The thread can run because all
-    decoders release the interpreter lock. `re` does not, so a search in a file must take linear
-    time at most.
+    A hang then has the same effect as a crash. A thread checks the crash marker ten times per
+    limit. So a hang ends after 1.0 to 1.1 times the limit (multiplied by the marker's `patience`).
+    The thread can run because all decoders release the interpreter lock. `re` does not release it,
+    so searches in a file must take at most linear time.
 
     Args:
         crumb: The crash marker of the thread that decodes.
-        wall_limit_s: The wall limit of one decode.
+        wall_limit_s: The maximum wall time of one decode, in seconds.
     """
 
     EXIT_CODE = 86

@@ -1,8 +1,8 @@
-"""Read PNGs (ISO 15948, called PNG here), so that broken metadata never costs the pixels.
+"""Read PNGs (ISO 15948), so that broken metadata never prevents the decode of the pixels.
 
 `open_header` passes only the chunks that decide pixels to Pillow. So a text of many megabytes, a
 wrong checksum, or a broken profile cannot prevent the decode. `load` refuses files that are not
-whole. `iter_chunks`, `read_text` and `inflate` also serve the readers of metadata.
+complete. The readers of metadata also use `iter_chunks`, `read_text`, and `inflate`.
 """
 
 import io
@@ -44,10 +44,10 @@ _PASSES = (
 
 
 class PngImage(PngImageFile):
-    """Pillow's reader of the chunks that decide pixels.
+    """Pillow's PNG image, which gets only the chunks that decide pixels.
 
-    The memory of the pixels is filled with a colour, so that rows that are never decoded differ
-    from black rows.
+    The memory for the pixels is filled with a colour before the decode, so that rows that are never
+    decoded differ from black rows.
     """
 
     head = b""
@@ -55,7 +55,7 @@ class PngImage(PngImageFile):
 
     @classmethod
     def open_chunks(cls, head: bytes, data: bytes, pixels_at: int) -> "PngImage":
-        """Open the chunks of a header, and set where the pixels are.
+        """Open an image from the chunks of its header, and set the position of the pixel data.
 
         Args:
             head: The chunks, which end with the length and the type of the first IDAT chunk.
@@ -70,21 +70,21 @@ class PngImage(PngImageFile):
         return image
 
     def load_prepare(self) -> None:
-        """Fill the memory with a colour that no row consists of, before rows are decoded."""
+        """Fill the memory with a colour that hardly any row has, before rows are decoded."""
         if self._im is None:
             self.im = Image.new(self.mode, self.size, _get_fill_colour(self.mode)).im
         super().load_prepare()
 
     def load_end(self) -> None:
-        """Leave the chunks after the pixels unread; they decide no pixel of the first frame."""
+        """Do not read the chunks after the pixels, which decide no pixel of the first frame."""
 
 
 class PngText(NamedTuple):
-    """The content of a tEXt, zTXt or iTXt chunk.
+    """The content of a tEXt, zTXt, or iTXt chunk of a PNG.
 
     Attributes:
-        keyword: The keyword.
-        body: The text.
+        keyword: The keyword, which names the text.
+        body: The encoded text.
         is_packed: Whether `body` is compressed by Deflate.
     """
 
@@ -93,7 +93,7 @@ class PngText(NamedTuple):
     is_packed: bool
 
     def unpack(self, max_bytes: int) -> tuple[bytes, int]:
-        """Return the first `max_bytes` of the text, and its size as `inflate` does."""
+        """Return up to `max_bytes` of the unpacked text, and the number of unpacked bytes."""
         if self.is_packed:
             return inflate(self.body, max_bytes)
         text = self.body[:max_bytes]
@@ -101,15 +101,15 @@ class PngText(NamedTuple):
 
 
 def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFile:
-    """Read the header without any chunk of metadata.
+    """Open a PNG and read its header, without passing chunks of metadata to Pillow.
 
-    Profile and EXIF are added to the image's `info`, and frames are counted.
+    The colour profile and EXIF are added to the image's `info`, and frames are counted.
 
     Args:
         data: The file.
-        flags: Gets `irregular_png` for a broken chunk of metadata, and `metadata_unread` for texts
-            over the limit.
-        max_text_bytes: The limit on the unpacked size of texts and profile together.
+        flags: A set to which `irregular_png` is added for a broken chunk of metadata, and
+            `metadata_unread` for texts over the limit.
+        max_text_bytes: The maximum unpacked size of texts and profile together.
 
     Raises:
         OSError, SyntaxError, ValueError: Pillow's errors about chunks that decide pixels.
@@ -220,9 +220,9 @@ class _PngMetadata:
 
 
 def iter_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (type, start of the content, end of the content) of each chunk up to IEND.
+    """Yield (type, start of the content, end of the content) of each chunk of a PNG up to IEND.
 
-    The last chunk may end after the file does.
+    If the file is cut short, the stated end of the last chunk is beyond the end of the file.
     """
     position, last = SIGNATURE_BYTES, len(data) - _CHUNK_HEAD.size
     while position <= last:
@@ -238,7 +238,7 @@ def iter_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def read_text(kind: bytes, body: bytes) -> PngText:
-    """Split the content of a text chunk (PNG, 11.3.3)."""
+    """Split the content of a text chunk into keyword and text (ISO 15948, 11.3.3)."""
     keyword, _, content = body.partition(b"\0")
     if kind == b"iTXt":  # After a flag, a method, a language, and a translated keyword.
         return PngText(
@@ -250,15 +250,15 @@ def read_text(kind: bytes, body: bytes) -> PngText:
 
 
 def inflate(packed: bytes, max_bytes: int) -> tuple[bytes, int]:
-    """Unpack up to `max_bytes`.
+    """Unpack up to `max_bytes` of a zlib stream.
 
     Args:
-        packed: A zlib stream.
+        packed: The zlib stream.
         max_bytes: The maximum number of unpacked bytes.
 
     Returns:
-        The unpacked bytes, empty if the stream is broken, and the number of bytes that were
-        unpacked, also those before the damage.
+        The unpacked bytes, which are empty if the stream is broken, and the number of bytes that
+        were unpacked, including those before the damage.
     """
     inflater, parts, size_bytes, remaining = zlib.decompressobj(), list[bytes](), 0, packed
     while size_bytes < max_bytes and not inflater.eof:
@@ -296,12 +296,13 @@ def _get_fill_colour(mode: str) -> int | tuple[int, ...]:
 
 
 def load(image: PngImageFile, data: bytes, flags: set[str]) -> Image.Image:
-    """Decode the pixels. Errors of Pillow are raised unchanged.
+    """Decode the pixels of an opened PNG. Errors of Pillow are raised unchanged.
 
     Args:
-        image: The opened header.
+        image: The image that `open_header` returned.
         data: The file.
-        flags: Gets `alpha` if pixels are transparent by a colour of 16 bits.
+        flags: A set to which `alpha` is added if pixels have a 16-bit colour that is declared
+            transparent.
 
     Raises:
         InputError: truncated_image or corrupt_image, if data is missing or changed.

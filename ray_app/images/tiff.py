@@ -52,9 +52,9 @@ _ADVICE = "save it as PNG, or as a TIFF of 8-bit RGB"
 
 
 class TiffImage(TiffImageFile):
-    """Pillow's reader, with corrections.
+    """Pillow's TIFF image, with corrections.
 
-    Pillow unpacks some uncompressed samples wrongly, and ignores some tags.
+    Pillow alone unpacks some uncompressed samples wrongly, and ignores some tags.
     """
 
     def _setup(self) -> None:
@@ -75,7 +75,7 @@ class TiffImage(TiffImageFile):
 
 
 class TiffLayout(NamedTuple):
-    """The layout of the samples of the first page, with the tags' defaults.
+    """The layout of the samples of a TIFF's first page. Missing tags have their default values.
 
     Attributes:
         width: The width in pixels.
@@ -89,9 +89,9 @@ class TiffLayout(NamedTuple):
         extra: The meanings of extra samples.
         ink_set: The set of inks.
         subsampling: The subsampling of chrominance.
-        tile: Width and height of a tile or strip in pixels.
-        offsets: The offsets of the tiles or strips.
-        counts: The bytes of the tiles or strips.
+        tile: The width and height of a tile or strip in pixels.
+        offsets: The offsets of the tiles or strips in the file.
+        counts: The number of bytes of each tile or strip.
     """
 
     width: int
@@ -111,7 +111,7 @@ class TiffLayout(NamedTuple):
 
     @classmethod
     def from_tiff(cls, tiff: Tiff) -> "TiffLayout":
-        """Read the layout of the first page.
+        """Read the layout of a TIFF's first page from its tags.
 
         Args:
             tiff: The tags of the file.
@@ -158,14 +158,14 @@ class TiffLayout(NamedTuple):
         )
 
     def describe(self) -> str:
-        """Return a description for people."""
+        """Return a short description of the layout for error messages."""
         kind = _SAMPLE_FORMATS.get(max(self.formats, default=1), "")
         colours = _PHOTOMETRIC.get(self.photometric, f"photometric {self.photometric}")
         order = ", in planes" if self.is_planar else ""
         return f"a TIFF of {self.samples} × {max(self.bits)} bits{' ' + kind if kind else ''}, {colours}{order}"
 
     def find_unsupported(self) -> str | None:
-        """Return why the samples are not read, or would be read wrongly; None if they are read."""
+        """Return the reason why samples of this layout cannot be read correctly, or None."""
         # Pillow leaves out unspecified extra samples.
         planes = self.samples - (0 if any(self.extra) else len(self.extra))
         if self.compression in _UNREAD or self.compression not in COMPRESSION_INFO:
@@ -183,7 +183,7 @@ class TiffLayout(NamedTuple):
 
     @property
     def tile_count(self) -> int:
-        """The number of strips or tiles of the image."""
+        """The number of strips or tiles that the image must have."""
         across, down = (
             -(-side // max(step, 1))
             for side, step in zip((self.width, self.length), self.tile, strict=True)
@@ -191,9 +191,9 @@ class TiffLayout(NamedTuple):
         return across * down * (self.samples if self.is_planar else 1)
 
     def find_missing(self) -> str | None:
-        """Return which data of the image the tags do not name; None if they name all of it.
+        """Return which data of the image is missing according to the tags, or None.
 
-        The result is also None for a size that no image has.
+        The result is also None if the tags state a size that no image has.
         """
         if max(self.width, self.length) >= 2**31:
             return None
@@ -211,7 +211,7 @@ class TiffLayout(NamedTuple):
 
 
 def check(image: Image.Image, data: bytes) -> None:
-    """Refuse a decoded TIFF with a damaged JPEG as a strip or tile, which libtiff does not report.
+    """Refuse a TIFF if a strip or tile is a damaged JPEG. libtiff does not report such damage.
 
     Args:
         image: The decoded image.
@@ -236,7 +236,7 @@ def check(image: Image.Image, data: bytes) -> None:
 
 
 def open_header(data: bytes) -> TiffImageFile:
-    """Open the first page. Errors of Pillow are raised unchanged.
+    """Open the first page of a TIFF. Errors of Pillow are raised unchanged.
 
     Args:
         data: The file.

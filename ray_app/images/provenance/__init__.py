@@ -1,11 +1,11 @@
 """Read what a file states about its own origin (`ProvenanceReader`).
 
-The statements are shown with a score and never change it. They are found by the container's
-structure, never by searching bytes. Anyone can write or remove such statements. Only a C2PA
-manifest can be verified, and only a trust list shows whose signature counts. Nothing is fetched, no
-name of a person or place is read, and no pixel is decoded.
+The statements are shown with a score and never change it. They are found by the structure of the
+file's container, never by a search for bytes. Anyone can write or remove such statements. Only a
+C2PA manifest can be verified, and only a trust list shows whose signature is trusted. Nothing is
+fetched, no name of a person or place is read, and no pixel is decoded.
 
-The JSON (`Provenance.row`) leaves out what the file does not state:
+The JSON (`Provenance.row`) has these keys. Keys for which the file has no statement are left out.
 
     camera               {make, model, taken}                      EXIF
     software             "Adobe Photoshop 25.0"                    EXIF, PNG text, XMP, IPTC-IIM: the first that states it

@@ -1,7 +1,8 @@
-"""Read graphs of ComfyUI into the fields of a `Generator`.
+"""Read the graphs that ComfyUI writes into images, as fields of a `Generator`.
 
-`read_prompt` reads a graph as it ran, `read_workflow` a graph as it was drawn, and `read_graph`
-either. `parse_json_object` parses JSON of unknown content.
+`read_prompt` reads a graph in the form in which it was executed (`prompt`). `read_workflow` reads a
+graph in the form of the editor (`workflow`). `read_graph` reads a graph in either form.
+`parse_json_object` parses JSON of unknown content.
 """
 
 import json
@@ -14,9 +15,9 @@ _MODELS = ("ckpt_name", "unet_name")
 
 
 def read_graph(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Generator in a graph of either kind; empty if there is none.
+    """Return the fields of a Generator from a ComfyUI graph in either form; empty without a graph.
 
-    The record may also hold one or both graphs.
+    The record may be the graph itself, or may contain one or both forms of it.
     """
     return (
         read_prompt(record)
@@ -27,7 +28,7 @@ def read_graph(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_json_object(value: Any) -> dict[str, Any]:
-    """Return a JSON object, which may be parsed or a text; empty for anything else."""
+    """Return a dict, or the JSON object in a text, as a dict; empty for any other value."""
     if isinstance(value, str) and value[:_MAX_BLANKS].lstrip()[:1] == "{":
         try:
             value = json.loads(value)
@@ -37,7 +38,10 @@ def parse_json_object(value: Any) -> dict[str, Any]:
 
 
 def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Generator in {id: {class_type, inputs}}; empty for other records."""
+    """Return the fields of a Generator from an executed graph; empty for other records.
+
+    The graph has the form {id: {class_type, inputs}}.
+    """
     nodes = dict(_iter_nodes(graph))
     if not nodes:
         return {}
@@ -59,9 +63,10 @@ def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_workflow(workflow: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Generator in {nodes: [{type, widgets_values}]}.
+    """Return the fields of a Generator from a graph of the editor.
 
-    The result is empty if other programs may have written the graph.
+    The graph has the form {nodes: [{type, widgets_values}]}. The result is empty if another program
+    may have written it.
     """
     nodes_value = workflow.get("nodes")
     nodes = (

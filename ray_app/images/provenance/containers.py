@@ -37,7 +37,7 @@ NOTHING = MetadataBlocks()  # For a file that states nothing about its origin.
 
 
 def locate(data: bytes, format_name: str | None, max_bytes: int = MAX_TEXT_BYTES) -> MetadataBlocks:
-    """Find the metadata of a file, in bounded time; it never raises.
+    """Find the metadata blocks of a file in bounded time. Never raise an exception.
 
     Args:
         data: The file.

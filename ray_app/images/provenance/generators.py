@@ -69,9 +69,10 @@ _MAKER_PREFIXES = re.compile(
 
 
 def merge_texts(*sources: Texts) -> dict[str, str]:
-    """Merge texts by keyword, in lower case and without surrounding blanks.
+    """Merge several dicts of texts by keyword into one.
 
-    The last source of a keyword counts.
+    Keywords are changed to lower case without surrounding blanks. If several sources have the same
+    keyword, the text of the last one is kept.
     """
     return {
         keyword.strip().casefold(): text for texts in sources for keyword, text in texts.items()
@@ -79,7 +80,7 @@ def merge_texts(*sources: Texts) -> dict[str, str]:
 
 
 def find_complex(texts: Texts) -> list[str]:
-    """Return the keywords of texts that are JSON of more values than are read."""
+    """Return the keywords of texts that are not read because their JSON has too many values."""
     return [
         keyword
         for keyword, text in texts.items()
@@ -92,13 +93,13 @@ def find_complex(texts: Texts) -> list[str]:
 def read_generator(
     texts: Texts, software: str = "", make: str = "", model: str = ""
 ) -> Generator | None:
-    """Return the generator that a file names, or None.
+    """Return the generator that a file's metadata names, or None.
 
     Args:
         texts: The texts of the metadata by keyword, in any case.
-        software: The program that wrote the file, as EXIF, PNG or XMP name it.
-        make: EXIF's Make.
-        model: EXIF's Model.
+        software: The program that wrote the file, as EXIF, PNG, or XMP names it.
+        make: The maker of the camera according to EXIF (Make).
+        model: The model of the camera according to EXIF (Model).
     """
     merged = merge_texts(texts, {"software": software})
     for keywords, read in _READERS:
@@ -151,7 +152,7 @@ def _read_maker(texts: Texts, make: str, model: str) -> dict[str, Any]:
 
 
 def is_generator(make: str, model: str) -> bool:
-    """Return whether the names in place of a camera are those of a generator or of its maker."""
+    """Return whether the camera's make and model are the names of a generator or of its maker."""
     return _is_maker(make, model) if _normalise(make) else _is_generator_name(model)
 
 

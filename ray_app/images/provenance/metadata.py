@@ -1,9 +1,9 @@
-"""Parse EXIF, XMP and IPTC-IIM for statements about origin.
+"""Parse EXIF, XMP, and IPTC-IIM blocks for statements about a file's origin.
 
-`read_exif` reads EXIF, `read_xmp` XMP, and `find_iptc` and `read_program` IPTC-IIM.
+`read_exif` reads EXIF, and `read_xmp` reads XMP. `find_iptc` and `read_program` read IPTC-IIM.
 
 Camera, software, source types, and texts in which generators write their parameters are read. Names
-of people and places are never read. XMP is parsed without entities, up to a limit. Of IPTC-IIM,
+of people and places are never read. XMP is parsed without entities, up to a limit. From IPTC-IIM,
 only the program that wrote the file is read.
 """
 
@@ -80,17 +80,17 @@ _Start = Callable[[str, Mapping[str, str]], None]
 
 @dataclass(slots=True)
 class ExifStatements:
-    """The statements of an EXIF block.
+    """The statements of an EXIF block about the origin of its file.
 
     Attributes:
         make: The maker of the camera.
         model: The model of the camera.
         taken: The local time at which the photograph was taken, as EXIF writes it.
         software: The program that wrote the file.
-        texts: Texts that a generator may have written, by PNG's keywords. A person's remark is used
-            for nothing else.
-        is_whole: Whether no text was cut.
-        left_bytes: The bytes that texts may still have.
+        texts: Texts that a generator may have written, by the keywords of PNG. A text may also be a
+            person's remark, which is used for nothing else.
+        is_whole: Whether all texts were read in full.
+        left_bytes: The number of bytes that further texts may have.
     """
 
     make: str = ""
@@ -103,9 +103,9 @@ class ExifStatements:
 
 
 def read_exif(block: bytes, max_bytes: int = MAX_TEXT_BYTES) -> ExifStatements:
-    """Read the statements of an EXIF block.
+    """Read the statements of an EXIF block about the origin of its file.
 
-    After a bad pointer, the statements that were read before it remain.
+    If the block is damaged, the statements before the damage are returned.
 
     Args:
         block: The EXIF block.
@@ -213,7 +213,7 @@ def _decode_text(data: bytes) -> str:
 
 
 def find_iptc(segment: bytes) -> bytes:
-    """Return the IPTC records in a segment of Photoshop's image resources; empty if none."""
+    """Return the IPTC-IIM records in a segment of Photoshop's image resources, or empty bytes."""
     if not segment.startswith(_PHOTOSHOP):
         return b""
     position = len(_PHOTOSHOP)
@@ -230,7 +230,11 @@ def find_iptc(segment: bytes) -> bytes:
 
 
 def read_program(records: bytes) -> str:
-    """Return the originating program and its version; empty if they are not stated."""
+    """Return the originating program and its version from IPTC-IIM records, "" if not stated.
+
+    Args:
+        records: The records that `find_iptc` returned.
+    """
     statements: dict[tuple[int, int], str] = {}
     position = 0
     for _ in range(MAX_DATASETS):
@@ -254,13 +258,14 @@ def read_program(records: bytes) -> str:
 
 @dataclass(slots=True)
 class XmpStatements:
-    """The statements of XMP packets.
+    """The statements of XMP packets about the origin of their file.
 
     Attributes:
         tool: The program that wrote the file.
-        source_types: IPTC's codes, without their address.
-        remote_manifest: Whether a C2PA manifest elsewhere is named.
-        texts: Texts that a generator may have written, by PNG's keywords.
+        source_types: The digital source types as codes of IPTC, without the address of the
+            vocabulary.
+        remote_manifest: Whether the packets name a C2PA manifest that is stored elsewhere.
+        texts: Texts that a generator may have written, by the keywords of PNG.
         is_whole: Whether all packets were read.
     """
 
@@ -276,7 +281,10 @@ class _StopParsing(Exception):  # noqa: N818 - it signals an end, not an error
 
 
 def read_xmp(packets: Iterable[bytes]) -> XmpStatements:
-    """Read the statements of packets; of a packet that is not XML, those before the error."""
+    """Read the statements of XMP packets about the origin of their file.
+
+    If a packet is not valid XML, the statements before the error are returned.
+    """
     statements = XmpStatements()
     for packet in packets:
         encoding = next((name for name, start in _UTF_16.items() if start.match(packet)), None)

@@ -1,12 +1,12 @@
 """Read the provenance of a file (`ProvenanceReader`).
 
-`ProvenanceConfig` sets whether it is read and which certificates are trusted. The certificates are
-read once and passed on as text. `CredentialsReader` validates a C2PA manifest store with the C2PA
-project's own library, and reads its claims. Nothing is fetched.
+`ProvenanceConfig` sets whether provenance is read and which certificates are trusted. The
+certificates are read once and passed on as text. `CredentialsReader` validates a C2PA manifest
+store with the C2PA project's own library, and reads its claims. Nothing is fetched.
 
-The library is native code that reads hostile bytes. It is called only where a crash or a hang costs
-one image (see `inference.decoder`). It is imported at the first manifest (0.13 s and 16 MiB), so
-files without a manifest never load it.
+The library is native code that reads hostile bytes. It is called only in processes in which a crash
+or a hang loses no more than one image (see `inference.decoder`). It is imported at the first
+manifest (0.13 s and 16 MiB), so files without a manifest never load it.
 """
 
 import io
@@ -64,7 +64,7 @@ _PREFIX = re.compile(r".*[:.]", re.DOTALL)
 
 
 class ProvenancePolicy(Frozen):
-    """The settings of a reader of provenance."""
+    """The settings of a `ProvenanceReader`, with the trusted certificates as text."""
 
     trust_lists: tuple[TrustList, ...] = Field(
         default=(),
@@ -96,7 +96,9 @@ class ProvenanceConfig(Frozen):
     )
 
     def policy(self) -> ProvenancePolicy | None:
-        """Return the policy for these settings; None if provenance is not read.
+        """Return the settings for `ProvenanceReader`; None if provenance is not read.
+
+        The files of trust lists are read.
 
         Raises:
             ConfigError: A trust list has no certificates.
@@ -110,7 +112,7 @@ class ProvenanceConfig(Frozen):
 
 
 class ProvenanceReader:
-    """Reads what files state about their origin.
+    """Reads the statements that files contain about their origin.
 
     Args:
         policy: The trust lists, and whether pixels are searched for watermarks.
@@ -131,14 +133,14 @@ class ProvenanceReader:
         native: bool = True,
         pixels: Image.Image | None = None,
     ) -> statement.Provenance | None:
-        """Read the statements of a file; it never raises, whatever the bytes are.
+        """Read the statements of a file about its origin. Never raise an exception.
 
         Args:
             data: The file.
             format_name: The sniffed format, None if unknown.
-            native: Whether native code may read a C2PA manifest. False for a file that killed a
-                process before; its manifest is noted as unread.
-            pixels: The decoded image (RGB), to search for a watermark. None searches no pixels.
+            native: Whether native code may read a C2PA manifest. Use False for a file that crashed
+                a process before; its manifest is then noted as unread.
+            pixels: The decoded image (RGB) in which to search for a watermark. None for no search.
 
         Returns:
             The statements; None if the file makes none.
@@ -206,9 +208,9 @@ class ProvenanceReader:
 
 
 def has_manifest(data: bytes, format_name: str | None) -> bool:
-    """Return whether a file has a C2PA manifest store, in it or in its sidecar.
+    """Return whether a file or its sidecar has a C2PA manifest store.
 
-    No text is unpacked.
+    Compressed texts are not unpacked for this.
 
     Args:
         data: The file.
@@ -221,16 +223,16 @@ def has_manifest(data: bytes, format_name: str | None) -> bool:
 
 
 def build_unread(reason: str) -> statement.ContentCredentials:
-    """Return the credentials of a manifest that was not read."""
+    """Return the `ContentCredentials` for a manifest that was not read, with the reason."""
     return statement.ContentCredentials(state="unreadable", ai_generated=False, problems=(reason,))
 
 
 class CredentialsReader:
-    """Reads C2PA manifests.
+    """Validates and reads C2PA manifests.
 
     Args:
-        trust_lists: The first list that a signature leads to trusts it. Without lists, no signature
-            is trusted.
+        trust_lists: The trust lists, in the order in which a signature is checked against them. If
+            there are none, no signature is trusted.
     """
 
     def __init__(self, trust_lists: Sequence[TrustList]) -> None:
@@ -239,14 +241,14 @@ class CredentialsReader:
     def read_sidecar(
         self, data: bytes, format_name: str, store: bytes
     ) -> statement.ContentCredentials:
-        """Read a manifest store that is in a file next to the image. It never raises.
+        """Read a manifest store from a sidecar file next to the image. Never raise an exception.
 
-        Only a name binds the two files. If the signed hash is that of another file, the store
-        states nothing about this image.
+        The two files belong together only by their names. If the signed hash is that of another
+        file, the store states nothing about this image.
 
         Args:
-            data: The image.
-            format_name: Its sniffed format.
+            data: The image file.
+            format_name: The sniffed format of the image.
             store: The manifest store.
         """
         if not statement.is_manifest_store(store[:48]):
@@ -262,13 +264,13 @@ class CredentialsReader:
     def read(
         self, data: bytes, format_name: str, store_bytes: int, store: bytes | None = None
     ) -> statement.ContentCredentials:
-        """Read the manifest store of a file, and check that both are as they were signed.
+        """Read the manifest store of a file, and check that neither was changed after signing.
 
-        It never raises.
+        Errors are noted in the result, and no exception is raised.
 
         Args:
             data: The file.
-            format_name: Its sniffed format.
+            format_name: The sniffed format of the file.
             store_bytes: The size of the manifest store.
             store: The manifest store, None if it is in the file.
         """

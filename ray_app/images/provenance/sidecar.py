@@ -13,12 +13,12 @@ MAX_BYTES = 8 * 2**20  # A manifest store with its thumbnails has tens to hundre
 
 
 class FileWithSidecar(bytes):
-    """The bytes of an image that has a sidecar, with the bytes of the sidecar."""
+    """The bytes of an image file, with the bytes of its sidecar as an attribute."""
 
     sidecar: bytes
 
     def __new__(cls, data: bytes, sidecar: bytes) -> Self:
-        """Add the bytes of the sidecar to the bytes of the image."""
+        """Create the bytes of the image with the bytes of the sidecar attached."""
         file = super().__new__(cls, data)
         file.sidecar = sidecar
         return file
@@ -28,13 +28,13 @@ class FileWithSidecar(bytes):
 
 
 def attach_sidecar(data: bytes, path: str) -> bytes:
-    """Return the bytes of an image with those of its sidecar attached.
+    """Return the bytes of an image with the bytes of its sidecar attached (`FileWithSidecar`).
 
-    The bytes are returned unchanged if the image has no sidecar that can be read.
+    If the image has no readable sidecar, the bytes are returned unchanged.
 
     Args:
         data: The bytes of the image.
-        path: Its local path.
+        path: The local path of the image.
     """
     name = os.path.splitext(path)[0] + SUFFIX
     if name == path:
@@ -59,7 +59,7 @@ def _read_regular_file(descriptor: int) -> bytes:
 
 
 def get_sidecar(data: bytes) -> bytes:
-    """Return the sidecar of an image, empty if it has none.
+    """Return the bytes of the sidecar that is attached to an image, empty if there is none.
 
     Args:
         data: The bytes that `attach_sidecar` returned.

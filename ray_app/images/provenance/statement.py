@@ -1,8 +1,8 @@
-"""Define provenance as data.
+"""Define the data classes for the statements of a file about its origin.
 
 `Provenance` has the parts `Camera`, `Generator`, `ContentCredentials`, and `Watermark`. All parts
-but the watermark come from the raw `MetadataBlocks`. Values are limited: short lines, few of them,
-and no invisible characters.
+except the watermark come from the raw `MetadataBlocks`. Values are limited to a few short lines
+without invisible characters.
 """
 
 import re
@@ -52,9 +52,9 @@ C2PA_STORE = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
 
 
 def parse_source_type(value: str) -> str:
-    """Return the code of a source type; empty for other values.
+    """Return the IPTC code of a digital source type; empty if the value is not one.
 
-    The value may be a bare code, or an address of one of the vocabularies.
+    The value may be the code itself, or its address in one of the vocabularies.
     """
     code = value[:MAX_CHARACTERS].strip()
     if vocabulary := _VOCABULARY.match(code):
@@ -65,9 +65,10 @@ def parse_source_type(value: str) -> str:
 
 
 def to_plain_line(value: Any) -> str:
-    """Return one line of at most 300 characters; empty if the value is not a text or number.
+    """Return a value of the metadata as one line of at most 300 characters.
 
-    Control characters, bidirectional ones included, become blanks.
+    Control characters, including bidirectional ones, become blanks. The result is empty if the
+    value is not a text or number.
     """
     if not isinstance(value, str | int | float):
         return ""
@@ -108,7 +109,10 @@ Integer = Annotated[int | None, BeforeValidator(_to_integer)]
 
 
 class Camera(Frozen):
-    """The camera that took the photograph, by EXIF. Editors keep it, and anyone can write it."""
+    """The camera that took the photograph, according to EXIF.
+
+    Editors keep this statement, and anyone can write it.
+    """
 
     make: Line = Field(default=None, description="maker of the camera")
     model: Line = Field(default=None, description="model of the camera")
@@ -118,7 +122,7 @@ class Camera(Frozen):
 
 
 class Generator(Frozen):
-    """The program that states that it generated the image, with its parameters."""
+    """The program that generated the image according to the file, with its parameters."""
 
     tool: Line = Field(description="name of the program", examples=["Stable Diffusion web UI"])
     version: Line = Field(default=None, description="version of the program")
@@ -138,7 +142,7 @@ class Generator(Frozen):
 
 
 class ContentCredentials(Frozen):
-    """A C2PA manifest."""
+    """The content of a C2PA manifest, and the result of its validation."""
 
     state: Literal["trusted", "intact", "invalid", "unreadable"] = Field(
         description="`trusted`: the signature is sound, and its certificate leads to a trust list; `intact`: the signature is sound, by an "
@@ -168,7 +172,7 @@ class ContentCredentials(Frozen):
 
 
 class Watermark(Frozen):
-    """A mark in the pixels by which a program that generates images identifies itself."""
+    """A mark that a generator wrote into the pixels to identify itself."""
 
     of: Line = Field(
         description="code whose mark it is", examples=["Stable Diffusion XL reference code"]
@@ -181,9 +185,9 @@ class Watermark(Frozen):
 
 
 def describe_signer(state: str, trust_lists: Sequence[str] = ()) -> str:
-    """Return whether the signer of a manifest is on a trust list, as text.
+    """Return a phrase that states whether the signer of a manifest is on a trust list.
 
-    The result is empty if the signature is not sound.
+    The result is empty if the signature is not valid.
 
     Args:
         state: The state of `ContentCredentials`.
@@ -197,7 +201,7 @@ def describe_signer(state: str, trust_lists: Sequence[str] = ()) -> str:
 
 
 class Provenance(Frozen):
-    """What a file states about its own origin; it has at least one statement."""
+    """The statements of a file about its own origin. There is at least one."""
 
     camera: Camera | None = Field(default=None, description="camera that EXIF names")
     software: Line = Field(default=None, description="program that wrote the file")
@@ -222,7 +226,7 @@ class Provenance(Frozen):
 
     @classmethod
     def from_statements(cls, **statements: Any) -> "Provenance | None":
-        """Create the provenance from statements, with `ai_declared`; None if there are none."""
+        """Create a `Provenance` with `ai_declared` from statements; None without any."""
         provenance = cls(**statements, ai_declared=False)
         if provenance == _NO_STATEMENTS:
             return None
@@ -239,11 +243,11 @@ class Provenance(Frozen):
         return provenance.model_copy(update={"ai_declared": is_declared})
 
     def row(self) -> str:
-        """Return the JSON for a result row, without what the file does not state."""
+        """Return the JSON text for a result row. Keys without a statement are left out."""
         return self.model_dump_json(exclude_defaults=True)
 
     def lines(self) -> dict[str, str]:
-        """Return the statements as short lines by name, for people and for simple programs."""
+        """Return the statements as short lines of text by name, for display."""
         camera, generator, c2pa = self.camera or Camera(), self.generator, self.c2pa
         statements = {
             "make": camera.make,
@@ -275,15 +279,15 @@ _NO_STATEMENTS = Provenance(ai_declared=False)
 
 @dataclass(slots=True)
 class MetadataBlocks:
-    """The metadata blocks of one file, as the container delimits them.
+    """The metadata blocks of one file, which are not parsed yet.
 
     Attributes:
         exif: The EXIF block, which starts with a TIFF header.
         xmp: The XMP packets.
         iptc: The IPTC-IIM records.
-        texts: PNG's texts and comments by keyword.
+        texts: The texts of PNG and the comments of other formats, by keyword.
         manifest_bytes: The size of the C2PA manifest store, 0 if there is none.
-        unread: What was left out because of a limit.
+        unread: A description of each block that was not read because of a limit.
         max_bytes: The maximum size of all blocks together.
     """
 
@@ -302,18 +306,18 @@ class MetadataBlocks:
         return self.max_bytes - self._taken_bytes
 
     def note_unread(self, description: str) -> None:
-        """Note that something was not read."""
+        """Add a description of a block that was not read to `unread`."""
         if len(self.unread) < MAX_LINES:
             self.unread.append(description)
 
     def note_over_limit(self, block_name: str) -> None:
-        """Note that a block was not read in full, because metadata is over the limit."""
+        """Note in `unread` that metadata is over the limit, so a block was not fully read."""
         self.note_unread(f"{block_name}: over max_text_bytes ({self.max_bytes})")
 
     def add_exif(self, block: bytes) -> None:
-        """Add an EXIF block, with or without its prefix; only the first block counts.
+        """Add an EXIF block, unless there is one already.
 
-        Some writers write the prefix twice.
+        Its prefix is removed, which some programs write twice.
         """
         if not self.exif:
             self.exif = (
@@ -321,7 +325,7 @@ class MetadataBlocks:
             )
 
     def has_room(self, keyword: str, *, is_xmp: bool) -> bool:
-        """Return whether another packet or text can be added; if not, note it as unread."""
+        """Return whether another XMP packet or text can be added. If not, note it in `unread`."""
         if not self.left_bytes:
             self.note_over_limit("XMP" if is_xmp else _describe_text(keyword))
         elif is_xmp and len(self.xmp) == MAX_PACKETS:
@@ -333,14 +337,14 @@ class MetadataBlocks:
         return False
 
     def add_xmp(self, packet: bytes) -> None:
-        """Add an XMP packet; a packet over the limit is cut."""
+        """Add an XMP packet. A packet over the limit is cut."""
         if self.has_room("", is_xmp=True):
             self.xmp.append(self._take("XMP", packet))
 
     def add_text(self, keyword: str, text: bytes, encoding: str) -> None:
-        """Add a text; only the first text of a keyword counts.
+        """Add a text, unless there is one with the same keyword already.
 
-        A text over the limit is not added, and uses up the remaining bytes.
+        A text over the limit is not added, and no bytes remain after it.
 
         Args:
             keyword: The keyword.
@@ -353,7 +357,7 @@ class MetadataBlocks:
             self.texts[keyword] = block.decode(encoding, "replace")
 
     def charge(self, size_bytes: int) -> None:
-        """Subtract bytes that were unpacked from the remaining bytes."""
+        """Subtract a number of unpacked bytes from the bytes that can still be added."""
         self._taken_bytes += min(size_bytes, self.left_bytes)
 
     def _take(self, block_name: str, block: bytes) -> bytes:
@@ -364,7 +368,12 @@ class MetadataBlocks:
         return block[:remaining_bytes]
 
     def add_jumbf(self, start: bytes, size: int) -> None:
-        """Add a JUMBF superbox of `size` bytes by its first 48, if it is a C2PA manifest store."""
+        """Add the size of a JUMBF superbox to `manifest_bytes` if it is a C2PA manifest store.
+
+        Args:
+            start: The first 48 bytes of the superbox.
+            size: The size of the superbox in bytes.
+        """
         if is_manifest_store(start):
             self.manifest_bytes += size
 

@@ -1,11 +1,11 @@
 """Define whose C2PA signatures are trusted (`TrustList`).
 
-`update_cache` fetches the official trust list and the older interim list, `load_cached_lists`
-returns the lists that were fetched, and `load_own_list` a list of the user.
+`update_cache` fetches the official trust list and the older interim list. `load_cached_lists`
+returns the lists that were fetched. `load_own_list` returns a list that the user provides.
 
 The user's cache has the files as they were published, under their SHA-256. `lists.json` next to
-them names the files in use, with address, time and SHA-256. It is replaced last, so that it always
-names complete files.
+these files names the files in use, with address, time, and SHA-256. `lists.json` is replaced last,
+so that it always names complete files.
 """
 
 import base64
@@ -38,7 +38,7 @@ _CERTIFICATE = re.compile(_BEGIN + r"[\sA-Za-z0-9+/=]+-----END CERTIFICATE-----"
 
 
 class TrustList(Frozen):
-    """Certificates whose signatures are trusted, as PEM text."""
+    """A C2PA trust list: certificates whose signatures are trusted, as PEM text."""
 
     told: str = Field(description="name, date and SHA-256 of the list, for people")
     anchors: str = Field(description="certificates that the certificate of a signer must lead to")
@@ -48,7 +48,7 @@ class TrustList(Frozen):
     time_stamps: str = Field(default="", description="certificates of time-stamp authorities")
 
     def time_stamps_alone(self) -> str:
-        """Return the time-stamp authorities that are not anchors."""
+        """Return the certificates of the time-stamp authorities that are not also anchors."""
         return "\n".join(
             certificate
             for certificate in _CERTIFICATE.findall(self.time_stamps)
@@ -57,7 +57,7 @@ class TrustList(Frozen):
 
 
 class CachedFile(Frozen):
-    """One file of a trust list in the cache."""
+    """One file of a trust list in the user's cache."""
 
     address: str = Field(description="path or URL that the file was fetched from")
     fetched_at: str = Field(description="time of the fetch (ISO 8601)")
@@ -70,12 +70,12 @@ class _Index(Frozen):
 
 
 class UpdateResult(NamedTuple):
-    """The result of an update for one file.
+    """The result of `update_cache` for one file.
 
     Attributes:
         name: The name of the file.
         file: The file that is in the cache now, None if there is none.
-        failure: The reason why the file was not fetched, None if it was.
+        failure: The reason why the file was not fetched, None if it was fetched.
     """
 
     name: str
@@ -86,11 +86,11 @@ class UpdateResult(NamedTuple):
 def update_cache(addresses: Mapping[str, str], *, offline: bool = False) -> Iterator[UpdateResult]:
     """Fetch files of trust lists into the cache, and yield the result of each.
 
-    A file that cannot be fetched, or is not a list, leaves the earlier file in use.
+    If a file cannot be fetched or is not a trust list, the earlier file stays in use.
 
     Args:
-        addresses: Paths or URLs by name (see `ADDRESSES`).
-        offline: Whether to read only files of this machine.
+        addresses: The path or URL of each file by name (see `ADDRESSES`).
+        offline: Whether to read only local files.
     """
     from ray_app.storage.store import (
         Store,  # Imported here, because decoder processes do not fetch.
@@ -115,10 +115,12 @@ def update_cache(addresses: Mapping[str, str], *, offline: bool = False) -> Iter
 
 
 def cached_files() -> Mapping[str, CachedFile]:
-    """Return the files in use by name; empty if none was fetched, or the index cannot be read.
+    """Return the files of trust lists that are in use, by name.
+
+    The result is empty if no file was fetched, or if the index `lists.json` cannot be read.
 
     Raises:
-        ConfigError: The index is damaged.
+        ConfigError: The index has invalid content.
     """
     index = cache_folder("trust") / "lists.json"
     try:
@@ -130,9 +132,9 @@ def cached_files() -> Mapping[str, CachedFile]:
 
 
 def load_cached_lists() -> tuple[TrustList, ...]:
-    """Return the official list and the interim list, as far as they were fetched.
+    """Return the official and the interim trust list from the cache, as far as they were fetched.
 
-    They are in the order in which they are checked.
+    The lists have the order in which signatures are checked against them.
 
     Raises:
         ConfigError: A file is damaged or was changed.
@@ -158,10 +160,10 @@ def load_cached_lists() -> tuple[TrustList, ...]:
 
 
 def load_own_list(path_or_text: str) -> TrustList:
-    """Return a list of the user.
+    """Return a trust list that the user provides.
 
     Args:
-        path_or_text: The path of a PEM file, or its text.
+        path_or_text: The path of a PEM file, or the content of a PEM file.
 
     Raises:
         ConfigError: The file cannot be read, or has no certificates.
@@ -170,7 +172,8 @@ def load_own_list(path_or_text: str) -> TrustList:
         data = path_or_text.encode() if _BEGIN in path_or_text else Path(path_or_text).read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"provenance.trust_list: {error.strerror or error}: {path_or_text[:200]}", hint=_HINT
+            f"provenance.trust_list: cannot read {path_or_text[:200]}: {error.strerror or error}",
+            hint=_HINT,
         ) from None
     anchors = "\n".join(parse_certificates(data, f"provenance.trust_list: {path_or_text[:200]}"))
     return TrustList(
@@ -180,11 +183,11 @@ def load_own_list(path_or_text: str) -> TrustList:
 
 
 def parse_certificates(data: bytes, where: str) -> list[str]:
-    """Return the certificates of a PEM file, without the remarks between them.
+    """Return the certificates of a PEM file without the text between them.
 
     Args:
-        data: The file.
-        where: The name of the file, for errors.
+        data: The content of the file.
+        where: The name of the file, for error messages.
 
     Raises:
         ConfigError: The file has no certificates, or one is damaged.
@@ -220,7 +223,7 @@ def _fetch(address: str, offline: bool) -> bytes:
     is_local = get_scheme(address) == "file"
     if offline and not is_local:
         raise ConfigError(
-            f"{address}: this machine is offline (TOUCHSTONE_OFFLINE, HF_HUB_OFFLINE)"
+            f"{address}: cannot be fetched, because this machine is offline (TOUCHSTONE_OFFLINE or HF_HUB_OFFLINE is set)"
         )
     url = local_uri(canonicalize(address)) if is_local else address
     return Fetcher(RetryPolicy(attempts=3, deadline_s=60), signed=[address]).fetch(
@@ -239,7 +242,7 @@ def _read_cached(name: str, file: CachedFile) -> list[str]:
     except OSError as error:
         raise _damaged(path, error.strerror or str(error)) from None
     if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise _damaged(path, "it was changed since it was fetched")
+        raise _damaged(path, "the file was changed after it was fetched")
     return parse_certificates(data, str(path))
 
 

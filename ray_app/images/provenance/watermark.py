@@ -116,11 +116,12 @@ SIZES = tuple(
 
 
 def read_watermark(pixels: Image.Image) -> Watermark | None:
-    """Return the mark that an RGB image has, or None.
+    """Return the invisible watermark of a known generator in an RGB image, or None.
 
-    A mark is returned if its probability in an unmarked image is at most 1e-6. All messages, sizes,
-    offsets and orders that are tried are included in the probability. An unmarked image of any size
-    takes about 5 ms on one core. An image that was built to take long takes under 100 ms.
+    A watermark is returned if the probability of finding it in an unmarked image is at most 1e-6.
+    The probability includes all messages, sizes, offsets, and orders that are tried. An unmarked
+    image of any size takes about 5 ms on one core. An image that was built to take long takes under
+    100 ms.
     """
     if pixels.width * pixels.height < MIN_PIXELS or min(pixels.size) < MIN_SIDE:
         return None

@@ -1,6 +1,7 @@
 """Read the text in which Stable Diffusion web UI and related programs write their parameters.
 
-Enter at `read_parameters`. The parameters are on lines of their own, or on one line.
+Start reading at `read_parameters`. The settings are on a separate line after the prompts, or all
+text is on one line.
 """
 
 import re
@@ -29,11 +30,14 @@ _OTHER_VERSIONS = (
 
 
 def read_parameters(text: str, *, is_remark: bool = False) -> dict[str, Any]:
-    """Return the fields of a Generator; empty if the text has no such settings.
+    """Return the fields of a Generator from the parameters that web UIs write as text.
+
+    The result is empty if the text has no such parameters.
 
     Args:
         text: The text.
-        is_remark: Whether a person may have written the text, so that more settings are required.
+        is_remark: Whether a person may have written the text. If so, more settings are required for
+            the text to be recognised.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     start, is_own_line = _find_settings(lines)
