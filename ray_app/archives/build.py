@@ -4,15 +4,17 @@
 first portions can be scored early, and so that a source that is followed has one manifest per day.
 `is_as_listed` tests whether the sources have anything new. A listing has three steps:
 
-1. `ArchiveWalker` lists the archive, section by section, into raw files: first the files that the sources
-   list, then the members of containers. If the sources list the same files as before (a digest), the
-   listing ends here.
+1. `ArchiveWalker` lists the archive, section by section, into raw files: first the files that the
+sources
+   list, then the members of containers. If the sources list the same files as before (a digest),
+   the listing ends here.
 2. `IdTable` joins ids and finds duplicates, collisions, known members, and vanished members.
 3. Runs of raw files are cut into blocks and written. Only then does the portion or manifest count.
    An interrupted portion is listed again.
 
-A `MapFunction` runs the steps, in this process or in tasks. A listing takes memory for a few numbers
-per section, block, and container, a bit per member, 8 bytes per vanished member, and the join.
+A `MapFunction` runs the steps, in this process or in tasks. A listing takes memory for a few
+numbers per section, block, and container, a bit per member, 8 bytes per vanished member, and the
+join.
 
 `write_selected` writes a manifest of members of other manifests, under their own ids. `write_retry`
 writes a manifest of members that are scored again.

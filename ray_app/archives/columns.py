@@ -49,7 +49,7 @@ def read_features(schema: pa.Schema) -> Features:
 
 
 def is_struct_of_bytes(kind: pa.DataType) -> bool:
-    """Return whether cells of an Arrow type are structs {bytes, path}, as `datasets` stores files."""
+    """Return whether an Arrow type is a struct {bytes, path}, as `datasets` stores files."""
     return any(_is_bytes(_value_type(part)) for part in _bytes_fields(kind))
 
 
@@ -155,8 +155,8 @@ def find_roles(
         schema: The table's columns.
         columns: The columns that the user named.
         where: The table's path, for error messages.
-        follows_uris: Whether a table with a column of uris is a list of uris, even if the table also
-            has lists of images.
+        follows_uris: Whether a table with a column of uris is a list of uris, even if the table
+            also has lists of images.
 
     Returns:
         The columns that hold images or uris.

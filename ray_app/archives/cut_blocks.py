@@ -64,7 +64,7 @@ class Run:
 
 
 def build_runs(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]:
-    """Group consecutive raw files into runs of at least `run_rows` members; the last may be smaller."""
+    """Group raw files into runs of at least `run_rows` members each, except for the last."""
     runs: list[Run] = []
     buffered: list[dedup.ChosenMembers] = []
     rows = 0

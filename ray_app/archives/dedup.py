@@ -1,9 +1,9 @@
 """Find which listed members are new, and which known members vanished (`IdTable`).
 
 DuckDB joins the ids of listed members with the known ids. Members with the same id but different
-digests collide. The member that is known from an earlier manifest keeps the id, otherwise the member
-that is listed first. The other members are hashed again until each has an id of its own. Collisions
-are very rare.
+digests collide. The member that is known from an earlier manifest keeps the id, otherwise the
+member that is listed first. The other members are hashed again until each has an id of its own.
+Collisions are very rare.
 """
 
 import contextlib

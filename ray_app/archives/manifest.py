@@ -1,7 +1,7 @@
 """Read and write manifests, the lists of members that a run scores.
 
-Start reading at `ManifestInfo`, `BlockRef`, `read_blocks`, and `write_listed`. `listed_rows` converts
-members to Arrow rows. A manifest has these files in the run directory:
+Start reading at `ManifestInfo`, `BlockRef`, `read_blocks`, and `write_listed`. `listed_rows`
+converts members to Arrow rows. A manifest has these files in the run directory:
 
     manifest/<n>/part-00000-00000.parquet   members; a row group is a block, a few blocks are a file
     manifest/<n>/blocks.parquet             for each block: its file, row group, members, and bytes
@@ -153,7 +153,7 @@ class ManifestInfo:
 
 @dataclass(frozen=True)
 class BlockRef:
-    """The location of one block of a manifest: a small reference with which a worker reads the block.
+    """The location of one block of a manifest. It is small and enough to read the block.
 
     Attributes:
         manifest: The number of the manifest.
@@ -217,7 +217,7 @@ class BlockList(Sequence[BlockRef]):
 
     @property
     def heaviest_mean(self) -> float:
-        """The mean size in bytes of the members of the block in which it is highest, as far as known."""
+        """The highest mean size in bytes of a block's members, as far as sizes are known."""
         sizes, members = (self._table[name].to_numpy() for name in ("size_bytes", "members"))
         return float((sizes / np.maximum(members, 1)).max(initial=0.0))
 
@@ -490,7 +490,7 @@ def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: I
 
 
 def write_portion(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
-    """Complete the last portion of a manifest, whose files of members and of ids are already written.
+    """Complete a portion of a manifest whose files of members and of ids are already written.
 
     Args:
         store: The run directory.
@@ -565,7 +565,7 @@ def read_blocks_so_far(store: Store, portion_info: ManifestInfo) -> BlockList:
 
 
 def read_block_lists(store: Store) -> Iterator[BlockList]:
-    """Yield the blocks of each manifest of a run, including the open manifest as far as it is listed.
+    """Yield the blocks of each manifest of a run, and of the open manifest as far as listed.
 
     Args:
         store: The run directory.
@@ -629,7 +629,7 @@ def _read_vanished(store: Store, number: int) -> Ids:
 # one name in several tables of an archive become text if no type holds both, because no table in an
 # archive may stop a run.
 def manifest_schema(input_type: pa.StructType | None) -> pa.Schema:
-    """Return the Arrow schema of a manifest, with the column `input` if the source has own columns."""
+    """Return the Arrow schema of a manifest. `input` is left out if its type is None."""
     return pa.schema(
         [
             *_LISTED_COLUMNS,
@@ -771,7 +771,7 @@ def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def finalize_type(kind: pa.StructType | None) -> pa.StructType | None:
-    """Return the type of `input` as files store it: a column without any value has the type text."""
+    """Return the type of `input` for files: a column without any value has the type text."""
     return kind and pa.struct(
         [
             (field.name, pa.string() if pa.types.is_null(field.type) else field.type)

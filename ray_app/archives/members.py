@@ -28,7 +28,7 @@ _FIRST_BLOCK_MEMBERS = 16
 
 @dataclass(frozen=True, slots=True)
 class MemberLocation:
-    """The location of a member in its container, with which the member is read without those before.
+    """The location of a member in its container, with which it is read without those before it.
 
     Attributes:
         kind: The container's format (`ray_app.archives.containers`).
@@ -262,7 +262,7 @@ class BlockPlan(Frozen):
 
     @property
     def largest_block(self) -> int:
-        """The maximum number of members of a block: a multiple of `batch_slots`, at least one batch."""
+        """The maximum members of a block: a multiple of `batch_slots`, at least one batch."""
         return max(self.batch_slots, self.max_block_members // self.batch_slots * self.batch_slots)
 
 
@@ -298,7 +298,7 @@ class MapFunction(Protocol):
     def __call__(
         self, function: Callable[[T], R], items: Iterable[T], /
     ) -> Generator[R, None, None]:
-        """Yield the results of the calls in the order of the items, whichever processes compute them.
+        """Yield the results in the order of the items, whichever processes compute them.
 
         A caller that may stop early must close the generator.
 

@@ -4,8 +4,8 @@ An object whose name announces a container is listed as an unopened container, a
 single file.
 
 img2dataset writes sidecar tables (`SidecarTable`): next to a shard `00000.tar`, or a folder of
-files `00000/`, there is `00000.parquet` with one row per sample. The columns of a row become columns
-of the sample's image. The table itself is also listed, as any other file.
+files `00000/`, there is `00000.parquet` with one row per sample. The columns of a row become
+columns of the sample's image. The table itself is also listed, as any other file.
 
 Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and `files`; in
 `parquet` the table holds the images itself.
@@ -158,7 +158,7 @@ class ObjectPrefix:
     def items(
         self, objects: Iterable[ObjectInfo], fetcher: Fetcher, table: ObjectInfo | None = None
     ) -> Iterator[ListedEntry]:
-        """Yield the given objects of the prefix as listed members, or as containers if they are archives.
+        """Yield the given objects as listed members, or as containers if they are archives.
 
         Args:
             objects: The objects, in the order of their uris.
@@ -212,11 +212,11 @@ class PrefixRange:
     keys: KeyRange
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield the objects of the range as members or containers, with paths relative to the source."""
+        """Yield the range's objects as members or containers, with paths in the source."""
         return self.items(RangeReader(self.keys), fetcher)
 
     def split(self, count: int) -> list["PrefixRange"]:
-        """Divide the range into about `count` ranges, whose bounds are found by requests to the store.
+        """Divide the range into about `count` ranges, and find their bounds by requests.
 
         Args:
             count: About how many ranges to return.

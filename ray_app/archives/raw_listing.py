@@ -40,7 +40,7 @@ _CLOSED_TYPES = (members.UnreadableFolder, members.VersionlessFile, Unopened)
 
 @dataclass(frozen=True)
 class RawFile:
-    """A Parquet file with consecutive listed members of one section, before they are cut into blocks.
+    """A Parquet file with consecutive members of one section, before they are cut into blocks.
 
     The column `check` has a further word of each member's digest. It differs if two members have
     the same id.
@@ -64,7 +64,7 @@ class RawFile:
     data: bytes | None
 
     def stored(self, store: Store) -> "RawFile":
-        """Write the content of the raw file to `path`, and return the raw file without its content."""
+        """Write the raw file's content to `path`, and return the raw file without it."""
         if self.data is None:
             return self
         store.write(self.path, self.data)

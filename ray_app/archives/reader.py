@@ -62,7 +62,7 @@ class MemberReader:
     def read(
         self, members: Sequence[ManifestMember]
     ) -> Iterator[tuple[ManifestMember, bytes | InputError]]:
-        """Yield every member in order with its encoded bytes, or with the error that prevents reading.
+        """Yield every member in order, with its encoded bytes or its error.
 
         For a member that was refused when it was listed, the error is the reason; it is not read.
         """

@@ -90,7 +90,7 @@ class Opened:
 
 
 def _get_pattern_name(container: Container, item: members.ListedMember) -> str | None:
-    """Return the part of the path for patterns that follows the container's path; None if there is none.
+    """Return the part of a member's path for patterns that follows its container's path, or None.
 
     It is the member's name, the `path` of a Parquet row, or the file that a row of a list names.
     """

@@ -4,8 +4,8 @@ Start reading at `csv_tables`, `json_rows`, `json_tables`, and `read_chunks`.
 
 A table may be larger than memory, so it is read in chunks of whole lines. A malformed table raises
 pa.ArrowException, ValueError (of which UnicodeDecodeError is a subclass), or OSError. The message
-names the line or the column; callers add the file's name. Texts are UTF-8, UTF-16, or UTF-32. A CSV may have
-semicolons, tabs, or bars in place of commas (`text_encoding`).
+names the line or the column; callers add the file's name. Texts are UTF-8, UTF-16, or UTF-32. A CSV
+may have semicolons, tabs, or bars in place of commas (`text_encoding`).
 """
 
 import csv
@@ -43,8 +43,8 @@ def csv_tables(
 
     Args:
         file: The file, opened in binary mode.
-        delimiter: The separator that the file's name suggests. `find_delimiter` finds the real one in
-            the header.
+        delimiter: The separator that the file's name suggests. `find_delimiter` finds the real one
+            in the header.
         columns: The columns to read, None for all.
         text_columns: A function from the names in the header to the columns that stay texts exactly
             as written (`007`, `1e5`, `NA`). The types of other columns are inferred for each table

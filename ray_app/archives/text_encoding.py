@@ -25,7 +25,7 @@ _MARKS = (
 
 
 def find_encoding(start: bytes) -> tuple[str, int]:
-    """Return the encoding of a text that begins with `start`, and the length of its byte order mark.
+    """Return the encoding of a text from its start, and the length of its byte order mark.
 
     A text without a byte order mark is UTF-8. If at least half of its first letters have a zero
     byte at the same side, the text is UTF-16.

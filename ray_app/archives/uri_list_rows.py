@@ -133,7 +133,7 @@ def _check_uri(uri: str) -> tuple[str, RefusedMember | None]:
 
 
 def _explain_windows_path(uri: str, path: str) -> RefusedMember | None:
-    """Return the reason why a Windows path names no file on this machine, or None if it names one."""
+    """Return the reason why a Windows path names no file here, or None if it names one."""
     if os.path.lexists(local_path(path)):
         return None
     foreign = "it is a Windows path: write the path that the file has on this machine"

@@ -1,8 +1,8 @@
 """Read lists of uris as sources: CSV, TSV, JSON lines, plain text, Parquet, also compressed.
 
-Start reading at `find_lists`. Each row names one file. A list may be larger than memory, so it is read
-in chunks of whole lines. pyarrow infers the types of columns for each chunk. The type of a column
-over all chunks is determined when the manifest is written.
+Start reading at `find_lists`. Each row names one file. A list may be larger than memory, so it is
+read in chunks of whole lines. pyarrow infers the types of columns for each chunk. The type of a
+column over all chunks is determined when the manifest is written.
 """
 
 import functools
@@ -191,7 +191,7 @@ class UriList:
 
 
 def is_one_file(url: str, fetcher: Fetcher) -> bool:
-    """Return whether a source is a single file, and not a folder or pattern. This lists the store."""
+    """Return whether a source is a single file, and no folder or pattern, by listing it."""
     objects = list(itertools.islice(list_objects(url, fetcher.guard), 2))
     return [info.uri for info in objects] == [strip_secrets(canonicalize(url))]
 

@@ -8,8 +8,8 @@ portions.
 
 Ranges of S3 keys are listed in parallel and in steps. Each step lists a part of every range. Ranges
 that fall behind are divided again before the next step, so that many processes share the large
-ranges. A step is planned only from what was listed before. The step in which a member is listed does
-not depend on time or on the number of processes.
+ranges. A step is planned only from what was listed before. The step in which a member is listed
+does not depend on time or on the number of processes.
 """
 
 import hashlib
@@ -137,7 +137,7 @@ class ArchiveWalker:
     _opened_containers: tuple[int, int] = (0, 0)
 
     def sources(self, *, in_order: bool = False) -> None:
-        """List all files and unopened containers of the sources, up to `limit`, in as many steps as needed.
+        """List all files and unopened containers of the sources, up to `limit`.
 
         Args:
             in_order: Whether to list one section after another, with no more requests than

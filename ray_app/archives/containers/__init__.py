@@ -1,7 +1,7 @@
 """List and read files that hold many members (tar, zip, Parquet). Each format has its own module.
 
-Start reading at `list_container` and `CONTAINERS`. Members are streamed and never unpacked to a disk.
-Their names are labels and are never used as paths.
+Start reading at `list_container` and `CONTAINERS`. Members are streamed and never unpacked to a
+disk. Their names are labels and are never used as paths.
 """
 
 from collections.abc import Iterator, Mapping
@@ -121,7 +121,7 @@ def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) 
 
 
 def detect_kind(name: str) -> str | None:
-    """Return the container format that the ending of a file's name announces, in any case, or None."""
+    """Return the container format that the ending of a file's name announces, or None."""
     name = name.lower()
     return (
         next(kind for ending, kind in _ENDINGS.items() if name.endswith(ending))

@@ -1,10 +1,10 @@
-"""Define the parts that all container formats share: containers, checked members, and sidecar files.
+"""Define what all container formats share: containers, checked members, and sidecar files.
 
 Start reading at `Container`, `ContainerFormat`, `iter_members`, which turns entries into checked
 members, and `WindowReader`.
 
-Names of members are labels for people and are never used as paths. A sidecar is a small text file that describes
-the image of the same key: the path up to the first dot of the base name
+Names of members are labels for people and are never used as paths. A sidecar is a small text file
+that describes the image of the same key: the path up to the first dot of the base name
 (https://github.com/webdataset/webdataset#the-webdataset-format). `a/7.jpg`, `a/7.json` and
 `a/7.cls` are one sample if they follow each other.
 """
@@ -75,8 +75,8 @@ class Container:
             compared with.
         columns: The columns that the user named.
         limits: Limits on the members and unpacked bytes of the container.
-        named: Whether the user gave this file itself as a source. A table may be a list of uris only
-            in this case; uris in other containers are not followed.
+        named: Whether the user gave this file itself as a source. A table may be a list of uris
+            only in this case; uris in other containers are not followed.
         samples: The sidecar table next to a shard, with columns of its members
             (`ray_app.archives.object_prefix`).
     """
@@ -92,7 +92,7 @@ class Container:
     samples: "Container | None" = None
 
     def as_unopened(self, reason: RefusedMember) -> "Unopened":
-        """Return the container itself as a member, with the reason why it cannot be opened or ends early."""
+        """Return the container itself as a member, with the reason why it cannot be read."""
         return Unopened(self.uri, None, 0, self.version, self.size_bytes, refused=reason)
 
 
@@ -161,8 +161,8 @@ def find_name_problem(name: str) -> str | None:
 def escape_name(name: str) -> str:
     r"""Return the name of a member as valid Unicode text, which a table can hold.
 
-    NUL, and bytes that are not UTF-8 (surrogates in the name), become \xNN. All other characters are
-    kept.
+    NUL, and bytes that are not UTF-8 (surrogates in the name), become \xNN. All other characters
+    are kept.
     """
     return (
         name.encode("utf-8", "surrogateescape")
@@ -220,7 +220,7 @@ class WindowReader:
         self._fetcher, self._max_bytes, self._unpack = fetcher, max_bytes, unpack
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """Yield the bytes or the error of each member in order; one over `max_bytes` is not read."""
+        """Yield each member's bytes or error in order. One over `max_bytes` is not read."""
         windows = list(
             _windows([member for member in members if member.size_bytes <= self._max_bytes])
         )
@@ -406,8 +406,8 @@ def find_size(container: Container, fetcher: Fetcher) -> int:
 def iter_members(container: Container, entries: Iterator[ContainerEntry]) -> Iterator[ListedMember]:
     """Check the files in the listing of a container, and yield them as members in order.
 
-    An InputError of `entries`, or more than `max_members` members, ends the listing. The last member
-    is then the container itself, with the reason.
+    An InputError of `entries`, or more than `max_members` members, ends the listing. The last
+    member is then the container itself, with the reason.
 
     Args:
         container: The container of the entries.

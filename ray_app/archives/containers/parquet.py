@@ -1,13 +1,13 @@
 """List Parquet tables of encoded images, as the Hugging Face hub writes them.
 
-Start reading at `index`, `reader`, `index_uris`, and `read_rows_by`. A row is a member. If rows have
-lists of images, each image of a list is a member, named ROW/NUMBER.
+Start reading at `index`, `reader`, `index_uris`, and `read_rows_by`. A row is a member. If rows
+have lists of images, each image of a list is a member, named ROW/NUMBER.
 
 Indexing reads the footer and, row group by row group, every column but the images' bytes. Other
 columns of bytes (masks, depth maps) are not read, and long texts are not kept. For both, `input`
-gets a column NAME_uri with a reference to the cell, which `read_referenced` reads. A table with uris
-and without images is a list of files if the user named the table as a source. In a folder it is an
-ordinary file.
+gets a column NAME_uri with a reference to the cell, which `read_referenced` reads. A table with
+uris and without images is a list of files if the user named the table as a source. In a folder it
+is an ordinary file.
 """
 
 import io
@@ -429,7 +429,7 @@ class _Table:
         """
         self._unpacked_bytes += size
         if self._unpacked_bytes > max(_ALWAYS_ALLOWED_BYTES, self._size * self._ratio):
-            reason = f"{self._size} bytes unpack to {self._unpacked_bytes}, over container_limits.max_ratio ({self._ratio:g}); further rows are not read"
+            reason = f"{self._size} bytes unpack to {self._unpacked_bytes}, over container_limits.max_ratio ({self._ratio:g}); the rest is not read"
             raise InputError(
                 Status.IMAGE_TOO_LARGE,
                 reason,

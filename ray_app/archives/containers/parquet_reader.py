@@ -26,7 +26,7 @@ _MAX_TEXT, _MAX_ITEMS = 64 << 20, 1 << 20
 
 
 def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
-    """Return the bytes of the table cell to which a reference in `input` (a column NAME_uri) points.
+    """Return the bytes of the cell to which a reference in `input` (a column NAME_uri) points.
 
     Args:
         uri: The reference, TABLE#row=N&column=NAME.
@@ -257,7 +257,7 @@ class _Cursor:
 
 
 def get_buffer(cell: pa.Scalar) -> Any:
-    """Return the buffer with the bytes of a cell, which may be dictionary-encoded; None for null."""
+    """Return the buffer of a cell, which may be dictionary-encoded; None for null."""
     return (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer()
 
 

@@ -1,7 +1,7 @@
 """List and read the members of tar files, plain or compressed.
 
-Start reading at `index` and `reader` for uncompressed tars, and at `CompressedTar` for gzip, bzip2, xz,
-and zstd.
+Start reading at `index` and `reader` for uncompressed tars, and at `CompressedTar` for gzip, bzip2,
+xz, and zstd.
 
 `tarfile.TarInfo.frombuf` parses single header blocks. `tarfile.open` is not used: it keeps every
 member in memory, recurses and backtracks over hostile extended headers, and treats a damaged header
@@ -442,11 +442,11 @@ class CompressedTar:
     codec: Codec
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-        """Yield every member of a compressed tar. The stream is unpacked once, up to `max_ratio`."""
+        """Yield every member of the tar. The stream is unpacked once, up to `max_ratio`."""
         return iter_members(container, _stream_entries(container, fetcher, self))
 
     def reader(self, fetcher: Fetcher, max_bytes: int) -> "TarStreamReader":
-        """Return a reader of compressed tars that continues from one block of a shard to the next."""
+        """Return a reader of members that continues from one block of a shard to the next."""
         return TarStreamReader(fetcher, max_bytes, self.codec)
 
 
@@ -454,7 +454,8 @@ class Unpacked:
     """The unpacked stream of one compressed object, which can only be read forward.
 
     If the object is cut short, the stream ends early and sets `is_cut`. Every method may raise an
-    InputError: corrupt_image for a damaged stream, image_too_large if the stream exceeds `max_ratio`,
+    InputError: corrupt_image for a damaged stream, image_too_large if the stream exceeds
+        `max_ratio`,
     or the error of the store.
 
     Args:

@@ -66,7 +66,7 @@ _ALWAYS_ALLOWED_BYTES = 10**6  # A megabyte is harmless at any ratio.
 
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Yield every member of a zip. Only the directory at the file's end and sidecar files are read."""
+    """Yield every member of a zip. Only its central directory and sidecar files are read."""
     return iter_members(container, _entries(container, fetcher))
 
 
