@@ -26,8 +26,8 @@ from ray_app import errors
 def on_first_use(package: str) -> Callable[[str], Any]:
     """Return a `__getattr__` for a package that imports each public name on first use.
 
-    The public names are the imports in the `if TYPE_CHECKING` block of the package's source. Readers
-    and mypy find them there, too: pyproject.toml lists these packages as `implicit_reexport`.
+    The public names are the imports in the `if TYPE_CHECKING` block of the package's source. mypy
+    reads that block, too: pyproject.toml lists packages with such a block as `implicit_reexport`.
 
     Args:
         package: The dotted name of the package: its `__name__`.

@@ -1,7 +1,8 @@
 """Exchange messages with a child process over pipes (`read_request`, `write_answer`).
 
-A request consists of the length of the rest (uint64), the length of a text (uint32), the text, and
-data. An answer consists of the lengths of a text and of data (2 × uint64), the text, and the data.
+A request consists of the number of bytes that follow (uint64), the length of a text (uint32), the
+text, and data. An answer consists of the lengths of a text and of data (2 × uint64), the text, and
+the data.
 A child writes one `READY` byte as soon as it can serve requests.
 
 The child of a callable detector runs this file in another Python, from 3.9. Therefore this file
@@ -23,16 +24,18 @@ _TEXT_SIZE = struct.Struct("<I")
 def pack_request(
     text: bytes, blobs: Sequence[bytes | memoryview]
 ) -> tuple[bytes | memoryview, ...]:
-    """Return the parts of a request with a text and data.
+    """Return a request to a child process as parts, which are written one after another.
 
-    The data are the blobs, one after another.
+    Args:
+        text: The text of the request.
+        blobs: The data of the request, in one or more pieces.
     """
     size_bytes = _TEXT_SIZE.size + len(text) + sum(map(len, blobs))
     return _REQUEST.pack(size_bytes), _TEXT_SIZE.pack(len(text)), text, *blobs
 
 
 def read_request(requests: BinaryIO) -> tuple[bytes, bytes] | None:
-    """Read the text and the data of a request, or return None if the other side closed the pipe."""
+    """Read a request, and return its text and its data, or None if the parent closed the pipe."""
     header = requests.read(_REQUEST.size)
     if not header:
         return None
@@ -41,10 +44,10 @@ def read_request(requests: BinaryIO) -> tuple[bytes, bytes] | None:
 
 
 def write_answer(answers: BinaryIO, text: bytes, blobs: Sequence[bytes | memoryview]) -> None:
-    """Write an answer.
+    """Write the answer of a child process to its parent.
 
     Args:
-        answers: The stream to write to.
+        answers: The stream to the parent.
         text: The text of the answer.
         blobs: Parts of the data, which are written one after another.
     """

@@ -1,8 +1,8 @@
 """Run a child process that answers one request at a time, with a time limit.
 
-`ChildProcess` communicates with the child through pipes. `ChildDeadline` kills the child if it is
-late; one thread watches all deadlines. `is_running` returns whether a recorded process still runs.
-`environment_without_secrets` returns the environment for a child.
+`ChildProcess` communicates with the child through pipes. `ChildDeadline` kills the child if it
+exceeds its time limit; one thread watches all deadlines. `is_running` returns whether a recorded
+process still runs. `environment_without_secrets` returns the environment variables for a child.
 """
 
 import fcntl
@@ -157,9 +157,9 @@ class ChildProcess:
 
 
 class ChildDeadline:
-    """A context manager that kills a child by its own handle unless the block ends in time.
+    """Kill a child process unless the `with` block ends within a time limit.
 
-    Nothing else can end a read from a child that hangs.
+    Only a kill can end a read from a child that hangs. It uses the `Popen` object of the child.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
@@ -170,7 +170,7 @@ class ChildDeadline:
         self._counting: object | None = None
 
     def start(self, limit_s: float) -> None:
-        """Start the time limit now."""
+        """Start a time limit of this many seconds now, in place of any earlier one."""
         self.limit_s = limit_s
         self._counting = counting = object()
         _WATCHDOG.call_at(time.monotonic() + limit_s, lambda: self._kill(counting))
@@ -230,17 +230,20 @@ _WATCHDOG = _Watchdog()
 
 
 def identify_process() -> tuple[int, str]:
-    """Return the process id of this process, and when it started."""
+    """Return the id and the start time of this process, which `is_running` takes."""
     return os.getpid(), read_start_time(os.getpid()) or "?"
 
 
 def is_running(pid: int, started: str) -> bool:
-    """Return whether exactly this process still runs, not another one with its id, nor a zombie."""
+    """Return whether the process with this id and this start time still runs.
+
+    A zombie does not count as running.
+    """
     return read_start_time(pid) == started
 
 
 def environment_without_secrets() -> dict[str, str]:
-    """Return the environment of this process without `SECRETS`."""
+    """Return the environment variables of this process, except those that `SECRETS` lists."""
     return {name: value for name, value in os.environ.items() if name not in SECRETS}
 
 

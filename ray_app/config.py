@@ -1,7 +1,7 @@
 """Read a YAML file into a frozen model, or explain which key and value are wrong.
 
 Each error names the file, the key, the value, and the nearest valid key. `Frozen` is the base of
-the files that people write. `Section` is the base of the JSON documents that commands write
+the files that people write. `Section` is the base of the JSON documents that commands write.
 """
 
 import difflib
@@ -40,11 +40,11 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     retired_keys: ClassVar[Mapping[str, str]] = {}
-    """Keys that 1.0 retires, by name. The value says what to use instead."""
+    """Keys that 1.0 retires. The value of each key is an instruction what to use instead."""
 
 
 class FileConfig(Frozen):
-    """Base of cards that know the folder of their file, which their relative paths start from."""
+    """Base of cards with relative paths, which start from the folder of the card's file."""
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -60,10 +60,10 @@ OptionalKey = Annotated[_T | None, Field(exclude_if=lambda value: value is None)
 
 
 class Section(BaseModel):
-    """Base of every JSON document and its parts, which commands write and reports and tests read.
+    """Base of the JSON documents that commands write, and of the parts of these documents.
 
-    Reading is tolerant, so that partial documents and those of other versions can be rendered.
-    Unknown keys are ignored. A null is treated as an absent key unless the field allows null.
+    Reading is tolerant, so that partial documents, and documents of other versions, can be rendered:
+    unknown keys are ignored, and a null is treated as an absent key unless the field allows null.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
@@ -107,7 +107,10 @@ _SPAN, _UNITS = (
 
 
 def parse_duration(value: Any) -> Any:
-    """Return the seconds of a time span such as 90, 90s, 5m, 1.5h or 1d, or another value as it is."""
+    """Return the seconds of a time span such as 90, 90s, 5m, 1.5h or 1d.
+
+    Any other value is returned unchanged, for the validation of its field.
+    """
     match = _SPAN.fullmatch(value.strip()) if isinstance(value, str) else None
     return value if match is None else float(match[1]) * _UNITS[match[2]]
 
@@ -120,14 +123,17 @@ CACHE_VARIABLE = "TOUCHSTONE_CACHE"
 
 
 def config_root() -> Path:
-    """Return the folder of shipped YAML: next to the package in a checkout, in it if installed."""
+    """Return the folder of the shipped YAML files.
+
+    It is next to the package in a checkout, and inside the package in an installation.
+    """
     package = Path(__file__).resolve().parent
     shipped = package / "_configs"
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the folder of this user's fetched or generated files of one kind.
+    """Return this user's cache folder for one kind of fetched or generated files.
 
     It is in $TOUCHSTONE_CACHE, or in ~/.cache/touchstone by default.
     """
@@ -198,7 +204,7 @@ def list_ensembles() -> list[str]:
 
 
 def is_named(kind: str, name: str | Path) -> bool:
-    """Return whether a name means a shipped file or one that the user added.
+    """Return whether a name is that of a shipped config file, or of one that the user added.
 
     Files in the current folder do not count.
     """
@@ -206,7 +212,10 @@ def is_named(kind: str, name: str | Path) -> bool:
 
 
 def absolute_name(kind: str, name_or_path: str) -> str:
-    """Return a path of an existing file as an absolute path, and a shipped or added name as it is."""
+    """Return the absolute path of an existing file.
+
+    A name of a shipped or added config file, and a path without a file, are returned unchanged.
+    """
     is_path = not is_named(kind, name_or_path) and os.path.exists(name_or_path)
     return os.path.abspath(name_or_path) if is_path else name_or_path
 
@@ -220,7 +229,10 @@ _KINDS = {
 
 
 def find_config(kind: str, name_or_path: str | Path) -> Path:
-    """Return the file that a shipped name, an added name, or a path means. Raises ConfigError."""
+    """Return the path of the config file that a name or a path refers to. Raises ConfigError.
+
+    The name is that of a shipped file, or of a file that the user added.
+    """
     configs = added_configs(kind) | named_configs(kind)
     if str(name_or_path) in configs:
         return configs[str(name_or_path)]
@@ -255,10 +267,7 @@ def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> 
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file. Raises ConfigError.
-
-    An empty file has none.
-    """
+    """Return the keys and values of a YAML file, `{}` for an empty file. Raises ConfigError."""
     try:
         return parse_mapping(path.read_bytes(), str(path))
     except OSError as error:
@@ -270,7 +279,7 @@ def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
     try:
         data = _yaml(content.decode())
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not YAML: {error}", hint="save it as UTF-8") from None
+        raise ConfigError(f"{where}: not YAML: {error}", hint="save the file as UTF-8") from None
     except yaml.YAMLError as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         position = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -307,7 +316,7 @@ def _yaml(text: str) -> Any:
 def validate(
     data: Mapping[str, Any], model: type[Model], *, where: str, overrides: Sequence[str] = ()
 ) -> Model:
-    """Check a mapping against a model.
+    """Apply overrides to keys and values, and return them as a model.
 
     Args:
         data: The keys and values. They are not changed.
@@ -330,16 +339,16 @@ def validate(
 
 
 def complete_from_run(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
-    """Complete the keys that the user did not write from an earlier config, in all sections.
+    """Fill in the keys that the user did not write from the config of a run, in all sections.
 
     Args:
-        config: What the user wrote.
+        config: The config with the keys that the user wrote.
         begun: The config that the run was started with: plain JSON of the same model.
         where: The name of the source in errors.
 
     Returns:
-        The completed config. If the two do not make a valid config together, `config` as it is:
-        the check of the run directory then reports the difference.
+        The completed config. If it would be invalid, `config` is returned unchanged, and the later
+        check of the run directory reports the difference.
     """
     try:
         return validate(merge_mappings(begun, get_set_values(config)), type(config), where=where)
@@ -357,7 +366,7 @@ def get_set_values(config: BaseModel) -> dict[str, Any]:
 
 
 def merge_mappings(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply `change` to `base`, section by section. A list counts as one value and is replaced."""
+    """Return `base` updated by `change`, section by section. A list is replaced as a whole."""
     sections = {
         key: merge_mappings(base[key], value)
         for key, value in change.items()
@@ -377,14 +386,16 @@ def _apply(data: dict[str, Any], override: str) -> None:
     for parent in parents:
         child = data.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+            raise ConfigError(
+                f"--set {override}: '{parent}' is a single value, not a section of keys"
+            )
         data = child
     try:
         data[leaf] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"--set {override}: the value is not YAML: {_explain_yaml(error)}",
-            hint="quote it for your shell and for YAML",
+            hint="quote the value for your shell and for YAML",
         ) from None
 
 
@@ -452,7 +463,10 @@ def _models_in(annotation: Any) -> list[Any]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question with the nearest valid word, for the end of a message, or an empty text."""
+    """Return a question that suggests the nearest valid word, to append to an error message.
+
+    The text is empty if no valid word is near.
+    """
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" — did you mean '{close[0]}'?" if close else ""
 

@@ -24,16 +24,16 @@ class DescribedEnum(StrEnum):
     meaning: str
 
     def __new__(cls, value: str, meaning: str = "") -> Self:
-        """Create a member with a meaning."""
+        """Create a value of the enum with its meaning."""
         member = str.__new__(cls, value)
         member._value_, member.meaning = value, meaning
         return member
 
 
 class Status(DescribedEnum):
-    """Whether a member has a score (`ok`), or the reason why it has none.
+    """The status of a listed file: `ok` if it has a score, or else the reason why it has none.
 
-    The list is closed. Details are in the `detail` column.
+    The list is closed. A row's `detail` column contains names, numbers, or messages.
     """
 
     OK = "ok", "scored"
@@ -62,10 +62,10 @@ class Status(DescribedEnum):
 
 
 class Reason(DescribedEnum):
-    """Why a verdict is `abstain`.
+    """The reason why a verdict is `abstain`.
 
-    The list is closed and ordered: if several reasons apply, the first is used. What varies, such as
-    names and values, is in the `verdict_detail` column.
+    The list is closed and ordered: if several reasons apply, the first is used. The row's
+    `verdict_detail` column contains names and values, such as the detector without a score.
     """
 
     NO_CONTENT = "no_content", "the image has one colour, or nearly so: there is nothing to judge"
@@ -96,11 +96,11 @@ DETECTOR_FINDINGS = {
 
 
 class AbstainReason(NamedTuple):
-    """Why a verdict is `abstain`.
+    """The reason why a verdict is `abstain`, with its details.
 
     Attributes:
         reason: The reason, from a closed list.
-        detail: What varies, such as names and values. None if there is nothing to add.
+        detail: Names and values, such as the detector without a score. None if there are none.
     """
 
     reason: Reason
@@ -166,7 +166,7 @@ def _rebuild(cls: type[TouchstoneError], fields: dict[str, object]) -> Touchston
 
 
 class ConfigError(TouchstoneError):
-    """A file, key or argument that the user has to change."""
+    """A file, key or argument is wrong, and the user has to change it."""
 
     exit_code = ExitCode.USAGE
 
@@ -202,7 +202,7 @@ class InputError(TouchstoneError):
 
 
 class SourceError(InputError):
-    """Storage did not return the bytes of one member."""
+    """The storage did not return the bytes of one listed file."""
 
 
 class DetectorError(TouchstoneError):
@@ -223,7 +223,7 @@ class StorageError(ClusterError):
 
 @contextmanager
 def resumable(*kinds: type[BaseException]) -> Iterator[None]:
-    """Add the note RESUMABLE to exceptions of these types that leave the block."""
+    """Add the note RESUMABLE to exceptions of these types that leave the `with` block."""
     try:
         yield
     except kinds as error:
@@ -232,7 +232,7 @@ def resumable(*kinds: type[BaseException]) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """Return text that fits in one line of a row, of JSON, and of a terminal.
+    """Return a text as one line, for a row, for JSON, and for a terminal.
 
     Characters that cannot be printed (line breaks, controls, lone surrogates) are escaped. Text
     beyond `MAX_DETAIL_CHARACTERS` is cut.
@@ -259,8 +259,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_image_error(error: Exception) -> bool:
     """Return whether an unexpected exception affects only the image that was being processed.
 
-    It does not if memory or a library is missing, or if the exception is about settings, storage or
-    the cluster.
+    An exception because of missing memory, a missing library, settings, storage, or the cluster
+    affects more than that image.
     """
     return not (isinstance(error, TouchstoneError | ImportError) or is_out_of_memory(error))
 

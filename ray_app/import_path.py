@@ -39,7 +39,7 @@ def remove_current_folder() -> None:
     """Remove the current folder from the module search path of this process and its children.
 
     A folder that PYTHONPATH names by an absolute path stays. If this package is in the current
-    folder, the folder becomes the last entry.
+    folder, the current folder becomes the last entry of `sys.path` instead.
     """
     variables, absolute = (
         safe_variables(),
@@ -60,15 +60,15 @@ def refuse_searched_library() -> None:
     if library := _find_library(Path(), set()):
         raise ConfigError(
             f"the current folder contains {library}, which NVIDIA's libraries would load and run",
-            hint="start the command in another folder, and write the path of this folder",
+            hint="start the command in another folder, and name files of this folder by absolute paths",
         )
 
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Change the current folder of this process inside the block.
+    """Change the current folder of this process for the `with` block.
 
-    No other thread may use a relative path meanwhile.
+    No other thread may use a relative path during the block.
     """
     try:
         previous = os.getcwd()
