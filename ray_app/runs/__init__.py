@@ -1,6 +1,6 @@
-"""Read and write run directories: rows, identity, finished work, and current rows.
+"""Read and write run directories, the folders in which `touchstone score` stores its results.
 
-Enter at `RunDirectory`, and at `scored_run.load_run` to read a run from Python.
+Start at `RunDirectory`. To read a run from Python, start at `scored_run.load_run`.
 """
 
 from typing import TYPE_CHECKING

@@ -26,10 +26,15 @@ ALTERED = 128  # The first grey level above one half.
 
 
 def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
-    """Return the masks of members as 8-bit PNG files at the network's own size.
+    """Return a table of masks, each an 8-bit PNG file at the output size of its network.
 
-    `width` and `height` are those of the image, for stretching the mask. If there are views, those
-    that do not move pixels have rows, too, and the column `view` names the view.
+    The columns `width` and `height` have the size of the image, to which the mask can be resized. If
+    perturbed views were scored, the table also has the masks of views that do not move pixels. Its
+    column `view` then names the view.
+
+    Args:
+        image_ids: The ids of the members.
+        scored: The results of the members, with their masks.
     """
     masks_by_view = [
         (None, scored.outputs.get(decision.MASKS)),
@@ -54,7 +59,10 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
 def mask_measures(
     masks: Mapping[str, Sequence[batch.Pixels | None]],
 ) -> dict[str, list[np.ndarray]]:
-    """Return the area and the peak of masks by column and localizer; NaN for a member without one."""
+    """Return the columns `MASK_COLUMNS`: for each localizer, the area and the peak of its masks.
+
+    A member without a mask has NaN.
+    """
     area = [
         np.array([np.nan if mask is None else mask_area(mask) for mask in column], np.float32)
         for column in masks.values()
@@ -67,7 +75,7 @@ def mask_measures(
 
 
 def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image, float]:
-    """Return the mask of a row of `masks/` as a grey image, and its area.
+    """Return the mask of a row of `masks/` as a grey image, and its area as a fraction.
 
     With `stretched`, the mask is resized bilinearly to the size of the scored image.
     """
@@ -100,14 +108,14 @@ Vectors = npt.NDArray[np.float32]
 
 
 def features_folder(detector: str) -> str:
-    """Return the folder of a detector's embeddings, relative to the run."""
+    """Return the folder of a detector's embeddings, relative to the run directory."""
     return f"features/{detector.replace(':', '-')}"
 
 
 def feature_rows(
     image_ids: Ids, vectors: Vectors, detector: str, facts: Mapping[str, Any]
 ) -> pa.Table:
-    """Return `image_id`, `detector` and `vector` (d float32) of the members with finite vectors.
+    """Return a table of embeddings: `image_id`, `detector` and `vector` (d float32).
 
     Args:
         image_ids: The ids of the members (n,).
@@ -145,9 +153,9 @@ def write_features(
 
 
 def read_feature_facts(run: directory.RunDirectory) -> dict[str, dict[str, Any]]:
-    """Return the facts that determine the embeddings of a run, by detector (see `feature_rows`).
+    """Return the facts that determine the stored embeddings of each detector (see `feature_rows`).
 
-    They are read from one file per detector.
+    For each detector, the facts are read from one of its files.
     """
     by_detector = {}
     for name in run.store.folders("features"):

@@ -15,10 +15,10 @@ from ray_app.runs.score_files import ScoreFile
 
 
 class BlockRows:
-    """Read rows of blocks of finished manifests, current or not.
+    """Read the rows of single blocks of finished manifests, including rows that are not current.
 
-    A row group contains the rows of many blocks. The last row group stays in memory, so blocks that
-    are read in their order load each row group only once.
+    A Parquet row group contains the rows of many blocks. The last row group stays in memory, so each
+    row group is loaded only once if blocks are read in their order.
 
     Args:
         run: The run directory.
@@ -31,10 +31,10 @@ class BlockRows:
         self._file: ScoreFile | None = None
 
     def read(self, ref: BlockRef) -> pa.Table:
-        """Return the rows of a block, one for each member, in their order.
+        """Return the rows of a block, one for each member, in the order of the manifest.
 
         Raises:
-            ConfigError: If the run no longer has these rows.
+            ConfigError: If the run no longer has the rows of this block.
         """
         if self._file is None or not self._file.has_block(*ref.place):
             self._open(ref)
@@ -49,8 +49,8 @@ class BlockRows:
         self._file = next((file for file in self._files if file.has_block(*ref.place)), None)
         if self._file is None:
             raise ConfigError(
-                f"{self._run.store.url}: no rows of block {ref.block} of listing {ref.manifest}",
-                hint="set another --out, because the run was changed",
+                f"{self._run.store.url}: the rows of block {ref.block} of listing {ref.manifest} are missing",
+                hint="set another --out, because this run was changed while it was read",
             )
         blocks = BlockList.concat(list(block_lists_in(self._run, self._file)))
         starts = np.cumsum(blocks.sizes) - blocks.sizes

@@ -1,11 +1,11 @@
 """Find the current rows of a run, and read them in bounded memory (`CurrentRows`).
 
-A row is current if it is in the last finished manifest that contains its id, and the vanished list of
-the last finished manifest does not contain the id. A manifest is finished once its
-`summaries/<n>.json`, or that of a later manifest, exists.
+A row of a finished manifest is current if no later finished manifest contains its id, and the last
+listing still found its file. The vanished list of the last finished manifest has the ids of files that
+were not found. A manifest is finished when its `summaries/<n>.json`, or a later one, exists.
 
 If the whole archive is unlike the images of the ensemble's calibration, readers return `abstain` in
-place of `real` and `fake` (`mark_unlike`). Files keep the verdicts of the ensemble.
+place of `real` and `fake` (`mark_unlike`). The stored files keep the verdicts of the ensemble.
 """
 
 import math
@@ -33,15 +33,16 @@ _FOR_FINDINGS = [*_MARKED, "score", "provenance"]
 
 @dataclass(frozen=True)
 class CurrentRows:
-    """The current rows of a run. Picklable, so that tasks can read some of the files.
+    """The current rows of a run. Picklable, so that each Ray task can read some of the files.
 
     Attributes:
         run: The run directory.
-        last: The manifest at whose end these rows are current; -1 if no manifest is finished.
+        last: The last manifest that is considered; -1 if there is none.
         vanished: Sorted ids of files that the listing `last` no longer found.
-        retried: The sorted ids that a retry manifest scored again, by its number.
-        unlike: The reason why every verdict is `abstain`; None if verdicts are unchanged.
-        thresholds: The thresholds of the run's ensemble, as in `run.json`, which describe an
+        retried: The sorted ids that each retry manifest scored again, by number of the manifest.
+        unlike: The reason why readers return `abstain` for every verdict; None if they return the
+            stored verdicts.
+        thresholds: The thresholds of the run's ensemble, as in `run.json`, for the text of an
             abstention.
     """
 
@@ -54,7 +55,7 @@ class CurrentRows:
 
     @classmethod
     def read(cls, run: directory.RunDirectory) -> "CurrentRows":
-        """Return the rows at the end of the last finished manifest.
+        """Return the rows that are current at the end of the last finished manifest.
 
         Raises:
             ConfigError: If there is no run, or no manifest is finished.
@@ -63,13 +64,13 @@ class CurrentRows:
         if rows.last < 0:
             raise ConfigError(
                 f"{run.store.url}: no listing of this run is finished yet",
-                hint="run the touchstone score command that started it again; touchstone results --unfinished shows the rows so far",
+                hint="repeat the touchstone score command that started this run; touchstone results --unfinished shows the rows so far",
             )
         return rows
 
     @classmethod
     def at_end(cls, run: directory.RunDirectory) -> "CurrentRows":
-        """Return the rows that are current once everything listed so far is scored.
+        """Return the rows that will be current when everything listed so far is scored.
 
         Raises:
             ConfigError: If there is no run.
@@ -107,7 +108,7 @@ class CurrentRows:
         )
 
     def files(self) -> list[str]:
-        """Return the paths of the files that contain these rows, in the order of their blocks."""
+        """Return the paths of the files that contain current rows, in the order of their blocks."""
         return self.run.row_files(range(self.last + 1)) if self.last >= 0 else []
 
     def tables(
@@ -117,11 +118,11 @@ class CurrentRows:
         files: Sequence[str] | None = None,
         vanished: bool = False,
     ) -> Iterator[pa.Table]:
-        """Yield the rows in the order of the archive, a bounded table at a time.
+        """Yield the current rows in the order of the archive, as tables of bounded size.
 
         Args:
             columns: Columns to read, with `image_id` among them. None reads all.
-            files: Some of `files()`. None reads all.
+            files: The paths to read, from `files()`. None reads all.
             vanished: Also yield rows of files that the last listing no longer found.
         """
         for _, table in self.tables_by_file(columns, files=files, vanished=vanished):
@@ -134,11 +135,11 @@ class CurrentRows:
         files: Sequence[str] | None = None,
         vanished: bool = False,
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Yield the rows like `tables`, each table with the path of its file.
+        """Yield the current rows like `tables`, each table with the path of the file that has it.
 
         Args:
             columns: Columns to read, with `image_id` among them. None reads all.
-            files: Some of `files()`. None reads all.
+            files: The paths to read, from `files()`. None reads all.
             vanished: Also yield rows of files that the last listing no longer found.
         """
         paths = self.files() if files is None else files
@@ -149,14 +150,16 @@ class CurrentRows:
     def read_files(
         self, paths: Sequence[str], columns: Sequence[str] | None
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Yield all rows of files, current or not, with the mark of an unlike archive.
+        """Yield all rows of files, including rows that are not current.
+
+        If the archive is unlike the calibration images, verdicts are `abstain` (see `mark_unlike`).
 
         Args:
             paths: The paths of the files.
             columns: Columns to read. None reads all.
 
         Yields:
-            A bounded table at a time, with the path of its file.
+            The path of a file, and a table of bounded size with some of its rows.
         """
         requested = None if columns is None else list(columns)
         if self.unlike is None or (requested is not None and not set(requested) & set(_MARKED)):
@@ -174,12 +177,12 @@ class CurrentRows:
     def select(
         self, table: pa.Table, manifest: int, *, vanished: bool = False
     ) -> npt.NDArray[np.bool_]:
-        """Return for each row (n,) of a file whether it is current.
+        """Return for each row (n,) of a table whether it is current.
 
         Args:
-            table: Rows with `image_id`.
-            manifest: The manifest of the file.
-            vanished: Whether rows of files that the last listing no longer found count, too.
+            table: Rows of one file of the run, with `image_id`.
+            manifest: The manifest to which these rows belong.
+            vanished: Whether rows of files that the last listing no longer found count as current.
         """
         is_current = np.ones(len(table), bool)
         for number, ids in self.retried.items():
@@ -192,14 +195,14 @@ class CurrentRows:
     def rows(
         self, *, status: str | None = None, vanished: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows as dictionaries, optionally only those with one status."""
+        """Yield the current rows as dictionaries, optionally only rows with one status."""
         for table in self.tables(vanished=vanished):
             if status is not None:
                 table = table.filter(pc.equal(table["status"].cast(pa.string()), status))
             yield from table.to_pylist()
 
     def masks(self, *, vanished: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield the masks (`MASK_SCHEMA`) of these rows, of images without a perturbation."""
+        """Yield the masks of the current rows (`MASK_SCHEMA`), without those of perturbed views."""
         folders = sorted(int(name) for name in self.run.store.folders("masks"))
         for manifest in (number for number in folders if number <= self.last):
             for table in self.run.masks(manifest):
@@ -211,7 +214,7 @@ class CurrentRows:
     def members(
         self, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[pa.Table, dict[int, archives.ManifestMember]]]:
-        """Yield the rows, each table with its members by id, for reading the files again.
+        """Yield tables of current rows, each with its members by id, to read the image files again.
 
         Raises:
             ClusterError: If the rows of a file do not match its manifest.
@@ -222,18 +225,18 @@ class CurrentRows:
                 by_id = {member.image_id: member for member in islice(listed, len(table))}
                 if len(by_id) != len(table):
                     raise ClusterError(
-                        f"{self.run.store.url}: {file.path} does not match its manifest",
+                        f"{self.run.store.url}: the rows of {file.path} do not match the members of their manifest",
                         hint="report this as a bug in Touchstone",
                     )
                 yield table.filter(pa.array(self.select(table, file.manifest))), by_id
 
     def published(self) -> list[score_files.ScoreFile]:
-        """Return the published files that contain these rows, in the order of their blocks."""
+        """Return the published files that contain current rows, in the order of their blocks."""
         return [file for file in self.run.published() if file.manifest <= self.last]
 
 
 def _unlike(run: directory.RunDirectory, run_info: Mapping[str, Any]) -> str | None:
-    """Return why verdicts of a run abstain. Older versions wrote the reason into the rows."""
+    """Return the reason why all verdicts abstain, or None. Older versions wrote it into the rows."""
     finished = run.last_finished()
     if run_info.get("layout", 1) < directory.LAYOUT or finished < 0:
         return None
@@ -243,10 +246,10 @@ def _unlike(run: directory.RunDirectory, run_info: Mapping[str, Any]) -> str | N
 
 
 def mark_unlike(rows: pa.Table, unlike: str, thresholds: Mapping[str, Any]) -> pa.Table:
-    """Return rows with `abstain` in place of `real` and `fake`, and with the reason.
+    """Return rows with the verdict `abstain` in place of `real` and `fake`, and with its reason.
 
     Args:
-        rows: Result rows with the columns that `CurrentRows` reads for this.
+        rows: Result rows with the columns for verdicts and findings, which `CurrentRows` adds.
         unlike: Why the archive is unlike the calibration images, as in `GuaranteeSummary.unlike`.
         thresholds: The thresholds of the ensemble, as in `run.json`.
     """
@@ -281,13 +284,13 @@ class ChangedRows:
     now: CurrentRows
 
     def added(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield rows that are current now but were not before, a bounded table at a time."""
+        """Yield rows that are current now but were not before, as tables of bounded size."""
         yield from self._of_older_files(columns, is_added=True)
         newer = self.now.run.row_files(range(self.before.last + 1, self.now.last + 1))
         yield from self.now.tables(columns, files=newer)
 
     def removed(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield rows that were current before but are not now, as they were before."""
+        """Yield rows that were current before but are not now, with their earlier content."""
         yield from self._of_older_files(columns, is_added=False)
 
     def _of_older_files(self, columns: Sequence[str], *, is_added: bool) -> Iterator[pa.Table]:
@@ -328,7 +331,7 @@ def current_tables(
     vanished: bool = False,
     unfinished: bool = False,
 ) -> Iterator[pa.Table]:
-    """Yield the current rows of a run, a bounded table at a time.
+    """Yield the current rows of a run, as tables of bounded size.
 
     Args:
         run: The run directory.
@@ -366,12 +369,12 @@ def current_rows(
 
 
 def numbers(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
-    """Return a column of numbers (n,) as float64, with NaN for null."""
+    """Return a column of numbers as a float64 array (n,), with NaN for null."""
     return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
 
 
 def are_among(table: pa.Table, ids: archives.Ids) -> npt.NDArray[np.bool_]:
-    """Return for each row (n,) whether its id is one of these sorted ids."""
+    """Return for each row (n,) of a table whether its `image_id` is one of some sorted ids."""
     row_ids = table["image_id"].to_numpy()
     if not len(ids):
         return np.zeros(len(row_ids), bool)
@@ -384,7 +387,10 @@ def are_among(table: pa.Table, ids: archives.Ids) -> npt.NDArray[np.bool_]:
 def members_in(
     run: directory.RunDirectory, file: score_files.ScoreFile
 ) -> Iterator[archives.ManifestMember]:
-    """Yield the members whose rows a published file contains, in its order, a block in memory."""
+    """Yield the members whose rows a published file contains, in the order of the rows.
+
+    One block of members is in memory at a time.
+    """
     for ref in blocks_in(run, file):
         yield from archives.rows_to_members(archives.read_block(run.store, ref))
 
@@ -392,7 +398,7 @@ def members_in(
 def blocks_in(
     run: directory.RunDirectory, file: score_files.ScoreFile
 ) -> Iterator[archives.BlockRef]:
-    """Yield the blocks whose rows a published file contains, in its order."""
+    """Yield the blocks whose rows a published file contains, in the order of the rows."""
     for blocks in block_lists_in(run, file):
         yield from blocks
 
@@ -400,7 +406,7 @@ def blocks_in(
 def block_lists_in(
     run: directory.RunDirectory, file: score_files.ScoreFile
 ) -> Iterator[archives.BlockList]:
-    """Yield the blocks whose rows a published file contains, a list for each manifest."""
+    """Yield the blocks whose rows a published file contains, as one list for each manifest."""
     for number in file.manifests():
         blocks = archives.read_blocks(run.store, number)
         covered = file.blocks_of(number, len(blocks))

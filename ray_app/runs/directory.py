@@ -1,8 +1,9 @@
 """Manage a run directory (`RunDirectory`): its identity, its rows as a growing table, and sidecar files.
 
-A run's identity is what two commands must share to use one directory (`fingerprint`, `differences`).
-Only settings that change a score or a verdict belong to it, not workers, retries or the cluster. Any
-command's directory is claimed by a JSON file (`claim_directory`, `is_claimed`).
+The identity of a run consists of the settings that change a score or a verdict. Workers, retries, and
+the cluster are not part of it. Two commands can use the same directory only if their identities are
+equal (`fingerprint`, `differences`). A command of any kind claims its output directory by a JSON file
+(`claim_directory`, `is_claimed`).
 """
 
 import contextlib
@@ -46,19 +47,25 @@ LEFT_OUT: Identity = {
 
 
 def add_defaults(identity: Identity) -> dict[str, Any]:
-    """Return stored settings, with defaults for those that versions before 0.25 left out."""
+    """Return the stored identity of a run, with defaults for keys that versions before 0.25 left out."""
     return merge_mappings(LEFT_OUT, identity)
 
 
 def fingerprint(identity: Identity) -> str:
-    """Return the SHA-256 of the canonical JSON of an identity. It also names a served ensemble."""
+    """Return the SHA-256 of the canonical JSON of an identity.
+
+    It identifies the settings of a run, and also those of a served ensemble.
+    """
     return hashlib.sha256(
         json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()
     ).hexdigest()
 
 
 def differences(requested: Identity, stored: Identity) -> list[str]:
-    """Return a line per key that differs, as `key: this command X, the run Y`."""
+    """Return a line for each key that differs between two identities, for an error message.
+
+    Each line has the form `key: this command X, the run Y`.
+    """
     return [
         f"{key}: this command {left}, the run {right}"
         for key, left, right in differing_keys(requested, stored)
@@ -66,7 +73,10 @@ def differences(requested: Identity, stored: Identity) -> list[str]:
 
 
 def differing_keys(requested: Identity, stored: Identity) -> list[tuple[str, str, str]]:
-    """Return each dotted key that differs, with both values as JSON or `has none`."""
+    """Return each dotted key that differs between two identities, with both values.
+
+    A value is JSON, or `has none` if the key is missing.
+    """
     left, right = dict(_leaves(requested)), dict(_leaves(stored))
     keys = [*left, *(key for key in right if key not in left)]
     return [
@@ -101,17 +111,22 @@ KINDS = {
 
 
 def refuse_others(store: Store, name: str) -> None:
-    """Raise ConfigError if a directory belongs to another kind of command than the file `name`."""
+    """Raise ConfigError if a directory belongs to a command of another kind.
+
+    Args:
+        store: The directory.
+        name: The file that this kind of command writes, one of KINDS.
+    """
     for other, description in KINDS.items():
         if other != name and store.exists(other):
             raise ConfigError(
-                f"{store.url} is another command's directory: {description} ({other})",
+                f"{store.url} belongs to another kind of command: it contains {description} ({other})",
                 hint="set another --out",
             )
 
 
 def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, same: str) -> None:
-    """Claim a directory for this command, or check that it already has it.
+    """Claim a directory for this command, or check that this command has already claimed it.
 
     Args:
         store: The directory.
@@ -128,9 +143,9 @@ def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, sam
 
 
 def read_claiming_identity(store: Store, name: str) -> dict[str, Any] | None:
-    """Return the identity of the command that a directory belongs to, or None if it has none.
+    """Return the identity of the command that a directory belongs to, or None if it is free.
 
-    `name` is the file with the identity.
+    `name` is the file that contains the identity.
     """
     try:
         return dict(json.loads(store.read(name)))
@@ -188,13 +203,13 @@ class RunDirectory(PartTable):
     # -----------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Return whether a run was started here."""
+        """Return whether a run was started in this directory."""
         return self.store.exists("run.json")
 
     def missing_run_error(self) -> ConfigError:
-        """Return an error that says what is here instead of a run.
+        """Return the error for a directory without a run. Its message says what was found instead.
 
-        It may be nothing, a file, another command's directory, or something else.
+        That may be nothing, a file, another command's directory, or something else.
         """
         hint = "name the folder that `touchstone score SOURCE --out FOLDER` wrote"
         folder = self.store.local_path("")
@@ -238,7 +253,7 @@ class RunDirectory(PartTable):
         return ImageLimits(**self.describe()["identity"].get("limits", {}))
 
     def check_readable(self, run_info: Mapping[str, Any]) -> None:
-        """Raise ConfigError if a command of an older version was interrupted while rewriting rows.
+        """Raise ConfigError if a command of a version before 0.25 did not finish its work on the run.
 
         Args:
             run_info: The content of `run.json`.
@@ -286,7 +301,7 @@ class RunDirectory(PartTable):
             newest = max(newest, int(self.read_json("summary.json").get("row_schema", 0)))
         if newest > SCHEMA_VERSION:
             raise ConfigError(
-                f"{self.store.url}: its rows have schema {newest}, and this Touchstone writes schema {SCHEMA_VERSION}",
+                f"{self.store.url}: the run's rows have schema {newest}, but this version of Touchstone writes schema {SCHEMA_VERSION}",
                 hint="continue it with the version of Touchstone that wrote it, or a later one; this version can read it",
             )
 
@@ -315,12 +330,12 @@ class RunDirectory(PartTable):
                 raise self.missing_run_error()
             raise ConfigError(
                 f"the run in {self.store.url} is not finished yet",
-                hint="run the `touchstone score` command that started it again: it finishes the run",
+                hint="repeat the `touchstone score` command that started this run: it finishes the run",
             )
         return self.describe()
 
     def claim(self, identity: Identity, detectors: list[str], ensemble: dict[str, Any]) -> None:
-        """Claim the directory for this command, or check that it already has it.
+        """Claim the directory for this command, or check that its run has the same settings.
 
         Args:
             identity: The settings that decide scores and verdicts.
@@ -348,17 +363,17 @@ class RunDirectory(PartTable):
         self.require_same(identity)
 
     def require_same(self, identity: Identity) -> None:
-        """Raise IdentityError with the differences if the run has other settings."""
+        """Raise IdentityError if the run has other settings. The message has the differences."""
         if differing := self.compare_identity(identity):
             raise self.mismatch(differing)
 
     def check_free(self) -> None:
-        """Raise ConfigError if the directory belongs to another command and contains no run."""
+        """Raise ConfigError if the directory belongs to a command of another kind."""
         if not self.exists():
             refuse_others(self.store, "run.json")
 
     def discard(self) -> None:
-        """Delete a run of which nothing was listed, so that the directory is free again."""
+        """Delete a run that has listed no file yet, so that the directory is free again."""
         for folder in ("manifest", "sessions"):
             self.store.clear(folder)
         self.store.delete("run.json")
@@ -392,16 +407,16 @@ class RunDirectory(PartTable):
         return MASK_SCHEMA.empty_table() if rows is None else rows
 
     def write_sidecar(self, folder: str, manifest: int, block: int, rows: pa.Table) -> None:
-        """Write further rows of a block, such as masks or embeddings, without compression.
+        """Write a sidecar file of a block, such as its masks or embeddings.
 
-        Their bytes can hardly be compressed. Call it before the block is committed, so that every
-        finished block has its sidecar files.
+        The rows are not compressed, because their bytes can hardly be compressed. Call this method
+        before the block is committed, so that every finished block has its sidecar files.
 
         Args:
             folder: The folder of these files in the run.
             manifest: The number of the manifest.
             block: The number of the block.
-            rows: The rows.
+            rows: The masks or embeddings.
         """
         buffer = io.BytesIO()
         # A dictionary of embeddings would repeat most of them.
@@ -424,9 +439,10 @@ class RunDirectory(PartTable):
             return None
 
     def masks(self, manifest: int) -> Iterator[pa.Table]:
-        """Yield the masks of a manifest in all its views, a bounded table at a time, in block order.
+        """Yield the masks of a manifest in block order, as tables of bounded size.
 
-        The schema is `MASK_SCHEMA`, or `VIEWED_MASK_SCHEMA` if there are views.
+        If the run scored perturbed views, their masks are included, and the schema is
+        `VIEWED_MASK_SCHEMA` instead of `MASK_SCHEMA`.
         """
         for name in sorted(self.store.names(f"masks/{manifest:05d}")):
             yield from self.rows_in(f"masks/{manifest:05d}/{name}", None)

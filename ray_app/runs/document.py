@@ -18,7 +18,7 @@ SUMMARY_SCHEMA = 1
 
 
 class Example(Section):
-    """A member with a given status."""
+    """A member that is shown as an example of a status other than `ok`."""
 
     uri: str = ""
     member: str | None = None
@@ -50,12 +50,12 @@ class Histogram(Section):
 
     @property
     def ensemble(self) -> Sequence[int]:
-        """Counts of the ensemble's score; empty if there are none."""
+        """Counts of the ensemble's score per bin; empty if there are none."""
         return self._drawable().get("ensemble", [])
 
     @property
     def detectors(self) -> dict[str, Sequence[int]]:
-        """Counts per detector; empty if they would only repeat those of the ensemble."""
+        """Counts per bin for each detector; empty if they would only repeat those of the ensemble."""
         others = {name: counts for name, counts in self._drawable().items() if name != "ensemble"}
         return {} if list(others.values()) == [self.ensemble] else others
 
@@ -105,11 +105,11 @@ class EnsembleSummary(Section):
 
 
 class Sharing(Section):
-    """How often a shared backbone was requested, and how often it ran.
+    """How often detectors requested the features of a shared backbone, and how often it was executed.
 
     Attributes:
-        runs: How often the backbone ran.
-        asked: How often detectors requested its features.
+        runs: The number of executions of the backbone.
+        asked: The number of requests by detectors.
     """
 
     runs: int = 0
@@ -117,13 +117,13 @@ class Sharing(Section):
 
 
 class DetectorTime(Section):
-    """The time of a detector.
+    """The time that one detector took.
 
     Attributes:
-        seconds: Seconds of all workers.
-        images: The number of images, counted in every view.
-        ms_per_image: The milliseconds of an image for this detector alone, including the run of a
-            shared backbone that was counted for another detector.
+        seconds: Seconds, summed over all workers.
+        images: The number of scored images, counted once for each view.
+        ms_per_image: The milliseconds per image if this detector ran alone. They include the shared
+            backbone, even if its time was counted for another detector.
     """
 
     seconds: float = 0.0
@@ -132,13 +132,13 @@ class DetectorTime(Section):
 
 
 class CostSummary(Section):
-    """The cost of machines, and of bytes that leave the store, in the currency of the prices.
+    """The cost of machines and of traffic, in the currency of the config's prices.
 
     Attributes:
         compute: The cost of machines; None if the hours are not known.
-        egress: The cost of bytes.
-        total: Both together.
-        compute_share: The fraction of machines in the total; None if nothing has a price.
+        egress: The cost of bytes that leave the store.
+        total: The sum of both costs.
+        compute_share: The cost of machines as a fraction of the total; None if nothing has a price.
     """
 
     compute: float | None = None
@@ -151,10 +151,10 @@ class CascadeStageCost(Section):
     """The cost of one stage of a cascade in the last command, for machines only.
 
     Attributes:
-        images: The number of images.
-        seconds: Seconds of all workers.
-        hours_per_million: Hours for a million images of such an archive.
-        cost_per_million: The cost of a million images of such an archive.
+        images: The number of images that the stage scored.
+        seconds: Seconds, summed over all workers.
+        hours_per_million: Hours of this stage for an archive of a million images.
+        cost_per_million: The cost of this stage for an archive of a million images.
     """
 
     images: int = 0
@@ -167,11 +167,12 @@ class Memory(Section):
     """The maximum memory that a run uses on one node.
 
     Attributes:
-        processes: The number of processes.
+        processes: The number of processes on the node.
         process_bytes: The memory of one process.
-        decode_bytes: The memory that large images use in turns; None if the node's memory is
-            unknown.
-        file_bytes: The memory that encoded files use in turns; None if the node's memory is unknown.
+        decode_bytes: The memory that all processes share for decoding large images; None if the
+            node's memory is unknown.
+        file_bytes: The memory that all processes share for encoded files; None if the node's memory
+            is unknown.
         total_bytes: The total; None if the node's memory is unknown.
     """
 
@@ -183,19 +184,19 @@ class Memory(Section):
 
 
 class LinkedFoldersSummary(Section):
-    """Symbolic links to folders that the listing did not follow."""
+    """The number of symbolic links to folders, which the listing did not follow, and an example."""
 
     count: int = 0
     example: str = ""
 
 
 class KeptSetting(Section):
-    """A setting that the command did not set, and that differs between the run and a new run.
+    """A setting of the run that the user did not write, and whose default has changed since.
 
     Attributes:
         key: The key of the setting.
-        run: The value of the run, as JSON.
-        today: The value of a new run, as JSON.
+        run: The value that the run keeps, as JSON.
+        today: The value that a new run would have, as JSON.
     """
 
     key: str = ""
@@ -204,12 +205,12 @@ class KeptSetting(Section):
 
 
 class RetrySummary(Section):
-    """A retry that the last command worked on.
+    """A retry (`--retry`) that the last command worked on.
 
     Attributes:
-        listing: The number of its manifest.
-        statuses: The statuses of the members that were retried.
-        members: The number of members.
+        listing: The number of the retry's manifest.
+        statuses: The statuses of the members that were scored again.
+        members: The number of members that were scored again.
     """
 
     listing: int
@@ -218,12 +219,13 @@ class RetrySummary(Section):
 
 
 class SessionSummary(Section):
-    """The work of the last command.
+    """The work of the last command on the run.
 
     Attributes:
         seconds: Seconds per stage, summed over the workers.
         described: The number of members with a predicted prompt.
-        groups: Groups of detectors that took turns in each worker, if they did not fit together.
+        groups: Groups of detectors that took turns in each worker, if the memory of a worker was too
+            small for all detectors together.
     """
 
     number: int = 0
@@ -262,15 +264,15 @@ class Bottleneck(Section):
 
 
 class Declarations(Section):
-    """Counts of what files declare about their own origin.
+    """Counts of rows by what the metadata of files declare about their origin.
 
     Attributes:
-        stated: Rows with any statement.
-        declared: Rows per verdict, of files that declare themselves generated.
-        undeclared: Rows per verdict, of the other files.
-        c2pa: Rows per state of a C2PA manifest.
-        signers: Rows with a sound manifest by the trust of its signer: the list that contains the
-            signer, no list that was checked, or no list.
+        stated: Rows of files with any statement on their origin.
+        declared: Rows of files that declare themselves generated, per verdict.
+        undeclared: Rows of all other files, per verdict.
+        c2pa: Rows per state of the file's C2PA manifest.
+        signers: Rows with a sound C2PA manifest, by the trust list that contains its signer. Two more
+            keys count signers in none of the checked lists, and signers without a check.
     """
 
     stated: int = 0
@@ -286,7 +288,7 @@ class Declarations(Section):
 
 
 class GeneratorCount(Section):
-    """Flagged images that an identifier attributes to one generator."""
+    """The number of flagged images that an identifier attributes to one generator."""
 
     family: str = ""
     generator: str = ""
@@ -294,7 +296,7 @@ class GeneratorCount(Section):
 
 
 class ProfileExample(Section):
-    """The profile of one flagged image."""
+    """The profile of one flagged image: its predicted generator and prompt."""
 
     image_id: int = 0
     uri: str = ""
@@ -314,13 +316,13 @@ class ProfileSummary(Section):
 
     Attributes:
         flagged: The number of flagged images.
-        identified: Whether generators were named.
-        generators: The number of images per generator.
-        unlike: The number of images that are unlike any known generator.
-        silent: The number of images without a result.
-        describes: Whether prompts were predicted.
-        described: The number of images with a predicted prompt.
-        told: The images with the highest scores.
+        identified: Whether the ensemble names generators.
+        generators: The number of flagged images per generator.
+        unlike: The number of flagged images that are unlike the images of any known generator.
+        silent: The number of flagged images for which the identifier gave no result.
+        describes: Whether the ensemble predicts prompts.
+        described: The number of flagged images with a predicted prompt.
+        told: The profiles of the flagged images with the highest scores.
     """
 
     flagged: int = 0
@@ -334,12 +336,12 @@ class ProfileSummary(Section):
 
 
 class SecondLookSummary(Section):
-    """The number of images that all members of a cascade scored.
+    """The number of images that the second stage of a cascade scored, by reason.
 
     Attributes:
-        band: Images whose score was in the band.
-        audit: Images that were sampled for the audit.
-        share: The fraction of scored images.
+        band: Images whose score in the first stage was inside the band.
+        audit: Images that were sampled at random for the audit.
+        share: Images of the second stage as a fraction of all scored images.
     """
 
     band: int = 0
@@ -351,14 +353,16 @@ class ShiftSummary(Section):
     """The difference between the archive and the images of the card's calibration in one property.
 
     Attributes:
-        feature: The property.
-        psi: Population stability index of the archive and a mixture of reals and fakes.
-        limit: The largest index that is not noticed: 0.1, or what chance alone may reach.
-        noticed: Whether the index is above the limit.
-        beyond: Whether the index is above 0.25, too.
+        feature: The name of the property.
+        psi: Population stability index between the archive and a mixture of the real and fake
+            calibration images.
+        limit: The largest index that counts as no difference: 0.1, or the value that chance alone
+            may reach.
+        noticed: Whether the index is above `limit`.
+        beyond: Whether the index is above `limit` and above 0.25.
         fakes: The fraction of fakes in the mixture.
-        images: The number of images that have the property.
-        tells: Whether these images are enough to show an index of 0.25.
+        images: The number of images of the archive that have the property.
+        tells: Whether the number of images is large enough to detect an index of 0.25.
     """
 
     feature: str = ""
@@ -377,7 +381,7 @@ class ArchiveCounts(Section):
     Attributes:
         card: The digest of the ensemble card and its late detectors.
         counts: Images per bin of each property.
-        decoders: Images per decoder, of formats that the calibration contained.
+        decoders: Images per decoder. Only formats that the calibration contained are counted.
         images: The number of images with a score.
     """
 
@@ -388,23 +392,23 @@ class ArchiveCounts(Section):
 
 
 class GuaranteeSummary(Section):
-    """What the ensemble's card guarantees about false positives, and what contradicts it here.
+    """The false-positive guarantee of the ensemble's card, and whether it is valid for this archive.
 
     Attributes:
-        holds: False if a difference was noticed, True if none was, which is no proof, None if there
-            are too few images.
-        why: The reason why the guarantee is not valid, or why that is unknown.
-        unlike: The reason why every verdict has to be `abstain`; None if there is none.
+        holds: False if the archive differs from the calibration, True if no difference was found
+            (which is no proof), None if there are too few images.
+        why: The reason why the guarantee is not valid, or why its validity is unknown.
+        unlike: The reason why every verdict has to be `abstain`; None if verdicts are kept.
         waived: Whether the user waived the guarantee.
         target_fpr: The false-positive rate of the guarantee.
         confidence: The confidence of the guarantee.
         upper_bound: The measured upper bound of the false-positive rate.
         population: A description of the images of the calibration.
-        images: The number of images that were compared.
+        images: The number of images of the archive that were compared.
         shifts: The differences by property.
-        decoders: Decoders that the calibration did not contain.
-        settings: Settings that differ from those of the calibration.
-        counted: The counts that were compared.
+        decoders: Decoders of this run that the calibration did not use.
+        settings: Settings of this run that differ from those of the calibration.
+        counted: The counts of this archive that were compared.
     """
 
     holds: bool | None = None
@@ -423,16 +427,16 @@ class GuaranteeSummary(Section):
 
     @property
     def stated(self) -> bool:
-        """Whether there is a guarantee, or a comparison was made."""
+        """Whether the card has a guarantee, or the archive was compared with the calibration."""
         return self.images is not None
 
 
 class RunHead(Section):
-    """The run, its version, and its times.
+    """The first keys of `summary.json`: the run, its version, and its times.
 
     Attributes:
-        schema_number: The schema of this document.
-        row_schema: The newest schema that its rows may have.
+        schema_number: The schema of `summary.json`.
+        row_schema: The newest schema that rows of the run may have.
     """
 
     schema_number: int = Field(default=SUMMARY_SCHEMA, alias="schema")
@@ -451,7 +455,7 @@ class RunCounts(Section):
     """Counts of a run's rows.
 
     Attributes:
-        days: Counts by the day (UTC) of the rows: `files`, and each status and verdict.
+        days: For each day (UTC) of scoring, the counts of `files` and of each status and verdict.
     """
 
     members: int = 0
@@ -478,12 +482,12 @@ class RunCounts(Section):
 
 
 class RunSummary(RunCounts, RunHead):
-    """The summary of a run: its head, the counts, and further facts, in this order.
+    """The content of `summary.json`: the keys of `RunHead`, then of `RunCounts`, then the keys below.
 
     Attributes:
-        detectors: The time per detector, of all commands that worked on the run.
-        memory_per_worker_bytes: The maximum memory of a process that was measured in any of these
-            commands.
+        detectors: The time per detector, summed over all commands that worked on the run.
+        memory_per_worker_bytes: The maximum memory of a process, measured over all commands that
+            worked on the run.
     """
 
     guarantee: OptionalKey[GuaranteeSummary] = None
@@ -502,17 +506,17 @@ class RunSummary(RunCounts, RunHead):
 
     @property
     def not_scored(self) -> int:
-        """The number of members whose row says why there is no score."""
+        """The number of members whose row has a status other than `ok`, so no score."""
         return self.rows - self.scored
 
     @property
     def has_other_findings(self) -> bool:
-        """Whether a finding is based on more than the verdict of the detectors."""
+        """Whether any finding is based on more than the verdict of the detectors."""
         return not set(self.findings) <= set(DETECTOR_FINDINGS.values())
 
     @property
     def error_rates(self) -> str:
-        """The sentences on error rates that are shown next to verdicts."""
+        """Sentences on the ensemble's measured error rates, to show next to its verdicts."""
         confidence = self.guarantee.confidence if self.guarantee else None
         return format_error_rates(self.ensemble.name, self.ensemble.thresholds, confidence)
 

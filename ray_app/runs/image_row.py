@@ -21,12 +21,12 @@ _MAX_NAMED = 3
 def find_image_row(
     run: RunDirectory, image: str, member: str | None = None, *, vanished: bool = False
 ) -> dict[str, Any]:
-    """Return the row of one image.
+    """Find the current row of one image in a run, and return it as a dictionary.
 
     Args:
         run: The run to search.
         image: The URI or path of the file, or the `image_id` of the row.
-        member: The name in the container that `image` names. None matches every member.
+        member: The name of the image inside the container `image`. None matches every member.
         vanished: Also search the rows of files that the last listing no longer found.
 
     Raises:
@@ -43,7 +43,7 @@ def find_image_row(
         raise ConfigError(f"{run.store.url}: no row of {name}", hint=hint)
     if len(matches) > 1:
         raise ConfigError(
-            f"{run.store.url}: {len(matches):,} rows of {name}",
+            f"{run.store.url}: {len(matches):,} rows of {name}, but one row is needed",
             hint=_explain_choice([keys for _, keys in matches]),
         )
     path, keys = matches[0]
@@ -55,9 +55,9 @@ def find_image_row(
 
 
 def describe_image_row(run: RunDirectory, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON document with a row and what identifies the run that scored it.
+    """Return a JSON document with a row and the facts that show how its score was computed.
 
-    It has the row, the digests of the cards and weights, the versions, and the settings.
+    These are the digests of the cards and weights, the versions of software, and the settings.
     """
     run_info = run.describe()
     identity = run_info["identity"]

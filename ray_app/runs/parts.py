@@ -39,7 +39,7 @@ _FEW = 8  # For up to this many manifests, files are listed per manifest instead
 
 @dataclass(frozen=True)
 class BlockRange:
-    """Consecutive blocks that have a part, with the size of each part in bytes."""
+    """Consecutive blocks of a manifest that have a part file each, with the sizes of the parts."""
 
     manifest: int
     first: int
@@ -51,7 +51,10 @@ class BlockRange:
         return sum(self.sizes)
 
     def split(self) -> list["BlockRange"]:
-        """Split the range into ranges of about `TASK_BYTES`. Only a single range may be much smaller."""
+        """Split the range into ranges of about `TASK_BYTES`, one for each merging task.
+
+        A range smaller than `TASK_BYTES` is not split.
+        """
         count = max(1, self.size_bytes // TASK_BYTES)
         stops = np.searchsorted(
             np.cumsum(self.sizes), self.size_bytes * np.arange(1, count) / count
@@ -66,9 +69,9 @@ class BlockRange:
 def group_consecutive(
     manifest: int, sizes: Mapping[int, int], covered: Container[int]
 ) -> list[BlockRange]:
-    """Group the parts that no published file covers into ranges without a gap.
+    """Group the parts whose rows are not published yet into ranges of consecutive blocks.
 
-    A published file must not span blocks of another file.
+    Each range can become a published file, because no range spans blocks of another file.
 
     Args:
         manifest: The number of the manifest.
@@ -100,11 +103,11 @@ class Merger:
         return self._buffer.tell()
 
     def accepts(self, table: pa.Table) -> bool:
-        """Return whether rows with these columns can be added to the file."""
+        """Return whether a table has the schema of the rows that were added before."""
         return self._schema is None or self._schema.equals(table.schema)
 
     def add(self, table: pa.Table) -> None:
-        """Append rows."""
+        """Append the rows of the next block."""
         self._schema = table.schema
         self._waiting.append(table)
         self._rows += len(table)
@@ -112,7 +115,7 @@ class Merger:
             self._flush()
 
     def finish(self) -> bytes:
-        """Return the content of the file."""
+        """Return the content of the merged Parquet file."""
         self._flush()
         assert self._writer is not None
         self._writer.close()
@@ -131,21 +134,21 @@ class Merger:
 
 @dataclass(frozen=True)
 class PartTable:
-    """The rows of a run, or of a retry within it, in one store.
+    """The result rows of a run in its store.
 
-    It is small and picklable: workers receive it to write their parts.
+    The object is small and picklable, because workers receive it to write their parts.
     """
 
     store: Store
 
     def part_path(self, manifest: int, block: int) -> str:
-        """Return the path of a block's own rows."""
+        """Return the path of a block's part, the file with only the rows of this block."""
         return f"parts/{manifest:05d}/{block:08d}.parquet"
 
     def write_part(self, manifest: int, block: int, rows: pa.Table) -> int:
-        """Commit one block, and return its size in bytes.
+        """Commit one block by writing its part, and return the size of the file in bytes.
 
-        A repeated commit replaces the same file.
+        A repeated commit replaces the file.
 
         Args:
             manifest: The number of the manifest.
@@ -158,11 +161,11 @@ class PartTable:
         return buffer.tell()
 
     def remove_parts(self, manifest: int, blocks: Sequence[int]) -> None:
-        """Delete the parts of these blocks."""
+        """Delete the parts of some blocks of a manifest."""
         self.store.delete_all([self.part_path(manifest, block) for block in blocks])
 
     def parts(self, manifest: int) -> list[int]:
-        """Return the blocks of a manifest that have a part."""
+        """Return the numbers of a manifest's blocks that have a part."""
         return sorted(self._part_sizes(manifest))
 
     def _part_sizes(self, manifest: int) -> dict[int, int]:
@@ -195,18 +198,19 @@ class PartTable:
                 )
 
     def part_folders(self) -> list[int]:
-        """Return the manifests that may have blocks with a part.
+        """Return the numbers of manifests that have a folder in `parts/`.
 
-        On a store without folders, no published manifest is among them.
+        If all parts of a manifest are published, a local folder may remain, while a store without
+        folders no longer lists the manifest.
         """
         return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
 
     def published(self, manifests: Collection[int] | None = None) -> list[ScoreFile]:
-        """Return the published files, in the order of their blocks.
+        """Return the published files in `scores/`, in the order of their blocks.
 
         Args:
-            manifests: The manifests that are needed. Files of other manifests may be returned, too.
-                None returns all files.
+            manifests: The manifests whose files are needed. Files of other manifests may also be
+                returned. None returns all files.
         """
         if manifests is None or len(manifests) > _FEW:
             names = self.store.names("scores")
@@ -219,7 +223,7 @@ class PartTable:
         return split_replaced(parse_names(names))[0]
 
     def last_finished(self, summary: Mapping[str, Any] | None = None) -> int:
-        """Return the last finished manifest, whose summary exists; -1 if there is none.
+        """Return the number of the last finished manifest, whose summary exists; -1 if there is none.
 
         Args:
             summary: The content of `summary.json`. None reads it.
@@ -263,7 +267,7 @@ class PartTable:
         return number
 
     def find_pending(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
-        """Return the blocks without rows, for manifests with all their blocks."""
+        """Return the blocks that have no rows yet, from a mapping of manifests to all their blocks."""
         files, folders = self.published(lists.keys()), set(self.part_folders())
         pending = []
         for number, blocks in lists.items():
@@ -275,10 +279,10 @@ class PartTable:
         return pending
 
     def row_files(self, manifests: Sequence[int]) -> list[str]:
-        """Return the files with the rows of manifests, in block order.
+        """Return the paths of the files that contain the rows of some manifests, in block order.
 
-        Parts that a published file covers are left out. A merged file may also contain rows of other
-        manifests.
+        Parts whose rows are already in a published file are left out. A merged file may also contain
+        rows of other manifests.
         """
         numbers = set(manifests)
         published = self.published(numbers)
@@ -296,17 +300,17 @@ class PartTable:
         return [path for _, path in sorted(located)]
 
     def rows_in(self, path: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows of one file of the run, a bounded table at a time."""
+        """Yield the rows of one file of the run, as tables of bounded size."""
         with self.store.open_file(path) as handle, pq.ParquetFile(handle) as file:
             yield from _row_groups(file, columns)
 
     def rows_of(
         self, paths: Sequence[str], columns: list[str] | None = None
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Yield the rows of several files in their order, a bounded table with its path at a time.
+        """Yield the rows of several files in their order, as tables of bounded size.
 
-        A run with many sessions has many small files. If they are not on a local disk, several are
-        read at once.
+        Each table has the path of its file. A run with many sessions has many small files. If the
+        files are not on a local disk, several small files are read at once.
         """
         is_elsewhere = self.store.local_path("scores") is None
         sizes = self.store.sizes("scores") if is_elsewhere and len(paths) > 1 else {}
@@ -334,7 +338,7 @@ class PartTable:
 
         Args:
             manifest: The number of the manifest.
-            each: Runs the merging of large parts, for example as tasks.
+            each: Maps a function over ranges of parts to merge them, for example as Ray tasks.
 
         Returns:
             The paths of the published files.

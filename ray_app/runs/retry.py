@@ -1,7 +1,7 @@
 """Retry members: write a manifest that lists the current members with certain statuses again.
 
-The rows of a retry are current once it is finished, because the last finished manifest that contains
-an id counts.
+When the retry is finished, its rows are the current rows of these members, because the last finished
+manifest that contains an id counts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +26,8 @@ class RetryManifest:
 
     Attributes:
         info: The new manifest; None if there is nothing to retry.
-        refused: The number of members that the listing refused. They are never read, so they are
-            not retried.
+        refused: The number of members that are not retried, because the listing had refused them
+            without reading them.
     """
 
     info: archives.ManifestInfo | None
@@ -37,7 +37,7 @@ class RetryManifest:
 def begin_retry(
     rows: CurrentRows, statuses: Sequence[str], plan: archives.BlockPlan
 ) -> RetryManifest:
-    """Write the manifest of the members whose current row has one of these statuses.
+    """Write a manifest of the members whose current row has one of the given statuses.
 
     Args:
         rows: The current rows of a run whose manifests are all finished.

@@ -12,14 +12,14 @@ from ray_app.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class RowShape:
-    """A schema for the rows of several sessions, whose columns differ.
+    """A common schema for the rows of several sessions, whose columns differ.
 
-    A column that some rows lack is null in these rows. A column of the source has the type that can
-    represent all of its values, or else text.
+    If some rows lack a column, it is null in these rows. A column that comes from the source table has
+    a type that can represent all of its values, or else text.
 
     Attributes:
-        schema: The schema.
-        input_type: The type of the source's columns, or None if the source has none.
+        schema: The common schema.
+        input_type: The struct type of the source's own columns, or None if the source has none.
     """
 
     schema: pa.Schema
@@ -27,7 +27,10 @@ class RowShape:
 
     @classmethod
     def of_files(cls, run: RunDirectory, paths: Sequence[str]) -> "RowShape":
-        """Return the shape for the rows of files, with columns in the order of the longest schema."""
+        """Return the common shape of the rows in some files of a run.
+
+        Its columns are in the order of the schema that has the most columns.
+        """
         schemas = []
         for path in paths:
             with run.store.open_file(path) as handle:
@@ -47,7 +50,7 @@ class RowShape:
         )
 
     def apply(self, rows: pa.Table) -> pa.Table:
-        """Return rows with this schema."""
+        """Return the rows converted to the common schema."""
         rows = widen_input(rows, self.input_type)
         columns = [
             rows[field.name].cast(field.type)

@@ -1,7 +1,8 @@
-"""Convert members and the results about them to Arrow tables.
+"""Convert members and their results to Arrow tables.
 
-`result_rows` makes result rows, and `block_tables` all tables of a block. `read_outcomes` reads the
-results of decoding back from rows. `with_findings` derives findings again for other thresholds.
+`result_rows` returns result rows, and `block_tables` returns all tables of a block. `read_outcomes`
+reads the results of decoding back from rows. `with_findings` derives findings again from changed
+verdicts or thresholds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,14 +37,14 @@ def result_rows(
     scored_at: datetime,
     measured: tuple[str, ...] = (),
 ) -> pa.Table:
-    """Return one row per member of the manifest table, in its order.
+    """Return one result row for each member of a manifest table, in the order of that table.
 
     Args:
         members: The rows of the manifest.
         scored: The results of the members.
         attempt: The number of the session.
         scored_at: The time of scoring.
-        measured: Names of the facts of pixels to store.
+        measured: Names of the facts about pixels to store.
 
     Raises:
         AssertionError: If the number of members and of outcomes differ.
@@ -113,9 +114,9 @@ def result_rows(
 
 
 def read_outcomes(rows: pa.Table) -> list[DecodeResult]:
-    """Return the results of decoding the members of result rows.
+    """Read the result of decoding each image back from result rows.
 
-    The rows have `OUTCOME_COLUMNS`, as far as their run has them.
+    The rows must have those of the `OUTCOME_COLUMNS` that their run has.
     """
     outcomes = []
     for row in rows.to_pylist():
@@ -132,9 +133,9 @@ def read_outcomes(rows: pa.Table) -> list[DecodeResult]:
 
 
 def decision_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, Any]:
-    """Return the columns of an ensemble's decision, null for rows without a score.
+    """Return the row columns with an ensemble's decisions, by name. Rows without a score have nulls.
 
-    There is a column `second_look` only if a cascade decided.
+    The column `second_look` is included only if a cascade decided.
     """
     second_look = decisions.second_look
     text, hidden = pa.string(), ~has_score
@@ -152,7 +153,7 @@ def decision_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, A
 
 
 def finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return the columns of findings."""
+    """Return the row columns with findings and their grounds, by name."""
     return {
         FINDING: [finding.finding for finding in findings],
         GROUNDS: [[ground.model_dump() for ground in finding.grounds] for finding in findings],
@@ -160,7 +161,10 @@ def finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def caption_columns(captions: Sequence[Caption | None], has_score: np.ndarray) -> dict[str, Any]:
-    """Return the columns that a describer fills, null for rows without a caption or a score."""
+    """Return the row columns with predicted prompts and their likelihoods, by name.
+
+    A row without a caption or without a score has nulls.
+    """
     visible = [
         caption if scored else None for caption, scored in zip(captions, has_score, strict=True)
     ]
@@ -182,10 +186,10 @@ def _struct(kind: pa.DataType, columns: Sequence[np.ndarray], has_score: np.ndar
 
 
 def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
-    """Return values as a column of a table.
+    """Convert values to an Arrow array for a column.
 
     Args:
-        values: The values. None gives a column of nulls.
+        values: The values. None gives an array of nulls.
         field: The field of the schema, which has the type.
         count: The number of rows.
     """
@@ -199,7 +203,7 @@ def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
 
 
 def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
-    """Return rows with the findings that follow from their provenance, verdicts, and thresholds."""
+    """Return rows with new findings, derived from their provenance and verdicts and the thresholds."""
     pairs = zip(rows["provenance"].to_pylist(), rows["verdict"].to_pylist(), strict=True)
     findings = [find_origin(text, verdict, thresholds) for text, verdict in pairs]
     rows = rows.drop_columns([FINDING, GROUNDS])
@@ -211,7 +215,10 @@ def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
 
 
 def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> card_sections.Facts:
-    """Return the facts of rows that cards bound, by name; None if a run did not measure a fact."""
+    """Return columns of image facts, such as those for which cards state a range, by name.
+
+    The value is None if the run did not measure the fact.
+    """
     columns = {name: card_sections.FACTS[name][0] for name in names}
     return {
         name: rows[column].to_pylist() if column in rows.column_names else [None] * len(rows)
@@ -221,13 +228,13 @@ def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> ca
 
 @dataclass(frozen=True)
 class BlockTables:
-    """The tables of a block.
+    """The tables that are written for a block of members.
 
     Attributes:
         rows: The result rows.
         masks: The masks; None if no detector localizes.
-        features: The embeddings, by detector that stores them.
-        bad: The number of images without a score.
+        features: The embeddings, by name of the detector.
+        bad: The number of members without a score.
         failures: The members on which Touchstone's own code failed, each with its traceback, as
             plain JSON.
     """
@@ -249,10 +256,10 @@ def block_tables(
     measured: tuple[str, ...] = (),
     features: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> BlockTables:
-    """Return the tables of a block's members, in their order.
+    """Build the tables of a block from the results of its members, in the order of the members.
 
-    If building them fails, every member is tried alone. A member that fails alone becomes
-    `decoder_crashed`. If the exception is not about a single member (see
+    If building the tables fails, it is tried for each member alone. A member that fails alone gets
+    the status `decoder_crashed`. If the exception is not about a single member (see
     `errors.is_image_error`), it is raised.
 
     Args:
@@ -260,7 +267,7 @@ def block_tables(
         scored: The results of the members.
         attempt: The number of the session.
         scored_at: The time of scoring.
-        measured: Names of the facts of pixels to store.
+        measured: Names of the facts about pixels to store.
         features: The facts that determine the embeddings of each detector (see `feature_rows`).
     """
 

@@ -1,7 +1,7 @@
-"""Define the columns of a result row (`row_schema`); docs_site/columns.py describes each.
+"""Define the columns of a result row (`row_schema`). docs_site/columns.py describes each column.
 
-A reader of schema n reads n-1. A column is never renamed. Schema 8 leaves out the columns of features
-that 1.0 retires (`reused`, `stability`, `phash`). Older files keep these columns.
+A reader of schema n also reads schema n-1. A column is never renamed. Schema 8 leaves out the columns
+of features that 1.0 retires (`reused`, `stability`, `phash`). Older files keep these columns.
 """
 
 from collections.abc import Sequence
@@ -49,12 +49,12 @@ def row_schema(
     described: bool = False,
     measured: Sequence[str] = (),
 ) -> pa.Schema:
-    """Return the columns of `parts/` and `scores/`.
+    """Return the schema of the result rows of a run, in `parts/` and `scores/`.
 
-    `scores` is a struct with a float32 per detector. Columns of features that were not requested are
-    left out. If the identifier knows no generator like that of an image, generator and family are
-    null; `generator_ranking` (best first) and `generator_probability` (of the first) still show the
-    nearest generators.
+    The column `scores` is a struct with a float32 per detector. Columns of features that were not
+    requested are left out. If the identifier knows no generator like that of an image, the columns
+    for generator and family are null. `generator_ranking` (best first) and `generator_probability`
+    (of the first) still show the nearest generators.
 
     Args:
         detectors: The names of the detectors.
@@ -66,7 +66,8 @@ def row_schema(
         second_look: Whether a cascade decides.
         identified: Whether generators are named.
         described: Whether prompts are predicted.
-        measured: Facts of the pixels that a detector's card bounds (see `ImageFileFacts`).
+        measured: Facts about the pixels for which a detector's card states a range (see
+            `ImageFileFacts`).
     """
     text, label = pa.string(), pa.dictionary(pa.int32(), pa.string())
     scores = pa.struct([(name, pa.float32()) for name in detectors])

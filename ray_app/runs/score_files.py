@@ -3,8 +3,8 @@
     scores/00003-00000000-00000011.parquet           blocks 0 … 11 of manifest 3
     scores/00003-00000000--00027-00000001.parquet    block 0 of manifest 3 up to block 1 of manifest 27
 
-Only versions 0.20 to 0.24 wrote files of the second form, merged from smaller ones. If an interrupted
-merge left both, the merged file is read in place of its sources.
+Only versions 0.20 to 0.24 wrote files of the second form, merged from smaller files. If an interrupted
+merge left the merged file and its sources, only the merged file is read.
 """
 
 import re
@@ -18,7 +18,7 @@ BlockPlace = tuple[int, int]  # A manifest and a block of it.
 
 @dataclass(frozen=True, order=True)
 class ScoreFile:
-    """A file of `scores/`: rows of consecutive blocks.
+    """A file of `scores/`, which contains the rows of consecutive blocks.
 
     Attributes:
         manifest: The manifest of the first block.
@@ -59,11 +59,16 @@ class ScoreFile:
         return f"scores/{self.name}"
 
     def has_block(self, manifest: int, block: int) -> bool:
-        """Return whether the file contains a block."""
+        """Return whether the file contains the rows of a block."""
         return self.start <= (manifest, block) <= self.end
 
     def blocks_of(self, manifest: int, count: int) -> range:
-        """Return the blocks of a manifest with `count` blocks that are in the file."""
+        """Return the numbers of a manifest's blocks whose rows are in the file.
+
+        Args:
+            manifest: The number of the manifest.
+            count: The number of all blocks of the manifest.
+        """
         if not self.manifest <= manifest <= self.end[0]:
             return range(0)
         first = self.first if manifest == self.manifest else 0
@@ -74,7 +79,7 @@ class ScoreFile:
         return self.start <= other.start and other.end <= self.end
 
     def manifests(self) -> range:
-        """Return the manifests of which the file may contain blocks."""
+        """Return the numbers of the manifests whose rows may be in the file."""
         return range(self.manifest, self.end[0] + 1)
 
 
@@ -85,7 +90,10 @@ def manifest_of(path: str) -> int:
 
 
 def parse_names(names: Iterable[str]) -> list[ScoreFile]:
-    """Return the files with these names, in the order of their blocks. Other names are ignored."""
+    """Parse names of files in `scores/`, and return the files in the order of their blocks.
+
+    Names of another form are ignored.
+    """
     matches = (_NAME.fullmatch(name) for name in names)
     files = (
         ScoreFile(int(m[1]), int(m[2]), int(m[4]), int(m[3]) if m[3] else -1) for m in matches if m
@@ -98,9 +106,10 @@ def parse_names(names: Iterable[str]) -> list[ScoreFile]:
 def split_replaced(
     files: Sequence[ScoreFile],
 ) -> tuple[list[ScoreFile], list[ScoreFile]]:
-    """Split files in the order of `parse_names` into those to read, and those that are replaced.
+    """Split published files into files to read, and files that a merged file replaces.
 
-    A merged file replaces the files that it was merged from.
+    A merged file replaces the files from which it was merged. The files must be in the order of
+    `parse_names`.
     """
     read: list[ScoreFile] = []
     replaced: list[ScoreFile] = []

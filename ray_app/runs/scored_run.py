@@ -1,6 +1,6 @@
-"""Read a run that `touchstone score` wrote from Python.
+"""Read from Python a run that `touchstone score` wrote.
 
-`load_run` returns a `ScoredRun` with its `RunImage`s.
+`load_run` returns a `ScoredRun`, which gives access to rows and images (`RunImage`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ScoredRun:
-    """Read a run directory, which is never written.
+    """Read the rows and images of a run. Nothing is written to the run directory.
 
     All rows are current rows: the last row of each image that the last listing found.
 
@@ -44,7 +44,7 @@ class ScoredRun:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The content of `summary.json`: counts of statuses and verdicts, the bottleneck.
+        """The content of `summary.json`, such as counts of statuses and verdicts, and the bottleneck.
 
         Raises:
             ConfigError: If the run has not finished.
@@ -54,7 +54,7 @@ class ScoredRun:
 
     @property
     def detectors(self) -> tuple[str, ...]:
-        """The names of the detectors that scored."""
+        """The names of the detectors that scored the images."""
         return tuple(self._run_info["detectors"])
 
     def tables(
@@ -64,7 +64,7 @@ class ScoredRun:
         vanished: bool = False,
         unfinished: bool = False,
     ) -> Iterator[pa.Table]:
-        """Yield the current rows, a bounded table at a time.
+        """Yield the current rows, as tables of bounded size.
 
         Args:
             columns: Some columns of `runs.schema.row_schema`. None reads all.
@@ -75,7 +75,7 @@ class ScoredRun:
             An iterator over tables.
 
         Raises:
-            ConfigError: If there is no such column. The message names the columns.
+            ConfigError: If a column does not exist. The message names the existing columns.
         """
         selected_columns = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
         rows = CurrentRows.at_end(self._run) if unfinished else CurrentRows.read(self._run)
@@ -94,7 +94,7 @@ class ScoredRun:
         vanished: bool = False,
         unfinished: bool = False,
     ) -> pa.Table:
-        """Return the rows of `tables` as one table, all of it in memory.
+        """Return the current rows as one table in memory.
 
         Args:
             columns: Some columns of `runs.schema.row_schema`. None reads all.
@@ -111,12 +111,12 @@ class ScoredRun:
         if not tables:
             raise ConfigError(
                 f"{self.url}: this run has no rows yet",
-                hint="run the touchstone score command that started it again",
+                hint="repeat the touchstone score command that started this run",
             )
         return pa.concat_tables(tables, promote_options="permissive")
 
     def to_frame(self, columns: Sequence[str] | None = None) -> "pd.DataFrame":
-        """Return the rows of `table` as a pandas DataFrame.
+        """Return the current rows as a pandas DataFrame.
 
         A column `score_NAME` for each detector replaces the column `scores`.
 
@@ -152,8 +152,8 @@ class ScoredRun:
         Args:
             verdict: `fake`, `real`, or `abstain`.
             status: A status, such as `ok`.
-            generator: A generator, or a family of generators, that the profile names.
-            match: A glob for the path.
+            generator: The predicted generator, or its family.
+            match: A glob for the path of the file.
             min_score: The minimum score (log-odds).
             max_score: The maximum score (log-odds).
             finding: Text that the finding contains.
@@ -217,7 +217,7 @@ class RunImage:
         return self.row["member"]  # type: ignore[no-any-return]
 
     def read(self) -> bytes:
-        """Read the encoded bytes.
+        """Read the encoded bytes of the image file again from its source.
 
         Returns:
             The bytes of the file.
@@ -234,7 +234,7 @@ class RunImage:
         return data
 
     def open(self) -> "Image.Image":
-        """Decode the image.
+        """Read and decode the image.
 
         Returns:
             The image as RGB.

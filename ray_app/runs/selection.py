@@ -1,4 +1,4 @@
-"""Select and order the rows of a run that are shown (`RowFilter`, `selected_tables`)."""
+"""Select and sort rows of a run, for example to show them (`RowFilter`, `selected_tables`)."""
 
 import re
 from collections.abc import Iterator
@@ -22,17 +22,17 @@ _NO_ORDER = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Conditions on rows, all of which must be true. None means any value.
+    """Conditions on the columns of a row, all of which must be true. None accepts any value.
 
     Attributes:
         verdict: The verdict.
         status: The status.
-        generator: A generator, a family of generators, or `unknown`.
+        generator: The predicted generator, its family, or `unknown`.
         match: A glob (* and ?) for the URI.
         min_score: The minimum score (log-odds).
         max_score: The maximum score (log-odds).
         finding: Text that the finding contains.
-        since: The earliest time of a row.
+        since: The earliest time of scoring.
     """
 
     verdict: str | None = None
@@ -79,21 +79,21 @@ def selected_tables(
     vanished: bool = False,
     unfinished: bool = False,
 ) -> Iterator[pa.Table]:
-    """Yield the current rows that match conditions, a bounded table at a time.
+    """Yield the current rows that match conditions, as tables of bounded size.
 
     If `order` is set, the first `limit` rows, or all matching rows, are in memory together.
 
     Args:
         run: The run.
         conditions: The conditions.
-        order: A column to sort by, smallest first, or with a leading minus largest first. Rows
+        order: A column to sort by, smallest value first. A leading minus reverses the order. Rows
             without a value come last, and rows with equal values stay in the order of the archive.
         limit: The maximum number of rows; None yields all.
         vanished: Also yield rows of files that the last listing no longer found.
         unfinished: Also yield rows of listings that are still being scored.
 
     Raises:
-        ConfigError: If there is no run, if the column has no order, or if neither the index of
+        ConfigError: If there is no run, if the column cannot be sorted, or if neither the index of
             generators nor this run contains the generator.
     """
     if conditions.generator is not None:
@@ -136,7 +136,7 @@ def _sorted(table: pa.Table, column: str, descending: bool) -> pa.Table:
             if not any(is_kind(field.type) for is_kind in _NO_ORDER)
         ]
         raise ConfigError(
-            f"there is no column {column} to sort by{did_you_mean(column, valid)}",
+            f"there is no column '{column}' to sort by{did_you_mean(column, valid)}",
             hint=f"use one of {', '.join(valid)}; a leading minus reverses the order",
         )
     keys = (
@@ -151,9 +151,9 @@ def _sorted(table: pa.Table, column: str, descending: bool) -> pa.Table:
 
 
 def filter_by_generator(table: pa.Table, name: str) -> pa.Table:
-    """Return the rows that a profile attributes to a generator or a family, by any spelling.
+    """Return the rows whose predicted generator or family has a name, in any spelling.
 
-    `unknown` selects the rows for which the profile names none of the generators that it knows.
+    The name `unknown` selects rows for which the identifier named none of the generators it knows.
     """
     if "generator_confidence" not in table.column_names:
         return table.slice(0, 0)
@@ -176,10 +176,10 @@ def filter_by_generator(table: pa.Table, name: str) -> pa.Table:
 
 
 def require_known_generator(run: directory.RunDirectory, name: str) -> None:
-    """Raise ConfigError if a run cannot have images of a generator.
+    """Raise ConfigError if a run cannot contain rows with a predicted generator of this name.
 
-    Either the run named no generators, or neither the index of generators nor the run contains this
-    name.
+    The reason is that the run named no generators, or that neither the index of generators nor the
+    run contains the name.
     """
     if not run.exists():
         raise run.missing_run_error()
@@ -199,6 +199,6 @@ def require_known_generator(run: directory.RunDirectory, name: str) -> None:
             pc.unique(table["predicted_generator"].cast(pa.string()).drop_null()).to_pylist()
         )
     raise ConfigError(
-        f"no generator is called {name}",
+        f"no generator is called '{name}'",
         hint=f"use a generator of this run ({', '.join(sorted(run_generators)) or 'none'}), or `unknown` for images of none of them",
     )

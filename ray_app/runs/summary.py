@@ -1,7 +1,7 @@
 """Count the rows of a run for `summary.json`.
 
-`summarise` counts rows in one pass, and `count_changes` adds the rows of the last manifests to
-earlier counts. `bottleneck` names the stage that limits a run.
+`summarise` counts all rows in one pass. `count_changes` updates earlier counts by the rows that
+changed since. `bottleneck` returns the stage that limits the speed of a run.
 """
 
 import json
@@ -150,7 +150,12 @@ def _days(table: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def merge_counts(earlier: document.RunCounts, later: document.RunCounts) -> document.RunCounts:
-    """Add the counts of some rows and of those that follow them, as `summarise` would count them."""
+    """Add the counts of two groups of rows. The result is that of `summarise` for all rows together.
+
+    Args:
+        earlier: The counts of the first rows.
+        later: The counts of the rows that follow them.
+    """
     both = _add_sections(earlier, later)
     if both.second_look is None:
         return both
@@ -167,16 +172,16 @@ def merge_counts(earlier: document.RunCounts, later: document.RunCounts) -> docu
 def count_changes(
     before: document.RunCounts, changed: ChangedRows, detectors: list[str]
 ) -> document.RunCounts | None:
-    """Return the counts of a run from earlier counts and the rows that changed since.
+    """Update earlier counts of a run by the rows that changed since.
 
     Args:
-        before: The counts of the earlier rows.
+        before: The earlier counts.
         changed: The rows that were added and removed since.
         detectors: The detectors of the run.
 
     Returns:
-        None if a removed row is among the examples or the highest scores, because only all rows
-        together show which row replaces it.
+        The current counts. None if a removed row is among the examples or the highest scores: then
+        all rows have to be counted, to find the row that replaces it.
     """
     removed = summarise((), detectors)
     for table in changed.removed(COLUMNS):
@@ -297,7 +302,11 @@ def _add(name: str, first: Any, second: Any) -> Any:
 
 
 def bottleneck(seconds: Mapping[str, float]) -> document.Bottleneck | None:
-    """Return the stage that took most of the workers' time, and advice on it."""
+    """Return the stage that took most of the workers' time, with advice how to make it faster.
+
+    Args:
+        seconds: The seconds of each stage, summed over the workers.
+    """
     busy = {stage: time_s for stage, time_s in seconds.items() if stage != "list"}
     total = sum(busy.values())
     if total <= 0:
@@ -360,7 +369,7 @@ def _highest(table: pa.Table) -> list[document.TopRow]:
 
 
 def declarations(table: pa.Table) -> document.Declarations:
-    """Count what files declare about their origin, by the columns `provenance` and `verdict`.
+    """Count what files declare about their origin, from the columns `provenance` and `verdict`.
 
     JSON is not parsed. A row's JSON is written by this package (`Provenance.row`), and every quote
     inside a value is escaped. So a text between bare quotes is a key or a fixed word, and

@@ -1,6 +1,6 @@
-"""Write tables of any length to a Parquet or CSV file, a table in memory at a time (`write_tables`).
+"""Write a stream of tables to a Parquet or CSV file, with one table in memory (`write_tables`).
 
-`plain` converts a value to JSON.
+`to_json_value` converts a value of a column for JSON.
 """
 
 import base64
@@ -25,9 +25,9 @@ _FORMULA, _SIGNED = r"^[=+\-@\t\r\n＝＋－＠]", r"^[+-][0-9]+(\.[0-9]+)?$"
 
 
 def to_json_value(value: Any) -> Any:
-    """Return a column's value as JSON can represent it.
+    """Convert a value of a column to a value that JSON can represent.
 
-    Bytes become base64, times ISO 8601, and numbers that are not finite null.
+    Bytes become base64, times become ISO 8601, and numbers that are not finite become null.
     """
     if isinstance(value, Mapping):
         return {str(key): to_json_value(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""Check a run against itself.
+"""Check that the files of a run are consistent.
 
 `check_conservation` checks that every listed member has exactly one row. `verify_run` also checks
 that the summary agrees with the rows.
@@ -25,11 +25,11 @@ _HINT = "report this as a bug in Touchstone"
 
 @dataclass(frozen=True)
 class VerifiedRun:
-    """The counts of `verify_run`.
+    """The counts that `verify_run` found in a run without errors.
 
     Attributes:
         manifests: The number of finished manifests.
-        members: The number of rows in them.
+        members: The number of rows of these manifests.
         current: The number of current rows.
     """
 
@@ -56,7 +56,7 @@ def verify_run(
 
     Args:
         run: The run directory.
-        each: Runs the comparison of many members, for example as tasks.
+        each: Maps the comparison over groups of blocks, for example as Ray tasks.
 
     Raises:
         ConfigError: If no manifest is finished.
@@ -74,7 +74,7 @@ def verify_run(
     if counts.members != info.current:
         raise _mismatch(
             run,
-            f"{counts.members:,} current rows, and the last listing found {info.current:,} files",
+            f"there are {counts.members:,} current rows, but the last listing found {info.current:,} files",
         )
     stored = document.RunCounts.model_validate(run.read_json(f"summaries/{rows.last:05d}.json"))
     differing = sorted(_differing_counts(stored, counts))
@@ -89,12 +89,12 @@ def check_conservation(
     *,
     each: archives.MapFunction = archives.map_serial,
 ) -> int:
-    """Compare manifests with their rows, id by id and in order.
+    """Check that manifests and their rows have the same ids in the same order.
 
     Args:
         run: The run directory.
-        manifests: The numbers of the manifests. None compares all complete ones.
-        each: Runs the comparison of many members, for example as tasks.
+        manifests: The numbers of the manifests. None compares all complete manifests.
+        each: Maps the comparison over groups of blocks, for example as Ray tasks.
 
     Returns:
         The number of members of these manifests.
@@ -109,7 +109,7 @@ def check_conservation(
     for number in numbers:
         info = archives.read_complete(run.store, number)
         if info is None:
-            raise _lost(run, number, "it has no _complete")
+            raise _lost(run, number, "its file _complete is missing")
         spans += _spans(run, info, published)
         total += info.members
     for _ in (archives.map_serial if total <= _FEW else each)(partial(_compare, run), spans):

@@ -111,7 +111,7 @@ def test_run_of_a_later_touchstone_is_read_and_not_written(run):
     with pytest.raises(ConfigError, match=f"schema {schema.SCHEMA_VERSION + 1}") as caught:
         run.check_known()
     assert "this version can read it" in caught.value.hint
-    with pytest.raises(ConfigError, match="this Touchstone writes schema"):
+    with pytest.raises(ConfigError, match="this version of Touchstone writes schema"):
         decide_run(run.store.url, "tiny", f"{run.store.url}-decided")
 
 
