@@ -153,7 +153,7 @@ class CascadeStageCost(Section):
     Attributes:
         images: The number of images that the stage scored.
         seconds: Seconds, summed over all workers.
-        hours_per_million: Hours of this stage for an archive of a million images.
+        hours_per_million: Worker hours of this stage for an archive of a million images.
         cost_per_million: The cost of this stage for an archive of a million images.
     """
 

@@ -1,6 +1,6 @@
 """Score an archive on Ray: list it, cut it into blocks, and write a run directory.
 
-Importing this package does not import Ray; running a command does.
+Importing this package does not import Ray. Ray is imported when a run starts.
 """
 
 from typing import TYPE_CHECKING

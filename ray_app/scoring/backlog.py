@@ -1,4 +1,4 @@
-"""Find the work that is left in a run: the blocks of its manifests without rows (`find_work`)."""
+"""Find the work that is left in a run: the blocks that have no rows yet (`find_work`)."""
 
 import sys
 from dataclasses import dataclass
@@ -15,14 +15,16 @@ from ray_app.storage import Fetcher
 
 @dataclass(frozen=True)
 class Listing:
-    """The work of a run: the blocks of its unfinished manifests, and those without rows.
+    """The manifests of a run that are not finished, with their blocks.
+
+    A manifest is open while a listing writes it, one portion after another.
 
     Attributes:
-        manifests: The numbers of the manifests; an open one is the last.
-        blocks: Their blocks, as far as they are listed.
+        manifests: The numbers of the manifests. If a manifest is open, it is the last.
+        blocks: The blocks of these manifests that are listed so far.
         pending: The blocks that have no rows yet.
         following: The manifest and the portion that a listing writes next.
-        listed: What the open manifest holds; None if no manifest is open.
+        listed: The content of the open manifest so far; None if no manifest is open.
     """
 
     manifests: list[int]
@@ -33,7 +35,10 @@ class Listing:
 
     @property
     def state(self) -> str:
-        """`begun` if nothing is listed yet, `unfinished` if blocks are pending, or `finished`."""
+        """The state of the run: `begun` if nothing is listed yet, `unfinished`, or `finished`.
+
+        An unfinished run has blocks without rows.
+        """
         return "unfinished" if len(self.pending) else "finished" if len(self.blocks) else "begun"
 
     @property
@@ -43,9 +48,9 @@ class Listing:
 
 
 def open_archive(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
-    """Return the archive that a config names, without its own run directory. Raises ConfigError.
+    """Return the archive of a config's source, from which the run directory is left out.
 
-    The source is not accessed yet.
+    The source is not accessed yet. Raises ConfigError.
     """
     skip = [RunDirectory.open(config.out).store.url] if config.out else []
     columns, limits, private = config.columns, config.container_limits, config.allow_private
@@ -62,7 +67,7 @@ def open_archive(config: ScoreConfig, fetcher: Fetcher | None = None) -> archive
 
 
 def listing_request(config: ScoreConfig, lease: int, plan: archives.BlockPlan) -> ListingRequest:
-    """Return what a listing process needs to list the archive of a config into its run.
+    """Return the request to a listing process that lists a config's source into its run.
 
     Args:
         config: The config, which has a run directory.
@@ -87,7 +92,7 @@ def listing_request(config: ScoreConfig, lease: int, plan: archives.BlockPlan) -
 
 
 def report_folders(run: RunDirectory) -> None:
-    """Print to stderr which folders the listing did not follow or could not list."""
+    """Print to stderr which folders the last listing did not follow or could not list."""
     linked, closed = linked_folders(run), closed_folders(run)
     if linked.count:
         print(
@@ -104,7 +109,7 @@ def report_folders(run: RunDirectory) -> None:
 
 
 def is_complete(run: RunDirectory) -> bool:
-    """Return whether the last command finished the run and nothing was listed since."""
+    """Return whether the last command finished the run, and no command has listed files since."""
     try:
         summary = run.read_json("summary.json")
     except FileNotFoundError:

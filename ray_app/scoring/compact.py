@@ -1,6 +1,6 @@
-"""Write a finished run into a new directory, as one manifest with few files (`compact_run`).
+"""Copy a finished run to a new directory, as one manifest with few files (`compact_run`).
 
-`copy_rows` can also decide the rows again, as `touchstone runs decide` does. The source run is never
+`copy_rows` can also compute new verdicts, as `touchstone runs decide` does. The source run is never
 changed. It may be a run of Touchstone 0.20 or later.
 """
 
@@ -75,14 +75,16 @@ def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any
 
 
 def check_new(target: RunDirectory) -> None:
-    """Check that a directory is free for a copy.
+    """Check that a run can be copied to a directory.
 
     Raises:
         ConfigError: If it contains a finished run, or another command's files.
     """
     target.check_free()
     if target.exists() and target.last_finished() >= 0:
-        raise ConfigError(f"{target.store.url} contains a run", hint="use another directory")
+        raise ConfigError(
+            f"{target.store.url} contains a run", hint="name another directory for the new run"
+        )
 
 
 def copy_rows(
@@ -99,7 +101,7 @@ def copy_rows(
         rows: The rows to copy.
         target: The new run.
         run_info: The content of the new `run.json`, without its layout.
-        spec: The ensemble that decides the rows again. None keeps the verdicts.
+        spec: The ensemble that computes new verdicts. None keeps the verdicts of the rows.
     """
     for folder in _WRITTEN:
         target.store.clear(folder)
@@ -123,11 +125,11 @@ def copy_rows(
 
 
 def finish_copy(target: RunDirectory, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the summary and the report of a copied run, and return the summary.
+    """Write the summary and the report of a copied run, and return the content of the summary.
 
     Args:
         target: The new run.
-        content: The summary, with the counts of the new run.
+        content: The keys of the summary, with the counts of the new run.
     """
     identity = target.describe()["identity"]
     summary = document.RunSummary.model_validate(

@@ -21,7 +21,7 @@ _REQUEST_PRICE = "multiply requests of touchstone plan SOURCE --json by the pric
 
 
 class TrafficPrices(Frozen):
-    """Prices for bytes that leave a store."""
+    """Prices for network traffic: the bytes that leave a store."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "get_per_1000": _REQUEST_PRICE,
@@ -34,7 +34,7 @@ class TrafficPrices(Frozen):
 
 
 class Prices(TrafficPrices):
-    """Prices of a run: machines, and bytes that leave the store."""
+    """Prices from which the cost of a run is computed: machines, and bytes that leave the store."""
 
     per_hour: float = Field(
         default=0.0, ge=0, description="price per hour of all machines of the cluster together"
@@ -217,7 +217,9 @@ class ClusterDescription(Frozen):
     @model_validator(mode="after")
     def _has_cores(self) -> Self:
         if not self.cpus:
-            raise ValueError("its nodes have no cores to schedule on")
+            raise ValueError(
+                "its nodes have no cores to schedule on: set `cpus` of at least one node type"
+            )
         return self
 
     @property
@@ -237,7 +239,10 @@ class ClusterDescription(Frozen):
 
     @property
     def memory_bytes(self) -> float | None:
-        """Bytes of memory that Ray schedules on; None if a node with cores states no memory."""
+        """Bytes of memory that Ray can schedule on all nodes.
+
+        None if the memory of a node with cores is unknown.
+        """
         working = [node for node in self.nodes if node.cpus]
         if any(node.memory_gb is None for node in working):
             return None
@@ -245,30 +250,33 @@ class ClusterDescription(Frozen):
 
     @property
     def smallest_bytes(self) -> int | None:
-        """Bytes of memory of the smallest node with cores; None if one of them states no memory."""
+        """Bytes of memory of the smallest node with cores.
+
+        None if the memory of a node with cores is unknown.
+        """
         sizes = [node.memory_gb for node in self.nodes if node.cpus]
         known_sizes = [size for size in sizes if size is not None]
         return int(1e9 * min(known_sizes)) if len(known_sizes) == len(sizes) else None
 
     @property
     def price_per_hour(self) -> float:
-        """Price of all nodes together."""
+        """Price per hour of all nodes together."""
         return sum(node.count * node.price_per_hour for node in self.nodes)
 
 
 def load_cluster(name_or_path: str | Path) -> ClusterDescription:
-    """Load a cluster description by a shipped name or from a file. Raises ConfigError."""
+    """Load a cluster description, by the name of a shipped file or by a path. Raises ConfigError."""
     return load_yaml(find_config("clusters", name_or_path), ClusterDescription)
 
 
 def apply_cluster(
     config: ScoreConfig, cluster: ClusterDescription | None, price_per_hour: float | None
 ) -> ScoreConfig:
-    """Return the config as it would run on a described cluster.
+    """Return the config of a run with the cores, GPUs, and prices of a described cluster.
 
     Args:
         config: The config of the run.
-        cluster: The cluster, whose cores, GPUs, and prices replace those of the config.
+        cluster: The cluster. None keeps the cluster of the config.
         price_per_hour: Price of all machines together. It replaces any other price of machines.
     """
     changed: dict[str, Any] = {}

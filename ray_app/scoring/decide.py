@@ -1,6 +1,6 @@
-"""Apply another rule or other thresholds to the stored scores of a run (`decide_run`).
+"""Compute new verdicts from the stored scores of a run, by another ensemble card (`decide_run`).
 
-Nothing is fetched, decoded, or scored.
+The card can have another rule or other thresholds. No file is fetched, decoded, or scored.
 """
 
 from collections.abc import Mapping
@@ -32,11 +32,11 @@ def decide_run(
     waive_guarantee: bool = False,
     unguarded: bool = False,
 ) -> dict[str, Any]:
-    """Write the current rows of a finished run as a new run, decided by another ensemble card.
+    """Copy a finished run to a new run, with the verdicts of another ensemble card.
 
-    The new run belongs to a `touchstone score` command with that ensemble, which scores no file
-    again. Generators and prompts stay as they are: a file that only the new card flags has no
-    prompt, and the summary's `profile` counts how many have one.
+    `touchstone score` with that ensemble can continue the new run, and scores no file again.
+    Predicted generators and prompts are copied unchanged. A file that only the new card flags has no
+    prompt, and the summary's `profile` counts how many files have one.
 
     Args:
         url: The run to read.
@@ -97,7 +97,7 @@ def _check_settings(
     if differing and not waived:
         raise ConfigError(
             f"{url}: the calibration of {card.name} is not valid for scores with {' and '.join(differing)}",
-            hint="score the archive with that card, or give up its guarantee: --waive-guarantee",
+            hint=f"score the archive with {card.name}, or add --waive-guarantee to give up its guarantee",
         )
 
 
@@ -111,6 +111,6 @@ def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> 
         stored = profile.get(kind, {}).get("name")
         if spec.ensemble.profile is not None and (card and card.name) != stored:
             raise ConfigError(
-                f"{url}: its {kind} is {stored or 'none'}, that of {spec.ensemble.name} is {card.name if card else 'none'}",
+                f"{url}: the run has the {kind} {stored or 'none'}, but the card {spec.ensemble.name} has {card.name if card else 'none'}",
                 hint="leave `profile` out of the card, because new verdicts do not change generators and prompts, or score the archive with it",
             )

@@ -1,4 +1,4 @@
-"""Score the shipped sample archive or a folder of the user's (`run_demo`), for `touchstone demo`.
+"""Score the shipped sample archive or a folder of the user (`run_demo`), for `touchstone demo`.
 
 The sample archive, `configs/sample`, contains photographs, simulated images, and broken files. Its
 verdicts are compared with its labels.
@@ -37,10 +37,10 @@ _VERDICT_ORDER = ("fake", "abstain", None, "real")  # None means not scored.
 
 @dataclass(frozen=True)
 class DemoArchive:
-    """The archive to score.
+    """The archive that the demo scores.
 
     Attributes:
-        source: The folder.
+        source: The folder with the images.
         kinds: The kind of each image of the sample archive, by its URI. Empty for a user's folder.
         labels: The labels of the sample archive, for `touchstone evaluate`.
         credits: The file that names authors and licences of the photographs.
@@ -69,9 +69,9 @@ class DemoResult:
     archive: DemoArchive
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines for the terminal.
+        """Yield the lines that the demo prints.
 
-        They are some rows, the summary, the comparison with the labels, and the next commands.
+        They contain some rows, the summary, the comparison with the labels, and the next commands.
         """
         summary, archive = self.finished.summary, self.archive
         run, run_summary = (
@@ -105,7 +105,7 @@ class DemoResult:
 
 
 def run_demo(folder: Path, *, images: Path | None = None, limit: int | None = None) -> DemoResult:
-    """Score the sample archive or a folder of the user's.
+    """Score the sample archive or a folder of the user.
 
     Args:
         folder: The folder for the run and for the copy of the sample archive.
@@ -115,7 +115,7 @@ def run_demo(folder: Path, *, images: Path | None = None, limit: int | None = No
             `MAX_FILES` of `images`.
 
     Returns:
-        The run and its rows. The exceptions are those of `score_archive`.
+        The run and its rows. The function raises the exceptions of `score_archive`.
     """
     if images is None:
         archive, ensemble = copy_sample(folder, limit), "tiny"
@@ -129,9 +129,9 @@ def run_demo(folder: Path, *, images: Path | None = None, limit: int | None = No
 
 
 def select_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows of the table: flagged, abstained, not scored, and the others, each by score.
+    """Select the rows that the demo prints: flagged, abstained, not scored, and real, each by score.
 
-    If there are many rows, only the first of each verdict are returned.
+    If there are many rows, only the first rows of each group are returned.
     """
     ordered = sorted(rows, key=lambda row: -(row["score"] if row["score"] is not None else 0.0))
     limit = len(rows) if len(rows) <= _MAX_SHOWN_ROWS else _MAX_SHOWN_ROWS // 3
@@ -143,9 +143,9 @@ def select_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def copy_sample(folder: Path, limit: int | None = None) -> DemoArchive:
-    """Copy the sample archive, its labels, and its credits to a folder.
+    """Copy the sample archive, its labels, and its credits to a folder, and return the copy.
 
-    An existing copy is used again.
+    An existing copy is reused.
     """
     archive, labels, credits = (
         folder / "archive",
@@ -172,7 +172,7 @@ def copy_sample(folder: Path, limit: int | None = None) -> DemoArchive:
 
 
 def describe_sample(archive: DemoArchive) -> Iterator[str]:
-    """Yield what was written, for the terminal: the archive by kinds, its labels, and its credits."""
+    """Yield lines that describe a copy of the sample archive: its kinds of images, labels, credits."""
     counts = Counter(archive.kinds.values())
     files = sum(1 for path in Path(archive.source).rglob("*") if path.is_file())
     yield f"archive: {wording.escape_invisible(archive.source)}, {wording.pluralize(files, 'file')}, 3 of them broken or not an image"
@@ -188,7 +188,7 @@ def _credit_line(credits: Path) -> str:
 def comparison_lines(
     rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], ensemble: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yield the number of right verdicts for each kind of image.
+    """Yield lines with the number of right verdicts for each kind of image of the sample archive.
 
     An image without a row does not count.
 

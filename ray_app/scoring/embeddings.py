@@ -8,9 +8,10 @@ from ray_app.inference import ScoringSpec
 
 
 def select_embeddings(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the detectors whose embeddings are stored, each with what determines the embedding.
+    """Select the detectors whose embeddings a run stores, and return the facts about each embedding.
 
-    If detectors share a backbone and have equal embeddings, only the first is stored.
+    The facts are all settings that determine the embedding of an image. If detectors share a backbone
+    and have equal embeddings, only those of the first detector are stored.
 
     Args:
         spec: The ensemble of the run.

@@ -4,18 +4,18 @@
     manifest ─ BlockRef ─> BlockScorer ─ BlockReport ─> driver                                            (without GPUs: all in one pool)
     manifest ─ BlockRef ─> StoredBlockScorer ─ BlockReport ─> driver                                      (stored embeddings)
 
-At each arrow, a Ray block is one row with a block of images of the manifest:
+At each arrow, a block of Ray Data is one row with a message about one block of the manifest:
 
-- BlockRef: the positions of its members in the manifest. About 100 bytes.
-- OpenBlock after the decoders: all its members with their statuses, and their prepared uint8 tensors,
-  or their files if detectors keep sizes. At most 512 MiB, in Ray's object store, never in the driver.
-  After the last pool that looks at images, it contains only statuses and scores.
-- BlockReport: the message that the part is written, with the work that it took. About 1 kB. The
-  driver sees only these.
+- BlockRef has the positions of the block's members in the manifest, in about 100 bytes.
+- OpenBlock has all members of the block with their statuses. After the decoders, it also has their
+  prepared uint8 tensors, or their files if detectors keep sizes. These are up to 512 MiB in Ray's
+  object store, and never in the driver. After the last pool that reads images, only statuses and
+  scores are left.
+- BlockReport shows that the block's part is written, and how much work it took, in about 1 kB. The
+  driver receives no other message.
 
-The parts are the checkpoint: a kill loses the blocks in progress and nothing else. At most
-`max_open_blocks` of the layout are in progress, so what waits between the stages fits the object
-store.
+The parts are the checkpoint: a kill loses only the blocks in progress. Up to `max_open_blocks` of the
+layout are in progress, so that the messages between the stages fit into the object store.
 """
 
 from collections.abc import Iterator
@@ -44,22 +44,22 @@ def score_turn(
 ) -> Iterator[BlockReport]:
     """Run the pipeline over the blocks of a turn, and yield a report for each committed block.
 
-    A block that was not started, because of a stop or because its node will be taken away, yields no
-    report. It has no part, so it stays pending.
+    If a block is not started, because of a stop or because its node will be taken away, there is no
+    report. Such a block has no part, so it stays pending.
 
     Args:
-        turn: The blocks.
-        job: What every process needs.
-        layout: The processes. `orders.window` bounds how many blocks are in progress.
-        orders: The orders of the command. More blocks are released here as others finish.
-        watch: Notices a stall.
+        turn: The blocks to score.
+        job: The data that every process needs.
+        layout: The processes. `orders.window` limits how many blocks are in progress.
+        orders: The orders to the workers. Whenever blocks finish, this function releases more.
+        watch: The watchdog, which stops a run without progress.
 
     Yields:
         A report for each committed block.
 
     Raises:
-        ClusterError: If Ray gave up.
-        TouchstoneError: If a stage failed with this error.
+        ClusterError: If Ray gave up, for example because workers died repeatedly.
+        TouchstoneError: If a stage raised this error.
     """
     with closing(stream(turn, build_pools(job, layout), name="score")) as messages:
         for finished, message in enumerate(messages, 1):
@@ -70,9 +70,9 @@ def score_turn(
 
 
 def build_pools(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
-    """Return the stages as pools of processes.
+    """Return the stages of a layout as pools of worker processes.
 
-    Scorers wait only for a GPU. Decoders use the cores of a node that scorers leave free.
+    A scorer only waits for a free GPU. Decoders use the cores of a node that scorers do not use.
     """
 
     def pool(

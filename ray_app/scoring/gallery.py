@@ -1,7 +1,7 @@
 """Write a finished run as pages of thumbnails with their rows (`make_gallery`).
 
-`touchstone runs gallery` calls it. Rows and manifest are streamed together, with one page in memory.
-The pages contain new small images only, not the files themselves.
+`touchstone runs gallery` calls this function. Rows and manifest are read as a stream, with one page in
+memory. The pages contain new small images, not the original files.
 """
 
 import json
@@ -84,7 +84,7 @@ def make_gallery(
     per_page: int = PER_PAGE,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Write a gallery of a run, and return the content of its `gallery.json`.
+    """Write HTML pages with thumbnails of a run's images, and return the content of `gallery.json`.
 
     Images are in the order of the archive, so the same run gives the same pages. An image that cannot
     be read has a tile with the reason.

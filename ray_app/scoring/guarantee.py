@@ -1,10 +1,10 @@
 """Compare the rows of a run with the images that its ensemble card was calibrated on.
 
-Enter at `count_archive` and `compare`. `decide_rows` applies a card to stored scores.
+Start at `count_archive` and `compare`. `decide_rows` applies a card to stored scores.
 
-Differences are reported. If a difference is beyond a limit, every reader returns `abstain`
-(`runs.current.mark_unlike`). Real images of a new kind that score as fakes look like more fakes,
-however many images there are. Only labels can detect them.
+Differences are reported. If a difference is beyond a limit, every reader of the run returns `abstain`
+(`runs.current.mark_unlike`). The comparison has a limit: if real images of a new kind get high scores,
+the archive seems to contain more fakes. Only labels can reveal this, however many images there are.
 """
 
 from collections import Counter
@@ -49,11 +49,11 @@ _MAX_NAMED = 3
 
 
 class ArchiveTally:
-    """Counts of an archive's rows, to compare them with a calibration.
+    """Count an archive's rows, to compare them with the images of an ensemble's calibration.
 
     Attributes:
-        population: Images per bin of each property.
-        decoders: Images per decoder, of formats that the calibration contained.
+        population: Images per bin of each property, such as the size of the image.
+        decoders: Images per decoder. Only formats that the calibration contained are counted.
         images: The number of images with a score.
     """
 
@@ -65,7 +65,7 @@ class ArchiveTally:
         self.decoders, self.images = Counter[str](), 0
 
     def add(self, table: pa.Table) -> None:
-        """Count rows that have `COLUMNS`. Their verdicts have no influence."""
+        """Add rows, which have `COLUMNS`, to the counts. Their verdicts have no influence."""
         rows = table.filter(pc.is_valid(table["score"]))
         self.images += len(rows)
         detectors = [
@@ -80,7 +80,7 @@ class ArchiveTally:
         self.decoders.update(pc.drop_null(rows["decoder"].cast(pa.string())).to_pylist())
 
     def update(self, counts: document.ArchiveCounts, *, sign: int = 1) -> None:
-        """Add counts, or subtract them if `sign` is -1."""
+        """Add the stored counts of other rows, or subtract them if `sign` is -1."""
         for name, column in counts.counts.items():
             self.population.counts[name] += sign * np.array(column, np.int64)
         for name, count in counts.decoders.items():
@@ -88,7 +88,7 @@ class ArchiveTally:
         self.images += sign * counts.images
 
     def facts(self) -> document.ArchiveCounts:
-        """Return the counts as a summary stores them."""
+        """Return the counts in the form in which `summary.json` stores them."""
         return document.ArchiveCounts(
             card=_card_digest(self._spec),
             counts={name: column.tolist() for name, column in self.population.counts.items()},
@@ -103,13 +103,13 @@ def count_archive(
     changed: ChangedRows | None = None,
     before: document.ArchiveCounts | None = None,
 ) -> ArchiveTally:
-    """Count the current rows of a run.
+    """Count the current rows of a run, to compare them with the calibration of its ensemble.
 
     Args:
-        spec: The ensemble that is compared.
-        rows: The rows.
-        changed: The rows that changed since `before`, or None if that is unknown.
-        before: The counts of the last summary. If they are of another card, all rows are counted.
+        spec: The ensemble.
+        rows: The current rows.
+        changed: The rows that changed since `before`. None counts all rows.
+        before: The counts of the last summary. If they belong to another card, all rows are counted.
     """
     tally = ArchiveTally(spec)
     if before is None or changed is None or before.card != _card_digest(spec):
@@ -136,15 +136,16 @@ def has_comparison(card: EnsembleCard) -> bool:
 
 
 def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> document.GuaranteeSummary:
-    """Compare an archive, its settings and its decoders with those of its card's calibration.
+    """Compare the images, settings, and decoders of a run with those of its card's calibration.
 
     Args:
         run: The run directory.
-        spec: The ensemble, which has a comparison.
+        spec: The ensemble, whose card has a guarantee or a population.
         tally: The counts of the current rows.
 
     Returns:
-        The section of the summary. Its `unlike` is the reason why every verdict has to be `abstain`.
+        The `guarantee` section of the summary. If every verdict has to be `abstain`, `unlike` is the
+        reason.
     """
     card, identity = spec.ensemble, run.describe()["identity"]
     scored = departures(card.settings, identity["precision"], identity["resize"])
@@ -180,9 +181,9 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
 
 
 def describe_unlike(shifts: Sequence[document.ShiftSummary]) -> str | None:
-    """Return why every verdict has to be `abstain`: the properties in which images are too different.
+    """Return the reason why every verdict has to be `abstain`, or None if there is none.
 
-    None means that no property is beyond its limit.
+    The reason names the properties in which the archive differs too much from the calibration.
     """
     largest_first = sorted(shifts, key=lambda shift: -(shift.psi or 0.0))
     beyond = [_format_shift(shift) for shift in largest_first if shift.beyond]
@@ -190,7 +191,7 @@ def describe_unlike(shifts: Sequence[document.ShiftSummary]) -> str | None:
 
 
 def list_shifts(tally: ArchiveTally) -> list[document.ShiftSummary]:
-    """Compare the counted images with those of the calibration, property by property."""
+    """Return the difference between the archive and the calibration images for each property."""
     shifts = find_shifts(tally.population.bins())
     return [_summarise(feature, shift) for feature, shift in shifts.items()]
 
@@ -209,7 +210,7 @@ def _summarise(feature: str, shift: Shift) -> document.ShiftSummary:
 
 
 def decide_rows(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
-    """Return result rows with the decisions of the spec's ensemble on their detector scores."""
+    """Return result rows with new verdicts, which the spec's ensemble computes from stored scores."""
     has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
     scores = {
         name: pc.struct_field(rows["scores"].combine_chunks(), name).to_numpy(zero_copy_only=False)

@@ -1,8 +1,8 @@
-"""Resolve what a command scores with: `resolve(config, run)` returns `Settings`.
+"""Determine the ensemble and settings of a command: `resolve(config, run)` returns `Settings`.
 
-The settings are stored in `run.json`. Another command on the same run directory must have the same
-settings. Settings that its user does not write are taken from the run, so a default that changed
-since does not stop a scheduled run.
+The settings are stored in `run.json`. A later command on the same run directory must have the same
+settings. A setting that its user does not write is taken from the run. So a scheduled run continues
+even if a new version of Touchstone has another default.
 """
 
 import math
@@ -65,18 +65,18 @@ LoadCard = Callable[[str], DetectorCard]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that a command scores with.
+    """The settings with which a command scores images.
 
     Attributes:
         config: The config, completed by the settings that the run stores.
-        ensemble: The ensemble; the run's own if the user names none.
-        cards: One card per member of the ensemble.
-        views: Perturbed copies to score.
-        absent: The kind and the reason of each requested view that is unavailable, by name.
-        precision: The precision per detector that the run stores.
+        ensemble: The ensemble. If the user names none, it is the ensemble that the run stores.
+        cards: The cards of the ensemble's detectors.
+        views: Perturbations; each image is also scored after each of them.
+        absent: For each requested view that is unavailable, its kind and the reason, by name.
+        precision: The stored precision of each detector of the run.
         stored: The settings in `run.json`; None for a new run.
-        is_own_ensemble: Whether the ensemble is the one that the run stores.
-        embeddings: The embeddings to score; None if files are scored.
+        is_own_ensemble: Whether the ensemble was read from the run.
+        embeddings: The stored embeddings to score; None if files are scored.
     """
 
     config: ScoreConfig
@@ -91,21 +91,21 @@ class Settings:
 
     @cached_property
     def heads(self) -> StoredHeads | None:
-        """The heads that score stored embeddings; None if images are scored.
+        """The detectors' heads that score stored embeddings; None if images are scored.
 
         Raises:
-            ConfigError: A head was fitted on other embeddings.
-            DetectorError: A detector has no linear head, or its weights are missing.
+            ConfigError: If a head was fitted on other embeddings.
+            DetectorError: If a detector has no linear head, or its weights are missing.
         """
         if self.embeddings is None:
             return None
         return match_heads(self.embeddings, self.cards, self.config)
 
     def spec(self, gpus: float) -> ScoringSpec:
-        """Return the specification for a cluster with this number of GPUs.
+        """Return the scoring specification for a cluster with this number of GPUs.
 
         Raises:
-            ConfigError: The settings do not fit together.
+            ConfigError: If the settings contradict each other.
         """
         config = self.config
         spec = make_spec(
@@ -133,10 +133,10 @@ class Settings:
         return replace(spec, features=select_embeddings(spec, config.features))
 
     def facts(self, spec: ScoringSpec) -> dict[str, Any]:
-        """Return everything that decides a score or a verdict, as `run.json` stores it.
+        """Return all settings that influence a score or a verdict, as `run.json` stores them.
 
         Raises:
-            DetectorError: Weights are missing.
+            DetectorError: If weights are missing.
         """
         config = self.config
         return {
@@ -159,10 +159,10 @@ class Settings:
         }
 
     def require_same(self, run: RunDirectory) -> None:
-        """Check that the run has these settings, with or without GPUs.
+        """Check that an existing run was started with the same settings, with or without GPUs.
 
         Raises:
-            IdentityError: Settings differ; the message names each.
+            IdentityError: If settings differ. The message names each of them.
         """
         if self.stored is None:
             return
@@ -178,7 +178,7 @@ class Settings:
         raise run.mismatch(shortest, hint=_missing_detector_hint(run) if is_shipped else None)
 
     def changed_default(self) -> list[dict[str, str]]:
-        """Compare the run's own ensemble with the default ensemble of this version.
+        """Compare the stored ensemble of the run with the default ensemble of this version.
 
         Returns:
             One `{key, run, today}` per difference. Empty if the user chose the ensemble.
@@ -205,7 +205,7 @@ class Settings:
 
 
 def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
-    """Return what a command scores with, in a new run or in an existing one.
+    """Return the settings with which a command scores, in a new run or in an existing run.
 
     Args:
         config: The config of the command.
@@ -336,7 +336,7 @@ def _stored_card(
         card = load(member.detector)
     except ConfigError as error:
         raise IdentityError(
-            f"{run.store.url} was started with the detector {member.detector}, which can no longer be read: {error.message}",
+            f"{run.store.url} was started with the detector {member.detector}, whose card can no longer be read: {error.message}",
             hint=_missing_detector_hint(run),
         ) from None
     facts = stored["detectors"].get(card.name) or {}
@@ -365,15 +365,17 @@ def _card_facts(ensemble: EnsembleCard, cards: Sequence[DetectorCard]) -> dict[s
 
 
 def has_guarantee(card: EnsembleCard) -> bool:
-    """Return whether a user could waive a guarantee of this ensemble."""
+    """Return whether an ensemble has a guarantee, which a user could waive."""
     return any(part is not None for part in (card.guarantee, card.settings, card.population))
 
 
 def scoring_facts(spec: ScoringSpec) -> dict[str, Any]:
-    """Return the facts that a served ensemble has, too: detectors, precision and decision.
+    """Return the facts that identify how images are scored: detectors, precision, and decision.
+
+    They have the same form for a run and for a served ensemble.
 
     Raises:
-        DetectorError: Weights are missing.
+        DetectorError: If weights are missing.
     """
     return {
         "detectors": {

@@ -1,8 +1,8 @@
 """Plan how many processes of which kind to run on the cores and GPUs of a cluster.
 
-`plan_layout` returns a `ScoringLayout`. Every process requests a fraction of a core, and the sum is
-less than a node has. Otherwise, on a small machine, a stage that requests a whole core would wait
-forever behind the others, without a message.
+`plan_layout` returns a `ScoringLayout`. Every process requests a fraction of a core from Ray, and the
+sum is less than the cores of a node. If every process requested a whole core, a stage on a small
+machine would wait forever for a core, without a message.
 """
 
 import math
@@ -57,17 +57,17 @@ class ScoringLayout:
     """The processes of a run.
 
     Attributes:
-        kind: In a `fused` layout, each core fetches, decodes, scores and commits whole blocks, and
-            nothing large crosses a process. In a `split` layout, cores fetch and decode for one pool
-            of scorers after another, and prepared uint8 tensors cross the object store.
+        kind: In a `fused` layout, each process fetches, decodes, scores and commits whole blocks, so
+            no images are sent between processes. In a `split` layout, decoders send prepared uint8
+            tensors through the object store to one pool of scorers after another.
         scorers: The number of processes in each pool.
-        decoders: The number of decoding processes, 0 if fused.
+        decoders: The number of decoding processes; 0 in a fused layout.
         block_members: The maximum number of images in a block.
         worker_cpus: The cores that a decoder, or a worker of a fused layout, requests.
         scorer_cpus: The cores that a scorer requests.
         scorer_gpus: The GPUs that a scorer requests.
-        grows: Whether pools grow onto nodes that come later.
-        short_of_memory: Whether there would be more workers with more memory.
+        grows: Whether pools start processes on nodes that join the cluster later.
+        short_of_memory: Whether memory, not the number of cores, limits the number of workers.
         labels: The labels of the nodes that processes may run on.
         groups: The number of groups of detectors that take turns.
         reads_embeddings: Whether stored embeddings are scored, so that no image is decoded.
@@ -87,27 +87,31 @@ class ScoringLayout:
     reads_embeddings: bool = False
 
     def limited_to(self, blocks: int) -> "ScoringLayout":
-        """Return this layout with no more workers per stage than there are blocks."""
+        """Return a copy of this layout with up to `blocks` workers per stage."""
         scorers = tuple(min(count, blocks) for count in self.scorers)
         return replace(self, scorers=scorers, decoders=min(self.decoders, blocks))
 
     @property
     def committers(self) -> int:
-        """The maximum number of blocks that are written at once."""
+        """The maximum number of blocks that are committed at the same time."""
         return self.scorers[-1]
 
     @property
     def max_open_blocks(self) -> int:
         """The maximum number of blocks in progress.
 
-        It includes the blocks that processes work on, and those that travel to them meanwhile. If no
-        tensors travel, more blocks wait, each for 100 bytes: the driver needs longer to send the
-        next blocks than workers need for small ones.
+        It includes the blocks that processes work on, and the blocks that are on their way to a
+        process. In a fused layout more blocks may wait, at about 100 bytes each. Otherwise, workers
+        with small blocks would wait for the driver to send the next blocks.
         """
         return 1 + (IN_FLIGHT if self.kind == "split" else REFERENCES) * self.workers
 
     def block_plan(self, slots: int) -> BlockPlan:
-        """Return how to cut the manifest into blocks for this many workers."""
+        """Return how to cut the manifest into blocks for this layout.
+
+        Args:
+            slots: The number of images per batch.
+        """
         # Groups that take turns load as often for a small block as for a large one.
         doubling = BLOCKS_PER_DOUBLING * self.workers if self.groups == 1 else 1
         return BlockPlan(
@@ -123,7 +127,11 @@ class ScoringLayout:
         return sum(self.scorers) + self.decoders
 
     def slowest_block_s(self, worst_gmac: float) -> float:
-        """Return the maximum seconds for a block in which every image has the maximum size."""
+        """Return the maximum seconds for a block in which every image has the maximum size.
+
+        Args:
+            worst_gmac: The billions of multiply-adds for an image of the maximum size.
+        """
         return (
             self.block_members
             * worst_gmac
@@ -133,7 +141,7 @@ class ScoringLayout:
 
     @property
     def described(self) -> str:
-        """A description of the layout in words."""
+        """A phrase with the numbers and the tasks of the processes, for people."""
         scorers = sum(self.scorers)
         turns = f", {self.groups} groups of detectors take turns in each" * (self.groups > 1)
         if self.kind == "fused":
@@ -158,15 +166,16 @@ def plan_layout(
     store_bytes: float = math.inf,
     groups: DetectorGroups | None = None,
 ) -> ScoringLayout:
-    """Fit the stages to the cores, GPUs and memory of a cluster.
+    """Choose the number of processes for each stage by the cores, GPUs and memory of a cluster.
 
     Args:
-        cost: What one image takes, and the memory of a process.
-        slots: The number of images per batch. A block has a multiple of it.
-        passes: How often detectors look at an image, clean and perturbed; `cost` has the sum.
+        cost: The estimated work for one image, and the memory of a process.
+        slots: The number of images per batch. A block has a multiple of this number.
+        passes: How often detectors score an image: once, and once per perturbation. `cost` has the
+            sum.
         cpus: The cores of the cluster.
         gpus: The GPUs of the cluster.
-        workers: The number of processes, or None for as many as fit.
+        workers: The number of processes. None chooses the maximum that fits.
         block_members: The maximum number of images in a block.
         memory_bytes: The memory of the cluster. It limits the processes if each loads all detectors.
         store_bytes: The size of all object stores together, if tensors pass through them.
@@ -185,7 +194,7 @@ def plan_layout(
     if cpus < 1:
         raise ClusterError(
             f"the cluster has {cpus:g} CPUs to schedule on; at least 1 is needed",
-            hint="start workers, or state what an autoscaler may add: --set cluster.cpus=8 --set cluster.gpus=1",
+            hint="start worker nodes, or set what an autoscaler may add, for example --set cluster.cpus=8 --set cluster.gpus=1",
         )
     on_core_s = (DECODE_GMAC + (sum(cost.pool_gmac) if gpus < 1 else 0.0)) / GMAC_PER_S["cpu"]
     image_s = max(
@@ -231,11 +240,11 @@ def plan_groups(
     nodes: int,
     node_bytes: float | None,
 ) -> DetectorGroups | None:
-    """Group the detectors that do not fit into a worker together; None if all of them fit.
+    """Divide detectors into groups that take turns, if not all fit into the memory of a worker.
 
-    Without `worker_bytes`, the number of processes on the smallest node is that which makes a run
-    fastest. On GPUs, all detectors are together unless `worker_bytes` is set, since their weights
-    leave the memory of the node.
+    Without `worker_bytes`, the memory of a process follows from the number of processes on the
+    smallest node with which a run is fastest. On GPUs, all detectors are loaded together unless
+    `worker_bytes` is set, because their weights move from the memory of the node to the GPU.
 
     Args:
         spec: The detectors.
@@ -245,6 +254,9 @@ def plan_groups(
         gpus: The GPUs of all nodes.
         nodes: The number of nodes.
         node_bytes: The memory of the smallest node. None if it is not known.
+
+    Returns:
+        The groups. None if all detectors fit together.
 
     Raises:
         ConfigError: If detectors that must be together need more than `worker_bytes`.
@@ -270,7 +282,7 @@ def _groups_within(spec: ScoringSpec, worker_bytes: int) -> DetectorGroups | Non
     largest, needed = largest_unit(spec), _turn_bytes(spec)
     names = " and ".join(largest) + " share a backbone and" * (len(largest) > 1)
     raise ConfigError(
-        f"cluster.worker_bytes {size(worker_bytes)}: {names} need about {size(needed)}",
+        f"cluster.worker_bytes is {size(worker_bytes)}, but {names} need about {size(needed)}",
         hint=f"set cluster.worker_bytes to {needed} or more, or use fewer detectors",
     )
 

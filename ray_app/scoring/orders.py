@@ -1,6 +1,6 @@
-"""Pass the orders of a command to its workers in one small file of the run directory (`Orders`).
+"""Send orders from the driver to its workers through one small file in the run directory (`Orders`).
 
-A worker reads the file before each block. The file contains the number of the command's lease, so
+A worker reads the file before each block. The file contains the number of the driver's lease, so that
 workers ignore the orders of an earlier command.
 """
 
@@ -16,15 +16,15 @@ ORDERS = "orders.json"
 
 @dataclass(frozen=True)
 class Orders:
-    """What the workers of a command may do.
+    """The orders that tell workers which blocks they may start.
 
     Attributes:
         lease: The number of the command's lease.
         turn: The number of the turn.
         released: The number of blocks of the turn that may start.
         is_stopped: Whether no further block may start.
-        is_ended: Whether the turn gets no more blocks than those that are listed by now.
-        avoided: Ids of the nodes that will be taken away, on which no block may start.
+        is_ended: Whether the turn ends after the blocks that are already listed.
+        avoided: Ids of nodes that will be taken away. No block may start on them.
     """
 
     lease: int
@@ -36,7 +36,7 @@ class Orders:
 
 
 def read_orders(store: Store, lease: int) -> Orders | None:
-    """Return the orders of the command with this lease, or None if it has given none."""
+    """Return the orders of the command with this lease, or None if it has written none."""
     try:
         fields = json.loads(store.read(ORDERS))
     except FileNotFoundError:
@@ -61,14 +61,14 @@ class OrderWriter:
         self._lock = threading.Lock()
 
     def begin_turn(self) -> int:
-        """Start the next turn with one window of blocks released, and return its number."""
+        """Start the next turn, release its first `window` blocks, and return the turn's number."""
         with self._lock:
             turn = self._orders.turn + 1
             self._write(replace(self._orders, turn=turn, released=self.window, is_ended=False))
         return turn
 
     def release(self, finished: int) -> None:
-        """Release blocks as others finish, a quarter of a window at a time.
+        """Release further blocks to replace finished ones, a quarter of a window at a time.
 
         Args:
             finished: The number of blocks of the turn that have finished.
@@ -79,7 +79,7 @@ class OrderWriter:
                 self._write(replace(self._orders, released=released))
 
     def end_turn(self) -> None:
-        """Let the turn end after the blocks that are listed by now."""
+        """End the turn after the blocks that are already listed."""
         with self._lock:
             self._write(replace(self._orders, is_ended=True))
 

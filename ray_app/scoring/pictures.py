@@ -1,4 +1,4 @@
-"""Load thumbnails of a few images of a run from their archive again (`load_thumbnails`).
+"""Create thumbnails of a few images of a run, which are read from the archive (`load_thumbnails`).
 
 Child processes decode the images, within a time limit. If an image is missing, may not be read, or
 no longer decodes, reports show the reason instead.
@@ -29,11 +29,11 @@ _LATE = "not read in time"
 def load_thumbnails(
     run: RunDirectory, rows: Sequence[Mapping[str, Any]], *, seconds: float = TIMEOUT_S
 ) -> dict[int, bytes | str]:
-    """Return a JPEG of each row by its image id, or the reason why there is none.
+    """Return for each image id a thumbnail as JPEG, or the reason why there is none.
 
-    A file is not read if it was changed after the run scored it. There is an exception if the run is
-    so large that the file's entry in the listing is not found within a third of the time. Then a
-    plain file is shown as it is, and a file in a container is not shown.
+    A file that was changed after scoring is not read. In a very large run, the listing entry that this
+    check needs may not be found within a third of `seconds`. A plain file is then shown without the
+    check, and a file in a container is not shown.
 
     Args:
         run: The run.

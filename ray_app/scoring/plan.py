@@ -1,8 +1,8 @@
 """Plan what a scoring run takes and costs, before it starts (`plan_run`).
 
-The workers of a run score a sample of the archive on this machine. Their measured seconds, times the
-members, divided over the processes of the planned machines, are the plan. GPUs that are not on this
-machine are estimated from the multiply-adds on the cards.
+The stages of a run score a sample of the archive on this machine. The time of the run is estimated
+from the measured seconds per image, the number of members, and the number of processes on the planned
+machines. The speed of GPUs that this machine lacks is estimated from the multiply-adds on the cards.
 
 A plan starts no cluster, and writes nothing into the run directory.
 """
@@ -68,11 +68,11 @@ def plan_run(
     cluster: ClusterDescription | None = None,
     price_per_hour: float | None = None,
 ) -> plan_model.Plan:
-    """Plan a run of a config. Fetches weights.
+    """Estimate the time and the cost of a run, and return the plan. Fetches weights.
 
     Args:
         config: The config of the run.
-        probe: The number of members to score for the rates; 0 predicts no rate.
+        probe: The number of members to score, to measure the speed. 0 predicts no speed.
         cluster: The machines. None uses those of the config, or else this machine.
         price_per_hour: The price of all machines together. None uses that of the config.
 
@@ -82,7 +82,7 @@ def plan_run(
         DetectorError: If weights are missing.
     """
     if not config.source:
-        raise ConfigError("nothing to plan: SOURCE is missing", hint="run touchstone plan SOURCE")
+        raise ConfigError("the argument SOURCE is missing", hint="run touchstone plan SOURCE")
     config = apply_cluster(config, cluster, price_per_hour)
     session.require_prices(config)
     settings = identity.resolve(config, RunDirectory.open(config.out) if config.out else None)

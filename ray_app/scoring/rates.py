@@ -1,9 +1,9 @@
-"""Compute the rates of a layout's processes on planned machines.
+"""Compute how many images per second the processes of a layout score on planned machines.
 
-`read_pools` reads the rates from the seconds of a sample, and `find_bottleneck` finds the stage that
-sets the rate of the run. In a fused layout every process does one stage after another. In a split
-layout pools of processes work in parallel, and the slowest pool sets the rate. GPUs that did not
-score the sample are estimated from the multiply-adds on the cards.
+`read_pools` computes the rates from the seconds that a sample took. `find_bottleneck` finds the stage
+that limits the rate of the run. In a fused layout every process runs one stage after another. In a
+split layout pools of processes work in parallel, and the slowest pool limits the rate. The rates of
+GPUs that did not score the sample are estimated from the multiply-adds on the cards.
 """
 
 import math
@@ -47,7 +47,7 @@ class PlannedMachines:
         cpus: Cores of all nodes.
         gpus: GPUs of all nodes.
         nodes: Number of nodes with cores.
-        node_bytes: Memory of the smallest of them; None if it is not stated.
+        node_bytes: Memory of the smallest node with cores; None if it is not known.
         memory_bytes: Memory of all nodes that Ray schedules on.
     """
 
@@ -60,15 +60,16 @@ class PlannedMachines:
 
 @dataclass(frozen=True)
 class PlannedPool:
-    """Processes that do the same work in parallel.
+    """A pool of processes that do the same work in parallel, with their planned speed.
 
     Attributes:
         seconds: The seconds that one process needs per image of the archive, by stage; None if
             unknown.
-        at_once: The number of images that they work on at once, as whole cores or GPUs.
+        at_once: The number of images that the pool works on at the same time, if each of them has a
+            whole core or GPU.
         processes: The number of processes.
-        basis: For each stage whose seconds are not `measured`, how they were found.
-        detectors: The detectors that they load.
+        basis: For each stage whose seconds are not `measured`, how the seconds were found.
+        detectors: The detectors that the processes load.
     """
 
     seconds: Mapping[str, float | None]
@@ -79,7 +80,7 @@ class PlannedPool:
 
     @property
     def total_s(self) -> float:
-        """Seconds per image of all stages that are known."""
+        """Seconds per image, summed over the stages whose seconds are known."""
         return sum(seconds or 0.0 for seconds in self.seconds.values())
 
     @property
@@ -93,7 +94,7 @@ class PlannedPool:
         return max(self.seconds, key=lambda stage: self.seconds[stage] or 0.0)
 
     def stages(self) -> list[PlannedStage]:
-        """Return the maximum rate of each stage, alone if it shares its processes with others."""
+        """Return the rate that each stage of the pool would have if the processes did nothing else."""
         return [
             PlannedStage(
                 stage=stage,
@@ -116,12 +117,12 @@ def read_pools(
     blocks_per_member: float,
     is_store: bool,
 ) -> list[PlannedPool]:
-    """Return the pools of a layout with the seconds that a process of each needs per image.
+    """Return the pools of a layout, each with the seconds that one of its processes needs per image.
 
     Args:
         spec: The scoring specification.
-        layout: The processes, no more than there are blocks.
-        work: The measurements of the workers.
+        layout: The layout, with up to as many processes per stage as there are blocks.
+        work: The measured work on the sample.
         machines: The planned machines.
         blocks_per_member: Blocks of the run divided by its members. Committing a large block takes
             about as long as committing a small one.
@@ -224,12 +225,12 @@ def find_bottleneck(
     blocks: int,
     machines: PlannedMachines,
 ) -> PlannedBottleneck:
-    """Return the stage that sets the rate, and how to raise the rate.
+    """Return the stage that limits the rate of a run, with advice how to raise the rate.
 
     Args:
         spec: The scoring specification.
         layout: The processes of the layout.
-        used: The layout with no more processes than there are blocks.
+        used: The same layout, with up to as many processes per stage as there are blocks.
         pools: The pools with their rates.
         blocks: The number of blocks of the run.
         machines: The planned machines.
@@ -297,5 +298,5 @@ def _scoring_advice(
 
 
 def count_gmac(spec: ScoringSpec) -> float:
-    """Return the billions of multiply-adds for one image."""
+    """Return the billions of multiply-adds that an ensemble needs for one image."""
     return sum(ResourceEstimate.from_spec(spec).pool_gmac)

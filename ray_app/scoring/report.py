@@ -1,7 +1,7 @@
 """Write the documents of a finished run.
 
-`write_summary` writes `summary.json` and a copy per listing. `write_report` writes `report.html`. Its
-thumbnails are new images, so no metadata of the originals survives.
+`write_summary` writes `summary.json` and a copy per listing. `write_report` writes `report.html`. The
+thumbnails in the report are new images, which contain no metadata of the originals.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,8 +36,8 @@ def write_summary(
 
     Args:
         run: The run, in which every block of every manifest has its rows.
-        spec: The ensemble that decided the rows.
-        session: The session that finishes.
+        spec: The ensemble that computed the verdicts.
+        session: The session that finishes the run.
         thumbnails: Whether reports show thumbnails.
 
     Returns:
@@ -68,8 +68,8 @@ def renew_summary(
     """Write `summary.json` for a session that scored nothing, without counting rows again.
 
     Args:
-        run: The run.
-        session: The session that finishes.
+        run: The run, which is finished.
+        session: The session that found nothing to score.
         thumbnails: Whether reports show thumbnails.
 
     Returns:
@@ -83,13 +83,13 @@ def renew_summary(
 
 
 def count_current(run: RunDirectory, spec: ScoringSpec, rows: CurrentRows) -> dict[str, Any]:
-    """Return the parts of a summary that depend on rows: counts, guarantee, ensemble, identity.
+    """Return the keys of a summary for counts, guarantee, ensemble, and identity.
 
     If the last summary has the same settings and version, only rows that changed since are read.
 
     Args:
         run: The run.
-        spec: The ensemble that decided the rows.
+        spec: The ensemble that computed the verdicts.
         rows: The current rows.
 
     Returns:
@@ -188,9 +188,9 @@ def _merge_times(
 
 
 def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
-    """Return the facts about the ensemble that a reader of scores needs.
+    """Return the facts about an ensemble that a user needs to interpret its scores.
 
-    They include the rule, the thresholds with their rates, and whether anything is calibrated.
+    They include the rule, the thresholds with their rates, and whether probabilities are calibrated.
     """
     members = [
         document.DetectorSummary(
@@ -218,7 +218,7 @@ def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
 
 
 def linked_folders(run: RunDirectory) -> NotedFolders:
-    """Return the links to folders that the last listing did not follow."""
+    """Return the symbolic links to folders that the last listing did not follow."""
     info = read_complete(run.store, list_complete_manifests(run.store)[-1])
     return (
         NotedFolders() if info is None else NotedFolders(info.linked_folders, info.linked_example)
@@ -226,7 +226,7 @@ def linked_folders(run: RunDirectory) -> NotedFolders:
 
 
 def closed_folders(run: RunDirectory) -> NotedFolders:
-    """Return the folders that the last listing could not list."""
+    """Return the folders whose files the last listing could not list."""
     info = read_complete(run.store, list_complete_manifests(run.store)[-1])
     return (
         NotedFolders() if info is None else NotedFolders(info.closed_folders, info.closed_example)
@@ -234,14 +234,14 @@ def closed_folders(run: RunDirectory) -> NotedFolders:
 
 
 def bad_fraction(summary: dict[str, Any]) -> float:
-    """Return the fraction of members without a score, except files that are not images."""
+    """Return the fraction of members that are images but have no score, from a run's summary."""
     good = (Status.OK, Status.UNSUPPORTED_FORMAT)
     bad = sum(count for status, count in summary["statuses"].items() if status not in good)
     return bad / summary["members"] if summary["members"] else 0.0
 
 
 def has_read_nothing(summary: dict[str, Any]) -> bool:
-    """Return whether no file of a run with members could be read from storage."""
+    """Return whether a run listed files, but could read none of them from storage."""
     return bool(summary["members"]) and all(
         status.startswith("source_") for status, count in summary["statuses"].items() if count
     )
@@ -254,7 +254,7 @@ def write_report(
 
     Args:
         run: The run.
-        prior: The fraction of fakes to expect, or None.
+        prior: The fraction of fakes to expect in the archive, or None if it is not known.
         thumbnails: Whether to show thumbnails. None uses the setting of the run.
 
     Raises:

@@ -1,7 +1,8 @@
 """Run one scoring session from start to end (`score_archive`).
 
-After the checks, a `ScoringRun` lists, scores, publishes, verifies and summarises. Every step can be
-interrupted at any point; the same command resumes from the files of the run directory.
+After the checks, a `ScoringRun` lists the source, scores files, publishes and verifies rows, and writes
+the summary. Every step can be interrupted at any point. The same command then resumes from the files
+of the run directory.
 """
 
 import contextlib
@@ -101,7 +102,7 @@ class ScoringResult:
     """The result of a run.
 
     Attributes:
-        exit_code: DONE or TOO_MANY_BAD.
+        exit_code: DONE, or TOO_MANY_BAD if too many files have no score.
         summary: The content of `summary.json`.
     """
 
@@ -111,10 +112,11 @@ class ScoringResult:
 
 @apply_s3_settings
 def score_archive(config: ScoreConfig) -> ScoringResult:
-    """Score `config.source` into `config.out`, from where an earlier session of the command stopped.
+    """Score the images in `config.source`, and write the results to the run directory `config.out`.
 
-    Settings that the config does not set are those of the existing run. Exceptions after which the
-    same call resumes carry the note RESUMABLE.
+    If the run directory contains an unfinished run of the same command, that run is resumed. Settings
+    that the config does not set are then taken from it. Exceptions after which the same call resumes
+    carry the note RESUMABLE.
 
     Args:
         config: The settings of the run, with `source` and `out`.
@@ -127,12 +129,14 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
         IdentityError: If the directory is used by another command or another run is writing to it.
         DetectorError: If a card, weights, or a licence are missing.
         StorageError: If the source or the run directory is unreachable.
-        ClusterError: If the cluster has no capacity, or no block ends.
+        ClusterError: If the cluster has no capacity, or no block is finished for too long.
         KeyboardInterrupt: If a stop was requested and blocks are left.
     """
     if not config.source or not config.out:
         raise ConfigError(
-            "nothing to score" if not config.source else "no run directory: --out DIR is missing",
+            "the argument SOURCE is missing"
+            if not config.source
+            else "no run directory: --out DIR is missing",
             hint="run touchstone score SOURCE --out DIR",
         )
     require_prices(config)
@@ -168,20 +172,20 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
 
 @apply_s3_settings
 def check_scoring(config: ScoreConfig) -> None:
-    """Check all that `score_archive` checks before it writes anything. Fetches weights.
+    """Run the checks of `score_archive` that come before it writes anything. Fetches weights.
 
-    Raises the same exceptions.
+    The exceptions are those of `score_archive`.
     """
     directory = RunDirectory.open(config.out or "")
     check_settings(identity.resolve(config, directory), directory)
 
 
 def check_settings(settings: identity.Settings, directory: RunDirectory) -> None:
-    """Check what can be checked before a file is written or a cluster is started.
+    """Check settings, source, and run directory before a file is written or a cluster is started.
 
-    It fails for a directory of another command, an unknown card, a licence that was not accepted,
-    missing weights, a missing trust list, a missing or empty source, and settings that an ensemble
-    was not calibrated for.
+    The check fails for a directory of another command, an unknown card, a licence that was not
+    accepted, missing weights, a missing trust list, a missing or empty source, and settings for which
+    an ensemble was not calibrated.
     """
     config = settings.config
     directory.check_free()
@@ -237,10 +241,10 @@ def _finish_unchanged(
 
 
 class ScoringRun:
-    """A session on a run directory whose lease this command holds.
+    """Run one scoring session on a run directory whose lease this command holds.
 
     Args:
-        settings: The resolved settings.
+        settings: The settings of the command.
         directory: The run directory.
         lease: The lease of the directory.
         spec: The scoring specification.
@@ -277,8 +281,9 @@ class ScoringRun:
         """Run all steps on the cluster that this process has joined.
 
         Args:
-            layout: The processes.
-            groups: Groups of detectors that take turns in these processes; None if all fit.
+            layout: The processes to start.
+            groups: Groups of detectors that take turns in these processes. None if all detectors fit
+                together.
         """
         self.layout, self.groups = layout, groups
         nodes = ray_cluster.working_nodes(self.config.cluster.labels)
@@ -302,13 +307,13 @@ class ScoringRun:
         return self.finish_manifests()
 
     def score_listed(self, plan: BlockPlan) -> None:
-        """Score the pending blocks of an unfinished run, else list the source and score what is new.
+        """Score pending blocks if there are any. Otherwise list the source, and score new files.
 
-        A listing that an earlier command did not finish continues.
+        A listing that an earlier command did not finish is continued.
 
         Raises:
-            ConfigError: If the source is empty. If nothing was ever listed, the directory is free
-                again.
+            ConfigError: If the source is empty. If nothing was ever listed, the run directory is
+                freed for other commands.
         """
         run = self.directory
         # A command that followed the source may have left it open.
@@ -327,9 +332,9 @@ class ScoringRun:
         report_folders(run)
 
     def score_embeddings(self, embeddings: StoredEmbeddings) -> None:
-        """Score the pending blocks of an unfinished run, or else the new embeddings.
+        """Score pending blocks if there are any. Otherwise score new stored embeddings.
 
-        These are the embeddings that were added to the run that stores them.
+        New embeddings are those that the source run has stored since the last command.
         """
         work, copied_at = find_work(self.directory), time.monotonic()
         # The first block is scored after all manifests are copied. If no block is scored, a killed
@@ -340,9 +345,10 @@ class ScoringRun:
         self.score(None)
 
     def retry(self, plan: BlockPlan) -> None:
-        """Score the current members whose row has one of the statuses in `config.rescore` again.
+        """Score members again whose current row has one of the statuses in `config.rescore`.
 
-        The source is not listed. A retry that an earlier command started is continued instead.
+        The source is not listed. If an earlier command did not finish a retry, that retry is
+        continued instead.
 
         Raises:
             ConfigError: If some files of the last listing have not been scored.
@@ -352,7 +358,7 @@ class ScoringRun:
         work, last = find_work(run), read_last_listing(run.store)
         if last is None or last.goes_on or (work.pending and not last.is_retry):
             raise ConfigError(
-                f"{run.store.url}: not all files have been scored once",
+                f"{run.store.url}: not all files have been scored once, so none can be retried yet",
                 hint="run the same command without --retry first",
             )
         if not work.pending:
@@ -362,7 +368,7 @@ class ScoringRun:
             if retry.refused:
                 print(
                     f"not retried: {retry.refused:,} that were refused when the archive was listed; "
-                    "the same command without --retry lists it again",
+                    "run the same command without --retry to list the archive again",
                     file=sys.stderr,
                 )
             elif retry.info is None:
@@ -381,10 +387,10 @@ class ScoringRun:
         self.score(None)
 
     def follow(self, plan: BlockPlan) -> NoReturn:
-        """Score the files of the source and those that it gets, and finish a manifest each day.
+        """Score the files of the source, and new files as they appear, until the run is stopped.
 
-        Each day is a session of its own. If the run is stopped after all listed files are scored,
-        the manifest is finished, too.
+        The manifest and the session are finished at the end of each day. If the run is stopped after
+        all listed files are scored, the current manifest is also finished.
 
         Raises:
             KeyboardInterrupt: When the run is stopped.
@@ -417,9 +423,9 @@ class ScoringRun:
         return True
 
     def finish_manifests(self) -> ScoringResult:
-        """Publish, verify, count and report the unfinished manifests.
+        """Finish the unfinished manifests: publish and verify their rows, write summary and report.
 
-        Verification proves that every member has one row.
+        The verification proves that every member has exactly one row.
         """
         unfinished = find_work(self.directory).manifests
         self.publish()
@@ -432,7 +438,7 @@ class ScoringRun:
         return self._finish_session(summary)
 
     def score(self, listing: ListingProcess | None) -> None:
-        """Score the pending blocks of the run, and the files that are listed meanwhile.
+        """Score the pending blocks of the run, and the files that are listed at the same time.
 
         Args:
             listing: The process that lists the source, or None.
@@ -507,8 +513,8 @@ class ScoringRun:
                     is_excused = stopper.reason is not None or bool(stopper.draining_nodes)
                     if turn.blocks and len(state.scored) == before and not is_excused:
                         raise ClusterError(
-                            f"{len(turn.blocks):,} blocks are pending, and a whole turn committed none of them",
-                            hint="check that there are nodes for the plan shown above, and run the same command again to resume",
+                            f"{len(turn.blocks):,} blocks are pending, but the workers committed none of them",
+                            hint="check that the cluster has nodes for the plan shown above, and run the same command again to resume",
                         )
         except BaseException:
             # The error may come from the store that this is written to.
@@ -560,10 +566,10 @@ class ScoringRun:
         self.directory.publish_all(each=ray_cluster.map_on_ray)
 
     def finish_unchanged(self) -> ScoringResult:
-        """Finish a session that found nothing to do, without counting rows again.
+        """Finish a session that found nothing to score, without counting rows again.
 
-        An existing report stays, because a new one would fetch its thumbnails again, unless the
-        config sets a prior.
+        An existing report is kept, because a new report would fetch its thumbnails again. It is
+        written again if the config sets a prior.
         """
         run, finished = self.directory, self.directory.last_finished()
         has_report = run.store.exists("report.html") and (
@@ -633,8 +639,8 @@ class ScoringRun:
         if self.lease.lost.is_set():
             url = self.directory.store.url
             raise StorageError(
-                f"{url}: another run took this directory over",
-                hint="stop the other run, which the newest file in the folder lease names: only one run may write there at a time",
+                f"{url}: another command has taken over this run directory",
+                hint="stop the other command, which the newest file in its folder `lease` names; only one command may write there at a time",
             )
         hours, cost = self.config.max_hours, self.config.max_cost
         if hours is not None and time.monotonic() - self.start > hours * 3600:
@@ -752,9 +758,9 @@ class _TurnState:
 
 
 def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
-    """Return the URL from which the workers of a cluster load weights, after copying them there.
+    """Copy the weights of an ensemble to a URL from which all workers can load them, and return it.
 
-    Only the driver fetches weights from a hub, which would refuse a thousand workers at once.
+    Only the driver fetches weights from a hub, because a hub would refuse a thousand workers at once.
 
     Returns:
         $TOUCHSTONE_WEIGHTS_MIRROR if it is set, or else a copy in the run directory. None if all
@@ -785,7 +791,7 @@ def groups_for(
     nodes: int,
     node_bytes: float | None,
 ) -> DetectorGroups | None:
-    """Group the detectors that do not fit into a process of this run together.
+    """Divide the detectors of a run into groups that take turns, if not all fit into a process.
 
     Args:
         config: The settings of the run.
@@ -815,8 +821,8 @@ def groups_for(
     )
     if groups is not None and config.compiled and spec.device != "cpu":
         raise ConfigError(
-            f"compiled: the detectors do not fit into {size(config.cluster.worker_bytes or 0)}, "
-            "and networks that take turns would be compiled for each block",
+            f"compiled cannot be true: the detectors do not fit into {size(config.cluster.worker_bytes or 0)} "
+            "together, and networks that take turns would be compiled for each block",
             hint=f"set cluster.worker_bytes to {estimate_total_bytes(spec)} or more, or compiled to false",
         )
     return groups
@@ -830,7 +836,7 @@ def layout_for(
     gpus: float,
     memory_bytes: float,
 ) -> ScoringLayout:
-    """Return the processes of a run on a cluster.
+    """Choose the kinds and numbers of processes for a run on a cluster.
 
     Args:
         config: The settings of the run.
@@ -841,7 +847,7 @@ def layout_for(
         memory_bytes: The memory of the cluster that Ray schedules on.
 
     Raises:
-        ClusterError: If nothing fits.
+        ClusterError: If the cluster has less than one CPU.
     """
     is_local = ray_cluster.named_cluster(config.cluster.address) is None
     store_bytes = (
@@ -903,7 +909,7 @@ def estimate_memory(
 
 
 def check_detectors(settings: identity.Settings) -> None:
-    """Check that every detector may and can be used on this machine. Fetches weights.
+    """Check licences and weights of all detectors, and that they run on this machine. Fetches weights.
 
     Raises:
         ConfigError: If a detector cannot be started.

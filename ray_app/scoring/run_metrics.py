@@ -1,9 +1,9 @@
 """Report the metrics of a scoring run in progress (`RunMeter`).
 
-The metrics are counters of its cluster, as Ray metrics, and the processes that limit the rate. Only
-the driver counts, from its workers' reports on committed blocks. Ray exports the counters with its
-own on the metrics port of the driver's node. A cluster's Prometheus scrapes them from there:
-configs/prometheus, configs/grafana/touchstone-run.json.
+The metrics are counters, which are exported as Ray metrics, and the kind of process that limits the
+rate. Only the driver counts, from its workers' reports on committed blocks. Ray exports the counters
+with its own metrics on the metrics port of the driver's node. The Prometheus server of a cluster reads
+them from there: configs/prometheus, configs/grafana/touchstone-run.json.
 """
 
 import threading
@@ -60,14 +60,14 @@ class _Pool(NamedTuple):
 
 
 class RunMeter:
-    """Read the sums of a session's committed blocks, at most once a second.
+    """Derive metrics from the sums of a session's committed blocks, at most once a second.
 
     Args:
-        name: The name of the run, as a label.
+        name: The name of the run, as a label of the metrics.
         tally: The sums of the session.
         blocks: The number of blocks to commit.
         layout: The processes.
-        exported: Whether to export the counts as Ray metrics, too. Ray must be initialised then.
+        exported: Whether to export the counts as Ray metrics. If so, Ray must be initialised.
         clock: Returns the time in seconds.
         cpu: Returns the CPU seconds of this process.
     """
@@ -93,23 +93,28 @@ class RunMeter:
         self._metrics = _metrics() if exported else None
 
     def set_layout(self, layout: ScoringLayout) -> ScoringLayout:
-        """Set the processes from now on, and return them."""
+        """Set the layout of the processes from now on, and return it."""
         self._layout = layout
         return layout
 
     def grow(self, blocks: int, *, goes_on: bool) -> None:
-        """Add blocks to commit. While `goes_on` is set, more may be listed."""
+        """Add newly listed blocks to those that have to be committed.
+
+        Args:
+            blocks: The number of new blocks.
+            goes_on: Whether the listing is still in progress.
+        """
         self._blocks, self._is_listing = self._blocks + blocks, goes_on
 
     def export(self, *, is_over: bool = False) -> None:
-        """Export the counts since the last call to Ray.
+        """Export to Ray the counts since the last call.
 
-        Call it once a second, and once more at the end. Then no block counts as pending, whether the
-        session finished or was interrupted, because Ray keeps the last values of a driver that has
-        exited.
+        Call this method once a second, and once more at the end of the session. The last call reports
+        no pending blocks, even after an interruption, because Ray keeps the last values of a driver
+        that has exited.
 
         Args:
-            is_over: Whether this is the call at the end.
+            is_over: Whether this is the last call.
         """
         blocks, images, bad, size, by_stage = self._tally.read()
         if not self._recent and images:
@@ -131,10 +136,9 @@ class RunMeter:
         )
 
     def bound(self) -> str:
-        """Return what limited the run in the last minutes, as a phrase for its progress line.
+        """Return a phrase for the progress line that names what limited the run in the last minutes.
 
-        It is the busiest kind of process. The seconds are those of blocks that were committed in this
-        time.
+        This is the busiest kind of process, measured on the blocks committed in that time.
         """
         _, images, _, _, by_stage = self._tally.read()
         now, cpu_s = self._clock(), self._cpu()
@@ -207,9 +211,9 @@ class RunMeter:
 
 
 def name_of(run_url: str) -> str:
-    """Return the last part of a run directory's URL.
+    """Return the name of a run for its metrics: the last part of the run directory's URL.
 
-    The folders above it, and the text after a `?`, may be confidential.
+    The other folders of the URL, and the text after a `?`, may be confidential.
     """
     return (
         PurePosixPath(run_url.rpartition("://")[2].partition("?")[0]).name[:_MAX_NAME_CHARACTERS]

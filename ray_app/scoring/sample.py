@@ -1,8 +1,8 @@
 """Score a sample of an archive like the workers of a run, and measure the work (`score_sample`).
 
-The stages of a run work here in processes of their own, without Ray, on a run directory in the
-temporary folder. The number of processes is that of a run on this machine, because processes that
-share memory and caches slow each other down.
+The stages of a run work here in separate processes without Ray, on a temporary run directory. As many
+processes are started as a run would start on this machine, because processes that share memory and
+caches slow each other down.
 """
 
 import math
@@ -68,7 +68,7 @@ _ONE_CORE = {"OMP_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class SampledMember:
-    """The result of one member."""
+    """The status of one member of the sample."""
 
     member: Item
     status: str
@@ -77,16 +77,17 @@ class SampledMember:
 
 @dataclass(frozen=True)
 class SampleWork:
-    """The work of the processes on a sample.
+    """The measured work on a sample, and its results.
 
     Attributes:
-        outcomes: The result of each member that was processed.
-        seconds: For each stage of the layout, in its order, the seconds of all processes by the
-            names of `StageClock`. Without the stages after the decoders if no detector scored.
-        counts: The counts of all stages.
+        outcomes: The status of each member that was processed.
+        seconds: For each stage of the layout in order, the seconds of all processes by the names of
+            `StageClock`. If no detector scored, stages after the decoders are left out.
+        counts: The counters of all stages together.
         rows: The result rows, a table for each block. Empty if no detector scored.
-        processes: The number of processes that worked at once.
-        has_scored: Whether detectors scored the sample. A GPU that is not on this machine cannot.
+        processes: The number of processes that worked at the same time.
+        has_scored: Whether detectors scored the sample. They did not if the run uses GPUs and this
+            machine has none.
     """
 
     outcomes: Sequence[SampledMember]
@@ -107,7 +108,7 @@ def score_sample(
     *,
     decode_bytes: int,
 ) -> SampleWork:
-    """Fetch, decode, score, and decide on a sample, and write its rows into a temporary folder.
+    """Score a sample of an archive into a temporary folder, and return the measured work.
 
     The first batch warms up the processes and is not counted. If detectors are slow, the sample is
     smaller than `members`, but distributed like them.
@@ -330,7 +331,7 @@ class _WorkerProcess:
         if self._deaths > MAX_DEATHS:
             raise ClusterError(
                 f"{self._deaths} processes died while they scored a sample, the last one with exit code {code}",
-                hint="set cluster.workers to 1 if memory ran out, or use --probe 0 to score no sample",
+                hint="if memory ran out, set cluster.workers to 1; to score no sample, use --probe 0",
             )
         self.__exit__()
         self.__enter__()

@@ -1,7 +1,7 @@
-"""Record one session of a run.
+"""Record one session, the work of one command on a run.
 
-`ScoringSession` sums its workers' reports (`Tally`) and writes its file in `sessions/`.
-`compute_cost` returns the bill.
+`ScoringSession` sums the reports of its workers (`Tally`) and writes a file in `sessions/`.
+`compute_cost` computes the cost of a session.
 """
 
 import logging
@@ -43,9 +43,9 @@ def is_billed(url: str) -> bool:
 
 
 def compute_cost(prices: Prices, hours: float, counts: Mapping[str, float]) -> document.CostSummary:
-    """Return the unrounded cost of a session.
+    """Compute the unrounded cost of a session from its hours and its traffic.
 
-    Bytes cost egress only if they came over a network: without a request, no byte left a store.
+    Bytes cost egress only if they came over a network, which means that there were requests.
 
     Args:
         prices: The prices.
@@ -64,7 +64,7 @@ def compute_cost(prices: Prices, hours: float, counts: Mapping[str, float]) -> d
 
 
 def is_priced(prices: Prices) -> bool:
-    """Return whether any price is set."""
+    """Return whether any price is greater than 0."""
     return prices != Prices()
 
 
@@ -78,9 +78,9 @@ def require_prices(config: ScoreConfig) -> None:
 
 
 class Tally:
-    """Sums over committed blocks. One thread adds to them, others read them (`read`).
+    """Sums over the committed blocks of a session.
 
-    Times are monotonic.
+    One thread adds blocks, and other threads call `read`. Times are of the monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,12 @@ class Tally:
         self._lock = threading.Lock()
 
     def add(self, report: BlockReport, images: int) -> None:
-        """Add a block with this many images."""
+        """Add the report of a committed block to the sums.
+
+        Args:
+            report: The report of the block.
+            images: The number of images in the block.
+        """
         work = report.work
         with self._lock:
             self.last = time.monotonic()
@@ -106,7 +111,7 @@ class Tally:
             self.peak_bytes = max(self.peak_bytes, work.peak_bytes)
 
     def read(self) -> tuple[int, int, int, int, dict[str, float]]:
-        """Return consistent sums for other threads.
+        """Return sums that belong to the same moment, for threads other than the one that adds.
 
         Returns:
             Blocks, images, images without a score, bytes read, and seconds by stage.
@@ -116,7 +121,10 @@ class Tally:
 
     @property
     def images_per_s(self) -> float | None:
-        """Images per second between the first and the last block; None if that time is short."""
+        """Images per second between the first and the last block.
+
+        None if that time is too short to give a rate.
+        """
         steady = self.last - (self.first or self.last)
         return (
             round((self.images - self.first_images) / steady, 2) if steady >= MEASURABLE_S else None
@@ -124,16 +132,16 @@ class Tally:
 
 
 class ScoringSession:
-    """Count committed blocks, and write the file of the session.
+    """Sum the reports on committed blocks of a session, and write the session's file.
 
     Args:
         run: The run directory.
         settings: The config as plain JSON.
         start: The monotonic time at which the user's command started.
-        extra_facts: Further facts for the summary.
+        extra_facts: Further keys of the session's section in the summary.
 
     Attributes:
-        number: 1 for the first session of a run. Rows have it as `attempt`.
+        number: The number of the session, from 1. Rows store it in the column `attempt`.
         total: The sums over all blocks.
     """
 
@@ -160,7 +168,7 @@ class ScoringSession:
         self.log("started")
 
     def next_session(self) -> "ScoringSession":
-        """Return a session that starts now, after this one and with the same plan."""
+        """Return a new session with the same plan, which starts now and has the next number."""
         session = ScoringSession(
             self._run, self._settings, time.monotonic(), extra_facts=self._extra_facts
         )
@@ -172,17 +180,17 @@ class ScoringSession:
         return time.monotonic() - self._start
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the summary of the session."""
+        """Add keys to the session's section in the summary."""
         self._extra_facts |= facts
 
     def add_listing_s(self, seconds: float) -> None:
-        """Add seconds that listing took."""
+        """Add seconds to the time that listing took in this session."""
         self._listing_s += seconds
 
     def set_plan(
         self, layout: ScoringLayout, groups: DetectorGroups | None, memory: document.Memory
     ) -> None:
-        """Set the plan of the session.
+        """Record the plan of the session, for its file and the summary.
 
         Args:
             layout: The processes.
@@ -197,7 +205,7 @@ class ScoringSession:
         Args:
             manifest: The number of the retry's manifest.
             statuses: The statuses that are retried.
-            members: The number of members.
+            members: The number of members that are scored again.
         """
         self._retries.append(
             document.RetrySummary(listing=manifest, statuses=list(statuses), members=members)
@@ -205,7 +213,7 @@ class ScoringSession:
         self.log("started")
 
     def add_block(self, report: BlockReport) -> None:
-        """Add the report of one block."""
+        """Add the report of one committed block."""
         self.total.add(report, report.ref.members)
         self.total.counts[PUTS] += is_billed(self._run.store.url)
         for failure in report.failures:
@@ -287,14 +295,14 @@ class ScoringSession:
         }
 
     def log(self, state: str) -> None:
-        """Write the session's own file: its times, its settings, and its state."""
+        """Write the file of the session, with its times, its settings, and its state."""
         content = {"state": state, "started_at": self.started_at.isoformat(timespec="seconds"), "version": __version__,
                    "host": platform.node(), "pid": os.getpid(), "settings": self._settings, **self.facts().to_dict()}  # fmt: skip
         self._run.write_json(f"sessions/{self.number:05d}.json", content)
 
 
 def count_backbone_runs(counts: Mapping[str, int]) -> dict[str, document.Sharing]:
-    """Return how often each shared backbone was requested, and how often it ran."""
+    """Return from counters how often each shared backbone was requested, and how often it ran."""
     runs = {
         name.removeprefix(RUNS): count for name, count in counts.items() if name.startswith(RUNS)
     }
@@ -305,7 +313,7 @@ def count_backbone_runs(counts: Mapping[str, int]) -> dict[str, document.Sharing
 
 
 def detector_times(counts: Mapping[str, int]) -> dict[str, document.DetectorTime]:
-    """Return for each detector how long it took for how many images."""
+    """Return from counters how long each detector took, and for how many images."""
     images_by_name = {
         name.removeprefix(SEEN): images for name, images in counts.items() if name.startswith(SEEN)
     }

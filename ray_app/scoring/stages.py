@@ -1,11 +1,16 @@
-"""Define the stages of scoring, each a class that takes a message about a block and returns the next.
+"""Define the stages of scoring. Each stage is a class that turns a message about a block into the next.
 
 The messages are `BlockRef` → `OpenBlock` → … → `BlockReport`, and `NotStarted` for a block that is
-not started. In the fused layout, `BlockScorer` is the only stage, or `StoredBlockScorer` for stored
-embeddings. In the split layout, the stages are `BlockDecoder` → `TensorScorer`, one pool after
-another → `BlockDescriber`, if a describer has processes of its own → `BlockCommitter`. In both, a
-block is committed at the end. If groups of detectors take turns, a `GroupTensorScorer` replaces all
-pools of scorers.
+not started. The last stage commits the block.
+
+In the fused layout, the only stage is `BlockScorer`, or `StoredBlockScorer` for stored embeddings. In
+the split layout, the stages are:
+
+1. `BlockDecoder`.
+2. `TensorScorer`, one pool after another. If groups of detectors take turns, one `GroupTensorScorer`
+   replaces all pools of scorers.
+3. `BlockDescriber`, if the describer has separate processes.
+4. `BlockCommitter`.
 """
 
 import math
@@ -63,13 +68,13 @@ _READ_ONLY = "The given (NumPy array|buffer) is not writable"
 
 @dataclass(frozen=True)
 class BlockWork:
-    """The work that a block took so far.
+    """The work that the stages did on a block so far.
 
     Attributes:
         seconds: Seconds by stage.
         counts: Counters by name.
         peak_bytes: The maximum memory of a process.
-        emulating: Names of the nodes whose processor has no bf16 and emulates that of the run.
+        emulating: Names of nodes whose processor lacks bf16, which the run uses, and emulates it.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -78,7 +83,7 @@ class BlockWork:
     emulating: frozenset[str] = frozenset()
 
     def merge(self, other: "BlockWork") -> "BlockWork":
-        """Return the work of both."""
+        """Return the sum of two amounts of work."""
         counts = Counter(self.counts)
         # The sum of two counters would drop counts of 0, such as those of the second stage.
         counts.update(other.counts)
@@ -94,17 +99,17 @@ class BlockWork:
 
 @dataclass(frozen=True)
 class OpenBlock:
-    """A block in progress: its members, one row each, and the results so far, in their order.
+    """A block in progress, with its members and their results so far, in the order of the members.
 
     Attributes:
         ref: The block.
-        members: The rows of the manifest.
+        members: The rows of the manifest, one for each member.
         work: The work so far.
-        batches: Prepared images, until the last detectors that look at all of them have scored.
-        outcomes: The results of decoding, once the first detectors have scored.
+        batches: The prepared images. They are dropped after the last detectors that score all images.
+        outcomes: The results of decoding; empty until the first detectors have scored.
         outputs: The outputs of the detectors so far.
-        files: (image id, file) of the members that later pools decode again, None for others.
-        describer_images: The images for the describer, of each member, once the batches are dropped.
+        files: For each member that later pools decode again, its (image id, file); else None.
+        describer_images: The describer's image of each member; empty until the batches are dropped.
     """
 
     ref: BlockRef
@@ -136,13 +141,13 @@ class OpenBlock:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """A block whose part is written.
+    """The report on a committed block, whose part is written.
 
     Attributes:
         ref: The block.
         bad: The number of images without a score.
         work: The work that the block took.
-        failures: The failures; see `BlockTables`.
+        failures: The members on which Touchstone's own code failed; see `BlockTables`.
     """
 
     ref: BlockRef
@@ -153,7 +158,7 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class NotStarted(TerminalMessage):
-    """A block that was not started: the run stops, or the node will be taken away."""
+    """The message that a block was not started, because of a stop or because its node will go away."""
 
     ref: BlockRef
 
@@ -170,12 +175,13 @@ class ScoringJob:
         marker_dir: A folder for crash markers on the disk of each node.
         mirror: The URL of the weights for nodes that have none; None if all weights are shipped.
         decode_limit_s: The maximum seconds for decoding an image.
-        decode_bytes: Memory that large images may use together on a node; None is a quarter of its
-            memory.
-        lease: The number of the lease, whose orders count and under which attempts are counted.
+        decode_bytes: Memory that large images may use together on a node. None allows a quarter of
+            the node's memory.
+        lease: The number of the driver's lease. Workers follow only the orders of this lease, and
+            count attempts at a block separately for each lease.
         members: The number of images of a full block, which a GPU gets together.
-        compiled: Whether networks on a GPU run compiled, if that does not change their scores.
-        version: The version of the driver; a node that comes later may have another.
+        compiled: Whether to compile networks on a GPU, if that does not change their scores.
+        version: The version of Touchstone in the driver, to detect nodes with another version.
         groups: Groups of detectors that take turns; None if all detectors fit together.
         stored: The heads for stored embeddings; None if images are scored.
     """
@@ -197,14 +203,14 @@ class ScoringJob:
 
 
 class BlockStage(Stage):
-    """Base of the stages of scoring, which loads what they need and counts their work."""
+    """Base class of the stages of scoring. It loads detectors or decoders, and counts the work."""
 
     def start(self, job: ScoringJob, pool: tuple[str, ...] | None = None) -> None:
-        """Load what the stage needs, once per process.
+        """Load the detectors or decoders of the stage, once per process.
 
         Args:
             job: The job of the session.
-            pool: The names of the detectors of a stage that scores.
+            pool: The names of the detectors, for a stage that scores.
         """
         versions.require_same(job.version)
         self._job, self._pool, self._clock = job, pool, StageClock()
@@ -363,7 +369,7 @@ class BlockScorer(BlockStage):
 
 
 class StoredBlockScorer(BlockStage):
-    """Score the stored embeddings of one block after another and commit it, without its images."""
+    """Score the stored embeddings of one block after another, and commit it. No image is read."""
 
     def _load(self) -> None:
         assert self._job.stored is not None
@@ -380,9 +386,9 @@ class StoredBlockScorer(BlockStage):
 
 
 class BlockDecoder(BlockStage):
-    """Fetch and decode on a core: the first stage of the split layout.
+    """Fetch and decode the images of a block on a core. This is the first stage of the split layout.
 
-    It does not need torch unless a card resizes with it.
+    The stage does not need torch, unless a card uses torch to resize images.
     """
 
     def _load(self) -> None:
@@ -392,9 +398,9 @@ class BlockDecoder(BlockStage):
         self._counters = (self._reading, self._reading.fetcher, self._reading.decoder)
 
     def work(self, ref: BlockRef) -> OpenBlock | NotStarted:
-        """Return the members of a block with prepared uint8 tensors.
+        """Return the members of a block with their images as prepared uint8 tensors.
 
-        For detectors that keep sizes, it also contains the encoded files.
+        If detectors keep the sizes of images, the result also contains the encoded files.
         """
         if not self._may_start():
             return NotStarted(ref)
@@ -431,10 +437,10 @@ class TensorScorer(BlockStage):
         )
 
     def work(self, block: OpenBlock) -> OpenBlock:
-        """Add the outputs of this pool to a block. The last pool drops its tensors.
+        """Add the outputs of this pool's detectors to a block.
 
-        Once the first detectors of a cascade have scored, the block keeps only the files of members
-        for its second stage, and the images for the describer.
+        The last pool drops the block's tensors. After the first stage of a cascade, the block keeps
+        only the files that the second stage scores, and the images for the describer.
         """
         from ray_app.inference.scorer import describer_inputs
 
@@ -512,7 +518,7 @@ class BlockDescriber(BlockStage):
         self._counters = (self._describing,)
 
     def work(self, block: OpenBlock) -> OpenBlock:
-        """Add the descriptions of the members that the profile asks for to a block."""
+        """Add to a block the predicted prompts of those members for which the profile requires one."""
         with self._attempts.count(block.ref, block.members["uri"][0].as_py()):
             outputs = self._describing.add_captions(
                 block.outcomes, block.outputs, block.describer_images
@@ -523,7 +529,7 @@ class BlockDescriber(BlockStage):
 
 
 class BlockCommitter(BlockStage):
-    """Commit blocks: the last stage of the split layout."""
+    """Write the rows of scored blocks. This is the last stage of the split layout."""
 
     def work(self, block: OpenBlock) -> BlockReport:
         """Commit a block, and return the report of its part with the work of all stages."""
@@ -540,7 +546,7 @@ def _select_rows(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:
 def scorer_stages(job: ScoringJob) -> list[tuple[type[BlockStage], tuple[Any, ...]]]:
     """Return the stages between decoders and committers in the split layout, in their order.
 
-    Each has the arguments that it gets after the job.
+    Each stage is a class with the arguments that its `start` takes after the job.
     """
     if job.groups is not None:
         return [(GroupTensorScorer, ())]

@@ -1,12 +1,12 @@
 """Use the embeddings that a finished run stores as the source of another run: `features::RUN`.
 
 The new run gets the manifests of RUN: the same members and ids in the same blocks, the same lists of
-vanished files, and the same retries. So its current rows are of the files of RUN's current rows. A
-worker scores the embeddings of a block with the heads of the detectors. It reads no image, and does
-not need the backbone's weights.
+vanished files, and the same retries. So both runs have current rows of the same files. A worker scores
+the embeddings of a block with the heads of the detectors. The worker reads no image, and does not need
+the backbone's weights.
 
-A member without a score in RUN keeps its status and its detail. A member without an embedding in
-RUN is `detector_failed`, unless the detector does not score images of its size.
+A member without a score in RUN keeps its status and its detail. A member without an embedding in RUN
+gets the status `detector_failed`, unless the detector does not score images of its size.
 """
 
 import json
@@ -59,7 +59,7 @@ class StoredEmbeddings:
     facts: Mapping[str, Mapping[str, Any]]
 
     def adapt(self, config: ScoreConfig) -> ScoreConfig:
-        """Return the config of a run that reads these embeddings.
+        """Return a config adapted to a run that reads these embeddings instead of images.
 
         The run needs no GPU, and its report has no images.
         """
@@ -68,11 +68,11 @@ class StoredEmbeddings:
         )
 
     def is_listed(self, target: RunDirectory) -> bool:
-        """Return whether a run has all finished manifests of this one."""
+        """Return whether a run has all finished manifests of the run that stores the embeddings."""
         return len(list_complete_manifests(target.store)) > self.run.last_finished()
 
     def copy_manifests(self, target: RunDirectory) -> None:
-        """Write the finished manifests that a run lacks into it."""
+        """Copy those finished manifests that another run lacks into that run."""
         for number in range(
             len(list_complete_manifests(target.store)), self.run.last_finished() + 1
         ):
@@ -80,12 +80,12 @@ class StoredEmbeddings:
 
 
 def reads_embeddings(config: ScoreConfig) -> bool:
-    """Return whether a source of a config is a run that stores embeddings."""
+    """Return whether a source of a config has the form `features::RUN`."""
     return EMBEDDINGS in [split_kind(source)[0] for source in config.source]
 
 
 def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
-    """Return the embeddings that are the source of a config, or None if it has another source.
+    """Return the stored embeddings that are the source of a config, or None for any other source.
 
     Raises:
         ConfigError: If the run is missing, is not finished, or stores no embeddings, or if the
@@ -103,7 +103,7 @@ def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
     run = RunDirectory.open(split_kind(config.source[0])[1])
     if config.out and RunDirectory.open(config.out).store.url == run.store.url:
         raise ConfigError(
-            f"{run.store.url} is the run that keeps the embeddings", hint="set another --out"
+            f"--out {run.store.url} is the run that keeps the embeddings", hint="set another --out"
         )
     if run.describe_finished().get("layout", 1) < LAYOUT:
         raise ConfigError(
@@ -114,7 +114,7 @@ def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
     if not facts:
         raise ConfigError(
             f"{run.store.url}: this run keeps no embeddings",
-            hint="score the images with --features NAME",
+            hint="score the images with --features NAME, and use the embeddings of that run",
         )
     return StoredEmbeddings(run, facts)
 
@@ -136,7 +136,7 @@ class StoredHead:
 
 @dataclass(frozen=True)
 class StoredHeads:
-    """Heads of detectors on the embeddings of a run. They are pickled with their weights for workers.
+    """The heads that score the stored embeddings of a run. They are sent to workers with their weights.
 
     Attributes:
         run: The run that stores the embeddings.
@@ -147,7 +147,7 @@ class StoredHeads:
     heads: Mapping[str, StoredHead]
 
     def adapt(self, spec: ScoringSpec, *, waived: bool) -> ScoringSpec:
-        """Return the spec of an ensemble whose detectors are these heads.
+        """Return the spec of an ensemble, changed so that these heads replace its detectors.
 
         Args:
             spec: The spec of the ensemble.
@@ -162,7 +162,7 @@ class StoredHeads:
         if departing and not waived:
             raise ConfigError(
                 f"{spec.ensemble.name}: its calibration is not valid for embeddings of {' and '.join(departing)}",
-                hint="score the images with this card, or waive its guarantee: --set waive_guarantee=true",
+                hint="score the images with this card, or add --set waive_guarantee=true to give up its guarantee",
             )
         if spec.describer is not None:
             raise ConfigError(
@@ -175,7 +175,7 @@ class StoredHeads:
 def match_heads(
     stored: StoredEmbeddings, cards: tuple[DetectorCard, ...], config: ScoreConfig
 ) -> StoredHeads:
-    """Return the heads of detectors, each with the stored embeddings that it was fitted on.
+    """Find for the head of each detector the stored embeddings on which it can be used.
 
     Args:
         stored: The stored embeddings.
@@ -183,7 +183,7 @@ def match_heads(
         config: The settings of the run.
 
     Raises:
-        ConfigError: If no stored embeddings are like those that a head was fitted on. The message
+        ConfigError: If no stored embeddings match those on which a head was fitted. The message
             names the differences.
         DetectorError: If a detector has no linear head, or the weights of the head are missing.
     """
@@ -240,11 +240,14 @@ class StoredBlocks:
         self._scorer = EmbeddingScorer(spec, layers)
 
     def score(self, ref: BlockRef, image_ids: Ids) -> tuple[list[DecodeResult], DetectorOutputs]:
-        """Return the results of decoding the members of a block, and the outputs of the detectors.
+        """Score the stored embeddings of a block.
 
         Args:
             ref: The block.
             image_ids: The ids of its members.
+
+        Returns:
+            The stored results of decoding its members, and the outputs of the detectors.
 
         Raises:
             ConfigError: If the run with the embeddings was changed.
@@ -255,7 +258,7 @@ class StoredBlocks:
             if not np.array_equal(rows["image_id"].to_numpy(), image_ids):
                 raise ConfigError(
                     f"{run.store.url}: block {ref.block} of listing {ref.manifest} has other members",
-                    hint="set another --out, because the run was changed",
+                    hint="set another --out, because the run with the embeddings was changed",
                 )
             heads = self._stored.heads
             facts = {head.detector: head.facts for head in heads.values()}

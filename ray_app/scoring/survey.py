@@ -1,8 +1,9 @@
-"""Survey what a run would score.
+"""Count the files that a run would score, before it starts.
 
 `survey` counts members, bytes, and the requests for reading them, and draws a sample.
-`find_earlier_work` finds the work that a run has left. Both read only listings and a run's own files,
-in memory that does not grow with the members. Only requests over a network are billed.
+`find_earlier_work` finds the work that is left in an existing run. Both read only listings and files
+of the run directory. Their memory does not grow with the number of members. Only requests over a
+network are counted as billed.
 """
 
 import math
@@ -48,19 +49,19 @@ _WINDOWS = 16
 
 @dataclass
 class Survey:
-    """The content of an archive.
+    """Counts of the members of an archive, and a sample of them.
 
     Attributes:
         members: The number of members, without folders that could not be listed.
-        size_bytes: Bytes of the members that are read and whose size the listing states.
-        unsized: The number of members that are read and whose size the listing does not state.
-        billed: The number of files and containers behind a network.
-        gets: The number of GET requests that read all members.
-        kinds: Counts of `PlannedKind`, for single files and for containers of each format.
+        size_bytes: The total size of the members that will be read, if the listing has their size.
+        unsized: The number of members that will be read and whose size the listing does not have.
+        billed: The number of files and containers that are read over a network.
+        gets: The number of GET requests that are needed to read all members.
+        kinds: The counts of a `PlannedKind`, for single files and for containers of each format.
         refused: Counts by status of members that the listing refuses, and of folders that it could
             not list.
         closed_folders: The folders that could not be listed.
-        sample: Members drawn evenly, in the order of the listing.
+        sample: Members drawn evenly from the whole listing, in its order.
     """
 
     members: int = 0
@@ -75,12 +76,12 @@ class Survey:
 
     @property
     def mean_bytes(self) -> float:
-        """Mean bytes of the members of known size."""
+        """The mean size in bytes of the members whose size is known."""
         return self.size_bytes / max(self.members - self.unsized, 1)
 
     @property
     def lists(self) -> int:
-        """The minimum number of LIST requests that find the files and containers."""
+        """The minimum number of LIST requests that are needed to list the files and containers."""
         return math.ceil(self.billed / KEYS_PER_LIST)
 
 
@@ -96,8 +97,8 @@ def survey(
     Args:
         items: The members, in the order of the listing.
         sample: The number of members to sample. The sample is always the same.
-        max_bytes: Larger files are refused, so they cost no request.
-        progress: Called now and then with the number of members so far.
+        max_bytes: The maximum size of a file. Larger files are refused, so they cost no request.
+        progress: A function that is called now and then with the number of members so far.
     """
     result, cursor, windows = Survey(), _Cursor(), _Windows(sample)
     for item in items:
@@ -165,7 +166,7 @@ class _Windows:
 
 
 def spread(items: Sequence[T], count: int, start: float = 0.5) -> list[T]:
-    """Return `count` items at equal distances, or all if there are fewer.
+    """Return `count` items at equal distances in a sequence, or all items if there are fewer.
 
     Args:
         items: The items.
@@ -223,10 +224,10 @@ class _Cursor:
 
 
 def find_earlier_work(settings: identity.Settings, spec: ScoringSpec) -> Listing | None:
-    """Return all blocks of the run that a command continues, or None for a new run.
+    """Return the manifests and blocks of the run that a command continues, or None for a new run.
 
-    A run with pending blocks continues from its manifest. A finished run, or a run whose first
-    listing did not end, lists its source.
+    If blocks are pending, the command continues with them. If the run is finished, or its first
+    listing did not end, the command lists the source.
 
     Args:
         settings: The settings of the command.
@@ -245,11 +246,11 @@ def find_earlier_work(settings: identity.Settings, spec: ScoringSpec) -> Listing
 def describe_progress(
     run: RunDirectory, before: Listing, blocks_left: int, members_left: int
 ) -> PlannedRun:
-    """Return the progress of a run, for a plan.
+    """Return the progress of an existing run, for the plan of a command that continues it.
 
     Args:
         run: The run.
-        before: Its work so far.
+        before: The manifests and blocks of the run.
         blocks_left: The number of blocks to score.
         members_left: The number of members to score.
     """
@@ -266,11 +267,11 @@ def describe_progress(
 def members_to_score(
     settings: identity.Settings, before: Listing | None, fetcher: Fetcher
 ) -> Iterable[ListedMember | ManifestMember]:
-    """Return the members that the command would score.
+    """Return the members that a command would score.
 
-    They are all members of a new run, those of pending blocks, or those that are new or changed
-    since the run finished. Iterating raises ConfigError if the source is empty, and StorageError if
-    it is unreachable.
+    For a new run these are all members of the source. For an unfinished run they are the members of
+    pending blocks, and for a finished run the members that are new or changed. Iterating raises
+    ConfigError if the source is empty, and StorageError if the source is unreachable.
 
     Args:
         settings: The settings of the command.

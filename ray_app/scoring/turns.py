@@ -14,18 +14,19 @@ _PORTION_POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Turn:
-    """The blocks of a turn. Ray Data's read task iterates over them.
+    """The blocks that one pipeline scores, over which Ray Data's read task iterates.
 
-    A read task that Ray repeats yields the same blocks in the same order. The blocks are either known
-    when the turn starts, or in portions that are written meanwhile and never change.
+    If Ray repeats the read task, it yields the same blocks in the same order. The blocks are either
+    known when the turn starts, or in portions that the listing writes during the turn and that never
+    change.
 
     Attributes:
         run: The run directory.
         lease: The number of the command's lease.
         number: The number of the turn.
         blocks: The blocks that are known when the turn starts.
-        following: The manifest and the portion that the listing writes next; None if there is no
-            listing meanwhile.
+        following: The manifest and the portion that the listing writes next; None if no listing is
+            in progress.
     """
 
     run: RunDirectory
@@ -35,7 +36,7 @@ class Turn:
     following: tuple[int, int] | None = None
 
     def __call__(self) -> Iterator[BlockRef]:
-        """Yield each block once the command releases it, until the turn ends or is stopped."""
+        """Yield each block when the driver has released it, until the turn ends or is stopped."""
         released = 0
         for position, ref in enumerate(self._blocks()):
             while released <= position:

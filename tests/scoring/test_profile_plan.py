@@ -97,5 +97,5 @@ def test_new_thresholds_keep_names_and_captions(run, tmp_path):
     other = ensemble.with_name("other.yaml")
     profile = {"identifier": told["profile"]["identifier"]}
     other.write_text(yaml.safe_dump(told | {"profile": profile}))
-    with pytest.raises(ConfigError, match="its describer is nearest, that of profile is none"):
+    with pytest.raises(ConfigError, match="describer nearest, but the card profile has none"):
         decide_run(run.store.url, str(other), f"{run.store.url}-other")
