@@ -1,4 +1,4 @@
-"""Start or join Ray, stop a session in time, and report progress.
+"""Start or join Ray, stop a session in time, and report its progress.
 
-Enter at `ray_cluster.cluster`. Importing this package does not import Ray.
+Start at `ray_cluster.cluster`. Importing this package does not import Ray.
 """

@@ -1,9 +1,9 @@
 """Check whether torch can use the NVIDIA GPU of this node.
 
 `python -m ray_app.cluster.gpu_check` is the last setup command of cluster.yaml. It prints nothing and
-exits with 0 if torch can use the GPU, or if the node has no such GPU. Otherwise it prints one line
-with the reason and the fix, and exits with 1. Without this check such a node would join the cluster,
-take every GPU task, and fail each.
+exits with 0 if torch can use the GPU, or if the node has no NVIDIA GPU. Otherwise it prints one line
+with the reason and the fix, and exits with 1. Without this check, a node with an unusable GPU would
+join the cluster, take GPU tasks, and fail every one of them.
 """
 
 import re
@@ -23,9 +23,10 @@ _IMAGE = "name another ImageId in cluster.yaml (docs/cluster.md)"
 
 
 def torch_and_gpus() -> tuple[str, str]:
-    """Return descriptions of torch and of the GPUs that it can use, "" if there are none.
+    """Return a description of torch, and a description of the GPUs that torch can use.
 
-    If torch is damaged, importing it raises its own exception.
+    The second is "" if torch can use no GPU. If torch is damaged, the exception of its import is
+    raised.
     """
     import torch
 
@@ -42,22 +43,25 @@ def torch_and_gpus() -> tuple[str, str]:
 
 
 def require_gpus(planned: int) -> None:
-    """Raise ConfigError if GPUs are planned for and this process can use neither a GPU nor Ray.
+    """Raise ConfigError if the config plans for GPUs, but this machine has none and Ray is not used.
 
-    Otherwise a machine without a GPU would start the decoders for all GPUs of a cluster.
+    Without this check, a machine without a GPU would start the decoders for all GPUs of a cluster.
+
+    Args:
+        planned: The number of GPUs in the config.
     """
     import ray
     import torch
 
     if not ray.is_initialized() and not torch.cuda.device_count():
         raise ConfigError(
-            f"the config plans for {planned} GPUs, and this machine has none",
+            f"the config plans for {planned} GPUs, but this machine has none",
             hint="run it on a cluster with --set cluster.address=HOST:6379, or on this machine with --set cluster.gpus=null --set cluster.cpus=null",
         )
 
 
 def gpu_problem(pci: Path = PCI, driver: Path = DRIVER, device: Path = DEVICE) -> str | None:
-    """Return why torch cannot use the GPU of this node, and the fix, in one line.
+    """Return one line with the reason why torch cannot use the GPU of this node, and with the fix.
 
     Args:
         pci: The folder of the PCI devices.

@@ -1,4 +1,4 @@
-"""Keep a local Ray to the process that starts it (`private_ray`).
+"""Let a local Ray accept requests only from the process that starts it (`private_ray`).
 
 A local Ray gets a random token, loopback addresses, and a folder that only this user may enter.
 Without these, Ray 2.60 listens on every address of the machine and makes the folder of its sockets,
@@ -40,10 +40,10 @@ _access: dict[str, str] = {}
 
 @contextmanager
 def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
-    """Let a Ray that starts inside the block accept requests from this process only.
+    """Let a Ray that starts inside the `with` block accept requests from this process only.
 
-    The token is in the environment of Ray's processes and nowhere else. The environment is restored
-    after the block.
+    Requests need a random token, which only Ray's processes have, in their environment. The
+    environment of this process is restored after the block.
 
     Args:
         hidden: Names of further variables that Ray's processes do not inherit.
@@ -91,7 +91,10 @@ def _restricted_access() -> dict[str, str]:
 
 
 def require_loopback() -> None:
-    """Shut Ray down and raise ClusterError if the local Ray has an address other than loopback."""
+    """Check that the local Ray listens only on loopback addresses.
+
+    If it does not, Ray is shut down, and ClusterError is raised.
+    """
     import ray
 
     nodes = {str(node["NodeManagerAddress"]) for node in ray.nodes()}  # type: ignore[no-untyped-call]
@@ -109,7 +112,7 @@ def require_loopback() -> None:
 
 @contextmanager
 def override_environment(changes: Mapping[str, str], removed: Iterable[str]) -> Iterator[None]:
-    """Change the environment of this process inside the block.
+    """Change the environment variables of this process for the `with` block.
 
     Args:
         changes: The variables to set.

@@ -1,7 +1,7 @@
-"""Check whether this machine has what `check` and `score` need (`CHECKS`), for `touchstone doctor`.
+"""Check whether `check` and `score` can work on this machine (`CHECKS`), for `touchstone doctor`.
 
-A check returns its finding and what to do about it ("" if all is well). It raises an exception if
-neither command could work. Torch and Ray are imported by single checks.
+Each check returns its finding, and an instruction for the user ("" if nothing has to be done). It
+raises an exception if neither command could work. Only the checks that need torch or Ray import them.
 """
 
 import os
@@ -81,7 +81,10 @@ def _memory() -> tuple[str, str]:
     free, shared = ray_memory
     finding = f"{_gb(free)} free of {_gb(node_memory())}, {_gb(shared)} in /dev/shm"
     if free < MIN_MEMORY_BYTES:
-        raise ClusterError(finding, hint="stop processes that use memory, or add memory")
+        raise ClusterError(
+            finding,
+            hint=f"stop processes that use memory, or add memory: at least {_gb(MIN_MEMORY_BYTES)} must be free",
+        )
     slow = shared < ray_cluster.LOCAL_OBJECT_STORE_BYTES
     return (
         finding,
@@ -99,7 +102,9 @@ def _disk() -> tuple[str, str]:
     except OSError as error:
         raise ClusterError(f"files of a run cannot be written: {error}", hint=change) from None
     if free < MIN_DISK_BYTES:
-        raise ClusterError(f"{_gb(free)} free in {base}", hint=change)
+        raise ClusterError(
+            f"{_gb(free)} free in {base}; at least {_gb(MIN_DISK_BYTES)} must be free", hint=change
+        )
     return f"{_gb(free)} free in {base}", ""
 
 

@@ -1,6 +1,6 @@
-"""Import names of Ray that have no public substitute.
+"""Import private names of Ray that have no public substitute.
 
-Each has its reason, and a fallback for a version of Ray that no longer has the name.
+For each name, a docstring has the reason, and the fallback for a version of Ray without the name.
 """
 
 import logging
@@ -10,12 +10,12 @@ _log = logging.getLogger(__name__)
 
 
 def draining_nodes() -> dict[str, int]:
-    """Return the nodes that will be taken away, with their deadlines.
+    """Return the nodes that will be taken away, with the time at which this happens.
 
     Reason: Ray publishes notices of preemption to the workers of Ray Train only
-    (`ray.train.get_preemption_info`). A scoring run needs them to give such nodes no further block.
-    Ray Data, Train, and Serve read the same state. Fallback: no node counts as draining; a block of
-    a lost node is repeated elsewhere.
+    (`ray.train.get_preemption_info`). A scoring run needs these notices, to start no further block
+    on such nodes. Ray Data, Train, and Serve read the same state. Fallback: no node counts as
+    draining, and a block of a lost node is repeated on another node.
 
     Returns:
         The deadline of each node in milliseconds since 1970, or 0 if it has none.
@@ -36,10 +36,11 @@ def draining_nodes() -> dict[str, int]:
 
 
 def memory_seen_by_ray() -> tuple[int, int] | None:
-    """Return the free bytes of memory and of shared memory that a Ray started here would count on.
+    """Return the free memory and the free shared memory, in bytes, that Ray detects on this machine.
 
-    Reason: only Ray's own functions know which limits of a container Ray takes into account;
-    `doctor` prints them. Fallback: None, and `doctor` prints the memory of the node only.
+    Reason: only Ray's own functions show which limits of a container Ray takes into account, and
+    `touchstone doctor` prints the two numbers. Fallback: None, and `touchstone doctor` prints only
+    the memory of the node.
     """
     try:
         from ray._private import utils

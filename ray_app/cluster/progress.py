@@ -1,6 +1,6 @@
-"""Show progress in one line (`Progress`).
+"""Show the progress of a command in one line (`Progress`).
 
-The line is rewritten in place on a terminal. Elsewhere it is logged once per minute.
+On a terminal, the line is rewritten in place. On any other output, a new line is printed each minute.
 """
 
 import sys
@@ -21,16 +21,16 @@ _NOTE_EVERY_S = 5.0
 class Progress:
     """Count members against a total, and print the count, the rate, and the remaining time.
 
-    The rate is that of the last minutes, from the first result on, so that the start does not
-    distort it.
+    The rate is that of the last minutes. The time before the first result is not counted, because it
+    would distort the rate.
 
     Args:
         total: The expected number of members; see also `grow`.
         done: The number of members that are already done.
         name: The first word of the line.
-        note: Returns a text for the end of each log line. Terminals do not show it.
+        note: A function that returns a text for the end of each log line. Terminals do not show it.
         stream: The output. None means standard error.
-        clock: Returns seconds.
+        clock: A function that returns the time in seconds.
     """
 
     def __init__(
@@ -53,7 +53,12 @@ class Progress:
         self._drawn_at = clock()
 
     def advance(self, members: int, bad: int) -> None:
-        """Add finished members, some of them without a score."""
+        """Add finished members to the count.
+
+        Args:
+            members: The number of finished members.
+            bad: How many of them have no score.
+        """
         now = self._clock()
         self._done, self._bad = self._done + members, self._bad + bad
         self._remember(now)
@@ -61,9 +66,11 @@ class Progress:
             self._draw(now, self._note)
 
     def grow(self, members: int, *, goes_on: bool) -> None:
-        """Add members to the total.
+        """Add newly listed members to the total.
 
-        While `goes_on` is set, more may come, so the remaining time is unknown.
+        Args:
+            members: The number of new members.
+            goes_on: Whether the listing is still in progress. The remaining time is then unknown.
         """
         self._total, self._goes_on = self._total + members, goes_on
 
@@ -73,20 +80,24 @@ class Progress:
         self._stream.flush()
 
     def redraw(self) -> None:
-        """Redraw the line although nothing finished, so that a long block does not look stuck."""
+        """Print the line again if it is old, so that a long block does not look like a stall."""
         now = self._clock()
         if now - self._drawn_at >= (1.0 if self._terminal else LOG_EVERY_S):
             self._draw(now, self._note)
 
     def close(self) -> None:
-        """Draw the line a last time, and end it."""
+        """Print the progress line a last time, and end it with a line break."""
         self._draw(self._clock(), None)
         if self._terminal:
             self._stream.write("\n")
         self._stream.flush()
 
     def line(self, now: float) -> str:
-        """Return the progress line for a time of the clock."""
+        """Return the text of the progress line.
+
+        Args:
+            now: The current time of the clock.
+        """
         progress = (
             ", listing continues"
             if self._goes_on

@@ -1,7 +1,7 @@
 """Join the Ray cluster of a job or start a local Ray (`cluster`).
 
-`resources` and `working_nodes` report what the cluster has. `on_ray` applies a function to many items
-as Ray tasks. `local_ray.py` keeps a local Ray to the process that starts it.
+`resources` and `working_nodes` return the resources and nodes of the cluster. `map_on_ray` applies a
+function to many items as Ray tasks. `local_ray.py` restricts a local Ray to the process that starts it.
 """
 
 import logging
@@ -85,10 +85,10 @@ MAX_TASKS = 256
 
 @contextmanager
 def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[None]:
-    """Connect to Ray inside the block.
+    """Connect this process to Ray for the `with` block.
 
-    This is the Ray that this process has joined before, or a named cluster, or else a Ray that is
-    started here.
+    If the process is already connected to Ray, that connection is used. Otherwise it joins the
+    cluster that the config or RAY_ADDRESS names, or starts a local Ray if none is named.
 
     Args:
         config: The cluster to join, or the size of the local Ray.
@@ -157,7 +157,7 @@ def _join(address: str, ending: ExitStack) -> None:
     except Exception as error:  # Ray raises bare exceptions, too.
         raise ClusterError(
             f"cannot join the Ray cluster at {address}: {_truncate(error)}",
-            hint="check that it runs Ray of this version, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of its head; "
+            hint="check that the cluster runs the same version of Ray, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of its head; "
             "unset RAY_ADDRESS and cluster.address to start a local Ray",
         ) from error
     ending.callback(ray.shutdown)
@@ -196,20 +196,21 @@ def _truncate(error: Exception) -> str:
 
 
 def named_cluster(address: str | None = None) -> str | None:
-    """Return the address of the cluster to join, or None for a Ray on this machine.
+    """Return the address of the cluster to join, or None to start a local Ray.
 
-    It is that of a config's `address`, or else RAY_ADDRESS.
+    Args:
+        address: The address in the config. None uses the variable RAY_ADDRESS.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
 
 
 def resources(config: ClusterConfig) -> tuple[float, float, float]:
-    """Return the CPUs, the GPUs, and the bytes of memory to plan for.
+    """Return the CPUs, the GPUs, and the bytes of memory for which a run is planned.
 
-    They are those of the config (an autoscaler may add them), or else those that the cluster has
-    now. Nodes that are not there yet are assumed to have as much memory per core as the present
-    ones.
+    Numbers in the config are used first, because an autoscaler may add nodes later. Otherwise the
+    resources that the cluster has now are used. Nodes that are added later are assumed to have as
+    much memory per core as the present nodes.
     """
     present = _present_resources(config.labels)
     cpus = float(config.cpus or present["CPU"])
@@ -218,9 +219,9 @@ def resources(config: ClusterConfig) -> tuple[float, float, float]:
 
 
 def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
-    """Return the number of living nodes with cores, and the memory of the smallest in bytes.
+    """Return the number of living nodes with cores, and the memory of the smallest node in bytes.
 
-    Only nodes with these labels count.
+    Only nodes with these labels are counted.
     """
     import ray
 
@@ -236,10 +237,14 @@ def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
 
 
 def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | None]:
-    """Return the number of nodes for a number of cores, and the memory of the smallest in bytes.
+    """Return how many nodes give a number of cores, and the memory of the smallest node in bytes.
 
-    Nodes that are not there yet are assumed to be like the present ones. The memory is None if no
+    Nodes that are added later are assumed to be like the present nodes. The memory is None if no
     node has started.
+
+    Args:
+        labels: Labels that the nodes must have.
+        cpus: The number of cores of all nodes together.
     """
     present = _present_resources(labels)["CPU"]
     count, smallest = working_nodes(labels)
@@ -249,26 +254,30 @@ def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | No
 
 
 def map_on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
-    """Yield the result of the function for each item, in the order of the items, from Ray tasks.
+    """Apply a function to each item in Ray tasks, and yield the results in the order of the items.
 
-    As many tasks run at once as the cluster has room for. When no more results are requested,
-    running tasks end by themselves: `ray.cancel` of a task that is just ending aborts the driver
-    (Ray 2.60, "Tried to complete task that was not pending").
+    As many tasks run at the same time as the cluster has cores for. If the generator is closed early,
+    running tasks are not cancelled but end by themselves: `ray.cancel` of a task that is just ending
+    aborts the driver (Ray 2.60, "Tried to complete task that was not pending").
 
     Args:
-        function: Must tolerate that it is called again for an item whose machine died.
+        function: The function. It is called again for an item whose machine died.
         items: The items, which are iterated as tasks become free.
 
     Raises:
-        TouchstoneError: If a task raised it, or another exception. The message then contains its
-            traceback.
-        ClusterError: If Ray gives a task up.
+        TouchstoneError: If a task raised it. For any other exception of a task, the message contains
+            the traceback.
+        ClusterError: If Ray could not complete a task.
     """
     return _in_tasks(function, items)
 
 
 def max_concurrency(cpus_each: float = TASK_CPUS) -> int:
-    """Return how many tasks or processes of this many cores each the present cluster can run."""
+    """Return how many tasks can run on the present cluster at the same time.
+
+    Args:
+        cpus_each: The cores of each task.
+    """
     import ray
 
     return max(1, min(MAX_TASKS, int(ray.cluster_resources().get("CPU", 1.0) / cpus_each)))  # type: ignore[no-untyped-call]
@@ -294,7 +303,7 @@ def _in_tasks(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, No
 
 
 def has_other_nodes() -> bool:
-    """Return whether work may run on machines that do not share the disk of this machine."""
+    """Return whether tasks may run on machines that do not share the disk of this machine."""
     import ray
 
     return len(ray.nodes()) > 1 or named_cluster() is not None  # type: ignore[no-untyped-call]
@@ -312,9 +321,10 @@ def _kept_sigterm_handler() -> Iterator[None]:
 
 
 def get_draining_nodes() -> dict[str, float]:
-    """Return the seconds until each draining node is taken away (spot notice, scale-down).
+    """Return the nodes that will be taken away, for example after a spot notice or a scale-down.
 
-    The value is inf if that time is unknown.
+    Returns:
+        The seconds until each node is taken away, by node id; inf if that time is unknown.
     """
     notices = private_api.draining_nodes()
     return {
@@ -324,7 +334,7 @@ def get_draining_nodes() -> dict[str, float]:
 
 
 def current_node_id() -> str:
-    """Return the id of the node that this process runs on."""
+    """Return the id of the Ray node on which this process runs."""
     import ray
 
     node_id: str = ray.get_runtime_context().get_node_id()
@@ -337,9 +347,9 @@ def select_current_node() -> dict[str, str]:
 
 
 def require_head(address: str, wait_s: float = PROBE_S) -> None:
-    """Raise ClusterError if no process listens at the address of a head.
+    """Raise ClusterError if no process listens at the address of a Ray head.
 
-    `ray.init` would retry for minutes.
+    Without this check, `ray.init` would try to connect for minutes.
 
     Args:
         address: `HOST:PORT`, `ray://HOST:PORT`, or `auto`, which is not probed.
@@ -353,7 +363,7 @@ def require_head(address: str, wait_s: float = PROBE_S) -> None:
     except (OSError, OverflowError) as error:
         raise ClusterError(
             f"cannot join the Ray cluster at {address}: {describe_error(error)}",
-            hint="check that the cluster is up, and that this is its head's address (HOST:PORT, usually port 6379); "
+            hint="check that the cluster is running, and that the address is that of its head (HOST:PORT, usually port 6379); "
             "unset RAY_ADDRESS and cluster.address to start a local Ray",
         ) from error
 

@@ -1,6 +1,6 @@
-"""Create private folders for the files of a Ray that a command starts (`private_folder`).
+"""Create private folders for the files of a local Ray (`private_folder`).
 
-`ray_base` returns the folder that they are created in.
+`ray_base` returns the folder in which the private folders are created.
 """
 
 import fcntl
@@ -20,8 +20,8 @@ _MAX_BASE_BYTES = 24
 def ray_base() -> Path:
     """Return the folder for Ray's files and Unix sockets, and create it if necessary.
 
-    The folder is $RAY_TMPDIR, else Python's temporary folder, or /tmp if that path is too long for
-    a socket below it.
+    The folder is $RAY_TMPDIR, or else Python's temporary folder. It is /tmp if the path of that
+    folder is too long for a Unix socket below it.
     """
     preferred = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     base = Path(preferred if len(os.fsencode(preferred)) <= _MAX_BASE_BYTES else "/tmp")  # noqa: S108 - Only private folders are created in it.
@@ -31,12 +31,10 @@ def ray_base() -> Path:
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Create a folder that only this user may enter.
+    """Create a folder for Ray's files that only this user may enter.
 
-    The folder and its logs stay until the next call.
-
-    Ray opens its own folder to every user, so the folder of Ray has to be inside one that Ray does
-    not know.
+    Ray makes its own folder accessible to every user. Therefore Ray's folder has to be inside a
+    private folder. The private folder, with the logs, is deleted by the next call.
     """
     base = ray_base()
     _remove_abandoned(base)

@@ -1,7 +1,7 @@
 """Stop a session gracefully: start no new work, commit running work, then exit.
 
-`ShutdownController` gathers the reasons to stop: signals, hours, cost, and nodes that are taken
-away. `StallWatchdog` polls it in a thread next to the main thread, and notices a stall.
+`ShutdownController` collects the reasons to stop: signals, limits of hours and cost, and nodes that
+are taken away. `StallWatchdog` checks the controller in a thread, and also detects a stall.
 """
 
 import contextlib
@@ -41,9 +41,13 @@ def job_stop_wait_s() -> float | None:
 
 
 def signal_grace_s(configured_s: float | None = None) -> float:
-    """Return the grace time after a signal in seconds.
+    """Return how many seconds running work gets to finish after a signal.
 
-    It is that of the config, or else `SIGNAL_GRACE_S`. A submitted job has no more than Ray allows.
+    The time is that of the config, or else `SIGNAL_GRACE_S`. For a submitted job, it is no longer
+    than the time after which Ray kills the job.
+
+    Args:
+        configured_s: The setting `grace_s` of the config, or None.
     """
     grace_s = SIGNAL_GRACE_S if configured_s is None else configured_s
     wait_s = job_stop_wait_s()
@@ -51,18 +55,19 @@ def signal_grace_s(configured_s: float | None = None) -> float:
 
 
 class ShutdownController:
-    """Gather reasons to stop, and measure the time that running work has left.
+    """Collect the reasons to stop a session, and measure how much time running work has left.
 
-    The scoring run reads the reasons and orders its pipelines to stop.
+    The scoring run reads the reasons, and then stops its pipelines.
 
     Args:
-        say: Prints one line.
-        grace_s: Replaces the grace times of all reasons. None keeps them.
-        clock: Returns seconds.
+        say: A function that prints one line.
+        grace_s: Seconds that running work gets to finish, whatever the reason to stop. None uses the
+            time that belongs to each reason.
+        clock: A function that returns the time in seconds.
 
     Attributes:
         reason: The first reason to stop, or None.
-        at_once: Whether the next signal stops at once.
+        at_once: Whether the next signal stops the session immediately.
         draining_nodes: Ids of the nodes that get no new work.
     """
 
@@ -83,9 +88,13 @@ class ShutdownController:
         self._killed_after_s: float | None = None
 
     def request_stop(self, reason: str, grace_s: float) -> None:
-        """Start no further block, and give running blocks a number of seconds.
+        """Request that no further block starts, and that running blocks finish in some seconds.
 
-        The first reason and the shortest time are kept.
+        If this is called several times, the first reason and the earliest end apply.
+
+        Args:
+            reason: The reason to stop.
+            grace_s: The seconds, unless the controller has its own `grace_s`.
         """
         self._end_in(grace_s if self._grace_s is None else self._grace_s, reason)
 
@@ -94,16 +103,19 @@ class ShutdownController:
         self.reason = self.reason or reason
 
     def avoid_nodes(self, nodes: Iterable[str]) -> None:
-        """Start no further block on these nodes."""
+        """Request that no further block starts on these nodes."""
         self.draining_nodes |= frozenset(nodes)
 
     @property
     def is_overdue(self) -> bool:
-        """Whether the time of running work is over."""
+        """Whether the time that running work had to finish is over."""
         return self._clock() >= self._until
 
     def announce(self) -> None:
-        """Print what is new. Call it every second, but never from a signal handler."""
+        """Print a new reason to stop, or newly draining nodes, if there are any.
+
+        Call this method every second, but never from a signal handler.
+        """
         new = (self.reason, self.draining_nodes)
         if new == self._announced:
             return
@@ -125,7 +137,7 @@ class ShutdownController:
 
     @contextlib.contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGINT inside the block.
+        """Handle SIGTERM and SIGINT for the `with` block.
 
         The first signal requests a stop, and the next one raises KeyboardInterrupt.
         """
@@ -152,20 +164,20 @@ class ShutdownController:
 
 
 class StallWatchdog:
-    """Interrupt the main thread if it has to stop or makes no progress. Use as a context manager.
+    """Interrupt a `with` block if it has to stop or makes no progress.
 
-    The block has to run in the main thread, because no other thread can be interrupted. Once a
-    second, a thread calls `tick`. It interrupts the block if `tick` raises, if the stopper's time is
-    over, or if no block of images ends in time. Then that exception leaves the `with` block. It is a
-    KeyboardInterrupt if the stopper's time is over.
+    The `with` block has to run in the main thread, because no other thread can be interrupted. A
+    second thread calls `tick` once a second. It interrupts the `with` block by an exception in three
+    cases: by the exception of `tick`, by KeyboardInterrupt if the stopper's time is over, and by
+    ClusterError if no block of images is finished in time.
 
     Args:
-        stall_timeout_s: Maximum seconds without a block that ends.
+        stall_timeout_s: Maximum seconds without a finished block of images.
         stopper: The controller of the session.
-        tick: Called each second in a thread.
+        tick: A function that is called each second in the second thread.
 
     Attributes:
-        is_idle: Whether no block is pending, so that none can end.
+        is_idle: Whether no block of images is pending, so that there is no stall.
     """
 
     def __init__(
@@ -179,7 +191,7 @@ class StallWatchdog:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def progressed(self) -> None:
-        """Note that a block has ended."""
+        """Note that a block of images is finished, which restarts the stall timeout."""
         self._progressed_at, self.is_idle = time.monotonic(), False
 
     def __enter__(self) -> "StallWatchdog":
@@ -218,5 +230,5 @@ class StallWatchdog:
         elif time.monotonic() - self._progressed_at > self._stall_timeout_s:
             raise ClusterError(
                 f"no block ended in {self._stall_timeout_s:.0f} s; stopped, committed results are kept",
-                hint="check that there are nodes for the plan shown above; --set cluster.stall_timeout_s=… waits longer",
+                hint="check that the cluster has nodes for the plan shown above, or wait longer with --set cluster.stall_timeout_s=…",
             )

@@ -1,8 +1,8 @@
 """Check that the driver, the head and the nodes run the same Ray, Python and Touchstone.
 
-A difference raises ClusterError with one line and a fix. Ray itself rejects another Ray or Python
-with a long text, and never checks what its users have installed. Two versions of Touchstone would
-mix their rows in one run.
+A difference raises ClusterError with one line and a fix. Ray itself rejects a different Ray or Python
+with a long text, and does not check other packages. Without this check, one run could contain rows
+from two versions of Touchstone.
 """
 
 import platform
@@ -21,7 +21,7 @@ _ONE_TOUCHSTONE = (
 
 
 class NodeVersions(NamedTuple):
-    """The versions on a node.
+    """The versions of software on a node of the cluster.
 
     Attributes:
         ray: The version of Ray.
@@ -37,8 +37,11 @@ class NodeVersions(NamedTuple):
 def require_nodes(address: str) -> None:
     """Raise ClusterError if a node of the joined cluster runs other versions than this process.
 
-    One small task runs on each node, all at once. Workers that start on later nodes check
-    themselves (`require_same`).
+    One small task runs on each node, in parallel. Workers on nodes that join later check their own
+    version (`require_same`).
+
+    Args:
+        address: The address of the cluster, for the message.
     """
     local, nodes = NodeVersions(*_version_probe()()), _probe_nodes()
     for kind, local_version, versions in zip(
@@ -69,7 +72,7 @@ def require_nodes(address: str) -> None:
 
 
 def require_same(driver_version: str) -> None:
-    """Raise ClusterError if this process does not have the Touchstone of the run's driver.
+    """Raise ClusterError if this process has another version of Touchstone than the run's driver.
 
     Every worker calls this before it starts to work.
     """
