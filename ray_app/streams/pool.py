@@ -2,9 +2,9 @@
 
     items ──(one generator task, on the driver's node)──> Pool ──> Pool ──> … ──> the driver
 
-At every arrow, an item is a row and a Ray block, and an actor handles a block per call. Pools grow
-by themselves onto nodes that come later. Ray repeats the work that is lost with a process or a node.
-docs/architecture.md has measurements.
+At every arrow, an item is a Ray block with one row, and an actor processes one such block per call.
+Pools start further processes on nodes that join later. If a process or a node is lost, Ray repeats its
+work. docs/architecture.md has measurements.
 """
 
 import logging
@@ -39,14 +39,14 @@ from ray_app.streams.stage import (
 
 @dataclass(frozen=True)
 class Pool:
-    """Processes of one stage. Ray repeats a message whose process died until it succeeds.
+    """The processes of one stage. If a process dies, Ray repeats its message until it succeeds.
 
     Attributes:
         stage: The class that works in the processes.
-        given: Arguments of `stage.start`.
+        stage_args: Arguments of `stage.start`.
         size: Initial number of processes.
-        most: Maximum number of processes; None allows as many as the nodes have room for, including
-            nodes that come later.
+        max_size: Maximum number of processes. None allows as many as fit on the nodes, including
+            nodes that join later.
         cpus: CPUs of each process.
         gpus: GPUs of each process.
         labels: Labels that the nodes of the processes must have.
@@ -61,7 +61,7 @@ class Pool:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
-        """Return the arguments with which `map_batches` starts the processes."""
+        """Return the arguments of Ray Data's `map_batches` that start the processes."""
         strategy = ActorPoolStrategy(
             min_size=1,
             initial_size=self.size,
@@ -78,14 +78,14 @@ class Pool:
 
 
 class ItemSource(Datasource):
-    """Read the items of an iterator, one row each, in one generator task."""
+    """A source for Ray Data that reads the items of an iterator, one row each, in one generator task."""
 
     def __init__(self, items: Callable[[], Iterator[Any]]) -> None:
         self._items = items
 
     @override
     def estimate_inmemory_data_size(self) -> int | None:
-        """Return None: the size is not known, because the source may be growing."""
+        """Return None, because the size is unknown: the source may be growing."""
         return None
 
     @override
@@ -95,7 +95,7 @@ class ItemSource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
-        """Return the only task, whatever the arguments: the source is read in one generator."""
+        """Return the single generator task that reads the source. The arguments have no effect."""
         items = self._items
         return [
             ReadTask(
@@ -113,18 +113,18 @@ def dataset(
     store_bytes: float | None = None,
     stall_s: float | None = None,
 ) -> Dataset:
-    """Return a pipeline, which starts when it is iterated.
+    """Return a Ray Data pipeline of items through pools, which starts when it is iterated.
 
-    Other pipelines of this process keep their settings.
+    The settings of other pipelines in this process do not change.
 
     Args:
-        items: Returns the items; called in the generator task.
+        items: A function that returns the items. It is called in the generator task.
         pools: The pools that every item passes, in order.
         ordered: Whether results keep the order of the items.
-        store_bytes: Maximum bytes of results that wait between the pools and the reader; None lets
+        store_bytes: Maximum bytes of results that wait between the pools and the reader. None lets
             Ray decide.
-        stall_s: The pipeline fails after this many seconds without a result of any pool; None waits
-            without a limit.
+        stall_s: The pipeline fails after this many seconds without a result of any pool. None sets
+            no limit.
     """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # The errors are raised, too.
     context = DataContext.get_current().copy()
@@ -151,7 +151,12 @@ def dataset(
 
 
 def add_pools(steps: Dataset, pools: Sequence[Pool]) -> Dataset:
-    """Return a dataset with further pools after its last step."""
+    """Return a dataset whose items then pass through further pools.
+
+    Args:
+        steps: The dataset.
+        pools: The pools that follow its last step, in order.
+    """
     for pool in pools:
         steps = steps.map_batches(pool.stage, **pool.options())
     return steps
@@ -165,22 +170,21 @@ def stream(
     ordered: bool = False,
     stall_s: float | None = None,
 ) -> Generator[Any, None, None]:
-    """Yield the result of the last pool for every item.
+    """Pass items through one pool after another, and yield the result of the last pool for each item.
 
-    If a stage ends a message early, that message is yielded. Close the generator to end all
-    processes early; see `messages`.
+    If a stage returns a `TerminalMessage`, that message is yielded as the result. Close the generator
+    to end all processes early; see `messages`.
 
     Args:
-        items: Returns the items; called in a generator task.
+        items: A function that returns the items. It is called in a generator task.
         pools: The pools that every item passes, in order.
         name: The name of the pipeline on Ray's dashboard.
         ordered: Whether results keep the order of the items.
-        stall_s: Fail after this many seconds without a result of any pool; None waits without a
-            limit.
+        stall_s: Fail after this many seconds without a result of any pool. None sets no limit.
 
     Raises:
-        TouchstoneError: If a stage failed with this error.
-        ClusterError: If Ray gave up.
+        TouchstoneError: If a stage raised this error.
+        ClusterError: If Ray gave up, or a stall was detected.
     """
     pipeline = dataset(items, pools, ordered=ordered, stall_s=stall_s)
     pipeline.set_name(name)
@@ -190,9 +194,9 @@ def stream(
 def messages(
     pipeline: Dataset | DataIterator, *, ahead: int = 0, stall_s: float | None = None
 ) -> Generator[Any, None, None]:
-    """Yield the messages of a dataset of this module.
+    """Yield the results of a pipeline that `dataset` returned.
 
-    Close the generator if you do not exhaust it: that ends all processes.
+    If you do not read all results, close the generator to end all processes.
 
     Args:
         pipeline: The dataset, or an iterator over it.
@@ -200,8 +204,8 @@ def messages(
         stall_s: The `stall_s` of the dataset, for the error.
 
     Raises:
-        TouchstoneError: If a stage failed with this error.
-        ClusterError: If Ray gave up.
+        TouchstoneError: If a stage raised this error.
+        ClusterError: If Ray gave up, or a stall was detected.
     """
     arriving = iter(
         pipeline.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead)
@@ -220,7 +224,7 @@ def _next_table(arriving: Iterator[pa.Table], stall_s: float | None) -> pa.Table
     except ExecutionTimeoutError as error:
         raise ClusterError(
             f"no block ended in {stall_s or math.inf:.0f} s; stopped, committed results are kept",
-            hint="check that there are nodes for its processes; --set cluster.stall_timeout_s=… waits longer",
+            hint="check that the cluster has nodes for its processes, or wait longer with --set cluster.stall_timeout_s=…",
         ) from error
     except RayError as error:
         is_killed = isinstance(error, ActorUnavailableError) or any(

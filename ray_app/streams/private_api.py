@@ -1,6 +1,6 @@
-"""Import names of Ray Data that have no public substitute.
+"""Import private names of Ray Data that have no public substitute.
 
-Each has its reason, and a fallback for a version of Ray that no longer has the name.
+For each name, a comment has the reason, and the fallback for a version of Ray without the name.
 """
 
 import logging
@@ -23,7 +23,7 @@ except ImportError as error:
 else:
 
     class PacedScheduler(ExecutionCallback):
-        """Pause after each step of the scheduler."""
+        """Pause after each step of Ray Data's scheduler, so that it does not take a whole core."""
 
         def __init__(self) -> None:
             self._stepped_at = 0.0

@@ -1,10 +1,10 @@
-"""Define one stage of a stream, and how messages travel between stages.
+"""Define one stage of a stream, and the format of the messages between stages.
 
-A `Stage` is a class that takes a message and returns one, in a process of its own. `serialize` turns
-a message into a Ray block. `Attempts` counts the processes that died while they worked on one block
-of images.
+A `Stage` is a class that runs in a separate process, takes a message, and returns the next message.
+`serialize` turns a message into a Ray block. `Attempts` counts the processes that died while they
+worked on one block of images.
 
-A Ray block is one row. `message` is a pickle, `buffers` are the arrays that it refers to, one after
+A Ray block has one row. `message` is a pickle, `buffers` are the arrays to which it refers, one after
 another, and `bounds` are their positions. So tensors are copied only once, into the block, and are
 read from Ray's object store in place.
 """
@@ -36,20 +36,21 @@ OUT_OF_MEMORY_HINT = (
 
 @dataclass(frozen=True)
 class TerminalMessage:
-    """A message that no further stage works on. It passes through them to the end of the stream."""
+    """Base class of messages that later stages pass on unchanged, to the end of the stream."""
 
 
 @dataclass(frozen=True)
 class StageFailure(TerminalMessage):
-    """The complete exception of a stage. Ray itself keeps only the text of an exception."""
+    """The message that a stage failed, with the exception. Ray would keep only the exception's text."""
 
     error: TouchstoneError
 
 
 class Stage:
-    """Base of the stages.
+    """Base class of a stage of a stream.
 
-    An exception in a stage travels on as a `StageFailure`. It is raised where the stream is read.
+    If a stage raises an exception, it is sent on as a `StageFailure`, and raised where the stream is
+    read.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -60,12 +61,12 @@ class Stage:
             self._failure = StageFailure(to_touchstone_error(error, self._name()))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Process one Ray block into one Ray block."""
+        """Process the message in a Ray block, and return the next message as a Ray block."""
         message = deserialize(table)
         return table if isinstance(message, TerminalMessage) else serialize(self.take(message))
 
     def take(self, message: Any) -> Any:
-        """Return the result of `work`, or its exception as a `StageFailure`."""
+        """Return the result of `work` for a message, or its exception as a `StageFailure`."""
         try:
             return self._failure or self.work(message)
         except Exception as error:
@@ -78,15 +79,15 @@ class Stage:
         )
 
     def start(self, *arguments: Any) -> None:
-        """Load what the stage needs, once per process."""
+        """Load the data that the stage needs, once per process. Subclasses override this method."""
 
     def work(self, message: Any) -> Any:
-        """Return the next message for a message."""
+        """Process a message, and return the message for the next stage."""
         raise NotImplementedError
 
 
 def serialize(message: Any) -> pa.Table:
-    """Return a message as a table of one row."""
+    """Return a message as a Ray block, a table with one row."""
     pickled: list[pickle.PickleBuffer] = []
     head = pickle.dumps(message, protocol=5, buffer_callback=pickled.append)
     raw = [buffer.raw() for buffer in pickled]
@@ -106,9 +107,9 @@ def serialize(message: Any) -> pa.Table:
 
 
 def deserialize(table: pa.Table) -> Any:
-    """Return the message of a row. Raises TouchstoneError if there is more than one row.
+    """Return the message in a Ray block. Raises TouchstoneError if the block has not exactly one row.
 
-    The arrays of the message are views of the row, and read-only.
+    The arrays of the message are read-only, and share the memory of the block.
     """
     if table.num_rows != 1:
         raise TouchstoneError(
@@ -122,7 +123,12 @@ def deserialize(table: pa.Table) -> Any:
 
 
 def to_touchstone_error(error: Exception, stage: str) -> TouchstoneError:
-    """Return the exception of a stage as an error with a hint."""
+    """Convert an exception of a stage to a TouchstoneError with a hint.
+
+    Args:
+        error: The exception.
+        stage: The name of the stage, for the message.
+    """
     if isinstance(error, TouchstoneError):
         return error
     if is_out_of_memory(error):
@@ -139,10 +145,11 @@ ATTEMPTS = "attempts"
 
 
 class Attempts:
-    """Count the attempts of one stage at each block in the run directory.
+    """Count how many workers died while one stage worked on a block of images.
 
-    Ray restarts a worker that died and repeats its block without end. A file exists during each
-    attempt. So the files that an attempt finds are those of workers that died.
+    Ray restarts a worker that died, and repeats its block without a limit. During each attempt at a
+    block, a file exists in the run directory. So the files that a new attempt finds are those of
+    workers that died.
 
     Args:
         store: The run directory.
@@ -159,7 +166,7 @@ class Attempts:
 
         Args:
             ref: The block.
-            first_uri: The location of its first member, for errors.
+            first_uri: The URI of its first member, for errors.
 
         Raises:
             ClusterError: If the block killed `MAX_DEATHS` workers, or if memory ran out.
@@ -168,7 +175,7 @@ class Attempts:
         folder = f"{self._folder}/{ref.manifest:05d}-{ref.block:08d}"
         if (deaths := len(self._store.names(folder))) >= MAX_DEATHS:
             raise ClusterError(
-                f"{block}: {deaths} workers died in the middle of it, most likely because memory ran out",
+                f"{block}: {deaths} workers died while they processed this block, most likely because memory ran out",
                 hint=OUT_OF_MEMORY_HINT,
             )
         path = f"{folder}/{deaths + 1}"

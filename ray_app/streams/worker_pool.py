@@ -1,7 +1,7 @@
 """Apply a function to items in a pool of processes, on Ray's actors (`map_in_pool`).
 
-Ray Data carries the scoring pipeline (`streams.pool`). `map_in_pool` is for functions whose items come
-as others finish, such as downloads.
+The scoring pipeline runs on Ray Data instead (`streams.pool`). `map_in_pool` is for functions whose
+items are produced while others are processed, such as downloads.
 """
 
 import queue
@@ -219,24 +219,24 @@ def map_in_pool(
     ordered: bool = True,
     stall_s: float | None = None,
 ) -> Generator[R, None, None]:
-    """Yield the result of the function for every item, from a pool of processes.
+    """Apply a function to every item in a pool of processes, and yield the results.
 
     Args:
-        function: Must tolerate that it is called again for an item whose process died.
-        items: Iterated in a thread of this process.
-        size: Number of processes; None starts as many as the cluster has room for, including nodes
-            that come later.
+        function: The function. It is called again for an item whose process died.
+        items: The items, which are iterated in a thread of this process.
+        size: Number of processes. None starts as many as fit on the cluster, including nodes that
+            join later.
         cpus: CPUs of each process.
         gpus: GPUs of each process.
         labels: Labels that the nodes of the processes must have.
         retries: How often to repeat an item whose process died.
         ordered: Whether results keep the order of the items.
-        stall_s: Fail after this many seconds without a result; None waits without a limit.
+        stall_s: Fail after this many seconds without a result. None sets no limit.
 
     Raises:
-        TouchstoneError: If the function raised it, or another exception. The message then contains
-            its traceback.
-        ClusterError: If Ray gave up, or an item was repeated too often.
+        TouchstoneError: If the function raised it. For any other exception of the function, the
+            message contains the traceback.
+        ClusterError: If Ray gave up, an item was repeated too often, or a stall was detected.
     """
     pool = _Pool[T, R](function, size=size, cpus=cpus, gpus=gpus, labels=labels or {})
     # A list that is shorter than the pool is wide needs only as many processes as it has items.
@@ -288,7 +288,7 @@ def _results(
         if stall_s is not None and time.monotonic() - progressed_at > stall_s:
             raise ClusterError(
                 f"no block ended in {stall_s:.0f} s; stopped, committed results are kept",
-                hint="check that there are nodes for its processes; --set cluster.stall_timeout_s=… waits longer",
+                hint="check that the cluster has nodes for its processes, or wait longer with --set cluster.stall_timeout_s=…",
             )
 
 
