@@ -1,7 +1,7 @@
 """Run the command line as a process: `script` is the entry point.
 
-The installed command, `python -m ray_app.cli`, and the jobs use it. It removes the current folder
-from the search paths before it imports any other package.
+The installed command `touchstone`, `python -m ray_app.cli`, and the jobs call `script`. `script`
+removes the current folder from the search paths before it imports any other package.
 """
 
 import atexit

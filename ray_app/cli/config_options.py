@@ -1,4 +1,4 @@
-"""Make the options of a command from the fields of its config: `ConfigCommand`."""
+"""Make the options of a click command from the fields of a config class: `ConfigCommand`."""
 
 import types
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class ConfigCommand(click.Command):
-    """A command with options for fields of its config.
+    """A click command whose options are made from fields of a config class.
 
     The type, the default, and the help of an option come from the field. The options are made when
     the command is used, so that `touchstone --help` does not import the config.
 
     Args:
         *args: Positional arguments of `click.Command`.
-        config: The module and the class of the config, such as `package.module:Class`.
-        fields: The flag of each field. A dot separates a section from its field, as in
-            `politeness.per_host`. A placeholder for the value may follow the flag, as in
-            `--out DIR`.
+        config: Module and name of the config class, such as `package.module:Class`.
+        fields: The flag of each option by its field. In a field, a dot separates the section from
+            the name, as in `politeness.per_host`. In a flag, a placeholder for the value may
+            follow, as in `--out DIR`.
         **kwargs: Keyword arguments of `click.Command`.
     """
 
@@ -35,7 +35,7 @@ class ConfigCommand(click.Command):
         self._options: list[click.Option] = []
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the options of the fields, then the other parameters of the command."""
+        """Return the options made from the config fields, then the other parameters."""
         if not self._options:
             module, _, name = self._config.partition(":")
             model = getattr(import_module(module), name)
@@ -50,8 +50,8 @@ def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
     description is shown as the default.
 
     Args:
-        model: The config.
-        path: The field, with dots between sections.
+        model: The config class.
+        path: The field. A dot separates each section from the next name.
         flag: The flag, such as `--per-host`, `--out DIR`, or `--mark/--no-mark`.
 
     Returns:

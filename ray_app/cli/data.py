@@ -76,7 +76,7 @@ def _parse_statuses(
 @click.option(
     "--meta_file",
     metavar="FILE",
-    help="The same as META; the option of DFLIP-3K's own downloader.",
+    help="The same as META, under the name that DFLIP-3K's own downloader uses.",
 )
 @click.option(
     "--save_dir",
@@ -320,8 +320,8 @@ def index(
     source = options.load_config("index", None, DatasetSource, values, assignments)
     if source.split or source.generators:
         raise ConfigError(
-            "split and generators cannot be set for an index: its readers choose them",
-            hint="set them in the data section of the recipe",
+            "split and generators cannot be set for an index: a recipe selects them when it reads the index",
+            hint="set them in the section `data` of the training recipe",
         )
     info = build_index(source, Store.open(out), progress=ProgressLog("index"))
     faults = info.fault_lines()

@@ -18,7 +18,7 @@ from ray_app.errors import DetectorError, ExitCode
 
 
 def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
-    """Add `--mirror` to a command: the folder to search for weights before any hub."""
+    """Add the option `--mirror` to a command: a folder to search for weights before any hub."""
     help_text = "Folder or bucket to search for the weights first; `fetch --to` fills one.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
     return click.option(
         "--mirror",
@@ -158,7 +158,7 @@ def _callable_options(command: Callable[..., int]) -> Callable[..., int]:
 @_callable_options
 @options.json_option
 def add(sources: tuple[Path | str, ...], name: str | None, as_json: bool, **values: Any) -> int:
-    """Add a file of weights, or a Python function as a new detector.
+    """Add a file of weights for a detector, or add a Python function as a new detector.
 
     \b
     touchstone detectors add open_clip_pytorch_model.safetensors --as commonpool-clip-vit-l14
@@ -255,7 +255,7 @@ def show_detector(name: str, as_json: bool) -> int:
 @click.command("verify")
 @click.argument("names", type=DETECTOR, nargs=-1, required=True, metavar="NAME|PATH…")
 @click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Folder with the images of the published scores, under any name.")  # fmt: skip
+              help="Folder with the images that the published scores belong to, under any file names.")  # fmt: skip
 @mirror_option
 @options.licence_option
 @options.json_option

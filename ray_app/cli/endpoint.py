@@ -1,4 +1,4 @@
-"""The command `serve`, which runs an endpoint, and `score --endpoint URL`, which sends files to one."""
+"""Run an endpoint (the command `serve`), and send files to it (`score --endpoint URL`)."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
     type=ENSEMBLE,
     multiple=True,
     metavar="NAME|PATH",
-    help="Serve this ensemble; repeatable. The first one is the default of requests.",
+    help="Serve this ensemble; repeatable. Requests that name no ensemble use the first one.",
 )
 @options.fpr_option
 @click.option(
@@ -144,7 +144,7 @@ ENDPOINT_PARAMETERS = frozenset(
 
 
 def endpoint_options(command: Command) -> Command:
-    """Add `--endpoint URL` and `--token-file FILE` to a command."""
+    """Add the options `--endpoint URL` and `--token-file FILE` to a command."""
     text = (
         "Send local files and folders to this endpoint, and print its verdicts instead of writing a run. "
         "--ensemble must then be an ensemble that the endpoint serves, --fpr one of its operating points, and --detector one of its "
@@ -168,9 +168,10 @@ def score_at_endpoint(
     token_file: str | None,
     as_json: bool,
 ) -> int:
-    """Print the verdict of an endpoint on each file: a table, or JSON lines as they arrive.
+    """Send files to an endpoint, and print its verdicts as a table or as JSON lines.
 
-    Responses that arrive before an error are printed, too.
+    JSON lines are printed as responses arrive. If an error occurs, the responses that arrived
+    before it are printed.
 
     Args:
         url: URL of the endpoint. None if the user did not set `--endpoint`, which is an error.
@@ -243,7 +244,7 @@ def _print_table(answers: Iterator[Mapping[str, Any]], is_demonstration: bool) -
 
 
 def _make_row(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to a response the `uri` that `touchstone results` would show for the file."""
+    """Return a response as a row, with the `uri` that `touchstone results` would show."""
     from ray_app.storage.urls import local_uri
 
     uri = local_uri(os.path.abspath(answer["name"]))

@@ -12,7 +12,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE, PROTOCOL
 _intervals_option = click.option(
     "--intervals",
     type=click.Choice(["generators", "images"]),
-    help="Population that intervals and tests describe: new generators and sources, or only new images of the present ones.  "
+    help="Population that intervals and tests describe: new generators and sources, or only new images of the same ones.  "
     "[default: generators, if the labels name eight or more]",
 )
 

@@ -1,4 +1,4 @@
-"""The `touchstone` command line; `main` is the entry point.
+"""Run the `touchstone` command line: `main` is the entry point.
 
 `main` parses the command line, runs the command, and turns exceptions into one line and an exit
 code.
@@ -63,11 +63,15 @@ class _Commands(click.Group):
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of their definition."""
+        """Return the names of the commands in the order of their definition."""
         return list(self.commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of this name; shell completion then offers files for free text."""
+        """Return the command with this name.
+
+        During shell completion, its parameters of plain text are replaced by paths, so that the
+        shell offers files.
+        """
         command = super().get_command(ctx, cmd_name)
         if ctx.resilient_parsing and command is not None:
             for parameter in command.params:
@@ -137,7 +141,7 @@ class _Touchstone(_Commands):
     """The core commands, the groups, and hidden aliases from before 0.15 (`PERMANENT`)."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse the command line. For `--help`, click prints the help here."""
+        """Parse the command line; click also prints the help in this method."""
         with _exit_if_pipe_closes():
             return super().make_context(*args, **kwargs)
 
@@ -147,7 +151,7 @@ class _Touchstone(_Commands):
             return super().invoke(ctx)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of this name, which may be a hidden alias."""
+        """Return the command with this name or hidden alias."""
         if group := PERMANENT.get(cmd_name):
             return _GROUP_COMMANDS[group].get_command(ctx, cmd_name)
         return super().get_command(ctx, cmd_name)

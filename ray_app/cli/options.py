@@ -1,6 +1,7 @@
 """Options that several commands share, and `load_config`, which merges them with a config file.
 
-Each of these overrides the ones before it: defaults, config file, options, `--set`.
+Settings come from defaults, the config file, options, and `--set`. A later source in this order
+overrides the earlier ones.
 """
 
 import json
@@ -22,7 +23,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class ShippedName(click.ParamType[str]):
-    """A parameter whose value is a path, or the name of a shipped or added config file.
+    """A parameter type for a path, or for the name of a shipped or added config file.
 
     Shell completion offers the names, or files if no name matches.
 
@@ -39,7 +40,7 @@ class ShippedName(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> "list[CompletionItem]":
-        """Return the completions of a value that is not complete.
+        """Return the shell completions of a value that the user has started to type.
 
         Args:
             ctx: Context of the command.
@@ -162,7 +163,7 @@ def to_json(
     Args:
         document: The document.
         indent: Spaces per level. None for one line.
-        default: Returns a JSON value for a value that `json.dumps` cannot represent.
+        default: Function that converts a value that `json.dumps` cannot represent.
     """
     text = json.dumps(document, indent=indent, default=default, ensure_ascii=False)
     return (
@@ -193,14 +194,14 @@ licence_option = click.option(  # Passes `accepted`: names of detectors or licen
 
 
 def accept_licences(accept: "Callable[[str], Acceptance]", names: Sequence[str]) -> tuple[str, ...]:
-    """Accept licences, and print to stderr where that is remembered.
+    """Accept licences, and print to stderr in which file each acceptance is stored.
 
     Args:
-        accept: Accepts the licence of a name.
+        accept: Function that accepts the licence of one name.
         names: Names of detectors or pipelines, or ids of licences.
 
     Returns:
-        The names of what was accepted.
+        The names of the accepted detectors, pipelines, or licences.
 
     Raises:
         ConfigError: If a name is unknown.
@@ -261,8 +262,8 @@ def load_config(
         The validated config.
 
     Raises:
-        ConfigError: If a value is invalid. Without a hint of its own, it refers to the help of the
-            command.
+        ConfigError: If a value is invalid. An error without a hint gets one that refers to the help
+            of the command.
     """
     from ray_app.config import find_config, read_mapping, validate
     from ray_app.errors import ConfigError

@@ -1,4 +1,4 @@
-"""The command `results`, which lists the rows of a run, and `gallery` and `masks` on its images."""
+"""Commands that show a run: `results` lists rows, `gallery` and `masks` write images."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -220,7 +220,7 @@ def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
 
 
 def _guarantee_notes(run: "RunDirectory") -> list[str]:
-    """Return lines on the guarantee of the run's card, unless it is known to hold for the run."""
+    """Return lines on the guarantee of the run's ensemble card; none if it holds for the run."""
     section = (
         run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
     )

@@ -85,14 +85,14 @@ VARIABLES: dict[str, str] = {
 def explain_retired_name(
     error: click.ClickException, short_names: Mapping[str, str]
 ) -> click.ClickException:
-    """Return an error that names the replacement if the command line has a retired option.
+    """Return the error to show for a command line, which names the replacement of a retired option.
 
     Args:
         error: The error that click raised for the command line.
-        short_names: Group of each command that has a short name.
+        short_names: Group by command, for commands that may be typed without their group.
 
     Returns:
-        The new error, or `error` itself if it is about something else.
+        An error that names the replacement, or `error` itself if no option is retired.
     """
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return error
@@ -107,13 +107,19 @@ def explain_retired_name(
 
 
 def refuse_retired_command(path: str) -> None:
-    """Raise ClickException with the replacement if a path such as "runs rescore" is retired."""
+    """Raise ClickException with the replacement if a command is retired.
+
+    `path` is the command without `touchstone`, such as "runs rescore".
+    """
     if replacement := COMMANDS.get(path):
         raise click.ClickException(f"'{path}' is retired: {replacement}")
 
 
 def refuse_retired_variables(environment: Mapping[str, str]) -> None:
-    """Raise ClickException with the replacement if a retired variable of `touchstone serve` is set."""
+    """Raise ClickException with the replacement if `touchstone serve` has a retired variable.
+
+    `environment` has the environment variables by name.
+    """
     for name, replacement in VARIABLES.items():
         if environment.get(name):
             raise click.ClickException(f"{name} is retired: {replacement}")

@@ -1,4 +1,4 @@
-"""Commands on shipped configs (`ensembles`, `recipes`, `protocols`), `config`, and `doctor`."""
+"""The commands `ensembles`, `recipes`, and `protocols` on shipped files, `config`, and `doctor`."""
 
 import json
 import platform

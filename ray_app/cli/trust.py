@@ -1,4 +1,4 @@
-"""The commands `detectors calibrate` and `runs audit`, which measure how far to trust verdicts."""
+"""The commands `detectors calibrate` and `runs audit`, which measure error rates of verdicts."""
 
 import shlex
 from typing import Any
