@@ -1,7 +1,7 @@
 """Render the page of an audit (`render_audit`), and format its results (`audit_lines`).
 
-A person labels the images on the page. It shows neither scores nor verdicts, so that they do not
-influence the labels. It runs no script and loads nothing.
+A person looks at the images on the page to label them. The page shows neither scores nor verdicts,
+so that they do not influence the labels. It has no scripts and loads nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _TITLES = {
 def render_audit(
     facts: Mapping[str, Any], images: Sequence[Mapping[str, Any]], pictures: Mapping[int, bytes]
 ) -> str:
-    """Render the page of an audit.
+    """Render the HTML page that shows the images of an audit to the person who labels them.
 
     Args:
         facts: The content of `audit.json`.
@@ -35,7 +35,11 @@ def render_audit(
 
 
 def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
-    """Return the results of an audit as lines of at most `width` columns, unless a word is longer."""
+    """Return the results of an audit as lines for the terminal.
+
+    `document` is the content of `result.json`. Lines have at most `width` columns, unless a word is
+    longer.
+    """
     lines = text.paragraph(
         f"{document['labelled']:,} of {document['drawn']:,} drawn images labelled, of {document['scored']:,} with a verdict "
         f"(ensemble {wording.escape_invisible(str(document['audit']['ensemble'] or wording.NONE))})", width

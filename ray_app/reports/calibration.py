@@ -1,6 +1,6 @@
-"""The result of `touchstone detectors calibrate` (`Calibration`), and its lines.
+"""The result of `touchstone detectors calibrate`, and how it is printed.
 
-`calibration_lines` formats the result for the terminal.
+`Calibration` has the result, and `calibration_lines` formats it for the terminal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,20 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibrated card, and the data that it is based on.
+    """The result of a calibration: an ensemble card, and facts on the images that it is based on.
 
     Attributes:
         card: The card as it was written.
         path: Path of the card.
         run: URL of the labelled run.
-        labels: Name of the labels.
+        labels: Name of the labels in messages, such as their path.
         detectors: Names of the detectors in the run.
         used: Number of labelled images that were used.
         labelled: Number of labelled rows of the run.
         left_out: Number of labelled images that were not used, by reason.
         remarks: Sentences on the run and the labels.
-        miss: Maximum fraction of held-out fakes at or below `real_below`.
+        miss: Maximum fraction of held-out fakes whose score is at or below the threshold
+            `real_below`.
         held_out: Path of the labels of the held-out part.
         commands: Commands that evaluate the card on the held-out part.
     """
@@ -48,7 +49,7 @@ class Calibration:
     commands: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the calibration as JSON. Fitted values are in the card."""
+        """Return the result as JSON-compatible values, without the fitted values of the card."""
         keys = {"rule", "thresholds", "guarantee", "operating_points", "notes"}
         population = self.card.population
         return {
@@ -75,7 +76,7 @@ class Calibration:
 
 
 def calibration_lines(calibration: Calibration, width: int = text.OUTPUT_WIDTH) -> list[str]:
-    """Return the lines of a calibration for a terminal with `width` columns."""
+    """Return the result of a calibration as lines for a terminal with `width` columns."""
     left_out = "; ".join(f"{n:,} {reason}" for reason, n in calibration.left_out.items())
     population = calibration.card.population
     parts = [

@@ -37,7 +37,7 @@ class ZooEntry:
     variants: Sequence["ZooEntry"] = ()
 
     def facts(self) -> dict[str, Any]:
-        """Return the columns of the table and the card as JSON."""
+        """Return the columns of the table and the card as JSON-compatible values."""
         size = self.card.size
         return {
             "name": self.card.name,
@@ -58,7 +58,7 @@ class ZooEntry:
 
 
 def make_zoo_entry(card: DetectorCard) -> ZooEntry:
-    """Return the entry of a card on this machine, with its variants."""
+    """Return the table entry of a detector, with its variants and its state on this machine."""
     return ZooEntry(
         card,
         licences.is_accepted(card.name, card.licence, card.terms),
@@ -68,9 +68,10 @@ def make_zoo_entry(card: DetectorCard) -> ZooEntry:
 
 
 def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
-    """Return one line per detector and variant, and an explanation of the marks.
+    """Return a table with one line per detector and variant, and an explanation of its marks.
 
-    If the table is wider than `width`, it leaves out the family and then the input.
+    If the table is wider than `width`, it leaves out the column of families, and then that of
+    inputs.
     """
     rows = [row for entry in entries for row in (_make_row(entry), *map(_make_row, entry.variants))]
     headers = ["name", "family", "licence", "", "size", "input", "speed", "mask", "weights"]
@@ -93,7 +94,7 @@ def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
 
 
 def describe_input(card: DetectorCard) -> str:
-    """Describe the input size of a network: a fixed size, or that of the image up to a limit."""
+    """Describe the input size of a detector's network: a fixed size, or the image's own size."""
     shape, resize = card.preprocessing.shape, card.preprocessing.resize
     if shape:
         return f"{shape[1]} × {shape[0]}"
@@ -106,7 +107,10 @@ def describe_input(card: DetectorCard) -> str:
 
 
 def speed_class(card: DetectorCard) -> str | None:
-    """Return the speed class of a detector; None if its card does not state multiply-adds."""
+    """Return the name of a detector's speed class, by its number of multiply-adds per image.
+
+    The result is None if the card does not state this number.
+    """
     if card.size is None:
         return None
     return next((name for name, limit in SPEED_CLASSES.items() if card.size.gmac < limit), SLOWEST)

@@ -52,22 +52,22 @@ class Axis(NamedTuple):
     bends: bool = False
 
     def across(self, values: Any) -> Floats:
-        """Return the positions of values in percent from the start, limited to the axis."""
+        """Return the positions of values in percent from the start, clipped to the axis."""
         low, high = float(self.warp(self.low)), float(self.warp(self.high))
         warped = np.clip(self.warp(np.asarray(values, float)), low, high)
         positions: Floats = 100 * (warped - low) / ((high - low) or 1.0)
         return positions.round(2)
 
     def down(self, values: Any) -> Floats:
-        """Return the positions of values in percent from the end, for an axis that points up."""
+        """Return the positions of values in percent from the top, for a vertical axis."""
         return (100 - self.across(values)).round(2)
 
 
 class Spot(NamedTuple):
-    """A mark on a line.
+    """A mark on a line of a chart.
 
     Attributes:
-        at: Its coordinates.
+        at: Its coordinates (x, y) in the units of the axes.
         words: Text of its tooltip.
         ends: Bounds of its interval along y. None without an interval.
     """
@@ -78,7 +78,7 @@ class Spot(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A line with its marks.
+    """A line of a chart with its marks.
 
     Attributes:
         style: Number of its style, below `STYLES`.
@@ -94,7 +94,7 @@ class Trace(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A label of an axis at a position in percent."""
+    """A label of an axis, and its position in percent of the axis."""
 
     at: float
     words: str
@@ -112,7 +112,7 @@ class Bar(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A straight line of a style class from one position to another."""
+    """A straight line from one position to another, drawn in a style class."""
 
     x1: float
     y1: float
@@ -122,14 +122,14 @@ class Line(NamedTuple):
 
 
 class ChartPath(NamedTuple):
-    """The points of a line or an area of a style class, as the `d` of a path."""
+    """A line or an area, as the attribute `d` of an SVG path, drawn in a style class."""
 
     path: str
     kind: str
 
 
 class Mark(NamedTuple):
-    """A mark of a style class with a tooltip: a glyph, or a circle of a radius in pixels."""
+    """A mark with a tooltip: a glyph, or a circle whose radius is in pixels."""
 
     x: float
     y: float
@@ -234,9 +234,9 @@ def decade_axis(title: str, low: float) -> Axis:
 
 
 def probit_axis(title: str, low: float = 0.001, high: float = 0.8) -> Axis:
-    """Return an axis on which scores of two normal distributions form a straight line.
+    """Return an axis of error rates for a DET curve (Martin et al. 1997).
 
-    DET curves have such axes (Martin et al. 1997).
+    If the scores of both classes are normally distributed, the curve is a straight line.
 
     Args:
         title: Name of the axis.
@@ -252,14 +252,15 @@ def probit_axis(title: str, low: float = 0.001, high: float = 0.8) -> Axis:
 
 
 def order_axis(title: str, labels: Sequence[str]) -> Axis:
-    """Return an axis of the positions 0, 1, 2 … with their names."""
+    """Return an axis of the positions 0, 1, 2, …, each labelled with one of `labels`."""
     return Axis(title, -0.35, len(labels) - 0.65, list(enumerate(labels)))
 
 
 def axis_start(lows: Sequence[float]) -> float:
-    """Return the start of an axis of fractions or areas that ends at 1.
+    """Return the start of an axis that ends at 1, for fractions or areas not below `lows`.
 
-    The axis starts at the minimum, rounded down, so that values near 1 differ to the eye.
+    The start is the minimum of `lows`, rounded down, so that differences between values near 1 are
+    visible.
     """
     lowest = min(lows, default=0.0)
     if lowest >= 0.99:
@@ -279,7 +280,7 @@ def plane(
     shade: tuple[float, float] | None = None,
     flat: bool = False,
 ) -> Markup:
-    """Draw lines on one plane.
+    """Draw lines in one coordinate system.
 
     Args:
         traces: The lines.
@@ -289,8 +290,8 @@ def plane(
         title: The name of the chart.
         description: Text alternative of the chart.
         guide: A dotted line for comparison.
-        shade: The part of x in which too little is known.
-        flat: Whether the chart is lower than wide.
+        shade: A range of x to shade, because too few images support the lines there.
+        flat: Whether the chart is wider than high instead of square.
     """
     drawing = _start_drawing("flat" if flat else "square", x, y)
     if shade:
@@ -324,18 +325,18 @@ def histogram(
     zones: tuple[float, float] | None = None,
     compact: bool = False,
 ) -> Markup:
-    """Draw counts of scores between `edges`, which are one more than the counts.
+    """Draw a histogram of scores.
 
-    The smallest count is tall enough to be seen.
+    Every bar of a bin that is not empty is high enough to be seen.
 
     Args:
-        edges: The ends of the bins.
+        edges: The ends of the bins, one more than there are bins.
         counts: The count of each bin.
         ident: An id that is unique on the page.
         title: The name of the chart.
         description: Text alternative of the chart.
-        zones: The scores below which there is no evidence, and above which an image is fake. Bars
-            have the colours of verdicts, which change at these scores; the band between them is
+        zones: Two scores. Below the first one, there is no evidence; above the second one, an image
+            is fake. The colours of the bars change at these scores, and the band between them is
             shaded.
         compact: Whether the chart is one of many.
     """
@@ -375,7 +376,7 @@ def class_histogram(
         edges: The ends of the bins.
         fakes: The count of fakes in each bin.
         reals: The count of real images in each bin.
-        cut: The threshold.
+        cut: The threshold of the scores. None to draw none.
         ident: An id that is unique on the page.
         title: The name of the chart.
     """
@@ -417,10 +418,10 @@ def line_chart(
     from_zero: bool = False,
     compact: bool = False,
 ) -> Markup | None:
-    """Draw values over steps, or return None if no value is finite.
+    """Draw values over the steps of a training, or return None if no value is finite.
 
-    The line of many points is the mean of groups of neighbours. It is shaded from the minimum to the
-    maximum of each group.
+    If there are many points, the line shows means of groups of neighbours. A shaded area shows the
+    minimum and the maximum of each group.
 
     Args:
         points: Steps with their values.

@@ -107,7 +107,7 @@ class CheckFacts(NamedTuple):
 
     @classmethod
     def from_spec(cls, spec: ScoringSpec, fingerprint: str = "") -> "CheckFacts":
-        """Return the facts of the ensemble of a spec, with the current time."""
+        """Return the facts of the ensemble in `spec`; the current time is the time of the check."""
         cards, now = spec.cards.values(), datetime.now(UTC).isoformat(timespec="seconds")
         titles = {name: card.title for name, card in spec.cards.items()}
         is_demonstration = any(card.demonstration for card in cards)
@@ -118,7 +118,7 @@ class CheckFacts(NamedTuple):
 
     @property
     def error_rates(self) -> str:
-        """Sentences on error rates that are shown next to verdicts."""
+        """Sentences on the ensemble's error rates, which are shown next to verdicts."""
         return format_error_rates(self.name, self.thresholds, self.confidence)
 
 
@@ -137,7 +137,7 @@ class SharedText(NamedTuple):
 
     @property
     def who(self) -> str:
-        """Description of the files for the terminal."""
+        """Phrase for the terminal: the name of the file, or the number of files and the first."""
         first = wording.truncate(self.first, _MAX_WIDTH)
         return (
             first
@@ -147,7 +147,11 @@ class SharedText(NamedTuple):
 
 
 def group_texts(texts: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
-    """Group (name, text) pairs by the text without its numbers, the most frequent first."""
+    """Group texts that differ only in numbers, so that each is shown once.
+
+    `texts` has (name of the file, text) pairs. Keys of the result are texts without numbers, the
+    most frequent first.
+    """
     first, counts = dict[str, tuple[str, str]](), Counter[str]()
     for name, text in texts:
         key = mask_numbers(text)
@@ -162,7 +166,7 @@ def mask_numbers(text: str) -> str:
 
 
 def choose_picture_size(files: int) -> ThumbnailLimits:
-    """Return the maximum size of images on a page on this number of files."""
+    """Return the maximum size of the images on a page that shows this number of files."""
     if files == 1:
         return _ALONE
     return _TILE if files <= CROWD else _IN_CROWD
@@ -206,7 +210,7 @@ def write_check_page(
         page: Path of the file.
         rows: The rows.
         names: The name to show for each row.
-        pictures: JPEG bytes of the image of each row. None if there is no image.
+        pictures: JPEG bytes of the image of each row. None if it cannot be shown.
         facts: Facts on the ensemble.
         version: Version of Touchstone.
 
@@ -240,7 +244,7 @@ def render_check(
     Args:
         rows: The rows.
         names: The name to show for each row.
-        pictures: JPEG bytes of the image of each row. None if there is no image.
+        pictures: JPEG bytes of the image of each row. None if it cannot be shown.
         facts: Facts on the ensemble.
         page: Path of the page. Links to local files are relative to it, so that they stay valid if
             the page and the files are moved together.
@@ -397,7 +401,7 @@ def _format_ground(ground: Mapping[str, Any]) -> str:
 
 
 def explain(row: Row) -> str:
-    """Return why a row has no score, or why its verdict abstains; "" for any other row."""
+    """Return the reason why a row has no score or its verdict abstains; "" for other rows."""
     if row["status"] != "ok":
         return row.get("detail") or wording.describe_status(row["status"]) or str(row["status"])
     return (
@@ -408,10 +412,10 @@ def explain(row: Row) -> str:
 
 
 def csv_lines(rows: Iterator[Row], detectors: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of a CSV file, the header first, and the other lines as rows arrive.
+    """Yield the lines of a CSV file: the header, and then a line for each row as it arrives.
 
-    There is a column `score_NAME` for each name in `detectors`. Nested values are JSON. Texts that a
-    spreadsheet would treat as a formula start with ', and characters that hide or move text are
+    There is a column `score_NAME` for each name in `detectors`. Nested values are JSON. A text that
+    a spreadsheet would treat as a formula gets the prefix '. Characters that hide or move text are
     escaped.
     """
     names = [*COLUMNS, *(f"score_{name}" for name in detectors)]

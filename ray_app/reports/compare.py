@@ -29,7 +29,7 @@ class ScoreDifference:
     Attributes:
         system: Name of the detector, or `ensemble`.
         n: Number of images with a score in both runs.
-        equal: Number of images whose scores are equal to the last bit.
+        equal: Number of images whose two scores are bitwise equal.
         only_a: Number of shared images with a score in A only.
         only_b: Number of shared images with a score in B only.
         mean: Mean difference.
@@ -96,8 +96,8 @@ class Comparison:
         scores: Differences of scores by system.
         labels: Name of the labels. None without labels.
         labelled: Number of shared images with a label.
-        groups: Number of generators of `fake` images, and of sources of `real` images. Intervals
-            are for further such groups; 0 if they are for further images only.
+        groups: Number of generators (key `fake`) and of sources (key `real`) if intervals are for
+            further generators and sources. 0 if intervals are for further images only.
         metrics: Differences of metrics by system; empty without labels.
     """
 
@@ -135,13 +135,13 @@ class Comparison:
         return has_equal_scores and not self.changed_verdicts and not self.statuses
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as plain JSON."""
+        """Return the comparison as JSON-compatible values."""
         facts = {"schema": SCHEMA, "version": __version__, "is_equal": self.is_equal}
         return facts | {"changed_verdicts": self.changed_verdicts} | asdict(self)
 
 
 def comparison_lines(comparison: Comparison, width: int = text.OUTPUT_WIDTH) -> list[str]:
-    """Return the lines of a comparison for a terminal with `width` columns."""
+    """Return a comparison as lines for a terminal with `width` columns."""
     lines = _first_lines(comparison)
     if comparison.settings:
         keys = [wording.truncate(key, _MAX_NAME_WIDTH) for key, *_ in comparison.settings]

@@ -13,7 +13,7 @@ _AGREES = {True: "agree", False: "DIFFER", None: "unknown"}
 
 
 def index_lines(info: IndexInfo) -> Iterator[str]:
-    """Yield lines on an index: counts, comparison with published counts, and files left out."""
+    """Yield lines that describe an index: counts, published counts, and files left out."""
     hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
     yield f"{info.rows:,} labelled images, layout {info.layout}{hashed} · digest {info.digest[:16]}"
     yield ""
@@ -84,7 +84,10 @@ def split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
 
 
 def leak_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on what the splits of an index share, from the result of `check_splits`."""
+    """Yield lines on the images that the splits of an index share.
+
+    `document` is the result of `check_splits`.
+    """
     yield " · ".join(f"{name} {count:,}" for name, count in document["images"].items() if count)
     for leak in document["leaks"]:
         if not leak["known"]:

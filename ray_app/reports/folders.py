@@ -1,4 +1,4 @@
-"""Describe the folders that a listing could not list."""
+"""Describe the folders of an archive that could not be listed."""
 
 from ray_app.reports.format import escape_invisible, pluralize
 from ray_app.storage import urls

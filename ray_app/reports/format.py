@@ -240,12 +240,12 @@ def escape_invisible(text: str) -> str:
 
 
 def adds_to_finding(verdict: str | None, finding: str | None) -> bool:
-    """Return whether a row should show its verdict next to its finding, which differs from it."""
+    """Return whether a row has a verdict that its finding does not already state."""
     return verdict is not None and finding != DETECTOR_FINDINGS.get(verdict)
 
 
 def escape_formula(text: str) -> str:
-    """Prepend ' to the text of a cell that a spreadsheet would run (OWASP, CSV injection)."""
+    """Prepend ' to a text that a spreadsheet would run as a formula (OWASP, CSV injection)."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
@@ -269,7 +269,7 @@ def truncate(text: str, limit: int) -> str:
 
 
 def file_name(uri: str, member: str | None) -> str:
-    """Return one name for a member: its URI, and its path inside the container at that URI."""
+    """Return one name for a file: its URI, plus its path in the container if it is in one."""
     return uri if member is None else f"{uri} › {member}"
 
 
@@ -286,7 +286,8 @@ def pluralize(number: int, noun: str) -> str:
 def second_look(run: "RunSummary") -> list[str]:
     """Return sentences on the second stage of a cascade; none for other runs.
 
-    They state the fraction of images that all detectors scored, and the cost of either stage.
+    The sentences state the fraction of images that all detectors scored, and the cost of each
+    stage.
     """
     second_stage, looks = run.second_look, run.session.looks or {}
     if second_stage is None:
@@ -327,7 +328,7 @@ def describe_listing(listed: int, new: int, blocks: int) -> str:
 
 
 def describe_linked_folders(count: int, example: str) -> str:
-    """Return a sentence on symbolic links to folders that a listing did not follow; "" for none."""
+    """Return a sentence on links to folders that a listing did not follow; "" if `count` is 0."""
     if not count:
         return ""
     links = f"{pluralize(count, 'linked folder')} {'is' if count == 1 else 'are'} not followed, e.g. {escape_invisible(example)}"
@@ -360,7 +361,7 @@ def kept_settings(session: "SessionSummary") -> list[str]:
 
 
 def unguarded(session: "SessionSummary") -> list[str]:
-    """Return a warning if the store of the run has no conditional writes, else an empty list."""
+    """Return a warning in a list if the run's store has no conditional writes, else []."""
     return [
         "two commands can write into this directory at the same time: its store has no conditional writes"
     ] * bool(session.unguarded)
@@ -484,17 +485,20 @@ def describe_status(status: str) -> str:
 
 
 def describe_reason(word: str) -> str:
-    """Return the text of an abstain reason; return the key of another version unchanged."""
+    """Return the text that explains an abstain reason; an unknown reason is returned unchanged."""
     return Reason(word).meaning if word in set(Reason) else word
 
 
 def reasons(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
-    """Return the texts and counts of the most frequent abstain reasons; see `largest`."""
+    """Return the texts and counts of the `limit` most frequent abstain reasons, and of the rest.
+
+    `counts` has the number of images by reason.
+    """
     return largest({describe_reason(word): number for word, number in counts.items()}, limit)
 
 
 def explain_abstention(word: str, detail: str | None) -> str:
-    """Return the text of the abstain reason of one image, with its details if it has any."""
+    """Return the text that explains why the verdict of one image abstains, with any details."""
     return f"{describe_reason(word)}: {detail}" if detail else describe_reason(word)
 
 
@@ -507,13 +511,13 @@ def describe_own_failures(number: int) -> str:
 
 
 def ordered_statuses(statuses: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Return statuses and their counts: `ok` first, then by count, without counts of 0."""
+    """Return the (status, count) pairs: `ok` first, then by descending count, without zeros."""
     present = [(status, number) for status, number in statuses.items() if number]
     return sorted(present, key=lambda item: (item[0] != Status.OK, -item[1], item[0]))
 
 
 def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
-    """Return the `limit` most frequent entries in descending order, and one entry for all others."""
+    """Return the `limit` highest counts in descending order, and one entry for all others."""
     ranked = sorted(
         ((name, number) for name, number in counts.items() if number),
         key=lambda item: (-item[1], item[0]),

@@ -24,7 +24,7 @@ class GalleryTile(NamedTuple):
     Attributes:
         row: The result row (`runs.schema`).
         picture: JPEG bytes of the image. None if it cannot be shown.
-        why: The reason if there is no picture.
+        why: Reason why `picture` is None; "" if it is not.
     """
 
     row: Mapping[str, Any]
@@ -40,7 +40,7 @@ class PageNumber(NamedTuple):
 
 
 def page_name(page: int) -> str:
-    """Return the file name of a page, from 1; the first is `index.html`."""
+    """Return the file name of page `page` of a gallery; page 1 is `index.html`."""
     return "index.html" if page == 1 else f"page-{page:05d}.html"
 
 
@@ -55,7 +55,7 @@ def render_gallery_page(
     version: str = "",
     summary: RunSummary,
 ) -> str:
-    """Render a page of a gallery.
+    """Render one HTML page of a gallery.
 
     Args:
         tiles: The tiles of the page.

@@ -28,17 +28,17 @@ _MAX_SETTINGS = 500
 
 
 def render(template: str, **facts: Any) -> str:
-    """Render a template of `templates/`. An undefined variable is an error."""
+    """Render an HTML template of the folder `templates/`. An undefined variable is an error."""
     return _environment().get_template(template).render(**facts)
 
 
 def render_in_pieces(template: str, **facts: Any) -> Iterator[str]:
-    """Render a template in chunks, for a page that should not be in memory as a whole."""
+    """Yield a rendered template in chunks, so that a large page is never in memory as a whole."""
     return _environment().get_template(template).generate(**facts)
 
 
 def script_hash(template: str) -> str:
-    """Return the SHA-256 of a script of `templates/` in base64, for a Content-Security-Policy."""
+    """Return the SHA-256 of a script template in base64, for a Content-Security-Policy."""
     return base64.b64encode(hashlib.sha256(render(template).encode()).digest()).decode()
 
 

@@ -45,15 +45,15 @@ _SYSTEMS = {
 
 @dataclass(frozen=True)
 class NamedClass:
-    """Metrics on the images of one known generator.
+    """Metrics on the images of one generator that the identifier knows.
 
     Attributes:
         name: Name of the generator.
         n: Number of its images.
         recall: Fraction of its images that are named correctly.
-        precision: Fraction of the images with its name that are its own.
+        precision: Fraction of the images given its name that it generated.
         f1: F1 of its name.
-        abstained: Fraction of its images without a name.
+        abstained: Fraction of its images that were given no name.
     """
 
     name: str = ""
@@ -66,13 +66,13 @@ class NamedClass:
 
 @dataclass(frozen=True)
 class UnknownGenerator:
-    """Metrics on the images of one unknown generator.
+    """Metrics on the images of one generator that the identifier does not know.
 
     Attributes:
         name: Name of the generator.
         n: Number of its images.
-        abstained: Fraction of its images without a name.
-        nearest: The name that its images get most often.
+        abstained: Fraction of its images that were given no name.
+        nearest: The name that its images were given most often.
         nearest_n: Number of images with that name.
     """
 
@@ -85,7 +85,7 @@ class UnknownGenerator:
 
 @dataclass(frozen=True)
 class NamedSplit:
-    """Metrics on the names of the images of one split (`ray_app.training.identify`).
+    """Metrics on the generator names that an identifier gave to the images of one split.
 
     Attributes:
         n_known: Number of images of known generators.
@@ -107,7 +107,7 @@ class NamedSplit:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "NamedSplit":
-        """Make a split from its fields by name."""
+        """Make the metrics of a split from a mapping of field names to values."""
         return TypeAdapter(cls).validate_python(content)
 
 
@@ -118,15 +118,15 @@ class IdentifierTraining:
     Attributes:
         classes: Number of training images of each class.
         families: Family of each class.
-        left_out: Number of images of classes with too few images.
+        left_out: Number of images by class, for classes that had too few images to train on.
         held_out: Generators that are not in training.
         c: Regularisation of the regression, which has the lowest of `log_losses`.
         log_losses: Log loss by value of `c`.
         temperature: Temperature of the calibration. None without calibration.
-        calibration_note: Why there is no calibration.
-        open_set: Rule of the card for giving no name.
+        calibration_note: Reason why there is no calibration. None if there is one.
+        open_set: Rule of the card by which an image is given no name.
         unreadable: Number of images that could not be read.
-        unreadable_files: The first of these images. None if there are none.
+        unreadable_files: The first of the unreadable images. None if there are none.
         seconds: Duration of the training.
     """
 
@@ -172,7 +172,7 @@ class IdentifierTraining:
 
     @property
     def splits(self) -> list[tuple[str, NamedSplit]]:
-        """The splits that were measured."""
+        """Names and metrics of the splits that were measured."""
         return [
             (name, split)
             for name, split in (("validation", self.validation), ("test", self.test))
@@ -273,7 +273,7 @@ def identifier_plan_lines(plan: Mapping[str, Any]) -> list[str]:
 
 
 def describe_open_set(facts: IdentifierTraining) -> str:
-    """Describe the requested and the measured fraction of images without a name."""
+    """Describe the fraction of images that get no name, as requested and as measured."""
     rule = facts.open_set
     if rule is None:
         return "Every image is given a name: no threshold was requested."
@@ -294,7 +294,7 @@ def describe_open_set(facts: IdentifierTraining) -> str:
 def describer_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the results of the training of a describer as lines for the terminal.
 
-    They compare the metrics of each split with those of simple baselines.
+    The lines compare the metrics of each split with those of simple baselines.
     """
     lines = [
         f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"

@@ -12,7 +12,7 @@ from ray_app.metrics.values import NOT_MEASURED, MetricValue
 
 @dataclass(frozen=True)
 class PlannedKind:
-    """Members that are separate files, or that are in containers of one format."""
+    """Number and size of the members that are separate files, or in containers of one format."""
 
     members: int = 0
     size_bytes: int = 0
@@ -87,8 +87,8 @@ class PlannedProfile:
     """The identifier and the describer.
 
     Attributes:
-        describe: The images that the describer describes.
-        share: Fraction of the images that is described. None if no probe measured it.
+        describe: Which images the describer describes.
+        share: Fraction of the images that are described. None if no probe measured it.
     """
 
     identifier: str | None = None
@@ -99,7 +99,7 @@ class PlannedProfile:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A preprocessing, and the detectors that share its tensor.
+    """An input tensor of detectors, made by one preprocessing for all detectors that share it.
 
     Attributes:
         shape: (height, width) in pixels. None if images keep their size.
@@ -112,7 +112,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class PlannedBackbone:
-    """A backbone, and the groups of detectors for each of which it runs once per image."""
+    """A backbone network. It runs once per image for each group of detectors."""
 
     name: str
     runs_once_for: Sequence[Sequence[str]] = ()
@@ -125,11 +125,11 @@ class PlannedMemory:
     Attributes:
         processes: Number of processes.
         process_bytes: Memory of one process.
-        decode_bytes: Memory for large images, which take turns.
+        decode_bytes: Memory for large images, which are decoded in turns.
         file_bytes: Memory for large files.
-        total_bytes: Total memory. It, `decode_bytes`, and `file_bytes` are None if the memory of
-            the node is not known.
-        worst_bytes: Maximum memory to decode an image within the limits.
+        total_bytes: Total memory. `total_bytes`, `decode_bytes`, and `file_bytes` are None if the
+            memory of the node is not known.
+        worst_bytes: Memory to decode the largest image that the limits allow.
     """
 
     processes: int = 0
@@ -151,7 +151,7 @@ class PlannedListing:
 
 @dataclass(frozen=True)
 class ProbeExample:
-    """A member of the sample that was rejected, and the reason."""
+    """A member of the scored sample that was rejected, and the reason."""
 
     uri: str
     member: str | None
@@ -160,10 +160,10 @@ class ProbeExample:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Results of the members of the sample.
+    """Results of the probe, which scores a small sample of the members.
 
     Attributes:
-        score_basis: Whether the time of the detectors was measured or estimated.
+        score_basis: `measured` or `estimated`, for the time of the detectors.
         processes: Number of processes that scored the sample.
         refused: Number of rejected members.
         refused_share: Fraction of rejected members, with its 95 % interval.
@@ -201,7 +201,7 @@ class PlannedCascade:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """The maximum rate of one stage.
+    """The maximum rate of one stage of the run, such as decoding.
 
     Attributes:
         seconds_per_image: Seconds per image. None if not known.
@@ -233,7 +233,7 @@ class PlannedBottleneck:
 
 @dataclass(frozen=True)
 class PlannedTime:
-    """Rate and hours, without the time to start new machines.
+    """Predicted rate and hours of a run, without the time to start new machines.
 
     Attributes:
         assumed_gmac_per_s: The assumed speed of a GPU if none could be measured.
@@ -250,7 +250,7 @@ class PlannedTime:
 
 @dataclass(frozen=True)
 class PlannedDetector:
-    """Time of one detector.
+    """Time that one detector needs per image.
 
     Attributes:
         ms_per_image: Milliseconds per image on one core or GPU, if it runs alone.
@@ -267,7 +267,7 @@ class PlannedDetector:
 
 @dataclass(frozen=True)
 class PlannedRequests:
-    """Minimum number of requests that a store bills."""
+    """Minimum numbers of requests of a run that a store bills."""
 
     list: int = 0
     get: int = 0
@@ -275,13 +275,13 @@ class PlannedRequests:
 
     @property
     def any(self) -> bool:
-        """Whether there is any request."""
+        """Whether any number of requests is above 0."""
         return bool(self.list or self.get or self.put)
 
 
 @dataclass(frozen=True)
 class PlannedCost:
-    """Cost in the currency of the prices.
+    """Predicted cost of a run in the currency of the prices.
 
     Attributes:
         compute: Cost of the machines. None if the hours are not known.
@@ -299,10 +299,10 @@ class PlannedCost:
 
 @dataclass(frozen=True)
 class PlannedStops:
-    """The limits of the run.
+    """The limits at which the run stops.
 
     Attributes:
-        share: Fraction of the work that fits into them.
+        share: Fraction of the work that fits into the limits.
     """
 
     max_hours: float | None = None
@@ -317,11 +317,13 @@ class Plan:
     Attributes:
         unknown_sizes: Number of members whose size is only known after they are read.
         run: The run that would be continued.
-        unlike: The difference from the images of the calibration because of which all verdicts
-            abstain, by the last summary of the run or else by the sample. None if there is none.
+        unlike: How the archive differs from the images of the calibration, if all verdicts abstain
+            because of this difference; else None. It comes from the last summary of the run, or
+            else from the sample.
         groups: Groups of detectors that take turns in each worker, because they do not fit into
             memory together.
-        costs: Time by detector. It, `probe`, `bottleneck`, and `forecast` are None without a probe.
+        costs: Time by detector. `costs`, `probe`, `bottleneck`, and `forecast` are None without a
+            probe.
     """
 
     members: int = 0
@@ -369,9 +371,9 @@ class Plan:
 
     @property
     def keeps_sizes(self) -> bool:
-        """Whether a detector scores images in their own size."""
+        """Whether some detector scores images at their own size, without resizing them."""
         return any(tensor.shape is None for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as `--json` prints it."""
+        """Return the plan as JSON-compatible values, which `--json` prints."""
         return asdict(self)

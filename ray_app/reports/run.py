@@ -63,7 +63,10 @@ _MEANING = {
 
 
 class Rate(NamedTuple):
-    """A measured rate with its 95 % interval. Without a known n, both bounds equal the rate."""
+    """A measured rate with its 95 % interval.
+
+    If the number of images is not known, both bounds equal the rate.
+    """
 
     value: float
     low: float
@@ -71,7 +74,7 @@ class Rate(NamedTuple):
 
 
 class RightShare(NamedTuple):
-    """Expected flags of an archive if the fraction `prior` of it is fake.
+    """The flags to expect from an archive if the fraction `prior` of its images is fake.
 
     Attributes:
         prior: Fraction of fakes.
@@ -97,9 +100,9 @@ class FalseFlags:
     Attributes:
         scored: Number of scored images.
         raised: Number of flagged images.
-        rate: False-positive rate.
+        rate: False-positive rate of the ensemble.
         expected: Number of flags to expect if all images were real.
-        has_interval: Whether the rate has an interval.
+        has_interval: Whether `rate` has an interval.
         shares: Expected flags for each prior.
     """
 
@@ -117,7 +120,10 @@ class FalseFlags:
 
 
 def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
-    """Return lines on the guarantee for the terminal, from the section of a run's summary."""
+    """Return lines for the terminal on the guarantee of a run's ensemble card.
+
+    `section` is the value of `guarantee` in `summary.json`.
+    """
     return [
         f"guarantee: {sentence}"
         for sentence in guarantee_sentences(GuaranteeSummary.model_validate(dict(section or {})))
@@ -125,7 +131,9 @@ def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
 
 
 def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> list[str]:
-    """Return lines on how many flags of a run are false; none if its card states no rates.
+    """Return lines on how many flags of a run are expected to be false.
+
+    There are no lines if the ensemble card states no error rates.
 
     Args:
         summary: The content of `summary.json`.
@@ -230,7 +238,10 @@ def render_run_report(
 
 
 def guarantee_sentences(guarantee: GuaranteeSummary | None) -> list[str]:
-    """Return the guarantee of the card of a run and whether it holds; nothing if there is none."""
+    """Return sentences on the guarantee of a run's ensemble card and on whether it holds.
+
+    The list is empty if the card has no guarantee.
+    """
     if guarantee is None or not guarantee.stated:
         return []
     sentences = []
@@ -306,7 +317,7 @@ def describe_guarantee(
 
 
 def name_feature(name: str) -> str:
-    """Return the name to show for a feature of a card."""
+    """Return the name to show for a feature of a card, such as `short_side_px` or `score`."""
     kind, _, detector = name.partition(":")
     if kind == "score" and detector:
         return f"score of {wording.truncate(detector, 60)}"
@@ -314,11 +325,11 @@ def name_feature(name: str) -> str:
 
 
 def families(counts: Sequence[GeneratorCount]) -> list[tuple[str, int, list[tuple[str, int]]]]:
-    """Return the title, the flagged images, and the generators of each family.
+    """Return (title, number of flagged images, generators) for each family of generators.
 
-    Families and generators are in descending order of their flagged images. Beyond the first 12,
-    one entry has the rest. A family with only one generator of the same title has no list of
-    generators.
+    Families and generators are in descending order of their flagged images. The 13th entry sums up
+    the rest. If the only generator of a family has the title of the family, its list of generators
+    is empty.
     """
     by_family: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for count in counts:
@@ -398,14 +409,14 @@ def false_flags(
 
 
 def measured_rate(rate: float, n: int | None) -> Rate:
-    """Return a rate that was measured on `n` images, with its exact interval."""
+    """Return a rate that was measured on `n` images, with its exact 95 % interval."""
     return Rate(rate, *proportion_interval(rate * n, n)) if n else Rate(rate, rate, rate)
 
 
 def share_right(prior: float, tpr: float, fpr: float) -> float | None:
     """Return the fraction of flags that is right; None if nothing is ever flagged.
 
-    It is prior·TPR / (prior·TPR + (1 − prior)·FPR).
+    The fraction is prior·TPR / (prior·TPR + (1 − prior)·FPR).
 
     Args:
         prior: Fraction of fakes.
@@ -417,9 +428,9 @@ def share_right(prior: float, tpr: float, fpr: float) -> float | None:
 
 
 def limit_sentences(run: RunSummary) -> list[str]:
-    """Return sentences on files above the limits: their number, then each limit.
+    """Return sentences on files that exceed the run's limits: their number, then each limit.
 
-    The list is empty if they are no more than 1 % of the files.
+    The list is empty if such files are no more than 1 % of all files.
     """
     rejected = sum(run.refused_by_limits.values())
     if not run.members or rejected <= LOUD_SHARE * run.members:

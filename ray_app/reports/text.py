@@ -147,7 +147,7 @@ def paragraph(text: str, width: int) -> list[str]:
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return the lines at the end of a run: results, warnings, speed, and next commands.
+    """Return the lines to print after a run: results, warnings, speed, and next commands.
 
     Args:
         summary: The content of `summary.json`.

@@ -1,4 +1,4 @@
-"""Describe the image of a tile, for every page that shows images with their verdicts."""
+"""Prepare the text and the attributes of tiles, which show images with their verdicts on pages."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,10 +12,10 @@ _MAX_PROMPT_CHARACTERS = 160  # A longer prompt is folded.
 
 
 class TileText(NamedTuple):
-    """A text of a tile on the label, the generator, or the prompt.
+    """A text on a tile, such as the generator or the prompt of the image.
 
     Attributes:
-        term: Name of the text.
+        term: Heading of the text.
         said: The text.
         opening: The start of a long text. None if the text is short.
         small: A remark in small print.
@@ -28,7 +28,7 @@ class TileText(NamedTuple):
 
 
 def sort_attributes(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes by which tiles.js sorts and filters the tile of a row."""
+    """Return the HTML attributes by which tiles.js sorts and filters the tile of a row."""
     verdict, score = row.get("verdict"), row.get("score")
     return {
         "data-verdict": verdict if verdict in wording.VERDICT_PHRASES else "none",
@@ -37,14 +37,14 @@ def sort_attributes(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verdict_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return the verdicts of rows with their names, for the controls of a page of tiles."""
+    """Return (verdict, name) pairs of the verdicts in `rows`, for the filter of a page of tiles."""
     verdicts = {sort_attributes(row)["data-verdict"] for row in rows}
     names = {**wording.VERDICT_PHRASES, "none": "not scored"}
     return [(verdict, name) for verdict, name in names.items() if verdict in verdicts]
 
 
 def tile_texts(row: Mapping[str, Any]) -> list[TileText]:
-    """Return the label, the generators, and the prompts of a row, the known before the predicted."""
+    """Return the texts on the tile of a row: its label, generators, and prompts."""
     source_columns = row.get("input") or {}
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")
     generator = generator_in_words(

@@ -1,7 +1,8 @@
 """Report a training (`TrainingFacts`, `metrics.json`) as a page (`render_training_report`) or lines.
 
-Fields have the order of the file; `history` and `mistakes` are only for the page. The page has no
-scripts and loads nothing. All texts of a training are untrusted and therefore escaped.
+The fields of `TrainingFacts` have the order of `metrics.json`; `history` and `mistakes` are only
+for the page. The page has no scripts and loads nothing. All texts of a training are untrusted and
+therefore escaped.
 """
 
 import math
@@ -46,7 +47,8 @@ def _metric(value: float | None, interval: tuple[float, float] | None) -> Metric
 class GeneratorFigures:
     """Metrics on the images of one generator, or of one source of real images.
 
-    Fakes have `tpr`, real images have `tnr`; `interval` is that of the rate.
+    Generators have the rate `tpr`, and sources of real images have `tnr`. `interval` is the
+    interval of this rate.
     """
 
     n: int = 0
@@ -59,7 +61,7 @@ class GeneratorFigures:
 
     @property
     def area(self) -> MetricValue:
-        """AUC with its interval."""
+        """AUC of the generator with its interval."""
         return _metric(self.auc, self.auc_interval)
 
     @property
@@ -109,7 +111,7 @@ class Figures:
         return _metric(value, getattr(self, f"{name}_interval", None))
 
     def hardest(self, label: str) -> list[tuple[str, GeneratorFigures]]:
-        """Return the generators of one label in ascending order of AUC; without an AUC, last."""
+        """Return the generators of one label by ascending AUC; those without an AUC are last."""
         selected = [
             (name, figures) for name, figures in self.generators.items() if figures.label == label
         ]
@@ -169,7 +171,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class SetAside:
-    """Number of images of the training sources that are in no split, and by reason."""
+    """Images of the training sources that are in no split: their number, in total and by reason."""
 
     images: int = 0
     why: Mapping[str, int] = field(default_factory=dict)
@@ -204,7 +206,8 @@ class Leakage:
     """Images that pairs of splits share.
 
     Attributes:
-        checked: Whether all splits have hashes, by kind of hash. If not, a count of 0 means nothing.
+        checked: Whether all splits have hashes, by kind of hash. If False, a count of 0 does not
+            show that the splits share nothing.
         unhashed: Number of images without a hash, by kind of hash.
         pairs: Shared images by pair of splits.
     """
@@ -236,8 +239,8 @@ class DataFindings:
         splits: Counts of each split.
         set_aside: Images that are in no split.
         leakage: Images that splits share.
-        prompts_in_training: Number of images left out by split, because their prompts are in
-            training.
+        prompts_in_training: Number of images that were left out of each split because their prompts
+            are in training.
     """
 
     splits: Mapping[str, SplitCounts] = field(default_factory=dict)
@@ -263,7 +266,7 @@ class DataFindings:
 
 @dataclass(frozen=True)
 class UnreadableFile:
-    """An image that could not be read, and how often a step needed it."""
+    """An image that could not be read, and the number of times that a step needed it."""
 
     split: str = ""
     uri: str = ""
@@ -274,17 +277,16 @@ class UnreadableFile:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """The facts of a training: the content of `metrics.json`, and data for the page.
+    """The results of a training: the content of `metrics.json`, and data for the HTML page.
 
     Attributes:
         out: Directory of the training.
-        metric: Key of the metric that chooses the step.
+        metric: Key of the metric by which the best step is chosen.
         unreadable: Number of images of the training split that could not be read.
-        unreadable_files: The first of these images, and of those of other splits. None if there are
-            none.
+        unreadable_files: The first unreadable images of all splits. None if there are none.
         mask_warning: Sentence on masks of fakes that mark nothing or everything. None if there are
             none.
-        calibration_note: Why there is no calibration.
+        calibration_note: Reason why there is no calibration. None if there is one.
         validations: `step` and metrics of each validation.
         probe: Facts of a linear probe. None for other trainings.
         history: Steps, for the page only.
@@ -335,7 +337,7 @@ class TrainingFacts:
 
     @property
     def splits(self) -> list[tuple[str, Figures]]:
-        """The splits that were measured."""
+        """Names and metrics of the splits that were measured."""
         return [
             (name, split)
             for name, split in (("validation", self.validation), ("test", self.test))
@@ -344,7 +346,7 @@ class TrainingFacts:
 
     @property
     def figures(self) -> list[str]:
-        """Keys of the metrics that any split has; the one that chooses the step comes first."""
+        """Keys of the metrics that any split has, beginning with the metric that chose the step."""
         return [
             name
             for name in self._order_metrics()
@@ -353,12 +355,12 @@ class TrainingFacts:
 
     @property
     def validated_figures(self) -> list[str]:
-        """Keys of the metrics of validations; the one that chooses the step comes first."""
+        """Keys of the metrics of validations, beginning with the metric that chose the step."""
         return [name for name in self._order_metrics() if self.validated(name)]
 
     @property
     def shown_validations(self) -> list[tuple[int, dict[str, float]]]:
-        """Metrics of the validations to show, by step: the last 200, and the chosen one."""
+        """Step and metrics of each validation to show: the last 200, and that of the best step."""
         by_step: dict[int, dict[str, float]] = {}
         for name in FIGURES:
             for step, value in self.validated(name):
@@ -372,7 +374,7 @@ class TrainingFacts:
 
     @property
     def span(self) -> tuple[int, int]:
-        """First and last step of charts: the whole training, even if it has not reached its end."""
+        """First and last step of the charts, which cover all planned steps of the training."""
         return 0, max(
             [
                 self.steps,
@@ -434,7 +436,7 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
 def training_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the results of a training as lines for the terminal.
 
-    They are the chosen step, its metrics, the hardest generators, and the paths of the files.
+    The lines show the chosen step, its metrics, the hardest generators, and the paths of the files.
     `facts` has fields of `TrainingFacts` by name.
     """
     training = TrainingFacts.from_dict(facts)

@@ -11,7 +11,7 @@ from ray_app.reports import text
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """One system of one evaluation.
+    """One system of one evaluation, as a line of the leaderboard.
 
     Attributes:
         evaluation: The directory of the evaluation, without secrets.

@@ -69,7 +69,7 @@ _TITLES = {"accuracy": "named correctly"}
 
 
 class OpeningBars(NamedTuple):
-    """The bar chart of the first screen.
+    """The bar chart at the top of the page.
 
     Attributes:
         title: Title of the chart.
@@ -162,8 +162,8 @@ def render_evaluation(result: EvaluationResult) -> str:
 def evaluation_lines(result: EvaluationResult) -> list[str]:
     """Return the result of an evaluation as lines for the terminal.
 
-    They are the headline, key metrics, warnings, the table of the protocol, and metrics on names of
-    generators.
+    The lines have the headline, key metrics, warnings, the table of the protocol, and metrics on
+    names of generators.
     """
     lines, systems = [headline(result)], opening_systems(result)
     if systems:
@@ -285,9 +285,10 @@ def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
 
 
 def opening_bars(result: EvaluationResult, systems: Sequence[SystemResult]) -> OpeningBars | None:
-    """Return the bars of the first screen; None without an AUC.
+    """Return the bar chart at the top of the page; None if no system has an AUC.
 
-    They are the AUCs of several systems, the rates of a single system by generator, or its AUC.
+    The bars show the AUCs of several systems, or for a single system its rates by generator or its
+    AUC.
     """
     ranked = [
         (system, system.figure("auc"))
@@ -345,7 +346,10 @@ def _make_generator_bars(system: SystemResult, generators: Sequence[GeneratorInf
 
 
 def group_table(result: EvaluationResult) -> GroupTable | None:
-    """Return the groups with all metrics that any of them has; None without groups."""
+    """Return the table of groups of generators, with every metric that a group has.
+
+    The result is None if the evaluation has no groups.
+    """
     leading, groups = result.leading, result.meta.groups
     if not groups:
         return None
@@ -445,7 +449,7 @@ class ChartGroup(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Perturbations that differ in their amount only, the mildest first."""
+    """Perturbations that differ only in their strength, the mildest first."""
 
     family: str
     views: list[str]
@@ -453,7 +457,9 @@ class Series(NamedTuple):
 
 
 def system_charts(system: SystemResult, ident: str) -> list[Chart]:
-    """Draw the scores of both classes, and the reliability of probabilities, if they exist.
+    """Draw a histogram of a system's scores by class, and the reliability of its probabilities.
+
+    A chart without data is left out.
 
     Args:
         system: The system.
@@ -511,9 +517,9 @@ def system_charts(system: SystemResult, ident: str) -> list[Chart]:
 
 
 def find_series(views: Sequence[str]) -> list[Series]:
-    """Group views whose names differ in a number only, three or more of a kind.
+    """Group three or more perturbations whose names differ only in a number, such as a quality.
 
-    The mildest view is first. Low qualities and small scales are harsh.
+    The mildest perturbation is first. Low qualities and small scales are strong perturbations.
     """
     families: dict[str, list[tuple[float, str, str]]] = {}
     for view in views:

@@ -24,12 +24,12 @@ _MAX_NAME_WIDTH, _WIDTH = 28, 120
 
 
 class Column(NamedTuple):
-    """A column of the table.
+    """A column of the table of a protocol: measured metrics, published ones, or differences.
 
     Attributes:
         system: Name of the measured system; "" for a published system that was not measured.
         published: The published column. None for a column of measured metrics.
-        differs: Whether the column has the measured metrics minus the published ones.
+        differs: Whether the cells are measured metrics minus published ones.
     """
 
     system: str
@@ -42,7 +42,7 @@ class TableHead(NamedTuple):
 
     Attributes:
         name: Text of the header.
-        notes: Signs of notes.
+        notes: Signs of its footnotes.
         is_ours: Whether the column has measured metrics.
     """
 
@@ -57,7 +57,7 @@ class TableCell(NamedTuple):
     Attributes:
         value: The formatted value.
         ends: The formatted bounds of its interval. None without an interval.
-        notes: Signs of notes.
+        notes: Signs of its footnotes.
         seen: Whether its images were in training; "" if it is not known.
         about: Number of images, and method of the interval.
     """
@@ -70,7 +70,7 @@ class TableCell(NamedTuple):
 
 
 class TableLine(NamedTuple):
-    """A line of the table."""
+    """A row of the table, with its cells."""
 
     name: str
     label: str
@@ -79,13 +79,13 @@ class TableLine(NamedTuple):
 
 
 class TablePart(NamedTuple):
-    """A part of the table.
+    """A part of the table, with few enough columns and rows to be shown as a whole.
 
     Attributes:
         heads: Headers of its columns.
         rows: Its rows.
         footers: Rows below the table.
-        summary: Description of the part, if it is folded.
+        summary: Description of the part if the page shows it folded; else "".
     """
 
     heads: list[TableHead]
@@ -94,7 +94,10 @@ class TablePart(NamedTuple):
     summary: str
 
     def lines(self) -> list[str]:
-        """Return the lines for the terminal, with as many blocks as the columns need."""
+        """Return the part as lines for the terminal.
+
+        Columns that do not fit into the width follow in further tables below.
+        """
         rows = [*self.rows, *self.footers]
         names = [wording.truncate(row.name, _MAX_NAME_WIDTH) for row in rows]
         columns = [["n", *(f"{row.n:,}" if row.n else wording.NONE for row in rows)]]
@@ -128,13 +131,13 @@ class TablePart(NamedTuple):
 
 
 class Notes(dict[str, str]):
-    """Signs of notes by text, in order of first use.
+    """Signs of footnotes by their text, in order of first use.
 
-    Notes on published values have daggers, notes on undefined values have letters.
+    Footnotes on published values have daggers, footnotes on undefined values have letters.
     """
 
     def sign(self, text: str, *, published: bool = False) -> str:
-        """Return the sign of a note, which is new for a new text; "" for ""."""
+        """Return the sign of a footnote, and add the footnote if its text is new; "" for ""."""
         if text and text not in self:
             daggers = sum(sign[0] in _DAGGERS for sign in self.values())
             letters = len(self) - daggers
@@ -148,7 +151,7 @@ class Notes(dict[str, str]):
 
 
 def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
-    """Return the parts of the table and their notes.
+    """Return the parts of the table of a protocol, and their footnotes.
 
     The first part, which is not folded, has the rows of real images, of published values, and of
     the hardest generators.
@@ -189,10 +192,10 @@ def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
 
 
 def list_sources(result: EvaluationResult) -> list[str]:
-    """Return sentences on the sources of published columns.
+    """Return sentences on the publications that the published columns come from.
 
-    They state whether published values were compared with the same weights on the real data, and
-    the number of images in this run.
+    The sentences state whether the same weights were run on the real data and compared with the
+    published values, and the number of images in this run.
     """
     systems = {system.name: system for system in result.meta.systems}
     columns = dict[str, list[str]]()

@@ -1,8 +1,8 @@
 """The result of an evaluation (`EvaluationResult`).
 
-It has a tidy table of metrics, facts on what they are of (`EvaluationMeta`), and data of the charts
-of each system. Every value of a metric is in the table. A fact, such as `GeneratorInfo`, names the
-`scope` of its rows in the table.
+The result has a table of all metrics in long format, facts on the data and the systems
+(`EvaluationMeta`), and data of the charts of each system. An object with facts, such as
+`GeneratorInfo`, names the `scope` of its metrics in the table.
 """
 
 from collections import Counter
@@ -101,7 +101,10 @@ class ProtocolInfo:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The labelled images. The AUC of file facts alone is `shortcut_auc` of the scope `data`.
+    """The labelled images of an evaluation.
+
+    The AUC of a classifier that sees only file facts is the metric `shortcut_auc` of the scope
+    `data`.
 
     Attributes:
         n: Number of rows with a label.
@@ -172,7 +175,7 @@ class IntervalInfo:
 
     @property
     def words(self) -> str:
-        """Sentence for the head of a table; "" if the population is not known."""
+        """Sentence on the population, to show above a table; "" if it is not known."""
         if not self.fakes:
             return ""
         if self.is_for_images:
@@ -229,7 +232,7 @@ class GeneratorInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of its metrics."""
+        """Scope of its metrics in the metrics table."""
         return f"{self.label}, {self.kind}: {self.name}"
 
 
@@ -244,7 +247,7 @@ class StratumInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of its metrics."""
+        """Scope of its metrics in the metrics table."""
         return f"{self.format}, {self.size}"
 
 
@@ -255,7 +258,7 @@ class ViewInfo:
     Attributes:
         name: Name of the perturbation, which is the `view` of its metrics.
         kind: `degradation`, `chain` (several changes), or `attack`.
-        why: Why there are no such images.
+        why: Reason why there are no images under the perturbation; "" if there are.
         n_real: Number of real images.
         n_fake: Number of fakes.
     """
@@ -318,14 +321,15 @@ class SystemInfo:
 
 @dataclass(frozen=True)
 class ReferenceInfo:
-    """A published column.
+    """A column of published values in the table of a protocol.
 
     Attributes:
         column: Header of the column.
         source: The publication.
         rows: Published values by row of the table.
-        mark: Why the column is wrong or cannot be compared. None if it can.
-        marks: Why single cells are wrong or cannot be compared, by row.
+        mark: Reason not to compare the column: it is wrong or not comparable. None if it can be
+            compared.
+        marks: Reasons not to compare single cells, by row.
         system: The measured system that it corresponds to. None if there is none.
         verified: Whether the same weights were run on the real data and the values compared.
     """
@@ -341,7 +345,10 @@ class ReferenceInfo:
 
 @dataclass(frozen=True)
 class TableRowInfo:
-    """A row of the table of the protocol. Its cells are in the scope `table`, under its name.
+    """A row of the table of a protocol.
+
+    The values of its cells are in the scope `table` of the metrics table, under the name of the
+    row.
 
     Attributes:
         name: Name of the row.
@@ -380,7 +387,7 @@ class PairedTest:
 
     @property
     def scope(self) -> str:
-        """Scope of the difference."""
+        """Scope of the difference in the metrics table."""
         return f"less {self.a}"
 
     @property
@@ -391,7 +398,7 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class MaskPartInfo:
-    """Masks of one generator's images, or under one perturbation."""
+    """Number of masks of one generator's images, or of masks under one perturbation."""
 
     name: str
     n: int = 0
@@ -423,17 +430,17 @@ class MaskInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of its metrics."""
+        """Scope of its metrics in the metrics table."""
         return f"masks at {self.resolution} size"
 
     def get_scope(self, part: str) -> str:
-        """Return the scope of one generator."""
+        """Return the scope of the metrics of one generator's masks; `part` is its name."""
         return f"{self.scope}: {part}"
 
 
 @dataclass(frozen=True)
 class MaskFailure:
-    """A reason why true masks could not be read, with their number and an example."""
+    """A reason why true masks could not be read, with the number of such masks and an example."""
 
     reason: str = ""
     n: int = 0
@@ -478,7 +485,7 @@ class ClassInfo:
 
 @dataclass(frozen=True)
 class IdentificationInfo:
-    """Names that an identifier gave to images.
+    """The names of generators or families that an identifier gave to images.
 
     Attributes:
         scope: Scope of the metrics.
@@ -497,7 +504,7 @@ class IdentificationInfo:
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def get_scope(self, name: str) -> str:
-        """Return the scope of one class."""
+        """Return the scope of the metrics of one class; `name` is its name."""
         return f"{self.scope}: {name}"
 
     @property
@@ -512,7 +519,7 @@ class IdentificationInfo:
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """Fakes of a group of generators.
+    """The fakes of a group of generators in or out of the training distribution.
 
     Attributes:
         name: Name of the group.
@@ -530,7 +537,7 @@ class GroupInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of its metrics. Metrics of detection have a system, the others do not."""
+        """Scope of its metrics in the metrics table. Only metrics of detection have a system."""
         return f"group: {self.name}"
 
 
@@ -679,8 +686,8 @@ class Overlay:
     """An altered image with its true and its predicted mask.
 
     Attributes:
-        picture: JPEG in base64. None if there is no picture.
-        why: Why there is no picture.
+        picture: JPEG in base64. None if the image cannot be shown.
+        why: Reason why the image cannot be shown; "" if it can.
     """
 
     image_id: int = 0
@@ -741,7 +748,7 @@ class EvaluationResult:
         return {"schema": SCHEMA, "meta": asdict(self.meta), "metrics": self.metrics.to_dicts()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of `metrics.json` with curves and images."""
+        """Return the content of `metrics.json`, and in addition curves and images."""
         return self.to_json() | {
             "curves": {name: asdict(curves) for name, curves in self.curves.items()},
             "mistakes": [asdict(mistake) for mistake in self.mistakes],
@@ -779,7 +786,7 @@ class SystemResult:
     curves: Curves = Curves()
 
     def figure(self, name: str, scope: str = ALL, view: str = "") -> MetricValue:
-        """Return a metric, which has no value if it was not measured.
+        """Return a metric of the system; it has no value if it was not measured.
 
         Args:
             name: Key of the metric.
@@ -789,17 +796,17 @@ class SystemResult:
         return self.metrics.find(name, self.info.name, view=view, scope=scope)
 
     def figures(self, scope: str = ALL, view: str = "") -> Mapping[str, MetricValue]:
-        """Return the metrics of one scope by name."""
+        """Return the metrics of the system in one scope, by name."""
         return self.metrics.select(self.info.name, view=view, scope=scope)
 
     @property
     def flagged(self) -> MetricValue:
-        """False-positive rate."""
+        """False-positive rate of the system."""
         return self.figure("tnr").complement
 
     @property
     def kinds_apart(self) -> list[tuple[str, Mapping[str, MetricValue]]]:
-        """Metrics of whole fakes and of local edits, if there are local edits."""
+        """Metrics of whole fakes and of local edits by kind; empty without local edits."""
         parts = [(kind, self.figures(kind_scope(kind))) for kind in ("whole", "local")]
         measured = [
             (kind, metrics)
@@ -809,7 +816,10 @@ class SystemResult:
         return measured if any(kind == "local" for kind, _ in measured) else []
 
     def hardest(self, label: str = "fake") -> list[GeneratorInfo]:
-        """Return generators or sources of a class in ascending order of accuracy; no score is last."""
+        """Return the generators or sources of one label by ascending accuracy.
+
+        Generators and sources without a score are last.
+        """
 
         def ease(generator: GeneratorInfo) -> tuple[bool, float, str]:
             rate = self.rate(generator).value
@@ -825,7 +835,7 @@ class SystemResult:
 
     @property
     def fullest_strata(self) -> list[StratumInfo]:
-        """Formats and sizes in descending order of their number of images."""
+        """Strata (images of one format and size) in descending order of their number of images."""
         return sorted(self.info.strata, key=lambda stratum: -(stratum.n_real + stratum.n_fake))
 
 

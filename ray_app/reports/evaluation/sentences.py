@@ -51,7 +51,7 @@ class EvaluationWarning(NamedTuple):
 
 
 def short(name: str) -> str:
-    """Return a name for a sentence, escaped and shortened; a dash for ""."""
+    """Return a name as sentences show it: escaped and shortened; a dash for ""."""
     return wording.truncate(name, _MAX_NAME_WIDTH) or wording.NONE
 
 
@@ -450,7 +450,7 @@ def _describe_intervals(result: EvaluationResult, system: SystemResult) -> str:
 
 
 def find_difference(result: EvaluationResult, test: PairedTest) -> MetricValue:
-    """Return the difference that a paired test is on: b minus a."""
+    """Return the difference that a paired test is about: the metric of `test.b` minus `test.a`."""
     return result.metrics.find(test.test, test.b, scope=test.scope)
 
 
