@@ -49,7 +49,7 @@ class Calibration:
     commands: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON-compatible values, without the fitted values of the card."""
+        """Return the result as JSON-compatible values; other fitted values are in the card."""
         keys = {"rule", "thresholds", "guarantee", "operating_points", "notes"}
         population = self.card.population
         return {

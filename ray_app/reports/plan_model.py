@@ -129,7 +129,7 @@ class PlannedMemory:
         file_bytes: Memory for large files.
         total_bytes: Total memory. `total_bytes`, `decode_bytes`, and `file_bytes` are None if the
             memory of the node is not known.
-        worst_bytes: Memory to decode the largest image that the limits allow.
+        worst_bytes: Maximum memory that decoding one image within the limits takes.
     """
 
     processes: int = 0
