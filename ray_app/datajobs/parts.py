@@ -49,7 +49,7 @@ def list_parts(store: Store) -> list[str]:
 
 
 def remove_part(store: Store, name: str) -> None:
-    """Delete a part, so that its unit is not done any more."""
+    """Delete a part, so that a later call does its unit of work again."""
     store.delete(f"{PARTS}/{name}.parquet")
 
 
@@ -94,7 +94,8 @@ def run_units(
 
     Args:
         map_fn: Applies `work` to the units, in this process or on a cluster.
-        work: Works on one unit, and returns the number of its `images` and how many are `bad`.
+        work: Function that does one unit, and returns the number of its `images` and how many of
+            them are `bad`.
         units: The units that are not done.
         progress: The progress line, which is closed at the end.
         lease: The lease on the directory of the job.

@@ -1,6 +1,6 @@
 """Download the images of a list of URLs as files or shards, within the limits of each host.
 
-Enter at `ray_app.datajobs.download.run.collect`.
+The entry point is `ray_app.datajobs.download.run.collect`.
 """
 
 from ray_app.datajobs.download.config import CollectConfig

@@ -70,12 +70,12 @@ class Politeness(Frozen):
 
     @property
     def agent(self) -> str:
-        """User-Agent header, which names the software and the contact."""
+        """Value of the User-Agent header, which names the software and the contact."""
         return self.user_agent or (f"{SOFTWARE} (+{self.contact})" if self.contact else SOFTWARE)
 
 
 class Limits(Frozen):
-    """Limits on one URL and on the process."""
+    """Limits on each URL, and on the process that downloads them."""
 
     connect_timeout_s: float = Field(
         default=10.0, gt=0, description="maximum time to connect to a host in seconds"
@@ -113,7 +113,7 @@ class Limits(Frozen):
 
 
 class UrlRetryPolicy(RetryPolicy):
-    """Retries of one URL. Waits for the host's limits count as well."""
+    """Retries of one URL. The time limit includes waits for the limits on its host."""
 
     attempts: int = Field(default=4, ge=1, description="maximum number of requests for one URL")
     base_s: float = Field(default=1.0, gt=0, description="first pause before a retry in seconds")
@@ -200,9 +200,11 @@ class CollectConfig(Frozen):
     def _check_folder(cls, folder: str) -> str:
         parts = folder.strip("/").split("/") if folder.strip("/") else []
         if any(part in ("", ".", "..") for part in parts):
-            raise ValueError("must be a folder below `out`")
+            raise ValueError(f"must be a folder below `out`, got {folder!r}")
         if parts and parts[0].casefold() in _RESERVED_FOLDERS:
-            raise ValueError(f"{parts[0]} is reserved for records of this command")
+            raise ValueError(
+                f"the folder name {parts[0]!r} is reserved for records of this command"
+            )
         return "/".join(parts)
 
 
@@ -210,7 +212,7 @@ def parse_statuses(text: Any) -> tuple[str, ...]:
     """Parse a comma-separated list of statuses of failed URLs.
 
     Raises:
-        ValueError: If one of them is unknown, or is not the status of a failure.
+        ValueError: If a status is unknown, or is not the status of a failure.
     """
     statuses = tuple(item.strip() for item in str(text).split(",") if item.strip())
     valid = [status for status in MEANING if status != OK]

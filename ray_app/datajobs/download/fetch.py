@@ -40,14 +40,15 @@ Watch = Callable[[Sequence[str]], None]
 
 
 def fetch_images(tasks: Sequence[Task], config: CollectConfig, sink: Sink, watch: Watch) -> None:
-    """Fetch all tasks, and store their images and rows.
+    """Download the URLs of all tasks, and store images and rows.
 
     Args:
         tasks: URLs to fetch.
         config: Limits and retries.
         sink: Stores images and rows.
-        watch: Called at least once per second with the statuses of the URLs that ended since the
-            last call. Its exceptions end the call, after all rows are committed.
+        watch: Function that is called at least once per second with the statuses of the URLs that
+            were finished since its last call. If it raises an exception, all rows are committed,
+            and the exception is passed on.
 
     Raises:
         StorageError: If an image or a row cannot be written.
@@ -267,7 +268,9 @@ def _adapt(host: "Host", failure: FetchFailed) -> None:
 
 
 class Host:
-    """The limits of one host, and the state that its responses determine. For one event loop.
+    """Apply the limits on requests to one host, and adapt the pauses to its responses.
+
+    An object must be used in one event loop only.
 
     Args:
         name: Name of the host.
@@ -287,7 +290,7 @@ class Host:
 
     @asynccontextmanager
     async def visit(self) -> AsyncIterator[None]:
-        """Wait until a request may start. The caller makes it inside the context.
+        """Wait until a request to the host may start; the caller makes it inside the context.
 
         Raises:
             FetchFailed: If the host gets no more requests.
@@ -311,14 +314,14 @@ class Host:
         self._pause_s = max(self._rules.pause_s, shorter)
 
     def count_silence(self) -> None:
-        """Count a URL without any response, and give up the host after several in a row."""
+        """Count a URL without any response; after several in a row, refuse further requests."""
         self._silent_urls += 1
         if self._silent_urls >= self._rules.give_up_after and self._refusal is None:
             message = f"not requested: {self.name} did not respond to {self._silent_urls} consecutive urls"
             self._refusal = (Status.SOURCE_TIMEOUT, message)
 
     def slow_down(self, wait_s: float | None) -> None:
-        """Lengthen the pauses, and wait for the time of Retry-After.
+        """Lengthen the pauses between requests to the host, and delay the next one by Retry-After.
 
         A host that requests a wait above `longest_wait_s` gets no more requests.
 
@@ -336,7 +339,7 @@ class Host:
 
 
 class Queue:
-    """Tasks by host. Hosts take turns, and each has a limited number of tasks in progress.
+    """Hold tasks by host, so that hosts take turns and each has few tasks in progress.
 
     Args:
         tasks: The first tasks.
@@ -372,9 +375,9 @@ class Queue:
 
 
 def open_client(config: CollectConfig) -> GuardedClient:
-    """Return a client with an SSRF guard that requests the URLs of a list.
+    """Open an HTTP client for the URLs of a list, with a guard against SSRF.
 
-    Call this function inside the event loop, and close the client.
+    Call this function inside the event loop, and close the client after use.
     """
     limits = config.limits
     rules = FetchRules(

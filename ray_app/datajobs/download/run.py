@@ -1,7 +1,8 @@
 """Run `touchstone data collect`: `collect` is the entry point.
 
-It reads a list of URLs, downloads the missing images, and writes the tables. To resume, it keeps
-the rows whose image exists (the shard, or the file with the right size) and fetches all other URLs.
+`collect` reads a list of URLs, downloads the missing images, and writes the tables. A repeated call
+keeps the rows whose image exists (a file of the recorded size, or its shard), and fetches all other
+URLs.
 `Records` is the output directory, which has these files:
 
 - `collect.json`: the settings that may not change.
@@ -176,7 +177,7 @@ def _summarize(records: "Records", listing: url_table.UrlTable) -> dict[str, Any
     rows, ids = records.read().rows, set(listing.rows["id"].to_pylist())
     if lost := ids - set(rows["id"].to_pylist()):
         raise StorageError(
-            f"{records.url}: {len(lost)} urls have no outcome, for example {min(lost)!r}",
+            f"{records.url}: {len(lost)} URLs have no recorded result, for example the one with the id {min(lost)!r}",
             hint="run the same command again to request them",
         )
     records.write_results(listing, rows)
@@ -206,7 +207,7 @@ class State:
 
     Attributes:
         rows: The valid row of each id, with the columns of `OUTCOME`.
-        unrecorded_files: Names of files that no row names, by their names without extension.
+        unrecorded_files: Files that no row names: their names, by the name without extension.
     """
 
     rows: pa.Table
@@ -218,9 +219,9 @@ class Records:
 
     Attributes:
         config: Settings of the collection.
-        url: URL of the folder of all other files than images.
-        images: The store of the images, which are in `folder`, or as shards in `data`.
-        store: The store of all other files.
+        url: URL of the folder of the records, which are all files except the images.
+        images: The store of the images, which are files in `folder` or shards in `data`.
+        store: The store of the records.
     """
 
     def __init__(self, config: CollectConfig) -> None:
@@ -230,7 +231,7 @@ class Records:
         self.images, self.store = Store.open(config.out), Store.open(self.url)
 
     def check(self) -> None:
-        """Check that the directory is unused, or belongs to this command. Write nothing.
+        """Check, without writing, that the directory is unused or belongs to this command.
 
         Raises:
             ConfigError: If another command wrote the directory.
@@ -282,7 +283,10 @@ class Records:
         )
 
     def merge_parts(self) -> None:
-        """Merge many parts into one. If it is killed, rows may be in two parts, which is harmless."""
+        """Merge many parts into one.
+
+        If the process is killed meanwhile, rows may be in two parts, which is harmless.
+        """
         names = list_parts(self.store)
         if len(names) >= _MAX_PARTS:
             write_part(

@@ -219,7 +219,7 @@ class Sink:
             self._publish()
 
     def close(self) -> None:
-        """Drop the open shard and its rows, so that a later shard does not count them."""
+        """Discard the open shard and its rows, so that a later shard does not count them."""
         shard, self._shard = self._shard, None
         if shard is not None:
             shard.drop()
@@ -244,8 +244,8 @@ class Sink:
 def make_safe_name(name: str) -> str:
     """Return a file name without extension for an id.
 
-    It is the id itself if that is safe on every file system, else a safe form of it with eight
-    digits of its hash.
+    The name is the id itself if the id is safe on every file system. Otherwise it is a safe form of
+    the id, followed by eight digits of its hash.
     """
     plain = _UNSAFE.sub("_", name).lstrip(".")
     while len(plain.encode()) > _MAX_NAME_BYTES:
@@ -256,14 +256,14 @@ def make_safe_name(name: str) -> str:
 
 
 def append_hash(plain: str, name: str) -> str:
-    """Append eight hex digits of the SHA-256 of id `name` to a file name."""
+    """Append eight hex digits of the SHA-256 of the id `name` to the file name `plain`."""
     return f"{plain.rstrip('.')}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def make_file_stems(ids: Iterable[str]) -> tuple[list[str], int]:
     """Return a file name without extension for each id; no two names differ only in case.
 
-    The second value is the number of ids whose name was changed because of another one.
+    The second value is the number of ids whose file name was changed because another id has it.
     """
     used: set[str] = set()
     stems: list[str] = []
@@ -282,8 +282,8 @@ def make_file_stems(ids: Iterable[str]) -> tuple[list[str], int]:
 def choose_extension(content_type: str | None, image_format: str) -> str:
     """Return the file extension of an image, without dot.
 
-    It is the subtype of the Content-Type if that matches the format of the bytes, else the usual
-    extension of the format.
+    The extension is the subtype of the Content-Type if the subtype matches the format of the bytes,
+    else the usual extension of the format.
     """
     subtype = (content_type or "").partition(";")[0].strip().lower().rpartition("/")[2]
     subtypes = _SUBTYPES.get(image_format, (image_format.lower(),))

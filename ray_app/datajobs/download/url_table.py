@@ -61,7 +61,7 @@ def read_url_table(config: CollectConfig) -> UrlTable:
     """Read the list of URLs that `config.meta` names.
 
     Raises:
-        ConfigError: If the file is not a list, has no URLs, or gives one id to two URLs.
+        ConfigError: If the file is not a list of URLs, has no URLs, or gives one id to two URLs.
     """
     source = strip_secrets(canonicalize(config.meta))
     table = _convert_to_text(_read(config, source))
@@ -109,7 +109,7 @@ def _read_dflip(data: bytes, source: str, generator: str | None) -> pa.Table:
         isinstance(record, dict) for record in content.values()
     ):
         raise ConfigError(
-            f"{source}: must be an object of records by id (DFLIP-3K), or a list of records"
+            f"{source}: the JSON must be an object of records by id (DFLIP-3K), or a list of records"
         )
     if duplicates := [name for name in repeated_keys if name in content]:
         raise ConfigError(

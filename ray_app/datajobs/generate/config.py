@@ -67,7 +67,7 @@ class PipelineCard(FileConfig):
         description="variant of the weight files in the terms of diffusers, such as fp16",
     )
     lora: PipelineLora | None = Field(
-        default=None, description="loRA that is fused into the weights"
+        default=None, description="low-rank adaptation (LoRA) that is fused into the weights"
     )
     generator: str | None = Field(
         default=None, description="name of the generator in labels; null = the name of the card"
@@ -108,7 +108,9 @@ class PipelineCard(FileConfig):
     @model_validator(mode="after")
     def _fits(self) -> "PipelineCard":
         if any(side < 16 or side % 16 for size in self.sizes for side in size):
-            raise ValueError("sides in sizes must be multiples of 16, and at least 16")
+            raise ValueError(
+                f"sides in sizes must be multiples of 16, and at least 16, got {self.sizes}"
+            )
         return self
 
     @property
@@ -127,7 +129,10 @@ class PipelineCard(FileConfig):
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return the settings that determine the images, as JSON for the identity of a directory."""
+        """Return the settings that determine the images, as JSON-compatible values.
+
+        They are part of the identity of an output directory.
+        """
         return self.model_dump(
             mode="json",
             exclude={"title", "licence", "terms", "source", "batch", "notes", "revision"},
@@ -150,9 +155,9 @@ def load_pipeline_card(name_or_path: str | Path) -> PipelineCard:
 
 
 def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None:
-    """Raise DetectorError unless the licence of a card is permissive or accepted.
+    """Raise DetectorError unless the licence of a pipeline card is permissive or accepted.
 
-    `accepted` names pipelines and licences that are accepted for this call only.
+    `accepted` has names of pipelines and licences that are accepted for this call only.
     """
     if is_accepted(card.name, card.licence, card.terms, accepted):
         return
@@ -190,9 +195,10 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class FileEncoding(Frozen):
-    """Formats and qualities of files, from which each image draws its own.
+    """File formats and qualities, from which those of each generated image are drawn.
 
-    With a mixture like that of the real images, a detector cannot recognise fakes by their file.
+    If the mixture is like that of the real images, a detector cannot recognise fakes by their
+    files.
     """
 
     format: tuple[Format, ...] = Field(

@@ -68,7 +68,7 @@ def has_manifest(source: str) -> bool:
 
 
 def encode(image: Image.Image, style: FileStyle, mark: Mark | None) -> bytes:
-    """Encode an RGB image as a file without other metadata than the mark.
+    """Encode an RGB image as a file whose only metadata is the mark of generated images.
 
     Args:
         image: The image.

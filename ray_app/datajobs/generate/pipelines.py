@@ -26,7 +26,7 @@ class InpaintingInput:
 
     Attributes:
         real: The image.
-        mask: The mask in mode L, 255 inside.
+        mask: The mask in mode L, 255 in the part to alter.
     """
 
     real: Image.Image
@@ -153,7 +153,9 @@ def _fuse(pipeline: Any, card: config.PipelineCard) -> None:
     if card.lora is None:
         return
     if not hasattr(pipeline, "load_lora_weights"):
-        raise ConfigError(f"{card.name}: {card.diffusers_class} does not support LoRA")
+        raise ConfigError(
+            f"{card.name}: {card.diffusers_class} does not support LoRA: remove `lora` from the card"
+        )
     options = {
         key: value
         for key, value in (("weight_name", card.lora.weight_name), ("revision", card.lora.revision))
@@ -187,7 +189,7 @@ def find_model(card: config.PipelineCard) -> Model:
     if card.model.startswith(("/", ".")):
         raise DetectorError(
             f"{card.name}: {card.model} is not the folder of a pipeline: it has no model_index.json",
-            hint="write the folder with save_pretrained",
+            hint="write the folder with the method save_pretrained of the pipeline",
         )
     if Path(card.model).exists():  # Diffusers would load this folder instead of the hub's model.
         raise DetectorError(
@@ -231,7 +233,7 @@ def find_pipeline_class(card: config.PipelineCard) -> Any:
     kind = getattr(diffusers, card.diffusers_class, None)
     if kind is None:
         raise ConfigError(
-            f"{card.name}: diffusers {diffusers.__version__} has no {card.diffusers_class}",
+            f"{card.name}: diffusers {diffusers.__version__} has no class {card.diffusers_class}",
             hint="upgrade diffusers: a newer version may have it",
         )
     return kind

@@ -94,14 +94,14 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class GenerationBlock:
-    """Requests of one size: the unit of commit and resume."""
+    """Requests for images of one size, which are committed together when all are done."""
 
     number: int
     requests: tuple[ImageRequest, ...]
 
     @property
     def name(self) -> str:
-        """Name of the part, which exists if and only if the block is done."""
+        """Name of the block's part, which exists if and only if the block is done."""
         return f"{self.number:06}"
 
 
@@ -149,7 +149,10 @@ def draw_style(encoding: FileEncoding, seed: int) -> FileStyle:
 
 
 def cut_blocks(requests: Sequence[ImageRequest], block_images: int) -> list[GenerationBlock]:
-    """Cut requests into blocks of one size each; sizes keep the order of their first requests."""
+    """Divide requests into blocks of up to `block_images` requests for images of one size.
+
+    Blocks are in the order in which the sizes first occur.
+    """
     by_size: defaultdict[Size, list[ImageRequest]] = defaultdict(list)
     for request in requests:
         by_size[request.size].append(request)
@@ -176,14 +179,14 @@ def hash_requests(requests: Sequence[ImageRequest]) -> str:
 def derive_seed(base: int, index: int) -> int:
     """Return the seed of image `index` of a job with the base seed `base`.
 
-    It is 63 bits of SHA-256 over both, so that images of one job or of different jobs do not share
-    a seed.
+    The seed is 63 bits of the SHA-256 of `base` and `index`, so that images of one job or of
+    different jobs do not share a seed.
     """
     return _hash64(f"touchstone:{base}:{index}") >> 1
 
 
 def pick(seed: int, purpose: str, count: int) -> int:
-    """Draw an integer from 0 to count − 1.
+    """Draw a reproducible integer from 0 to count − 1 for one image.
 
     Args:
         seed: Seed of the image.
@@ -194,7 +197,10 @@ def pick(seed: int, purpose: str, count: int) -> int:
 
 
 def make_rng(seed: int, purpose: str) -> random.Random:
-    """Return a random number generator for many draws for one purpose."""
+    """Return a random number generator that depends only on an image's seed and the purpose.
+
+    Use it for several draws for one purpose.
+    """
     return random.Random(_hash64(f"{purpose}:{seed}"))
 
 
@@ -213,7 +219,8 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
         images: Whether each row also names a real image to alter.
 
     Raises:
-        ConfigError: If no source is set, it has no prompts or no such column, or an id is repeated.
+        ConfigError: If no source is set, or if the source has no prompts, lacks the column of
+            prompts, or repeats an id.
         StorageError: If the source is unreachable.
     """
     if not config.prompts:
@@ -305,7 +312,8 @@ def _read_lines(path: str) -> Iterator[str]:
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{source}: {error}", hint="encode the prompts as UTF-8, or name a table of prompts"
+            f"{source}: not UTF-8: {error}",
+            hint="encode the prompts as UTF-8, or name a table of prompts",
         ) from None
     # StringIO splits at line ends only; str.splitlines also splits at other characters.
     lines = io.StringIO(text, newline=None)
@@ -335,7 +343,7 @@ def _read_index(path: str, *, images: bool) -> Iterator[PromptRow]:
 def _read_predicted_prompts(path: str, columns: PromptColumns) -> Iterator[PromptRow]:
     """Yield the prompts that a run predicted and the ids of their images, in ascending order.
 
-    If there are more images than it needs, `evaluate` uses those with the lowest ids, too.
+    `touchstone evaluate` also uses the images with the lowest ids if there are more than it needs.
     """
     tables = current_tables(RunDirectory.open(path), ["image_id", "predicted_prompt"])
     tables_with_prompts = [

@@ -1,7 +1,7 @@
 """Run `touchstone data generate`: `generate_images` is the entry point.
 
-It reads the prompts, generates the missing blocks, and writes the tables. The output directory has
-these files:
+`generate_images` reads the prompts, generates the missing blocks, and writes the tables. The output
+directory has these files:
 
 - `generate.json`: pipeline, prompts, and settings. A command with other settings is rejected.
 - `images/` and `masks/`: the generated files.
@@ -160,7 +160,7 @@ def _write_tables(store: Store, total: int) -> dict[str, Any]:
         generators.update(generated["generator"].to_pylist())
         masks += len(generated) - generated["mask"].null_count
     if len(indices) != total or statuses.total() != total:
-        message = f"{store.url}: {statuses.total()} rows of {len(indices)} images instead of one for each of {total}"
+        message = f"{store.url}: there must be one row for each of {total} images, got {statuses.total()} rows of {len(indices)} images"
         raise ClusterError(message, hint="report this: it is a bug in Touchstone")
     for name, compare in (("generated", pc.equal), ("failed", pc.not_equal)):
         write_tables(

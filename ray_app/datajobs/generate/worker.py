@@ -52,9 +52,9 @@ SCHEMA = pa.schema(
 
 @dataclass
 class GenerationWorker:
-    """A function that generates blocks with one pipeline. It is sent to the process of a worker.
+    """Generate the images of blocks with one pipeline.
 
-    The pipeline is loaded in that process, before the first block.
+    The object is sent to worker processes. Each process loads the pipeline before its first block.
 
     Attributes:
         store: The output directory.
@@ -100,7 +100,7 @@ class GenerationWorker:
         return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows.values())}
 
     def load(self) -> None:
-        """Load the pipeline unless it is loaded. Raise the same errors as a call of the worker."""
+        """Load the pipeline if it is not loaded yet. Raise the same errors as `__call__`."""
         if self._pipeline is not None:
             return
         try:
@@ -175,7 +175,8 @@ class GenerationWorker:
         mask = decode_mask(mask_file, limits)
         if mask.size != real.size:
             raise InputError(
-                Status.CORRUPT_IMAGE, f"its mask is {mask.size}, the image {real.size}"
+                Status.CORRUPT_IMAGE,
+                f"its mask has the size {mask.size}, but the image has {real.size}",
             )
         mask = crop_to_cover(mask, request.size, is_mask=True)
         if not mask_fraction(mask):
@@ -275,7 +276,7 @@ class GenerationWorker:
 
     def _make_memory_error(self, problem: str, error: Exception) -> ClusterError:
         return ClusterError(
-            f"{self.card.name}: {problem} into the memory of the {self.device} ({describe_error(error)})",
+            f"{self.card.name}: {problem} into the memory of the device {self.device} ({describe_error(error)})",
             hint="use a larger device, --set precision=bf16, or smaller sizes in another --out",
         )
 
@@ -291,7 +292,7 @@ def _release_memory() -> None:
 
 
 def crop_to_cover(image: Image.Image, size: Size, *, is_mask: bool = False) -> Image.Image:
-    """Scale an image to cover `size` and crop it at the centre.
+    """Scale an image so that it covers `size`, and crop it around its centre.
 
     Args:
         image: The image.
@@ -304,7 +305,10 @@ def crop_to_cover(image: Image.Image, size: Size, *, is_mask: bool = False) -> I
 
 
 def binarize(mask: Image.Image) -> Image.Image:
-    """Return a mask in mode L with 255 for grey levels above 127 and else 0, as OpenSDI reads masks."""
+    """Return a mask in mode L that is 255 for grey levels above 127, and 0 otherwise.
+
+    OpenSDI reads masks in this way.
+    """
     return mask.convert("L").point(lambda level: 255 if level > 127 else 0)
 
 

@@ -82,7 +82,7 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
 
     Args:
         config: Source, output directory, and settings.
-        retry: Whether to write shards again if members of theirs could not be read from storage.
+        retry: Whether to rewrite the shards with members that could not be read from storage.
             Folders that could not be listed are not listed again.
 
     Returns:
@@ -212,7 +212,7 @@ def _workers(
 
 
 def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
-    """Divide the listing in `store` into shards; the result is equal in every session.
+    """Divide the listing in `store` into shards; every session gets the same shards.
 
     Args:
         store: The store with the listing.
@@ -262,9 +262,7 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
     unpacked = write_tables(store, "unpacked", UNPACKED, tables())
     packed = statuses.pop(OK, 0)
     if packed + unpacked != members:
-        message = (
-            f"{store.url}: {packed} packed and {unpacked} unpacked files do not add up to {members}"
-        )
+        message = f"{store.url}: {packed} packed and {unpacked} unpacked files do not add up to {members} listed files"
         raise ClusterError(message, hint="report this: it is a bug in Touchstone")
     return {"out": store.url, "form": form, "shards": len(shards), "members": members, "packed": packed, "size_bytes": size_bytes,
             "unpacked": unpacked, "closed_folders": listing.closed_folders if listing else 0,

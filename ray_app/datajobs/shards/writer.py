@@ -110,7 +110,10 @@ class PackedMember:
         return {**identity, "sha256": self.sha256, "format": self.format}
 
     def rename_columns(self, names: Mapping[str, str]) -> dict[str, Any]:
-        """Return the source's own columns under their names in the shard, which `names` maps."""
+        """Return the member's values in the source's own columns, by the column names of the shard.
+
+        `names` has the column names of the shard by those of the source.
+        """
         return {new: self.member.input.get(old) for old, new in names.items()}
 
 
@@ -257,7 +260,7 @@ def _explain_write_error() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to write: consecutive blocks of manifest 0.
+    """A shard to write, which has the members of consecutive blocks of the listing (manifest 0).
 
     Attributes:
         number: Index of the shard, from 0.
@@ -289,7 +292,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class WriteShard:
-    """A function that writes a `Shard` of the listing in `store`. It is sent to workers.
+    """Write a shard with members of the listing in `store`. The object is sent to workers.
 
     Attributes:
         store: The output directory, which has the listing.
@@ -309,7 +312,7 @@ class WriteShard:
         """Write a shard and its part. A repeated call replaces both with the same bytes.
 
         Returns:
-            The number of `images`, and how many of them are `bad`, that is not in the shard.
+            The number of `images`, and how many of them are `bad`, which means not in the shard.
 
         Raises:
             StorageError: If the output is unreachable, or the temporary folder is full.
