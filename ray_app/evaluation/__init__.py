@@ -1,5 +1,6 @@
 """Evaluate how good a run's scores are.
 
-The scores are joined with labels and measured, by the rules of a paper if requested. The result is
-metrics, a table, and a page. Large runs are read on Ray. Start at `ray_app.evaluation.run`.
+An evaluation joins the rows of a run with labels, and measures the scores, by the rules of a paper
+if requested. The result is metrics, a table, and an HTML page. Large runs are read on Ray. The
+entry point is `ray_app.evaluation.run`.
 """

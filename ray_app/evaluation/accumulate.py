@@ -1,9 +1,9 @@
 """Read the labelled rows of a run for an evaluation (`count_rows`).
 
-The result has the scores of each system with the cell of each image's truth, format, and size; a
-sample of the rows; the most confident mistakes; and the digest of the labelled images
-(`compute_digest`). The sample has the rows whose ids have the lowest hashes, so the sample and the
-digest do not depend on the order of the rows.
+The result (`Cells`) has counts and scores by cell, which is the combination of an image's truth,
+format, and size. It also has a sample of the rows, the most confident mistakes, and the digest of
+the labelled images (`compute_digest`). The sample has the rows whose ids have the lowest hashes, so
+the sample and the digest do not depend on the order of the rows.
 """
 
 import base64
@@ -59,10 +59,10 @@ _IN_CELLS = "images JOIN cells USING (code, form, band)"
 
 
 class FileCell(NamedTuple):
-    """Images of one group, format, and size.
+    """The key of a cell: images of one group, format, and size.
 
     Attributes:
-        group: The truth.
+        group: The group by truth: the kind and the generator.
         format: The file format; `unknown` if the file could not be read.
         size: One of BANDS; `unknown` if the file could not be read.
     """
@@ -86,17 +86,19 @@ class ScoreColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class Cells:
-    """The content of the labelled rows.
+    """Counts and scores of the labelled rows of a run, by cell.
 
     Attributes:
-        rows: Number of labelled rows by cell, status, and verdict; None if not scored.
+        rows: Number of labelled rows by cell, status, and verdict. The verdict is None if the image
+            was not scored.
         cells: All cells.
-        scores: Reads the scores of a system by name.
-        views: Reads the scores of a system for each view of perturbed pixels, in the run's order.
+        scores: Function that reads the scores of a system, by the name of the system.
+        views: Function that reads the scores of a system under each perturbation (view), by the
+            name of the system.
         sample: Random sample of the labelled rows.
-        mistakes: The most confident mistakes as in the document, without thumbnails.
+        mistakes: The most confident mistakes of the headline system, without thumbnails.
         predicted: Number of rows with a predicted generator, and with a predicted prompt.
-        digest: Digest of the labelled images.
+        digest: Digest of the labelled images (`compute_digest`).
     """
 
     rows: Counter[tuple[FileCell, str, str | None]]
@@ -115,12 +117,13 @@ class Cells:
 
 
 def count_rows(labelled: LabelledRows, systems: Systems, *, max_sample: int = MAX_SAMPLE) -> Cells:
-    """Read rows that were joined with `COLUMNS` and `systems`.
+    """Count the labelled rows of a run by cell, and make readers of their scores.
 
-    `Cells.scores` and `Cells.views` read one column at a time when they are called.
+    The scores are not read yet: `Cells.scores` and `Cells.views` read one column at a time when
+    they are called.
 
     Args:
-        labelled: The joined rows.
+        labelled: The rows, which were joined with `COLUMNS` and `systems`.
         systems: The systems of the run.
         max_sample: Maximum number of rows in the sample.
     """
@@ -282,7 +285,7 @@ def mix_bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def add_thumbnails(
     rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, has_thumbnails: bool
 ) -> list[Mistake]:
-    """Return mistakes with thumbnails: small JPEGs of the current images, in base64.
+    """Return mistakes with thumbnails, which are small JPEGs in base64.
 
     Args:
         rows: The mistakes.
@@ -307,7 +310,7 @@ def add_thumbnails(
 def read_thumbnails(
     run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX
 ) -> dict[int, bytes]:
-    """Return JPEG bytes by image id, without images that cannot be read any more.
+    """Read small JPEGs of images of a run, by image id; skip images that cannot be read any more.
 
     Args:
         run: The run.
@@ -318,9 +321,9 @@ def read_thumbnails(
 
 
 def decode_run_images(run: RunDirectory, ids: Collection[int]) -> Iterator[tuple[int, Image.Image]]:
-    """Yield the id and pixels of each image that can still be read.
+    """Yield the id and the pixels of those images of a run that can still be read.
 
-    Images come in the order of their position in the archive.
+    Images are in the order of their position in the archive.
     """
     in_place = sorted(
         find_members(run, set(ids)).values(),
@@ -335,7 +338,7 @@ def decode_run_images(run: RunDirectory, ids: Collection[int]) -> Iterator[tuple
 def decode_members(
     members: Sequence[ManifestMember], fetcher: Fetcher, limits: ImageLimits
 ) -> Iterator[tuple[ManifestMember, Image.Image]]:
-    """Yield the members that can be read, in order, with their pixels.
+    """Yield the members that can be read and decoded, in order, each with its pixels.
 
     Args:
         members: Members of an archive.

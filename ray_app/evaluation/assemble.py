@@ -51,13 +51,13 @@ from ray_app.storage import Store, strip_all_secrets, strip_secrets
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run with its labels, and the data that a pass over both has gathered.
+    """The input of `assemble`: a run, its labels, and counts and scores of the labelled rows.
 
     Attributes:
         run: The run.
         labels: The labels, joined with the run's rows.
         systems: The run's detectors and ensemble.
-        cells: The content of the labelled rows.
+        cells: Counts and scores of the labelled rows.
         protocol: The protocol, or None.
         config: The settings.
         warnings: Warnings about the labels, as sentences.
@@ -77,12 +77,12 @@ class Evaluation:
 def assemble(
     evaluation: Evaluation, progress: Callable[[str], object] = lambda _: None
 ) -> EvaluationResult:
-    """Measure a run against its labels.
+    """Compute all metrics of a run against its labels, and return the result of the evaluation.
 
     Only the scores of one detector are in memory at a time.
 
     Args:
-        evaluation: The run, its labels, and the content of both.
+        evaluation: The run, its labels, and the labelled rows.
         progress: Called with the name of each step.
     """
     config, protocol, cells = evaluation.config, evaluation.protocol, evaluation.cells
@@ -208,7 +208,7 @@ def _measure_names(
 
 
 def write_result(result: EvaluationResult, out: Store) -> None:
-    """Write `metrics.json`, `metrics.csv`, `metrics.parquet`, and `report.html`.
+    """Write `metrics.json`, `metrics.csv`, `metrics.parquet`, and `report.html` into `out`.
 
     Raises:
         ValueError: A metric is not finite.
@@ -225,7 +225,7 @@ def write_result(result: EvaluationResult, out: Store) -> None:
 
 
 def read_result(url: str) -> EvaluationResult:
-    """Return the evaluation in a directory, without curves and overlays.
+    """Read the result of an evaluation from its directory, without curves and images.
 
     Args:
         url: Path or fsspec URL of a directory that `write_result` wrote.
@@ -242,16 +242,16 @@ def read_result(url: str) -> EvaluationResult:
         ) from None
     if content.get("schema") != SCHEMA:
         raise ConfigError(
-            f"{name}/metrics.json has schema {content.get('schema')}, need {SCHEMA}",
+            f"{name}/metrics.json has schema {content.get('schema')}, but this version reads only {SCHEMA}",
             hint="evaluate the run again",
         )
     return EvaluationResult.from_dict(content)
 
 
 def metrics_csv(metrics: MetricsTable) -> str:
-    """Return the table as CSV.
+    """Return the metrics table as the text of a CSV file.
 
-    Text that a spreadsheet would treat as a formula is prefixed with an apostrophe.
+    A text that a spreadsheet would treat as a formula gets an apostrophe as its prefix.
     """
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\r\n")

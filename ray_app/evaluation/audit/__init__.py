@@ -1,4 +1,4 @@
-"""Estimate error rates for a whole archive from labels of a few images, or from known reals.
+"""Estimate the error rates of a run on its whole archive from people's labels of a few images.
 
 Importing this package loads neither Ray nor torch.
 """

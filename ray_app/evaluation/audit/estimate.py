@@ -26,10 +26,10 @@ _KEYS = (["image_id"], ["uri", "member"])
 
 @dataclass(frozen=True)
 class AuditLabels:
-    """People's labels of a sample.
+    """People's labels of the images of a sample, counted by stratum.
 
     Attributes:
-        strata: Labels of each stratum.
+        strata: Counts of labels in each stratum.
         blank: Number of images of the sample without a label.
         others: Number of labels of images that are not in the sample.
     """
@@ -45,7 +45,7 @@ class AuditLabels:
 
     @property
     def unsure(self) -> int:
-        """Number of images that people could not decide."""
+        """Number of images that people labelled `unsure`."""
         return sum(stratum.unsure for stratum in self.strata)
 
 
@@ -55,7 +55,8 @@ def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
     Args:
         url: Path or URL of the run.
         labels: Path or URL of the labels.
-        folder: The folder with the sample's `audit.json`, which may also be next to the labels.
+        folder: The folder of the result. The sample's `audit.json` is in this folder or in that of
+            the labels.
 
     Raises:
         ConfigError: The sample is missing or was drawn from another run, or a label is invalid.
@@ -72,14 +73,14 @@ def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
 
 
 def read_answers(url: str, audit: Audit) -> AuditLabels:
-    """Read labels of a sample, which are real, fake, unsure, or blank.
+    """Read people's labels of a sample and count them: real, fake, unsure, or blank.
 
     Args:
         url: Path or URL of the labels.
         audit: The sample.
 
     Raises:
-        ConfigError: No label is of the sample, a label is invalid, or an image has two labels.
+        ConfigError: No label belongs to the sample, a label is invalid, or an image has two labels.
     """
     source = open_labels(url, words=(UNSURE,))
     columns = source.find_columns()
@@ -149,7 +150,7 @@ def _match(source: Labels, key: list[str], sample: pd.DataFrame) -> pd.DataFrame
 
 
 def build_document(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
-    """Return the estimates, the labels of each stratum, and the findings as a document."""
+    """Return the content of `result.json`: estimates, labels of each stratum, and findings."""
     strata = [
         {
             "name": stratum.description,
@@ -185,7 +186,7 @@ def build_document(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
 
 
 def _build_notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[str]:
-    """Return notes that a reader of the estimates needs."""
+    """Return sentences on files and labels that the estimates leave out, and on later changes."""
     unscored = sum(audit.facts["unscored"].values())
     counts = [
         (unscored, "file", "of the archive without a verdict: nothing is known of them"),

@@ -59,7 +59,7 @@ IMAGE_PX = 512
 
 @dataclass(frozen=True)
 class AuditStratum:
-    """Images of one verdict in a range of scores, `low` ≤ score < `high`.
+    """A stratum of the sample: images of one verdict with scores from `low` to below `high`.
 
     Attributes:
         verdict: The verdict.
@@ -78,7 +78,7 @@ class AuditStratum:
     drawn: int = 0
 
     def contains(self, scores: Floats) -> npt.NDArray[np.bool_]:
-        """Return whether each score (n,), NaN for none, is in the range."""
+        """Return for each score (n,) whether it is in the range; NaN stands for no score."""
         if not self.scored:
             return np.isnan(scores)
         low, high = (
@@ -89,7 +89,7 @@ class AuditStratum:
 
     @property
     def description(self) -> str:
-        """The name in messages."""
+        """Description of the stratum in messages, such as "fake, score from 2.50"."""
         if not self.scored:
             return f"{self.verdict}, no score"
         bounds = [
@@ -152,9 +152,9 @@ class Audit:
     """The content of `audit.json`.
 
     Attributes:
-        facts: The run as it was when the sample was drawn.
+        facts: Facts on the run and the draw, as of when the sample was drawn.
         strata: The strata.
-        images: The images of the sample: `COLUMNS` without labels.
+        images: The images of the sample: the columns `COLUMNS` except `label`.
     """
 
     facts: Mapping[str, Any]
@@ -163,7 +163,7 @@ class Audit:
 
     @property
     def scored(self) -> int:
-        """Number of images that have a verdict, which are those of the strata."""
+        """Number of images of the run that have a verdict, whether they were drawn or not."""
         return sum(stratum.size for stratum in self.strata)
 
 
@@ -176,22 +176,25 @@ def draw_sample(
     seed: int = 0,
     pictures: bool = True,
 ) -> Audit:
-    """Draw a sample of a finished run into a folder that has none yet.
+    """Draw a sample of a finished run for people to label, and write its files to a folder.
 
     Args:
         url: Path or URL of the run.
         number: Number of images to draw.
         folder: The folder for the sample's files.
-        only_flagged: Whether to draw only images whose verdict is fake. The others are counted.
+        only_flagged: Whether to draw only images whose verdict is fake. Other images are only
+            counted.
         seed: Seed of the draw.
         pictures: Whether `audit.html` shows the images.
 
     Raises:
-        ConfigError: The run does not exist or has no image to draw, or the folder has a sample.
+        ConfigError: The run does not exist or has no image to draw, or the folder has a sample
+            already.
     """
     if (folder / FACTS).exists():
         raise ConfigError(
-            f"{folder} has a sample already, which may have labels", hint="give another --out"
+            f"{folder} has a sample already, which may have labels",
+            hint="choose another folder with --out",
         )
     run = RunDirectory.open(url)
     run.describe_finished()
@@ -244,9 +247,9 @@ def draw_sample(
 def draw(
     run: RunDirectory, verdicts: RunVerdicts, strata: Sequence[AuditStratum], seed: int
 ) -> list[dict[str, Any]]:
-    """Draw the planned number of images of each stratum, in a random order.
+    """Draw the planned number of images of each stratum, and shuffle them.
 
-    The result depends only on the ids of the strata and the seed.
+    The result depends only on the ids of the images in each stratum and on the seed.
 
     Args:
         run: The run.
@@ -277,7 +280,7 @@ def draw(
 
 
 def stratum_codes(verdicts: RunVerdicts, strata: Sequence[AuditStratum]) -> Codes:
-    """Return the index (n,) of each image's stratum; -1 for no stratum."""
+    """Return the index (n,) of each image's stratum; -1 for an image in no stratum."""
     codes = np.full(len(verdicts.ids), -1, np.int32)
     for index, stratum in enumerate(strata):
         codes[
@@ -289,7 +292,7 @@ def stratum_codes(verdicts: RunVerdicts, strata: Sequence[AuditStratum]) -> Code
 def plan_strata(
     verdicts: RunVerdicts, number: int, *, only_flagged: bool = False
 ) -> list[AuditStratum]:
-    """Build the strata and choose how many images of each to draw.
+    """Divide a run into strata, and choose how many images of each to draw.
 
     Args:
         verdicts: The verdicts of the run's images.
@@ -315,7 +318,10 @@ def plan_strata(
 
 
 def build_strata(verdicts: RunVerdicts, number: int) -> list[AuditStratum]:
-    """Return the strata for a sample of a number of images; none is empty."""
+    """Divide the images of a run into strata for a sample of `number` images.
+
+    No stratum is empty.
+    """
     cuts = next(cuts for min_size, cuts in _CUTS.items() if number >= min_size)
     strata = []
     for code, verdict in enumerate(VERDICTS):
@@ -347,10 +353,10 @@ def _expected_deviation(stratum: AuditStratum, verdicts: RunVerdicts) -> float:
 
 
 def allocate(sizes: Sequence[int], spreads: Sequence[float], count: int) -> Counts:
-    """Return how many images of each stratum to draw, int64 (h,).
+    """Return how many images of each of h strata to draw, int64 (h,).
 
-    Half of the images are divided evenly, and the others by size × spread (Neyman 1934), which
-    minimises the variance of the prevalence for the number of labels.
+    Half of the images are divided evenly. The others are divided in proportion to size × spread
+    (Neyman 1934), which minimises the variance of the estimated prevalence.
 
     Args:
         sizes: Number of images of each stratum (h,).
@@ -372,7 +378,7 @@ def allocate(sizes: Sequence[int], spreads: Sequence[float], count: int) -> Coun
 
 
 def read_audit(*folders: Path) -> Audit:
-    """Return the audit in the first of the folders that has one.
+    """Read `audit.json` from the first of the folders that has this file.
 
     Raises:
         ConfigError: No folder has an audit, or its file is invalid.
@@ -397,7 +403,9 @@ def read_audit(*folders: Path) -> Audit:
 
 
 def changed_since(audit: Audit, run: RunDirectory) -> str | None:
-    """Return why metrics of the audit do not describe the current run; None if they do.
+    """Return a sentence if the run has changed since the sample was drawn; None if it has not.
+
+    After a change, metrics of the audit describe the earlier run.
 
     Raises:
         ConfigError: The sample was drawn from another run.

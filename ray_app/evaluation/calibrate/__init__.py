@@ -1,4 +1,4 @@
-"""Calibrate an ensemble on a labelled run, so that its error rate is known.
+"""Calibrate an ensemble on a labelled run, so that its false-positive rate has a bound.
 
 Importing this package loads neither Ray nor torch.
 """

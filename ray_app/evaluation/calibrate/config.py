@@ -24,17 +24,20 @@ class CalibrateConfig(Frozen):
     )
     key: Literal["image_id", "sha256", "uri"] | None = Field(
         default=None,
-        description="the column that joins labels to rows; null = the first of these that the labels have",
+        description="the column that joins labels to rows; null = the first column of this list that the labels have",
     )
-    split: str | None = Field(default=None, description="only labels of this split")
+    split: str | None = Field(default=None, description="use only labels of this split")
     detectors: tuple[str, ...] = Field(
-        default=(), description="only these detectors of the run, in this order; empty = all"
+        default=(), description="use only these detectors of the run, in this order; empty = all"
     )
     fpr: float = Field(
         default=0.01, gt=0, lt=MAX_FPR, description="fraction of reals that may be called fake"
     )
     confidence: float = Field(
-        default=0.95, ge=0.5, lt=1, description="confidence of the bound on that fraction"
+        default=0.95,
+        ge=0.5,
+        lt=1,
+        description="confidence of the bound on the fraction of reals that are called fake",
     )
     rule: Rule | None = Field(
         default=None,
@@ -49,13 +52,13 @@ class CalibrateConfig(Frozen):
         default=0.2,
         gt=0,
         lt=1,
-        description="cascade: fraction of images that may go on to all detectors",
+        description="cascade: maximum fraction of images that all detectors score",
     )
     audit: float = Field(
         default=0.01,
         ge=0,
         lt=1,
-        description="cascade: part of that fraction that is drawn at random, with any score",
+        description="cascade: fraction of images that all detectors score because they are drawn at random; part of --share",
     )
     miss: float = Field(
         default=0.05, ge=0, lt=1, description="fraction of fakes that may be called real"
@@ -68,13 +71,15 @@ class CalibrateConfig(Frozen):
     )
     share_generators: bool = Field(
         default=False,
-        description="let the parts share generators, which fewer than three generators require",
+        description="let the three parts of the labelled images share generators; required if there are fewer than three generators",
     )
     share_sources: bool = Field(
         default=False,
-        description="let the parts share sources: the bound holds for archives of these sources only",
+        description="let the three parts of the labelled images share sources; the bound then holds only for archives of these sources",
     )
-    seed: int = Field(default=0, ge=0, description="seed by which the parts are drawn")
+    seed: int = Field(
+        default=0, ge=0, description="seed by which the labelled images are divided into parts"
+    )
 
     @model_validator(mode="after")
     def _check_cascade_options(self) -> "CalibrateConfig":

@@ -1,8 +1,8 @@
 """Read the labelled images of a run for a calibration (`read_labelled`, `CalibrationData`).
 
-The result has columns of one length, with a score of every detector. Unusable images are left out
-and counted: images without a score or a label, and images outside the valid range of a detector's
-card or of one colour, whose verdict is `abstain` for any score.
+The result has one entry per image, with a score of every detector. Unusable images are left out and
+counted. They are images without a score or a label, and images whose verdict is `abstain` for any
+score: images of one colour, and images outside the valid range of a detector's card.
 """
 
 from collections import Counter
@@ -47,7 +47,7 @@ TRUTH = (
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Labelled images with a score of every detector.
+    """Columns of n labelled images, each with a score of every detector.
 
     Attributes:
         image_id: Ids, int64 (n,).
@@ -83,16 +83,17 @@ class CalibrationData:
 
     @property
     def detectors(self) -> tuple[str, ...]:
-        """The detectors with scores, in order."""
+        """Names of the detectors, in the order of `scores`."""
         return tuple(self.scores)
 
     @property
     def raw(self) -> NDArray[np.float64]:
-        """The scores as float64 (n, detectors)."""
+        """The raw scores of all detectors as one array, float64 (n, detectors)."""
         return np.stack([np.asarray(scores, np.float64) for scores in self.scores.values()], axis=1)
 
     def take(self, selection: NDArray[Any]) -> "CalibrationData":
-        """Return the images at indices (m,), in that order, or those that a mask (n,) selects."""
+        """Return the images at indices (m,), in the order of these, or those that a mask
+        selects."""
         indices = np.flatnonzero(selection) if selection.dtype == np.bool_ else selection
         selected: dict[str, Any] = {
             "scores": {name: scores[indices] for name, scores in self.scores.items()}
@@ -110,15 +111,15 @@ class CalibrationData:
 
 @dataclass(frozen=True)
 class LabelledRun:
-    """The labelled images of a run.
+    """The labelled images of a run, with the settings that the calibration needs from the run.
 
     Attributes:
         url: Path or URL of the run.
-        labels: Name of the labels.
-        members: The detectors as the run's ensemble names them.
-        names: Their names in the run.
-        before: The ensemble that decides the run now.
-        calibrations: The detectors' calibrations in the run.
+        labels: Name of the labels in messages.
+        members: The detectors as members of an ensemble.
+        names: Names of the detectors in the run, in the order of `members`.
+        before: The ensemble that decides the run before the calibration.
+        calibrations: Calibration of each detector in the run, by name.
         labelled: The usable images.
         identity: The run's identity.
         joined: Number of labelled rows.
@@ -155,12 +156,12 @@ def read_labelled(
         url: Path or URL of the run.
         labels: Path or URL of the labels; None for the run's own columns.
         key: The column that joins labels to rows; None for the first that the labels have.
-        split: Only labels of this split; None for all.
-        detectors: Only these detectors of the run, in this order; empty for all.
+        split: Use only labels of this split; None for all.
+        detectors: Use only these detectors of the run, in this order; empty for all.
 
     Raises:
-        ConfigError: The run does not exist, the labels are of other images, a detector was not run,
-            or not every detector scored every image.
+        ConfigError: The run does not exist, the labels are of other images, a detector was not
+            run, or not every detector scored every image.
     """
     run = RunDirectory.open(url)
     if not run.exists():
@@ -290,7 +291,7 @@ def _select_members(
     """
     if systems.ensemble is not None and systems.ensemble.cascade is not None:
         raise ConfigError(
-            f"{url}: a cascade scored it, so not every detector scored every image, and the images that all detectors scored are a biased sample",
+            f"{url}: a cascade scored it, so only a biased sample of the images has scores of all detectors",
             hint="score the labelled images with `--detector A --detector B …`, and calibrate that run",
         )
     if systems.ensemble is not None:
@@ -313,7 +314,10 @@ def _select_members(
 
 
 def _load_cards(members: Sequence[EnsembleMember], names: Sequence[str]) -> dict[str, DetectorCard]:
-    """Return the readable cards by name; sizes are not checked for other detectors."""
+    """Return the readable cards by name.
+
+    The valid range of a detector without a readable card is not checked.
+    """
     cards = {
         name: try_load_card(member.detector) for name, member in zip(names, members, strict=True)
     }
@@ -338,7 +342,7 @@ def _check_cards(cards: Mapping[str, DetectorCard], recorded: Mapping[str, Any])
             key for key, value in current.items() if key in run_fields and run_fields[key] != value
         ]:
             raise ConfigError(
-                f"{name}: its card has other {' and '.join(changed)} than the run was scored with",
+                f"{name}: its card has other {' and '.join(changed)} than when the run was scored",
                 hint="score the labelled images again",
             )
 

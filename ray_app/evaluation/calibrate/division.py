@@ -42,7 +42,7 @@ class Division:
         labelled: The images.
         groups: The group (n,) of each image.
         parts: The part (n,) of each image.
-        copies: Which images (n,) are represented by another image.
+        copies: Whether each image (n,) is a copy of another one (`find_copies`).
     """
 
     labelled: CalibrationData
@@ -52,7 +52,7 @@ class Division:
 
     @classmethod
     def from_parts(cls, labelled: CalibrationData, groups: Indices, parts: Indices) -> "Division":
-        """Return the division of images whose groups and parts are known.
+        """Make the division of images whose groups and parts are known, and find copies.
 
         Args:
             labelled: The images.
@@ -78,7 +78,7 @@ class Division:
 
     @property
     def reals(self) -> Bools:
-        """Which images (n,) are real, without copies."""
+        """Whether each image (n,) is real and not a copy of another image."""
         reals: Bools = ~self.labelled.fake & ~self.copies
         return reals
 
@@ -86,17 +86,21 @@ class Division:
 def group_images(
     labelled: CalibrationData, *, share_generators: bool = False, share_sources: bool = False
 ) -> Indices:
-    """Return the number (n,) of each image's group, 0 … groups − 1.
+    """Divide images into groups that are independent of each other.
 
-    Images are in one group if they share their bytes, look alike (perceptual hashes within
-    `datasets.near_duplicates.NEAR_BITS`), or share a source or, for fakes, a generator. Images that
-    are connected through other images are in one group, too. Fakes without a generator's name count
-    as those of one generator, because nothing shows that there are several.
+    Two images are in one group if they have the same bytes or source, look alike (perceptual hashes
+    within `datasets.near_duplicates.NEAR_BITS`), or are fakes of the same generator. They are also
+    in one group if a chain of such pairs connects them. Fakes without the name of a generator count
+    as fakes of one generator, because nothing shows that there are several.
 
     Args:
         labelled: The images.
-        share_generators: Whether the parts may share generators, so that they do not group fakes.
-        share_sources: Whether the parts may share sources, so that they do not group images.
+        share_generators: Whether parts may share generators. If True, generators do not group
+            fakes.
+        share_sources: Whether parts may share sources. If True, sources do not group images.
+
+    Returns:
+        The number (n,) of each image's group, from 0.
     """
     criteria = _find_copy_criteria(labelled)
     criteria += [] if share_sources else [DuplicateCriterion("group", *_encode(labelled.source))]
@@ -109,11 +113,11 @@ def group_images(
 
 
 def find_copies(labelled: CalibrationData) -> Bools:
-    """Return which images (n,) are represented by another image.
+    """Return for each image (n,) whether it is a copy of another image of its class.
 
-    This is an image of the same class with the same bytes or perceptual hash and a smaller sha256.
-    A bound on a rate treats images as independent, so it counts them once. A real image is not a
-    copy of the fake that was made from it.
+    Images with the same bytes or a similar perceptual hash are copies of the one with the smallest
+    sha256. A bound on a rate treats images as independent, so it must not count copies. A real
+    image is not a copy of the fake that was made from it.
     """
     groups = 2 * connected_groups(_find_copy_criteria(labelled), len(labelled))[0] + labelled.fake
     order = np.lexsort((np.array(labelled.sha256, dtype="S"), groups))
@@ -123,9 +127,9 @@ def find_copies(labelled: CalibrationData) -> Bools:
 
 
 def assign_parts(labelled: CalibrationData, groups: Indices, *, seed: int = 0) -> Indices:
-    """Return the part (n,) of each image.
+    """Return the part (n,) of each image, as the index of its name in `PARTS`.
 
-    It is the labels' own column `part` if an image has one, else that of `draw_parts`.
+    If the labels have a column `part`, it is used. Otherwise, the parts are drawn (`draw_parts`).
 
     Args:
         labelled: The images.
@@ -141,11 +145,12 @@ def assign_parts(labelled: CalibrationData, groups: Indices, *, seed: int = 0) -
 
 
 def draw_parts(labelled: CalibrationData, groups: Indices, seed: int = 0) -> Indices:
-    """Draw the part (n,) of each image, FIT, CALIBRATE, or CHOOSE.
+    """Draw the part (n,) of each image: FIT, CALIBRATE, or CHOOSE.
 
-    All images of a group are in one part, and the parts have near FRACTIONS of each class. The
-    splitter divides the groups of reals and of fakes evenly. If a part then lacks a class, which
-    happens if there are few groups, each group is drawn on its own until no part does.
+    All images of a group are in one part, and the parts have about FRACTIONS of each class. The
+    splitter divides the groups of reals and of fakes evenly. If there are few groups, a part may
+    then lack a class. In this case, each group is drawn on its own until every part has both
+    classes.
 
     Args:
         labelled: The images.
@@ -172,7 +177,7 @@ def draw_parts(labelled: CalibrationData, groups: Indices, seed: int = 0) -> Ind
 
 
 def read_parts(labelled: CalibrationData, groups: Indices) -> Indices:
-    """Return the part (n,) of each image from the labels' own column.
+    """Return the part (n,) of each image from the column `part` of the labels.
 
     Raises:
         ConfigError: An image has no part or an unknown one, a group is in several parts, or a part
@@ -182,7 +187,7 @@ def read_parts(labelled: CalibrationData, groups: Indices) -> Indices:
         images = sum(str(part) in unknown for part in labelled.part)
         raise ConfigError(
             f"labels: {images:,} of {len(labelled):,} images have the part {unknown[0]!r}",
-            hint="give every image the part fit, calibrate, or choose, or leave out the column",
+            hint="give every image the part fit, calibrate, or choose, or leave out the column `part`",
         )
     parts = np.array([PARTS.index(str(part)) for part in labelled.part], np.int64)
     count = int(groups.max()) + 1
@@ -235,12 +240,12 @@ def _crossing_error(
     )
     return ConfigError(
         f"labels: {descriptions[0]} and {descriptions[1]} {reason}{more}",
-        hint="give all images of a group one part, or leave out the column part",
+        hint="give all images of a group one part, or leave out the column `part`",
     )
 
 
 def list_fake_generators(labelled: CalibrationData) -> list[str | None]:
-    """Return the generator of each fake, UNNAMED if it is unknown; None for reals."""
+    """Return the generator of each image: UNNAMED for a fake without a name, None for a real."""
     return [
         (name or UNNAMED) if fake else None
         for name, fake in zip(labelled.generator, labelled.fake.tolist(), strict=True)
@@ -250,9 +255,9 @@ def list_fake_generators(labelled: CalibrationData) -> list[str | None]:
 def describe_parts(
     labelled: CalibrationData, groups: Indices, parts: Indices
 ) -> tuple[LabelledPart, ...]:
-    """Return the three parts as an ensemble card describes them.
+    """Return the three parts as an ensemble card describes them, with counts and a hash.
 
-    The hash is that of the output of `sort` over the sha256 of the files, one per line.
+    The hash is the SHA-256 of the sorted sha256 of the files, one per line.
 
     Args:
         labelled: The images.
@@ -311,11 +316,11 @@ def _find_copy_criteria(labelled: CalibrationData) -> list[DuplicateCriterion]:
 def refuse_dependent(
     division: Division, size: EffectiveSize, needed: int, config: CalibrateConfig
 ) -> None:
-    """Check that reals form enough independent groups for the bound.
+    """Raise ConfigError if reals form too few independent groups for the bound.
 
     Args:
         division: The images.
-        size: The number of independent reals that the reals are worth.
+        size: The number of independent reals that the grouped reals are worth.
         needed: The number of independent reals that the bound needs.
         config: The settings.
 
@@ -334,8 +339,8 @@ def refuse_dependent(
         )
     else:
         reason = (
-            f"the {size.n:,} labelled reals of {size.groups:,} groups are worth {size.effective:,.0f} independent ones, because those of "
-            f"one group have similar scores ({largest}); a {100 * config.fpr:g} % target at {100 * config.confidence:g} % needs {needed:,}"
+            f"the {size.n:,} labelled reals of {size.groups:,} groups are worth {size.effective:,.0f} independent ones, because those of one "
+            f"group have similar scores ({largest}); a target of {100 * config.fpr:g} % at {100 * config.confidence:g} % confidence needs {needed:,}"
         )
     raise ConfigError(reason, hint=_independence_hint(division, size))
 
@@ -384,17 +389,17 @@ def _refuse_few_groups(labelled: CalibrationData, groups: Indices) -> None:
     if fake_groups < len(PARTS) and len(names) < len(PARTS):
         reason = f"the fakes are of {len(names)} generator{'s' if len(names) > 1 else ''} ({', '.join(names)})"
         raise ConfigError(
-            f"{reason}; three parts without common generators need 3",
+            f"{reason}; three parts without common generators need 3 generators",
             hint="add --share-generators to let the parts share them; nothing is then known about unseen generators",
         )
     if fake_groups < len(PARTS):
         raise ConfigError(
-            f"the fakes of {len(names)} generators form {fake_groups} groups, by sources or similar images; three parts need 3",
+            f"the fakes of {len(names)} generators form {fake_groups} groups, by sources or similar images; three parts need 3 groups",
             hint="add --share-generators, so that only sources and similar images keep fakes together",
         )
     if real_groups < len(PARTS):
         raise ConfigError(
-            f"the reals form {real_groups} group{'s' if real_groups > 1 else ''}, by their sources or similar images; three parts need 3",
+            f"the reals form {real_groups} group{'s' if real_groups > 1 else ''}, by their sources or similar images; three parts need 3 groups",
             hint="label reals of more sources, or add --share-generators if the generators of fakes connect their sources",
         )
 

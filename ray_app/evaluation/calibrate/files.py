@@ -25,7 +25,7 @@ _HEAD = """# Written by `touchstone detectors calibrate` from {run}. {labels} ha
 
 
 def make_card_path(out: str) -> Path:
-    """Return the path of a card, and create its folder.
+    """Return the path of the card that `--out` names, and create its folder.
 
     Raises:
         ConfigError: The path is not a local YAML file, or the folder cannot be created.
@@ -46,9 +46,10 @@ def make_card_path(out: str) -> Path:
 
 
 def name_from_card(path: Path, member: EnsembleMember) -> EnsembleMember:
-    """Return a member under the name that a card at `path` uses.
+    """Return a member of an ensemble with the name by which a card at `path` refers to it.
 
-    A detector's own card is named by its path, which is relative if it is below the card's folder.
+    A detector with a card of your own is named by the path of that card. The path is relative if
+    the card is below the folder of `path`.
     """
     base, variant = split_variant(member.detector)
     if is_named("detectors", base) or not Path(base).is_file():
@@ -83,7 +84,7 @@ def write_files(path: Path, card: EnsembleCard, run: str, held_out: CalibrationD
 
 
 def held_out_path(card: Path) -> Path:
-    """Return the path of the labels of a card's held-out part."""
+    """Return the path of the file with the labels of the held-out part, next to the card."""
     return card.with_name(f"{card.stem}.held-out.csv")
 
 
@@ -100,7 +101,7 @@ def _label_table(images: CalibrationData) -> str:
 
 
 def to_card_fields(card: EnsembleCard) -> dict[str, Any]:
-    """Return the keys and values of a card without its defaults."""
+    """Return the keys and values of a card that are not defaults."""
     facts = card.model_dump(mode="json", exclude_none=True)
     for member in facts["members"]:
         if member["weight"] == 1:

@@ -1,9 +1,10 @@
 """Fit an ensemble card on labelled images in three parts (`fit_card`, `add_thresholds`).
 
-The part `fit` fits the detectors' calibrations and the rule, and `calibrate` the ensemble's
-calibration. A cascade's band uses both. The part `choose` is used only for the thresholds, so that
-their guarantee holds. A single detector has one calibration, fitted on `fit` and `calibrate`
-together: a second calibration would undo the first, from fewer images and generators.
+The detectors' calibrations and the rule are fitted on the part `fit`, and the ensemble's
+calibration is fitted on `calibrate`. A cascade's band uses both parts. The part `choose` is used
+only for the thresholds, so that their guarantee holds. A single detector has one calibration,
+fitted on `fit` and `calibrate` together: a second calibration would undo the first, from fewer
+images and generators.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,12 +41,12 @@ RATES = (0.001, 0.002, 0.01, 0.02, 0.05, 0.1)
 
 @dataclass(frozen=True)
 class CalibratedCard:
-    """A card without thresholds.
+    """A fitted ensemble card without thresholds.
 
     Attributes:
         card: The card.
         names: Names of its detectors in the run.
-        prevalence: Fraction of fakes at which its probabilities are right.
+        prevalence: Fraction of fakes for which its probabilities are correct.
     """
 
     card: EnsembleCard
@@ -54,14 +55,14 @@ class CalibratedCard:
 
     @property
     def calibrations(self) -> dict[str, Platt | None]:
-        """The calibrations of the detectors, by name."""
+        """Calibration of each detector by its name in the run."""
         return {
             name: member.calibration
             for name, member in zip(self.names, self.card.members, strict=True)
         }
 
     def scores(self, labelled: data.CalibrationData) -> Floats:
-        """Return the ensemble's scores (n,) of images, as in a run with the card."""
+        """Compute the scores (n,) that the ensemble gives to images in a run with the card."""
         audited = select_audited(self.card, labelled.sha256)
         return combine(
             self.card,
@@ -71,7 +72,11 @@ class CalibratedCard:
         )
 
     def second_stage_reasons(self, labelled: data.CalibrationData) -> list[str | None] | None:
-        """Return why all detectors of a cascade score each image: `band`, `audit`, or None."""
+        """Return for each image why it is in the second stage of the cascade.
+
+        The reason is `band` or `audit`, or None if the image is not in the second stage. The result
+        is None if the card is not a cascade.
+        """
         audited = select_audited(self.card, labelled.sha256)
         return list_second_stage_reasons(
             self.card,
@@ -83,13 +88,13 @@ class CalibratedCard:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A fitted card with thresholds.
+    """A fitted ensemble card with thresholds.
 
     Attributes:
         fitted: The card without thresholds.
         card: The card with thresholds and operating points.
-        chosen: The threshold with its false positives among held-out reals.
-        overall: The threshold with its false positives among all labelled reals, by groups.
+        chosen: The threshold `fake_above`, with its false positives among held-out reals.
+        overall: The same threshold, with its false positives among all labelled reals by groups.
     """
 
     fitted: CalibratedCard
@@ -99,20 +104,20 @@ class Assembled:
 
     @property
     def upper_bound(self) -> float:
-        """The higher one of both upper bounds."""
+        """Upper bound of the false-positive rate: the higher one of `chosen` and `overall`."""
         return max(self.chosen.upper_bound, self.overall.upper_bound)
 
 
 @dataclass(frozen=True)
 class LabelledScores:
-    """Scores that thresholds are chosen on. Copies of one real count once.
+    """Scores that thresholds are chosen on. Copies of a real image count once.
 
     Attributes:
         reals: Scores of held-out reals.
         fakes: Scores of held-out fakes.
         all_reals: Scores of all labelled reals.
-        all_groups: Groups of all labelled reals.
-        confidence: Confidence of upper bounds.
+        all_groups: Group of each score in `all_reals`.
+        confidence: Confidence of the upper bounds of false-positive rates.
     """
 
     reals: Floats
@@ -122,19 +127,20 @@ class LabelledScores:
     confidence: float
 
     def size(self, rate: float) -> EffectiveSize:
-        """Return how many independent reals all labelled ones are worth at a rate."""
+        """Return how many independent reals the grouped reals are worth at this rate."""
         return effective_size(self.all_reals, self.all_groups, rate)
 
     def choose(self, rate: float) -> tuple[ChosenThreshold, ChosenThreshold]:
-        """Return the lowest threshold whose false-positive rate two bounds keep at most at `rate`.
+        """Return the lowest threshold whose false-positive rate is at most `rate` by two bounds.
 
-        The first bound is of held-out reals, which the fit has not used. The second bound is of all
-        labelled reals, so it accounts for how similar reals of one group are, and no division can
-        favour it. Its reals were used for fitting, but little of the fit depends on any one image.
+        The first bound uses held-out reals, which the fit has not used. The second bound uses all
+        labelled reals, so it accounts for how similar reals of one group are, and no division into
+        parts can favour it. These reals were used for fitting, but little of the fit depends
+        on any single image.
 
         Returns:
-            The threshold with its false positives among held-out reals, and among all labelled
-            reals.
+            The threshold twice: with its false positives among held-out reals, and among all
+            labelled reals.
 
         Raises:
             ConfigError: The reals are too few for the rate.
@@ -149,17 +155,17 @@ class LabelledScores:
     def evaluate(
         self, fake_above: float, size: EffectiveSize
     ) -> tuple[ChosenThreshold, ChosenThreshold]:
-        """Return a threshold with its false positives among held-out reals, and all reals."""
+        """Return a threshold twice: with its false positives among held-out and among all reals."""
         return (
             thresholds.evaluate_threshold(fake_above, self.reals, self.confidence),
             thresholds.evaluate_threshold(fake_above, self.all_reals, self.confidence, size=size),
         )
 
     def measure(self, rates: Iterable[float], real_below: float) -> list[OperatingPoint]:
-        """Return the operating points of false-positive rates, in order.
+        """Return an operating point for each false-positive rate, by ascending rate.
 
-        If the reals are too few to guarantee a rate, its threshold is the lowest one that keeps the
-        rate on held-out reals and is not below the threshold of a higher rate.
+        If the reals are too few to guarantee a rate, the point has the lowest threshold that keeps
+        the rate on held-out reals and is not below the threshold of a higher rate.
 
         Args:
             rates: The false-positive rates.
@@ -193,7 +199,9 @@ class LabelledScores:
 
 
 def fraction_between(scores: Floats, real_below: float, fake_above: float) -> float | None:
-    """Return the fraction of scores between two thresholds; None without scores.
+    """Return the fraction of scores between two thresholds, at which verdicts abstain.
+
+    The result is None without scores.
 
     Args:
         scores: The scores (n,).
@@ -207,7 +215,7 @@ def fraction_between(scores: Floats, real_below: float, fake_above: float) -> fl
 def fit_card(
     division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig
 ) -> CalibratedCard:
-    """Fit a card on the parts `fit` and `calibrate`.
+    """Fit an ensemble card without thresholds on the parts `fit` and `calibrate`.
 
     Args:
         division: The images in parts.
@@ -248,15 +256,18 @@ def fit_card(
 
 
 def choose_prevalence(division: Division, config: CalibrateConfig) -> float:
-    """Return the fraction of fakes at which a card's probabilities are right.
+    """Return the fraction of fakes for which the probabilities of the card are to be correct.
 
-    It is the requested one, or else that among all labelled images.
+    It is the value of `config.prevalence` if this is set, else the fraction among all labelled
+    images.
     """
     return config.prevalence or float(division.labelled.fake.mean())
 
 
 def choose_rule(config: CalibrateConfig, detectors: int) -> Rule:
-    """Return the requested rule, or else `stacked`, or `mean-logit` for a single detector.
+    """Return the rule that combines detectors: the requested one, or the default.
+
+    The default is `stacked`, or `mean-logit` for a single detector.
 
     Raises:
         ConfigError: The run has too few detectors for the rule.
@@ -274,7 +285,7 @@ def choose_rule(config: CalibrateConfig, detectors: int) -> Rule:
         )
     if config.first is not None and config.first >= detectors:
         raise ConfigError(
-            f"--first must be less than the number of detectors of the run, {detectors}, got {config.first}"
+            f"--first must be less than {detectors}, the number of detectors of the run, got {config.first}"
         )
     return rule
 
@@ -282,7 +293,9 @@ def choose_rule(config: CalibrateConfig, detectors: int) -> Rule:
 def add_thresholds(
     fitted: CalibratedCard, division: Division, config: CalibrateConfig
 ) -> Assembled:
-    """Return the card with a threshold that keeps the target rate, and with operating points.
+    """Add thresholds and operating points to a fitted card.
+
+    The threshold for fakes keeps the target of the false-positive rate.
 
     Args:
         fitted: The card without thresholds.
@@ -330,7 +343,7 @@ def add_thresholds(
 
 
 def calibrate_scores(labelled: data.CalibrationData, calibrations: Mapping[str, Platt]) -> Floats:
-    """Return the calibrated log-odds (n, detectors)."""
+    """Return the calibrated log-odds of all images by all detectors, (n, detectors)."""
     return np.stack(
         [calibrations[name](column.astype(np.float64)) for name, column in labelled.scores.items()],
         axis=1,
@@ -338,9 +351,9 @@ def calibrate_scores(labelled: data.CalibrationData, calibrations: Mapping[str, 
 
 
 def shift_calibration(calibration: Platt, offset: float) -> Platt:
-    """Return the calibration with its log-odds raised by an offset.
+    """Return a calibration whose log-odds are higher by `offset`.
 
-    This adapts a calibration to another fraction of fakes.
+    An offset adapts a calibration to another fraction of fakes.
     """
     return Platt(slope=calibration.slope, intercept=calibration.intercept + offset)
 

@@ -31,7 +31,7 @@ from ray_app.reports.calibration import Calibration
 
 
 def calibrate_run(config: CalibrateConfig) -> Calibration:
-    """Calibrate a labelled run, and write the card and the labels of the held-out part.
+    """Calibrate an ensemble on a labelled run, and write its card and the held-out labels.
 
     Raises:
         ConfigError: The run does not exist, labels are of other images, there are too few reals, a
@@ -215,7 +215,7 @@ def _refuse_few(labelled: data.CalibrationData, config: CalibrateConfig) -> None
     )
     if n_real < needed:
         raise ConfigError(
-            f"there are {n_real:,} labelled reals; a {100 * config.fpr:g} % target at {100 * config.confidence:g} % needs {needed:,} "
-            "on which nothing else is fitted, which are half of all",
+            f"there are {n_real:,} labelled reals; a target of {100 * config.fpr:g} % at {100 * config.confidence:g} % confidence needs {needed:,} "
+            "for the thresholds alone, which get half of all reals",
             hint=thresholds.hint_for_few_reals(n_real // 2, config.confidence),
         )

@@ -1,7 +1,7 @@
 """Fit calibrations (`fit`), and choose thresholds (`choose_threshold`) and bands (`choose_band`).
 
-Calibrations use Platt scaling, and bands are those of cascades. Thresholds are chosen on held-out
-scores of one class, so that their guarantees hold.
+Calibrations use Platt scaling. A band is the range of scores in which a cascade needs its second
+stage. Thresholds are chosen on held-out scores of one class, so that their guarantees hold.
 """
 
 import math
@@ -42,13 +42,13 @@ class ChosenThreshold:
 
 @dataclass(frozen=True)
 class Band:
-    """The scores in which all detectors of a cascade score an image.
+    """The range of first-stage scores in which all detectors of a cascade score an image.
 
     Attributes:
         low: The lowest score of the band.
         high: The highest score of the band.
         fraction: The fraction of images in the band, at the given prevalence.
-        upper_bound: Upper bound of this fraction.
+        upper_bound: Upper bound of `fraction`.
     """
 
     low: float
@@ -61,9 +61,10 @@ _HINT = "check whether real and fake are swapped in the labels, or select the ot
 
 
 def fit(scores: ArrayLike, fake: ArrayLike, *, name: str = "the scores") -> Platt:
-    """Fit Platt scaling of log-odds.
+    """Fit Platt scaling, which turns a detector's log-odds into calibrated log-odds.
 
-    The probabilities are right for images with the same fraction of fakes.
+    The resulting probabilities are correct for images with the same fraction of fakes as `fake`
+    has.
 
     Args:
         scores: Log-odds (n,).
@@ -88,19 +89,20 @@ def choose_threshold(
 ) -> ChosenThreshold:
     """Return the lowest threshold that keeps the false-positive rate within a target.
 
-    It is the smallest double that at most k = `false_positives_allowed` of the n scores reach. With
-    the given confidence, at most the target fraction of further reals reach it, if they are drawn
-    as these were and are independent. The rate of such a threshold exceeds the target with
-    probability P(Bin(n, target) ≤ k), for every distribution, and with a lower one if there are
-    ties (Wilks 1941). Nothing else may have been fitted on these scores.
+    The threshold is the smallest double that at most k = `false_positives_allowed` of the n scores
+    reach. With the given confidence, at most the target fraction of further reals reach it. This
+    requires that further reals are drawn as these reals were, that all are independent, and that
+    nothing else was fitted on their scores. For every distribution, the rate of such a threshold
+    exceeds the target with probability P(Bin(n, target) ≤ k), or with a lower one if there are ties
+    (Wilks 1941).
 
     Args:
         reals: Scores of real images (n,).
         target: Target of the false-positive rate.
         confidence: Confidence of the bound.
-        size: The number of independent reals that grouped reals are worth. The allowed fraction is
-            then that of this many reals, and the guarantee is as good as this number
-            (docs/calibration.md). None treats all reals as independent.
+        size: The number of independent reals that the grouped reals are worth. The allowed fraction
+            of false positives is then that for this number, and the guarantee is as good as this
+            number (docs/calibration.md). None treats all reals as independent.
 
     Raises:
         ConfigError: The reals are too few.
@@ -115,7 +117,7 @@ def choose_threshold(
             else f", which are worth {size.effective:,.0f} independent ones"
         )
         raise ConfigError(
-            f"thresholds are chosen on {n:,} reals{grouped}; a {100 * target:g} % target at {100 * confidence:g} % needs {needed:,}",
+            f"thresholds are chosen on {n:,} reals{grouped}; a target of {100 * target:g} % at {100 * confidence:g} % confidence needs {needed:,}",
             hint=hint_for_few_reals(n_effective, confidence),
         )
     max_false_positives = false_positives_allowed(n, target, confidence, effective=n_effective)
@@ -124,9 +126,9 @@ def choose_threshold(
 
 
 def lowest_threshold(reals: Floats, rate: float) -> float:
-    """Return the lowest threshold that at most this fraction of the reals reach.
+    """Return the lowest threshold that at most the fraction `rate` of the reals reach.
 
-    A larger fraction of further reals may reach it.
+    There is no guarantee: a larger fraction of further reals may reach the threshold.
     """
     allowed = min(math.floor(rate * len(reals) * (1 + 1e-12)), len(reals) - 1)
     return float(np.nextafter(np.sort(reals)[len(reals) - 1 - allowed], np.inf))
@@ -139,13 +141,14 @@ def evaluate_threshold(
     *,
     size: EffectiveSize | None = None,
 ) -> ChosenThreshold:
-    """Return a threshold with its false positives among reals, for any choice of the threshold.
+    """Count the false positives of any threshold among reals, and bound its false-positive rate.
 
     Args:
         fake_above: The threshold.
         reals: Scores of real images (n,).
         confidence: Confidence of the bound.
-        size: The number of independent reals that grouped reals are worth; None for all.
+        size: The number of independent reals that the grouped reals are worth. None treats all
+            reals as independent.
     """
     n, reached = len(reals), int(np.count_nonzero(reals >= fake_above))
     n_effective, groups = (float(n), n) if size is None else (size.effective, size.groups)
@@ -156,15 +159,15 @@ def evaluate_threshold(
 
 
 def reals_needed(target: float, confidence: float = 0.95) -> int:
-    """Return the minimum number of reals that can show a false-positive rate below the target.
+    """Return the minimum number of reals that can show a false-positive rate within the target.
 
-    With fewer, it is too likely that none of them is a false positive by chance.
+    With fewer reals, it is too likely that none of them is a false positive by chance.
     """
     return math.ceil(math.log(1 - confidence) / math.log1p(-target))
 
 
 def hint_for_few_reals(reals: float, confidence: float = 0.95) -> str:
-    """Return the hint for too few reals for a target.
+    """Return the hint of the error that there are too few reals for a target.
 
     Args:
         reals: Number of independent reals that thresholds are chosen on.
@@ -181,17 +184,17 @@ def hint_for_few_reals(reals: float, confidence: float = 0.95) -> str:
 def false_positives_allowed(
     n_real: int, target: float, confidence: float = 0.95, *, effective: float | None = None
 ) -> int:
-    """Return the maximum number of false positives whose upper bound is within the target.
+    """Return the largest number of false positives for which the rate is bounded by the target.
 
-    It is the largest k with P(Bin(n, target) ≤ k) ≤ 1 − confidence, or −1 if no k fulfils this. The
-    bound is that of Clopper and Pearson (1934), one-sided.
+    It is the largest k with P(Bin(n, target) ≤ k) ≤ 1 − confidence, or −1 if there is no such k.
+    The bound is the one-sided bound of Clopper and Pearson (1934).
 
     Args:
         n_real: Number of reals n.
         target: Target of the false-positive rate.
         confidence: Confidence of the bound.
-        effective: Number of independent reals that the reals are worth; the bound is then that of
-            an equal fraction of these. None for all.
+        effective: Number of independent reals that the grouped reals are worth. The bound is then
+            that of an equal fraction of this number. None treats all reals as independent.
     """
     n_effective = n_real if effective is None else effective
     ratio = n_effective / max(n_real, 1)
@@ -208,10 +211,12 @@ def false_positives_allowed(
 
 
 def choose_real_below(fakes: ArrayLike, miss: float = 0.05, *, fake_above: float) -> float:
-    """Return the highest threshold at or below which at most a fraction of fakes score.
+    """Return the threshold `real_below`, at or below which the verdict is real.
 
-    It is never above `fake_above`. The fraction is an observation and not a bound, because fakes of
-    a few generators are not a sample of all fakes.
+    It is the highest threshold at or below which at most the fraction `miss` of the fakes score,
+    and never above `fake_above`. This fraction is an observation and not a bound, because fakes of
+    a
+    few generators are not a sample of all fakes.
 
     Args:
         fakes: Scores of fakes (n,).
@@ -223,7 +228,10 @@ def choose_real_below(fakes: ArrayLike, miss: float = 0.05, *, fake_above: float
     """
     scores = np.sort(np.asarray(fakes, np.float64))
     if not len(scores):
-        raise ConfigError("no fakes to choose thresholds on", hint="label fake images")
+        raise ConfigError(
+            "cannot choose the threshold for real images: there are no fakes",
+            hint="label fake images",
+        )
     max_missed = math.floor(miss * len(scores) * (1 + 1e-12))
     if max_missed >= len(scores):
         return fake_above
@@ -239,12 +247,12 @@ def choose_band(
     target: float,
     confidence: float = 0.95,
 ) -> Band:
-    """Return the band of first-stage scores in which all detectors score an image.
+    """Choose the band of first-stage scores in which all detectors of a cascade score an image.
 
-    Half of the target rate of reals is above the band, which leaves the other half to the scores of
-    all detectors. The band begins as low as the fraction allows. The fraction is that of images of
-    which `prevalence` are fake. It is bounded by the exact upper bounds of both classes' fractions,
-    each at half of 1 − `confidence`.
+    Half of the target fraction of reals is above the band, which leaves the other half to the
+    second stage. The band begins as low as `fraction` allows. The fraction of images in the band,
+    of which `prevalence` are fake, is bounded by the exact upper bounds of the fractions of both
+    classes, each at half of 1 − `confidence`.
 
     Args:
         early: Scores of the first stage (n,).
@@ -282,8 +290,8 @@ def choose_band(
     start = bisect_left(range(end + 1), True, key=lambda index: bound(index) <= fraction)
     if start > end:
         raise ConfigError(
-            f"{len(early):,} images are too few to bound a band of at most {100 * fraction:g} % of the images",
-            hint="label more images, or give a larger --share",
+            f"{len(early):,} labelled images are too few to ensure that the band has at most {100 * fraction:g} % of the images",
+            hint="label more images, or set a larger --share",
         )
     low = float(values[start])
     inside: Bools = (early >= low) & (early <= high)
@@ -291,10 +299,10 @@ def choose_band(
 
 
 def fraction_at(inside: Bools, fake: Bools, prevalence: float) -> float:
-    """Return the fraction of images inside if `prevalence` of all images are fake.
+    """Return the fraction of images inside the band if the fraction `prevalence` is fake.
 
     Args:
-        inside: Which images (n,) are inside.
+        inside: Whether each image (n,) is inside the band.
         fake: Labels (n,).
         prevalence: Fraction of fakes.
     """

@@ -166,7 +166,10 @@ def test_card_names_detectors_relative_to_its_folder(images, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--fpr", "0.001"], "1,600 labelled reals; a 0.1 % target at 95 % needs 2,995"),
+        (
+            ["--fpr", "0.001"],
+            "1,600 labelled reals; a target of 0.1 % at 95 % confidence needs 2,995",
+        ),
         (["--share", "0.1"], "--share requires --rule cascade"),
         (["--out", "s3://bucket/card.yaml"], "must be a local YAML file"),
     ],
