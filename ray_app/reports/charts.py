@@ -335,8 +335,9 @@ def histogram(
         ident: An id that is unique on the page.
         title: The name of the chart.
         description: Text alternative of the chart.
-        zones: Two scores. Below the first one, there is no evidence; above the second one, an image
-            is fake. The colours of the bars change at these scores, and the band between them is
+        zones: Two scores. Images below the first score show no evidence of being fake, and images
+            above the second score are fake. The colours of the bars change at these scores, and the
+            band between them is
             shaded.
         compact: Whether the chart is one of many.
     """
