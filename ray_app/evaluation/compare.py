@@ -40,15 +40,17 @@ def compare(
     by: By | None = None,
     intervals: Literal["generators", "images"] = "generators",
 ) -> Comparison:
-    """Compare two runs. Differences are B minus A.
+    """Compare two runs image by image; differences are B minus A.
 
     Args:
         run_a: Path or URL of run A.
         run_b: Path or URL of run B.
         labels: A file or an index of labels; None for the labels in the runs' own columns.
-        by: The column that matches rows; None for `image_id`, or `sha256` if the runs share no id.
-        intervals: Whether intervals generalise to further generators and sources, if labels name
-            eight or more, or only to further images.
+        by: The column that matches the rows of both runs; None for `image_id`, or `sha256` if the
+            runs share no id.
+        intervals: `generators` if intervals are to generalise to further generators and sources,
+            which requires that labels name eight or more. `images` if they are to generalise only
+            to further images.
 
     Raises:
         ConfigError: A run does not exist, or a label is invalid.

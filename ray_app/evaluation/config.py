@@ -32,10 +32,11 @@ class EvaluateConfig(Frozen):
     )
     key: Literal["image_id", "sha256", "uri"] | None = Field(
         default=None,
-        description="column that joins labels to rows; null = the first of these that the labels have",
+        description="column that joins labels to rows; null = the first column of this list that the labels have",
     )
     split: str | None = Field(
-        default=None, description="only labels of this split; null = the protocol's, or all"
+        default=None,
+        description="use only labels of this split; null = the protocol's split, or all",
     )
     layout: str | None = Field(
         default=None,
@@ -88,5 +89,5 @@ class EvaluateConfig(Frozen):
 
     @property
     def s3(self) -> S3Config:
-        """The S3 settings of `score`."""
+        """The S3 settings, which are those of `score`."""
         return self.score.s3

@@ -1,7 +1,7 @@
 """Describe the labelled images of an evaluation (`describe_data`).
 
-The facts are their number and their formats and sizes, and whether file facts alone separate fakes
-from real images.
+The facts are the number of images, their formats and sizes, and whether these file facts alone
+separate fakes from real images.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ class DescribedData(NamedTuple):
 
     Attributes:
         info: Counts of the images.
-        shortcut_auc: AUC of a classifier that sees file facts alone.
+        shortcut_auc: AUC of a classifier that sees only file facts, such as format and size.
         warnings: Differences between the classes, as sentences.
     """
 
@@ -42,7 +42,10 @@ class DescribedData(NamedTuple):
 
 
 def describe_data(cells: accumulate.Cells, seed: int = 0) -> DescribedData:
-    """Describe the labelled images; `seed` draws the folds of the classifier of file facts."""
+    """Describe the labelled images of an evaluation.
+
+    `seed` determines the cross-validation folds of the classifier that sees only file facts.
+    """
     kinds, statuses = Counter[str](), Counter[str]()
     formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))
     for (cell, status, _), count in cells.rows.items():

@@ -1,4 +1,4 @@
-"""Find faults that labelled data show by themselves, as sentences.
+"""Find faults of labelled data that a check can detect, and describe them in sentences.
 
 Prompts may belong to other images (`compare_prompts`), splits may share images
 (`describe_shared_images`), and the file facts of an index may reveal the class (`find_index_faults`).
@@ -40,12 +40,13 @@ def compare_prompts(
 ) -> list[str]:
     """Check for each generator whether its prompts belong to its images.
 
-    The measure is how often two images are, by CLIP, more similar to their own prompts than to each
-    other's. If there are too many generators, those with the most images are checked.
+    By CLIP, the check measures how often a pair of images is more similar to its own prompts than
+    to swapped ones. If there are too many generators, those with the most images are checked.
 
     Args:
         tables: Tables with the columns of PROMPTED.
-        read_images: Yields the id and pixels of those of the ids that can be read.
+        read_images: Function that yields the id and the pixels of each image that can be read, for
+            a list of ids.
         clip: The folder of CLIP weights; None to skip the check.
 
     Returns:
@@ -97,9 +98,10 @@ def compare_prompts(
 def compare_pairs(
     images: npt.NDArray[np.float64], prompts: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
-    """Return for each pair (0, 1), (2, 3), … whether its own prompts fit better than swapped ones.
+    """Return for each pair of images whether its own prompts fit better than swapped ones.
 
-    Ties are left out. Both arguments are directions (n, d).
+    Pairs are images 0 and 1, 2 and 3, and so on. Ties are left out. Both arguments are CLIP
+    embeddings of length 1, (n, d).
     """
     last = len(images) // 2 * 2
     better = ((images[:last:2] - images[1:last:2]) * (prompts[:last:2] - prompts[1:last:2])).sum(
@@ -109,9 +111,10 @@ def compare_pairs(
 
 
 def find_index_faults(url: str, clip: str | None) -> list[str]:
-    """Describe faults of an index that show without its pixels, and faults of its prompts.
+    """Describe faults of an index in sentences: revealing file facts, and wrong prompts.
 
-    File extensions and sizes in bytes may separate fakes from reals; no image is read for that.
+    The first check is whether file extensions and sizes in bytes separate fakes from reals, for
+    which no image is read. The second check is whether prompts belong to their images.
 
     Args:
         url: Path or URL of the index.
@@ -153,7 +156,7 @@ def find_index_faults(url: str, clip: str | None) -> list[str]:
 def describe_shared_images(url: str, info: IndexInfo) -> list[str]:
     """Describe images that the splits of an index share, by path, bytes, and perceptual hash.
 
-    Returns nothing if the index has fewer than two splits.
+    The list is empty if the index has fewer than two splits.
     """
     if len({count["split"] for count in info.counts} - {None}) < 2:
         return []

@@ -4,10 +4,10 @@ Source: utils/evaluate.py of dflip3k/DFLIP-3K (arXiv 2401.02335). An answer is a
 is right if the sentence has "ai generated" for a fake, or "real" for a real image. Identification
 requires the whole sentence, and an unknown name counts as `sd`.
 
-There are departures if the authors' rule is unknown or clearly a mistake. An answer that is not
-such a sentence, or is missing, is wrong rather than `sd`. Groups are divided by their size, not by
-their size plus .001 (`accuracy_by_their_formula`). `format_sentence` turns the output of a detector
-and an identifier into a sentence.
+This module departs from the authors' rules if a rule is unknown or clearly a mistake. An answer
+that is not such a sentence, or is missing, is wrong rather than `sd`. The hits of a group are
+divided by its size, not by its size plus .001 (`accuracy_by_their_formula`). `format_sentence`
+turns the output of a detector and an identifier into a sentence.
 """
 
 import re
@@ -57,9 +57,9 @@ _NO_IMAGE = "no image"
 
 
 def find_class(label: str, generator: str) -> str:
-    """Return the class of a label.
+    """Return the class in DFLIP-3K of an image with this label and generator.
 
-    It is `real`, a family, a group out of distribution, or the name of a fine-tuned model.
+    The class is `real`, a family, a group out of distribution, or the name of a fine-tuned model.
     """
     if label == "real":
         return "real"
@@ -69,9 +69,9 @@ def find_class(label: str, generator: str) -> str:
 
 
 def parse_class(answer: str | None, classes: Collection[str]) -> str | None:
-    """Return the class that an answer names.
+    """Return the class that an answer names; None if it is not one of DFLIP-3K's sentences.
 
-    An unknown name is `sd`. The result is None if the answer is not one of DFLIP-3K's sentences.
+    A name that is not in `classes` is treated as `sd`.
     """
     if answer is None:
         return None
@@ -85,7 +85,7 @@ def parse_class(answer: str | None, classes: Collection[str]) -> str | None:
 
 
 def extract_name(answer: str | None) -> str | None:
-    """Return the generator's name, or `real`, in a sentence; other answers as they are."""
+    """Return the generator's name, or `real`, from a sentence; return other answers unchanged."""
     if answer is None or answer.strip() == REAL:
         return answer and "real"
     match = _FAKE.fullmatch(answer.strip())
@@ -93,10 +93,10 @@ def extract_name(answer: str | None) -> str | None:
 
 
 def format_sentence(verdict: str | None, name: str | None) -> str | None:
-    """Return a verdict and a generator's name as one of DFLIP-3K's sentences.
+    """Return a verdict and a predicted generator as one of DFLIP-3K's sentences.
 
-    A name that is a sentence already is returned as it is. A fake without a name is by `an unknown
-    generator`, which counts as `sd`.
+    A name that already is a sentence is returned unchanged. The sentence of a fake without a name
+    says `an unknown generator`, which counts as `sd`.
 
     Args:
         verdict: The verdict of the row.
@@ -118,7 +118,7 @@ def format_sentence(verdict: str | None, name: str | None) -> str | None:
 
 
 def is_detected(label: str, answer: str | None) -> bool:
-    """Return whether an answer counts as right for detection."""
+    """Return whether an answer counts as correct for detection, that is as real or fake."""
     return answer is not None and ("ai generated" if label == "fake" else "real") in answer
 
 
@@ -127,16 +127,16 @@ def dflip_v1(
 ) -> tuple[list[IdentificationInfo], list[MetricRow]]:
     """Measure named generators by the rules of DFLIP-3K v1.
 
-    `identification` has the accuracy over the images of its classes and all missing ones, and macro
-    F1 with scikit-learn's defaults, over all classes that are true or answered. `identification, by
-    index` compares names through the index of generators, and an unknown name is wrong.
-    `identification, detection` is about real or fake, as a whole and by group; real images are a
-    group.
+    The metrics are in three scopes. `identification` has the accuracy over the images of the known
+    classes and all missing images, and the macro F1 with scikit-learn's defaults over all classes
+    that are true or answered. `identification, by index` has both metrics after names were compared
+    through the index of generators, and an unknown name is wrong. `identification, detection` is
+    about real or fake, for all images and by group; real images are one group.
 
     Args:
         row_counts: Number of rows by label, generator, verdict, and predicted name.
         names: The index of generators.
-        missing: Number of images of the test list without a row, which are all wrong.
+        missing: Number of images of the test list without a row, which all count as wrong.
     """
     answers: SentenceCounts = Counter()
     for (label, generator, verdict, name), n in row_counts.items():

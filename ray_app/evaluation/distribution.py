@@ -1,8 +1,9 @@
 """Group fakes in and out of the training distribution, and measure each group.
 
-`divide_generators` makes the groups, and `measure_groups` measures how well a system detects each.
-The groups of a protocol are rows of its table. Otherwise the classes of the run's identifier decide
-which generators were in training: themselves, only their family, or neither.
+`divide_generators` makes the groups, and `measure_groups` measures how well a system detects each
+group. The groups of a protocol are rows of its table. Without a protocol, the classes of the run's
+identifier define three groups: generators that were in training, new generators of a family in
+training, and generators of new families.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,11 +37,12 @@ def divide_generators(
     Args:
         protocol: The protocol, or None.
         names: The names of generators, with the classes of the run's identifier.
-        generators: The generators and sources in the labels.
+        generators: The generators and sources that the labels name.
 
     Returns:
-        The origin of the division (`protocol`, `identifier`, or ""), and the groups, including
-        groups without an image and the totals of distributions with several groups.
+        Where the groups come from (`protocol`, `identifier`, or "" without groups), and the groups.
+        They include groups without an image, and a total of all groups in (or out of) the
+        distribution if there are several.
     """
     fakes = [generator for generator in generators if generator.label == "fake"]
     divided: list[tuple[str, Distribution, list[GeneratorInfo]]] = []

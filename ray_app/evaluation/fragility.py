@@ -13,10 +13,10 @@ _DIGITS = 4
 
 
 def fragility_yaml(result: EvaluationResult) -> str:
-    """Return the section `fragility` of each detector of the evaluated run, as YAML by name.
+    """Return the section `fragility` for the card of each evaluated detector, as YAML by name.
 
-    A person puts the section into the card, and may derive from it the bounds beyond which verdicts
-    abstain (`abstains`).
+    The section shows how perturbations weaken the detector. A person puts it into the card, and may
+    add the bounds beyond which verdicts abstain (`abstains`).
 
     Raises:
         ConfigError: The run has no perturbation.

@@ -1,6 +1,6 @@
-"""Compare names of generators by any spelling and by family (`Names`).
+"""Compare names of generators in any spelling, and by family (`Names`).
 
-A run's identity has the classes of its identifier (`read_names`). Other names are unknown to it.
+`read_names` reads the names that the identifier of a run can predict.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ REAL = "real"
 
 
 class Names:
-    """Keys of generator names; two names of one generator have equal keys.
+    """Map names of generators to keys, which are equal for all names of one generator.
 
-    If all classes are families of the index, names are compared as families throughout.
+    If all classes are families of the index of generators, the keys are families.
 
     Args:
-        classes: The classes of an identifier.
-        families: The families of classes that the index does not know.
+        classes: The names that an identifier can predict.
+        families: The families of classes that are not in the index of generators.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Names:
         )
 
     def label(self, name: str) -> str:
-        """Return the key of a true name; its first spelling is the one to show."""
+        """Return the key of a name in the labels, and remember its first spelling for `shown`."""
         key = self._key(name)
         self._labels.setdefault(key, name.strip())
         return key
 
     def predicted(self, name: str | None) -> str | None:
-        """Return the key of a predicted name; None for no name or a blank one."""
+        """Return the key of a predicted name; None if there is no name or a blank one."""
         if name is None or not name.strip():
             return None
         key = self._key(name)
@@ -58,13 +58,13 @@ class Names:
         return key
 
     def shown(self, key: str | None) -> str | None:
-        """Return the spelling to show for a key, as in the labels or else as predicted."""
+        """Return the spelling to show for a key: that of the labels, or else the predicted one."""
         return None if key is None else self._labels.get(key) or self._predicted.get(key) or key
 
     def family(self, key: str) -> str:
-        """Return the family of a key or name.
+        """Return the family of a generator, given by its key or name.
 
-        It is the identifier's, else the index's, else the name itself.
+        The family is that of the identifier, or else that of the index, or else the name itself.
         """
         if family := self._families.get(key):
             return family

@@ -1,6 +1,6 @@
 """Group labelled images by kind and generator (`GroupCoder`).
 
-An image is real, generated as a whole, or edited locally.
+The kind is `real`, `whole` (generated as a whole), or `local` (edited locally).
 """
 
 from typing import NamedTuple
@@ -49,7 +49,7 @@ class EvaluationGroup(NamedTuple):
 
 
 class GroupCoder:
-    """Number the groups of labels in the order of their first rows.
+    """Assign numbers to groups of labelled rows, in the order in which groups first occur.
 
     Args:
         source: The name of the labels in messages.
@@ -62,13 +62,13 @@ class GroupCoder:
 
     @property
     def groups(self) -> list[EvaluationGroup]:
-        """All groups so far, by number."""
+        """All groups found so far; the index of a group is its number."""
         return list(self._numbers)
 
     def encode(self, table: pa.Table, *, complete: bool) -> npt.NDArray[np.int32]:
-        """Return the number of the group of every row, -1 for a row without a label.
+        """Return the number of each row's group; -1 for a row without a label.
 
-        A fake with a mask, or of a local kind, is a local edit.
+        A fake is a local edit if its kind says so, or if it has a mask and no kind.
 
         Args:
             table: Rows with `label`, and if known `generator`, `kind`, and `mask_uri`.
@@ -106,13 +106,15 @@ class GroupCoder:
         if not label:
             if complete:
                 raise ConfigError(
-                    f"{where}: no label", hint="labels are real or fake, or 0 (real) and 1 (fake)"
+                    f"{where}: the label is missing",
+                    hint="label the row as real or fake, or as 0 (real) or 1 (fake)",
                 )
             return -1
         is_fake = parse_label(label, where) == "fake"
         if kind and kind.lower() not in _KINDS:
             raise ConfigError(
-                f"{where}: {kind!r} is not a kind", hint="kinds are real, whole, and local"
+                f"{where}: {kind!r} is not a kind of image",
+                hint="use one of the kinds real, whole, and local",
             )
         if is_fake and is_real_generator(generator):
             raise ConfigError(f"{where}: labelled fake, but its generator is '{generator}'")

@@ -1,6 +1,7 @@
 """Measure the generators that a run named (`collect_answers`, `measure_answers`, `measure_group`).
 
-The answers are counts of true and predicted names, with the index of the true name in the ranking.
+An answer is the name that a run predicted for an image. Answers are counted by true name, predicted
+name, and index of the true name in the ranking.
 """
 
 from collections import Counter
@@ -46,8 +47,9 @@ class Answer(NamedTuple):
         label: `real` or `fake`.
         generator: Key of the true name.
         predicted: Key of the predicted name; None if no generator was named.
-        has_answer: Whether the identifier answered, which includes that it knows no such generator.
-        place: Index of the true name in the ranking; None if the ranking does not have it.
+        has_answer: Whether the identifier processed the image, including the result that no known
+            generator fits.
+        place: Index of the true name in the ranking; None if it is not in the ranking.
         family_place: Index of the true family among the families of the ranking, or None.
     """
 
@@ -61,14 +63,15 @@ class Answer(NamedTuple):
 
 @dataclass
 class Answers:
-    """The answers of all images.
+    """Counts of the answers of a run on all labelled images.
 
     Attributes:
-        names: The names of generators.
+        names: Maps names of generators to keys.
         counts: Number of images by answer.
-        row_counts: Number of images by label, generator, verdict, and prediction as rows have them.
-        confidences: Confidences of fakes by the key of their generator.
-        is_ranked: Whether a row has a ranking.
+        row_counts: Number of images by label, generator, verdict, and predicted name, as in the
+            rows.
+        confidences: Confidences of the predictions for fakes, by the key of the true generator.
+        is_ranked: Whether any row has a ranking.
     """
 
     names: Names
@@ -78,7 +81,7 @@ class Answers:
     is_ranked: bool = False
 
     def add(self, table: pa.Table) -> None:
-        """Count labelled rows with `COLUMNS`."""
+        """Add the answers of labelled rows, which have the columns `COLUMNS`."""
         columns = {name: table[name].cast(pa.string()) for name in COLUMNS[:4]}
         ranking, confidence = table["generator_ranking"], numbers(table["generator_confidence"])
         self.is_ranked = self.is_ranked or ranking.null_count < len(ranking)
@@ -131,7 +134,7 @@ class Answers:
 
 
 def collect_answers(tables: join.Tables, names: Names) -> Answers | None:
-    """Return the answers of a run's labelled rows; None if no image has an answer."""
+    """Count the answers in the labelled rows of a run; return None if no image has an answer."""
     answers = Answers(names)
     for table in tables(COLUMNS):
         answers.add(table)
@@ -144,16 +147,19 @@ def measure_answers(
     rules: protocols.IdentificationRules | None = None,
     missing: int = 0,
 ) -> tuple[list[IdentificationInfo], list[MetricRow]]:
-    """Measure the generators that were named, under the scope `identification` and those below it.
+    """Measure how well a run named the generators of images.
 
-    Plain metrics are those of `metrics.identification`, of the fakes whose generator the identifier
-    knows, or of all fakes if its classes are not recorded. An image without a name counts as wrong.
-    `top_…` uses the rows' rankings, whether or not a name was given. `abstained_known` and
-    `abstained_unknown` are the fractions of images with an answer that are attributed to no known
-    generator. `reals_named` is the fraction of real images that were attributed to a generator.
-    `identification, families` has the same metrics for families. By the rules of `dflip-v1`, the
-    scope has the metrics of those rules with their flaws, and `identification, plain` has the plain
-    ones.
+    The metrics are in the scope `identification`, and for families in `identification, families`.
+
+    Plain metrics are those of `metrics.identification`. They cover the fakes whose generator the
+    identifier knows, or all fakes if the run does not record its classes. An image without a name
+    counts as wrong. `top_…` uses the rankings of the rows, whether a name was given or not.
+    `abstained_known` and `abstained_unknown` are the fractions of images with an answer that were
+    attributed to no known generator. `reals_named` is the fraction of real images that were
+    attributed to a generator.
+
+    With the rules `dflip-v1`, the scope `identification` has the metrics of these rules with their
+    flaws, and `identification, plain` has the plain metrics.
 
     Args:
         answers: The answers of all images.
@@ -176,7 +182,7 @@ def measure_answers(
 def measure_group(
     answers: Answers, generators: Collection[str], top_k: Sequence[int]
 ) -> dict[str, MetricValue]:
-    """Measure the named generators, families, and abstentions for the fakes of some generators.
+    """Measure how well a run named the generators and families of the fakes of some generators.
 
     Args:
         answers: The answers of all images.

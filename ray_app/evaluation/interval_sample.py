@@ -1,8 +1,8 @@
 """Choose what the intervals of an evaluation generalise to (`Intervals`).
 
-Intervals are for further generators and sources if labels name enough of them, or else for further
-images. Intervals for further generators come from a sample of the labelled rows, each with its
-generator or the source of a real image.
+Intervals are for further generators and sources if the labels name enough of them, or else for
+further images. Intervals for further generators are computed from a sample of the labelled rows, in
+which each row has its generator, or the source of a real image.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -47,12 +47,12 @@ _FRACTIONS = {
 
 
 class Intervals:
-    """Choose the groups that intervals of an evaluation are resampled by.
+    """Choose the groups of images by which the intervals of an evaluation are resampled.
 
     Args:
-        meaning: Whether intervals are for further generators or for further images.
+        meaning: `generators` if intervals are to be for further generators, or `images`.
         sample: The sample of `accumulate.Cells`, or None.
-        seed: Seed of random blocks.
+        seed: Seed of the random groups of images, if intervals are for further images.
     """
 
     def __init__(self, meaning: Meaning, sample: pa.Table | None, *, seed: int = 0) -> None:
@@ -66,7 +66,7 @@ class Intervals:
         self.facts = self.read_info(FAKE_KINDS)
 
     def read_info(self, kinds: Collection[str]) -> IntervalInfo:
-        """Return what intervals are for, for metrics of these fakes and all real images."""
+        """Return the population that intervals describe for these kinds of fakes and all reals."""
         names = [
             () if self._names is None else self._names[np.isin(self._kinds, kind_filter)]
             for kind_filter in (tuple(kinds), ("real",))
@@ -74,9 +74,9 @@ class Intervals:
         return IntervalInfo.from_names(*names)
 
     def common_info(self, kinds: Sequence[str]) -> IntervalInfo:
-        """Return what intervals are for, common to the metrics of each of these kinds of fakes.
+        """Return one population that intervals describe for each of these kinds of fakes.
 
-        If one kind has too few generators, all intervals are for further images.
+        If one kind has too few generators, the intervals of all kinds are for further images.
         """
         infos = [self.read_info((kind,)) for kind in kinds]
         image_info = next((info for info in infos if info.fakes == "images"), None)
@@ -92,7 +92,7 @@ class Intervals:
         *,
         is_of_images: bool = False,
     ) -> Resampled:
-        """Return the groups for metrics of fakes of some kinds and of all real images.
+        """Return the resampling groups for metrics of fakes of some kinds and of all real images.
 
         Args:
             images: The images that the metrics are computed from.
@@ -116,22 +116,22 @@ class Intervals:
         )
 
     def resample_images(self, images: ScoredImages) -> Resampled:
-        """Return the images in random blocks."""
+        """Divide images into random groups for resampling."""
         return Resampled.in_blocks(images, self._seed)
 
     def resample_view(self, images: ScoredImages) -> Resampled | None:
-        """Return the images of a view in random blocks, or None if there are too many."""
+        """Divide the images under a perturbation into random groups; None if there are too many."""
         return self.resample_images(images) if len(images) <= MAX_IN_VIEW else None
 
     def add_to_averages(
         self, averages: Metrics, rates: Sequence[tuple[int, int]], tpr: MetricValue
     ) -> dict[str, MetricValue]:
-        """Add intervals to means over generators.
+        """Return means over generators with intervals.
 
         Args:
-            averages: `tpr_mean` and `tpr_weighted`.
-            rates: Number of fakes found, and of fakes, for each generator.
-            tpr: The rate of all fakes together.
+            averages: The metrics `tpr_mean` and `tpr_weighted`.
+            rates: For each generator, the number of detected fakes and the number of fakes.
+            tpr: The true-positive rate of all fakes together, with its interval.
         """
         metrics = dict(averages)
         is_of_generators = self.facts.fakes == "generators"
@@ -148,7 +148,7 @@ class Intervals:
     def add_to_verdicts(
         self, verdict_metrics: Metrics, counts: VerdictCounts
     ) -> dict[str, MetricValue]:
-        """Add intervals to metrics of verdicts with abstentions, from the verdicts of the sample.
+        """Return metrics of verdicts with intervals, which come from the verdicts of the sample.
 
         Args:
             verdict_metrics: The metrics.
@@ -237,10 +237,10 @@ def _add_balanced_interval(metric: MetricValue, is_hit: Bools, sample: Resampled
 
 
 def read_group_names(sample: pa.Table) -> Names:
-    """Return the group name (m,) of each row.
+    """Return the name (m,) of the resampling group of each row of the sample.
 
-    It is the generator of a fake, and the source of a real image, or its generator if the labels
-    have no source.
+    The name is the generator of a fake, and the source of a real image, or its generator if the
+    labels have no source.
     """
     generators = np.asarray(sample["generator"].to_pylist(), object)
     if "source" not in sample.column_names:

@@ -45,7 +45,7 @@ _ROWS = 65_536
 
 
 class Database:
-    """A DuckDB database in a temporary folder.
+    """A DuckDB database that keeps data beyond its memory limit in a temporary folder.
 
     Raises:
         StorageError: The folder has too little free space.
@@ -73,7 +73,7 @@ class Database:
         self._folder.cleanup()
 
     def add(self, table: str, rows: pa.Table) -> None:
-        """Append rows to a table, creating the table and its missing columns.
+        """Append rows to a table of the database; create the table and missing columns first.
 
         A column that has only nulls is left out.
         """
@@ -107,7 +107,7 @@ class Database:
             return self._db.sql(sql, params=list(values)).to_arrow_table()
 
     def iter_tables(self, sql: str) -> Iterator[pa.Table]:
-        """Run a query and yield its rows in batches; other queries may run in between."""
+        """Run a query and yield its rows in batches. Other queries may run between the batches."""
         with self._errors():
             for batch in self._db.cursor().sql(sql).to_arrow_reader(_ROWS):
                 yield pa.Table.from_batches([batch])
@@ -127,22 +127,23 @@ class Database:
 
 @dataclass
 class LabelledRows:
-    """Labels, and after `join` the rows of a run, each with its label.
+    """Labels, and after a call of `join` also the rows of a run, each with its label.
 
-    Use as a context manager. Its end deletes the database, so nothing can be read afterwards.
+    Use an object as a context manager. The database is deleted when the context ends, so that
+    nothing can be read afterwards.
 
     Attributes:
         name: Name of the labels in messages.
         key: The column that joins labels to rows, one of `KEYS`, or `INPUT_KEY`.
         guard: The web servers that masks may be read from.
-        split: Only labels of this split are used; None for all.
+        split: The split whose labels are used; None for all labels.
         rows: Number of labels read.
-        doubled: Number of labels that repeat an earlier one.
+        doubled: Number of labels that repeat an earlier label.
         other_split: Number of labels of another split.
         joined: Number of rows with a label.
         others: Number of rows without a label.
         other: Key of the first row without a label.
-        other_image: Path of the first row without a label.
+        other_image: Path of the image of the first row without a label.
         unused: Number of labels without a row.
         unused_key: Key of the first label without a row.
         faults: Known faults of the data of an index, as sentences.
@@ -176,15 +177,15 @@ class LabelledRows:
 
     @property
     def distinct(self) -> int:
-        """Number of distinct labels of the split."""
+        """Number of labels that are used: those of the split, without repeated labels."""
         return self.rows - self.other_split - self.doubled
 
     def read(self, source: Labels, names: Sequence[str]) -> None:
-        """Add the labels of a file or an index.
+        """Read all labels of a file or an index into the database.
 
         Args:
             source: The file or the index.
-            names: The columns that it has.
+            names: The columns of `source`.
 
         Raises:
             ConfigError: A key or a label is missing, the split has no label, or two labels of
@@ -200,7 +201,7 @@ class LabelledRows:
             codes, keys = self._coder.encode(table, complete=True), _read_keys(self.key, table)
             if keys.null_count:
                 raise ConfigError(
-                    f"{self.name}, row {self.rows + pc.index(pc.is_null(keys), True).as_py() + 1}: no {self.key}"
+                    f"{self.name}, row {self.rows + pc.index(pc.is_null(keys), True).as_py() + 1}: the column `{self.key}` is empty"
                 )
             label_columns = {f"label_{name}": table[name] for name in TEXTS if name in names}
             positions = pa.array(np.arange(self.rows, self.rows + len(table)))
@@ -214,7 +215,8 @@ class LabelledRows:
             )
         if self.rows == self.other_split:
             raise ConfigError(
-                f"{self.name}: no labels" + (f" of split '{split}'" if self.rows else "")
+                f"{self.name}: no labelled image"
+                + (f" is in the split '{split}'" if self.rows else "")
             )
         self._drop_duplicates()
 
@@ -226,7 +228,7 @@ class LabelledRows:
         systems: Systems | None = None,
         map_fn: MapFunction | None = None,
     ) -> "LabelledRows":
-        """Join the labels with the current rows of a run.
+        """Read the current rows of a run, and join them with the labels.
 
         Args:
             run: The run.
@@ -281,8 +283,8 @@ class LabelledRows:
         """Yield the labelled rows in the order of the run.
 
         Args:
-            columns: Columns of the run, and `label`, `generator`, `kind`, and `TEXTS` of the
-                labels. A column that does not exist is null.
+            columns: Names of columns to return: those of the run, and of the labels `label`,
+                `generator`, `kind`, and `TEXTS`. A column that does not exist is null.
             include_unlabelled: Whether to also yield rows without a label.
 
         Raises:
@@ -415,9 +417,9 @@ def read_labels(
 
 
 def own_labels(url: str, split: str | None = None) -> LabelledRows:
-    """Return the labels in a run's own column `input`, which `join` reads.
+    """Return labels that `join` reads from the column `input` of the run itself.
 
-    With a split, only rows of this split are labelled, if the rows have splits.
+    If `split` is set and the rows have splits, only rows of this split are labelled.
     """
     return LabelledRows(f"the columns of {url}", INPUT_KEY, Guard(), split)
 
@@ -448,7 +450,7 @@ def _read_keys(key: str, table: pa.Table) -> pa.ChunkedArray:
 
 
 def quote_name(name: str) -> str:
-    """Quote the name of a column for SQL."""
+    """Return the name of a column in quotes for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 

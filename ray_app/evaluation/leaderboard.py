@@ -12,10 +12,10 @@ from ray_app.storage import strip_secrets
 
 
 def rank_systems(urls: Sequence[str], metric: str = "auc") -> list[LeaderboardEntry]:
-    """Return the systems of evaluations by one metric of all images, the best first.
+    """Rank the systems of evaluations by one metric of all images, the best first.
 
-    Systems without a value are last. Overlapping intervals do not show which system is better:
-    evaluate one run with both detectors for a paired test.
+    Systems without a value are last. Overlapping intervals do not show which system is better. For
+    a paired test, evaluate one run with both detectors.
 
     Args:
         urls: Paths or fsspec URLs of directories that `touchstone evaluate` wrote.
@@ -27,7 +27,7 @@ def rank_systems(urls: Sequence[str], metric: str = "auc") -> list[LeaderboardEn
     """
     if metric not in METRICS:
         raise ConfigError(
-            f"unknown metric {metric}{did_you_mean(metric, METRICS)}",
+            f"unknown metric '{metric}'{did_you_mean(metric, METRICS)}",
             hint=f"use one of {', '.join(METRICS)}",
         )
     entries, digests = [], dict[str, str]()

@@ -1,8 +1,8 @@
 """Measure the masks of a run against the masks of its labels (`measure_localization`).
 
-`iter_masked_images` yields the images that have masks, with their labels, and `MaskMeasurer`
-measures each mask against its truth, at the network's size and at the image's own. Overlays are
-small versions of the images whose masks agree worst and best with the truth.
+`iter_masked_images` yields the images for which the run has masks, with their labels.
+`MaskMeasurer` measures each mask against the true mask, at the network's size and at the image's
+own size. Overlays are small versions of the images whose masks agree worst and best with the truth.
 """
 
 import base64
@@ -62,7 +62,7 @@ R = TypeVar("R")
 
 
 class MaskTruth(NamedTuple):
-    """The altered pixels of an image, by its labels.
+    """The altered pixels of an image, as stated by its label.
 
     Attributes:
         kind: real, whole (generated as a whole), or local (altered as its mask shows).
@@ -76,9 +76,9 @@ class MaskTruth(NamedTuple):
 
 
 class MaskTruths:
-    """Labels by image id.
+    """True masks of the labelled images by image id.
 
-    They take some 20 bytes each, and the paths of masks.
+    An image takes some 20 bytes of memory, plus the path of its mask.
 
     Args:
         tables: Tables with the columns of `COLUMNS`.
@@ -99,7 +99,7 @@ class MaskTruths:
         self._rows = None if all_rows is None else all_rows.take(pa.array(order))
 
     def select(self, image_ids: Sequence[int]) -> dict[int, MaskTruth]:
-        """Return the labels of those of the images that have one."""
+        """Return the true masks of the images by id, without images that have no label."""
         if self._rows is None:
             return {}
         requested = np.unique(np.array(image_ids, np.int64))
@@ -110,12 +110,12 @@ class MaskTruths:
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """A labelled image with all its masks.
+    """A labelled image with all masks that the run predicted for it.
 
     Attributes:
         member: The image; its `input` has the columns that `datasets.masks` needs.
-        truth: The truth.
-        masks: The rows of the image in `masks/`.
+        truth: Its true mask.
+        masks: The rows of the image in `masks/` of the run.
     """
 
     member: ManifestMember
@@ -133,7 +133,7 @@ class MaskMeasurement(NamedTuple):
 
     Attributes:
         system: The detector.
-        view: The view of perturbed pixels; None for the image itself.
+        view: The perturbation; None for the image itself.
         network: Metrics at the network's size.
         original: Metrics at the image's size; None if not requested.
         half: Metrics at the network's size and threshold ½; None if the threshold is ½ already.
@@ -151,7 +151,7 @@ class MeasuredImage(NamedTuple):
 
     Attributes:
         masks: The metrics of each mask.
-        coverage: How much of the truth is altered.
+        coverage: How much of the image its true mask covers.
     """
 
     masks: list[MaskMeasurement]
@@ -160,12 +160,12 @@ class MeasuredImage(NamedTuple):
 
 @dataclass(frozen=True)
 class UnreadableMask:
-    """An image whose truth is unknown, so that its masks are not measured.
+    """An image whose true mask cannot be read, so that its predicted masks are not measured.
 
     Attributes:
         image: The image.
-        status: The status or reason.
-        detail: The details.
+        status: The status of the failed read, or `no_reference`.
+        detail: Description of the failure.
     """
 
     image: MaskedImage
@@ -174,7 +174,9 @@ class UnreadableMask:
 
 
 class MaskMeasurer:
-    """Read truths and measure masks. Threads can share it; each has its own open tables of masks.
+    """Read true masks, and measure predicted masks against them.
+
+    Threads can share an object. Each thread has its own open tables of masks.
 
     Args:
         fetcher: Reads masks.
@@ -200,7 +202,7 @@ class MaskMeasurer:
         self._thread_local = threading.local()
 
     def measure(self, image: MaskedImage) -> MeasuredImage | UnreadableMask:
-        """Measure all masks of one image."""
+        """Measure all predicted masks of one image against its true mask."""
         try:
             truth = self.read_truth(image)
         except InputError as error:
@@ -213,7 +215,7 @@ class MaskMeasurer:
         )
 
     def read_truth(self, image: MaskedImage) -> NDArray[np.uint8]:
-        """Return the truth (H, W) at the image's own size, 255 for altered pixels.
+        """Return the true mask (H, W) of an image at its own size, 255 for altered pixels.
 
         Raises:
             InputError: The mask is missing or cannot be read.
@@ -252,10 +254,10 @@ class MaskMeasurer:
 
 
 def iter_masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage | None]:
-    """Yield every image of a run that has masks; None for an image without a label.
+    """Yield each image for which the run has masks, or None if the image has no label.
 
-    One block is in memory at a time. Only current rows are labelled, so the masks of members that
-    were deleted are among those without a label.
+    One block is in memory at a time. Only current rows have labels. Members that were deleted from
+    the archive therefore count as images without a label.
     """
     rows = CurrentRows.read(run)
     for manifest in (index for index in list_complete_manifests(run.store) if index <= rows.last):
@@ -275,9 +277,10 @@ def iter_masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[Masked
 
 
 def resize_nearest(truth: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Resize a mask (H, W) to another size (h, w).
+    """Resize a mask (H, W) to another size (h, w) by nearest-neighbour sampling.
 
-    Each new pixel is the old one at its upper left corner, as with OpenCV's INTER_NEAREST.
+    The value of a new pixel is that of the old pixel at its upper left corner, as with OpenCV's
+    INTER_NEAREST.
     """
     rows, columns = (
         np.arange(new) * old // new for old, new in zip(truth.shape, shape, strict=True)
@@ -356,7 +359,7 @@ _IMAGES = {
 
 
 class Overlays:
-    """Collect the six worst and the six best masks of each system, ties by lower id."""
+    """Collect the six worst and the six best masks of each system; on ties, lower ids win."""
 
     def __init__(self) -> None:
         self._by_system: dict[
@@ -366,7 +369,7 @@ class Overlays:
     def add(
         self, metrics: localization.MaskMetrics, image: MaskedImage, row: dict[str, Any]
     ) -> None:
-        """Add one mask of a local edit, at the image's own size.
+        """Consider one mask of a local edit, at the image's own size, for the overlays.
 
         Args:
             metrics: The metrics of the mask.
@@ -441,14 +444,15 @@ def measure_localization(
     has_overlays: bool = True,
     guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> Localized | None:
-    """Measure the masks of a run.
+    """Measure the predicted masks of a run against the true masks of its labels.
 
-    A truth that cannot be read is counted with its reason. Masks are read within the run's limits.
+    True masks that cannot be read are counted by reason. They are read within the run's limits on
+    images.
 
     Args:
         run: The run.
-        tables: Returns the labelled rows; called with `COLUMNS`.
-        rules: The rules of the protocol; None for the plain ones.
+        tables: Function that returns the labelled rows with the columns `COLUMNS`.
+        rules: The rules of the protocol; None for the plain rules.
         empty: How images without altered pixels count under the plain policy.
         has_overlays: Whether to render overlays.
         guard: The web servers that the labels allow, in addition to those of the run.
@@ -483,7 +487,7 @@ def measure_localization(
 
 
 def draw_overlay(image: Image.Image, truth: Image.Image, marked: Image.Image) -> Image.Image:
-    """Tint the marked pixels of an image (RGB), and outline the altered ones.
+    """Tint the pixels of an image (RGB) that a mask marks, and outline the truly altered ones.
 
     Args:
         image: The image.

@@ -45,10 +45,10 @@ NOTES = (
 
 
 class PromptClip:
-    """A CLIP model in the format of transformers.
+    """A CLIP model, loaded from a local folder in the format of transformers.
 
     The folder has config.json, model.safetensors, and the files of the tokenizer and the image
-    processor. Only safetensors are read, and nothing is downloaded.
+    processor. Weights are read only from safetensors, and nothing is downloaded.
 
     Args:
         folder: The local folder.
@@ -62,7 +62,7 @@ class PromptClip:
 
         if not (Path(folder) / "config.json").is_file():
             raise ConfigError(
-                f"{folder} has no config.json of a CLIP",
+                f"{folder} has no config.json of a CLIP model",
                 hint="give a local folder, such as a download of openai/clip-vit-large-patch14",
             )
         try:
@@ -75,7 +75,7 @@ class PromptClip:
             ) from error
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
-        """Return the directions (n, d) of texts, each of length 1."""
+        """Return the embeddings (n, d) of texts, normalised to length 1."""
         import torch
 
         parts = [self._split_text(text) for text in texts]
@@ -103,7 +103,7 @@ class PromptClip:
     def embed_keyed_images(
         self, keyed_images: Iterable[tuple[int, Image.Image]], *, squash: bool = False
     ) -> Iterator[tuple[int, Floats]]:
-        """Yield the key and the direction (d,) of each image.
+        """Yield the key and the embedding (d,) of each image, normalised to length 1.
 
         Args:
             keyed_images: Keys and images.
@@ -118,7 +118,7 @@ class PromptClip:
             yield from zip([key for key, _ in batch], self.embed_images(images), strict=True)
 
     def embed_images(self, images: Sequence[Image.Image]) -> Floats:
-        """Return the directions (n, d) of images, each of length 1."""
+        """Return the embeddings (n, d) of images, normalised to length 1."""
         import torch
 
         pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
@@ -141,11 +141,11 @@ class PromptClip:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Images with a predicted and a true prompt, in the order of their ids.
+    """Images that have both a predicted and a true prompt, in the order of their ids.
 
     Attributes:
         makers: The generator of each image (n,).
-        counts: Numbers of images with either prompt, and with both.
+        counts: Number of images with a predicted prompt, with a true prompt, and with both.
         similarities: Cosines (n, 2) as `regenerated_similarity` returns them; None if there are no
             generated images.
     """
@@ -156,7 +156,7 @@ class Prompts:
 
     @property
     def info(self) -> PromptInfo:
-        """The counts, and notes on how to read the metrics."""
+        """Counts of the prompts, and notes on how to read the metrics."""
         missing = 0 if self.similarities is None else int(np.isnan(self.similarities[:, 0]).sum())
         notes = [*NOTES]
         if missing:
@@ -168,7 +168,7 @@ class Prompts:
 
     @property
     def figures(self) -> dict[str, values.MetricValue]:
-        """The metrics of all images."""
+        """The metrics of the predicted prompts of all images."""
         return self._measure(self.similarities)
 
     def measure(self, generators: Collection[str]) -> Mapping[str, values.MetricValue]:
@@ -195,21 +195,22 @@ def collect_prompts(
 ) -> Prompts | None:
     """Collect the predicted and true prompts of a run.
 
-    If there are many images, the 2,000 of lowest id are used; ids are hashes, so this is a random
-    sample.
+    If there are more than 2,000 images, those with the lowest ids are used. Ids are hashes, so this
+    is a random sample.
 
     Args:
-        tables: Returns the labelled rows.
+        tables: Function that returns the labelled rows.
         run: The run.
-        clip: A folder of CLIP weights as published.
-        regenerated: A folder of images generated from the run's prompts; None to leave the metrics
-            undefined.
+        clip: A folder of published CLIP weights.
+        regenerated: A folder of images generated from the prompts that the run predicted; None to
+            leave the metrics undefined.
 
     Returns:
         The prompts; None if no prompt was predicted, or no label has one.
 
     Raises:
-        ConfigError: A folder has other content, or `regenerated` is given without `clip`.
+        ConfigError: A folder does not have the expected files, or `regenerated` is set without
+            `clip`.
     """
     rows, counts = _read_prompts(tables)
     if not counts["with_prediction"] or not counts["with_prompt"]:
@@ -234,11 +235,12 @@ def collect_prompts(
 def regenerated_similarity(
     run: RunDirectory, image_ids: Sequence[int], folder: str, model: PromptClip
 ) -> Floats:
-    """Return the cosines (n, 2) of images and images generated from predicted prompts.
+    """Return the CLIP similarity (n, 2) of images with images generated from predicted prompts.
 
-    The first is with the images generated from the image's own prompt, the second with those of
-    other prompts, which is the level of chance. Both are NaN if the original cannot be read, or no
-    readable image was generated from its prompt.
+    The first column has the cosine of an image with the images generated from its own predicted
+    prompt. The second column has the cosine with images generated from other prompts, which is the
+    level of chance. Both are NaN if the image cannot be read, or no readable image was generated
+    from its prompt.
 
     Args:
         run: The run.

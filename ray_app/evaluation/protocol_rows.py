@@ -41,12 +41,12 @@ _NOT_COMPUTED = undefined("was not computed")
 
 
 class ProtocolLine(NamedTuple):
-    """A row of the table before it has cells.
+    """The definition of a row of the table, which selects generators.
 
     Attributes:
         row: The row of the protocol.
-        year: Only generators that were released in this year; None for all.
-        only: Only the generator of this exact name; None for all.
+        year: Select only generators that were released in this year; None for all.
+        only: Select only the generator with exactly this name; None for all.
     """
 
     row: ProtocolRow
@@ -80,11 +80,12 @@ class MeasuredRows(NamedTuple):
 def list_lines(
     protocol: Protocol | None, generators: Sequence[GeneratorInfo]
 ) -> list[ProtocolLine]:
-    """Return the rows of a protocol; without one, a row for each source and each generator.
+    """Return the definitions of the rows of a protocol's table.
 
-    The rows of the protocol come first, including rows that no generator of the data belongs to.
-    The automatic rows follow in the order of release and name. They leave out generators that a row
-    of the protocol has already, except for a row that is a mean.
+    Without a protocol, there is a row for each source and each generator. Rows that the protocol
+    names come first, including rows without a generator in the data. Automatic rows follow in the
+    order of release and name. They leave out generators that already have a row, except rows that
+    are means.
 
     Args:
         protocol: The protocol, or None.
@@ -128,7 +129,7 @@ def list_lines(
 def describe_rows(
     lines: Sequence[ProtocolLine], systems: Sequence[SystemInfo]
 ) -> list[TableRowInfo]:
-    """Return the heads of the rows.
+    """Return the facts on each row: its name, class, number of images, and training overlap.
 
     A row was seen in training if one of its generators was.
     """
@@ -158,7 +159,9 @@ def measure_rows(
     metrics: MetricsTable,
     options: SystemOptions,
 ) -> MeasuredRows:
-    """Return the values of all rows and footers. All intervals are for further images.
+    """Measure the values of all rows and footers of the table for one system.
+
+    All intervals are for further images.
 
     Args:
         protocol: The protocol; None for the plain table.
@@ -303,10 +306,10 @@ class _RowMeasurer:
 
 
 def f1_by_source(scores: SystemScores, generators: Sequence[GeneratorInfo]) -> MetricValue:
-    """Return OpenFake v2's cross-benchmark F1, the F1 of every source weighted by its images.
+    """Return the cross-benchmark F1 of OpenFake v2: the mean F1 of sources, weighted by images.
 
-    It is not meaningful: a source of only real images has an F1 of 0 however well it is classified,
-    and a source of only fakes has an F1 of 2 · TPR / (1 + TPR).
+    This metric is not meaningful. A source with only real images has an F1 of 0 however well it is
+    classified, and a source with only fakes has an F1 of 2 · TPR / (1 + TPR).
     """
     total = value = 0.0
     for generator in generators:
@@ -321,7 +324,7 @@ def f1_by_source(scores: SystemScores, generators: Sequence[GeneratorInfo]) -> M
 def accuracy_missing_wrong(
     scores: SystemScores, generators: Sequence[GeneratorInfo]
 ) -> MetricValue:
-    """Return DFLIP-3K v1's accuracy, in which images without a score count as wrong."""
+    """Return the accuracy of DFLIP-3K v1, in which images without a score count as wrong."""
     hits, n = scores.count_correct(map(get_group, generators))
     return proportion(
         hits, n + sum(generator.unscored for generator in generators), "there are no images"
@@ -329,7 +332,7 @@ def accuracy_missing_wrong(
 
 
 def false_positive_rate(scores: SystemScores, generators: Sequence[GeneratorInfo]) -> MetricValue:
-    """Return the fraction of real images that are called fake."""
+    """Return the fraction of real images whose score counts as fake."""
     hits, n = scores.count_correct(
         get_group(generator) for generator in generators if generator.label == "real"
     )

@@ -1,7 +1,7 @@
 """Read protocols, which define how to reproduce a published table, from YAML (`load_protocol`).
 
 A protocol defines the images, rows, metrics, and rules of a table, and has the published values.
-Its averages are those that other projects compute, each under its own name, also if they are wrong.
+Each average that another project computes has its own name, even if the average is wrong.
 `read_traits` returns the release date or architecture of each generator, from labels or from a
 run's own columns. `ray_app.evaluation.protocol_rows` computes the table.
 """
@@ -34,7 +34,7 @@ Value = Annotated[float, Field(ge=0, le=1)]
 
 
 class ProtocolRow(Frozen):
-    """A row: the pooled images of the generators that its globs match by name or architecture."""
+    """A row of the table: the pooled images of all generators that its globs match."""
 
     name: str = Field(description="name of the row")
     generators: tuple[str, ...] = Field(default=(), description="globs over names of generators")
@@ -91,7 +91,7 @@ class ProtocolRow(Frozen):
 
 
 class ProtocolFooter(Frozen):
-    """A metric of a system as a whole."""
+    """A footer of the table: a metric of a system over all rows or images."""
 
     name: str = Field(description="name that states what the metric is")
     figure: str = Field(
@@ -106,7 +106,7 @@ class ProtocolFooter(Frozen):
 
 
 class Reference(Frozen):
-    """A published column."""
+    """A column of published values, to compare with measured ones."""
 
     column: str = Field(description="title of the column")
     detector: str | None = Field(
@@ -119,21 +119,23 @@ class Reference(Frozen):
     source: str = Field(description="the publication and table of the column")
     rows: Mapping[str, Value] = Field(description="values by name of row or footer")
     mark: str | None = Field(
-        default=None, description="reason why the column is wrong or not comparable"
+        default=None, description="reason not to compare the column: it is wrong or not comparable"
     )
     marks: Mapping[str, str] = Field(
-        default={}, description="reasons why single cells are wrong or not comparable"
+        default={}, description="reasons not to compare single cells, by row"
     )
 
     @model_validator(mode="after")
     def _check_marks(self) -> "Reference":
         if unknown := self.marks.keys() - self.rows.keys():
-            raise ValueError(f"marks name rows without a value: {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"`marks` names rows without a value in `rows`: {', '.join(sorted(unknown))}"
+            )
         return self
 
 
 class LocalizationRules(Frozen):
-    """The rules for measuring masks."""
+    """The rules by which a protocol measures masks."""
 
     policy: Literal["opensdi", "imdlbenco", "plain"] = Field(
         default="plain", description="the project whose rules define the metrics"
@@ -147,7 +149,7 @@ class LocalizationRules(Frozen):
 
 
 class IdentificationRules(Frozen):
-    """The rules for comparing named generators with the true ones."""
+    """The rules by which a protocol compares predicted names of generators with true ones."""
 
     top_k: tuple[int, ...] = Field(
         default=(1, 3, 5), description="values of k for the top-k accuracies"
@@ -158,7 +160,7 @@ class IdentificationRules(Frozen):
 
 
 class Groups(Frozen):
-    """Names of rows in and out of the training distribution."""
+    """Names of the rows of a table that are in and out of the training distribution."""
 
     inside: tuple[str, ...] = Field(
         alias="in",
@@ -166,12 +168,13 @@ class Groups(Frozen):
         description="names of rows whose generators are in the training distribution",
     )
     out: tuple[str, ...] = Field(
-        default=(), description="names of rows whose generators are out of it"
+        default=(),
+        description="names of rows whose generators are out of the training distribution",
     )
 
 
 class Protocol(Frozen):
-    """The rules of an evaluation and its table. Fake is a log-odds above `threshold`."""
+    """The rules of an evaluation, and the table of its results."""
 
     name: str = Field(description="name of the protocol")
     title: str = Field(description="title for people")
@@ -182,7 +185,7 @@ class Protocol(Frozen):
     )
     arguments: Mapping[str, Any] = Field(default={}, description="arguments of the layout")
     sources: tuple[str, ...] = Field(default=(), description="where the images are")
-    split: str | None = Field(default=None, description="only labels of this split; null = all")
+    split: str | None = Field(default=None, description="use only labels of this split; null = all")
     detectors: tuple[str, ...] = Field(
         default=(), description="detectors that score a source, unless others are given"
     )
@@ -196,7 +199,9 @@ class Protocol(Frozen):
         default=True, description="false = a score at the threshold counts as fake, too"
     )
     perturb: tuple[str, ...] = Field(default=(), description="lists of perturbations by name")
-    rows: tuple[ProtocolRow, ...] = Field(default=(), description="the first rows of the table")
+    rows: tuple[ProtocolRow, ...] = Field(
+        default=(), description="the rows of the table, before the automatic ones"
+    )
     paired: Mapping[str, tuple[str, ...]] = Field(
         default={},
         description="globs over generators, by glob over sources of real images; their average precision and oracle accuracy are against the "
@@ -210,7 +215,7 @@ class Protocol(Frozen):
         default=("rate",), description="metrics of the automatic rows of generators"
     )
     footers: tuple[ProtocolFooter, ...] = Field(
-        default=(), description="metrics of the whole below the rows"
+        default=(), description="metrics over all rows or images, below the rows"
     )
     averages: str = Field(description="how the protocol averages, in words")
     localization: LocalizationRules | None = Field(
@@ -249,14 +254,14 @@ class Protocol(Frozen):
         if unknown := set(group_rows) - {row.name for row in self.rows}:
             raise ValueError(f"groups: unknown rows: {', '.join(sorted(unknown))}")
         if not self.rows and not self.automatic:
-            raise ValueError("a protocol needs rows or automatic")
+            raise ValueError("a protocol needs at least one entry in `rows` or `automatic`")
         return self
 
     @property
     def traits(self) -> Mapping[str, str]:
-        """Facts of generators that the table needs.
+        """Facts on generators that the table needs, such as the release date.
 
-        The keys are their names in a document, and the values are the columns of labels.
+        Keys are the names of the facts in `metrics.json`, and values are the columns of the labels.
         """
         columns = {"released": "release_date"} if "years" in self.automatic else {}
         return columns | (
@@ -265,7 +270,7 @@ class Protocol(Frozen):
 
     @property
     def info(self) -> ProtocolInfo:
-        """The rules as documents have them."""
+        """The facts on the protocol for the result of an evaluation."""
         return ProtocolInfo(
             name=self.name,
             title=self.title,
@@ -280,7 +285,7 @@ class Protocol(Frozen):
 
     @property
     def published(self) -> tuple[ReferenceInfo, ...]:
-        """The published columns, with the reasons why some are wrong."""
+        """The columns of published values for the result of an evaluation."""
         return tuple(
             ReferenceInfo(**column.model_dump(exclude={"detector"}), system=column.detector)
             for column in self.reference
@@ -299,12 +304,13 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
 def read_traits(
     tables: Callable[[Sequence[str]], Iterable[pa.Table]], column: str
 ) -> Mapping[str, str]:
-    """Return the smallest value of a column by generator of fakes, such as its release date.
+    """Return a fact on each generator of fakes, such as its release date, from labelled rows.
 
-    Generators without a value are left out, and so are dates that do not begin with a year.
+    If rows of a generator differ, the smallest value counts. Generators without a value are left
+    out. A date that does not begin with a year does not count.
 
     Args:
-        tables: Returns the labelled rows with the requested columns.
+        tables: Function that returns the labelled rows with the requested columns.
         column: `release_date` or `architecture`.
     """
     traits: dict[str, str] = {}

@@ -42,10 +42,11 @@ def labels_for(
     run: RunDirectory | None,
     out: Store,
 ) -> LabelledRows | None:
-    """Read the labels that a config selects.
+    """Read the labels that a config selects: a file, an index, a layout, or the run's own.
 
-    A layout, the config's or else the protocol's, labels the source of the run, or the config's own
-    source. The labels are written to `out`/index, which the same evaluation reuses.
+    A layout, of the config or else of the protocol, derives labels from the source of the run, or
+    from the source in the config. Such labels are written to `out`/index, and reused if the
+    evaluation is repeated.
 
     Args:
         config: The settings of the evaluation.
@@ -102,7 +103,7 @@ def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
     """Return warnings about labels and rows that do not match, as sentences.
 
     Raises:
-        ConfigError: No row is labelled. The message has one example of each side.
+        ConfigError: No row is labelled. The message has an example of a label and of a row.
     """
     is_own = labels.key == INPUT_KEY
     if not labels.joined and is_own:
@@ -173,7 +174,7 @@ class EvaluationOutcome:
 
     Attributes:
         result: The metrics.
-        exit_code: TOO_MANY_BAD if scoring ended with it.
+        exit_code: TOO_MANY_BAD if the source was scored first and too many files were bad.
     """
 
     result: EvaluationResult
@@ -184,8 +185,8 @@ class EvaluationOutcome:
 def evaluate(config: EvaluateConfig) -> EvaluationOutcome:
     """Evaluate a run, or a source that is first scored into `out`/run.
 
-    Writes metrics.json, metrics.csv, metrics.parquet, and report.html into `out`. If scoring is
-    interrupted, the same call resumes it.
+    The files metrics.json, metrics.csv, metrics.parquet, and report.html are written into `out`. If
+    scoring is interrupted, the same call resumes it.
 
     Raises:
         ConfigError: There are no labels, or they do not match the run.
@@ -233,7 +234,7 @@ def measure(
     run: RunDirectory,
     labels: LabelledRows,
 ) -> EvaluationResult:
-    """Join labels with a run and measure it, without writing anything.
+    """Join labels with a run and compute all metrics, without writing anything.
 
     Args:
         config: The settings of the evaluation.

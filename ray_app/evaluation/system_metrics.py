@@ -1,8 +1,9 @@
 """Measure one system (`measure_system`), and test pairs of systems (`paired_tests`).
 
-A system is measured as a whole, by kind, generator, and stratum, and under perturbation. The
-intervals of the whole have one meaning (ray_app.evaluation.interval_sample). The intervals of a
-part are for further images of this part.
+A system, which is a detector or the ensemble, is measured on all images; by kind, generator, and
+stratum; and under perturbation. The intervals of metrics on all images describe one population
+(`ray_app.evaluation.interval_sample`). The intervals of other metrics are for further images of the
+same part.
 """
 
 from collections import Counter
@@ -57,10 +58,10 @@ class SystemOptions:
     """Inputs that the measurements of all systems share.
 
     Attributes:
-        intervals: The groups that intervals are for.
+        intervals: Chooses the groups by which intervals are resampled.
         generators: The generators and sources that labels name.
         members: The detectors of the ensemble.
-        identity: The run's identity, which has the kinds of its views and the missing views.
+        identity: The run's identity, which has the kinds of perturbations and the missing ones.
     """
 
     intervals: Intervals
@@ -86,9 +87,9 @@ class MeasuredSystem(NamedTuple):
 def list_generators(
     cells: accumulate.Cells, traits: Mapping[str, Mapping[str, str]]
 ) -> list[GeneratorInfo]:
-    """Return the generators and sources that labels name.
+    """Return the generators of fakes and the sources of real images that the labels name.
 
-    The number of images of each is in `unscored`.
+    The number of images of each is in the field `unscored`, because no scores are read yet.
 
     Args:
         cells: The labelled rows.
@@ -185,8 +186,8 @@ def paired_tests(
         sample: The sample of the labelled rows.
         systems: The systems.
         binary: Whether each system is binary, by name.
-        meaning: With `generators`, the jackknife leaves out generators and sources if labels name
-            enough of them; with `images`, blocks of images.
+        meaning: `generators` if the jackknife leaves out generators and sources, if the labels name
+            enough of them. `images` if it leaves out random groups of images.
 
     Returns:
         The tests, and the differences with their intervals.
@@ -240,12 +241,12 @@ class SystemScores:
     binary: bool
 
     def mask(self, predicate: Callable[[accumulate.FileCell], bool]) -> Bools:
-        """Return which images (n,) are in the selected cells."""
+        """Return for each image (n,) whether `predicate` selects its cell."""
         is_selected = np.array([predicate(cell) for cell in self.file_cells], np.bool_)
         return is_selected[self.cells]
 
     def select(self, predicate: Callable[[accumulate.FileCell], bool]) -> ScoredImages:
-        """Return the images of the selected cells."""
+        """Return the images whose cell `predicate` selects."""
         return self.images.select(self.mask(predicate))
 
     def select_against(
@@ -270,7 +271,7 @@ class SystemScores:
         return self.select(is_selected)
 
     def count_correct(self, groups: Iterable[EvaluationGroup]) -> tuple[int, int]:
-        """Return the number of correctly judged, and of scored, images of some groups."""
+        """Return the number of correctly judged images and of scored images of some groups."""
         counts = [self.correct_counts.get(group, (0, 0)) for group in groups]
         return sum(hits for hits, _ in counts), sum(n for _, n in counts)
 
@@ -288,7 +289,7 @@ class SystemScores:
     def measure_ranking(
         self, name: str, images: ScoredImages, sample: Resampled | None
     ) -> MetricValue:
-        """Return a metric that needs scores which rank images.
+        """Return a metric that ranks images by score; undefined if all scores are yes or no.
 
         Args:
             name: The name of the metric.
@@ -301,7 +302,7 @@ class SystemScores:
 
     @cached_property
     def correct_counts(self) -> Mapping[EvaluationGroup, tuple[int, int]]:
-        """Number of correctly judged, and of scored, images of each group."""
+        """Number of correctly judged images and of scored images, by group."""
         is_right = self.images.flagged == self.images.is_fake
         n = np.bincount(self.cells, minlength=len(self.file_cells))
         hits = np.bincount(self.cells[is_right], minlength=len(self.file_cells))
@@ -320,7 +321,7 @@ def collect_scores(
     Args:
         system: The system.
         cells: The labelled rows.
-        column: Scores to use in place of the system's own, such as those of a view.
+        column: Scores to use in place of the system's own, such as those under a perturbation.
     """
     column = column or cells.scores(system.name)
     order = descending_order(column.scores)
@@ -381,7 +382,7 @@ def _measure_averages(
 
 
 def get_group(generator: GeneratorInfo) -> EvaluationGroup:
-    """Return the group of labels that a generator stands for."""
+    """Return the group (kind and generator) of the images of a generator or source."""
     return EvaluationGroup(generator.kind, generator.name)
 
 

@@ -1,6 +1,6 @@
 """List the systems of a run, which are its ensemble and its detectors (`list_systems`).
 
-`training_overlap` finds out whether a system was trained on a generator.
+`training_overlap` returns whether a detector was trained on fakes of a generator.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ Overlap = Literal["in-training", "unseen", "unknown"]
 
 @dataclass(frozen=True)
 class System:
-    """A column of scores, which are log-odds of fake.
+    """A detector or the ensemble of a run, as a column of scores (log-odds of fake).
 
     Attributes:
         name: Name in the run.
@@ -36,12 +36,12 @@ class System:
             `detector`.
         title: Title for people.
         threshold: Scores above it are fake.
-        strict: If False, scores at the threshold are fake, too.
+        strict: If False, scores at the threshold are also fake.
         calibration: Turns the scores into probabilities.
         calibrated: Whether the probabilities are calibrated.
         binary: Whether the detector replies yes or no.
         decides: Whether the run's verdicts are those of this system.
-        late: Whether, in a cascade, it scores only the images of the second stage.
+        late: Whether it is a detector that scores only the images in the second stage of a cascade.
         card: The detector's card; None if it cannot be read any more.
     """
 
@@ -73,7 +73,7 @@ class Systems:
     """All systems of a run.
 
     Attributes:
-        all: The systems, the headline first.
+        all: The systems, beginning with the one that decides verdicts.
         ensemble: The card of the ensemble, or None.
         members: Names of the ensemble's detectors in the run, in the ensemble's order.
         calibrations: Calibrations of the members, by name.
@@ -86,24 +86,25 @@ class Systems:
 
     @property
     def headline(self) -> System:
-        """The system that decides, which has a detector's name if the ensemble has only that."""
+        """The system that decides verdicts: the ensemble, or the detector if it is the only one."""
         return self.all[0]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that rows need in addition to their scores.
+        """The columns of result rows that are needed in addition to scores.
 
-        A cascade's audit draws images by the digest of the file, for every view.
+        A cascade needs `sha256`, because its audit draws images by the digest of the file for every
+        perturbation.
         """
         return (
             ("sha256",) if self.ensemble is not None and self.ensemble.cascade is not None else ()
         )
 
     def read_score_columns(self, table: pa.Table) -> dict[str, pa.Array]:
-        """Return the score columns of result rows by name.
+        """Return the scores of result rows as columns by name.
 
-        The names are `score:SYSTEM`, and `view:SYSTEM|VIEW` for the scores of a view. A score that
-        is missing or not finite is null.
+        The names are `score:SYSTEM`, and `view:SYSTEM|VIEW` for the scores under a perturbation. A
+        score that is missing or not finite is null.
         """
         columns = {f"score:{name}": scores for name, scores in self.read_scores(table).items()}
         columns |= {
@@ -127,10 +128,10 @@ class Systems:
         }
 
     def read_views(self, table: pa.Table) -> dict[str, dict[str, Column]]:
-        """Return the scores (n,) of perturbed pixels by view and system.
+        """Return the scores (n,) of result rows under each perturbation (view), by view and system.
 
-        The result is empty if the run has no views. The ensemble's scores are computed for each
-        view.
+        The result is empty if the run has no perturbations. The ensemble's scores are computed for
+        each perturbation.
         """
         if "views" not in table.column_names:
             return {}
@@ -177,7 +178,7 @@ def list_systems(
         run: The run.
         threshold: The threshold of all systems. By default it is 0 for a detector, and the lowest
             score of a fake verdict for an ensemble.
-        strict: If False, scores at the threshold are fake, too.
+        strict: If False, scores at the threshold are also fake.
     """
     run_info = run.describe()
     names: list[str] = run_info["detectors"]
@@ -218,10 +219,11 @@ def list_systems(
 
 
 def training_overlap(card: DetectorCard, generator: str) -> Overlap:
-    """Return whether a detector's weights were trained on fakes of a generator.
+    """Return whether a detector was trained on images of a generator or a source.
 
-    A name that the card does not list is `unseen` only if the card lists all generators. Sources of
-    real images (`real`, `real:…`) are `unknown` unless the card lists them.
+    The result is `in-training` if the card lists the name. Another name is `unseen` only if the
+    card lists all generators, else `unknown`. Sources of real images (`real`, `real:…`) that the
+    card does not list are `unknown`.
 
     Args:
         card: The card of the detector.
@@ -238,7 +240,7 @@ def training_overlap(card: DetectorCard, generator: str) -> Overlap:
 
 
 def combined_overlap(overlaps: Iterable[str]) -> Overlap:
-    """Combine the overlaps of several members of an ensemble or several generators.
+    """Combine the training overlaps of several detectors or of several generators into one.
 
     `in-training` takes precedence, then `unknown`.
     """
@@ -249,9 +251,9 @@ def combined_overlap(overlaps: Iterable[str]) -> Overlap:
 
 
 def is_named(name: str, glob: str) -> bool:
-    """Return whether a glob matches a generator's name.
+    """Return whether the name of a generator matches a glob.
 
-    Case, spaces, dots, dashes, and underscores are ignored.
+    Case, spaces, dots, dashes, and underscores are ignored in both.
     """
     return fnmatchcase(spelling_key(name), spelling_key(glob))
 

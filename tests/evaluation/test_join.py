@@ -96,13 +96,13 @@ MANY = [{"uri": f"/{number}", "label": 1, "generator": f"g{number}"} for number 
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([FAKE, {"uri": "/b", "label": None}], "row 2: no label"),
-        ([FAKE, {"uri": None, "label": 1}], "row 2: no uri"),
-        ([FAKE | {"kind": "odd"}], "row 1: 'odd' is not a kind"),
+        ([FAKE, {"uri": "/b", "label": None}], "row 2: the label is missing"),
+        ([FAKE, {"uri": None, "label": 1}], "row 2: the column `uri` is empty"),
+        ([FAKE | {"kind": "odd"}], "row 1: 'odd' is not a kind of image"),
         (MANY, "more than 5,000 generators"),
         ([{"path": "/a", "label": 1}], "one of image_id, sha256, uri"),
         ([FAKE | {"generator": "real:x"}], "labelled fake, but its generator is 'real:x'"),
-        ([FAKE | {"split": "train"}], "no labels of split 'test'"),
+        ([FAKE | {"split": "train"}], "no labelled image is in the split 'test'"),
     ],
 )
 def test_incomplete_labels_are_refused(tmp_path, rows, said):

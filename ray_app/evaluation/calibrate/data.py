@@ -92,8 +92,7 @@ class CalibrationData:
         return np.stack([np.asarray(scores, np.float64) for scores in self.scores.values()], axis=1)
 
     def take(self, selection: NDArray[Any]) -> "CalibrationData":
-        """Return the images at indices (m,), in the order of these, or those that a mask
-        selects."""
+        """Return the images at indices (m,), in their order, or those that a mask (n,) selects."""
         indices = np.flatnonzero(selection) if selection.dtype == np.bool_ else selection
         selected: dict[str, Any] = {
             "scores": {name: scores[indices] for name, scores in self.scores.items()}

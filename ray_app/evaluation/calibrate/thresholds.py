@@ -229,7 +229,7 @@ def choose_real_below(fakes: ArrayLike, miss: float = 0.05, *, fake_above: float
     scores = np.sort(np.asarray(fakes, np.float64))
     if not len(scores):
         raise ConfigError(
-            "cannot choose the threshold for real images: there are no fakes",
+            "cannot choose the threshold for real images: no image is labelled fake",
             hint="label fake images",
         )
     max_missed = math.floor(miss * len(scores) * (1 + 1e-12))
