@@ -1,7 +1,8 @@
-"""Train a network to predict prompts.
+"""Train a describer, which is a network that predicts the prompt of an image.
 
-`make_plan` and `build_caption_network` make the network, and `CaptionLearner` its steps. Workers
-get their data by `make_captioning_job`, `make_caption_learner`, and `embedding_batches`.
+`make_plan` decides on the network, and `build_caption_network` builds it. `make_captioning_job`
+prepares the training data. In each worker, `make_caption_learner` returns the `CaptionLearner` that
+makes the training steps, and `embedding_batches` yields its batches of embeddings.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,9 +43,9 @@ TOKENIZER = "tokenizer.json"
 class CaptionLearner(Learner):
     """A network that learns to predict the prompts of images or embeddings.
 
-    Batches have `row` (n,), `usable` (n,), and `image` (n, H, W, 3) uint8 or `embedding` (n, d).
-    The loss is the mean cross-entropy of the tokens of a process's batch; unreadable images have no
-    tokens.
+    A batch has the arrays `row` (n,), `usable` (n,), and `image` (n, H, W, 3) uint8 or `embedding`
+    (n, d). The loss is the mean cross-entropy of all prompt tokens in this process's batch. The
+    prompts of unreadable images do not count.
     """
 
     def __init__(
@@ -64,11 +65,11 @@ class CaptionLearner(Learner):
         Args:
             recipe: The recipe.
             network: The network.
-            tokenizer: Its tokenizer.
+            tokenizer: The tokenizer of the prompts.
             targets: Token numbers (rows, L) of all training prompts, with IGNORED after the end.
             preprocessing: How images are prepared. None if the network reads embeddings.
             device: The device.
-            total_steps: Number of all steps.
+            total_steps: Number of steps of the whole training.
             rank: Rank of this process.
         """
         self._tokenizer, self._targets = tokenizer, targets
@@ -86,13 +87,13 @@ class CaptionLearner(Learner):
         )
 
     def prepare(self, batch: Batch) -> tuple[Batch, int]:
-        """Return the batch with its targets, and their number of tokens."""
+        """Return the batch with the array `targets` added, and the number of tokens to predict."""
         targets = self._targets[batch["row"]].astype(np.int64)
         targets[~batch["usable"]] = IGNORED
         return {**batch, "targets": targets}, max(int((targets != IGNORED).sum()), 1)
 
     def answer(self, part: Batch) -> torch.Tensor:
-        """Return logits of the tokens (n, L, V)."""
+        """Return the logits (n, L, V) of the prompt tokens of one part of a batch."""
         if self._normalise is None:
             inputs = torch.tensor(part["embedding"], device=self.device)
         else:
@@ -105,12 +106,12 @@ class CaptionLearner(Learner):
         return answer
 
     def loss(self, answer: torch.Tensor, part: Batch, count: int) -> BatchLoss:
-        """Return the cross-entropy of the tokens of a part.
+        """Return the cross-entropy of the prompt tokens of one part of a batch.
 
         Args:
             answer: Logits (n, L, V) of the tokens.
-            part: The part of the batch.
-            count: The number that the sum is divided by.
+            part: The part of the batch, with `targets`.
+            count: Number of tokens in the whole batch, which divides the sum over the part.
         """
         targets = torch.from_numpy(part["targets"]).to(self.device).flatten()
         total = nn.functional.cross_entropy(
@@ -123,7 +124,7 @@ class CaptionLearner(Learner):
         return captioners.body_state(self.network), self.optimiser.state_dict()
 
     def restore(self, folder: Path) -> None:
-        """Load the state from a folder, which every process has for itself."""
+        """Load weights and optimiser state from a local folder. Each process has its own folder."""
         captioners.load_body(self.network, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
         self.optimiser.load_state_dict(
             torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu")
@@ -131,7 +132,10 @@ class CaptionLearner(Learner):
 
 
 def make_decoder_inputs(targets: torch.Tensor, tokenizer: CaptionTokenizer) -> torch.Tensor:
-    """Return the token before each target (n, L): `begin`, the targets, and `pad` after the end."""
+    """Return the decoder's input for each target (n, L), which is the token before the target.
+
+    The first input is `begin`, and inputs after the end of a prompt are `pad`.
+    """
     begin = torch.full_like(targets[:, :1], tokenizer.begin)
     shifted = torch.cat([begin, targets[:, :-1]], dim=1)
     return shifted.masked_fill(shifted == IGNORED, tokenizer.pad)
@@ -155,9 +159,9 @@ class DescriberPlan:
     """The network of a describer to train.
 
     Attributes:
-        architecture: The complete `architecture` of its card.
-        prefix: Tokens of a prefix.
-        tokenizer: Its tokenizer.
+        architecture: The key `architecture` of the describer's card, complete.
+        prefix: Number of tokens that an embedding becomes.
+        tokenizer: The tokenizer of the prompts.
         start: The card whose weights the network starts from. None for random weights.
     """
 
@@ -185,17 +189,18 @@ def make_plan(
     prompts: Sequence[str] = (),
     tokenizer: str | None = None,
 ) -> DescriberPlan:
-    """Return the plan of a recipe.
+    """Return the plan of the describer's network that a recipe trains.
 
     Args:
-        recipe: Its name, for errors.
-        section: Its `describe`.
-        width: Numbers of an embedding, for the tier prefix.
+        recipe: Name of the recipe, for errors.
+        section: The recipe's section `describe`.
+        width: Length of an embedding, for the tier prefix.
         prompts: Training prompts, on which a tokenizer is trained if there is none yet.
         tokenizer: JSON of the tokenizer that an earlier session trained.
 
     Raises:
-        ConfigError: The section does not fit.
+        ConfigError: The card of `start` has another tier or embedding size, or the model of
+            `architecture` is unknown.
         DetectorError: The files of `start` are missing or do not fit.
     """
     import tokenizers
@@ -208,7 +213,7 @@ def make_plan(
             )
         if card.tier == "prefix" and card.architecture.get("width") != width:
             raise ConfigError(
-                f"{recipe}: describe.start: {card.name} reads embeddings of another size than the recipe's detector computes"
+                f"{recipe}: describe.start: {card.name} reads {card.architecture.get('width')} numbers, but an embedding of the detector has {width}"
             )
         start_tokenizer = read_tokenizer(card, resolve_part(card.parts[0]))
         return DescriberPlan(dict(card.architecture), card.prefix, start_tokenizer, card)
@@ -255,11 +260,11 @@ def _complete_architecture(
 
 
 def build_caption_network(name: str, section: Describe, plan: DescriberPlan, seed: int) -> Any:
-    """Return the network as training starts, on the CPU: random or with `plan.start`'s weights.
+    """Build a describer's network on the CPU, with the weights of `plan.start` or random weights.
 
     Args:
-        name: The recipe's name, for errors.
-        section: Its `describe`.
+        name: Name of the recipe, for errors.
+        section: The recipe's section `describe`.
         plan: The plan of the network.
         seed: Seed of random weights.
     """
@@ -278,10 +283,10 @@ def build_caption_network(name: str, section: Describe, plan: DescriberPlan, see
 
 
 def make_captioning_job(job: TrainingJob) -> TrainingJob:
-    """Return the job with the data that a describer learns from.
+    """Return a copy of the job with the training data of a describer as `captions`.
 
-    For a captioner, its card has the preprocessing of the pixels. The tokenizer is trained once and
-    stored.
+    If the tier is captioner, the copy's card has the preprocessing of the captioner. A new
+    tokenizer is trained once and stored in the training's directory.
 
     Raises:
         ConfigError: The section `describe` is invalid.
@@ -322,11 +327,11 @@ def make_captioning_job(job: TrainingJob) -> TrainingJob:
 def make_caption_learner(
     job: TrainingJob, captions: CaptionData, device: str, rank: int
 ) -> CaptionLearner:
-    """Return the learner of one worker as training starts.
+    """Return the learner of one worker, with the weights that training starts from.
 
     Args:
         job: The job, see `make_captioning_job`.
-        captions: The data that it learns from.
+        captions: The training data of the describer, which are `job.captions`.
         device: Device of the worker.
         rank: Rank of the worker.
     """
@@ -342,7 +347,7 @@ def make_caption_learner(
 def embedding_batches(
     job: TrainingJob, vectors: npt.NDArray[np.float32], first: int, rank: int, world: int
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield the batches of embeddings of one worker, from a step to the last.
+    """Yield one worker's batches of embeddings, from step `first` to the last step.
 
     A batch has `row`, `image_id`, and `usable` (n,), and `embedding` (n, d).
 

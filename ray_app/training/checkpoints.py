@@ -1,7 +1,7 @@
-"""Store the checkpoints of a training: folders below `checkpoints`, complete if they have a `DONE`.
+"""Store, list, and delete the checkpoints of a training.
 
-The file `DONE` is written when all other files of a checkpoint are in storage. These markers alone
-decide which checkpoints count.
+A checkpoint is a folder below `checkpoints/`. Its marker, the file `DONE`, is written when all of
+its other files are in storage. Only a checkpoint with this marker is complete and counts.
 """
 
 import json
@@ -30,8 +30,8 @@ class CheckpointEntry(NamedTuple):
     """A complete checkpoint.
 
     Attributes:
-        name: Name of its folder.
-        step: Number of steps that it contains.
+        name: Name of the checkpoint's folder.
+        step: Number of training steps that the network had made.
         finished: Whether it is the last checkpoint of the training.
     """
 
@@ -41,12 +41,12 @@ class CheckpointEntry(NamedTuple):
 
 
 def make_checkpoint_name(step: int) -> str:
-    """Return a folder name that no attempt has used, so that attempts never share a folder."""
+    """Return a new folder name for a checkpoint, so that two attempts never share a folder."""
     return f"step-{step:08d}-{secrets.token_hex(4)}"
 
 
 def list_checkpoints(out: Store) -> list[CheckpointEntry]:
-    """List the complete checkpoints, ordered by step."""
+    """List the complete checkpoints of a training, ordered by step."""
     markers = ((name, _read_marker(out, name)) for name in _folder_names(out))
     entries = (
         CheckpointEntry(name, _parse_step(name), marker["finished"])
@@ -85,7 +85,9 @@ def save_checkpoint(out: Store, folder: Path, name: str, *, finished: bool) -> N
 
 
 def mark_complete(out: Store, name: str, *, finished: bool) -> None:
-    """Write the marker of a checkpoint all of whose files are in storage.
+    """Mark a checkpoint as complete by its file `DONE`.
+
+    Call this function when all other files of the checkpoint are in storage.
 
     Args:
         out: The directory of the training.
@@ -101,9 +103,7 @@ def mark_complete(out: Store, name: str, *, finished: bool) -> None:
 def remove_superseded(
     out: Store, *, keep: int, values: Mapping[int, float], unjudged: Collection[int] = ()
 ) -> list[str]:
-    """Delete the complete checkpoints that others supersede, and return their names.
-
-    The last checkpoint always stays.
+    """Delete complete checkpoints, except the best ones, the last one, and those to be validated.
 
     Args:
         out: The directory of the training.
@@ -131,11 +131,12 @@ def remove_superseded(
 
 
 def remove_incomplete(out: Store) -> list[str]:
-    """Delete interrupted uploads that a complete checkpoint supersedes, and return their names.
+    """Delete checkpoint folders without a `DONE`, and return their names.
 
-    The complete checkpoint has at least as many steps. A folder whose marker cannot be read stays,
-    since it may be a whole checkpoint. Call this function only while no process of this training
-    runs, because an upload in progress looks the same.
+    Such a folder is left by an interrupted upload. It is deleted only if a complete checkpoint has
+    at least as many steps. A folder with an unreadable `DONE` stays, since all of its files may be
+    there. Call this function only while no process of this training runs, because an upload in
+    progress looks the same.
     """
     last = latest_checkpoint(out)
     superseded = [
@@ -148,12 +149,12 @@ def remove_incomplete(out: Store) -> list[str]:
 
 
 def count_folders(out: Store) -> int:
-    """Count the checkpoint folders, complete or not."""
+    """Return the number of checkpoint folders of a training, complete or not."""
     return len(_folder_names(out))
 
 
 def refuse_older(out: Store) -> None:
-    """Raise ConfigError if a training of Touchstone 0.27 or older left checkpoints here."""
+    """Raise ConfigError if the directory has checkpoints of Touchstone 0.27 or older."""
     if out.folders(_OLD_FOLDER):
         raise ConfigError(
             f"{out.url}/{_OLD_FOLDER} holds checkpoints of Touchstone 0.27 or older",
@@ -162,7 +163,10 @@ def refuse_older(out: Store) -> None:
 
 
 class CheckpointWriter:
-    """Saves a learner. An upload to remote storage continues while the next steps are made."""
+    """Saves checkpoints of a learner.
+
+    An upload to remote storage runs in the background while training continues.
+    """
 
     def __init__(self, out: Store) -> None:
         self._out = out
@@ -180,7 +184,7 @@ class CheckpointWriter:
             The name of the checkpoint in rank 0, otherwise None.
 
         Raises:
-            StorageError: This checkpoint or the one before cannot be written.
+            StorageError: This checkpoint or the previous one cannot be written.
         """
         if learner.rank != 0:
             learner.save(Path())
@@ -199,7 +203,7 @@ class CheckpointWriter:
         return name
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is complete. Raise StorageError if its upload failed."""
+        """Wait for the upload of the last saved checkpoint. Raise StorageError if it failed."""
         upload, self._upload = self._upload, None
         if upload is not None:
             upload.result()
@@ -228,11 +232,13 @@ def fetch_checkpoint(out: Store, name: str, files: Iterable[str] | None = None) 
 
 @contextmanager
 def provide_local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
-    """Provide files as a local folder inside the block.
+    """Provide files of a store as a local folder inside the block.
+
+    The folder of a local store is provided itself, without a copy.
 
     Args:
-        source: A store. A local one is provided itself, otherwise copies are.
-        names: The files to copy.
+        source: The store.
+        names: The files to copy from a remote store.
 
     Raises:
         StorageError: A file cannot be read.

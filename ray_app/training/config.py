@@ -1,7 +1,8 @@
-"""Define the settings of a training: `TrainConfig` is a `Recipe` and the processes that train.
+"""Define the settings of a training.
 
-The recipe is everything that decides the result: the same recipe makes the same steps on any
-cluster. This module imports no torch.
+A `Recipe` is everything that decides the result, so that the same recipe makes the same steps on
+any cluster. A `TrainConfig` is a recipe with the directory and the processes of one training. This
+module does not import torch.
 """
 
 from collections.abc import Mapping
@@ -20,8 +21,8 @@ from ray_app.storage import UNGUARDED, S3Config
 from ray_app.transforms.policy import Augmentation
 
 PROFILING = ("identify", "describe")
-"""Methods that do not train a detector, but fit a head or a network to what a detector computes from
-images. Their data need not have real images.
+"""Methods that train an identifier or a describer, not a detector. Their data need not have real
+images.
 """
 
 
@@ -263,7 +264,7 @@ class Validation(Frozen):
 
 
 class Export(Frozen):
-    """The texts of the new card that are not measured."""
+    """The title, licence, and other texts of the new card, and a URL to copy the result to."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "onnx": "remove it and call torch.onnx.export on ray_app.detectors.load_detector('OUT/card.yaml', precision='fp32').network",
@@ -340,7 +341,7 @@ class Identify(Frozen):
 
 
 class Describe(Frozen):
-    """The kind, the size, and the search of a describer.
+    """The kind and the size of a describer, and how it searches for a prompt.
 
     The tier `retrieval` keeps the embeddings of the training images with their prompts. `prefix`
     learns from the same embeddings, `captioner` from pixels. The keys of a describer's card explain

@@ -1,9 +1,10 @@
-"""Train a predictor of prompts from labelled images with prompts: `describe`.
+"""Train a describer, which predicts prompts, from images with known prompts: `describe`.
 
 It computes embeddings once (`training.embeddings`), trains a network by the training loop, and
-measures the card against two baselines that cost nothing: the prompt of the nearest training image,
-and random prompts. It writes OUT/describer.yaml, and `metrics.json` last. The same command resumes.
-The weights are those of the last step, because no validation chooses among checkpoints.
+compares the describer with baselines that need no training, such as the prompt of the nearest
+training image and random prompts. It writes OUT/describer.yaml, and `metrics.json` last. The same
+command resumes. The weights are those of the last step, because no validation chooses among
+checkpoints.
 """
 
 import json
@@ -39,7 +40,7 @@ from ray_app.training.loader import make_loader
 SCHEMA = 1
 CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
 EXAMPLES = 20
-"""Prompts in `metrics.json` with their predictions."""
+"""Number of prompts that `metrics.json` lists with their predictions."""
 MAX_IMAGES = 20_000
 """Maximum number of images that are measured. They are drawn at random if there are more."""
 _EXACT = "share of prompts predicted word for word"
@@ -68,7 +69,7 @@ def describe(
     claim: Mapping[str, Any],
     fit: Callable[[TrainingJob], None],
 ) -> dict[str, Any]:
-    """Compute embeddings, train, measure, and write a describer.
+    """Train a describer on embeddings or pixels, measure it, and write its card.
 
     Args:
         job: The job.
@@ -80,7 +81,7 @@ def describe(
         The content of `metrics.json`.
 
     Raises:
-        ConfigError: The recipe has no section `describe`, or its section does not fit.
+        ConfigError: The recipe's section `describe` is missing or invalid.
         DetectorError: The tier needs embeddings, but the detector has none.
         TouchstoneError: As in `train`.
     """
@@ -114,13 +115,13 @@ def describe(
 def plan_describer(
     config: TrainConfig, card: DetectorCard, splits: Splits, steps: int
 ) -> dict[str, Any]:
-    """Return the plan of a dry run.
+    """Return the plan of a dry run of the method `describe`, as plain JSON.
 
     Args:
         config: The settings.
         card: The training card.
         splits: The splits with prompts.
-        steps: Number of steps.
+        steps: Number of training steps.
     """
     section = require_section(config)
     counts = {name: facts["images"] for name, facts in splits.findings["splits"].items()}
@@ -158,9 +159,10 @@ def _predict_nearest(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRo
 
 
 def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
-    """Build the index of the training images and look up the images of the other splits.
+    """Return the prompt of the nearest training image for each image of the other splits.
 
-    The index is written to the run if the recipe's tier is retrieval.
+    If the recipe's tier is retrieval, the index of the training images is the describer, and is
+    written to the training's directory.
     """
     embedded = embeddings.read_embeddings(job.out, "train")
     prompts = embeddings.get_label_column(job.rows("train"), embedded.rows, "prompt")
@@ -174,7 +176,14 @@ def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
 
 
 def predict_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
-    """Export the network of a checkpoint's folder to the run, and predict with the export."""
+    """Export the network of a checkpoint as a describer, and return its predictions by split.
+
+    The describer is written to the training's directory.
+
+    Args:
+        job: The job.
+        folder: The checkpoint as a local folder.
+    """
     from safetensors.torch import load_file
 
     from ray_app.training.learner import WEIGHTS as LEARNED
@@ -206,7 +215,8 @@ def _predict_splits(
 ) -> dict[str, CaptionedRows]:
     """Return the predictions of a describer in a folder for all splits but the training split.
 
-    If the describer is the result of the training, its files are copied to the run.
+    If the describer is the result of the training, its files are copied to the training's
+    directory.
     """
     from ray_app.identification.captioners import build_describer
 
@@ -255,14 +265,14 @@ def write_index(
     vectors: npt.NDArray[Any],
     prompts: list[str],
 ) -> DescriberCard:
-    """Write a describer of the tier retrieval, FOLDER/describer.yaml.
+    """Write a describer of the tier retrieval to FOLDER/describer.yaml, and return its card.
 
     Args:
         folder: A local folder.
         recipe: The recipe.
         sees: The card's keys `detector` and `embedding`.
         vectors: Embeddings (n, d) of the training images.
-        prompts: Their prompts (n,).
+        prompts: Prompts (n,) of the training images.
     """
     from safetensors.numpy import save_file
 
@@ -277,14 +287,16 @@ def write_network(
     sees: Mapping[str, Any],
     state: Mapping[str, Any],
 ) -> DescriberCard:
-    """Write a describer with a network, FOLDER/describer.yaml, and its weights with the tokenizer.
+    """Write a describer with a network to FOLDER/describer.yaml, and return its card.
+
+    The file of the weights also contains the tokenizer.
 
     Args:
         folder: A local folder.
         recipe: The recipe.
         plan: The plan of the network.
         sees: The card's key `preprocessing`, or its keys `detector` and `embedding`.
-        state: The weights as files store them.
+        state: The weights by name, as a checkpoint stores them.
     """
     from safetensors.torch import save_file
 
@@ -302,7 +314,7 @@ def write_network(
 def write_describer(
     folder: Path, recipe: Recipe, facts: Mapping[str, Any], start: DescriberCard | None = None
 ) -> DescriberCard:
-    """Write the card of the weights in a folder, and read it back.
+    """Write the card of a describer whose weights are in the folder, and read the card back.
 
     Args:
         folder: A local folder.
@@ -331,10 +343,10 @@ def _inherit_licence(recipe: Recipe, start: DescriberCard | None) -> str:
 
 
 def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> bytes:
-    """Return a card with the published metric of one split, as YAML.
+    """Add the measured metric of one split to a describer's card, and return the card as YAML.
 
     Args:
-        card: The YAML of the card.
+        card: The card as YAML.
         recipe: The recipe.
         metrics: The metrics of the split by name, as `measure_prompts` returns them.
     """
@@ -354,15 +366,15 @@ def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> by
 def measure_prompts(
     truth: Sequence[str], predicted: Sequence[str] | str
 ) -> dict[str, dict[str, Any]]:
-    """Measure predicted prompts against the true ones.
+    """Compare predicted prompts with the true prompts.
 
     Args:
         truth: True prompts (n,).
         predicted: Predicted prompts (n,), or a text with the reason why there are none.
 
     Returns:
-        `exact`: the fraction of prompts whose words are all right and in order, without case and
-        punctuation.
+        `exact`: the fraction of predictions that have the words of the true prompt in the same
+        order. Letter case and punctuation do not count.
     """
     if isinstance(predicted, str):
         return {"exact": values.undefined(predicted).to_dict()}
@@ -381,12 +393,12 @@ def _split_words(text: str) -> list[str]:
 
 
 def draw_prompts(train: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
-    """Return prompts for `count` images as baselines that do not use the images.
+    """Return prompts for `count` images by two baselines that do not use the images.
 
     Args:
         train: The training prompts.
         count: Number of images.
-        seed: Seed of the drawing.
+        seed: Seed of the random prompts.
 
     Returns:
         `random`: random training prompts. `most_frequent`: the most frequent training prompt.

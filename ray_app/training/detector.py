@@ -2,8 +2,8 @@
 
 `load_trained` returns the network of a checkpoint, to score with or to export.
 
-A loss is a sum over usable images, divided by the number of images requested, usable or not. Sums
-of parts of a batch, in one process or in several, thus add up to the loss of the whole batch.
+A loss is a sum over usable images, divided by the number of all images of the batch, usable or not.
+The losses of parts of a batch, in one process or in several, thus add up to the loss of the batch.
 """
 
 from pathlib import Path
@@ -45,15 +45,15 @@ class DetectorLearner(Learner):
         rank: int = 0,
         strategy: Strategy = "ddp",
     ) -> None:
-        """Build the network as training starts.
+        """Build the network with the weights that training starts from.
 
         Args:
             recipe: The recipe.
             card: The training card.
             device: The device.
-            total_steps: Number of all steps.
+            total_steps: Number of steps of the whole training.
             rank: Rank of this process.
-            strategy: How processes train together.
+            strategy: `ddp` if each process holds the whole network, `fsdp2` if they divide it.
 
         Raises:
             ConfigError: The loss does not fit the network.
@@ -86,7 +86,7 @@ class DetectorLearner(Learner):
         )
 
     def answer(self, part: Batch) -> NetworkOutput:
-        """Return logits, and masks if the network predicts some."""
+        """Return logits of one part of a batch, and mask logits if the network predicts masks."""
         # torch.tensor copies, because arrays of an object store are read-only.
         images = torch.tensor(part["image"]).to(self.device)
         answer: NetworkOutput = self._model(
@@ -95,7 +95,7 @@ class DetectorLearner(Learner):
         return answer
 
     def loss(self, answer: NetworkOutput, part: Batch, count: int) -> BatchLoss:
-        """Return the loss of a part; see `compute_batch_loss`.
+        """Return the loss of one part of a batch; see `compute_batch_loss`.
 
         Args:
             answer: The outputs of the network.
@@ -105,13 +105,13 @@ class DetectorLearner(Learner):
         return compute_batch_loss(self.recipe.loss, self.card.output, answer, part, count)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return weights and optimiser state under plain names, gathered from all processes."""
+        """Return weights and optimiser state by parameter name, gathered from all processes."""
         if self.is_divided:
             return _gather_state(self.network, self.optimiser)
         return self.network.state_dict(), _name_state(self.network, self.optimiser)
 
     def restore(self, folder: Path) -> None:
-        """Load the tensors of a checkpoint that any strategy wrote.
+        """Load weights and optimiser state of a checkpoint, whichever strategy wrote it.
 
         If the processes divide the network, rank 0 alone reads the files and sends the others their
         parts.
@@ -123,8 +123,8 @@ class DetectorLearner(Learner):
             for tensors in (self.network.state_dict(), weights)
         )
         if is_reader and file_shapes != own_shapes:
-            raise DetectorError(f"{folder}: the checkpoint does not fit the network of {self.card.name} by {self.recipe.name}",
-                                hint="start again in another folder")  # fmt: skip
+            raise DetectorError(f"{folder}: the checkpoint does not fit the network of {self.card.name} in the recipe {self.recipe.name}",
+                                hint="start again with another --out")  # fmt: skip
         state: dict[str, Any] = {}
         if is_reader:
             state = torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu")
@@ -207,11 +207,11 @@ def _match_layout(parameter: nn.Parameter, value: Any) -> Any:
 def compute_batch_loss(
     loss: Loss, output: Output, answer: NetworkOutput, batch: Batch, count: int
 ) -> BatchLoss:
-    """Return the loss of some images as their part of a batch; unusable images weigh zero.
+    """Return the loss of one part of a batch. Unusable images count as zero.
 
     Args:
         loss: The recipe's section `loss`.
-        output: The meaning of the logits.
+        output: The card's section `output`, which defines the logits.
         answer: The outputs of the network for N images.
         batch: Arrays of `BatchLoader.load`: `label` (N,) with 1 for fake, `usable` (N,), and
             `group` (N,). The loss maskclip also needs `mask` and `edge` (N, S, S).

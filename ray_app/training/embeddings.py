@@ -4,13 +4,13 @@
     stored = read_embeddings(job.out, "train")  # Embeddings with vectors (n, d), labels, rows.
     prompts = get_label_column(job.rows("train"), stored.rows, "prompt")
 
-`embed_images` computes the vectors. A block of `loop.batch` images is one file,
-`features/SPLIT/NUMBER.npz`, so that an interrupted training computes no block again. Images of the
-training split are changed by the recipe's augmentation, once; those of other splits are as scoring
-would see them. An image that cannot be read has no row.
+`embed_images` computes the vectors. The embeddings of `loop.batch` images are one file,
+`features/SPLIT/NUMBER.npz`, so that a resumed training computes only missing files. Images of the
+training split are augmented once, as the recipe sets. Images of other splits are prepared as
+scoring does. An image that cannot be read has no embedding.
 
-`detectors fit` stores embeddings by the SHA-256 of an image's bytes (`FeatureFolder`), so that
-other labels of the same images need no new features.
+`detectors fit` stores embeddings by the SHA-256 of an image's bytes (`FeatureFolder`), so that they
+can be used again with other labels of the same images.
 """
 
 import hashlib
@@ -62,9 +62,9 @@ class Embeddings:
     Attributes:
         vectors: Embeddings (n, d).
         labels: Labels (n,), 1 for fake.
-        rows: Rows of the split (n,).
+        rows: Row numbers (n,) in the split.
         precision: The precision in which they were computed, `bf16` or `fp32`.
-        unreadable: Why the other rows have no embedding, by row. It is not stored.
+        unreadable: The reason why a row has no embedding, by row number. It is not stored.
     """
 
     vectors: Vectors
@@ -90,13 +90,13 @@ def compute_embeddings(
     *,
     load_detector: DetectorLoader = load_scoring_detector,
 ) -> None:
-    """Compute and store the embeddings that are missing.
+    """Compute and store the requested embeddings that are not stored yet.
 
     Args:
         job: The job.
-        requested: Rows by split, ascending. None for all rows of the split.
-        load_detector: Loads the detector. It is called in every process, and must be a function of
-            a module.
+        requested: Ascending row numbers by split. None for all rows of the split.
+        load_detector: Loads the detector. It is called in every process, and must be a function at
+            the top level of a module.
 
     Raises:
         DetectorError: The detector has no embeddings.
@@ -124,7 +124,7 @@ def compute_embeddings(
 
 
 def store_block(out: Store, split: str, first: int, embedded: Embeddings) -> None:
-    """Store a block of a split's embeddings.
+    """Store one block of a split's embeddings as a file.
 
     Args:
         out: The directory of the training.
@@ -146,7 +146,7 @@ def read_embeddings(out: Store, split: str) -> Embeddings:
     """Return all stored embeddings of a split.
 
     Raises:
-        TouchstoneError: There are none, or they were computed in two precisions.
+        TouchstoneError: The split has no embeddings, or they were computed in two precisions.
     """
     blocks = [
         block for block in _read_blocks(out.subdir(f"{FOLDER}/{split}")) if len(block["rows"])
@@ -168,12 +168,12 @@ def read_embeddings(out: Store, split: str) -> Embeddings:
 
 
 def get_label_column(rows: pa.Table, indices: Integers, name: str) -> list[Any]:
-    """Return a label column (`datasets.labels.INPUT`) of some rows; None if an image has no value.
+    """Return the values of a label column for some rows, with None for a row without a value.
 
     Args:
         rows: The labelled rows of a split.
         indices: Row numbers.
-        name: Name of the column.
+        name: Name of the column, a field of `datasets.labels.INPUT`.
     """
     values: list[Any] = (
         rows["input"].combine_chunks().field(name).take(pa.array(indices)).to_pylist()
@@ -182,9 +182,10 @@ def get_label_column(rows: pa.Table, indices: Integers, name: str) -> list[Any]:
 
 
 def describe_embeddings(card: DetectorCard, embedded: Embeddings) -> dict[str, Any]:
-    """Return the facts that decided embeddings, as plain JSON for a card that reads them.
+    """Return the facts on which embeddings depend, as plain JSON.
 
-    See `detectors.linear_head.embedding_facts`.
+    The card of an identifier or describer that reads such embeddings contains these facts. See
+    `detectors.linear_head.embedding_facts`.
 
     Args:
         card: Card of the detector.
@@ -198,7 +199,7 @@ def describe_embeddings(card: DetectorCard, embedded: Embeddings) -> dict[str, A
 
 
 def get_groups(rows: pa.Table, indices: Integers) -> list[str]:
-    """Return the groups of some rows of a labelled table; a row without a group is its own group.
+    """Return the group names of some rows. A row without a group gets a name of its own.
 
     Args:
         rows: The labelled rows of a split.
@@ -211,12 +212,14 @@ def get_groups(rows: pa.Table, indices: Integers) -> list[str]:
 
 
 def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddings:
-    """Return the embeddings of some rows (n,) without those that cannot be read. No Ray.
+    """Compute the embeddings of some rows in this process, without Ray.
+
+    A row that cannot be read has no embedding, and its reason is in `Embeddings.unreadable`.
 
     Args:
         detector: A detector that keeps embeddings.
         loader: Reads the rows.
-        rows: Ascending.
+        rows: Ascending row numbers (n,).
     """
     labels, unreadable = dict[int, int](), dict[int, str]()
 
@@ -245,10 +248,10 @@ def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddin
 def embed_images(
     detector: "Detector", images: Iterable[tuple[Key, Pixels]]
 ) -> Iterator[tuple[Key, Vector]]:
-    """Yield each prepared image's key with its embedding (d,), one batch of images in memory.
+    """Yield the key and the embedding (d,) of each prepared image, in order.
 
-    A batch is filled up to the detector's slots, as in scoring. If the detector takes any size,
-    images go through one by one.
+    One batch of images is in memory at a time. A batch that is not full is padded with black
+    images, as in scoring. If the detector accepts images of any size, a batch is one image.
 
     Args:
         detector: A detector that keeps embeddings (`Detector.keep_embeddings`).
@@ -278,10 +281,10 @@ class BlockEmbedder:
         self._detector.keep_embeddings()
 
     def embed_block(self, block: "_Block") -> tuple[int, list[dict[str, Any]]]:
-        """Compute and store the embeddings of a block; its file is written last.
+        """Compute and store the embeddings of a block.
 
         Returns:
-            The number of rows, and notes on those that could not be read.
+            The number of rows of the block, and a note on each row that could not be read.
         """
         embedded = embed(self._detector, self._loader(block.split), block.rows)
         notes = file_notes.note_images(
@@ -293,6 +296,7 @@ class BlockEmbedder:
             f"features-{block.split}-{block.first:08d}",
             notes,
         )
+        # This file is written last, because it marks the block as done.
         store_block(self._job.out, block.split, block.first, embedded)
         return len(block.rows), notes
 
@@ -310,7 +314,7 @@ class Embedder(Stage):
     """A `BlockEmbedder` in a process of Ray Data."""
 
     def start(self, *args: Any) -> None:
-        """Load the detector.
+        """Load the detector into this process.
 
         Args:
             *args: The shared job, and the function that loads the detector.
@@ -321,7 +325,7 @@ class Embedder(Stage):
         self._blocks = BlockEmbedder(read_job(shared), load_detector)
 
     def work(self, message: "_Block") -> tuple[int, list[dict[str, Any]]]:
-        """Compute and store the embeddings of a block; see `BlockEmbedder`."""
+        """Compute and store the embeddings of a block; see `BlockEmbedder.embed_block`."""
         return self._blocks.embed_block(message)
 
 
@@ -414,12 +418,14 @@ def _block_name(split: str, first: int) -> str:
 
 
 class FeatureFolder:
-    """The embeddings of images by the SHA-256 of their bytes, in a folder for all backbones.
+    """The stored embeddings of images, by the SHA-256 of the image files.
+
+    Several detectors can use one folder, because each has a subfolder.
 
     Args:
         url: Path or fsspec URL of the folder.
         detector: The detector that computes the embeddings. Detectors with equal `embedding_facts`
-            share them.
+            share a subfolder.
     """
 
     def __init__(self, url: str, detector: "Detector") -> None:
@@ -432,12 +438,12 @@ class FeatureFolder:
             self.vectors |= zip(block["sha256"].tolist(), block["features"], strict=True)
 
     def compute(self, images: Iterable[tuple[str, Pixels]]) -> None:
-        """Compute and store the embeddings that the folder does not have.
+        """Compute and store the embeddings of images.
 
-        An interruption keeps the embeddings that were computed.
+        If the work is interrupted, the embeddings that were computed so far are stored.
 
         Args:
-            images: Prepared images with the SHA-256 of their files.
+            images: The SHA-256 and the prepared pixels of each image that the folder does not have.
         """
         block: dict[str, Vector] = {}
         try:

@@ -1,12 +1,13 @@
 """Write a finished training as a detector: a card, weights, metrics, and a report.
 
 `export` writes the card, and weights that `score`, `serve`, timm, and transformers load. `finish`
-evaluates the best checkpoint once more and writes card, metrics, scores, and report. The same
-command can write every file again; `metrics.json` comes last and marks the result as complete.
-`push` copies the detector to any fsspec URL or to the Hugging Face hub.
+evaluates the best checkpoint once more and writes card, metrics, scores, and report. If it is
+interrupted, the same command writes all files again. `metrics.json` is written last and marks the
+result as complete. `push` copies the detector to any fsspec URL or to the Hugging Face hub.
 
-The card's licence is `inherit_licence`, the strictest of initial weights, backbone, and data, for a
-person to judge. `make_card_figures` lists the measured metrics with n and the 95 % interval.
+`inherit_licence` proposes the card's licence, the strictest of initial weights, backbone, and data.
+A person has to judge it. `make_card_figures` lists the measured metrics with n and the 95 %
+interval.
 """
 
 import io
@@ -97,17 +98,17 @@ def export(
     network: nn.Module,
     facts: reports.TrainingFacts,
 ) -> DetectorCard:
-    """Write the weights, the files that their libraries need, and the card; return the card.
+    """Write the weights, the configuration of their library, and the card; return the card.
 
-    All files are written to a temporary folder first and loaded back, so that `out` receives only
-    what was trained. `card.yaml` is copied last.
+    All files are first written to a temporary folder and loaded again. They are copied to `out`
+    only if the loaded tensors equal the trained tensors. `card.yaml` is copied last.
 
     Args:
         out: The directory of the training.
         recipe: The recipe.
         card: The training card, see `networks.training_card`.
         network: The network as the card describes it, with the chosen weights.
-        facts: The document of the training, without its card.
+        facts: The results and the facts of the training, without its card.
 
     Raises:
         DetectorError: The network differs from the one that the card describes.
@@ -225,12 +226,12 @@ def describe_sources(recipe: config.Recipe) -> str:
 
 
 def data_name(recipe: config.Recipe) -> str:
-    """Return the name of a recipe's data, or their URLs if they have none."""
+    """Return the name of a recipe's data, or the URLs of the data if the recipe has no name."""
     return recipe.data.name or describe_sources(recipe) or "not named"
 
 
 def make_profile_facts(recipe: config.Recipe, weights: Path, title: str) -> dict[str, Any]:
-    """Return the facts that cards of identifiers and describers share: names, weights, and data.
+    """Return the keys that cards of identifiers and describers share: names, weights, and data.
 
     Args:
         recipe: The recipe.
@@ -291,7 +292,7 @@ class InheritedLicence(NamedTuple):
     Attributes:
         licence: Name of the licence.
         terms: The kind of its terms.
-        note: Text on the parts that the licence was inherited from.
+        note: Text that lists the licence of each part, such as the backbone and the data.
     """
 
     licence: str
@@ -381,9 +382,10 @@ def make_card_figures(
     Args:
         figures: The metrics of the split and of its generators.
         name: Name of the split on the card.
-        source: The command that measured.
+        source: The command that measured the metrics, for the card.
         note: A remark on every metric. None for no remark.
-        each_generator: List each generator, too, if there are at most `MAX_GENERATORS`.
+        each_generator: Whether to add metrics of each generator, if there are at most
+            `MAX_GENERATORS`.
     """
     rows = list(_iter_overall(figures, name, note))
     if each_generator and len(figures.generators) <= MAX_GENERATORS:
@@ -470,7 +472,7 @@ def find_best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry,
             best = checkpoint, value
     if best is None:
         raise ClusterError(
-            f"no checkpoint has a value of {metric}",
+            f"no checkpoint has a value of the metric '{metric}'",
             hint="check that the validation split has the images that the metric needs, or set another validation.metric",
         )
     return best
@@ -479,7 +481,7 @@ def find_best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry,
 def finish(
     job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Choose a checkpoint, evaluate, calibrate, export, and report.
+    """Choose the best checkpoint, evaluate and calibrate it, export it, and write the report.
 
     Args:
         job: The job.
@@ -593,10 +595,10 @@ def _downsample(
 
 
 def serialize_rows(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
-    """Return a Parquet file of labelled rows with `image_id`, `uri`, `member`, and further columns.
+    """Return the bytes of a Parquet file with `image_id`, `uri`, `member`, and further columns.
 
     Args:
-        rows: The labelled rows.
+        rows: The labelled rows, from which the first three columns are taken.
         columns: Further columns of the same length.
     """
     buffer = io.BytesIO()
@@ -608,11 +610,11 @@ def serialize_rows(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
 def write_curves(
     out: Store, history: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write `metrics.jsonl`, the whole history in one file, and the validations for TensorBoard.
+    """Write the metrics of all steps to `metrics.jsonl`, and the validations for TensorBoard.
 
     Args:
         out: The directory of the training.
-        history: The lines of all steps.
+        history: The metrics of all steps.
         validations: The metrics of all validations.
     """
     out.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode())
@@ -646,7 +648,7 @@ def push(folder: str | Path, target: str) -> str:
     names = [name for name in source.names("") if name in PUSHED or name.endswith(_WEIGHTS)]
     if not set(names) & set(_CARDS):
         raise ConfigError(
-            f"{source.url}: nothing to push: no card.yaml",
+            f"{source.url}: nothing to push, because none of {', '.join(_CARDS)} exists",
             hint="run touchstone train until it finishes, which writes the card",
         )
     names.sort(key=lambda name: name in _CARDS)

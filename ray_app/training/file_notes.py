@@ -1,8 +1,8 @@
 """Record the files of a training that could not be read, and masks that mark nothing or everything.
 
-The processes that meet such a file record it in the training's directory (`note_images`).
-Everything that is shown names each file once: `list_unreadable`, `describe_misread_masks`, and the
-lines of `FileLog` while the training runs.
+A process that meets such a file writes a note to the training's directory (`note_images`,
+`write_notes`). Reports and logs name each file once, even if there are several notes on it:
+`list_unreadable`, `describe_misread_masks`, and the lines of `FileLog` while the training runs.
 """
 
 import json
@@ -41,7 +41,7 @@ _COLUMNS = (
 def note_images(
     rows: pa.Table, split: str, details: Mapping[int, str], *, step: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return a note for each of these images.
+    """Return a note, which is a record for the list of unusable files, on each image in `details`.
 
     Args:
         rows: The labelled rows of the split.
@@ -66,12 +66,15 @@ def note_images(
 
 
 def write_notes(out: Store, folder: str, name: str, notes: Sequence[Mapping[str, Any]]) -> None:
-    """Write the notes of one part of the work without steps, over those of an earlier attempt.
+    """Write the notes of work without training steps to a file, which they replace.
+
+    Such work is the evaluation of a split, or the embedding of a block. `StepNotes` writes the
+    notes of training steps.
 
     Args:
         out: The directory of the training.
         folder: Folder of the notes.
-        name: Name of the part.
+        name: Name of the work, which becomes the name of the file.
         notes: The notes. If there are none, the file is deleted.
     """
     path = f"{folder}/{name}.jsonl"
@@ -82,7 +85,9 @@ def write_notes(out: Store, folder: str, name: str, notes: Sequence[Mapping[str,
 
 
 class StepNotes:
-    """The notes of one worker on the images of its steps.
+    """Collects the notes of one worker on unreadable images and odd masks in its steps.
+
+    A mask is odd if it marks nothing or everything.
 
     Args:
         out: The directory of the training.
@@ -98,7 +103,7 @@ class StepNotes:
         self.first_unreadable: list[dict[str, Any]] = []
 
     def add(self, batch: Mapping[str, npt.NDArray[Any]], step: int) -> None:
-        """Record the unreadable images of a batch, and odd masks of images not seen before.
+        """Note the unreadable images of a batch, and its odd masks that were not noted before.
 
         Args:
             batch: The batch.
@@ -122,13 +127,13 @@ class StepNotes:
             self._masks.add(note)
 
     def write(self, first: int) -> None:
-        """Write what was added since the last call as files of step `first`."""
+        """Write the notes added since the last call to files that are named by step `first`."""
         self._unreadable.write(first)
         self._masks.write(first)
 
 
 def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
-    """Return "empty" or "full" by row for masks of fakes that mark nothing or everything."""
+    """Return the rows of a batch whose masks mark nothing ("empty") or everything ("full")."""
     coverage = batch.get("coverage")
     if coverage is None:
         return {}
@@ -139,12 +144,12 @@ def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
 
 
 def list_unreadable(out: Store) -> list[dict[str, Any]]:
-    """List the images that could not be read, each once, with the first step and a count."""
+    """Return the first note on each unreadable image, with the number of notes as `times`."""
     return list(_merge(read_history(out, UNREADABLE)).values())
 
 
 def write_unreadable(out: Store) -> list[dict[str, Any]]:
-    """Write `unreadable.jsonl`, a line per image that could not be read; return its content."""
+    """Write a line per unreadable image to `unreadable.jsonl`, and return the notes."""
     notes = list_unreadable(out)
     lines = ({name: value for name, value in note.items() if name != "mask"} for note in notes)
     out.write(f"{UNREADABLE}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -152,7 +157,7 @@ def write_unreadable(out: Store) -> list[dict[str, Any]]:
 
 
 def describe_misread_masks(out: Store) -> str | None:
-    """Return a warning of fakes' masks that mark nothing or everything; None if there are none."""
+    """Return a warning about masks of fakes that mark nothing or everything, or None."""
     tally = CoverageTally()
     for note in _merge(read_history(out, MASKS)).values():
         tally.add(note["mask"], note["detail"])
@@ -160,7 +165,7 @@ def describe_misread_masks(out: Store) -> str | None:
 
 
 def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile, ...] | None:
-    """Return up to `MAX_NAMED` of these images for a training's document, or None."""
+    """Return up to `MAX_NAMED` noted images for a training's report, or None without notes."""
     return (
         tuple(
             UnreadableFile(**{name: note[name] for name in UnreadableFile.__dataclass_fields__})
@@ -171,17 +176,17 @@ def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile,
 
 
 def describe_note(note: Mapping[str, Any]) -> str:
-    """Return the path of an image, and why it could not be read."""
+    """Return a line with the path of a noted image and the reason why it could not be read."""
     return escape_invisible(f"{file_name(note['uri'], note['member'])}: {note['detail']}")
 
 
 def join_examples(notes: Iterable[Mapping[str, Any]]) -> str:
-    """Return a few of the images as text, for the end of a message."""
+    """Return a few of the noted images, each with its reason, as text for a message."""
     return "; ".join([describe_note(note) for note in _merge(notes).values()][:MAX_EXAMPLES])
 
 
 class FileLog:
-    """Log lines on files that no line named before, in this session or an earlier one."""
+    """Makes log lines about unusable files. Each file is named once, also across sessions."""
 
     def __init__(self, out: Store) -> None:
         self._out = out
@@ -190,12 +195,12 @@ class FileLog:
         self._has_warned = bool(self._read[MASKS])
 
     def print_new(self) -> None:
-        """Print `new_lines` to the log."""
+        """Print `new_lines` to the standard error stream."""
         for line in self.new_lines():
             print(line, file=sys.stderr, flush=True)
 
     def new_lines(self) -> Iterator[str]:
-        """Yield lines on what was noted in the training's directory since the last call."""
+        """Yield log lines for notes that were added to the training's directory since last time."""
         for name in self._new_names(UNREADABLE):
             yield from self.lines(
                 map(json.loads, self._out.read(f"{UNREADABLE}/{name}").splitlines())
@@ -209,7 +214,7 @@ class FileLog:
             yield f"train  warning: {warning}"
 
     def lines(self, notes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-        """Yield a line for each image of these notes that was not named before."""
+        """Yield a log line for each image in `notes` that no earlier line named."""
         for key, note in _merge(notes).items():
             if key in self._named:
                 continue

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ray_app.detectors import Detector
 
 GROUPINGS = ("group", "family", "source")
-"""Columns of groups. The first of them that a labels file has is used."""
+"""Columns that may contain the group of an image. The first that a labels file has is used."""
 
 
 class LabelledImage(NamedTuple):
@@ -102,15 +102,15 @@ class FittedHead(NamedTuple):
 
         Args:
             card: The path of the new card.
-            installed: The path of the head that is installed as the head of `base`. None if it is
-                not.
+            installed: The path at which the head was installed as the head of `base`. None if it
+                was not installed.
         """
         lines = [
             f"{self.name}: fitted to {self.real} real and {self.fake} fake images, written to {card}"
         ]
         if self.aucs:
             unseen = (
-                f"saw neither it nor any other of its group, of which there are {self.groups}"
+                f"saw no image of its group ({self.groups} groups)"
                 if self.groups
                 else "did not see it"
             )
@@ -126,7 +126,7 @@ class FittedHead(NamedTuple):
 
 
 def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) -> list[str]:
-    """Fit a head, and write its card, its weights, and the features.
+    """Fit a linear head to labelled images, and write its card, its weights, and the features.
 
     Args:
         config: The card with the backbone, the labels, and the classifier.
@@ -202,9 +202,10 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
 def load_backbone_detector(
     card: DetectorCard, device: str = "cpu", precision: Precision = "auto"
 ) -> "Detector":
-    """Load a detector that keeps embeddings, but whose scores mean nothing.
+    """Load the backbone of a card as a detector that computes embeddings.
 
-    Its head does not need to exist.
+    The head of the card is not loaded and need not exist, so the scores of the detector mean
+    nothing.
 
     Args:
         card: A card with a backbone.
@@ -295,15 +296,15 @@ def gather_features(
     labels: str,
     progress: Callable[[str], None],
 ) -> Mapping[str, LabelledImage]:
-    """Compute the features that the folder does not have.
+    """Compute the features of labelled images that are not stored yet.
 
-    An interruption keeps the features that were computed so far.
+    If the work is interrupted, the features that were computed so far are stored.
 
     Args:
         rows: The images.
         card: The card with the preprocessing of the backbone.
-        features: Receives the features.
-        labels: The file that names the images. Its own web server may be asked for images, and
+        features: The folder that receives the features.
+        labels: The file that names the images. Images may be fetched from its web server and from
             all servers on the public Internet.
         progress: Receives lines about rows and images that are left out.
 
@@ -349,7 +350,7 @@ def gather_features(
 
 
 def save_head(path: Path, head: LogOddsHead) -> str:
-    """Write a head in the format of CLIP-D's, and return the SHA-256 of the file.
+    """Write a head in the file format of CLIP-D's head, and return the SHA-256 of the file.
 
     The format is {"model": {"fc.weight", "fc.bias"}}.
     """
@@ -363,8 +364,8 @@ def save_head(path: Path, head: LogOddsHead) -> str:
 def install_head(base: DetectorCard, weights: Path) -> Path:
     """Install a fitted head in the cache as the weights of a card without a published head.
 
-    From then on the card scores with it, and so do ensembles that name the card. It replaces an
-    earlier head; runs record the head by its hash.
+    The card, and ensembles that name the card, then score with this head. It replaces a head that
+    was installed before. Runs record the hash of the head.
 
     Returns:
         The path in the cache.
@@ -390,7 +391,7 @@ _NOTES = {
 
 
 def write_head_card(path: Path, head: FittedHead, *, weights: Path, sha256: str) -> DetectorCard:
-    """Write the card of a head: its own weights, and backbone and preprocessing of its base.
+    """Write the card of a fitted head, with the backbone and preprocessing of the base card.
 
     Args:
         path: The path of the card.

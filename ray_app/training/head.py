@@ -53,7 +53,7 @@ class HeadSettings(NamedTuple):
 
 
 class LogOddsHead(NamedTuple):
-    """A head of one row: vectors · `weight` + `bias` is the log-odds of the second class.
+    """A linear head of two classes: vectors · `weight` + `bias` is the log-odds of the second.
 
     Attributes:
         weight: (1, d) float32.
@@ -71,7 +71,7 @@ class LogOddsHead(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head with one row per class. It accepts vectors of any length.
+    """A linear head with one row per class. Vectors need not be normalised.
 
     Attributes:
         classes: The label of each row, ascending.
@@ -92,7 +92,7 @@ class Head:
         return self.scale * (unit(vectors) @ self.weight.T) + self.bias
 
     def as_log_odds(self) -> LogOddsHead:
-        """Return a head of two classes as one row."""
+        """Return this head of two classes as a head that computes log-odds of the second class."""
         first, second = self.weight
         row = (second - first)[None].astype(np.float32)
         return LogOddsHead(row, float(self.bias[1] - self.bias[0]))
@@ -104,11 +104,11 @@ def fit_head(
     settings: HeadSettings = HeadSettings(),  # noqa: B008 - immutable
     weights: Weights | None = None,
 ) -> Head:
-    """Fit a head to images of two or more classes.
+    """Fit a head to the vectors of images of two or more classes.
 
     Args:
         vectors: (n, d).
-        labels: (n,).
+        labels: Class labels (n,).
         settings: How the head is fitted.
         weights: (n,) of the images. None gives all images the same weight.
     """
@@ -122,10 +122,10 @@ def fit_head(
 
 
 def split_folds(labels: Labels, groups: Groups | None = None) -> list[tuple[Labels, Labels]]:
-    """Divide images into up to five folds with all classes, each as its (seen, unseen) rows.
+    """Divide images into up to five folds. A fold is a pair of row numbers: (seen, unseen).
 
     Args:
-        labels: (n,).
+        labels: Class labels (n,). Each fold has all classes, if groups allow it.
         groups: (n,) names of groups, which no fold divides. None makes each image a group.
 
     Returns:
@@ -227,13 +227,13 @@ def require_enough(labels: Labels) -> None:
 
 
 def even_weights(labels: Labels, groups: Groups, power: float = 0.0) -> Weights:
-    """Return weights (n,) that add up to n.
+    """Return image weights (n,), which add up to n, so that large groups do not dominate a class.
 
     Args:
-        labels: (n,).
+        labels: Class labels (n,).
         groups: (n,) names of groups.
-        power: A group of a class with m images weighs m to this power: 0 for all groups alike, 1
-            for all images alike.
+        power: The weight of a group with m images of a class is proportional to m to this power.
+            With 0, all groups weigh the same. With 1, all images weigh the same.
     """
     units = list(zip(labels.tolist(), groups, strict=True))
     sizes = Counter(units)
@@ -243,11 +243,11 @@ def even_weights(labels: Labels, groups: Groups, power: float = 0.0) -> Weights:
 
 
 def balanced_weights(labels: Labels, weights: Weights | None = None) -> Weights:
-    """Return weights (n,) of mean 1 with which all classes weigh the same.
+    """Return image weights (n,) of mean 1 that give all classes the same total weight.
 
     Args:
-        labels: (n,).
-        weights: (n,) within the classes. None gives all images the same weight.
+        labels: Class labels (n,).
+        weights: (n,) relative weights within a class. None gives all images the same weight.
     """
     weights = np.ones(len(labels)) if weights is None else weights
     classes, codes = np.unique(labels, return_inverse=True)
@@ -257,9 +257,10 @@ def balanced_weights(labels: Labels, weights: Weights | None = None) -> Weights:
 
 
 def compute_spread(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Return standard deviations (d,) of rows (n, d) with a lower bound.
+    """Return the standard deviation (d,) of each column of `rows` (n, d), with a lower bound.
 
-    The bound of 5 % of the median keeps a number that hardly varies from counting much.
+    The bound is 5 % of the median. Without it, dividing by the deviation would give a column that
+    hardly varies a large influence.
     """
     spread = rows.std(axis=0, dtype=np.float64)
     return np.asarray(np.maximum(spread, 0.05 * float(np.median(spread)) or 1e-6), np.float64)

@@ -1,8 +1,8 @@
 """Fit a head over generators to embeddings (`fit`), and calibrate its temperature over folds.
 
 Settings are chosen and calibrated on training images alone. Each image is judged by a head that saw
-no image of its group. Validation images are left for the `find_threshold` of the open set.
-`assign_classes` maps labelled rows to the classes.
+no image of its group. Validation images are used only by `find_threshold`, which sets the
+confidence below which a generator is unknown. `assign_classes` maps labelled rows to the classes.
 """
 
 import math
@@ -43,10 +43,10 @@ class FittedIdentifier:
     Attributes:
         tensors: The tensors of an identifier's file.
         scale: Scale of a cosine head; 1 for a linear head.
-        c: The inverse penalty that was chosen.
+        c: The chosen inverse strength of the penalty.
         temperature: The number that divides the logits.
         losses: Mean log loss over images that the heads did not see, by `c`.
-        why_not: The reason why nothing was calibrated. None if it was.
+        why_not: The reason why the head is not calibrated. None if it is.
     """
 
     tensors: dict[str, Vectors]
@@ -58,7 +58,7 @@ class FittedIdentifier:
 
 
 def fit(vectors: Vectors, codes: Labels, groups: Groups, config: Identify) -> FittedIdentifier:
-    """Fit a head to embeddings and their classes.
+    """Fit a head that predicts the class of an embedding, and calibrate its probabilities.
 
     Args:
         vectors: Embeddings (n, d).
@@ -127,7 +127,7 @@ def find_threshold(confidence: Vectors, abstains: float) -> float:
         abstains: The fraction.
 
     Raises:
-        ConfigError: n is too small for any k.
+        ConfigError: There are too few images for this fraction.
     """
     n = len(confidence)
     k = math.floor(abstains * (n + 1) + 1e-9)
@@ -177,10 +177,10 @@ class ClassAssignments:
     """The classes of n labelled rows.
 
     Attributes:
-        names: Class (n,) of each row, whether the identifier has it or not. `real` for real images,
-            None if the generator is unknown.
-        held_out: Whether nothing may be fitted on the row's generator (n,).
-        absent: Held-out names that no row has.
+        names: Name (n,) of each row's class, also if the identifier does not have the class. `real`
+            for real images, None if the generator is unknown.
+        held_out: Whether each row's generator is held out (n,), so that nothing is fitted on it.
+        absent: Held-out names that match no row.
     """
 
     names: list[str | None]
@@ -261,15 +261,15 @@ def _list_names(config: Identify, generator: str) -> set[str]:
 def select_classes(
     config: Identify, rows: ClassAssignments
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Return the classes by name, and the classes that were left out with their numbers of images.
+    """Return the names of an identifier's classes, and the image counts of classes left out.
 
     Args:
         config: The recipe's section `identify`.
         rows: The classes of the training rows.
 
     Raises:
-        ConfigError: A class has too few images and is not to be left out, there are fewer than two
-            classes, or no row has a held-out name.
+        ConfigError: A class has too few images and may not be left out, there are fewer than two
+            classes, or a held-out name matches no row.
     """
     if rows.absent:
         names = ", ".join(sorted({name for name in rows.names if name})[:20])
@@ -302,13 +302,13 @@ def select_classes(
 def select_training_rows(
     config: Identify, rows: ClassAssignments, classes: Sequence[str], seed: int
 ) -> Rows:
-    """Return the rows that the head is fitted on: all, or up to `most` per class, drawn at random.
+    """Return the rows that the head is fitted on: all, or up to `most` random rows per class.
 
     Args:
-        config: The recipe's section `identify`.
+        config: The recipe's section `identify`, whose `most` decides.
         rows: The classes of the training rows.
         classes: Names of the classes.
-        seed: Seed of the drawing.
+        seed: Seed of the random choice.
     """
     selected = rows.select_rows(classes)
     if config.most is None:

@@ -1,9 +1,9 @@
 """Train an identifier of generators from labelled images: `identify`.
 
-It computes embeddings once, on Ray Data if the job does, and writes OUT/identifier.yaml. The same
-command computes no embedding again; `metrics.json` comes last. `make_identifier` fits the head, its
-threshold, and the card. `measure_split` measures known generators with and without abstaining,
-unknown generators, and real images.
+It computes embeddings, on Ray Data if the job uses Ray, and writes OUT/identifier.yaml. If it is
+interrupted, the same command computes only missing embeddings. `metrics.json` is written last.
+`make_identifier` fits the head, sets its threshold, and writes the card. `measure_split` measures
+known generators with and without abstaining, unknown generators, and real images.
 """
 
 import json
@@ -69,13 +69,13 @@ class LabelledEmbeddings:
 
 @dataclass(frozen=True)
 class TrainedIdentifier:
-    """A written identifier with its metrics.
+    """A trained identifier, whose files are written, with its metrics.
 
     Attributes:
         card: The card.
         fitted: The head with its calibration.
         figures: The metrics by split.
-        predicted: The names of the images by split.
+        predicted: The predicted generators of the images, by split.
     """
 
     card: IdentifierCard
@@ -92,7 +92,7 @@ def make_identifier(
     splits: Mapping[str, LabelledEmbeddings],
     classes: Sequence[str],
 ) -> TrainedIdentifier:
-    """Fit a head, set its threshold, measure it, and write head and card into a folder.
+    """Fit an identifier's head, set its threshold, measure it, and write head and card.
 
     The head is fitted on `train`, its threshold on `validation`, and it is measured on `validation`
     and `test`.
@@ -219,21 +219,26 @@ def _list_published(
 
 
 def measure_split(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
-    """Measure the names of n images, as plain JSON.
+    """Measure how well an identifier names the generators of n images, as plain JSON.
+
+    A generator is known if it is a class of the identifier.
 
     Args:
-        predicted: The names.
-        truth: True class names (n,), of which not all need be classes of the identifier.
+        predicted: The predictions for the images.
+        truth: True class names (n,), also of unknown generators.
 
     Returns:
-        `n_known`, `n_unknown`, and `n_real` (0 if reals are a class).
-        `figures`: `accuracy`, `top_3`, `top_5`, `macro_f1`, `weighted_f1` if every image of a known
-        generator gets its best name, and `calibration_error` of its probability; `family_accuracy`,
-        `family_macro_f1`; `abstained` and `accuracy_of_named` of known generators,
-        `unknown_abstained`, `reals_abstained`, and `open_set_auroc`.
-        `classes`: the known names with `n`, `recall`, `precision`, `f1`, and `abstained`.
-        `pairs`: the wrong names of known generators as [true, predicted, n].
-        `unknown`: the unknown generators with `n`, `abstained`, and the name that they get most.
+        `n_known`, `n_unknown`, `n_real`: numbers of images by known generators, by unknown
+        generators, and of real images (0 if `real` is a class).
+        `figures`: the metrics. If the identifier names every image of a known generator, they are
+        `accuracy`, `top_3`, `top_5`, `macro_f1`, `weighted_f1`, `calibration_error`,
+        `family_accuracy`, and `family_macro_f1`. If it abstains, they are `abstained` and
+        `accuracy_of_named` of known generators, `unknown_abstained`, and `reals_abstained`.
+        `open_set_auroc` is that of known against unknown generators.
+        `classes`: the classes with `n`, `recall`, `precision`, `f1`, and `abstained`.
+        `pairs`: the confusions of known generators as [true, predicted, n].
+        `unknown`: the unknown generators with `n`, `abstained`, and `nearest`, the class that is
+        predicted most often, for `nearest_n` images.
     """
     names, classes = np.array(truth, object), np.array(predicted.classes, object)
     is_known = np.isin(names, predicted.classes)
@@ -329,11 +334,11 @@ class IdentifierRequest:
 
     Attributes:
         tables: The labelled rows by split.
-        named: Their classes by split.
-        classes: Names of the classes.
-        left_out: Classes that were left out because they have too few images, with their numbers.
-        rows: Rows that are used by split. The test split has also real images and fakes of other
-            generators.
+        named: The classes of these rows by split.
+        classes: Names of the identifier's classes.
+        left_out: Number of images of each class that was left out because it has too few.
+        rows: Row numbers to use, by split. Those of the test split include real images and fakes
+            by other generators.
     """
 
     tables: Mapping[str, pa.Table]
@@ -357,8 +362,8 @@ def identify(
         The content of `metrics.json`.
 
     Raises:
-        ConfigError: `score` could not compute such embeddings, a class has too few images, or
-            validation is too small for the fraction to abstain on.
+        ConfigError: The recipe changes the detector, a class has too few images, or validation is
+            too small for the fraction to abstain on.
         DetectorError: The detector has no embeddings.
         TouchstoneError: Too many images cannot be read.
     """

@@ -63,7 +63,7 @@ class TrainingLayout:
 def plan_workers(
     workers: Workers, *, cpus: float, gpus: float, node_cpus: float = math.inf
 ) -> TrainingLayout:
-    """Return the processes for machines with that many CPUs and GPUs.
+    """Divide the CPUs and GPUs of machines among the processes of a training.
 
     Args:
         workers: The recipe's section `workers`.
@@ -72,7 +72,7 @@ def plan_workers(
         node_cpus: CPUs of the largest machine.
 
     Raises:
-        ConfigError: The section contradicts itself.
+        ConfigError: `workers.least` is larger than `workers.count`.
         ClusterError: The machines are too small.
     """
     least = workers.least or workers.count
@@ -123,7 +123,7 @@ class CaptionData:
     """The data that a describer learns from.
 
     Attributes:
-        plan: Its network, a `DescriberPlan`.
+        plan: The plan of the describer's network, a `DescriberPlan`.
         targets: The tokens of the training prompts (rows, L).
         vectors: The embeddings of the training images (rows, d), NaN if an image could not be read.
             None for the tier captioner, which learns from pixels.
@@ -151,8 +151,9 @@ class TrainingJob:
             everything, or those of torchrun do.
         captions: The data that a describer learns from. None for other methods.
         statistics: Statistics of real images for openfake-v1. None for other policies.
-        mirror: URL of the initial weights for other machines. None if they do not need one.
-        guard: The web servers that may be asked for images.
+        mirror: URL from which other machines read the initial weights. None if there are no other
+            machines.
+        guard: The web servers from which images may be fetched.
     """
 
     config: TrainConfig
@@ -170,7 +171,7 @@ class TrainingJob:
     guard: Guard = field(default_factory=Guard)
 
     def prepare_process(self) -> None:
-        """Prepare a process for the job: set the mirror of weights and, on a CPU, the threads."""
+        """Set this process's mirror of weights and, on a CPU, its number of threads."""
         import torch
 
         if self.mirror is not None:
@@ -184,17 +185,17 @@ class TrainingJob:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the loss, and so every batch, has masks."""
+        """Whether the loss needs masks, so that every batch has masks."""
         return self.config.loss.name == "maskclip"
 
     @property
     def is_validated(self) -> bool:
-        """Whether validations choose among the checkpoints, as for all methods but `describe`."""
+        """Whether validations choose the best checkpoint, as in all methods but `describe`."""
         return self.config.method != "describe"
 
     @property
     def has_vectors(self) -> bool:
-        """Whether steps consist of stored embeddings instead of images."""
+        """Whether training steps read stored embeddings instead of images."""
         return self.captions is not None and self.captions.vectors is not None
 
     def is_due(self, step: int) -> bool:

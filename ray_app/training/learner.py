@@ -1,4 +1,4 @@
-"""Make the steps of the training loop: `Learner` improves a network by batches.
+"""Make the steps of the training loop: `Learner` improves a network batch by batch.
 
 It runs alone, under DDP, or under FSDP2 (`distribute`). The subclasses `detector.DetectorLearner`
 and `captioner.CaptionLearner` define the loss.
@@ -72,7 +72,7 @@ class BatchLoss(NamedTuple):
     """The loss of a batch.
 
     Attributes:
-        total: The tensor that the gradients start from.
+        total: The loss, on which `backward` is called.
         parts: Detached terms of the loss by name. The names are equal for every batch.
     """
 
@@ -130,7 +130,7 @@ class StepMetrics(NamedTuple):
 class Learner:
     """A network that learns from a recipe on one device, alone or as one of `world` processes.
 
-    Everything depends only on the recipe, the batches, and (seed, step, rank). A training that is
+    A step depends only on the recipe, the batches, and (seed, step, rank). A training that is
     saved, loaded elsewhere, and continued gives the same weights as one that never stopped. With
     dropout or batch normalisation, this holds for the same number of processes. Dropout draws from
     torch's global generator, which every step seeds.
@@ -139,7 +139,7 @@ class Learner:
         network: The network that learns, without wrappers. If `is_divided`, its parameters are the
             parts of this process (FSDP2).
         step_number: Number of finished steps, which is also the position in the data.
-        precision: The precision that the recipe's setting means on this device.
+        precision: `bf16` or `fp32`, as the recipe's setting means on this device.
         is_divided: Whether the processes divide the network among them.
     """
 
@@ -161,12 +161,12 @@ class Learner:
             recipe: The recipe.
             network: The network, already on its device.
             device: The device.
-            precision: The precision.
-            total_steps: Number of all steps.
+            precision: `bf16` or `fp32`.
+            total_steps: Number of steps of the whole training.
             rank: Rank of this process.
             called: A module around the network whose `forward` is called instead. None calls the
                 network.
-            strategy: How processes train together.
+            strategy: `ddp` if each process holds the whole network, `fsdp2` if they divide it.
         """
         self.recipe, self.network, self.device, self.precision = recipe, network, device, precision
         self.total_steps, self.rank, self.world, self.step_number = (
@@ -182,32 +182,32 @@ class Learner:
         self.optimiser = make_optimiser(recipe.optimiser, network)
 
     def prepare(self, batch: Batch) -> tuple[Batch, int]:
-        """Return a batch as `answer` and `loss` read it, and the number that divides its loss."""
+        """Return the batch with the arrays of `answer` and `loss`, and the divisor of its loss."""
         return batch, len(batch["usable"])
 
     def answer(self, part: Batch) -> Any:
-        """Return the network's output for a part of the batch."""
+        """Return the network's output for one part of a batch."""
         raise NotImplementedError
 
     def loss(self, answer: Any, part: Batch, count: int) -> BatchLoss:
-        """Return the loss of a part of the batch.
+        """Return the loss of one part of a batch.
 
-        The losses of all parts add up to the loss of this process's batch. Unusable images weigh
-        zero.
+        The losses of all parts add up to the loss of this process's batch. Unusable images count
+        as zero.
 
         Args:
-            answer: The output of `answer`.
+            answer: The output of `answer` for this part.
             part: The part of the batch.
-            count: The number that the sum is divided by.
+            count: The divisor of the loss, as `prepare` returns it for the batch.
         """
         raise NotImplementedError
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return the whole network and its optimiser's state. Every process calls it."""
+        """Return weights and optimiser state of the whole network. Every process calls it."""
         raise NotImplementedError
 
     def restore(self, folder: Path) -> None:
-        """Load the state of a checkpoint's folder. Every process calls it.
+        """Load weights and optimiser state from a checkpoint's folder. Every process calls it.
 
         Raises:
             DetectorError: The checkpoint is of another network.
@@ -215,7 +215,7 @@ class Learner:
         raise NotImplementedError
 
     def step(self, batch: Batch) -> StepMetrics:
-        """Learn from this process's equal part of a batch. Every process calls it.
+        """Make one training step with this process's part of a batch. Every process calls it.
 
         Raises:
             TouchstoneError: The loss or the gradients are not finite. The weights are then those of
@@ -295,9 +295,9 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Write a checkpoint to an existing folder. Every process calls it; rank 0 writes.
 
-        The files are `model.safetensors`, the whole network as it learns with its adapters and
-        norms under plain names, `optimiser.pt`, and `position.json`. They depend on neither the
-        strategy nor the number of processes.
+        The files are `model.safetensors`, `optimiser.pt`, and `position.json`. The first contains
+        the whole network as it learns, with adapters and norms, by parameter name. The files depend
+        on neither the strategy nor the number of processes.
 
         Raises:
             StorageError: A file cannot be written.

@@ -1,4 +1,4 @@
-"""Fit a head on embeddings by the method `linear-probe`, stored as a checkpoint like any other."""
+"""Fit a linear head on embeddings for the method `linear-probe`, and store it as a checkpoint."""
 
 import json
 import tempfile
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def probe(job: TrainingJob) -> None:
-    """Compute missing embeddings, fit the head, and store it with its network as a checkpoint.
+    """Compute missing embeddings, fit the head, and store the whole network as a checkpoint.
 
     Raises:
         ConfigError: The card has no head on features, or a class has too few images.
@@ -52,7 +52,7 @@ def probe(job: TrainingJob) -> None:
 
 
 def load_frozen_detector(job: TrainingJob) -> "Detector":
-    """Load the network as training starts, with the recipe's backbone and an untrained head."""
+    """Load a detector with the recipe's backbone and an untrained head, to compute embeddings."""
     network = networks.build_training_network(job.config, job.card).eval().requires_grad_(False)
     return validate.build_detector(job.card, network, device=job.layout.device)
 

@@ -1,7 +1,7 @@
 """Turn rows of a labelled table into batches of arrays: `BatchLoader`.
 
-Images are read, decoded, augmented, and resized. A batch depends only on the rows, their positions,
-and the seed, and not on the process that makes it or on the order of batches.
+The loader reads, decodes, augments, and resizes images. A batch depends only on its rows, their
+positions in the training, and the seed. It does not depend on the process or on other batches.
 """
 
 import hashlib
@@ -53,9 +53,9 @@ class TrainingSample(NamedTuple):
     Attributes:
         image: Pixels (H, W, 3).
         label: 1 for fake, 0 for real.
-        mask: The altered pixels (H, W) as 1. None without masks.
-        edge: The edge of the mask (H, W) as 1. None without masks.
-        coverage: How much of the stored mask of a fake is altered.
+        mask: Mask (H, W), 1 at altered pixels. None without masks.
+        edge: Edge (H, W), 1 at pixels of the mask's edge. None without masks.
+        coverage: How much of the image the stored mask of a fake marks as altered.
     """
 
     image: Pixels
@@ -94,8 +94,8 @@ class BatchLoader:
     ) -> None:
         if masks and preprocessing.resize.mode not in ("none", "squash"):
             raise ConfigError(
-                f"resize mode {preprocessing.resize.mode} cannot resize masks",
-                hint="use squash, or none",
+                f"preprocessing.resize.mode {preprocessing.resize.mode} cannot resize masks",
+                hint="set preprocessing.resize.mode to squash or none",
             )
         self.rows = rows.select([name for name in _COLUMNS if name in rows.schema.names])
         self._batches = self.rows.to_batches()
@@ -117,8 +117,8 @@ class BatchLoader:
     ) -> Batch:
         """Load a batch of B rows, each augmented by the random stream of its position.
 
-        Equal positions of one row give equal images. An image that cannot be read is black and not
-        usable, and its detail is "status: why".
+        A row gives the same image whenever its position is the same. An image that cannot be read
+        is black and not usable, and its `detail` is "STATUS: REASON".
 
         Args:
             rows: Row numbers (B,).
@@ -130,8 +130,8 @@ class BatchLoader:
             and `edge` (B, H, W) uint8 of 0 and 1, and `coverage` (B,) text of the stored masks.
 
         Raises:
-            ConfigError: The images come out in several sizes.
-            StorageError: The network takes any size and no image could be read.
+            ConfigError: The prepared images have different sizes.
+            StorageError: No image could be read, and the network has no fixed input size.
         """
         members = self._take_members(rows)
         by_slot = dict(self._iter_members(members, positions))
@@ -189,7 +189,9 @@ class BatchLoader:
         rows: Sequence[int] | sampling.Positions,
         positions: Sequence[int] | sampling.Positions,
     ) -> Iterator[tuple[int, TrainingSample | InputError]]:
-        """Yield each slot with its sample, of any size, or with the error that prevented it.
+        """Yield the index of each requested row with its sample, or with the error of reading it.
+
+        The samples may have different sizes. Their order is the storage order.
 
         Args:
             rows: Row numbers (B,).
@@ -200,7 +202,7 @@ class BatchLoader:
     def iter_images(
         self, rows: Sequence[int] | sampling.Positions
     ) -> Iterator[tuple[int, Image.Image | InputError]]:
-        """Yield each row with its decoded RGB image, or with the error, in storage order."""
+        """Yield each row number with its RGB image or the error of reading it, in storage order."""
         for slot, data in self._read(self._take_members(rows)):
             try:
                 yield int(rows[slot]), self._decode(data)
@@ -320,9 +322,9 @@ class BatchLoader:
 def load_run(
     loader: BatchLoader, order: sampling.SampleOrder, steps: range, rank: int, world: int
 ) -> list[tuple[int, Batch]]:
-    """Return the batches of one worker for neighbouring steps, each with its step.
+    """Return one worker's batches for consecutive steps, each with the number of its step.
 
-    Images that are neighbours in a container are then read together.
+    Images of different steps that are neighbours in a container are read together.
 
     Args:
         loader: The loader.
@@ -343,7 +345,7 @@ def load_run(
 
 
 def count_run_steps(job: TrainingJob) -> int:
-    """Return the number of steps that `load_run` loads together, images of about `RUN_BYTES`."""
+    """Return how many steps `load_run` loads together. Their images have about `RUN_BYTES`."""
     height, width = job.card.preprocessing.shape or (1, 1)
     planes = 5 if job.has_masks else 3
     step_bytes = job.config.loop.batch * planes * height * width

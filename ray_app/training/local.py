@@ -28,7 +28,7 @@ GROUP_TIMEOUT = timedelta(days=1)
 
 
 def train_here(job: TrainingJob) -> None:
-    """Train until the last step is in a complete checkpoint.
+    """Train without Ray until the last step is in a complete checkpoint.
 
     Raises:
         KeyboardInterrupt: A signal asked the training to stop. A checkpoint was saved.
@@ -51,7 +51,7 @@ class LocalWorker(Worker):
 
     Args:
         device: `cpu` or `cuda`.
-        progress: Where rank 0 shows its steps.
+        progress: The progress line of rank 0. None in all other processes.
     """
 
     def __init__(self, device: str, progress: TrainingProgress | None) -> None:
@@ -109,9 +109,9 @@ class LocalWorker(Worker):
 
 
 def join_torchrun(device: str) -> None:
-    """Connect this process with the others of torchrun, and wait until all have called this.
+    """Connect this process with the other processes of torchrun, and wait until all are connected.
 
-    It does nothing without torchrun, and when it is called again.
+    Without torchrun, or if the process is connected already, only the process's GPU is selected.
     """
     own_device = _select_device(device)
     if own_device != "cpu":

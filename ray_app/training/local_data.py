@@ -1,7 +1,7 @@
 """Load a training's images without Ray, by torch's DataLoader over runs of steps: `load_batches`.
 
-Arithmetic decides which rows a step has (ray_app.datasets.sampling), so the position of a training
-in its data is its step.
+A run of steps is a few consecutive steps. The rows of a step are computed from its number
+(ray_app.datasets.sampling), so the position of a training in its data is the number of its step.
 """
 
 import multiprocessing
@@ -36,10 +36,10 @@ STALL_S = 900.0
 
 
 class StepRuns(Dataset[Any]):
-    """Runs of neighbouring steps; item n has the batches of run n, or the error instead.
+    """A torch dataset whose item n is the batches of the n-th run of steps.
 
-    The process that loads a run opens the files that it needs. The rows are mapped into memory, so
-    that all processes share them.
+    If a run cannot be loaded, the item is the error instead. Each loading process opens the files
+    that it needs. The rows are mapped into memory, so that all processes share them.
 
     Args:
         job: The job.
@@ -72,10 +72,10 @@ class StepRuns(Dataset[Any]):
 
 
 def load_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterator[Batch]:
-    """Return an iterator over the batches of one worker, in order.
+    """Return an iterator over one worker's batches, from step `first` to the last step.
 
-    The processes that load batches start at once, and end when the iterator is closed. The iterator
-    raises the error of a process. Read it inside `raise_on_loader_death`.
+    The processes that load batches start at once, and end when the iterator is closed. If a process
+    fails, the iterator raises its error. Use the iterator inside `raise_on_loader_death`.
 
     Args:
         job: The job.

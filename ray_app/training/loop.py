@@ -1,13 +1,12 @@
 """Run the training loop: `train`.
 
-`train` is a function of the job that does the same in one process, under torchrun, and in Ray
-Train.
+`train` does the same in one process, under torchrun, and in Ray Train.
 
-Whatever ends a process, the next attempt resumes from the last complete checkpoint: the step in it
-is the whole position. Before each step the workers agree, by exchanging one number, whether to make
-the step, to check for a notice that a machine will be taken away, or to stop. They also agree while
-a batch is missing. Ray Data gives no more work to the loaders of a machine that will be taken away,
-so there may be no further step after which to save.
+However a process ends, the next attempt resumes from the last complete checkpoint. The number of
+its step is the whole position in the data. Before each step, the workers exchange one number to
+agree whether to make the step, to check for a notice that a machine will be taken away, or to stop.
+They also do so while they wait for a batch: Ray Data gives no more work to the loaders of a machine
+that will be taken away, so there may be no further step after which to save.
 """
 
 import time
@@ -27,7 +26,7 @@ from ray_app.training.worker import Worker
 
 
 class Vote(IntEnum):
-    """The vote of a worker on what all workers do next. The greatest vote wins."""
+    """The vote of a worker on what all workers do next. The vote with the greatest number wins."""
 
     STEP = 0
     WAIT = 1
@@ -39,7 +38,7 @@ def train(job: TrainingJob, worker: Worker) -> bool:
     """Train from the last complete checkpoint to the last step. All workers call it.
 
     Returns:
-        Whether the training is complete. Otherwise it was asked to stop, and has saved.
+        Whether the training is complete. Otherwise it was asked to stop, and saved a checkpoint.
     """
     job.prepare_process()
     latest = _find_checkpoint(job, worker)
@@ -69,7 +68,7 @@ def _open_batches(job: TrainingJob, worker: Worker, first: int) -> Any:
 
 
 def make_learner(job: TrainingJob, worker: Worker) -> Learner:
-    """Return the learner: of a detector or, by method `describe`, of a describer."""
+    """Return this worker's learner, of a describer if the method is `describe`, else a detector."""
     if job.captions is not None:
         from ray_app.training.captioner import make_caption_learner
 

@@ -49,7 +49,7 @@ def training_card(recipe: Recipe) -> DetectorCard:
 
 
 def build_training_network(recipe: Recipe, card: DetectorCard) -> nn.Module:
-    """Return the network as training starts, on the CPU and in training mode.
+    """Build the network with its initial weights, on the CPU and in training mode.
 
     Parameters that learn have `requires_grad`. Random values come from `recipe.loop.seed` and are
     equal in every process.
@@ -65,7 +65,7 @@ def build_training_network(recipe: Recipe, card: DetectorCard) -> nn.Module:
 
 
 def build_untrained_network(recipe: Recipe, card: DetectorCard) -> nn.Module:
-    """Return the network without initial weights, to load the tensors of a checkpoint into."""
+    """Build the network without initial weights, so that a checkpoint can be loaded into it."""
     with seeded(recipe.loop.seed):
         return _prepare_to_learn(_build(recipe, card), recipe, card)
 
@@ -73,10 +73,11 @@ def build_untrained_network(recipe: Recipe, card: DetectorCard) -> nn.Module:
 def make_deployable(network: nn.Module, card: DetectorCard) -> nn.Module:
     """Return the trained network as `build_network(card)` builds it, in evaluation mode.
 
-    Norms are folded and adapters merged. The given network stays as it is.
+    Norms are folded into convolutions, and adapters are added to weights. The given network does
+    not change.
 
     Raises:
-        DetectorError: The network is not the one of this card.
+        DetectorError: The network does not fit the card.
     """
     # Folding switches the norms to evaluation mode. A copy keeps the network able to learn further.
     plain = (
@@ -229,10 +230,9 @@ def _get_submodule(network: nn.Module, recipe: Recipe, part: str) -> nn.Module:
 
 
 def add_adapters(network: nn.Module, lora: LoraSettings) -> None:
-    """Add an adapter to every module whose name ends in one of `targets`, in place.
+    """Add a LoRA adapter to every module whose name ends in one of `targets`, in place.
 
-    Only the adapters and the `whole` modules learn. Adapters change nothing until they have
-    learned.
+    Only the adapters and the `whole` modules learn. New adapters do not change the output.
 
     Raises:
         ConfigError: No module has such a name, or peft is not installed.
@@ -259,7 +259,7 @@ def add_adapters(network: nn.Module, lora: LoraSettings) -> None:
             hint="set targets to the ends of names of linear or convolutional modules",
         ) from None
     if lora.whole and not whole_modules:
-        raise ConfigError(f"lora.whole: no module is called {', '.join(lora.whole)}")
+        raise ConfigError(f"lora.whole: no module name ends in {' or '.join(lora.whole)}")
     for module in whole_modules:
         module.requires_grad_(True)
 

@@ -57,8 +57,8 @@ def estimate_memory(
 ) -> dict[str, Any]:
     """Return the bytes that one worker needs for the network and for a micro-batch.
 
-    Nothing is learned, and no weights are read. FSDP2 divides the network among the workers; with
-    DDP each worker holds all of it.
+    No training step is made, and no weights are read. FSDP2 divides the network among the workers.
+    With DDP, each worker holds the whole network.
 
     Args:
         config: The settings.
@@ -139,7 +139,7 @@ def format_plan(plan: Mapping[str, Any]) -> list[str]:
 def format_source_lines(
     sources: Iterable[Mapping[str, Any]], *, one_class: bool = False
 ) -> list[str]:
-    """Return lines on each source: files, splits, published numbers, and documented faults.
+    """Return lines for the terminal on the files, splits, and documented faults of each source.
 
     Args:
         sources: The surveys of the sources (`survey.survey`).

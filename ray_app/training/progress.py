@@ -25,12 +25,12 @@ class TrainingProgress(Progress):
         self._line: Mapping[str, Any] = {}
 
     def show(self, line: Mapping[str, Any]) -> None:
-        """Show the metrics of a step, and under `judged` the text of the last validation."""
+        """Show the metrics of a step. The key `judged` is the text of the last validation."""
         self._done, self._line = line["step"] + 1, line
         self.advance(0, 0)
 
     def close(self) -> None:
-        """Draw a last time and end the line, if there were steps."""
+        """Draw the progress line a last time and end it, if a step was shown."""
         if self._recent:
             super().close()
 

@@ -41,7 +41,7 @@ class SharedJob(TypedDict):
 
 
 def read_job(shared: SharedJob) -> TrainingJob:
-    """Return the job, whose tables and arrays are read in place."""
+    """Return the job from Ray's object store, without copying its tables and arrays."""
     return ray.get(shared["job"])
 
 
@@ -49,7 +49,7 @@ class Loader(Stage):
     """A stage that turns a run of steps into their batches for one rank."""
 
     def start(self, *args: Any) -> None:
-        """Open the loader.
+        """Create the loader of images in this process.
 
         Args:
             *args: The shared job, the rank, and the number of workers.
@@ -59,7 +59,7 @@ class Loader(Stage):
         self._loader, self._order = make_training_loader(job), job.order
 
     def work(self, message: range) -> Loaded:
-        """Return the steps of a run, each with its arrays, as `BatchLoader.load` returns them."""
+        """Return the number and the batch of each step of a run; see `BatchLoader.load`."""
         return load_run(self._loader, self._order, message, self._rank, self._world)
 
 
@@ -79,7 +79,7 @@ def make_step_dataset(shared: SharedJob) -> "Dataset":
 
 
 class Shards(DataConfig):
-    """Gives each rank of Ray Train all steps, and its own loaders for its part of the images."""
+    """Gives each rank of Ray Train a dataset of all steps with its own part of the images."""
 
     def __init__(self, shared: SharedJob) -> None:
         super().__init__()

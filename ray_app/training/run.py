@@ -109,7 +109,7 @@ class PreparedTraining:
         order: The order of the training rows.
         total_steps: Number of steps.
         milestones: Steps after which the network is validated.
-        guard: The web servers that may be asked for images that lists name.
+        guard: The web servers from which images that lists name may be fetched.
     """
 
     splits: Splits
@@ -181,8 +181,8 @@ def prepare_data(
     Args:
         config: The settings.
         out: The directory of the training.
-        each: Runs the steps of indexing, in this process or on Ray.
-        reading: Runs the steps that read images.
+        each: Runs the tasks of indexing, in this process or on Ray.
+        reading: Runs the tasks that read images.
 
     Raises:
         ConfigError: The sources do not make valid splits.
@@ -218,8 +218,8 @@ def make_opener(
 
     Args:
         out: The directory of the training.
-        each: Runs the steps of indexing.
-        reading: Runs the steps that read images.
+        each: Runs the tasks of indexing.
+        reading: Runs the tasks that read images.
         guards: Receives the guard of each opened source.
     """
 
@@ -254,7 +254,7 @@ def make_job(
     *,
     is_on_ray: bool = False,
 ) -> TrainingJob:
-    """Return the job that the workers are given.
+    """Return the job, which contains everything that the workers of a training need.
 
     Args:
         config: The settings.
@@ -376,7 +376,7 @@ class TrainingResult(NamedTuple):
 def train(config: TrainConfig, *, dry_run: bool = False) -> TrainingResult:
     """Train by a recipe into `config.out`, and resume if an earlier session was interrupted.
 
-    Errors after which the same call resumes carry the note RESUMABLE.
+    An error after which the same call resumes the training carries the note RESUMABLE.
 
     Args:
         config: The settings.

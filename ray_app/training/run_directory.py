@@ -1,8 +1,8 @@
-"""Manage the directory of a training: its claim, and the metrics of its steps in files.
+"""Manage the directory of a training: its claim, and the history files with metrics of its steps.
 
-`train.json` records which recipe and data the directory belongs to (`claim_recipe`, `check_claim`).
-Where the training runs, on how many machines, and what it stores against failures is not part of
-the claim.
+The claim is `train.json`. It records which recipe and data the directory belongs to
+(`claim_recipe`, `check_claim`). The machines, the number of workers, and the settings of
+checkpoints are not part of the claim.
 
 A history file is named by its first step and is written with a checkpoint. A session that resumes
 at step s deletes the files that begin at s or later. So each step is recorded once, however often
@@ -41,7 +41,7 @@ Line = Mapping[str, Any]
 
 
 class HistoryWriter:
-    """The lines of one rank in one folder, between two checkpoints.
+    """Collects the lines of one rank between two checkpoints, and writes them to a history file.
 
     Args:
         out: The directory of the training.
@@ -75,20 +75,20 @@ def delete_history_from(out: Store, step: int) -> None:
 
 
 def parse_first_step(name: str) -> int:
-    """Return the step at which a history file begins; -1 if the name is not of a history file."""
+    """Return the step at which the history file of this name begins; -1 for other files."""
     digits = name.removeprefix(_EVENTS).partition("-")[0].partition(".")[0]
     return int(digits) if digits.isdigit() else -1
 
 
 def read_history(out: Store, folder: str) -> Iterator[dict[str, Any]]:
-    """Yield all lines of a folder, ordered by step, then by rank."""
+    """Yield the lines of all history files in a folder, ordered by first step, then by rank."""
     for name in out.names(folder):
         for line in out.read(f"{folder}/{name}").splitlines():
             yield json.loads(line)
 
 
 def write_events(out: Store, first: int, lines: Iterable[Line], *, prefix: str = "train") -> None:
-    """Write lines for TensorBoard; every number but step and time becomes a curve.
+    """Write lines as curves for TensorBoard, one curve per number except step and time.
 
     Args:
         out: The directory of the training.
@@ -139,10 +139,10 @@ def extract_recipe(config: TrainConfig) -> dict[str, Any]:
 
 
 def restore_config(config: TrainConfig, out: Store) -> TrainConfig:
-    """Take settings that the user left open from the training that exists in this directory.
+    """Complete a config with the settings of the training that exists in its directory.
 
-    Differences to today's defaults are printed. Without a training the config is returned
-    unchanged.
+    Only settings that the user did not set are completed. Those that differ from today's defaults
+    are printed. If there is no training, the config is returned unchanged.
     """
     claim = read_claim(out)
     if claim is None:
@@ -159,7 +159,7 @@ def restore_config(config: TrainConfig, out: Store) -> TrainConfig:
 
 
 def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
-    """Return the content of `train.json`, or None if the directory is free.
+    """Return the content of `train.json`, or None if no training has claimed the directory.
 
     Raises:
         IdentityError: The directory belongs to another recipe.
@@ -175,7 +175,7 @@ def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
-    """Claim the directory for this recipe, or check that it is claimed, and return the claim.
+    """Claim the directory for this recipe, or check an existing claim. Return the claim.
 
     Raises:
         IdentityError: The directory belongs to another recipe.
@@ -194,7 +194,7 @@ def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
 
 
 def claim_data(out: Store, claim: dict[str, Any], findings: Mapping[str, Any]) -> None:
-    """Add the digests of the splits to the claim, or check that they are equal.
+    """Add the digests of the splits to the claim. If it has digests, check that they are equal.
 
     Args:
         out: The directory of the training.

@@ -14,12 +14,12 @@ MIN_IMAGES = 200
 
 
 class StepLog:
-    """The notes of one worker, in memory until the next checkpoint.
+    """Records the steps of one worker, in memory until the next checkpoint.
 
     Args:
         job: The job.
         worker: The worker.
-        first: The first step of the notes.
+        first: The first step that is recorded.
     """
 
     def __init__(self, job: TrainingJob, worker: Worker, first: int) -> None:
@@ -103,7 +103,7 @@ class StepLog:
         )
 
     def write(self, step: int) -> None:
-        """Write all notes of the steps before `step` that are not written yet."""
+        """Write the records of the steps before `step` that are not written yet."""
         self._samples.write(self._first)
         self._notes.write(self._first)
         if lines := self._history.write(self._first):

@@ -68,7 +68,7 @@ class SessionReport:
         line: The metrics of the last step.
         steps: Number of steps in this session.
         beats: Number of signs of life of validations.
-        said: Lines for the user that were not read before.
+        said: Lines for the user that the driver has not read yet.
         failure: A pickled error of a worker that another attempt would repeat.
         is_saved: Whether the workers have saved because they were asked to stop.
     """
@@ -94,7 +94,7 @@ class TrainingSession:
 
     @ray.method(concurrency_group="fit")
     def fit(self, shared: ray_data.SharedJob) -> str | None:
-        """Run the trainer of a job. Return why it failed, or None."""
+        """Run Ray Train for a job. Return the reason of a failure, or None."""
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -112,7 +112,7 @@ class TrainingSession:
         self._report = replace(self._report, line=line, steps=self._report.steps + steps)
 
     def say(self, text: str) -> None:
-        """Store a line for the user."""
+        """Store a line for the user, which the driver prints."""
         self._report = replace(self._report, said=(*self._report.said, text))
 
     def beat(self) -> None:
@@ -130,25 +130,25 @@ class TrainingSession:
             self._report = replace(self._report, failure=failure)
 
     def stop(self) -> None:
-        """Ask the workers to save and stop."""
+        """Ask the workers to save a checkpoint and stop."""
         self._is_stopping = True
 
     def is_stopping(self) -> bool:
-        """Return whether the workers have to save and stop."""
+        """Return whether the workers were asked to save a checkpoint and stop."""
         return self._is_stopping
 
     def mark_saved(self) -> None:
-        """Record that the workers have saved and stopped."""
+        """Record that all workers have saved a checkpoint and stopped training."""
         self._report = replace(self._report, is_saved=True)
 
     def read(self) -> SessionReport:
-        """Return all reports so far. Each line for the user is returned once."""
+        """Return the reports of the workers so far. Each line for the user is returned once."""
         report, self._report = self._report, replace(self._report, said=())
         return report
 
 
 def fit(job: TrainingJob) -> None:
-    """Train until the last step is in a complete checkpoint.
+    """Train in workers of Ray Train until the last step is in a complete checkpoint.
 
     Raises:
         TouchstoneError: A worker raised it.
@@ -176,7 +176,7 @@ def fit(job: TrainingJob) -> None:
         )
     if not checkpoints.is_trained(job.out):
         raise ClusterError(
-            "training ended before its last step was committed",
+            "training ended before its last step was in a complete checkpoint",
             hint="run the same command again to resume",
         )
 
@@ -293,7 +293,7 @@ class SharedDevices(Backend):
 
 
 class OwnProcessGroup(TorchConfig):
-    """Leaves the process group to `join_process_group`.
+    """Keeps Ray Train from creating the process group, which `join_process_group` does.
 
     Ray Train's own store would listen on every address of the node.
     """
@@ -333,7 +333,7 @@ def open_listener(host: str) -> socket.socket:
 def open_store(
     host: str, port: int, world_size: int, timeout: timedelta, listener: socket.socket | None
 ) -> TCPStore:
-    """Return a client of a store, or the store's server if `listener` is given.
+    """Return a client of torch's TCPStore, or its server if `listener` is given.
 
     Args:
         host: Address of the server.
@@ -350,7 +350,7 @@ def open_store(
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Run the loop in a worker of Ray Train.
+    """Run the training loop in a worker of Ray Train.
 
     Args:
         config: `job`, a reference to the TrainingJob, and `session`, the handle of the

@@ -1,7 +1,7 @@
-"""Measure a checkpoint on labelled rows, as the detector that it will become.
+"""Measure a checkpoint on labelled rows, with the scores that the exported detector will have.
 
-The loop calls `validate_checkpoint`; the end of a training calls `evaluate_splits`. The metrics are
-stored by step in `validations/`.
+The training loop calls `validate_checkpoint`, which stores metrics by step in `validations/`. At
+the end of a training, `evaluate_splits` measures the best checkpoint.
 """
 
 import json
@@ -42,7 +42,7 @@ NOT_SAVED = "0" * 64  # In place of the digest of weights that are in no file ye
 
 @dataclass(frozen=True)
 class SplitEvaluation:
-    """One split as the chosen network scores it.
+    """The scores and metrics of the chosen network on one split.
 
     Attributes:
         judged: The scores of the images.
@@ -100,7 +100,7 @@ def _require_any(judged: "ScoredRows", split: str) -> None:
 
 
 def select_validation_rows(job: TrainingJob) -> Rows:
-    """Return the validation rows that compare checkpoints: all, or the same sample every time."""
+    """Return the validation rows on which checkpoints are compared: all, or one fixed sample."""
     count, max_images = len(job.rows("validation")), job.config.validation.most_images
     if max_images is None or max_images >= count:
         return np.arange(count)
@@ -111,7 +111,7 @@ def select_validation_rows(job: TrainingJob) -> Rows:
 
 
 def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation]:
-    """Score all rows of validation and of a test split by the network in a checkpoint's folder."""
+    """Score and measure the validation and test splits with the network in a checkpoint folder."""
     evaluations = {}
     for split in ("validation", "test"):
         if split in job.tables:
@@ -165,7 +165,7 @@ def run_on_device(job: TrainingJob, function: Callable[..., Any], *args: Any) ->
 
     Args:
         job: The job.
-        function: A function of a module.
+        function: A function at the top level of a module.
         *args: Further arguments of the function.
 
     Raises:
@@ -202,7 +202,7 @@ def run_on_checkpoint(
     Args:
         job: The job.
         name: Name of the checkpoint.
-        function: A function of a module.
+        function: A function at the top level of a module.
     """
     return run_on_device(job, _with_folder, name, function)
 
@@ -278,12 +278,12 @@ def _select_mistakes(job: TrainingJob, split: str, judged: "ScoredRows") -> list
 
 
 def read_validations(out: Store) -> list[dict[str, Any]]:
-    """Return the metrics of all validated checkpoints, by step."""
+    """Return the metrics of all validated checkpoints, ordered by step."""
     return [json.loads(out.read(f"{FOLDER}/{name}")) for name in out.names(FOLDER)]
 
 
 def describe_last(job: TrainingJob) -> str:
-    """Return the last validation as a short text."""
+    """Return the metric and the step of the last validation as a short text."""
     metric, last = job.config.validation.metric, read_validations(job.out)[-1]
     value = last.get(metric)
     return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
@@ -358,13 +358,13 @@ class ScoredRows(NamedTuple):
     """A detector's outputs for labelled images, with one entry per readable image in batch order.
 
     Attributes:
-        rows: (n,) int64 rows of the split.
+        rows: (n,) int64 row numbers in the split.
         labels: (n,) int64, 1 for fake.
         scores: (n,) float64 log-odds of fake.
-        unreadable: int64 rows without a score.
+        unreadable: int64 numbers of rows without a score.
         pixels: `pixel_figures` over all images with a mask. None if the detector predicts no masks.
-        reasons: Why a row has no score, by row.
-        odd_masks: Rows of fakes whose masks are "empty" or "full".
+        reasons: The reason why a row has no score, by row number.
+        odd_masks: "empty" or "full" by row number, for fakes with such masks.
     """
 
     rows: npt.NDArray[np.int64]
@@ -400,9 +400,9 @@ def build_detector(
     precision: Precision = "auto",
     slots: int | None = None,
 ) -> Detector:
-    """Build a detector from the network of `load_trained`, and take the network over.
+    """Build a detector around the network of `load_trained`, which then belongs to the detector.
 
-    The detector computes the same as `load_detector` will from the exported files.
+    Its scores are those that `load_detector` will compute from the exported files.
 
     Args:
         card: The card of the detector.

@@ -75,13 +75,14 @@ def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weigh
 
 
 def measure_size(card: DetectorCard) -> Size | None:
-    """Count parameters, tensors, and multiply-adds of one image at the card's input size.
+    """Count a network's parameters and tensors, and its multiply-adds for one image.
 
-    If the card keeps the size of images, the count is for one megapixel. The multiply-adds are
-    those of convolutions and matrix products, counted on a network without values.
+    The image has the card's input size, or one megapixel if the card keeps the size of images. The
+    multiply-adds are those of convolutions and matrix products, counted without weight data (meta
+    device).
 
     Returns:
-        The counts. None for a network that does not run without values, such as MaskCLIP.
+        The counts. None for a network that does not run on the meta device, such as MaskCLIP.
     """
     height, width = card.preprocessing.shape or _MEGAPIXEL
     try:

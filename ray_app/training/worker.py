@@ -20,9 +20,9 @@ class Worker:
     """A process that trains, alone or in a process group of torch.
 
     Attributes:
-        rank: Its number among the workers, from 0.
+        rank: Number of this worker, from 0.
         world: Number of workers.
-        device: The device on which it computes.
+        device: The device on which this worker computes.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, device: str = "cpu") -> None:
@@ -31,16 +31,17 @@ class Worker:
     def batches(self, job: TrainingJob, first: int) -> Iterator[Batch | None]:
         """Return this worker's part of each step from `first` on, in order. Loading starts at once.
 
-        None means that no batch has come yet, so that the caller can check something else.
+        A None in place of a batch means that none has come yet, so that the caller can do
+        something else.
         """
         raise NotImplementedError
 
     def is_stopping(self) -> bool:
-        """Return whether the training was asked to save and stop."""
+        """Return whether the training was asked to save a checkpoint and stop."""
         return False
 
     def is_notice_due(self) -> bool:
-        """Return whether it is time for all workers to call `has_notice`. Only rank 0 is asked."""
+        """Return whether all workers must call `has_notice` now. Only rank 0 ever returns True."""
         return False
 
     def has_notice(self) -> bool:

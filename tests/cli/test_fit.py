@@ -206,7 +206,7 @@ def test_fetch_and_fit_of_a_shipped_head_give_scores(photos, touchstone):
     assert f"{fit} LABELS --install" in missing.value.hint
     told = touchstone(f"detectors fit {card} photos --install").out
     assert "12 real and 12 fake" in told
-    assert "any other of its group, of which there are 6" in told  # Families, not 12 sources.
+    assert "saw no image of its group (6 groups)" in told  # Families, not 12 sources.
     fitted = load_card(photos / "heads/vfm-dinov3-convnext/card.yaml")
     assert fitted.name == "vfm-dinov3-convnext-logistic"
     assert fitted.training_data.name == "index.parquet"
