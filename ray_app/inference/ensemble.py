@@ -75,7 +75,7 @@ class Ensemble:
     Several threads may share an ensemble; it scores one call at a time. Give each thread a `twin`
     to score in parallel. A pickled ensemble loads its weights again.
 
-    Example:
+    Examples:
         >>> ensemble = Ensemble("default", device="cpu", batch_size=8)
         >>> for result in ensemble.score("photos/"):
         ...     print(result.source, result.verdict, result.probability)
@@ -596,7 +596,7 @@ def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensem
     Returns:
         The ensemble with its weights loaded.
 
-    Example:
+    Examples:
         >>> ensemble = load_ensemble("default", device="auto")
         >>> ensemble.score("photo.jpg").verdict
         'real'
@@ -618,7 +618,7 @@ def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
     Returns:
         The detector with its weights loaded.
 
-    Example:
+    Examples:
         >>> detector = load_detector("NAME")  # See list_detectors().
         >>> detector.score("photo.jpg").score
 

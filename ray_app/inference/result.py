@@ -35,7 +35,7 @@ class Result:
     Attributes that name a generator or a prompt are None if the ensemble has no profile, or if the
     profile has no answer for this image.
 
-    Example:
+    Examples:
         >>> result = ray_app.load_ensemble("default").score("photo.jpg")
         >>> if result.status == "ok":
         ...     print(result.verdict, result.probability)
@@ -153,7 +153,7 @@ class Results(Iterator[Result]):
     Results that were read are not kept, so memory does not grow with their number. Call
     `list(results)` to read them twice.
 
-    Example:
+    Examples:
         >>> results = ray_app.load_ensemble("default").score("photos/")
         >>> for result in results:
         ...     print(result.source, result.verdict)
