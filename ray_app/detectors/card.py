@@ -114,7 +114,7 @@ class Weights(Frozen):
             )
         if scheme == "hf" and not HUB_URI.fullmatch(uri):
             raise ValueError(
-                "uri must be hf://organisation/repository@revision/file with a revision of 40 hexadecimal digits (branches and tags can move)"
+                f"uri must be hf://organisation/repository@revision/file with a revision of 40 hex digits (branches and tags can move), got {uri}"
             )
         return uri
 

@@ -117,7 +117,7 @@ class Preprocessing(Frozen):
             self.resize.mode != "thumbnail" or (self.center_crop or 0) < (self.resize.size or 0)
         ):
             raise ValueError(
-                "pad corner requires mode thumbnail with a size of at most center_crop"
+                f"pad corner requires mode thumbnail with size at most center_crop, got {self.resize.mode}, {self.resize.size}, {self.center_crop}"
             )
         return self
 
@@ -173,7 +173,7 @@ class Preprocessing(Frozen):
         if size * longer > MAX_RESIZED_PIXELS:
             raise InputError(
                 Status.IMAGE_TOO_LARGE,
-                f"{width} × {height}: a short side of {size} px would make it {size} × {longer}",
+                f"{width} × {height}: resized to {size} × {longer} px, it would exceed the limit of {MAX_RESIZED_PIXELS:,} pixels",
             )
         return (size, longer) if width <= height else (longer, size)
 
@@ -209,7 +209,7 @@ def _pillow_resize(
     if size[0] * image.height > MAX_RESIZED_PIXELS:
         raise InputError(
             Status.IMAGE_TOO_LARGE,
-            f"{image.width} × {image.height}: a width of {size[0]} px would not fit into memory",
+            f"{image.width} × {image.height}: resized to a width of {size[0]} px, it would not fit into memory",
         )
     return resize_rows_first(image, size, _PILLOW_FILTER[mode], part)
 

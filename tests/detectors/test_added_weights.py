@@ -77,7 +77,7 @@ def test_files_that_belong_together_are_copied_together(card, tmp_path, own_cach
     tokens = tmp_path / "tokens.json"
     tokens.write_text('{"a": 1}')
     card = with_part(card, "weights", beside={"tokens.json": sha256(tokens)})
-    with pytest.raises(DetectorError, match=r"not in .*downloads: tokens\.json"):
+    with pytest.raises(DetectorError, match=r"files are missing in .*downloads: tokens\.json"):
         add_weights("checkable", file, [card])
     (downloads / "tokens.json").write_text('{"a": 2}')
     with pytest.raises(DetectorError, match=r"tokens\.json has the SHA-256"):

@@ -94,7 +94,7 @@ def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card, without its process. Raises DetectorError."""
     if card.process is None:
         raise DetectorError(
-            f"{card.name}: `process` is missing",
+            f"{card.name}: the card has no `process` section",
             hint=f"write the card with touchstone detectors add {card.family}:…",
         )
     if card.preprocessing.mean != (0.0, 0.0, 0.0) or card.preprocessing.std != (PIXEL_STD,) * 3:

@@ -144,7 +144,7 @@ def tokenise(
         )
     if len(prompt) > dialogue.max_tokens_per_batch:
         raise DetectorError(
-            f"prompt has {len(prompt)} tokens, max_tokens_per_batch is {dialogue.max_tokens_per_batch}"
+            f"the prompt has {len(prompt)} tokens, but max_tokens_per_batch is {dialogue.max_tokens_per_batch}"
         )
     return DialogueTokens(tokenizer, prompt, end, fake, real)
 
