@@ -314,7 +314,7 @@ def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[in
     token_id = tokenizer.tokenizer.token_to_id(token)
     if token_id is None or ids.count(token_id) != count:
         raise DetectorError(
-            f"{card.name}: {token} must be a single token of the tokenizer, and {count} times in the template"
+            f"{card.name}: {token} must be a single token of the tokenizer, and occur {count} times in the template"
         )
     return ids
 

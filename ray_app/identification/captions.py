@@ -185,7 +185,7 @@ def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDAr
     encoded = [prompt.encode() for prompt in prompts]
     if len(encoded) != len(vectors) or not encoded:
         raise ValueError(
-            f"there must be as many vectors as prompts, and at least one, got {len(vectors)} and {len(encoded)}"
+            f"vectors and prompts must be equal in number, at least one, got {len(vectors)} and {len(encoded)}"
         )
     return {
         "embeddings": unit(np.asarray(vectors, np.float32)),

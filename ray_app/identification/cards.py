@@ -198,11 +198,11 @@ class DescriberCard(_Card):
     def _check_inputs(self) -> "DescriberCard":
         if (self.tier in ("retrieval", "prefix")) != (self.detector is not None):
             raise ValueError(
-                f"`detector` must be set for tiers retrieval and prefix only, got tier {self.tier}"
+                f"`detector` must be set for tiers retrieval and prefix, and for no other tier, got tier {self.tier}"
             )
         if (self.tier in ("captioner", "dialogue")) != (self.preprocessing is not None):
             raise ValueError(
-                f"`preprocessing` must be set for tiers captioner and dialogue only, got tier {self.tier}"
+                f"`preprocessing` must be set for tiers captioner and dialogue, and for no other tier, got tier {self.tier}"
             )
         return self
 

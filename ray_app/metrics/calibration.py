@@ -91,7 +91,7 @@ def _check_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]
         )
     if values.min() == values.max():
         raise ValueError(
-            f"calibration needs scores that differ, got {len(values):,} times {values[0]:g}"
+            f"calibration needs scores that differ, but all {len(values):,} scores are {values[0]:g}"
         )
     return values, fake
 

@@ -120,11 +120,11 @@ def test_an_image_without_an_embedding_has_no_name(tmp_path, vectors):
     ("held", "changes", "told"),
     [
         ({"weight": np.zeros((3, WIDTH), np.float32)}, {}, r"a row per class \(6\), got 3"),
-        ({"bias": np.zeros(6, np.float32)}, {}, "lacks weight"),
+        ({"bias": np.zeros(6, np.float32)}, {}, "tensors are missing: weight"),
         (
             None,
             {"open_set": {"method": "distance", "threshold": -5, "abstains": 0.05, "n": 9}},
-            "lacks means, whitening",
+            "tensors are missing: means, whitening",
         ),
     ],
 )
