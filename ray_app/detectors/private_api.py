@@ -31,9 +31,9 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Return freed memory of this process to the system.
 
-    After `keep_freed_memory`, glibc keeps up to 512 MiB of memory that a group of detectors freed,
-    and all freed memory below memory in use. The next group would need its memory in addition.
-    Other C libraries keep their default behaviour.
+    After `keep_freed_memory`, glibc keeps up to 512 MiB of the memory that a group of detectors
+    freed, and all freed memory below memory that is in use. The next group of detectors would need
+    memory in addition to it. Other C libraries keep their default behaviour.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

@@ -227,10 +227,11 @@ EPS = 1e-10
 
 
 class Aeroblade(nn.Module):
-    """Pixels (N, 3, H, W) from −1 to 1 → minus the distance (N, 1) of image and reconstruction.
+    """AEROBLADE: pixels (N, 3, H, W) from −1 to 1 → minus the reconstruction error (N, 1).
 
-    An output near 0 means likely fake. If a side is not a multiple of 8, its last rows or columns
-    are dropped. VGG's weights are buffers, which `attach` loads.
+    The error is the distance of image and reconstruction. An output near 0 means likely fake. If a
+    side is not a multiple of 8, its last rows or columns are dropped. VGG's weights are buffers,
+    which `attach` loads.
     """
 
     shift: torch.Tensor
@@ -284,7 +285,7 @@ class Aeroblade(nn.Module):
                 buffer.copy_(state[key])
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         height, width = (side // 8 * 8 for side in pixels.shape[2:])
         pixels = pixels[..., :height, :width]
         # The authors store 8-bit files, so values are clipped and rounded down to a grey level.

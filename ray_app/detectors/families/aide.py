@@ -85,7 +85,7 @@ class NoiseNet(ResNetBody):
 
 
 class Aide(nn.Module):
-    """Pixels (N, 3, H, W), 0 to 1 → logits (N, 2) of real and fake.
+    """AIDE's network: pixels (N, 3, H, W), 0 to 1 → logits (N, 2) of real and fake.
 
     Four patches go through filters and two ResNet-50s, the image at 256 × 256 px through
     ConvNeXt-XXL. The sides of an image must be at least 32 px. Smaller images get the score NaN.
@@ -123,7 +123,7 @@ class Aide(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         if min(pixels.shape[-2:]) < PATCH:
             return pixels.new_full((len(pixels), 2), torch.nan)
         # Not in bf16, which would select other patches.

@@ -21,7 +21,7 @@ PIXEL_STD = 1 / 255
 
 
 class CallableNetwork(nn.Module):
-    """Pixels (N, 3, H, W), 0 to 255 → log-odds of fake (N, 1) and masks.
+    """A callable as a network: pixels (N, 3, H, W), 0 to 255 → log-odds of fake (N, 1) and masks.
 
     If the callable fails on an image, the score of the image is NaN, and `failures` has the reason.
     The network has no parameters: `attach` reads the identity of the detector, `to` starts its
@@ -58,7 +58,7 @@ class CallableNetwork(nn.Module):
         return self
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         if self._process is None:
             raise DetectorError(
                 f"{self._card.name}: its process is not started",

@@ -26,7 +26,7 @@ _HEADS = ("model.fc.", "fc.", "head.")
 
 
 class Gapl(nn.Module):
-    """Pixels (N, 3, H, W), normalised → logits (N, 1).
+    """GAPL's network: pixels (N, 3, H, W), normalised → logits (N, 1).
 
     Args:
         tower: The arguments of `VisionTower`.
@@ -47,7 +47,7 @@ class Gapl(nn.Module):
         self.fc = nn.Linear(width, 1, bias=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         trace = functional.normalize(self.foren_proj(self.backbone(pixels).class_token), dim=1)
         prototypes = self.prototype.expand(len(trace), -1, -1)
         logits: torch.Tensor = self.fc(

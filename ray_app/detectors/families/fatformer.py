@@ -29,7 +29,7 @@ FILTERS = (".dwt_transform.", ".idwt_transform.")
 
 
 class FatFormer(nn.Module):
-    """Pixels (N, 3, H, W), normalised → logits (N, 2) of real and fake.
+    """FatFormer's network: pixels (N, 3, H, W), normalised → logits (N, 2) of real and fake.
 
     Args:
         tower: The arguments of CLIP's vision tower.

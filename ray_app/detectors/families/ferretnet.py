@@ -1,7 +1,7 @@
 """Build the `ferretnet` family: depthwise convolutions on differences from the local median.
 
-Written from the paper, with the published file's key names. Source: Liang et al., NeurIPS 2025
-(arXiv 2509.20890).
+The code is written from the paper, with the key names of the published file. Source: Liang et al.,
+NeurIPS 2025 (arXiv 2509.20890).
 """
 
 import torch
@@ -100,11 +100,11 @@ class FerretBlock(nn.Module):
 
 
 class FerretNet(nn.Module):
-    """Pixels (N, 3, H, W) of any size, normalised with CLIP's constants → log-odds (N, 1) of fake.
+    """FerretNet: pixels (N, 3, H, W), normalised with CLIP's constants → log-odds (N, 1).
 
-    The network computes a residual, two convolutions, stages that halve the map and double the
-    channels, the mean, and one logit. The defaults are FerretNet-S with 126,289 parameters; `dim`
-    96 is FerretNet-B.
+    H and W may have any size. The log-odds are those of fake. The network computes a residual, two
+    convolutions, stages that halve the map and double the channels, the mean, and one logit. The
+    defaults are FerretNet-S with 126,289 parameters; `dim` 96 is FerretNet-B.
 
     Args:
         dim: Channels before the stages.
@@ -136,7 +136,7 @@ class FerretNet(nn.Module):
         self.logit = nn.Sequential(nn.Dropout(0.2), nn.Linear(dim, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         # Not in bf16, which keeps almost nothing of a difference of neighbours.
         with torch.autocast(pixels.device.type, enabled=False):
             residual = median_residual(pixels, self.window)

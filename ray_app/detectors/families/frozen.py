@@ -61,8 +61,8 @@ class TimmBackbone(LibraryBackbone):
     """A network of timm.
 
     If it has position embeddings and `dynamic_img_size`, images may have any size that its patches
-    divide. timm then resamples the position embeddings (bicubic, antialiased), or the rotary ones
-    follow the grid.
+    divide. timm then resamples the position embeddings (bicubic, antialiased), or computes rotary
+    embeddings for the grid of the image.
     """
 
     def __init__(self, network: Any) -> None:
@@ -190,7 +190,7 @@ class FrozenLinear(nn.Module):
         return functional.normalize(features, dim=-1) if self.normalise else features
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         logits: torch.Tensor = self.fc(self.features(pixels))
         return logits
 

@@ -84,7 +84,7 @@ class PredictHead(nn.Module):
         self.linear_predict = nn.Conv2d(width, 1, 1)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Fuse the maps and predict the logits."""
+        """Fuse the maps and predict logits per position."""
         features = self.dropout(
             self.norm(mae.fused_maps(maps, self.linear_fuse, maps[0].shape[2:]))
         )
@@ -92,7 +92,7 @@ class PredictHead(nn.Module):
 
 
 class ImlVit(nn.Module):
-    """Normalised pixels (N, 3, S, S), padded with black → log-odds (N, 1) and masks (N, S, S).
+    """IML-ViT: pixels (N, 3, S, S), normalised, black padding → log-odds (N, 1), masks (N, S, S).
 
     The paper defines only a mask. The score is the largest logit of the mask, which is usual for
     networks without an image-level output. Padding does not count: rows at the bottom and columns
@@ -121,7 +121,7 @@ class ImlVit(nn.Module):
         self.register_buffer("black", torch.tensor(black)[:, None, None], persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Score and localise. See the class for shapes."""
+        """Return scores and masks of a batch. See the class for shapes."""
         logits = self.mask_logits(pixels)
         in_image = self._image(pixels)
         return Prediction(

@@ -40,7 +40,7 @@ class AnswerWords(Frozen):
 
 
 class Dialogue(Frozen):
-    """A question about an image, in the model's own chat template."""
+    """Question about an image in the model's own chat template, and the words of the answers."""
 
     mode: Literal["reply", "first-token"] = Field(
         description="`reply` generates a reply greedily and interprets it. `first-token` compares the "
@@ -252,7 +252,7 @@ class Interrogator(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Ask about each image. See the class for shapes.
+        """Ask the model about each image of a batch. See the class for shapes.
 
         All prompts are equal, so nothing is padded.
         """

@@ -44,10 +44,10 @@ class PatchNetwork(nn.Module):
 
 
 class LaDeDa9(PatchNetwork):
-    """Pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
+    """LaDeDa9: pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
 
     The bottleneck blocks compute features of 9 × 9 px patches at every eighth pixel. Sides are at
-    least 9 px, or 10 px with the residual `npr`, which drops the last line of an odd side.
+    least 9 px, or 10 px with the residual `npr`, which drops the last row or column of an odd side.
 
     Args:
         residual: Residual of the pixels, see `residual_of`.
@@ -106,13 +106,13 @@ class TinyBlock(nn.Module):
 
 
 class TinyLaDeDa(PatchNetwork):
-    """Pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
+    """Tiny-LaDeDa: pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
 
     The network has four convolutions of eight channels and 1,297 parameters. Sides are at least 5
-    px, or 6 px with the residual `npr`, which drops the last line of an odd side. `residual` must
-    be the one that the weights were trained on. Logits with another residual are wrong, even if
-    they look plausible. With the published WildRF file, they are in the tens, as with its own
-    residual. With the ForenSynth file, they are in the thousands.
+    px, or 6 px with the residual `npr`, which drops the last row or column of an odd side.
+    `residual` must be the one that the weights were trained on. Logits with another residual are
+    wrong, even if they look plausible. With the published WildRF file, they are in the tens, as
+    with its own residual. With the ForenSynth file, they are in the thousands.
 
     Args:
         residual: Residual of the pixels, see `residual_of`.

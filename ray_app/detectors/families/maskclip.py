@@ -90,7 +90,7 @@ class MaskDecoder(nn.Module):
         self.predict = nn.Conv2d(width, 1, 1)
 
     def forward(self, tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Decode. See the class for shapes."""
+        """Return the mask's logits. See the class for shapes."""
         fused = mae.fused_maps(
             (stage(tokens) for stage in self.stages),
             self.linear_fuse,
@@ -112,10 +112,10 @@ class MaskDecoder(nn.Module):
 
 
 class MaskClip(nn.Module):
-    """Pixels (N, 3, S, S), normalised for CLIP → logits (N, 2) and mask probabilities (N, S, S).
+    """MaskCLIP: pixels (N, 3, S, S), normalised for CLIP → logits (N, 2) and masks (N, S, S).
 
-    The logits are those of real and fake, the probabilities are that a pixel was altered. The
-    defaults are the published sizes: 546,828,738 parameters with S = 512.
+    The logits are those of real and fake. The masks have the probabilities that a pixel was
+    altered. The defaults are the published sizes: 546,828,738 parameters with S = 512.
 
     Args:
         image_size: Side S of the image in pixels.
@@ -156,7 +156,7 @@ class MaskClip(nn.Module):
         self._known_texts: tuple[object, torch.Tensor] | None = None
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Score and localise. See the class for shapes."""
+        """Return logits and masks of a batch. See the class for shapes."""
         logits, mask_logits = self.logits(pixels)
         return Prediction(logits, mask_logits.sigmoid())
 
@@ -176,7 +176,7 @@ class MaskClip(nn.Module):
     def text_features(self) -> torch.Tensor:
         """Return the unit-length features of the texts for real and fake, (2, embed_dim).
 
-        They depend only on weights and are cached until a weight changes.
+        The features depend only on weights and are cached until a weight changes.
         """
         if self.training or (torch.is_grad_enabled() and self.prompt_learner.ctx_pos.requires_grad):
             self._known_texts = None

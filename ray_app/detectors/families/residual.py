@@ -55,7 +55,7 @@ def residual_bank() -> torch.Tensor:
 
 
 class ResidualNet(nn.Module):
-    """Pixels (N, 3, H, W) in grey levels around zero → log-odds (N, 1) of fake.
+    """Small network: pixels (N, 3, H, W) in grey levels around zero → log-odds (N, 1) of fake.
 
     The network clips high-pass residuals and applies three convolutions. It computes mean and mean
     square of every feature over the image, and one logit. The card has mean 128/255 and std 1/255;
@@ -87,7 +87,7 @@ class ResidualNet(nn.Module):
         self.head = nn.Linear(2 * widths[-1], 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes and units."""
+        """Score a batch of images. See the class for shapes and units."""
         features = functional.hardtanh_(
             functional.conv2d(pixels, self.residual, stride=2), -CLIP, CLIP
         )

@@ -162,10 +162,11 @@ def _mirror_indices(side: int, device: torch.device) -> torch.Tensor:
 
 
 class Wavelet(ResNetBody):
-    """Pixels (N, 3, H, W), 0 to 1, of any size → logits (N, 2) of real and fake.
+    """SAFE's network: pixels (N, 3, H, W), 0 to 1, any size → logits (N, 2) of real and fake.
 
-    SAFE: Li et al., KDD 2025 (arXiv 2408.06741). The network resizes diagonal detail to the image's
-    size and applies a 3 × 3 stem, layer1 and layer2 of a ResNet-50, the mean, and a linear layer.
+    Source: Li et al., KDD 2025 (arXiv 2408.06741). The network resizes diagonal detail to the
+    image's size and applies a 3 × 3 stem, layer1 and layer2 of a ResNet-50, the mean, and a linear
+    layer.
     """
 
     def __init__(self) -> None:
@@ -173,7 +174,7 @@ class Wavelet(ResNetBody):
         self.fc1 = nn.Linear(512, 2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         # Not in bf16, which keeps almost nothing of a difference of neighbours.
         with torch.autocast(pixels.device.type, enabled=False):
             detail = functional.interpolate(
@@ -239,12 +240,13 @@ def convolve_spectrum(
 
 
 class FreqNet(nn.Module):
-    """Pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
+    """FreqNet: pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
 
-    Tan et al., AAAI 2024 (arXiv 2403.07240). The network keeps high frequencies of the image and of
-    features, between 1 × 1 convolutions and layer1 and layer2 of a ResNet-50. H and W are at least
-    2. `weight1` and `bias1` are the first of four 1 × 1 convolutions, of which the second and the
-    fourth halve the map. `realconv1` and `imagconv1` convolve the spectrum of its output.
+    Source: Tan et al., AAAI 2024 (arXiv 2403.07240). The network keeps high frequencies of the
+    image and of features, between 1 × 1 convolutions and layer1 and layer2 of a ResNet-50. H and W
+    are at least 2. `weight1` and `bias1` are the first of four 1 × 1 convolutions, of which the
+    second and the fourth halve the map. `realconv1` and `imagconv1` convolve the spectrum of its
+    output.
     """
 
     def __init__(self) -> None:
@@ -267,7 +269,7 @@ class FreqNet(nn.Module):
         self.fc1 = nn.Linear(512, 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         features = self.maxpool(self._mix(self._mix(pixels, 1), 2))
         features = self._mix(self._mix(self.get_submodule("layer1")(features), 3), 4)
         features = self.get_submodule("layer2")(features)
@@ -306,7 +308,7 @@ STRIDE, HALO = 8, 48  # Corvi has the same stride, because layer2, layer3, and l
 def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
     """Subtract the upper left pixel of each 2 × 2 cell from the cell.
 
-    (N, C, H, W) → (N, C, H, W) for even sides. The last line of an odd side is dropped.
+    (N, C, H, W) → (N, C, H, W) for even sides. The last row or column of an odd side is dropped.
     """
     height, width = (side // 2 * 2 for side in pixels.shape[-2:])
     even = pixels[..., :height:2, :width:2]
@@ -335,11 +337,11 @@ def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
 
 
 class Npr(ResNetBody):
-    """Pixels (N, 3, H, W) of any size, ImageNet-normalised → log-odds (N, 1) of fake.
+    """NPR's network: pixels (N, 3, H, W), ImageNet-normalised, any size → log-odds (N, 1) of fake.
 
-    Tan et al., CVPR 2024 (arXiv 2312.10461). The network applies the neighbouring-pixel residual ×
-    2/3, a 3 × 3 stem, layer1 and layer2 of a ResNet-50, the mean, and a linear layer. The last line
-    of an odd side is dropped, and a side of 1 px gives NaN.
+    Source: Tan et al., CVPR 2024 (arXiv 2312.10461). The network applies the neighbouring-pixel
+    residual × 2/3, a 3 × 3 stem, layer1 and layer2 of a ResNet-50, the mean, and a linear layer.
+    The last row or column of an odd side is dropped, and a side of 1 px gives NaN.
 
     Args:
         tile: Side of a tile in pixels, at least 8, rounded down to a multiple of 8.
@@ -352,7 +354,7 @@ class Npr(ResNetBody):
         self.tiling = Tiling(tile, STRIDE, HALO)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         height, width = (side // 2 * 2 for side in pixels.shape[-2:])
         if not height or not width:
             return pixels.new_full((len(pixels), 1), torch.nan)
@@ -372,12 +374,12 @@ TILE = {"cpu": 320, "cuda": 1536}
 
 
 class Corvi(ResNetBody):
-    """Pixels (N, 3, H, W) of any size, ImageNet-normalised → log-odds (N, 1) of fake.
+    """Corvi's network: pixels (N, 3, H, W), ImageNet-normalised, any size → log-odds (N, 1).
 
-    Corvi et al., ICASSP 2023 (arXiv 2211.00680). The network is a ResNet with stride 1 in `conv1`
-    and `maxpool`, the mean of its features, and a linear layer. Images larger than a tile are
-    processed in tiles with the receptive field as halo, so that the logit is that of the uncut
-    image.
+    The log-odds are those of fake. Source: Corvi et al., ICASSP 2023 (arXiv 2211.00680). The
+    network is a ResNet with stride 1 in `conv1` and `maxpool`, the mean of its features, and a
+    linear layer. Images larger than a tile are processed in tiles with the receptive field as halo,
+    so that the logit is that of the uncut image.
 
     Args:
         layers: Blocks per stage.
@@ -418,7 +420,7 @@ class Corvi(ResNetBody):
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         logits: torch.Tensor = self.fc(mean_features(self.features, pixels, self._tiling(pixels)))
         return logits
 

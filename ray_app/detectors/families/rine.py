@@ -15,7 +15,7 @@ from ray_app.detectors.families.frozen import build_backbone
 
 
 class Rine(nn.Module):
-    """Pixels (N, 3, H, W), normalised → logits (N, 1).
+    """RINE's network: pixels (N, 3, H, W), normalised → logits (N, 1).
 
     CLIP runs once for all networks that share this backbone. The parameter `alpha` (1, layers,
     width) weighs each number of each layer: the paper's trainable importance estimator.
@@ -37,7 +37,7 @@ class Rine(nn.Module):
         self.head = nn.Sequential(*_layers([width] * 3), nn.Linear(width, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         layers = self.proj1(self.backbone(pixels).class_tokens)
         summed = (self.alpha.softmax(dim=1) * layers).sum(dim=1)
         logits: torch.Tensor = self.head(self.proj2(summed))

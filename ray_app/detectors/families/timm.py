@@ -33,7 +33,7 @@ class EmbeddingClassifier(nn.Module):
         self.model, self.fc = model, nn.Linear(width, logits)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch. See the class for shapes."""
+        """Score a batch of images. See the class for shapes."""
         logits: torch.Tensor = self.fc(self.model(pixels))
         return logits
 

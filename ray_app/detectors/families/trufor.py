@@ -393,7 +393,7 @@ class MlpDecoder(nn.Module):
 
 
 class TruFor(nn.Module):
-    """Colours (N, 3, H, W), 0 to 255/256, of any size → log-odds (N, 1) and masks (N, H, W).
+    """TruFor: colours (N, 3, H, W), 0 to 255/256, any size → log-odds (N, 1), masks (N, H, W).
 
     The log-odds are that the image was altered. The defaults are the published sizes, with
     68,697,421 parameters.
@@ -427,7 +427,7 @@ class TruFor(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Score and localise. See the class for shapes."""
+        """Return scores and masks of a batch. See the class for shapes."""
         altered, confidence = self.maps(pixels)
         statistics = torch.cat(
             [_statistics(confidence), _statistics(altered, functional.logsigmoid(confidence))], 1
