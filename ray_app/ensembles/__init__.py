@@ -1,7 +1,7 @@
 """Turn detector scores into verdicts: ensemble cards, rules, thresholds, and cascades.
 
 The package also describes the population that a calibration holds for (`Population`) and the
-finding on a file (`find`). Start at `load_ensemble_card` and `decide`.
+finding on the origin of a file (`find_origin`). Start at `load_ensemble_card` and `decide`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,10 +1,10 @@
-"""Find the origin of a file (`find`): a finding and the grounds for it, each with its error rate.
+"""Find the origin of a file (`find_origin`): a finding and the grounds for it.
 
-The grounds are the statements in the file about its own origin (`images.provenance`) and the
-verdict of the detectors. They are sorted by `Strength`, strongest first. The finding comes from the
-strongest ground that supports a finding. A ground that contradicts it stays in the list and is
-marked. A finding changes no verdict, score, or measured rate. A statement that anyone can write or
-remove has no error rate.
+Each ground has its error rate. The grounds are the statements in the file about its own origin
+(`images.provenance`) and the verdict of the detectors. They are sorted by `Strength`, strongest
+first. The finding comes from the strongest ground that supports a finding. A ground that
+contradicts it stays in the list and is marked. A finding changes no verdict, score, or measured
+rate. A statement that anyone can write or remove has no error rate.
 """
 
 from collections.abc import Iterator
