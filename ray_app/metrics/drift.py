@@ -49,12 +49,12 @@ class Shift:
 
     @property
     def is_noticed(self) -> bool:
-        """Whether the difference is large and not due to chance."""
+        """Whether the difference is larger than `NOTICED_PSI` and than chance explains."""
         return self.psi > self.limit
 
     @property
     def is_beyond(self) -> bool:
-        """Whether the difference is so large that the calibration does not hold."""
+        """Whether the difference is so large that the calibration does not hold for the archive."""
         return self.psi > max(LIMIT_PSI, self.chance)
 
     @property

@@ -1,7 +1,8 @@
 """Measure masks of altered pixels against the truth (`measure_mask`), and average over images.
 
-`average_masks` averages by the convention of this project, `average_masks_imdlbenco` by that of
-IMDLBenCo, which OpenSDI uses. The values of IMDLBenCo were checked by running its code.
+`average_masks` averages by the convention of this project. `average_masks_imdlbenco` averages by
+the convention of IMDLBenCo, which OpenSDI uses. The values of IMDLBenCo were checked by running its
+code.
 """
 
 from array import array
@@ -249,7 +250,7 @@ class MaskRows:
         self._values = array("d")
 
     def add(self, metrics: MaskMetrics) -> None:
-        """Append the metrics of one mask."""
+        """Append the `MaskMetrics` of one mask."""
         self._values.extend(np.nan if value is None else value for value in metrics)
 
     def __len__(self) -> int:

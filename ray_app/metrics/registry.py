@@ -445,10 +445,10 @@ def measure_difference(
 
 
 def difference(value: float, parts: list[Replicates], n: int) -> tuple[MetricValue, float | None]:
-    """Return a difference with its interval, and the p-value of no difference.
+    """Return the interval and p-value of a difference from its jackknife replicates.
 
     Args:
-        value: The difference.
+        value: The difference between two systems.
         parts: Replicates of the difference for each stratum.
         n: Number of images.
     """
@@ -589,9 +589,9 @@ def _precision_interval(
 def auc(images: ScoredImages) -> float:
     """Return the area under the ROC curve (`sklearn.metrics.roc_auc_score`).
 
-    It is the fraction of pairs in which the fake scores higher; a tie counts half. The images of
-    one generator are few compared with all images of the other class, so the scores of the smaller
-    class are located by binary search, without a curve.
+    It is the fraction of pairs of a fake and a real image in which the fake scores higher; a tie
+    counts half. The images of one generator are few compared with all images of the other class, so
+    the scores of the smaller class are located by binary search, without a curve.
     """
     images.require_both()
     fakes, reals = images.scores[images.is_fake], images.scores[~images.is_fake]
@@ -673,8 +673,8 @@ def equal_error_rate(images: ScoredImages) -> float:
 def tpr_at_fpr(images: ScoredImages, one_in: int) -> float:
     """Return the TPR at the lowest threshold that flags at most one real in `one_in`.
 
-    With fewer reals than `one_in`, the threshold would be above all of them, and its average FPR
-    would be higher than the name of the metric says.
+    The metric is undefined with fewer reals than `one_in`: the threshold would be above all reals,
+    and its average FPR would be higher than the name of the metric says.
     """
     images.require_both()
     if images.n_real < one_in:

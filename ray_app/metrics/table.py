@@ -111,7 +111,7 @@ class MetricsTable:
         return self.select(system, view=view, scope=scope).get(figure, NOT_MEASURED)
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return the rows as plain JSON."""
+        """Return the rows as a list of plain JSON objects, one per value."""
         return [row.to_dict() for row in self.rows]
 
     def to_arrow(self) -> pa.Table:

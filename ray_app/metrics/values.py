@@ -33,7 +33,7 @@ class MetricValue:
 
     @property
     def least(self) -> float | None:
-        """The lower end of the interval; the value without an interval."""
+        """The lower end of the interval, or the value itself if there is no interval."""
         return self.value if self.interval is None else self.low
 
     @property
@@ -45,7 +45,7 @@ class MetricValue:
         return replace(self, value=1 - self.value, low=low, high=high)
 
     def with_interval(self, interval: tuple[float, float], method: str) -> "MetricValue":
-        """Return the value with another interval, computed by `method`."""
+        """Return the metric value with another interval, which `method` computed."""
         return replace(self, low=interval[0], high=interval[1], method=method, why="")
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class MetricValue:
         return asdict(self)
 
     def without_interval(self) -> "MetricValue":
-        """Return the value without its interval."""
+        """Return the metric value without its interval."""
         return replace(self, low=None, high=None, method="")
 
 
