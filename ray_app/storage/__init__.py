@@ -1,7 +1,8 @@
 """Read and write files on any storage that fsspec supports.
 
-`Store` keeps the files of a run, `Fetcher` reads listed files, `list_objects` lists a source,
-`RetryPolicy` configures retries, and `Lease` excludes a second writer.
+`Store` reads and writes the files of a run. `Fetcher` reads listed files. `list_objects` lists the
+files of a source. `RetryPolicy` configures retries. `Lease` prevents a second command from writing
+to the same directory.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,7 @@
 """Translate exceptions of libraries and the operating system into those of Touchstone.
 
-`translate` is for one member, `unreachable` for a whole source or store. Exceptions of botocore,
+`translate` is for errors of one member. `make_unreachable_error` is for errors of a whole source or
+store. Exceptions of botocore,
 aiohttp, httpx, and fsspec are distinguished by code, HTTP status, and class *name*, so that a local
 error does not import botocore.
 """
@@ -126,7 +127,7 @@ _URL = re.compile(r"https?://[^\s'\"]+")
 
 
 class ObjectChangedError(OSError):
-    """An object that is not the requested version."""
+    """The error for an object that does not have the requested version."""
 
 
 class ShortReadError(OSError):
@@ -134,22 +135,24 @@ class ShortReadError(OSError):
 
 
 def require_version(listed: str, current: str) -> None:
-    """Raise ObjectChangedError if a file does not have the listed version. "" accepts any."""
+    """Raise ObjectChangedError if a file's version is not the listed one; "" accepts any."""
     if listed and current != listed:
-        raise ObjectChangedError(f"listed as {listed}, now {current or 'without a version'}")
+        raise ObjectChangedError(
+            f"changed since listing: version {listed} was listed, now {current or 'without a version'}"
+        )
 
 
 def require_length(received: int, announced: int | None) -> None:
-    """Raise ShortReadError if the number of bytes differs from the announced number.
+    """Raise ShortReadError if the number of received bytes differs from the announced number.
 
-    None means that no number was announced.
+    If `announced` is None, nothing is checked.
     """
     if announced is not None and received != announced:
         raise ShortReadError(f"received {received} of {announced} bytes")
 
 
 def make_too_large_error(size: int, max_bytes: int) -> InputError:
-    """Return the error for a file over the size limit."""
+    """Return the error for a file that is larger than `max_bytes`."""
     return InputError(
         Status.IMAGE_TOO_LARGE,
         f"{size} bytes is over max_bytes ({max_bytes})",
@@ -159,7 +162,7 @@ def make_too_large_error(size: int, max_bytes: int) -> InputError:
 
 
 def translate(error: BaseException, uri: str) -> SourceError:
-    """Return the error of one member for an exception of a library.
+    """Convert an exception of a library into the error of one member.
 
     Raises:
         BaseException: The exception itself, if it is not about storage.
@@ -173,7 +176,7 @@ def translate(error: BaseException, uri: str) -> SourceError:
 
 
 def make_folder_error(error: BaseException) -> SourceError:
-    """Return the error for a folder that cannot be listed.
+    """Convert an exception of a library into the error of a folder that cannot be listed.
 
     Raises:
         BaseException: The exception itself, if it is not about storage.
@@ -185,7 +188,7 @@ def make_folder_error(error: BaseException) -> SourceError:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether the same request may succeed later."""
+    """Return whether the same request may succeed later, after it failed with this exception."""
     status = _classify(error)
     if status is Status.SOURCE_DENIED:
         # Under load S3 and its proxies answer 403 without a code. A real refusal has a reason.
@@ -204,27 +207,27 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_throttle(error: BaseException) -> bool:
-    """Return whether the store asks to slow down."""
+    """Return whether the exception shows that the store asks for fewer requests."""
     return _classify(error) is Status.SOURCE_THROTTLED
 
 
 def is_missing(error: BaseException) -> bool:
-    """Return whether an object does not exist. A missing bucket does not count.
+    """Return whether the exception shows that an object does not exist.
 
-    `unreachable` explains a missing bucket.
+    A missing bucket does not count. `make_unreachable_error` explains a missing bucket.
     """
     return _classify(error) is Status.SOURCE_MISSING and _get_code(error) != "NoSuchBucket"
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Return whether a conditional request failed because of its condition."""
+    """Return whether the exception shows that the condition of a request was not met."""
     return isinstance(error, FileExistsError) or _classify(error) is Status.SOURCE_CHANGED
 
 
 def refuses_condition(error: BaseException | None) -> bool:
-    """Return whether a store answers that it does not support conditional writes.
+    """Return whether the exception shows that the store does not support conditional writes.
 
-    Call it with the error of a conditional write, after a read that succeeded.
+    Call this with the exception of a conditional write, after a read has succeeded.
     """
     return error is not None and _get_http_status(error) in (
         HTTPStatus.NOT_IMPLEMENTED,
@@ -241,22 +244,24 @@ _NO_BATCHES = (
 
 
 def refuses_batches(error: BaseException) -> bool:
-    """Return whether a store may not support the deletion of many objects with one request.
+    """Return whether the exception shows that a store may not support batch deletion.
 
-    Such stores (GCS, some Ceph) refuse the whole request.
+    Stores that cannot delete many objects with one request (GCS, some Ceph) refuse the whole
+    request.
     """
     return _get_http_status(error) in _NO_BATCHES
 
 
 def make_unreachable_error(error: BaseException, url: str, doing: str) -> StorageError:
-    """Return the error of a command for a source or run directory that is unreachable.
+    """Convert an exception into the error that a command raises for an unreachable source or store.
 
-    The message is one line. The hint names the bucket and the variable to set.
+    The message is one line. The hint states what the user can do, for example which environment
+    variable to set.
 
     Args:
         error: The exception of a library.
-        url: The source or run directory.
-        doing: The verb for the failed operation, such as `read`.
+        url: The source or the run directory.
+        doing: The verb for the failed operation in the message, such as `read`.
 
     Raises:
         BaseException: The exception itself, if it is not about storage.
@@ -390,7 +395,7 @@ def _describe(error: BaseException) -> str:
     if "ClientConnectorCertificateError" in names:
         return "its certificate is not accepted"
     if names & {"EndpointConnectionError", "ClientConnectorError", "ConnectionRefusedError"}:
-        return f"nothing answers there{_note_endpoint()}"
+        return f"no server answers at this address{_note_endpoint()}"
     if isinstance(error, TimeoutError) or names & {
         "ConnectTimeoutError",
         "ReadTimeoutError",
@@ -424,7 +429,7 @@ def _note_endpoint() -> str:
 
 
 def get_endpoint_url() -> str | None:
-    """Return the S3 endpoint in the environment, or None."""
+    """Return the S3 endpoint that the environment variables set, or None."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 

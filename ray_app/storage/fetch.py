@@ -1,6 +1,6 @@
 """Read listed files with retries and adaptive concurrency (`Fetcher`).
 
-Files are read whole, in part, ahead, or as seekable files.
+A file is read as a whole, in part, ahead of its use, or as a seekable file.
 """
 
 import threading
@@ -32,13 +32,14 @@ _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
 def read_ahead(
     jobs: Iterable[tuple[int, Callable[[threading.Event], T]]], *, depth_bytes: int, threads: int
 ) -> Iterator[T | InputError]:
-    """Run jobs ahead in threads, and yield their results in order.
+    """Run jobs in threads ahead of their use, and yield the results in order.
 
     Args:
-        jobs: Pairs of the bytes to reserve and the function to call, which gets an event. The event
-            is set when the iterator is closed early.
-        depth_bytes: Maximum bytes of jobs that run or wait. A larger job runs alone.
-        threads: Number of threads.
+        jobs: Pairs of the number of bytes to reserve and the function to call. The function gets an
+            event, which is set when the iterator is closed early.
+        depth_bytes: The maximum number of reserved bytes of jobs that run or whose results are not
+            yielded yet. A larger job runs alone.
+        threads: The number of threads.
 
     Yields:
         The result of each job, or the InputError that it raised.
@@ -78,28 +79,30 @@ class Fetchable(Protocol):
 
     @property
     def uri(self) -> str:
-        """The uri without secrets."""
+        """The uri of the file or container, without secrets."""
 
     @property
     def version(self) -> str:
-        """The listed version. "" accepts any version."""
+        """The version that was listed. "" accepts any version."""
 
     @property
     def size_bytes(self) -> int:
-        """The size, -1 if the store does not state it."""
+        """The size in bytes, -1 if the store does not state it."""
 
 
 class Fetcher:
-    """Read members with retries, and count requests. One per process, which threads may share.
+    """Reads files of any storage with retries, and counts requests.
+
+    Create one fetcher per process. Threads may share it.
 
     Args:
         policy: How requests are retried. None uses the default policy.
-        signed: Source URLs with their secrets, as the user gave them. A member whose uri is one of
-            them without secrets is read with the secrets.
-        guard: The web servers that may be requested. None for those of `signed` and the public
-            Internet.
+        signed: The URLs of sources as the user gave them, with their secrets. If a member's uri is
+            one of these URLs without its secrets, the member is read with the secrets.
+        guard: The web servers that may be requested. None for the servers of `signed` and the
+            public Internet.
         retrier: Retries requests, in place of a retrier for `policy`.
-        gate: Limits concurrent requests. None uses a limiter of this fetcher.
+        gate: Limits concurrent requests. None creates a limiter for this fetcher alone.
     """
 
     def __init__(
@@ -137,16 +140,16 @@ class Fetcher:
 
     @cached_property
     def guard(self) -> Guard:
-        """The web servers that may be requested."""
+        """The web servers that this fetcher may request."""
         return Guard.from_urls(self._signed_urls)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Counts since the start, by name.
+        """Counters since the fetcher was created, by name.
 
-        `bytes_read`; `requests` over a network, which a store bills (local files need none);
-        `retried`, the requests that were repeated; and `throttled`, the answers that asked to slow
-        down.
+        `bytes_read` counts bytes. `requests` counts requests over a network, which a store bills.
+        `retried` counts repeated requests. `throttled` counts answers that asked for fewer
+        requests.
         """
         retrier = self._retrier
         return {
@@ -162,10 +165,10 @@ class Fetcher:
         """Return all bytes of an object.
 
         Args:
-            uri: The object.
-            version: The version that it must have. "" accepts any version.
-            max_bytes: Maximum size.
-            cancelled: No further request is made after it is set.
+            uri: The uri of the object.
+            version: The version that the object must have. "" accepts any version.
+            max_bytes: The maximum size of the object.
+            cancelled: An event. No further request is made after it is set.
 
         Raises:
             SourceError: The object is missing, denied, throttled, or changed, or the request timed
@@ -183,12 +186,15 @@ class Fetcher:
     def prefetch(
         self, members: Iterable[Fetchable], *, depth_bytes: int, max_bytes: int
     ) -> Iterator[bytes | InputError]:
-        """Read members ahead, and yield their bytes in order, or the error of each.
+        """Read members ahead of their use, and yield each member's bytes or error.
+
+        Results have the order of `members`.
 
         Args:
-            members: The members. All are in the store of the first member, or in a similar store.
-            depth_bytes: Maximum bytes that are in flight or waiting. A larger member is read alone.
-            max_bytes: Maximum size of a member. A larger member is rejected without a request.
+            members: The members, which are all in the same kind of store.
+            depth_bytes: The maximum number of bytes that are requested or not yielded yet. A larger
+                member is read alone.
+            max_bytes: The maximum size of a member. A larger member is refused without a request.
         """
         remaining = iter(members)
         first = next(remaining, None)
@@ -208,11 +214,11 @@ class Fetcher:
         """Return `length` bytes of an object from `start`, fewer only if the object ends.
 
         Args:
-            uri: The object.
-            version: The version that it must have. "" accepts any version.
-            start: The first byte.
+            uri: The uri of the object.
+            version: The version that the object must have. "" accepts any version.
+            start: The position of the first byte.
             length: The number of bytes.
-            cancelled: No further request is made after it is set.
+            cancelled: An event. No further request is made after it is set.
 
         Raises:
             SourceError: The object is missing, denied, throttled, or changed, or the request timed
@@ -231,13 +237,15 @@ class Fetcher:
     def prefetch_ranges(
         self, uri: str, version: str, ranges: Iterable[tuple[int, int]], *, depth_bytes: int
     ) -> Iterator[bytes | InputError]:
-        """Read ranges of one object ahead, and yield their bytes in order, or the error of each.
+        """Read ranges of one object ahead of their use, and yield each range's bytes or error.
+
+        Results have the order of `ranges`.
 
         Args:
-            uri: The object.
-            version: The version that it must have. "" accepts any version.
-            ranges: Pairs of start and length.
-            depth_bytes: Maximum bytes that are in flight or waiting.
+            uri: The uri of the object.
+            version: The version that the object must have. "" accepts any version.
+            ranges: Pairs of the start and the length of a range.
+            depth_bytes: The maximum number of bytes that are requested or not yielded yet.
         """
         jobs = (
             (length, partial(self.fetch_range, uri, version, start, length))
@@ -260,14 +268,14 @@ class Fetcher:
     def open(
         self, uri: str, version: str, size_bytes: int = -1, *, window: int = ranged.WINDOW_BYTES
     ) -> ranged.RangedFile:
-        """Open an object as a seekable file for one thread, which holds one window at a time.
+        """Open an object as a seekable file, which one thread reads window by window.
 
-        Each read raises the exceptions of `fetch_range`.
+        Each read may raise the exceptions of `fetch_range`.
 
         Args:
-            uri: The object.
-            version: The version that it must have. "" accepts any version.
-            size_bytes: The size, if it is known. This saves a request.
+            uri: The uri of the object.
+            version: The version that the object must have. "" accepts any version.
+            size_bytes: The size in bytes, -1 if it is unknown. A known size saves a request.
             window: The size of a window in bytes.
         """
         size = size_bytes if size_bytes >= 0 else self.size(uri, version)

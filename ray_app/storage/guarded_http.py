@@ -1,6 +1,7 @@
-"""Request URLs from untrusted sources (`GuardedClient`), and images for `touchstone check URL`.
+"""Request URLs from untrusted sources without access to the internal network (`GuardedClient`).
 
-`fetch_image` fetches such an image. `storage.ssrf` decides which URLs and addresses are allowed.
+`fetch_image` fetches the image for `touchstone check URL`. `storage.ssrf` decides which URLs and
+addresses are allowed.
 The client does not follow redirects by itself, because the next URL must be checked again, and its
 host may have other limits.
 """
@@ -34,7 +35,7 @@ _RAW_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the program.
-    """A URL that did not return its content.
+    """The error for a URL whose content was not received.
 
     Attributes:
         status: A `source_*` status, `image_too_large`, BAD_URL, or FORBIDDEN_ADDRESS.
@@ -43,8 +44,8 @@ class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the 
         wait_s: Seconds that the host asks to wait before the next request.
         answered: Whether the host answered at all.
         asked: Whether a request was made.
-        http_status: The status of the response, if there was one.
-        sha256: SHA-256 of the received bytes, if they are the reason.
+        http_status: The HTTP status of the response, None without a response.
+        sha256: The SHA-256 of the received bytes if the bytes are the reason, otherwise None.
     """
 
     def __init__(
@@ -71,21 +72,21 @@ class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the 
 
 @dataclass(frozen=True)
 class FetchRules:
-    """The URLs that a `GuardedClient` requests, and the limits of one request.
+    """The URLs that a `GuardedClient` may request, and the limits of one request.
 
     Attributes:
-        user_agent: The User-Agent header.
-        max_bytes: Maximum size of a body.
-        connect_timeout_s: Time until the server is connected.
-        read_timeout_s: Time between two chunks of a response.
-        total_timeout_s: Time for one request, including its body.
-        schemes: Allowed schemes.
+        user_agent: The value of the User-Agent header.
+        max_bytes: The maximum size of a response's body.
+        connect_timeout_s: The maximum seconds until the server is connected.
+        read_timeout_s: The maximum seconds between two chunks of a response.
+        total_timeout_s: The maximum seconds for one request, including its body.
+        schemes: The allowed schemes of URLs.
         port: The only allowed port, or None for any port.
-        is_literal_allowed: Whether a URL may have an IP address as its host. The address must be
-            allowed, too.
+        is_literal_allowed: Whether a URL may have an IP address as its host. The address itself
+            must also be allowed.
         bare_names: Whether a host name may have no dot.
-        keep_alive: Whether to keep connections, and the checked addresses of a name for five
-            minutes.
+        keep_alive: Whether to keep connections open, and to keep the checked addresses of a name
+            for five minutes.
     """
 
     user_agent: str
@@ -102,7 +103,7 @@ class FetchRules:
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A complete body, or the target URL of a redirect (`moved`)."""
+    """The response to a request: the complete body, or the target URL of a redirect (`moved`)."""
 
     data: bytes = b""
     content_type: str | None = None
@@ -111,16 +112,16 @@ class HttpResponse:
 
 
 class GuardedClient:
-    """Request URLs without giving access to the internal network.
+    """Requests URLs from untrusted sources without access to the internal network.
 
-    Create the client inside an event loop, and `close` it. It keeps no cookies, and uses no
-    credentials, proxies, or settings of the environment.
+    Create the client inside an event loop, and `close` it at the end. It keeps no cookies, and uses
+    no credentials, proxies, or settings of the environment.
 
     Args:
-        rules: The URLs to request, and the limits of one request.
-        resolver: Finds the addresses of a name.
-        is_allowed_address: Whether the client may connect to an address. Every address of a name
-            must be allowed.
+        rules: The URLs that may be requested, and the limits of one request.
+        resolver: A function that finds the addresses of a host name.
+        is_allowed_address: A function that decides whether the client may connect to an address.
+            Every address of a name must be allowed.
     """
 
     def __init__(
@@ -162,11 +163,11 @@ class GuardedClient:
         self._session._retry_connection = False
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections of the client."""
         await self._session.close()
 
     async def get(self, url: str) -> HttpResponse:
-        """Make one request, and return the response.
+        """Make one GET request, and return the response. Redirects are not followed.
 
         Raises:
             FetchFailed: The request failed.
@@ -184,7 +185,7 @@ class GuardedClient:
                 )
 
     async def follow(self, url: str, max_redirects: int) -> HttpResponse:
-        """Make requests until there is a body. Each redirect is checked like the first URL.
+        """Request a URL and follow redirects. Each redirect is checked like the first URL.
 
         Raises:
             FetchFailed: A request failed, or there are too many redirects.
@@ -273,8 +274,8 @@ async def fetch_image(
 
     Args:
         url: The URL. It must have port 443 and a domain name.
-        max_bytes: Maximum size of the body.
-        timeout_s: Time for all requests together.
+        max_bytes: The maximum size of the image.
+        timeout_s: The maximum seconds for all requests together.
         resolver: See `GuardedClient`.
         is_allowed_address: See `GuardedClient`.
 
@@ -306,9 +307,10 @@ async def fetch_image(
 
 
 def parse_retry_after(retry_after: str | None, now: datetime) -> float | None:
-    """Return the seconds of a Retry-After header, or None if it is missing or invalid.
+    """Return the seconds to wait according to a Retry-After header, or None.
 
-    It is a number of seconds or an HTTP date (RFC 9110 §10.2.3).
+    The header has a number of seconds or an HTTP date (RFC 9110 §10.2.3). The result is None if it
+    is missing or invalid.
     """
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
@@ -330,7 +332,7 @@ def _next_url(target: URL, response: aiohttp.ClientResponse) -> str:
     if not location:
         raise FetchFailed(
             Status.SOURCE_DENIED,
-            "the host redirects without a location",
+            "the host sent a redirect without a Location header",
             http_status=response.status,
         )
     try:
@@ -339,7 +341,9 @@ def _next_url(target: URL, response: aiohttp.ClientResponse) -> str:
         )
     except ValueError:
         raise FetchFailed(
-            BAD_URL, "the host redirects to a text that is not a URL", http_status=response.status
+            BAD_URL,
+            "the host sent a redirect whose Location header is not a URL",
+            http_status=response.status,
         ) from None
 
 
@@ -382,7 +386,11 @@ def _translate_errors() -> Iterator[None]:
             Status.SOURCE_DENIED, "its host has no trusted certificate for this name"
         ) from None
     except aiohttp.ClientPayloadError:
-        raise FetchFailed(Status.SOURCE_TIMEOUT, "the answer broke off", passing=True) from None
+        raise FetchFailed(
+            Status.SOURCE_TIMEOUT,
+            "the connection ended before the whole answer was received",
+            passing=True,
+        ) from None
     except TimeoutError:
         raise FetchFailed(
             Status.SOURCE_TIMEOUT, "the host did not answer in time", passing=True, answered=False

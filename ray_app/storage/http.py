@@ -1,9 +1,9 @@
-"""Request plain web servers: `head`, `get`, and `get_range`, without retries.
+"""Make requests to plain web servers without retries: `head`, `get`, and `get_range`.
 
 `Guard` decides which servers may be requested. fsspec's own session requests hosts that the user
-names, with any address. All other hosts, which come from a list, a label, or a redirect, go through
-the SSRF guard (`storage.ssrf`). Exceptions are those of aiohttp, which `storage.errors` translates,
-or SourceError.
+names, with any address. All other hosts, which come from a list, a label, or a redirect, are
+requested through the SSRF guard (`storage.ssrf`). The functions raise SourceError, or exceptions of
+aiohttp, which `storage.errors` translates.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ class Guard:
     """The web servers that may be requested: those that the user names, and the public Internet.
 
     Attributes:
-        named: The origins of the servers that the user names.
-        allow_private: Whether all other servers may be requested, too.
+        named: The origins (scheme, host, and port) of the servers that the user names.
+        allow_private: Whether servers in private networks may also be requested.
     """
 
     named: frozenset[str] = frozenset()
@@ -42,11 +42,11 @@ class Guard:
 
     @classmethod
     def from_urls(cls, urls: Iterable[str], *, allow_private: bool = False) -> "Guard":
-        """Return the guard that trusts the servers of these URLs of the user.
+        """Return the guard that allows the servers of URLs that the user gave.
 
         Args:
             urls: The URLs.
-            allow_private: Whether all other servers may be requested, too.
+            allow_private: Whether servers in private networks may also be requested.
         """
         return cls(frozenset(filter(None, map(_get_origin, urls))), allow_private)
 
@@ -55,13 +55,15 @@ class Guard:
         return Guard(self.named | other.named, self.allow_private or other.allow_private)
 
     def trusts(self, url: str) -> bool:
-        """Return whether a URL is requested without a check of the address of its host."""
+        """Return whether a URL may be requested without a check of its host's address."""
         origin = _get_origin(url)
         return origin is not None and (self.allow_private or origin in self.named)
 
 
 def head(url: str, guard: Guard, *, timeout_s: float) -> dict[str, Any]:
-    """Return the size of a file (None if the server does not state it), and its version headers.
+    """Return the size of a file and its version headers, from a HEAD request.
+
+    The size is None if the server does not state it.
 
     Args:
         url: The URL.
@@ -85,14 +87,14 @@ def head(url: str, guard: Guard, *, timeout_s: float) -> dict[str, Any]:
 
 
 def get(url: str, guard: Guard, *, version: str, max_bytes: int | None, timeout_s: float) -> bytes:
-    """Read a whole file.
+    """Read a whole file from a web server.
 
     Args:
         url: The URL.
         guard: The servers that may be requested.
         version: The version that the file must have. "" accepts any version.
-        max_bytes: Maximum size. None is no limit.
-        timeout_s: Seconds for the request.
+        max_bytes: The maximum size of the file, None for no limit.
+        timeout_s: The maximum seconds for the request.
 
     Raises:
         InputError: More than `max_bytes` have arrived.
@@ -117,7 +119,7 @@ def get(url: str, guard: Guard, *, version: str, max_bytes: int | None, timeout_
 def get_range(
     url: str, guard: Guard, start: int, length: int, *, version: str, timeout_s: float
 ) -> bytes:
-    """Read `length` bytes of a file from `start`, fewer if the file ends.
+    """Read `length` bytes of a file on a web server from `start`, fewer if the file ends.
 
     Args:
         url: The URL.
@@ -162,7 +164,7 @@ def _run_request(request: Callable[[], Coroutine[Any, Any, T]], timeout_s: float
 async def _open_response(
     method: str, url: str, guard: Guard, headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[Any]:
-    """Yield the answer after all redirects. The target of each redirect is checked like any URL.
+    """Yield the response after all redirects. The target of each redirect is checked like any URL.
 
     Raises:
         SourceError: A server may not be requested (`source_denied`).

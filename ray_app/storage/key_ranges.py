@@ -4,8 +4,9 @@
 `split_range` divides a range at keys that it finds by probing. `RangeReader` reads a range until it
 is stopped.
 
-The ranges of a prefix follow each other in key order without gaps. Together they give the listing
-of the prefix in its order, wherever they were cut. An edge need not be a key. Python compares
+The ranges of a prefix follow each other in key order without gaps. So listing all ranges in order
+gives the listing of the prefix, wherever the prefix was divided. The bounds of a range need not be
+existing keys. Python compares
 strings by code points, which is the order of their UTF-8, and so the order of S3.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html (`start-after`, order
@@ -35,14 +36,14 @@ _gate = AdaptiveLimiter(64)
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """A range of the keys of a prefix.
+    """A range of the keys below a prefix of an S3 bucket.
 
     Attributes:
         bucket: The bucket.
         prefix: The prefix.
-        after: The range begins after this key. None begins at the first key.
-        until: The range ends with this key. None ends at the last key.
-        pattern: A pattern for the path below the prefix. None accepts all keys.
+        after: The key after which the range begins. None for the first key of the prefix.
+        until: The key with which the range ends. None for the last key of the prefix.
+        pattern: A pattern that the path below the prefix must match. None accepts all keys.
     """
 
     bucket: str
@@ -53,7 +54,7 @@ class KeyRange:
 
 
 def list_prefix(url: str) -> Iterator[ObjectInfo]:
-    """Yield the objects below a prefix in key order, or the one object with that name."""
+    """Yield the objects below an S3 prefix in key order, or the single object with that name."""
     bucket, key = urls.split_bucket(url)
     is_empty = True
     for info in RangeReader(_make_range(bucket, key)):
@@ -82,9 +83,9 @@ def _find_object(url: str) -> ObjectInfo | None:
 
 
 def list_divisions(source: str) -> list[KeyRange]:
-    """Return the ranges of a source with more than one page, divided at its folders.
+    """Divide a large S3 prefix at its folders into ranges that can be listed in parallel.
 
-    Empty if one listing is as good.
+    The result is empty if the source is not on S3, or if its listing has only one page.
 
     Raises:
         StorageError: The store is unreachable or refuses the request.
@@ -107,12 +108,13 @@ def list_divisions(source: str) -> list[KeyRange]:
 
 
 class RangeReader:
-    """The files of one range, sorted by uri. Iterate once; it reads pages until `stop` is called.
+    """An iterable of the files in one range of keys, sorted by uri. It can be iterated once.
 
-    It raises the exceptions of `list_objects`.
+    Pages of the listing are read until the end or until `stop` is called. Iterating raises the
+    exceptions of `list_objects`.
 
     Attributes:
-        rest: The range that was not read. None if all was read.
+        rest: The part of the range that was not read. None if the whole range was read.
     """
 
     def __init__(self, keys: KeyRange) -> None:
@@ -121,9 +123,10 @@ class RangeReader:
         self.rest: KeyRange | None = None
 
     def stop(self, *, here: bool = False) -> None:
-        """Stop at the end of the current page, or with `here` after the last file.
+        """Stop the iteration at the end of the current page of the listing.
 
-        The page of that file is then requested again for the rest.
+        With `here`, it stops directly after the last yielded file. The page of that file must then
+        be requested again to read the rest.
         """
         self._stops, self._stops_here = True, here
 
@@ -170,12 +173,13 @@ class RangeReader:
 
 
 def split_range(keys: KeyRange, pieces: int) -> list[KeyRange]:
-    """Split a range into about `pieces` parts, or return it alone if it has only one key.
+    """Split a range of keys into about `pieces` parts, and return the parts in order.
 
-    The parts have equal size if the keys are spread evenly over their characters. Keys are found by
-    requests for one key each. From a known key, these requests find how many of its first
-    characters all later keys share. Then they find one after another which characters follow there.
-    For numbered keys, ten parts need about 15 requests.
+    A range with only one key is not split. The parts have equal size if the keys are spread evenly
+    over their characters. Keys are found by requests for one key each. From a known key, the
+    requests find how many of its first characters all later keys share. Further requests find one
+    after another which characters follow there. For numbered keys, ten parts need about 15
+    requests.
 
     Raises:
         StorageError: The store is unreachable.

@@ -1,9 +1,9 @@
-"""Exclude a second writer from a directory, by numbered files in its folder `lease`.
+"""Prevent two processes from writing to one directory, by numbered files in its folder `lease`.
 
-`lease/00042.json` has the `Holder` (host and process) that claimed the directory as the 42nd. The
-store creates each file exclusively, so one of several processes gets the next number. The highest
-number wins. A holder that sees a higher number has lost the directory. A heartbeat renews the file
-of the holder.
+`lease/00042.json` describes the process that made the 42nd claim on the directory (`Holder`). The
+store creates each file exclusively, so only one of several processes gets the next number. The
+process with the highest number holds the directory. A process that finds a higher number than its
+own has lost the directory. A heartbeat renews the file of the holder.
 
 A holder that died on this machine is replaced immediately. A holder on another machine is watched
 for `ttl_s`, because only its heartbeat shows whether it is alive. The clocks of two machines are
@@ -40,16 +40,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lease.
+    """The process that holds a lease on a directory.
 
     Attributes:
-        host: The name of its machine.
-        machine: The identity of its machine (see `host_identity`).
-        pid: Its process id.
-        started: Its start, which distinguishes it from other processes with the same id.
+        host: The name of the process's machine.
+        machine: The identity of the machine (see `host_identity`).
+        pid: The process id.
+        started: The start time of the process, which distinguishes it from other processes with the
+            same id.
         token: A random token of this claim.
-        beat: The number of heartbeats.
-        released: Whether it has released the directory.
+        beat: The number of heartbeats so far.
+        released: Whether the process has released the directory.
     """
 
     host: str
@@ -62,12 +63,12 @@ class Holder:
 
     @classmethod
     def this_process(cls) -> "Holder":
-        """Describe this process, with a new token."""
+        """Return a `Holder` that describes this process, with a new token."""
         pid, started = identify_process()
         return cls(platform.node(), host_identity(), pid, started, secrets.token_hex(16))
 
     def died_here(self) -> bool:
-        """Return whether the process is known to be dead. Only its own machine can know this."""
+        """Return whether the process is known to be dead. Only its own machine can detect this."""
         return self.machine == host_identity() and not is_running(self.pid, self.started)
 
     def encode(self) -> bytes:
@@ -82,20 +83,20 @@ def find_newest_claim(store: Store) -> int:
 
 
 class Lease:
-    """Hold a directory as its only writer, as in `with Lease(store) as lease:`.
+    """A claim on a directory that makes this process its only writer; a context manager.
 
     `number` is the number of this claim: 1 for the first claim of a directory, and higher for each
     later claim. `lost` is set when another process has claimed the directory. `is_guarded` is False
     if the store does not exclude a second writer.
 
     Args:
-        store: The directory.
-        ttl_s: Seconds for which a holder on another machine is watched for a heartbeat before it
-            counts as dead.
-        beat_s: Seconds between two heartbeats.
-        poll_s: Seconds between two checks of a holder that is watched.
-        clock: The clock for these times.
-        sleep: Waits for a number of seconds.
+        store: The directory to claim.
+        ttl_s: The seconds without a heartbeat after which a holder on another machine counts as
+            dead.
+        beat_s: The seconds between two heartbeats of this process.
+        poll_s: The seconds between two checks for a heartbeat of another holder.
+        clock: A function that returns the time in seconds.
+        sleep: A function that waits for a number of seconds.
         holder: The process that holds the lease. Defaults to this process.
         unguarded: Whether to accept a store without conditional writes.
     """
@@ -172,7 +173,7 @@ class Lease:
             _log.warning("lease_left_behind reason=%r", error.message)
 
     def facts(self) -> dict[str, Any]:
-        """Return facts for a summary: empty, unless a second writer would not be noticed."""
+        """Return the entries for a summary: `unguarded` if a second writer would not be noticed."""
         return {} if self.is_guarded else {"unguarded": True}
 
     def check(self) -> None:
@@ -332,10 +333,10 @@ def _parse_number(path: str) -> int:
 
 @cache
 def host_identity() -> str:
-    """Return the identity of this machine: name, boot, and process namespace.
+    """Return the identity of this machine: its name, boot, and process namespace.
 
-    Two processes share it exactly if one can see whether the other runs. Containers of one machine
-    share its boot, but not its process ids.
+    Two processes have the same identity exactly if each can detect whether the other is running.
+    Containers of one machine have the same boot, but not the same process ids.
     """
     boot = _read_or_unknown(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     return f"{platform.node()} {boot} {_read_or_unknown(lambda: os.readlink('/proc/self/ns/pid'))}"

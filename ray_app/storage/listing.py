@@ -1,9 +1,10 @@
-"""List a source: `list_objects` streams names, sizes, and versions in the order of uris.
+"""List the files of a source with their sizes and versions, in the order of uris (`list_objects`).
 
 A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https
-URL. Characters of a pattern count only if nothing has the literal name. Symbolic links to files are
-listed. Links to folders are not followed, so that a cycle cannot hang a run. A folder in the source
-that cannot be listed is reported (`ClosedFolder`), and everything else is listed.
+URL. A source with characters of a pattern is a literal name if a file or folder has this name.
+Symbolic links to files are listed. Links to folders are not followed, so that a cycle cannot hang a
+run. A folder in the source that cannot be listed is reported (`ClosedFolder`), and everything else
+is listed.
 """
 
 import difflib
@@ -21,21 +22,22 @@ from ray_app.storage.places import choose_backend
 def list_objects(
     source: str, guard: Guard | None = None, *, enters: Enters = lambda _: True
 ) -> Iterator[ObjectInfo]:
-    """List every file of a source, sorted by uri, with secrets stripped.
+    """Yield every file of a source in the order of uris, without secrets in the uris.
 
-    Memory does not grow with the number of files. A folder of the source that cannot be listed is a
-    `ClosedFolder`.
+    Memory does not grow with the number of files. For a folder in the source that cannot be listed,
+    a `ClosedFolder` is yielded.
 
     Args:
         source: A file, a folder, a key prefix, a pattern, or one https URL.
-        guard: The web servers that a server may redirect to. Defaults to the server itself and the
+        guard: The web servers to which a server may redirect. Defaults to the server itself and the
             public Internet.
-        enters: Called with the uri of a folder before it is listed. False skips the folder. A
-            bucket has no folders.
+        enters: A function that is called with the uri of a folder before it is listed. If it
+            returns False, the folder is skipped. It is not called for buckets, which have no
+            folders.
 
     Raises:
-        ConfigError: There is no file. Like StorageError, it is raised at the first step of the
-            iterator.
+        ConfigError: The source has no files. Like StorageError, it is raised at the first step of
+            the iterator.
         StorageError: The store is unreachable, or the source itself cannot be listed.
     """
     location = urls.canonicalize(source)
@@ -67,10 +69,11 @@ def list_objects(
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """Split a source into the location that paths are relative to, and its pattern.
+    """Split a source into its pattern and the location to which paths are relative.
 
-    The pattern is None for a literal name. A name with characters of a pattern is literal if the
-    store has it. A web URL is always literal.
+    The result is (location, pattern). The pattern is None for a literal name. A name with
+    characters of a pattern is literal if the store has a file or folder of this name. A web URL is
+    always literal.
 
     Raises:
         StorageError: The store is unreachable.
@@ -82,7 +85,7 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 
 def is_pattern(source: str) -> bool:
-    """Return whether a source is a pattern, not the literal name of a file, folder, or prefix.
+    """Return whether a source is a pattern, and not the literal name of a file, folder, or prefix.
 
     Raises:
         StorageError: The store is unreachable.
@@ -91,7 +94,7 @@ def is_pattern(source: str) -> bool:
 
 
 def find_base(source: str) -> str:
-    """Return the folder or prefix that the paths of a source are relative to.
+    """Return the folder or prefix to which the paths of a source's files are relative.
 
     Raises:
         StorageError: The store is unreachable.
@@ -130,7 +133,7 @@ def _list_matching(base: str, pattern: str, guard: Guard, enters: Enters) -> Ite
 
 
 def make_missing_error(path: str) -> ConfigError:
-    """Return the error for a missing local file or folder, with the nearest name as a hint."""
+    """Return the error for a missing local file or folder, with the most similar name as a hint."""
     folder, name = os.path.split(os.path.abspath(path))
     try:
         nearest = difflib.get_close_matches(name, os.listdir(folder), 1)

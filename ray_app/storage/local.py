@@ -27,18 +27,18 @@ _UNFINISHED = ".touchstone-"  # A killed writer leaves a file with this prefix. 
 
 @dataclass
 class NotedFolders:
-    """The number of folders of one kind in a listing, such as links to folders, with an example.
+    """A count of folders of one kind that a listing found, such as links to folders.
 
     Attributes:
         count: The number of folders.
-        example: The path of the first folder.
+        example: The path of the first of these folders.
     """
 
     count: int = 0
     example: str = ""
 
     def add(self, other: "NotedFolders") -> None:
-        """Add the folders of another listing."""
+        """Add the count of another listing to this count."""
         self.count, self.example = self.count + other.count, self.example or other.example
 
 
@@ -47,9 +47,9 @@ _linked: ContextVar[NotedFolders | None] = ContextVar("linked folders", default=
 
 @contextlib.contextmanager
 def count_linked_folders() -> Iterator[NotedFolders]:
-    """Count the links to folders that listings of this thread meet in the block.
+    """Count the links to folders that listings in this thread find, inside a `with` block.
 
-    A listing does not follow these links, and a report shows their number.
+    Listings do not follow these links. Reports show their number.
     """
     linked = NotedFolders()
     token = _linked.set(linked)
@@ -60,10 +60,10 @@ def count_linked_folders() -> Iterator[NotedFolders]:
 
 
 class Local(Backend):
-    """Files on this machine.
+    """The storage of local files.
 
-    A new file appears complete. It is written next to its path, and then renamed, or linked if it
-    must not replace a file.
+    A new file becomes visible only when it is complete. It is written under a temporary name in the
+    same folder and then renamed, or linked if it must not replace a file.
     """
 
     is_exclusive = True
@@ -205,7 +205,7 @@ class Local(Backend):
 
 
 def local_version(stat_result: os.stat_result) -> str:
-    """Return the version of a local file: size and mtime in ns."""
+    """Return the version of a local file: its size and its mtime in ns, as text."""
     return f"{stat_result.st_size}-{stat_result.st_mtime_ns}"
 
 
@@ -245,11 +245,12 @@ def walk_folder(
 
     Args:
         folder: The path of the folder.
-        enters: Called with the uri of each folder below. False skips the folder.
+        enters: A function that is called with the uri of each subfolder. If it returns False, the
+            subfolder is skipped.
 
     Yields:
-        For each file or other entry, its path and None. For each folder below that cannot be
-        listed, its path and the reason.
+        For each file or other entry, its path and None. For each subfolder that cannot be listed,
+        its path and the exception.
 
     Raises:
         OSError: The folder itself cannot be listed or entered, or this process has no resources

@@ -68,18 +68,24 @@ def _cpu_quotas() -> Iterator[tuple[float, float]]:
 
 
 def compute_budget(memory_bytes: float) -> int:
-    """Return the budget for large files on a node with this memory, in bytes of whole slots."""
+    """Return the memory budget for large files on a node, in bytes, as a whole number of slots.
+
+    Args:
+        memory_bytes: The memory of the node.
+    """
     return max(int(NODE_FRACTION * memory_bytes) // SLOT_BYTES, 1) * SLOT_BYTES
 
 
 class NodeBudget:
-    """A memory budget for all processes of this user on this node, for one thread at a time.
+    """A memory budget that all processes of this user on this node share.
+
+    Only one thread of a process may use the object at a time.
 
     Args:
         purpose: The name of the budget. Each name has its own slots.
         total_bytes: The size of the budget. None for a quarter of the node's memory.
-        folder: The folder of the slots, for tests. All processes that share a budget must use the
-            same folder.
+        folder: The folder of the slot files, for tests. All processes that share a budget must use
+            the same folder.
     """
 
     def __init__(
@@ -91,9 +97,10 @@ class NodeBudget:
 
     @contextmanager
     def reserve(self, size_bytes: int) -> Iterator[Callable[[], None]]:
-        """Wait until `size_bytes` are free, and reserve them for the block.
+        """Wait until `size_bytes` of the budget are free, and reserve them for a `with` block.
 
-        `size_bytes` is at most `total_bytes`. The yielded function releases the memory early.
+        `size_bytes` must be at most `total_bytes`. Call the yielded function to release the memory
+        before the block ends.
         """
         with ExitStack() as slots:
             for slot in self._acquire_slots(size_bytes):

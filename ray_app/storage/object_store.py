@@ -1,8 +1,8 @@
 """Open fsspec file systems (`open_fsspec`).
 
-`open_for_reading` pins each Hugging Face repository to one commit per process. A branch moves, but a
-commit does not. So everything that a process lists, compares, and reads has one state. Only a
-process that starts later may see another state, which the ids of the files (git blobs) then show.
+`open_for_reading` pins each Hugging Face repository to one commit per process. A branch moves, but
+a commit does not. So a process lists, compares, and reads the repository in one state. A process
+that starts later may see another state. The ids of the files (git blobs) then differ.
 """
 
 import os
@@ -19,7 +19,9 @@ _EXTRA = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "a
 
 
 def open_fsspec(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return fsspec's file system and path for a URL.
+    """Return the fsspec file system for a URL, and the path in it.
+
+    The clients of S3, Azure, and Google do not retry requests, because `Store` and `Fetcher` do.
 
     Raises:
         ConfigError: The scheme is unknown, or its package is missing.
@@ -49,9 +51,9 @@ def open_fsspec(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def retrying_fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return fsspec's file system and path for a URL, with the retries of its client.
+    """Return the fsspec file system for a URL, and the path in it. Its client may retry.
 
-    It raises the exceptions of fsspec.
+    The exceptions of fsspec are raised unchanged.
     """
     if urls.get_scheme(url) == "file":
         return open_fsspec(url)
@@ -80,10 +82,10 @@ def _disable_retries(fs: Any) -> None:
 
 
 def open_for_reading(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system and path for a URL that is only read.
+    """Return the fsspec file system for a URL that is only read, and the path in it.
 
-    A repository of the hub is opened at the commit that this process saw first. It raises
-    ConfigError like `open_fsspec`, and the exceptions of the hub's client.
+    A repository of the Hugging Face Hub is opened at the commit that this process saw first. The
+    function raises ConfigError like `open_fsspec`, and the exceptions of the hub's client.
     """
     return (filesystem(), pin_commit(url)) if urls.get_scheme(url) == "hf" else open_fsspec(url)
 
@@ -91,7 +93,7 @@ def open_for_reading(url: str) -> tuple[Any, str]:
 def filesystem() -> Any:
     """Return this process's HfFileSystem for the current HF_ENDPOINT.
 
-    Its listings are cached, since commits do not change.
+    Listings are cached, because commits do not change.
     """
     return _filesystem(os.getpid(), os.environ.get("HF_ENDPOINT"))
 
@@ -105,9 +107,9 @@ def _filesystem(pid: int, endpoint: str | None) -> Any:
 
 
 def pin_commit(url: str) -> str:
-    """Return the path as HfFileSystem writes it, at the commit that its branch points to now.
+    """Return the HfFileSystem path of a URL at the commit to which its branch points now.
 
-    It raises FileNotFoundError and the errors of httpx.
+    The function raises FileNotFoundError and the exceptions of httpx.
     """
     fs = filesystem()
     resolved = fs.resolve_path(url)

@@ -1,4 +1,4 @@
-"""Define the interface of a kind of storage (`Place`), and the records of its listings."""
+"""Define the interface of all kinds of storage (`Backend`), and the records of listings."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ Enters = Callable[[str], bool]
 
 
 class Entry(NamedTuple):
-    """A file or folder directly in a folder.
+    """A file or folder that is directly in a listed folder.
 
     Attributes:
-        name: The base name.
+        name: The base name of the file or folder.
         size: The size of a file in bytes. None for a folder.
     """
 
@@ -25,12 +25,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One file in a listing of its store.
+    """One file in the listing of a store.
 
     Attributes:
         uri: The uri of the file.
-        size_bytes: The size, -1 if it is unknown.
-        version: The ETag, else size and mtime in ns, else "".
+        size_bytes: The size in bytes, -1 if it is unknown.
+        version: The ETag, otherwise the size and the mtime in ns, otherwise "".
     """
 
     uri: str
@@ -40,13 +40,13 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class ClosedFolder(ObjectInfo):
-    """A folder whose files could not be listed completely. `error` has the reason."""
+    """A folder in a listing whose files could not be listed completely. `error` is the reason."""
 
     error: SourceError
 
 
 class ClosedFile(ObjectInfo):
-    """A file that is listed in its folder, but whose size and version could not be read."""
+    """A file in a listing whose size and version could not be read."""
 
     __slots__ = ()
 
@@ -55,8 +55,8 @@ class Backend(Protocol):
     """One kind of storage: this machine, S3, a web server, or another storage that fsspec opens.
 
     Paths are full paths or URLs. Each method makes one attempt of up to `timeout_s` seconds,
-    without retries. It raises the exceptions of its libraries, which `storage.errors` translates.
-    `version` is compared with the version of the file; "" accepts any version.
+    without retries. Exceptions are those of libraries, which `storage.errors` translates. `version`
+    is the version that a file must have; "" accepts any version.
     """
 
     is_exclusive: bool
@@ -114,7 +114,7 @@ class Backend(Protocol):
         """
 
     def write(self, path: str, data: bytes, *, timeout_s: float) -> None:
-        """Write a file completely, or not at all.
+        """Write a file completely or not at all, and replace an existing file.
 
         Args:
             path: The file.
@@ -123,7 +123,7 @@ class Backend(Protocol):
         """
 
     def write_file(self, path: str, source: Path, *, timeout_s: float) -> None:
-        """Write a file with the content of a file of any size on this machine.
+        """Write a file with the content of a local file of any size.
 
         Args:
             path: The file.
@@ -132,7 +132,7 @@ class Backend(Protocol):
         """
 
     def create(self, path: str, data: bytes, *, timeout_s: float) -> bool:
-        """Write a file unless it exists.
+        """Write a file only if it does not exist.
 
         Args:
             path: The file.
@@ -140,7 +140,7 @@ class Backend(Protocol):
             timeout_s: Seconds for the attempt.
 
         Returns:
-            False if the file exists.
+            True if the file was written, False if it exists already.
         """
 
     def list(self, folder: str, *, timeout_s: float, prefix: str = "") -> list[Entry]:
@@ -149,14 +149,14 @@ class Backend(Protocol):
         Args:
             folder: The folder.
             timeout_s: Seconds for the attempt.
-            prefix: The beginning of the names that are listed.
+            prefix: The text with which listed names must begin.
         """
 
     def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
         """Yield the file `source`, or all files below it in the order of uris.
 
-        Nothing is yielded if `source` does not exist. A walk makes many requests, and retries each
-        of them.
+        Nothing is yielded if `source` does not exist. Unlike other methods, a walk makes many
+        requests and retries each of them.
         """
 
     def delete(self, path: str, *, timeout_s: float) -> None:
@@ -166,4 +166,4 @@ class Backend(Protocol):
         """Delete up to `max_deletes` files with one request. Raise an error if a file remains."""
 
     def drop_folder(self, folder: str) -> None:
-        """Remove an empty folder, if the storage has folders."""
+        """Remove an empty folder. Do nothing if the storage has no folders."""

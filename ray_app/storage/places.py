@@ -30,7 +30,9 @@ _FLAT = frozenset({"s3", "gs", "gcs", "hf", "az", "abfs", "abfss"})
 
 
 def choose_backend(url: str, guard: Guard, *, pins_commits: bool = False) -> Backend:
-    """Return the kind of storage for a URL, by its scheme. No other function chooses it.
+    """Return the storage backend for a URL, which its scheme decides.
+
+    All other code uses this function to choose a backend.
 
     Args:
         url: A path or URL.
@@ -55,9 +57,9 @@ def choose_backend(url: str, guard: Guard, *, pins_commits: bool = False) -> Bac
 
 
 class Fsspec(Backend):
-    """A store that fsspec opens, such as memory, Google, Azure, or the Hugging Face Hub.
+    """The storage of any store that fsspec opens, such as Google, Azure, or the Hugging Face Hub.
 
-    Writes are as atomic as the store makes them.
+    A write is atomic only if the store makes it atomic.
     """
 
     max_deletes = 1
@@ -224,10 +226,10 @@ class Fsspec(Backend):
 
 
 class S3(Fsspec):
-    """S3, with requests that s3fs does not make as a run needs them.
+    """The storage of S3, with requests that s3fs does not make in the way that a run needs.
 
-    One request reads a file or checks that it exists, reads can require a version, and deletes name
-    each file that remains.
+    One request is enough to read a file or to check that it exists. A read can require a version. A
+    failed deletion names each file that remains.
     """
 
     max_deletes = s3.MAX_DELETED
@@ -299,11 +301,11 @@ class S3(Fsspec):
 
 
 class Web(Fsspec):
-    """Plain web servers, which are only read.
+    """The storage of plain web servers, from which files can only be read.
 
-    Servers that `guard` does not trust are requested through the SSRF guard, also if a redirect
-    names them. Only a trusted server is listed or copied from, because fsspec makes these requests
-    itself.
+    Servers that `guard` does not trust are requested through the SSRF guard, including targets of
+    redirects. Only a trusted server can be listed or copied from, because fsspec makes these
+    requests itself.
     """
 
     def __init__(self, guard: Guard) -> None:
@@ -373,7 +375,9 @@ class Web(Fsspec):
 
     def _find(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         if not self._guard.trusts(path):
-            raise SourceError(Status.SOURCE_DENIED, "only a server that you named can be listed")
+            raise SourceError(
+                Status.SOURCE_DENIED, "only a web server that you named as a source can be listed"
+            )
         return object_store.open_fsspec(path)
 
 

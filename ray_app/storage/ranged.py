@@ -1,4 +1,4 @@
-"""Read ranges of files: the Range header, its answers, and a seekable file (`RangedFile`)."""
+"""Read ranges of files over HTTP: Range headers, responses, and a seekable file (`RangedFile`)."""
 
 import io
 import re
@@ -17,15 +17,15 @@ _MAX_SKIPPED = 64 * 2**20
 
 
 def range_header(start: int, length: int) -> str:
-    """Return the HTTP Range header for `length` bytes from `start`."""
+    """Return the value of the HTTP Range header for `length` bytes from `start`."""
     return f"bytes={start}-{start + length - 1}"
 
 
 def total_size(content_range: str | None, content_length: int | None) -> int | None:
-    """Return the size of the whole object from the headers of an answer, None if it is unknown.
+    """Return the size of a whole object from the headers of a response, None if it is unknown.
 
-    It is 1000 for `Content-Range: bytes 0-9/1000`. Without that header the answer is the whole
-    object.
+    For `Content-Range: bytes 0-9/1000`, the size is 1000. Without this header, the response is the
+    whole object, and the size is its Content-Length.
     """
     match = _CONTENT_RANGE.match(content_range or "")
     if match is None:
@@ -40,20 +40,20 @@ async def take(
     start: int,
     length: int,
 ) -> bytes:
-    """Return `length` bytes of an object from `start` out of an answer.
+    """Return `length` bytes of an object from `start` out of the response to a range request.
 
-    The answer has these bytes, or the whole object.
+    The response has only these bytes, or the whole object if the server ignores ranges.
 
     Args:
-        chunks: The body of the answer.
-        content_range: The Content-Range header of the answer.
-        total: The size of the object. None if it is unknown.
-        start: The first byte.
+        chunks: The body of the response.
+        content_range: The Content-Range header of the response.
+        total: The size of the object, None if it is unknown.
+        start: The position of the first byte.
         length: The number of bytes.
 
     Raises:
-        ShortReadError: The answer has fewer bytes, or other bytes.
-        SourceError: The store does not support ranges, and `start` is too far into the object.
+        ShortReadError: The response has too few bytes, or bytes of another range.
+        SourceError: The server does not support ranges, and `start` is too far into the object.
     """
     match = _CONTENT_RANGE.match(content_range or "")
     if match is not None and int(match[1]) != start:
@@ -77,18 +77,19 @@ async def take(
 
 
 class RangedFile(io.RawIOBase):
-    """A seekable binary file that holds one window at a time, read by `read_range(start, length)`.
+    """A seekable binary file that is read in windows, of which one is in memory.
 
-    Reads inside the current window cost nothing, and reading on gets the next window. A jump
-    towards the end gets the whole last window, because containers keep their directories there.
+    Reads inside the current window make no request. A read after it requests the next window. A
+    seek near the end requests the whole last window, because containers have their directories
+    there.
 
     Args:
-        read_range: Returns bytes of the file.
-        size_bytes: The size of the file.
+        read_range: A function that returns `length` bytes of the file from `start`.
+        size_bytes: The size of the file in bytes.
         window: The size of a window in bytes.
 
     Attributes:
-        failed: The exception of a failed read, since some libraries do not pass it on.
+        failed: The exception of a failed read, or None. Some libraries do not raise it again.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class RangedFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position, which may be after the end.
+        """Set the position of the next read, which may be after the end, and return the position.
 
         Raises:
             ValueError: The position is negative.
@@ -126,7 +127,7 @@ class RangedFile(io.RawIOBase):
         return position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer as far as the file reaches, and return the number of bytes."""
+        """Read bytes into the buffer until it is full or the file ends, and return their number."""
         target = memoryview(buffer).cast("B")
         n_read = 0
         while n_read < len(target) and self._position < self._size:
@@ -139,7 +140,7 @@ class RangedFile(io.RawIOBase):
         return n_read
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return the next `size` bytes, fewer only if the file ends. -1 returns the rest."""
+        """Return the next `size` bytes, or fewer at the end. -1 returns the rest of the file."""
         # RawIOBase would allocate any size that a malicious header requests, even if the file is
         # smaller.
         remaining = max(0, self._size - self._position)

@@ -21,7 +21,7 @@ from ray_app.storage import errors
 
 
 class RetryPolicy(Frozen):
-    """How a request is retried: exponential backoff with full jitter.
+    """The settings with which a request is retried: exponential backoff with full jitter.
 
     The jitter prevents a thousand workers from retrying at the same time. Source:
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full jitter").
@@ -40,24 +40,24 @@ class RetryPolicy(Frozen):
         """Yield the seconds to wait after each failed attempt except the last.
 
         Args:
-            chance: Returns random numbers in [0, 1).
+            chance: A function that returns random numbers in [0, 1).
         """
         for attempt in range(self.attempts - 1):
             yield chance() * min(self.cap_s, self.base_s * 2.0**attempt)
 
 
 class CancelledError(Exception):
-    """The result of a request is no longer needed."""
+    """The error for a request whose result is no longer needed."""
 
 
 class AdaptiveLimiter:
-    """Limit how many requests run at the same time.
+    """Limits how many requests run at the same time.
 
-    The limit is halved after a throttle, and raised by one after a full round of answers, up to
-    `width`.
+    The limit is halved when a store asks for fewer requests. It is raised by one after as many
+    answers as the limit, up to `width`.
 
     Args:
-        width: The maximum limit.
+        width: The maximum of the limit.
 
     Attributes:
         entered: The number of requests, including repeated requests.
@@ -87,14 +87,14 @@ class AdaptiveLimiter:
 
 
 class Attempt:
-    """One attempt at a request. Its block gets the seconds that are left.
+    """One attempt at a request. Its `with` block gets the seconds that remain.
 
-    An exception in the block ends the attempt, but not the loop. `Retrier.attempts` then makes
-    another attempt, or raises the exception.
+    An exception in the block ends the attempt, but is not raised from it. `Retrier.attempts` then
+    yields another attempt, or raises the exception.
 
     Args:
-        deadline: When all attempts must end, by `clock`.
-        clock: Returns the time in seconds.
+        deadline: The time at which all attempts must end, as `clock` returns it.
+        clock: A function that returns the time in seconds.
         gate: Limits concurrent requests. None is no limit.
     """
 
@@ -122,9 +122,9 @@ class Attempt:
 
 @dataclass
 class Retrier:
-    """Make attempts until one succeeds, fails permanently, or the policy ends.
+    """Repeats attempts until one succeeds or fails permanently, or until the policy ends.
 
-    It counts throttled and repeated requests. Threads may share a retrier.
+    A retrier counts throttled and repeated requests. Threads may share it.
     """
 
     policy: RetryPolicy
@@ -139,10 +139,10 @@ class Retrier:
     def attempts(
         self, cancelled: threading.Event | None = None, gate: AdaptiveLimiter | None = None
     ) -> Iterator[Attempt]:
-        """Yield attempts until the block of one succeeds.
+        """Yield attempts until the `with` block of one succeeds.
 
         Args:
-            cancelled: No further attempt is made after it is set.
+            cancelled: An event. No further attempt is made after it is set.
             gate: Limits the attempts that run at the same time.
 
         Raises:

@@ -1,14 +1,14 @@
-"""Make requests to S3 that s3fs does not make as Touchstone needs them.
+"""Make requests to S3 that s3fs does not make in the way that Touchstone needs.
 
 `get` and `get_range` read one version of an object, `head` and `find` return its size and ETag,
-`delete_objects` deletes many objects, and `page` and `pages` list. `filesystem` is the s3fs of this
-process. Its client makes all requests (credentials, AWS_ENDPOINT_URL, FSSPEC_S3_*, one event loop
-per process). The retries of the client and of s3fs are switched off, since nested retries multiply
-and are not counted. Exceptions are those of botocore and aiohttp, which `storage.errors`
-translates.
+`delete_objects` deletes many objects, and `page` and `pages` list objects. `filesystem` returns the
+s3fs file system of this process. Its client makes all requests (credentials, AWS_ENDPOINT_URL,
+FSSPEC_S3_*, one event loop per process). The retries of the client and of s3fs are switched off,
+since nested retries multiply and are not counted. Exceptions are those of botocore and aiohttp,
+which `storage.errors` translates.
 
-`S3Config` and `apply_s3_settings` apply the settings of a config. `get_worker_variables` returns the
-environment variables with which other processes make the same requests.
+`S3Config` and `apply_s3_settings` apply the settings of a config. `get_worker_variables` returns
+the environment variables with which other processes make the same requests.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ MAX_DELETED = 1000  # Maximum number of objects in one DeleteObjects request.
 
 
 class S3Config(Frozen):
-    """Settings for requests to S3. They change no row, so a resumed run may change them."""
+    """Settings for requests to S3. They do not affect results, so a resumed run may change them."""
 
     request_payer: Literal["requester"] | None = Field(
         default=None,
@@ -74,18 +74,18 @@ class S3Config(Frozen):
 
 
 class HasS3Config(Protocol):
-    """A config with a section for S3."""
+    """A config that has a section `s3`."""
 
     @property
     def s3(self) -> S3Config:
-        """The section for S3."""
+        """The section of the config with the settings for S3."""
 
 
 C = TypeVar("C", bound=HasS3Config)
 
 
 def apply_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
-    """Decorate a function that takes a config, so that it requests S3 as the config says.
+    """Decorate a function that takes a config, so that its S3 requests use the config's settings.
 
     The settings also apply to processes that the function starts.
     """
@@ -108,17 +108,17 @@ def apply_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Conc
 
 
 def get_worker_variables() -> dict[str, str]:
-    """Return the environment variables that make a process on another machine request S3 alike.
+    """Return the environment variables with which a process on another machine requests S3 alike.
 
-    None of them is a secret.
+    They contain no secrets.
     """
     return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
 
 
 def filesystem() -> Any:
-    """Return this process's s3fs file system for the current AWS environment.
+    """Return this process's s3fs file system for the current AWS environment variables.
 
-    Its options contain no secret, so it can be pickled.
+    Its options contain no secrets, so it can be pickled.
     """
     identity = tuple(map(os.environ.get, _IDENTITY))
     with _opening:  # Threads that start at the same time must share one client.
@@ -126,9 +126,9 @@ def filesystem() -> Any:
 
 
 def fsspec_options() -> dict[str, Any]:
-    """Return options for another s3fs that makes requests like `filesystem`.
+    """Return the options for another s3fs that makes the same requests as `filesystem`.
 
-    They contain the endpoint, the payer, and the checksums, and no secret.
+    They contain the endpoint, the payer, and the checksums, but no secrets.
     """
     options = _get_configured_options()
     session = _make_session(options.get("profile"))
@@ -198,7 +198,7 @@ def _get_configured_options() -> Mapping[str, Any]:
     except (TypeError, BotoCoreError) as error:
         raise ConfigError(
             f"FSSPEC_S3_CONFIG_KWARGS: {error}",
-            hint="set it to arguments of botocore.config.Config",
+            hint="set it to a JSON object with arguments of botocore.config.Config",
         ) from None
     return options
 
@@ -318,7 +318,7 @@ def get(
         key: The key.
         timeout_s: Seconds for the request.
         etag: The ETag that the object must have. "" accepts any.
-        max_bytes: Maximum size. None is no limit.
+        max_bytes: The maximum size of the object, None for no limit.
 
     Raises:
         InputError: The object is over `max_bytes`. It is raised before the body is read.
@@ -396,7 +396,7 @@ def head(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any]:
 def find(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any] | None:
     """Return the response of `head`, or None if the object does not exist.
 
-    It raises an exception if the bucket does not exist.
+    If the bucket does not exist, an exception is raised.
 
     Args:
         bucket: The bucket.
@@ -414,8 +414,8 @@ def find(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any] | None:
 def delete_objects(bucket: str, keys: Sequence[str], *, timeout_s: float) -> None:
     """Delete up to `MAX_DELETED` objects with one request. Missing objects count as deleted.
 
-    A successful answer can name objects that remain. Then an exception for the first of them is
-    raised, preferably one that is not transient. Source:
+    Even a successful response can name objects that were not deleted. An exception is then raised
+    for one of these objects, preferably one that is not transient. Source:
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 
     Args:
@@ -455,16 +455,16 @@ def page(
     above: str | None = None,
     limit: int = 1000,
 ) -> dict[str, Any]:
-    """Return one page of the listing in key order.
+    """Return one page of the listing of a prefix in key order.
 
     Args:
         bucket: The bucket.
         prefix: The prefix.
         timeout_s: Seconds for the request.
         delimiter: "/" lists one level. "" lists all keys below the prefix.
-        after: The NextContinuationToken of the previous page.
+        after: The NextContinuationToken of the previous page, None for the first page.
         above: The key after which the listing begins.
-        limit: Maximum number of keys.
+        limit: The maximum number of keys on the page.
     """
     position = {"ContinuationToken": after} if after else {"StartAfter": above} if above else {}
     return _send_request(
@@ -484,9 +484,9 @@ def pages(
     delimiter: str = "",
     above: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield all pages of a listing.
+    """Yield all pages of the listing of a prefix in key order.
 
-    Each page has its own attempts, so that a late failure does not restart the listing.
+    Each page is retried by itself, so that a late failure does not restart the listing.
 
     Args:
         bucket: The bucket.

@@ -1,9 +1,9 @@
 """Protect against server-side request forgery (SSRF) for URLs from untrusted sources.
 
-`check_url` and `check_public_url` check URLs, and `open_guarded_session` requests them. Only public
-addresses pass. Addresses are checked when they are dialled: the resolver of aiohttp checks every
-address of a name and returns the same addresses, so there is no second lookup. The URL keeps its
-name, so TLS, SNI, and Host use the name.
+`check_url` and `check_public_url` check URLs. `open_guarded_session` opens the session that
+requests them. Only public addresses are allowed. Addresses are checked at connection time.
+aiohttp's resolver checks every address of a host name and returns the same addresses, so there is
+no second lookup. The URL keeps its host name, so TLS, SNI, and the Host header use the name.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ _lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")
 
 
 def is_address(text: str) -> bool:
-    """Return whether a host is an IP address, which no resolver sees."""
+    """Return whether a host is an IP address. Resolvers are not called for addresses."""
     try:
         ip_address(text)
     except ValueError:
@@ -96,7 +96,8 @@ def is_address(text: str) -> bool:
 def is_public_address(text: str) -> bool:
     """Return whether an address belongs to the public Internet.
 
-    An IPv4 address inside IPv6 is checked as IPv4. Scoped addresses are not public.
+    An IPv4 address that is embedded in an IPv6 address is checked as IPv4. Addresses with a scope
+    are not public.
     """
     try:
         address = ip_address(text)
@@ -120,7 +121,7 @@ def is_public_address(text: str) -> bool:
 
 
 async def system_resolver(host: str, port: int) -> list[tuple[str, int]]:
-    """Return every (address, port) of a full domain name from the name service of this machine.
+    """Return every (address, port) of a domain name from the name service of this machine.
 
     Raises:
         OSError: The lookup failed.
@@ -134,11 +135,13 @@ async def system_resolver(host: str, port: int) -> list[tuple[str, int]]:
 
 
 class CheckedResolver(AbstractResolver):
-    """The resolver that aiohttp calls before it connects. One forbidden address rejects a name.
+    """The resolver that aiohttp calls before it connects, which checks all addresses of a host.
+
+    If one address of a host is not allowed, the host is refused.
 
     Args:
-        resolver: Finds the addresses of a name.
-        is_allowed: Whether an address is allowed.
+        resolver: A function that finds the addresses of a host name.
+        is_allowed: A function that decides whether an address is allowed.
     """
 
     def __init__(self, resolver: Resolver, is_allowed: Callable[[str], bool]) -> None:
@@ -150,13 +153,13 @@ class CheckedResolver(AbstractResolver):
         """Return every address of `host`, if all are allowed.
 
         Args:
-            host: The name.
+            host: The host name.
             port: The port.
             family: The address family for the results.
 
         Raises:
             UrlRefused: An address is not allowed. The exception has no message.
-            NoAddress: There is no address.
+            NoAddress: The name has no address.
             SourceError: The name service does not answer.
         """
         try:
@@ -189,11 +192,11 @@ class CheckedResolver(AbstractResolver):
 
 
 class UrlRefused(Exception):  # noqa: N818 - The name is that of a decision, not of an error.
-    """A URL that is not requested.
+    """The error for a URL that is refused before a request is made.
 
     Args:
-        message: The reason. None if the reason must not be shown.
-        limit: The limit that was exceeded, if the reason is a number.
+        message: The reason, None if the reason must not be shown.
+        limit: The limit that was exceeded, None if the reason is not a number.
         observed: The number that exceeded it.
     """
 
@@ -209,7 +212,7 @@ class UrlRefused(Exception):  # noqa: N818 - The name is that of a decision, not
 
 
 class NoAddress(UrlRefused):
-    """A name without an address in the name service."""
+    """The error for a host name that has no address in the name service."""
 
 
 def check_url(
@@ -221,23 +224,29 @@ def check_url(
     bare_names: bool = False,
     max_length: int = MAX_URL,
 ) -> URL:
-    """Return the URL to request, without its fragment.
+    """Check a URL from an untrusted source, and return it without its fragment.
 
-    The returned object itself is dialled, so that no second parser can read another host in it.
+    Make the request with the returned object, so that no second parser can find another host in the
+    text.
 
     Args:
         text: The URL.
         schemes: The allowed schemes.
         port: The only allowed port. None allows any port.
-        is_literal_allowed: Whether a URL may have an address, which no resolver sees, as its host.
-        bare_names: Whether a host may have no dot.
-        max_length: Maximum number of characters.
+        is_literal_allowed: A function that decides whether an IP address may be the host of the
+            URL. It is necessary because resolvers are not called for addresses.
+        bare_names: Whether a host name may have no dot.
+        max_length: The maximum number of characters.
 
     Raises:
         UrlRefused: The URL is not allowed.
     """
     if len(text) > max_length:
-        raise UrlRefused("the URL is too long", limit=max_length, observed=len(text))
+        raise UrlRefused(
+            f"the URL has {len(text)} characters, the maximum is {max_length}",
+            limit=max_length,
+            observed=len(text),
+        )
     try:
         if _NOT_IN_URLS.search(text):
             raise ValueError
@@ -250,16 +259,16 @@ def check_url(
     if "@" in authority:
         raise UrlRefused("a URL with a user name or password is not fetched")
     if port is not None and url_port != port:
-        raise UrlRefused(f"only port {port} is used")
+        raise UrlRefused(f"port {url_port} is refused, only port {port} is allowed")
     if not _is_name(host, bare_names=bare_names) and not is_literal_allowed(host):
         raise UrlRefused("its host is not a full domain name")
     return url.with_host(host)
 
 
 def check_public_url(text: str) -> URL:
-    """Return the URL to request for a URL in a list, a label, or a redirect.
+    """Check a URL from a list, a label, or a redirect, and return the URL to request.
 
-    It may have any port, and spaces.
+    The URL may have any port, and may have spaces.
 
     Raises:
         SourceError: The URL is not allowed (`source_denied`).
@@ -278,9 +287,10 @@ def check_public_url(text: str) -> URL:
 
 
 async def open_guarded_session() -> aiohttp.ClientSession:
-    """Return the session for such URLs, one per process. Call it in fsspec's loop.
+    """Return this process's aiohttp session for URLs from untrusted sources.
 
-    It has no cookies, and ignores the settings of fsspec.
+    Call this in the event loop of fsspec. The session has no cookies, and ignores the settings of
+    fsspec.
     """
     fs = fsspec.filesystem("http", get_client=_guarded_client)
     session: aiohttp.ClientSession = await fs.set_session()

@@ -1,6 +1,6 @@
 """Read and write files below one root (`Store`): a local folder, an S3 prefix, or another URL.
 
-A `Place` makes single requests and raises the exceptions of its libraries. `Store` retries the
+A `Backend` makes single requests and raises the exceptions of its libraries. `Store` retries the
 requests and translates the exceptions.
 """
 
@@ -23,10 +23,10 @@ _REQUESTS = 16  # Files that are deleted at the same time.
 
 
 def join(base: str, path: str) -> str:
-    """Return `path` below `base`.
+    """Return the path or URL of `path` below `base`.
 
     Raises:
-        ValueError: The path leaves `base`, so that names from data cannot do harm.
+        ValueError: The path leads out of `base`, as a name from untrusted data might.
     """
     parts = path.split("/")
     if path.startswith("/") or ".." in parts or "\0" in path:
@@ -35,14 +35,14 @@ def join(base: str, path: str) -> str:
 
 
 class Store:
-    """A folder, a bucket prefix, or another fsspec URL. Paths are relative, with `/`.
+    """Reads and writes the files in a folder, a bucket prefix, or another fsspec URL.
 
-    A file appears complete. If the store is unreachable or refuses a request, methods raise
-    StorageError with a hint. A store can be pickled; the copy opens the same URL with the
-    environment of its own process.
+    Paths are relative to this root, with `/`. A new file becomes visible only when it is complete.
+    If the store is unreachable or refuses a request, methods raise StorageError with a hint. A
+    store can be pickled. The copy opens the same URL with the environment of its own process.
 
     Args:
-        url: The root.
+        url: The URL or path of the root.
         retrier: Retries requests. None uses the default policy.
     """
 
@@ -56,7 +56,7 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> "Store":
-        """Return the store at a URL or path, without a request.
+        """Return the store at a URL or path. No request is made.
 
         Raises:
             ConfigError: The scheme is not supported.
@@ -74,10 +74,10 @@ class Store:
         return f"Store({self.url!r})"
 
     def read(self, path: str) -> bytes:
-        """Return the bytes at `path`.
+        """Return the content of the file at `path`.
 
         Raises:
-            FileNotFoundError: There is no file.
+            FileNotFoundError: There is no file at `path`.
         """
         url = self._resolve(path)
         for attempt in self._attempts("read", url, is_optional=True):
@@ -86,15 +86,15 @@ class Store:
         raise FileNotFoundError(f"{self.url}/{path}")
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Return the bytes at `path` from `start` to `end`, fewer only if the file ends there.
+        """Return the bytes of a file from `start` to `end`, or fewer if the file ends before `end`.
 
         Args:
-            path: The file.
-            start: The first byte.
-            end: The byte after the last one.
+            path: The path of the file.
+            start: The position of the first byte.
+            end: The position after the last byte.
 
         Raises:
-            StorageError: There is no file, or the store fails.
+            StorageError: There is no file at `path`, or the store fails.
         """
         url = self._resolve(path)
         for attempt in self._attempts("read", url):
@@ -103,12 +103,13 @@ class Store:
         return data
 
     def open_file(self, path: str) -> io.BufferedReader | ranged.RangedFile:
-        """Open the file at `path` for a reader that seeks (pyarrow), in one thread.
+        """Open the file at `path` as a seekable file for a reader in one thread, such as pyarrow.
 
         Each range of the file is requested with retries.
 
         Raises:
-            StorageError: There is no file, or the store fails. Reads of the file raise it, too.
+            StorageError: There is no file at `path`, or the store fails. Reads of the file may also
+                raise it.
         """
         url = self._resolve(path)
         for attempt in self._attempts("read", url):
@@ -123,12 +124,12 @@ class Store:
         )
 
     def copy_to(self, path: str, target: Path) -> None:
-        """Copy the file at `path` to a file on this machine.
+        """Copy the file at `path` to the local file `target`.
 
         The file may be larger than memory, and the copy may take an hour.
 
         Raises:
-            StorageError: There is no file, or the store fails.
+            StorageError: There is no file at `path`, or the store fails.
         """
         url = self._resolve(path)
         for attempt in self._attempts("read", url, deadline_s=_TRANSFER_S):
@@ -138,7 +139,7 @@ class Store:
     def write(self, path: str, data: bytes) -> None:
         """Write `data` to `path`, and replace an existing file.
 
-        A reader sees the old or the new file, never a part.
+        A concurrent reader gets the old or the new content, never a part of it.
         """
         url = self._resolve(path)
         for attempt in self._attempts("write", url):
@@ -146,7 +147,7 @@ class Store:
                 self._backend.write(url, data, timeout_s=timeout_s)
 
     def write_file(self, path: str, source: Path) -> None:
-        """Write the content of a file on this machine to `path`.
+        """Write the content of the local file `source` to `path`.
 
         The file may be larger than memory, and the copy may take an hour.
         """
@@ -156,10 +157,10 @@ class Store:
                 self._backend.write_file(url, source, timeout_s=timeout_s)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write `data` to `path` only if there is no file. Of several writers, one gets True.
+        """Write `data` to `path` if there is no file, and return whether this call wrote it.
 
-        `data` should differ between writers, since a store recognises a writer by it after a lost
-        answer.
+        If several processes write the same path, only one gets True. Each should write different
+        data, because after a lost response the content shows whose write succeeded.
         """
         url = self._resolve(path)
         for attempt in self._attempts("write", url):
@@ -169,9 +170,9 @@ class Store:
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether `create` can exclude a second writer.
+        """Whether `create` can guarantee that only one of several writers succeeds.
 
-        A server may still ignore the condition (see `Lease`).
+        A server may still ignore the condition of the write (see `Lease`).
         """
         return self._backend.is_exclusive
 
@@ -186,7 +187,7 @@ class Store:
     def names(self, folder: str, prefix: str = "") -> list[str]:
         """Return the sorted base names of the files directly in `folder` that begin with `prefix`.
 
-        Empty if the folder does not exist.
+        The result is empty if the folder does not exist.
         """
         entries = self._entries(folder, prefix)
         return sorted(entry.name for entry in entries if entry.size is not None)
@@ -194,14 +195,14 @@ class Store:
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes in bytes of the files directly in `folder`, by base name.
 
-        Empty if the folder does not exist.
+        The result is empty if the folder does not exist.
         """
         return {entry.name: entry.size for entry in self._entries(folder) if entry.size is not None}
 
     def folders(self, folder: str) -> list[str]:
         """Return the sorted base names of the folders directly in `folder`.
 
-        Empty if the folder does not exist.
+        The result is empty if the folder does not exist.
         """
         return sorted(entry.name for entry in self._entries(folder) if entry.size is None)
 
@@ -213,10 +214,12 @@ class Store:
                 self._backend.delete(url, timeout_s=timeout_s)
 
     def delete_all(self, paths: Iterable[str]) -> None:
-        """Delete files, many with one request if the store can. Missing files are ignored.
+        """Delete files, with one request for many files if the store supports it.
+
+        Missing files are ignored.
 
         Raises:
-            StorageError: A file cannot be deleted. The error names it.
+            StorageError: A file cannot be deleted. The error names the file.
         """
         remaining = list(paths)
         if len(remaining) > 1 and self._backend.max_deletes > 1 and not self._deletes_singly:
@@ -245,9 +248,9 @@ class Store:
         return []
 
     def clear(self, folder: str) -> None:
-        """Delete all files below `folder`, and on a disk the empty folders.
+        """Delete all files below `folder`, and on a disk also the empty folders.
 
-        "" clears the whole store, which remains itself.
+        "" clears the whole store. The root itself is not deleted.
         """
         prefix = f"{folder}/" if folder else ""
         entries = self._entries(folder)
@@ -262,7 +265,7 @@ class Store:
         self._backend.drop_folder(self._resolve(folder))
 
     def local_path(self, path: str) -> Path | None:
-        """Return the path of `path` on this machine, or None if the store is not local."""
+        """Return the local path of the file at `path`, or None if the store is not local."""
         url = self._resolve(path)
         return Path(url) if isinstance(self._backend, Local) else None
 

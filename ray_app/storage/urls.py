@@ -1,12 +1,13 @@
 """Handle URLs and paths: schemes, canonical spelling, secrets, shell patterns, and versions.
 
-Nothing here uses the disk, except `local_path`, or the network. A local location is an absolute
-path without a scheme, so that a folder has one name for any working directory.
+Only `local_path` accesses the disk, and no function uses the network. A local location is an
+absolute path without a scheme, so that a folder has one name for any working directory.
 
 Patterns: `*` and `?` match inside one folder, `[ab]` and `[!ab]` match one character, and `**` as a
-whole part matches any number of folders, also none. A pattern without a slash is compared with the
-name of a file in any folder, a pattern with a slash with the whole path. Case counts: `*.jpg` does
-not match `A.JPG`, because in a bucket these are two names.
+whole part of a path matches any number of folders, including none. A pattern without a slash is
+compared with the name of a file in any folder. A pattern with a slash is compared with the whole
+path. Upper and lower case differ: `*.jpg` does not match `A.JPG`, because in a bucket these are two
+names.
 """
 
 import glob
@@ -43,7 +44,7 @@ _TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "
 
 
 def get_scheme(url: str) -> str:
-    """Return the lower-case scheme of a URL, `file` for a plain path."""
+    """Return the scheme of a URL in lower case, or `file` for a path without a scheme."""
     match = _SCHEME.match(url) if "://" in url else None
     return match.group(1).lower() if match else "file"
 
@@ -69,7 +70,7 @@ def canonicalize(url: str) -> str:
 
 
 def split_kind(source: str) -> tuple[str | None, str]:
-    """Split a source KIND::URL into its kind and its URL. The kind is None if there is none."""
+    """Split a source KIND::URL into KIND and URL. KIND is None if the source is a URL alone."""
     kind, mark, url = source.partition("::")
     return (kind, url) if mark and "/" not in kind else (None, source)
 
@@ -77,8 +78,7 @@ def split_kind(source: str) -> tuple[str | None, str]:
 def strip_secrets(url: str) -> str:
     """Return a URL without user:password@ and without query keys that grant access.
 
-    A presigned URL keeps the part that names the object. A source may have its KIND:: before the
-    URL.
+    A presigned URL keeps the part that names the object. KIND:: before the URL is also kept.
     """
     kind, address = split_kind(url)
     if kind is not None:
@@ -97,7 +97,7 @@ def strip_secrets(url: str) -> str:
 
 
 def strip_all_secrets(settings: Any) -> Any:
-    """Return nested JSON settings with every URL stripped of its secrets."""
+    """Return nested JSON settings without the secrets in their URLs."""
     if isinstance(settings, Mapping):
         return {key: strip_all_secrets(value) for key, value in settings.items()}
     if isinstance(settings, list):
@@ -106,10 +106,10 @@ def strip_all_secrets(settings: Any) -> Any:
 
 
 def local_path(url: str) -> str:
-    """Return the path that a local URL names.
+    """Return the local path that a file:// URL names. Any other text is returned unchanged.
 
-    `file:///a`, `file://localhost/a`, and `file:/a` name `/a` (RFC 8089). Percent signs are decoded
-    only if no file has them in its name.
+    `file:///a`, `file://localhost/a`, and `file:/a` name `/a` (RFC 8089). Percent-encoding is
+    decoded only if there is no file with the literal name.
 
     Raises:
         ConfigError: The URL names another host.
@@ -135,7 +135,8 @@ def local_path(url: str) -> str:
 def local_uri(path: str) -> str:
     """Return the uri of a local file: its path, or a percent-encoded file:// URL.
 
-    The URL is used if the name is not valid Unicode, which a table could not hold.
+    The result is a URL if the path is not valid Unicode, because a table could not hold such a
+    path.
     """
     try:
         path.encode("utf-8")
@@ -145,9 +146,9 @@ def local_uri(path: str) -> str:
 
 
 def split_bucket(url: str) -> tuple[str, str]:
-    """Split s3://bucket/key into bucket and key. The key is not decoded.
+    """Split s3://bucket/key into bucket and key.
 
-    It keeps its slashes, question marks, and hashes.
+    The key is not decoded, and keeps its slashes, question marks, and hashes.
 
     Raises:
         ConfigError: The bucket name is invalid.
@@ -162,14 +163,14 @@ def split_bucket(url: str) -> tuple[str, str]:
 
 
 def has_magic(text: str) -> bool:
-    """Return whether a text has characters of a pattern."""
+    """Return whether a text has characters of a shell pattern: `*`, `?`, or `[`."""
     return _MAGIC.search(text) is not None
 
 
 def make_folder_pattern(path: str) -> str:
-    """Return the pattern that excludes all folders with the name of this folder.
+    """Return the pattern for the files in all folders that have the same name as this folder.
 
-    An example is `**/lost+found/**`.
+    An example is `**/lost+found/**`. It is used to exclude such folders.
     """
     return f"**/{glob.escape(posixpath.basename(path))}/**"
 
@@ -183,7 +184,7 @@ def has_braces(text: str) -> bool:
 
 
 def split_at_magic(path: str) -> tuple[str, str]:
-    """Split a path into the folder before the first part with a pattern, and the pattern."""
+    """Split a path before its first part with pattern characters, into a folder and a pattern."""
     parts = path.split("/")
     first = next(index for index, part in enumerate(parts) if has_magic(part))
     return "/".join(parts[:first]), "/".join(parts[first:])
@@ -208,7 +209,7 @@ def make_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 def make_folder_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Return a function that tests whether a path below a folder could match any pattern."""
+    """Return a function that tests whether any path below a given folder could match a pattern."""
     tests = [[None if part == "**" else re.compile(_translate_pattern(part)) for part in pattern.removeprefix("/").split("/")]
              for pattern in patterns if "/" in pattern]  # fmt: skip
     has_names = any("/" not in pattern for pattern in patterns)
@@ -218,7 +219,7 @@ def make_folder_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 def make_subtree_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Return a function that tests whether any pattern matches all paths below a folder.
+    """Return a function that tests whether one of the patterns matches all paths below a folder.
 
     Examples of such patterns are `photos/**` and `*`.
     """
@@ -258,7 +259,7 @@ def _may_match_below(test: Sequence[re.Pattern[str] | None], parts: Sequence[str
 def make_full_matcher(pattern: str) -> Callable[[str], bool]:
     """Return a function that tests whether a relative path matches one pattern.
 
-    The pattern is always compared with the whole path, as a shell expands a source.
+    The pattern is always compared with the whole path, as in a shell, even if it has no slash.
     """
     compiled = re.compile(_translate_pattern(pattern))
     return lambda path: compiled.fullmatch(path) is not None
@@ -281,9 +282,9 @@ def _translate_pattern(pattern: str) -> str:
 
 
 def get_version(info: Mapping[str, Any]) -> str:
-    """Return the version in fsspec's `info` or in HTTP headers.
+    """Return the version of a file from fsspec's `info` or from HTTP headers.
 
-    It is the ETag without quotes, else size and mtime in ns, else "".
+    The version is the ETag without quotes, otherwise the size and the mtime in ns, otherwise "".
     """
     for name in _CONTENT:
         if info.get(name):

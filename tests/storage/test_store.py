@@ -251,7 +251,7 @@ def test_store_that_denies_names_bucket_and_keys(faulty, impatient):
 @pytest.mark.parametrize(
     ("endpoint", "reason"),
     [
-        ("http://127.0.0.1:1", "nothing answers there"),
+        ("http://127.0.0.1:1", "no server answers at this address"),
         ("http://no.invalid", "its host name does not resolve"),
     ],
 )
