@@ -1,4 +1,4 @@
-"""Check the address that an endpoint listens on, and wait until the endpoint answers."""
+"""Check the address on which an endpoint listens, and wait until the endpoint is ready."""
 
 import errno
 import os
@@ -15,7 +15,9 @@ START_TIMEOUT_S = 600.0  # The start may include a download of weights.
 
 
 def require_tokens_or_loopback(config: ServeConfig, host: str) -> None:
-    """Check that clients of other machines need a token, unless `access.anonymous` is set.
+    """Check that an endpoint that other machines can reach requires a token from its clients.
+
+    The check passes without a token if `access.anonymous` is set.
 
     Raises:
         ConfigError: The host is reachable from other machines, and no token is set.
@@ -34,7 +36,7 @@ def require_tokens_or_loopback(config: ServeConfig, host: str) -> None:
 
 
 def make_url(host: str, port: int) -> str:
-    """Return the URL of a host and port as this machine reaches it."""
+    """Return the URL at which this machine reaches an endpoint that listens on a host and port."""
     if host in ("0.0.0.0", "::"):  # noqa: S104 - It is compared, not bound.
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -69,7 +71,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 def await_ready(url: str) -> None:
-    """Wait until /readyz reports that images are scored.
+    """Wait until an endpoint is ready to score images, according to its path /readyz.
 
     Raises:
         ClusterError: The endpoint is not ready after START_TIMEOUT_S.

@@ -1,6 +1,6 @@
 """Build the answers of the API from scores and verdicts.
 
-`make_scored_answer` is for an image with a verdict, `make_refused_answer` for an image without a verdict.
+`make_scored_answer` is for an image that was scored, `make_refused_answer` for a refused image.
 """
 
 import base64
@@ -49,12 +49,12 @@ def make_scored_answer(
     timings: schemas.Timings,
     request_id: str,
 ) -> schemas.ImageAnswer:
-    """Return the answer for one image of a block that has a verdict.
+    """Return the answer for one scored image of a block.
 
     Args:
         plan: The ensembles of the endpoint.
-        ensemble: The ensemble that decided.
-        block: The decisions of the ensemble.
+        ensemble: The ensemble that gave the verdict.
+        block: The verdicts of the ensemble on all images of the block.
         finding: The finding about this image, and its grounds.
         outputs: Outputs of the ensemble's detectors and of the optional detectors.
         row: The row of the image in the block.
@@ -103,13 +103,13 @@ def make_scored_answer(
 def make_refused_answer(
     error: InputError, name: str | None, data: bytes, ensemble: ServedEnsemble, request_id: str
 ) -> schemas.ImageAnswer:
-    """Return the answer for a refused image that is one of several in a request.
+    """Return the answer for a refused image, if its request contains several images.
 
     Args:
         error: The error that refused the image.
         name: The name of the file as the client sent it.
-        data: The file.
-        ensemble: The ensemble that would have decided.
+        data: The bytes of the file.
+        ensemble: The ensemble that the client requested.
         request_id: The id of the request.
     """
     refusal = Refusal.from_error(error)
@@ -136,7 +136,7 @@ def make_refused_answer(
 def make_facts(
     facts: ImageFileFacts, size_bytes: int, provenance: Provenance | None = None
 ) -> schemas.ImageFacts:
-    """Return the facts of a file. An unknown fact is None.
+    """Return the properties of an image file for an answer. An unknown property is None.
 
     Args:
         facts: Properties of the file.
@@ -154,7 +154,7 @@ def make_facts(
 
 
 def make_ensemble_name(ensemble: ServedEnsemble) -> schemas.EnsembleName:
-    """Return the name, the fingerprint, and the operating point of an ensemble."""
+    """Return the name, the fingerprint, and the operating point of an ensemble, for an answer."""
     return schemas.EnsembleName(
         name=ensemble.name, fingerprint=ensemble.fingerprint, fpr=ensemble.fpr
     )

@@ -1,8 +1,8 @@
 """Build the endpoint as a Ray Serve application (`build`), which `serve deploy` calls.
 
-Each replica has the HTTP side and a worker process with all detectors. Ray Serve does autoscaling
-and rolling updates. Each replica counts for itself (`RayMeter`), and Prometheus collects the
-numbers from the metric agent of its node.
+Each replica answers HTTP requests, and has a worker process with all detectors. Ray Serve does
+autoscaling and rolling updates. Each replica counts its own requests (`RayMeter`), and Prometheus
+collects the numbers from the metric agent of its node.
 """
 
 import logging
@@ -32,9 +32,9 @@ SHUTDOWN_MARGIN_S = 10.0
 
 
 def build(config: ServeConfig) -> Application:
-    """Return the application of a config.
+    """Return the Ray Serve application of an endpoint.
 
-    `serve deploy` passes the secrets in the environment of the cluster's nodes, or in files.
+    Bearer tokens come from the environment of the cluster's nodes, or from files.
 
     Raises:
         ConfigError: The config or the cards contradict each other.
@@ -99,7 +99,10 @@ def _scaling(resources: Resources, target_requests: float) -> dict[str, Any]:
 
 
 class Replica:
-    """The HTTP side of the endpoint, and a worker process.
+    """A replica of the endpoint on Ray: it answers HTTP requests, and has a worker process.
+
+    Args:
+        config: The settings of the endpoint.
 
     Raises:
         ConfigError: The cards contradict each other.
@@ -119,7 +122,7 @@ class Replica:
         return create_app(self._config, self._pool, self._meter, echo_request_id=False)
 
     async def check_health(self) -> None:
-        """Raise ClusterError if the worker has been down too long. Serve replaces the replica."""
+        """Raise ClusterError if the worker has been down too long. Serve then replaces the replica."""
         if not self._pool.is_healthy:
             raise ClusterError("the worker process of this replica does not start")
 
@@ -145,9 +148,9 @@ def _log_to_serve() -> None:
 
 
 class RayMeter(Meter):
-    """Count with Ray's metric library, too, in a process that Ray runs.
+    """A `Meter` for a process of Ray, which also exports its counts as Ray metrics.
 
-    Numbers reach the metric agent of the node within about 10 s.
+    The counts reach the metric agent of the node within about 10 s.
     """
 
     def __init__(self) -> None:
@@ -175,6 +178,6 @@ class RayMeter(Meter):
         self._ray_histograms[name].observe(value, dict(labels))
 
     def in_flight(self, n: int) -> None:
-        """Set the number of images in flight of this process, until it is set again."""
+        """Set the number of images that this process has accepted and not yet answered."""
         super().in_flight(n)
         self._ray_in_flight.set(n)

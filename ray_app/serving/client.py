@@ -71,14 +71,15 @@ class EndpointClient:
 
     A request to a busy endpoint (429, 503) is retried after the time that the endpoint requests. A
     request to a broken endpoint (500, 502, 504, no connection) is retried after a growing, random
-    pause. If the endpoint does no work at all, methods raise ConfigError (no such endpoint, token,
-    or ensemble) or ClusterError (unreachable).
+    pause. Methods raise ConfigError if the URL, the token, or the ensemble is wrong, and ClusterError
+    if the endpoint stays unreachable or busy.
 
     Args:
         url: The URL of the endpoint, without /v1.
         token: A bearer token. None sends no token.
         timeout_s: Seconds without any data after which an attempt fails.
-        patience: How requests are retried. Its `deadline_s` limits a request with all its attempts.
+        patience: The rules for retries. `deadline_s` limits the time of a request with all its
+            attempts.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class EndpointClient:
         self._http.close()
 
     def describe(self) -> Ensembles:
-        """Return the ensembles and limits of the endpoint, which are fetched once."""
+        """Return the ensembles, detectors, and limits of the endpoint. They are fetched only once."""
         if self._description is None:
             response = self._send_request("GET", "v1/ensembles")
             try:
@@ -125,23 +126,23 @@ class EndpointClient:
         detectors: Sequence[str] = (),
         fpr: float | None = None,
     ) -> Iterator[Result]:
-        """Yield one result per image, in order.
+        """Score images, and yield one result per image in the same order.
 
-        A result has the keys of an answer of `POST /v1/score`. Its `name` is the one that you
-        passed. Files are read when they are sent. A file that the endpoint refuses, or that cannot
-        be read here, has a result with the reason in `status` and `error`.
+        A result has the keys of an answer of `POST /v1/score`. Its `name` is the name or path that
+        you passed. Files are read when they are sent. If the endpoint refuses a file, or the file
+        cannot be read on this machine, `status` and `error` of the result have the reason.
 
         Args:
             images: Local paths, (name, bytes), or (name, InputError) of a file that cannot be read.
             ensemble: The name of an ensemble of the endpoint. Defaults to the first ensemble.
             masks: Whether to request masks.
-            detectors: Optional detectors that score the images, too.
+            detectors: Optional detectors that also score the images.
             fpr: The false-positive rate of an operating point of the ensemble. Defaults to the
                 thresholds of its card.
 
         Raises:
             ConfigError: The endpoint does not serve the ensemble, a detector, or the operating
-                point, or `fpr` is not a fraction. It is raised before an image is read.
+                point, or `fpr` is not a fraction. The exception is raised before an image is read.
         """
         served = self.describe()
         self._refuse_unserved(
@@ -292,7 +293,7 @@ class EndpointClient:
         if response.is_redirect:
             raise ConfigError(
                 f"{self._url}: the endpoint redirects to another address (status {status})",
-                hint="use that address, since a token is not sent to the target of a redirect",
+                hint="pass that address as the URL, because a token is not sent to the target of a redirect",
             )
         if status in (404, 405):
             raise ConfigError(
@@ -417,7 +418,7 @@ def _validate_token(token: str) -> str:
 
 
 def parse_retry_after(header: str | None) -> float | None:
-    """Return the seconds of a Retry-After header, which is a number of seconds or a date.
+    """Return the seconds to wait from a Retry-After header, which is a number of seconds or a date.
 
     Return None if the header is missing or invalid.
     """
@@ -434,9 +435,9 @@ def parse_retry_after(header: str | None) -> float | None:
 
 
 def parse_refusal(response: httpx.Response) -> dict[str, Any]:
-    """Return the error of a response: {code, message, limit, observed, request_id}.
+    """Return the error in a refused response: {code, message, limit, observed, request_id}.
 
-    If a proxy answered instead of the endpoint, the code is made from the HTTP status.
+    If a proxy answered instead of the endpoint, the code is derived from the HTTP status.
     """
     try:
         body = response.json()

@@ -1,6 +1,6 @@
 """Define the settings of an endpoint (`ServeConfig`).
 
-They are the `args` of a Ray Serve application, and of `touchstone serve`. The defaults run on a
+The settings are the `args` of a Ray Serve application, and of `touchstone serve`. The defaults suit a
 laptop.
 """
 
@@ -78,8 +78,8 @@ class RequestLimits(Frozen):
 class Access(Frozen):
     """The clients that may use the endpoint.
 
-    A config has no tokens, only the name of the environment variable or file that has them, or
-    their digests.
+    A config does not contain tokens. It names the environment variable or the file with the tokens,
+    or contains their digests.
     """
 
     tokens_variable: str = Field(
@@ -128,7 +128,7 @@ class Resources(Frozen):
 
 
 class Batching(Frozen):
-    """How images of several requests share a batch. An idle worker takes the images that wait."""
+    """How images of several requests share a batch. An idle worker takes all waiting images."""
 
     slots: int | None = Field(
         default=None,
@@ -209,13 +209,14 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Read a Serve config file.
+    """Read a config file of Ray Serve for an endpoint.
 
     Args:
         name_or_path: The name of a shipped config, or a path. None for no file.
 
     Returns:
-        The args of the application, their location for error messages, and the `logging_config`.
+        The `args` of the application, a description of their place in the file for error messages,
+        and the `logging_config`.
 
     Raises:
         ConfigError: The file is not a Serve config with one application.
@@ -238,6 +239,6 @@ def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, 
     if not isinstance(logs, dict):
         raise ConfigError(
             f"{path}: logging_config: expected keys and values, found {type(logs).__name__}",
-            hint="write a mapping, for example {log_level: INFO}",
+            hint="write a mapping, for example logging_config: {log_level: INFO}",
         )
     return dict(applications[0].get("args") or {}), f"{path}: applications.0.args", logs

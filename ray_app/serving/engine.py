@@ -1,7 +1,7 @@
 """Answer encoded images with the ensembles of an endpoint (`Engine`), without HTTP and Ray.
 
-Images are decoded in child processes and scored here, by the same decoder, networks, and decisions
-as in a batch run.
+Images are decoded in child processes and scored in this process. The decoder, the networks, and the
+decisions are those of a batch run.
 """
 
 import gc
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """One image, and the options of the client for it.
+    """One image to score, and the options that the client set for this image.
 
     Attributes:
         data: The encoded file.
@@ -58,8 +58,9 @@ class ScoreRequest:
         detectors: Names of optional detectors.
         masks: Whether the answer has masks.
         request_id: The id of the HTTP request.
-        is_alone: Whether the HTTP request has no other image. A refusal is then its whole answer.
-        arrived_s: When the image arrived, by `time.monotonic`.
+        is_alone: Whether the HTTP request has no other image. If the image is refused, the whole
+            request is then answered with an error status.
+        arrived_s: The time at which the image arrived, from `time.monotonic`.
     """
 
     data: bytes
@@ -75,14 +76,15 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class EncodedAnswer:
-    """The answer for one image.
+    """The answer for one image, as JSON for the HTTP process.
 
     Attributes:
         status: The HTTP status.
-        body: JSON: an `ImageAnswer`, or the `Error` of a refused image that is alone.
+        body: The JSON of an `ImageAnswer`. If a refused image is alone in its request, the JSON of
+            an `Error`.
         ensemble: Name of the ensemble.
         verdict: The verdict. None for a refused image.
-        refused: The code of the refusal.
+        refused: The code of the refusal. None for a scored image.
         timings: Seconds of each stage. None for a refused image.
     """
 
@@ -107,7 +109,7 @@ class PendingImage:
 
     @property
     def facts(self) -> ImageFileFacts:
-        """The facts of a decoded file."""
+        """The properties of the image file, which must have been decoded."""
         assert self.prepared is not None
         return self.prepared.facts
 
@@ -119,7 +121,7 @@ class Engine:
     when you are done.
 
     Args:
-        config: The endpoint.
+        config: The settings of the endpoint.
 
     Raises:
         ConfigError: The cards contradict each other.
@@ -176,7 +178,7 @@ class Engine:
 
     @property
     def slots(self) -> int:
-        """The number of images in a batch."""
+        """The maximum number of images in a batch."""
         return self._spec.slots
 
     def close(self) -> None:
@@ -196,7 +198,7 @@ class Engine:
         return image
 
     def answer(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
-        """Score images together, and decide on each.
+        """Score decoded images in one batch, and return their answers.
 
         Args:
             images: Up to `slots` images.
@@ -407,7 +409,7 @@ class Engine:
         image = PendingImage(ScoreRequest(golden_image()), self.served.find(None, None))
         self._decode(image, spec.preprocessings)
         if image.refused is not None:
-            raise DetectorError(f"a golden image cannot be decoded: {image.refused}")
+            raise DetectorError(f"the built-in test image cannot be decoded: {image.refused}")
         outputs = self._scorer.score([self._make_batch([image])])
         silent = [
             name
@@ -416,14 +418,16 @@ class Engine:
         ]
         if silent:
             raise DetectorError(
-                f"no finite score for a golden image from: {', '.join(silent)}",
+                f"no finite score for a golden image (a built-in test image) from: {', '.join(silent)}",
                 hint=f"run touchstone detectors verify {silent[0]} on device {spec.device}",
             )
         for name in self.served.points:
             decoded = self.decode(ScoreRequest(golden_image(), ensemble=name))
             (answer,) = self.answer([decoded])
             if answer.refused is not None:
-                raise DetectorError(f"{name}: a golden image was refused: {answer.refused}")
+                raise DetectorError(
+                    f"{name}: the built-in test image was refused: {answer.refused}"
+                )
 
 
 def _group_alike(images: Sequence[PendingImage]) -> Iterator[list[int]]:
@@ -468,7 +472,10 @@ def _refuse(image: PendingImage) -> EncodedAnswer:
 
 @cache
 def golden_image() -> bytes:
-    """Return a PNG file with 640 × 480 pixels of smooth colour and texture, made by a formula."""
+    """Return the test image with which an endpoint checks its detectors, as a PNG file.
+
+    A formula generates its 640 × 480 pixels of smooth colour and texture.
+    """
     y, x = np.mgrid[0:480, 0:640]
     planes = [
         127 + 90 * np.sin(x / 37 + phase) * np.cos(y / 53) + 30 * np.sin(x * y / 997 + phase)

@@ -1,4 +1,4 @@
-"""Decide which ensembles an endpoint serves, at which operating points (`load_ensembles`).
+"""Determine which ensembles an endpoint serves, and at which operating points (`load_ensembles`).
 
 Importing this module does not import torch.
 """
@@ -26,13 +26,13 @@ from ray_app.serving.config import ServeConfig
 
 @dataclass(frozen=True)
 class ServedEnsemble:
-    """An ensemble at one operating point.
+    """An ensemble at one operating point, as an endpoint serves it.
 
     Attributes:
-        spec: All settings that decide its verdicts.
-        fingerprint: SHA-256 of the part of a batch run's identity that decides verdicts. Equal
-            fingerprints give equal scores and verdicts.
-        error_rates: The sentence on error rates that is shown with its verdicts.
+        spec: All settings that determine its scores and verdicts.
+        fingerprint: SHA-256 of the settings that determine scores and verdicts, as in the identity
+            of a batch run. Equal fingerprints give equal scores and verdicts.
+        error_rates: A sentence on the measured error rates, to show with its verdicts.
     """
 
     spec: ScoringSpec
@@ -46,13 +46,16 @@ class ServedEnsemble:
 
     @property
     def fpr(self) -> float | None:
-        """The false-positive rate that the thresholds are for. None if the card states no rate."""
+        """The false-positive rate for which the thresholds were chosen.
+
+        None if the card states no rate.
+        """
         return self.spec.ensemble.thresholds.target_fpr
 
 
 @dataclass(frozen=True)
 class EnsemblePlan:
-    """The ensembles of an endpoint by their cards, without weights.
+    """The specs of an endpoint's ensembles, from their cards, before weights are read.
 
     Attributes:
         spec: The detectors of all ensembles and the optional detectors, for one process.
@@ -67,19 +70,23 @@ class EnsemblePlan:
 
 @dataclass(frozen=True)
 class ServedEnsembles:
-    """The ensembles of an endpoint with fingerprints.
+    """The ensembles of an endpoint at all their operating points, with fingerprints.
 
     Attributes:
-        plan: The specs.
-        points: The operating points of each ensemble by name. The first is used for requests
-            without `fpr`. The others are those that a request may choose.
+        plan: The specs of the ensembles.
+        points: The operating points of each ensemble, by name. The first point is used for requests
+            without `fpr`. The other points can be selected by `fpr`.
     """
 
     plan: EnsemblePlan
     points: Mapping[str, Sequence[ServedEnsemble]]
 
     def find(self, name: str | None, fpr: float | None) -> ServedEnsemble:
-        """Return an ensemble at an operating point.
+        """Return the ensemble that a request selects, at the requested operating point.
+
+        Args:
+            name: The name of the ensemble. None selects the first ensemble.
+            fpr: The false-positive rate of the operating point. None selects the first point.
 
         Raises:
             KeyError: The ensemble or the operating point is not served.
@@ -94,7 +101,7 @@ class ServedEnsembles:
 
 
 def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
-    """Read the cards of an endpoint's ensembles, but no weights.
+    """Read the cards of an endpoint's ensembles, and return their specs. No weights are read.
 
     Raises:
         ConfigError: The cards contradict each other, or a card has no operating point for `fpr`.
@@ -123,7 +130,9 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
 
 
 def load_ensembles(config: ServeConfig) -> ServedEnsembles:
-    """Plan the ensembles, and compute their fingerprints from the hashes of their weights.
+    """Read the cards of an endpoint's ensembles, and compute the fingerprints of the ensembles.
+
+    Fingerprints depend on the hashes of the weights.
 
     Raises:
         ConfigError: The cards contradict each other.
@@ -137,7 +146,7 @@ def load_ensembles(config: ServeConfig) -> ServedEnsembles:
 
 
 def fetch_weights(config: ServeConfig) -> None:
-    """Fetch the weights of all detectors of an endpoint that are not on this machine.
+    """Fetch those weights of an endpoint's detectors that are missing on this machine.
 
     Raises:
         ConfigError: The cards contradict each other.

@@ -11,11 +11,11 @@ _SIZES = struct.Struct("<IQ")  # Size of the header and size of the data, in byt
 
 
 class WorkerFrame(NamedTuple):
-    """One message.
+    """One message between the HTTP process and a worker.
 
     Attributes:
         header: A JSON object.
-        data: Bytes that belong to it.
+        data: Bytes that belong to the message, such as an image file.
     """
 
     header: dict[str, Any]
@@ -23,13 +23,13 @@ class WorkerFrame(NamedTuple):
 
 
 def pack_header(frame: WorkerFrame) -> bytes:
-    """Return the sizes and the header of a frame, which precede its data."""
+    """Return the bytes of a frame that precede its data: the sizes and the JSON header."""
     header = json.dumps(frame.header).encode()
     return _SIZES.pack(len(header), len(frame.data)) + header
 
 
 async def read_frame(reader: asyncio.StreamReader) -> WorkerFrame:
-    """Wait for a frame, and return it.
+    """Wait for the next frame of a stream, and return it.
 
     Raises:
         asyncio.IncompleteReadError: The other process has ended.
@@ -40,10 +40,10 @@ async def read_frame(reader: asyncio.StreamReader) -> WorkerFrame:
 
 
 class FrameSocket:
-    """Send and receive frames. Several threads may send, and one may receive.
+    """Send and receive frames through a socket. Several threads may send, but only one may receive.
 
     Args:
-        connection: The socket. `close` closes it.
+        connection: The socket, which `close` closes.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -60,7 +60,7 @@ class FrameSocket:
             self.connection.sendall(pack_header(frame) + frame.data)
 
     def receive(self) -> WorkerFrame | None:
-        """Wait for a frame, and return it. Return None if the other process has ended."""
+        """Wait for the next frame, and return it, or None if the other process has ended."""
         sizes = self._receive(_SIZES.size)
         if sizes is None:
             return None

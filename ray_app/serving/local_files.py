@@ -1,4 +1,4 @@
-"""Find local files that a client sends to an endpoint (`find_local_files`)."""
+"""Find the local files that `touchstone score --endpoint` sends (`find_local_files`)."""
 
 import os
 import stat
@@ -14,14 +14,18 @@ from ray_app.storage.urls import get_scheme, local_path
 
 
 def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
-    """Yield files, the regular files below folders in order, and folders that cannot be listed.
+    """Yield the files to send to an endpoint: the given files, and the regular files below folders.
+
+    For a subfolder that cannot be listed, its name and the error are yielded.
 
     Raises:
         ConfigError: A source is not local or does not exist, or no file exists.
         StorageError: A folder among the sources cannot be listed.
     """
     if not sources:
-        raise ConfigError("no files are named", hint="run touchstone score --endpoint URL FILE…")
+        raise ConfigError(
+            "no files to score are named", hint="run touchstone score --endpoint URL FILE…"
+        )
     is_empty = True
     for source in sources:
         if get_scheme(source) != "file":

@@ -1,6 +1,6 @@
 """Count requests and images of the endpoint, and serve the counts at /metrics (`Meter`).
 
-On Ray, whose nodes have their own metric pages, `serving.app` counts, too.
+On Ray, `serving.app.RayMeter` also exports the counts to the metric pages of Ray's nodes.
 """
 
 from collections.abc import Mapping
@@ -57,9 +57,9 @@ GAUGES: dict[str, str] = {"images_in_flight": "images of requests in progress"}
 
 
 class Meter:
-    """Count requests and images in this process. `app.RayMeter` also counts on Ray.
+    """Count requests and images in this process. `app.RayMeter` also exports the counts to Ray.
 
-    No method blocks, or raises because of data that a client sent.
+    No method blocks. Data that a client sent never makes a method raise an exception.
     """
 
     def __init__(self) -> None:
@@ -88,8 +88,8 @@ class Meter:
         """Count one answered request.
 
         Args:
-            route: The template (`/page/{name}`), never the path, since each value creates a
-                permanent series.
+            route: The template of the route, such as `/page/{name}`. Never pass the path, because
+                each new value creates a permanent time series.
             status: The HTTP status.
             seconds: The time from the first byte of the request to the answer.
         """
@@ -97,11 +97,11 @@ class Meter:
         self._observe("request_seconds", seconds, {"route": route})
 
     def stage(self, name: str, seconds: float) -> None:
-        """Count the time of one image in one stage: decode, wait, score, or total."""
+        """Count the seconds that one image spent in a stage: decode, wait, score, or total."""
         self._observe("stage_seconds", seconds, {"stage": name})
 
     def refused(self, code: str) -> None:
-        """Count one refused request or image by its code."""
+        """Count one refused request or image by the code of the refusal."""
         self._add("refusals", 1, {"code": code})
 
     def verdict(self, ensemble: str, verdict: str) -> None:
@@ -109,10 +109,14 @@ class Meter:
         self._add("verdicts", 1, {"ensemble": ensemble, "verdict": verdict})
 
     def batch(self, size: int, waited_s: float) -> None:
-        """Count a batch of `size` images, the first of which had waited `waited_s` seconds.
+        """Count a batch of images.
 
-        Its size counts twice, as a distribution and as images, since Ray rebuilds the sum of a
-        histogram from its buckets.
+        The size is counted in a histogram, and also in a counter of images, because Ray derives the
+        sum of a histogram from its buckets.
+
+        Args:
+            size: The number of images in the batch.
+            waited_s: The seconds that the first image of the batch had waited.
         """
         self._observe("batch_images", size, {"group": GROUP})
         self._add("batched_images", size, {"group": GROUP})
@@ -125,7 +129,7 @@ class Meter:
         self._histograms[name].labels(**labels).observe(value)
 
     def in_flight(self, n: int) -> None:
-        """Set the number of images in flight of this process, until it is set again."""
+        """Set the number of images that this process has accepted and not yet answered."""
         self._in_flight.set(n)
 
     def exposition(self) -> str:

@@ -1,7 +1,7 @@
 """Manage the worker processes of an endpoint from its HTTP process (`WorkerPool`).
 
-Images wait in one queue, in order of arrival. Each worker gets as many as it can score and decode
-at a time. A worker that dies is started again, and its images go to the front of the queue.
+Images wait in one queue, in order of arrival. Each worker gets as many images as it can decode and
+score at a time. If a worker dies, a new worker starts, and the images go to the front of the queue.
 Importing this module imports neither torch nor Ray.
 """
 
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageQuery:
-    """The options of a client for one image: the fields of `engine.ScoreRequest` except the file.
+    """The options that a client set for one image: the fields of `ScoreRequest` without the file.
 
     Attributes:
         name: The name of the file.
@@ -93,16 +93,18 @@ class Served:
         ]
 
     def check(self, request: ImageQuery) -> None:
-        """Raise Refusal unless the ensemble, its operating point, and the detectors are served."""
+        """Raise Refusal if a requested ensemble, operating point, or detector is not served."""
         names = [info.name for info in self.ensembles]
         if request.ensemble is not None and request.ensemble not in names:
             raise Refusal(
-                "malformed_request", f"the ensemble is not served; served: {', '.join(names)}"
+                "malformed_request",
+                f"the ensemble is not served; this endpoint serves: {', '.join(names)}",
             )
         if not set(request.detectors) <= set(self.optional):
             served = ", ".join(self.optional) or "none"
             raise Refusal(
-                "malformed_request", f"an optional detector is not served; served: {served}"
+                "malformed_request",
+                f"an optional detector is not served; this endpoint serves: {served}",
             )
         info = self.ensembles[names.index(request.ensemble) if request.ensemble else 0]
         rates = [point.fpr for point in info.operating_points]
@@ -110,7 +112,7 @@ class Served:
             served = ", ".join(f"{rate:g}" for rate in rates) or "none"
             raise Refusal(
                 "malformed_request",
-                f"{info.name} has no operating point for this fpr; served: {served}",
+                f"{info.name} has no operating point for this fpr; the endpoint serves: {served}",
             )
 
 
@@ -125,7 +127,7 @@ class _Item:
 
 
 class WorkerProcess:
-    """One worker process: its start, and the socket to it."""
+    """A worker process of the endpoint, and the socket to it. Creating an object starts the process."""
 
     def __init__(self, config: ServeConfig) -> None:
         own_socket, worker_socket = socket.socketpair()
@@ -146,7 +148,7 @@ class WorkerProcess:
             self.frames.send(WorkerFrame(header))
 
     def await_ready(self) -> Served:
-        """Wait until the worker has loaded its detectors.
+        """Wait until the worker has loaded its detectors, and return what it serves.
 
         Raises:
             ConfigError: The cards contradict each other.
@@ -162,7 +164,7 @@ class WorkerProcess:
             frame = None
         self.frames.connection.settimeout(None)
         if frame is None:
-            raise DetectorError("a worker could not start", hint="read its message above")
+            raise DetectorError("a worker could not start", hint="read the worker's message above")
         if (failure := frame.header.get("failure")) is not None:
             kind = ConfigError if failure["exit_code"] == ExitCode.USAGE else DetectorError
             raise kind(failure["message"], hint=failure["hint"])
@@ -175,7 +177,7 @@ class WorkerProcess:
         )
 
     def close(self) -> None:
-        """End the worker by closing its socket, and by a signal if it does not end in time."""
+        """End the worker by closing its socket. If it does not end in time, send it a signal."""
         self.frames.close()
         try:
             self.process.wait(STOP_TIMEOUT_S)
@@ -185,7 +187,7 @@ class WorkerProcess:
 
 
 def start_workers(config: ServeConfig, count: int) -> tuple[list[WorkerProcess], Served]:
-    """Start workers, and wait until all of them have loaded their detectors.
+    """Start workers, wait until all of them have loaded their detectors, and return what they serve.
 
     Raises:
         ConfigError: The cards contradict each other.
@@ -212,10 +214,10 @@ class _AttachedWorker:
 
 
 class WorkerPool:
-    """Score images in worker processes.
+    """Score images in worker processes, and replace workers that die.
 
     Args:
-        config: The endpoint.
+        config: The settings of the endpoint.
         workers: Workers that have loaded their detectors.
         served: The ensembles and detectors of the workers.
         meter: Counts images and batches.
@@ -237,12 +239,12 @@ class WorkerPool:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether a worker runs, or one ended a short time ago."""
+        """Whether a worker is running, or was running a short time ago."""
         return self._down_since is None or time.monotonic() - self._down_since < MAX_DOWN_S
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Answer images until the block ends."""
+        """Answer images until the `with` block ends."""
         for process in self._started:
             await self._attach(process)
         try:
@@ -256,7 +258,7 @@ class WorkerPool:
             await asyncio.gather(*(asyncio.to_thread(worker.process.close) for worker in attached))
 
     async def answer(self, data: bytes, request: ImageQuery) -> ImageReply:
-        """Return the answer for one image, without a time limit.
+        """Score one image, and return its answer. There is no time limit.
 
         Raises:
             Refusal: The ensemble, an operating point, or a detector is not served.
@@ -278,7 +280,10 @@ class WorkerPool:
         return ImageReply(header["status"], frame.data, header["refused"])
 
     async def require_ready(self) -> None:
-        """Raise Refusal unless images are scored: an image recently, or a golden image now."""
+        """Raise Refusal if the endpoint cannot score images.
+
+        If no image was scored recently, a built-in test image is scored.
+        """
         async with self._checking:
             now = time.monotonic()
             if now < self._ready_until:
@@ -289,7 +294,7 @@ class WorkerPool:
             self._unready_until = now + UNREADY_S
             frame = await self._ask(b"", asdict(ImageQuery()) | {"is_golden": True})
             if frame.header["timings"] is None:
-                raise Refusal("not_ready", "the golden image has no score")
+                raise Refusal("not_ready", "the built-in test image has no score")
             self._ready_until, self._unready_until = time.monotonic() + READY_S, 0.0
 
     async def _ask(self, data: bytes, request: dict[str, Any]) -> WorkerFrame:

@@ -1,7 +1,7 @@
-"""Run an endpoint on a Ray that this machine starts (`touchstone serve --ray`).
+"""Run an endpoint on a local Ray, which this process starts (`touchstone serve --ray`).
 
-`endpoint` starts Ray, Serve, and the application, waits for them, and stops them. For clusters use
-`serve deploy`. For an endpoint without Ray use `serving.server`.
+`endpoint` starts Ray, Serve, and the application, and stops them at the end. On a cluster, use
+`serve deploy` instead. For an endpoint without Ray, use `serving.server`.
 """
 
 import logging
@@ -49,10 +49,10 @@ def endpoint(
     at_cluster: ClusterConfig,
     logs: Mapping[str, Any] = QUIET,
 ) -> Iterator[str]:
-    """Run the endpoint, and yield its URL when it is ready to score.
+    """Run an endpoint on a local Ray for the `with` block. Its URL is yielded when it is ready.
 
     Args:
-        config: The endpoint.
+        config: The settings of the endpoint.
         host: Address to listen on.
         port: Port to listen on.
         at_cluster: The settings of the Ray that is started.
@@ -173,6 +173,6 @@ def _require_no_cluster(at_cluster: ClusterConfig) -> None:
     is_connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     if named_cluster(at_cluster.address) or is_connected:
         raise ConfigError(
-            "this command starts its own Ray, but RAY_ADDRESS names a cluster",
+            "touchstone serve --ray starts its own Ray, but RAY_ADDRESS names a cluster",
             hint="run serve deploy configs/serve/ensemble.yaml on the cluster, or unset RAY_ADDRESS",
         )

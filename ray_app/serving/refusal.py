@@ -1,4 +1,4 @@
-"""Refuse a request or an image with a code of a closed list and an HTTP status (`Refusal`)."""
+"""Define refusals of requests and images, each with a code and an HTTP status (`Refusal`)."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -7,18 +7,18 @@ from ray_app.errors import InputError
 
 MESSAGES: dict[str, tuple[int, str]] = {
     "malformed_request": (400, "the request cannot be understood"),
-    "unauthorized": (401, "no valid token"),
-    "forbidden": (403, "there is nothing at this address"),
-    "not_found": (404, "nothing is here"),
-    "method_not_allowed": (405, "this address does not take this method"),
-    "header_timeout": (408, "the headers took too long"),
+    "unauthorized": (401, "the request has no valid token: send Authorization: Bearer TOKEN"),
+    "forbidden": (403, "access to this path is not allowed"),
+    "not_found": (404, "this path does not exist"),
+    "method_not_allowed": (405, "this path does not support this HTTP method"),
+    "header_timeout": (408, "the headers of the request took too long"),
     "body_too_large": (413, "the request has more bytes than allowed"),
     "file_too_large": (413, "the image has more bytes than allowed"),
     "too_many_files": (413, "the request has more files than allowed"),
     "unsupported_format": (415, "not an image format that this endpoint accepts"),
     "unsupported_encoding": (415, "compressed request bodies are not accepted"),
     "too_many_requests": (429, "this token has made more requests than allowed"),
-    "headers_too_large": (431, "the request has more headers than allowed"),
+    "headers_too_large": (431, "the headers of the request are larger than allowed"),
     "internal_error": (500, "internal error of this endpoint; its log has the request id"),
     "overloaded": (503, "the endpoint is busy: all slots are taken"),
     "not_ready": (503, "the detectors are still loading"),
@@ -28,7 +28,7 @@ _RETRY_AFTER_S = 2  # For a 503 without another time.
 
 
 class Refusal(Exception):  # noqa: N818 - The name is that of a decision, not of an error.
-    """End a request with an HTTP status and `{code, message, limit, observed}`.
+    """Refuse a request with an HTTP status and the JSON `{code, message, limit, observed}`.
 
     Args:
         code: A key of MESSAGES, or an image status.
@@ -56,11 +56,14 @@ class Refusal(Exception):  # noqa: N818 - The name is that of a decision, not of
 
     @classmethod
     def from_error(cls, error: InputError) -> "Refusal":
-        """Return the refusal of one image: 415 for a format that is not accepted, else 422."""
+        """Return the refusal for an image that cannot be scored.
+
+        Its status is 415 if the format of the image is not accepted, and otherwise 422.
+        """
         return cls(str(error.status), error.detail, limit=error.limit, observed=error.observed)
 
     def body(self, request_id: str) -> dict[str, object]:
-        """Return the JSON that a client gets. It contains nothing about this machine."""
+        """Return the JSON object for the client. It contains no information on this machine."""
         return {
             "code": self.code,
             "message": self.message,

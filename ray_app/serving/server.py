@@ -1,7 +1,7 @@
 """Serve an endpoint on one machine without Ray (`touchstone serve`).
 
-One HTTP process runs under Granian, with worker processes that hold all detectors.
-`docs/serving.md` lists what only Ray can do.
+One HTTP process runs under Granian, and worker processes load all detectors. `docs/serving.md` lists
+what only an endpoint on Ray can do.
 """
 
 import gc
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class LogSettings(Frozen):
-    """The settings of Serve's `logging_config` that this server supports. It logs to stderr."""
+    """The keys of Ray Serve's `logging_config` that this server supports. It logs to stderr."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "WARNING"
     encoding: Literal["TEXT", "JSON"] = "TEXT"
@@ -61,14 +61,15 @@ def serve(
     workers: int | None = None,
     logs: Any = QUIET,
 ) -> None:
-    """Answer requests until SIGINT or SIGTERM, then finish the running requests.
+    """Run an endpoint until SIGINT or SIGTERM, then finish the running requests.
 
     Args:
-        config: The endpoint.
+        config: The settings of the endpoint.
         host: Address to listen on.
         port: Port to listen on.
-        announce: Called with the URL of the endpoint when it scores images.
-        workers: Worker processes, each with all detectors. None for `default_workers`.
+        announce: A function that is called with the URL when the endpoint is ready.
+        workers: The number of worker processes, each with all detectors. None uses
+            `default_workers`.
         logs: A `logging_config` of Ray Serve.
 
     Raises:
@@ -101,13 +102,15 @@ def serve(
     try:
         server.serve(target_loader=partial(_load_app, config, count, loaded), wrap_loader=False)
     except SystemExit:
-        raise DetectorError("a worker could not start", hint="read its message above") from None
+        raise DetectorError(
+            "a worker could not start", hint="read the worker's message above"
+        ) from None
 
 
 def default_workers(config: ServeConfig) -> int:
-    """Return the number of workers: one per core, up to 4, since each holds all detectors.
+    """Return the default number of workers: one per core, but up to 4, and one if a GPU is used.
 
-    On a GPU there is one.
+    The number is limited because each worker loads all detectors.
     """
     return min(usable_cores(), MAX_DEFAULT_WORKERS) if config.device == "cpu" else 1
 

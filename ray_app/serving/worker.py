@@ -1,8 +1,8 @@
 """Run a worker process of an endpoint.
 
-The worker holds all detectors, and answers the images that the HTTP process sends through a socket.
+The worker loads all detectors, and answers the images that the HTTP process sends through a socket.
 One thread receives images, `decoders` threads have them decoded in child processes, and the main
-thread scores the decoded images. `ray_app.serving.pool` starts it.
+thread scores the decoded images. `ray_app.serving.pool` starts the worker.
 """
 
 import logging
@@ -39,11 +39,11 @@ _log = logging.getLogger("ray_app.serving.worker")
 
 
 class EndpointWorker:
-    """Answer images from a socket until its other end closes.
+    """Score the images that arrive through a socket, and send answers until the other end closes.
 
     Args:
-        engine: Scores the images.
-        connection: The socket.
+        engine: The engine that scores the images.
+        connection: The socket to the HTTP process.
         decoders: Number of images that are decoded at the same time.
     """
 
@@ -136,10 +136,10 @@ def _describe(engine: Engine) -> WorkerFrame:
 
 
 def main(descriptor: int) -> int:
-    """Load the detectors of the config in the first frame, and answer images.
+    """Run a worker: load the detectors of the config in the first frame, then answer images.
 
     Args:
-        descriptor: File descriptor of the socket.
+        descriptor: File descriptor of the socket to the HTTP process.
 
     Returns:
         The exit code.

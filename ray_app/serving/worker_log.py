@@ -1,6 +1,6 @@
-"""Pass the log of worker processes to the HTTP process.
+"""Send the log records of worker processes to the HTTP process.
 
-The HTTP process writes the records with its own, to stderr or to the file of a Ray Serve replica.
+The HTTP process writes them to its own log: to stderr, or to the file of a Ray Serve replica.
 """
 
 import logging
@@ -23,7 +23,7 @@ class FrameLogHandler(logging.Handler):
         self.setFormatter(logging.Formatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one record."""
+        """Send one log record to the HTTP process."""
         fields = {
             "name": record.name,
             "levelno": record.levelno,
@@ -38,7 +38,7 @@ class FrameLogHandler(logging.Handler):
 
 
 def write_worker_record(fields: dict[str, Any]) -> None:
-    """Write a record to the log of this process.
+    """Write a log record of a worker to the log of this process.
 
     Args:
         fields: The fields of the record, as `FrameLogHandler` sends them.

@@ -1,8 +1,9 @@
 """Build the HTTP side of the endpoint as one FastAPI application (`create_app`).
 
-It combines routes, page, guards, headers, and metering. `install` defines the order of the guards,
-with the cheapest checks first. Around the guards, `semantics.LingeringClose` and
-`semantics.HeadAsGet` apply rules of HTTP to all answers, including those of the guards.
+The application combines routes, page, guards, headers, and metering. Guards are middleware that refuse
+requests. `install` defines their order, with the cheapest checks first. Outside the guards,
+`semantics.LingeringClose` and `semantics.HeadAsGet` apply rules of HTTP to all answers, including the
+answers of guards.
 """
 
 import hashlib
@@ -71,13 +72,13 @@ def create_app(
     *,
     echo_request_id: bool = True,
 ) -> FastAPI:
-    """Return the application. Its lifespan runs the pool.
+    """Return the FastAPI application of an endpoint. Its lifespan runs the worker pool.
 
     Args:
-        config: The endpoint.
-        pool: Answers images.
+        config: The settings of the endpoint.
+        pool: The workers, which score images.
         meter: Counts requests and refusals.
-        echo_request_id: Whether answers carry the id of their request (see `Envelope`).
+        echo_request_id: Whether answers have the id of their request in a header (see `Envelope`).
     """
 
     @asynccontextmanager
@@ -111,13 +112,13 @@ def install(
     *,
     echo_request_id: bool = True,
 ) -> auth.BearerTokens:
-    """Install the guards of an application, from the outermost layer to the innermost.
+    """Add to an application the middleware that checks requests, from the outermost layer inwards.
 
     Args:
         app: The application.
-        config: The endpoint.
+        config: The settings of the endpoint.
         meter: Counts requests and refusals. None does not count.
-        echo_request_id: Whether answers carry the id of their request (see `Envelope`).
+        echo_request_id: Whether answers have the id of their request in a header (see `Envelope`).
 
     Returns:
         The tokens of the endpoint.
@@ -172,24 +173,24 @@ def install(
 
 
 def is_request_id(client_id: str) -> bool:
-    """Return whether the id that a client sent is used: 8–64 characters of `A-Za-z0-9_-`."""
+    """Return whether a request id from a client is valid: 8–64 characters of `A-Za-z0-9_-`."""
     return _ID.fullmatch(client_id) is not None
 
 
 class Envelope(errors.Layer):
-    """Give each request an id and each answer the common headers, and count both.
+    """Give each request an id, add the common headers to each answer, and count requests.
 
-    Answers of guards are included. The id is that of the client if `is_request_id` accepts it, else
-    16 hex digits. It is in `scope["state"]["request_id"]`. The headers forbid browsers sniffing,
-    framing, referrers, and use by other sites. Answers of `/v1` are not cached, and the page may
-    use only its own files.
+    Answers of guards are included. If `is_request_id` accepts the id that the client sent, that id is
+    used, and otherwise 16 random hex digits. The id is in `scope["state"]["request_id"]`. The headers
+    forbid browsers sniffing, framing, referrers, and use by other sites. Answers of `/v1` are not
+    cached, and the page may use only its own files.
 
     Args:
         app: The application inside this layer.
         page: The paths of the page.
         meter: Counts requests and refusals. None does not count.
-        echo: Whether the answer carries the id. It must be False behind Ray Serve's proxy, which
-            passes the id in and adds the header to every answer itself.
+        echo: Whether to add the header with the id to the answer. It must be False behind Ray Serve's
+            proxy, which sends the id with the request, and adds the header to every answer itself.
     """
 
     def __init__(
@@ -244,10 +245,11 @@ class _Asset(NamedTuple):
 
 
 def page_router() -> APIRouter:
-    """Return the routes `/` and `/page/{name}`.
+    """Return the routes of the web page: `/` and `/page/{name}`.
 
-    An unchanged file is answered with 304, an unknown name with Refusal `not_found`. The files are
-    read once, here. A name is only looked up among them, and never used as a path.
+    If the client already has the current file, the answer is 304. An unknown name raises Refusal
+    `not_found`. All files are read once, by this function. A name is only looked up among them, and
+    never used as a path.
     """
     package = files("ray_app")
     page_files: dict[str, Traversable] = {

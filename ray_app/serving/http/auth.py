@@ -1,7 +1,7 @@
-"""Check who may use the endpoint.
+"""Check which clients may use the endpoint.
 
-`BearerTokens` checks tokens. Without tokens, `AccessGuard` accepts only clients on this machine,
-and never the page of another site.
+`BearerTokens` checks tokens. Without tokens, `AccessGuard` accepts only clients on this machine. It
+never accepts requests from web pages of other sites.
 """
 
 import hashlib
@@ -38,17 +38,17 @@ class Paths:
         self.below = tuple(pattern[:-1] for pattern in patterns if pattern.endswith("*"))
 
     def has(self, path: str) -> bool:
-        """Return whether a path is in the set. A path with `..` (`/page/../v1`) is not."""
+        """Return whether a path is in the set. A path with `..`, such as `/page/../v1`, never is."""
         return path in self.exact or (path.startswith(self.below) and ".." not in path)
 
 
 class BearerTokens:
-    """The bearer tokens of an endpoint.
+    """The bearer tokens that an endpoint accepts.
 
-    They come from digests and an environment variable, which are read once, and from a file, which
-    is read again when it changes. A file that cannot be read, or that has no token, accepts no
-    client. Each line of it is a token, except empty lines and lines that begin with #. A short
-    token that appears in the file later is ignored and logged.
+    Tokens come from digests in the config and from an environment variable, which are read once, and
+    from a file, which is read again when it changes. Each line of the file is a token, except empty
+    lines and lines that begin with #. If the file cannot be read or has no token, it accepts no
+    client. A token that is added to the file later and is too short is ignored and logged.
 
     Args:
         access: The settings of the endpoint.
@@ -69,13 +69,13 @@ class BearerTokens:
 
     @property
     def configured(self) -> bool:
-        """Whether a token is required. It is also required if the file of tokens has none."""
+        """Whether clients need a token. This is also true if a tokens file is set but has no token."""
         return bool(self._fixed) or self._file is not None
 
     def check(self, authorization: str | None) -> str | None:
-        """Return the name of the token in an Authorization header, or None if it is not valid.
+        """Check an Authorization header, and return the name of its token, or None if it is invalid.
 
-        The name is 12 hex digits of the token's SHA-256.
+        The name consists of 12 hex digits of the token's SHA-256.
         """
         scheme, _, token = (authorization or "").partition(" ")
         self._refresh()
@@ -106,7 +106,7 @@ class BearerTokens:
             self._from_file = []
         if problem and state != self._file_state:
             _log.error(
-                "the tokens file %s %s and accepts no client. Hint: write one token per line into it",
+                "the tokens file %s %s and accepts no client. Hint: write one token per line into the file",
                 self._file,
                 problem,
             )
@@ -114,9 +114,9 @@ class BearerTokens:
 
 
 def with_token_digests(access: Access) -> Access:
-    """Return access settings for processes that do not inherit the environment variable.
+    """Return access settings in which digests replace the tokens of the environment variable.
 
-    They have the digests of its tokens.
+    The settings are for processes that do not inherit the variable.
 
     Raises:
         ConfigError: A token is shorter than 16 characters.
@@ -155,11 +155,11 @@ def _compute_digests(lines: Iterable[str], source: str, *, strict: bool) -> list
 
 
 class AccessGuard:
-    """Accept requests with a valid token, or from this machine if there are no tokens.
+    """Accept requests with a valid token, or from this machine if the endpoint has no tokens.
 
-    The answer is 401 without a valid token, and 403 for a web page of another site, which acts from
-    the address of its reader but not by the reader's choice. `scope["state"]["owner"]` is then the
-    name of the token, or `anonymous`.
+    A request without a valid token is answered with 401. A request from a web page of another site is
+    answered with 403, because the user of the browser may not know of the request. For an accepted
+    request, `scope["state"]["owner"]` is the name of the token, or `anonymous`.
 
     Args:
         app: The application behind the guard.
@@ -203,7 +203,7 @@ class AccessGuard:
         hint = f"set {self.access.tokens_variable} or access.tokens_file, or allow all clients with access.anonymous"
         raise Refusal(
             "unauthorized",
-            f"without tokens the endpoint answers only its own machine: {hint}",
+            f"the endpoint has no tokens, so it answers only clients on its own machine: {hint}",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
@@ -244,9 +244,9 @@ def _is_from_this_machine(scope: Scope, headers: Headers) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether an IP address is this machine's own, also an IPv4 address written as IPv6.
+    """Return whether a text is a loopback IP address. An IPv4 address may be written as IPv6.
 
-    Return False if it is not an IP address.
+    Return False if the text is not an IP address.
     """
     try:
         ip = ipaddress.ip_address(address)

@@ -56,17 +56,19 @@ its own shape for it.
 
 
 def respond(refusal: Refusal, request_id: str) -> Response:
-    """Return the answer to a refused request."""
+    """Return the HTTP response to a refused request, with the refusal as JSON."""
     return JSONResponse(refusal.body(request_id), refusal.status, refusal.headers)
 
 
 def get_request_id(scope: Scope) -> str:
-    """Return the id that `Envelope` gave a request, or an empty string without that layer."""
+    """Return the id that `Envelope` gave to a request, or "" if there is no such layer."""
     return str(scope.get("state", {}).get("request_id", ""))
 
 
 async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer from a middleware, and leave the code in `scope["state"]["refused"]` for the metrics.
+    """Answer a request with a refusal from a middleware.
+
+    The code of the refusal is stored in `scope["state"]["refused"]` for the metrics.
 
     Args:
         refusal: The refusal.
@@ -79,7 +81,7 @@ async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -
 
 
 class Layer:
-    """A layer around an application that handles its HTTP requests. Other events pass through."""
+    """Base class of a middleware that handles HTTP requests, and passes all other events on."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -100,7 +102,7 @@ class Layer:
 
 
 class FaultMiddleware(Layer):
-    """Answer 500 for an uncaught exception.
+    """Answer 500 if the application raises an exception that no handler catches.
 
     The exception is logged with the id of the request, and the client gets no details.
     """
@@ -129,9 +131,9 @@ class FaultMiddleware(Layer):
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Make a FastAPI application answer all errors in one JSON shape.
+    """Make a FastAPI application answer all errors in the same JSON form.
 
-    These are refusals, refused images, unreadable requests, and unknown addresses.
+    Errors are refusals, refused images, unreadable requests, and unknown paths.
     """
 
     async def handle(request: Request, error: Exception) -> Response:
@@ -162,7 +164,10 @@ def _find_methods(app: FastAPI, scope: Scope) -> list[str]:
 
 
 def to_refusal(error: Exception) -> Refusal:
-    """Return the refusal for an exception. Unexpected exceptions become `internal_error` alone."""
+    """Return the refusal for an exception.
+
+    An unexpected exception becomes `internal_error`, without details.
+    """
     if isinstance(error, Refusal):
         return error
     if isinstance(error, InputError):

@@ -1,7 +1,7 @@
-"""Limit the cost of a request with middleware, before a route sees it.
+"""Limit the cost of a request with middleware, before a route handles the request.
 
 `BodyLimit` limits bytes, `Backpressure` the number of requests, `Deadline` their time, and
-`RateLimit` the requests per minute of one owner. Each HTTP process counts for itself.
+`RateLimit` the requests per minute of one owner. Each HTTP process counts its own requests.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class BodyLimit(Layer):
         if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
             raise Refusal("unsupported_encoding")
         if not (length.isascii() and length.isdigit()):
-            raise Refusal("malformed_request", "Content-Length is not a number")
+            raise Refusal("malformed_request", "the header Content-Length is not a number")
         if "content-length" in headers and "transfer-encoding" in headers:
             # Two servers in a row may disagree on which header applies, and so on where the next
             # request begins (request smuggling).
@@ -87,23 +87,24 @@ class BodyLimit(Layer):
         if self.bytes_in_flight + body_bytes - received_bytes > self.max_bytes_in_flight:
             raise Refusal(
                 "overloaded",
-                "running requests fill the memory reserved for them",
+                "the bodies of running requests fill the memory that is reserved for them",
                 headers={"Retry-After": str(_BUDGET_RETRY_S)},
             )
 
 
 class Backpressure(Layer):
-    """Refuse requests that get no slot, with the time after which to try again (503).
+    """Limit the number of requests whose images wait or are scored, and refuse further ones (503).
 
     A request takes a slot when its body has arrived. It is refused if all slots are taken, or if
-    the requests before it are likely to take longer than it may wait.
+    the requests before it are likely to take longer than `max_wait_s`. The answer has the time after
+    which the client should try again.
 
     Args:
         app: The application inside this layer.
         max_requests: Number of slots.
         max_wait_s: Maximum time that a request may wait for the requests before it.
         counted: Paths of requests that take a slot.
-        clock: A monotonic clock in seconds.
+        clock: A function that returns the time of a monotonic clock in seconds.
     """
 
     def __init__(
@@ -210,13 +211,14 @@ class Backpressure(Layer):
 
 
 class Deadline(Layer):
-    """Cancel a request, including its body, after a number of seconds, and answer 504.
+    """Cancel a request that takes longer than a number of seconds, and answer 504.
 
-    An answer that has started is not limited. If the client leaves, its handler is cancelled, too.
+    The time includes receiving the body. If the answer has already started, the request is not
+    cancelled. If the client leaves, its handler is cancelled.
 
     Args:
         app: The application inside this layer.
-        seconds: The deadline.
+        seconds: The maximum time of a request.
     """
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
@@ -291,10 +293,10 @@ class _Exchange:
 
 
 class RateLimit(Layer):
-    """Answer 429 to an owner with more than `per_minute` requests in the last 60 seconds.
+    """Refuse a request (429) if its owner has sent more than `per_minute` in the last 60 seconds.
 
     An owner is a token, or all clients together if there are no tokens. The answer has the seconds
-    after which the next request is accepted. Refused requests do not count.
+    after which the next request is accepted. Refused requests are not counted.
 
     Args:
         app: The application inside this layer.

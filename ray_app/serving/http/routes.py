@@ -1,4 +1,4 @@
-"""Define the routes that score (`scoring_router`), and those for operation (`operation_router`)."""
+"""Define the routes for scoring (`scoring_router`) and for monitoring (`operation_router`)."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -75,8 +75,8 @@ def scoring_router(pool: WorkerPool, config: ServeConfig, *, token_needed: bool)
     """Return the routes `/v1/score`, `/v1/ensembles`, and `/v1/detectors`.
 
     Args:
-        pool: Answers images.
-        config: The endpoint.
+        pool: The workers, which score images.
+        config: The settings of the endpoint.
         token_needed: Whether requests need a token.
     """
     router = APIRouter(prefix="/v1", tags=["score"], responses=errors.ERRORS)
@@ -104,8 +104,8 @@ def scoring_router(pool: WorkerPool, config: ServeConfig, *, token_needed: bool)
     ) -> Response:
         """Score one image, or up to 16 images in order.
 
-        For one image the answer is one object, or an error status if the image is refused. For
-        several images it has `results`, each with its own status.
+        For one image, the answer is one object, or an error status if the image is refused. For
+        several images, the answer has `results`, and each result has its own status.
         """
         images = await read_images(
             request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes
@@ -145,12 +145,12 @@ def operation_router(pool: WorkerPool, meter: Meter) -> APIRouter:
 
     @router.get("/healthz", operation_id="healthz")
     async def healthz() -> schemas.Healthy:
-        """Return whether this process answers."""
+        """Answer 200 if this process is running."""
         return schemas.Healthy(healthy=True)
 
     @router.get("/readyz", operation_id="readyz")
     async def readyz() -> schemas.Ready:
-        """Return whether weights are loaded and a golden image was scored. 503 until then."""
+        """Answer 200 if weights are loaded and a built-in test image was scored, and 503 until then."""
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await pool.require_ready()

@@ -1,4 +1,4 @@
-"""Define the answers of the endpoint as pydantic models, the source of the OpenAPI document."""
+"""Define the answers of the endpoint as pydantic models. The OpenAPI document is built from them."""
 
 from typing import Annotated, Literal
 
@@ -41,7 +41,7 @@ class ApiModel(BaseModel):
 
 
 class Error(ApiModel):
-    """Why a request, or one of its images, was refused."""
+    """The reason why a request, or one of its images, was refused."""
 
     code: str = Field(
         description="a code of a closed list; image statuses are the same as in batch runs",
@@ -58,7 +58,7 @@ class Error(ApiModel):
 
 
 class Mask(ApiModel):
-    """The regions of an image that a localizer finds altered."""
+    """The regions of an image that a localizer marks as altered."""
 
     png: str = Field(
         description="base64 of an 8-bit grey PNG at the size of the network, to be stretched over the whole image; 255 = surely altered"
@@ -70,7 +70,7 @@ class Mask(ApiModel):
 
 
 class DetectorAnswer(ApiModel):
-    """The answer of one detector."""
+    """The score of one detector for the image."""
 
     score: float | None = Field(description="log-odds of fake; null = no score", examples=[4.21])
     probability: float | None = Field(
@@ -93,7 +93,7 @@ class DetectorAnswer(ApiModel):
 
 
 class ProfileGenerator(ApiModel):
-    """The generator that the image is nearest to.
+    """The known generator whose images are most like this image.
 
     A name does not prove the origin of an image, and means nothing for a real image.
     """
@@ -119,7 +119,7 @@ class ProfileGenerator(ApiModel):
 
 
 class ProfilePrompt(ApiModel):
-    """A guess at the prompt that the image may have been generated from."""
+    """A prediction of the prompt from which the image may have been generated."""
 
     text: str
     likelihood: float | None = Field(
@@ -128,7 +128,7 @@ class ProfilePrompt(ApiModel):
 
 
 class Profile(ApiModel):
-    """The result of the ensemble's profile. It changes no score and no verdict."""
+    """The predicted generator and prompt of the image. They change no score and no verdict."""
 
     generator: ProfileGenerator | None = Field(description="null if it is not known")
     prompt: ProfilePrompt | None = Field(
@@ -137,7 +137,7 @@ class Profile(ApiModel):
 
 
 class ImageFacts(ApiModel):
-    """The properties of the file."""
+    """The properties of the image file."""
 
     format: str | None = Field(examples=["JPEG"])
     width: int | None
@@ -160,7 +160,7 @@ class ImageFacts(ApiModel):
 
 
 class EnsembleName(ApiModel):
-    """The ensemble that answered."""
+    """The ensemble that scored the image, with its settings."""
 
     name: str
     fingerprint: str = Field(
@@ -341,7 +341,7 @@ class Ensembles(ApiModel):
 
 
 class Detectors(ApiModel):
-    """The detectors, in the order of the ensembles."""
+    """The detectors of this endpoint, in the order of its ensembles."""
 
     detectors: list[DetectorInfo]
 
@@ -353,7 +353,7 @@ class Healthy(ApiModel):
 
 
 class Ready(ApiModel):
-    """The state of an endpoint whose weights are loaded and that has scored a golden image."""
+    """The state of an endpoint that has loaded its weights and scored a built-in test image."""
 
     ready: Literal[True]
     ensembles: list[EnsembleName]

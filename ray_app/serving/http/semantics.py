@@ -1,7 +1,7 @@
-"""Apply rules of HTTP: `LingeringClose` and `HeadAsGet`.
+"""Apply rules of HTTP to all answers: `LingeringClose` and `HeadAsGet`.
 
-With `LingeringClose` a refused client can read its answer. `HeadAsGet` answers HEAD like GET,
-without a body.
+With `LingeringClose`, a client can read its answer even if it is still sending a body. `HeadAsGet`
+answers HEAD like GET, without a body.
 """
 
 import asyncio
@@ -17,22 +17,22 @@ LINGER_IDLE_S = 2.0  # Apache closes after the same time without a byte (SECONDS
 
 
 class LingeringClose(Layer):
-    """Let a client that is still sending read an answer that did not wait for its body.
+    """Deliver an answer that was sent before the whole body arrived, such as a refusal.
 
     See RFC 9112, section 9.6. If a server closes a connection with unread bytes, TCP resets the
-    connection, and the reset can delete the answer before the client reads it. Therefore this layer
-    sends the answer immediately, with `Connection: close`, but holds back its end. Meanwhile it
-    reads and drops the rest of the body. The end of the answer, and with it the close, follows when
-    the body ends, when the client leaves, or at a limit. The answer has no Content-Length, because
-    a server may close as soon as it has sent that many bytes.
+    connection, and the client may lose the answer. Therefore this layer sends the answer immediately,
+    with `Connection: close`, but delays its end. In the meantime it reads and discards the rest of
+    the body. The answer and the connection end when the body has ended, when the client has left, or
+    at a limit. The answer has no Content-Length, because a server may close as soon as it has sent
+    that many bytes.
 
     Args:
         app: The application inside this layer.
-        deadline_s: Seconds from the start of a request until its body must have ended.
-        max_bytes: Maximum number of bytes of one body that are dropped. A longer body ends with a
-            reset.
-        max_lingering: Maximum number of clients that may still send after their answer, at the same
-            time. The connection of a further client closes immediately.
+        deadline_s: Maximum seconds from the start of a request to the end of its body.
+        max_bytes: Maximum number of bytes of one body that are discarded. For a longer body, the
+            connection is reset.
+        max_lingering: Maximum number of clients whose bodies are discarded at the same time. The
+            connection of a further client is closed immediately.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LingeringClose(Layer):
 
     @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on. After an early answer, drop the rest of the body."""
+        """Pass the request on. If it is answered early, read and discard the rest of its body."""
         if not has_body(scope):
             await self.app(scope, receive, send)
             return
@@ -114,14 +114,14 @@ class _EarlyAnswer:
 
 
 class HeadAsGet(Layer):
-    """Answer HEAD wherever GET is answered: the same status and headers, without the body.
+    """Answer HEAD on every path that answers GET, with the same status and headers but no body.
 
     See RFC 9110, sections 9.1 and 9.3.2.
     """
 
     @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass HEAD on as GET, and drop the body of the answer."""
+        """Pass a HEAD request on as GET, and discard the body of the answer."""
         if scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
@@ -135,7 +135,7 @@ class HeadAsGet(Layer):
 
 
 def has_body(scope: Scope) -> bool:
-    """Return whether the client announced a body."""
+    """Return whether the headers of a request announce a body."""
     return any(
         name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
         for name, value in scope["headers"]

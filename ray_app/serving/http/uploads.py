@@ -1,4 +1,4 @@
-"""Read the images of a request, raw or as multipart, in memory only (`read_images`)."""
+"""Read the images in the body of a request, which is raw or a form, in memory (`read_images`)."""
 
 import asyncio
 import logging
@@ -28,11 +28,11 @@ Images = list[tuple[str | None, bytes]]
 
 
 async def read_images(request: Request, *, max_files: int, max_file_bytes: int) -> Images:
-    """Read the images of a request: a raw body as one image, or the parts of a form.
+    """Read the images of a request. A raw body is one image, and each part of a form is one image.
 
-    A raw body (any content type) has no name. All parts of a `multipart/form-data` body must be
-    named `file`. Text before the first boundary and after the last one is ignored. Nothing is
-    written to disk.
+    The image in a raw body (any content type) has no name. All parts of a `multipart/form-data` body
+    must be named `file`. Text before the first boundary and after the last boundary is ignored.
+    Nothing is written to disk.
 
     Args:
         request: The request. Its body must be unread.
@@ -65,7 +65,8 @@ async def read_images(request: Request, *, max_files: int, max_file_bytes: int) 
 def clean_name(name: str) -> str | None:
     """Return the name of a file from a client in a safe form, or None if nothing is left.
 
-    It is the last part of the path, NFC, without invisible characters, with at most 255 characters.
+    The result is the last part of the path, in Unicode form NFC, without invisible characters, and
+    with up to 255 characters.
     """
     base_name = name.replace("\\", "/").rpartition("/")[2]
     visible = "".join(

@@ -156,7 +156,7 @@ function halted(failed) {
 
 function tokenNeeded({ message }) {
   const [, usual] = trouble("unauthorized");
-  const own = message && message !== "no valid token" ? sentence(message) : usual; // an endpoint without tokens explains how to set them
+  const own = message && !message.startsWith("the request has no valid token") ? sentence(message) : usual; // an endpoint without tokens explains how to set them
   at("notices").replaceChildren();
   at("token-note").textContent = endpoint.token ? `This token is not valid. ${own}` : own;
   at("token").toggleAttribute("aria-invalid", Boolean(endpoint.token));
