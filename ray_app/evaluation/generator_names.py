@@ -79,7 +79,7 @@ class Names:
 
 
 def read_names(run_info: Mapping[str, Any]) -> Names:
-    """Return the names of a run from its `run.json`, with the classes of its identifier if any."""
+    """Return the `Names` for a run, with the classes of the identifier that `run.json` records."""
     card = (run_info["identity"].get("profile") or {}).get("identifier") or {}
     return Names(card.get("classes", ()), card.get("families"))
 

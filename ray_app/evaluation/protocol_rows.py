@@ -66,7 +66,7 @@ class ProtocolLine(NamedTuple):
 
 
 class MeasuredRows(NamedTuple):
-    """The values of a protocol's table for one system.
+    """The measured values in the table of a protocol for one system.
 
     Attributes:
         rows: Values by name of row.

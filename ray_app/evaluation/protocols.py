@@ -68,7 +68,7 @@ class ProtocolRow(Frozen):
     def _check_globs_or_reason(self) -> "ProtocolRow":
         if bool(self.generators or self.architectures) == (self.why is not None):
             raise ValueError(
-                "a row needs generators or architectures, or the reason `why` it has none, but not both"
+                "a row needs `generators` or `architectures`, or else `why` with the reason why it has neither"
             )
         return self
 
@@ -95,9 +95,9 @@ class ProtocolFooter(Frozen):
 
     name: str = Field(description="name that states what the metric is")
     figure: str = Field(
-        description="a metric of the system, or an average over generators; `mean:FIGURE` or `weighted:FIGURE` for the mean over the "
-        "fake rows with that figure, each row counting once or by its images; `report.CLASS.FIGURE` of the classification report; or a "
-        "convention of ray_app.evaluation.protocol_rows"
+        description="a metric of the system; an average over generators; `mean:FIGURE` or `weighted:FIGURE`, the mean over the rows of "
+        "fakes with that metric, in which a row counts once or by its number of images; `report.CLASS.FIGURE`, a metric of the "
+        "classification report; or a key of CONVENTIONS in ray_app.evaluation.protocol_rows"
     )
     rows: tuple[str, ...] = Field(
         default=(),
@@ -204,8 +204,8 @@ class Protocol(Frozen):
     )
     paired: Mapping[str, tuple[str, ...]] = Field(
         default={},
-        description="globs over generators, by glob over sources of real images; their average precision and oracle accuracy are against the "
-        "images of these sources alone, and the average precision is for equal numbers of both",
+        description="globs of generators by glob of sources of real images; average precision and oracle accuracy of these generators are "
+        "computed against the images of these sources only, and average precision for equal numbers of fakes and real images",
     )
     automatic: tuple[Automatic, ...] = Field(
         default=(),

@@ -252,11 +252,11 @@ class SystemScores:
     def select_against(
         self, groups: Collection[EvaluationGroup], others: Sequence[str] = ()
     ) -> ScoredImages:
-        """Return the images of some groups of one class, and those of the other class.
+        """Return the images of some groups of one class, and the images of the other class.
 
         Args:
-            groups: The groups.
-            others: Globs of the sources or generators of the other class; empty for all.
+            groups: The groups, all of one class.
+            others: Globs that select sources or generators of the other class; empty for all.
         """
         is_real = any(group.kind == "real" for group in groups)
 

@@ -48,7 +48,7 @@ METHODS: Mapping[str, str] = {
 
 
 class Meaning(NamedTuple):
-    """The meaning of a metric.
+    """The name and the meaning of a metric.
 
     Attributes:
         words: Its name on pages.

@@ -37,7 +37,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlannedNodes:
-    """Machines of one type.
+    """Machines of one type in the cluster.
 
     Attributes:
         price_per_hour: Price of one machine.
@@ -54,7 +54,7 @@ class PlannedNodes:
 
 @dataclass(frozen=True)
 class PlannedCluster:
-    """All machines of the cluster.
+    """All machines of the cluster that the plan assumes.
 
     Attributes:
         nodes: Machines by type. Empty if only the number of cores and GPUs is known.
@@ -84,7 +84,7 @@ class PlannedGuarantee:
 
 @dataclass(frozen=True)
 class PlannedProfile:
-    """The identifier and the describer.
+    """The identifier and the describer of the planned run, which name generators and prompts.
 
     Attributes:
         describe: Which images the describer describes.
@@ -184,7 +184,7 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class PlannedCascade:
-    """The two stages of a cascade.
+    """The two stages of the cascade in the planned run.
 
     Attributes:
         first: Detectors of the first stage.
@@ -219,7 +219,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class PlannedBottleneck:
-    """The stage that limits the rate.
+    """The stage that limits the rate of the planned run.
 
     Attributes:
         advice: How to raise the rate.

@@ -218,7 +218,7 @@ class Leakage:
 
     @property
     def uncompared(self) -> list[str]:
-        """Sentences on images that were not compared because they have no hash."""
+        """Sentences on images that were not compared between splits because they have no hash."""
         counts = {
             criterion: self.unhashed.get(key, 0)
             for key, criterion in (("sha256", "bytes"), ("phash", "looks"))

@@ -109,7 +109,7 @@ EXTENSIONS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in
 
 
 class Sink:
-    """Stores images, as files or in shards, and the rows of all URLs.
+    """Store images, as files or in shards, and the rows of all URLs.
 
     Many threads may call `read` and `keep`, but only one thread at a time the other methods.
 

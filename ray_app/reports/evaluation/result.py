@@ -232,7 +232,7 @@ class GeneratorInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of its metrics in the metrics table."""
+        """Scope of the metrics of this generator or source in the metrics table."""
         return f"{self.label}, {self.kind}: {self.name}"
 
 
@@ -247,7 +247,7 @@ class StratumInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of its metrics in the metrics table."""
+        """Scope of the metrics of this stratum in the metrics table."""
         return f"{self.format}, {self.size}"
 
 
@@ -430,7 +430,7 @@ class MaskInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of its metrics in the metrics table."""
+        """Scope of the metrics of these masks in the metrics table."""
         return f"masks at {self.resolution} size"
 
     def get_scope(self, part: str) -> str:
@@ -537,7 +537,7 @@ class GroupInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of its metrics in the metrics table. Only metrics of detection have a system."""
+        """Scope of the group's metrics in the table. Only detection metrics have a system."""
         return f"group: {self.name}"
 
 
