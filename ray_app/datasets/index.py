@@ -1,8 +1,8 @@
 """Build and read the index of a labelled archive, a manifest whose column `input` holds labels.
 
-    manifest/0/…   the members in Touchstone's manifest format, `input` being INPUT
-    index.json     its source and content; written last, without it there is no index
-    listing/…      the listing of the source, while the index is made
+    manifest/0/…   the members in Touchstone's manifest format, with the labels in `input` (INPUT)
+    index.json     the source and a summary of the content; written last, it completes the index
+    listing/…      the listing of the source, only while the index is being built
 
 `index_source` returns the rows of a source as a recipe names it. `build_index` and `write_index`
 make an index, `read_index` and `read_info` read one, and `write_split_index` writes a copy with
@@ -63,7 +63,7 @@ SAMPLE = "sample::"  # The sample archive that the installed package contains.
 
 
 def report_nothing(doing: str, members: int) -> None:
-    """Report no progress. A lambda could not be pickled for the tasks that list."""
+    """Ignore a report of progress. This is a function because tasks cannot pickle a lambda."""
 
 
 def index_source(
@@ -75,16 +75,16 @@ def index_source(
     progress: Progress = report_nothing,
     requires_all_folders: bool = False,
 ) -> pa.Table:
-    """Return the labelled rows of a source, only of its `split` and `generators`.
+    """Return the labelled rows of a source that its `split` and `generators` select.
 
     If `source.at` is one or several indexes, they are read. Otherwise the source is indexed into
-    `store`, or the index of the same source there is used again.
+    `store`, unless `store` has its index already.
 
     Args:
         source: The source.
         store: The folder of its index.
-        each: Runs the steps of listing and labelling.
-        reading: Runs the steps that read whole images.
+        each: Runs the tasks of listing and labelling.
+        reading: Runs the tasks that read whole images.
         progress: Receives the kind of work and the number of members so far.
         requires_all_folders: Refuse a source with a folder that cannot be listed.
 
@@ -116,16 +116,17 @@ class IndexInfo:
     from.
 
     Attributes:
-        source: The source that it was made from, without secrets.
+        source: Description of the source, without secrets.
         layout: Name of the layout.
-        hashes: Names of the hashes that it has.
+        hashes: Names of the hashes that the rows have.
         rows: Number of rows.
         digest: Digest over ids and labels of all rows in order.
-        counts: Rows per (split, label, generator).
-        published: The layout's published numbers of subsets that exist here, and whether each
-            `agrees`.
-        left_out: Members that are not rows, by reason.
-        unreadable: Rows known to have no readable image, by reason.
+        counts: Number of rows per split, label, and generator.
+        published: For each subset, its number of rows, the published number, and whether they
+            agree.
+        left_out: For each reason to leave out members, their number and an example.
+        unreadable: For each reason why a row has no readable image, the number of such rows and an
+            example.
         repeated: Number of members that the source lists more than once.
         format: Version of the format.
     """
@@ -180,7 +181,7 @@ class IndexInfo:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether all published numbers that could be compared agree. None if there were none."""
+        """Whether the rows agree with all published numbers. None if no number is published."""
         results = [entry["agrees"] for entry in self.published if entry["agrees"] is not None]
         return all(results) if results else None
 
@@ -199,8 +200,8 @@ def build_index(
     Args:
         source: The archive and its layout.
         store: The folder of the index.
-        each: Runs the steps of listing and labelling.
-        reading: Runs the steps that read whole images.
+        each: Runs the tasks of listing and labelling.
+        reading: Runs the tasks that read whole images.
         progress: Receives the kind of work and the number of members so far.
         requires_all_folders: Refuse a source with a folder that cannot be listed, as a training
             does.
@@ -239,7 +240,7 @@ def build_index(
 
 
 def check_source(source: DatasetSource, store: Store) -> None:
-    """Check that a source can be indexed, as far as its beginning shows. Write nothing.
+    """Check that a source can be indexed, by reading only its beginning. Nothing is written.
 
     Raises:
         ConfigError: As `index_source`.
@@ -250,7 +251,7 @@ def check_source(source: DatasetSource, store: Store) -> None:
 
 
 def get_source_guard(source: DatasetSource, store: Store) -> Guard:
-    """Return the web servers that may be asked for images of an indexed source.
+    """Return the web servers from which images of an indexed source may be fetched.
 
     Args:
         source: The source.
@@ -276,7 +277,7 @@ def write_index(
     reading: MapFunction = map_serial,
     progress: Progress = report_nothing,
 ) -> IndexInfo:
-    """List an archive and label its members, replacing an unfinished index.
+    """List an archive, label its members, and write the index. An unfinished index is replaced.
 
     Args:
         store: The folder of the index.
@@ -287,8 +288,8 @@ def write_index(
         limit: Maximum number of members. None for all.
         source: Description of the source, for `IndexInfo`.
         requires_all_folders: Refuse a source with a folder that cannot be listed.
-        each: Runs the steps of listing and labelling.
-        reading: Runs the computation of hashes, if the archive has more than one block.
+        each: Runs the tasks of listing and labelling.
+        reading: Runs the tasks that compute hashes, if the archive has more than one block.
         progress: Receives the kind of work and the number of members so far.
 
     Returns:
@@ -357,7 +358,7 @@ def write_index(
 def closed_folders_error(count: int, example: str) -> StorageError:
     """Return the error for folders of a training's source that cannot be listed.
 
-    The detector would not learn from their images.
+    Such folders are an error, because the training would miss their images.
 
     Args:
         count: Number of these folders.
@@ -375,7 +376,7 @@ def read_index(path: str) -> pa.Table:
         path: Path or fsspec URL of the index.
 
     Returns:
-        The columns of a manifest, `input` being INPUT.
+        A table with the columns of a manifest, in which `input` has the type INPUT.
 
     Raises:
         ConfigError: There is no index at this path or URL.
@@ -415,7 +416,7 @@ def read_info(store: Store) -> IndexInfo | None:
         )
     if fields.get("format") != _FORMAT:
         raise ConfigError(
-            f"{store.url}/index.json is of another version of Touchstone",
+            f"{store.url}/index.json has the format {fields.get('format')!r}, must be {_FORMAT}: another version of Touchstone wrote it",
             hint="index the source again into another --out",
         )
     return IndexInfo(**fields)
@@ -441,16 +442,16 @@ def has_index(store: Store) -> bool:
 def write_split_index(
     store: Store, original: Store, splits: pa.Array, source: Mapping[str, Any]
 ) -> IndexInfo:
-    """Write a copy of an index with other splits, replacing what `store` has.
+    """Write a copy of an index with other splits, and replace an index that `store` has.
 
     Args:
         store: The folder of the copy.
         original: The folder of the index.
         splits: Split of each row (rows,), null for none.
-        source: Further facts for the description of the source.
+        source: Entries to add to the index's description of its source.
 
     Returns:
-        The content of the copy.
+        The info record of the copy.
     """
     info = read_info(original)
     assert info is not None, "the caller has read the index"
@@ -560,13 +561,13 @@ def _refuse_contradictions(
 
 
 def compare_counts(published: Mapping[str, int], counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return each subset that exists with its published number, if it has one.
+    """Compare the number of rows of each subset with the published number, if there is one.
 
-    A published subset that does not exist was not requested.
+    A published subset without rows is left out, because it was not requested.
 
     Args:
         published: The layout's published numbers by subset.
-        counts: The counted numbers by subset.
+        counts: The number of rows by subset.
     """
     return [
         {
@@ -601,7 +602,7 @@ def open_archive(source: DatasetSource, store: Store) -> tuple[archives.Archive,
 
 
 def list_indexes(source: DatasetSource) -> Sequence[str]:
-    """Return the URLs of a source if all of them are indexes; none if none is.
+    """Return the URLs of a source if all of them are indexes, or an empty list if none is.
 
     Raises:
         ConfigError: Only some are indexes, or the source sets keys that an index has fixed.
@@ -609,8 +610,8 @@ def list_indexes(source: DatasetSource) -> Sequence[str]:
     indexes = [path for path in source.at if is_index(path)]
     if indexes and len(indexes) < len(source.at):
         raise ConfigError(
-            f"{', '.join(indexes)}: an index, but not {', '.join(set(source.at) - set(indexes))}",
-            hint="divide it into two sources",
+            f"{', '.join(indexes)} is an index, but {', '.join(set(source.at) - set(indexes))} is not",
+            hint="divide them into two sources, one of them only with indexes",
         )
     fixed_keys = [
         key
@@ -619,7 +620,7 @@ def list_indexes(source: DatasetSource) -> Sequence[str]:
     ]
     if indexes and fixed_keys:
         raise ConfigError(
-            f"{', '.join(indexes)}: an index; {', '.join(fixed_keys)} must be set when it is made"
+            f"{', '.join(indexes)} is an index: {', '.join(fixed_keys)} must be set when it is made, not when it is read"
         )
     for path in indexes:
         info = read_info(Store.open(path))
@@ -683,7 +684,9 @@ def _select_rows(rows: pa.Table, source: DatasetSource) -> pa.Table:
 def require_names(
     source: DatasetSource, kind: str, requested: Sequence[str], existing: Iterable[str | None]
 ) -> None:
-    """Raise ConfigError for a split or generator that does not exist, with similar names.
+    """Raise ConfigError if a requested split or generator does not exist.
+
+    The hint lists similar names.
 
     Args:
         source: The source, for the message.

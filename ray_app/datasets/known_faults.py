@@ -1,7 +1,7 @@
 """Look up documented faults of published data sets, from `configs/datasets/known_faults.yaml`.
 
-`find_faults` returns the faults of a source, `fault_lines` lines on them, and `drop_faulty_labels` labels without
-what they spoil.
+`find_faults` returns the faults of a source, and `fault_lines` describes them.
+`drop_faulty_labels` leaves out the images and prompts that faults spoil.
 """
 
 from collections.abc import Iterable, Mapping
@@ -78,9 +78,11 @@ def known_faults() -> Mapping[str, KnownFault]:
 
 
 def find_faults(source: Mapping[str, Any]) -> list[KnownFault]:
-    """Return the faults of a source by its `layout`, `at`, and `arguments` as in an index.
+    """Return the documented faults of a source.
 
-    Without an argument `version`, faults of all versions match.
+    Args:
+        source: Its `layout`, `at`, and `arguments`, as an index describes them. If the arguments
+            have no `version`, faults of all versions match.
     """
     path, version = (
         " ".join(source.get("at", ())).lower(),
@@ -125,9 +127,9 @@ def fault_lines(
 
 
 def drop_faulty_labels(labels: Labels, faults: Iterable[KnownFault]) -> Labels | None:
-    """Return the labels without a prompt that a fault spoils; None if a fault spoils the image.
+    """Remove the prompt from labels if a fault spoils it. Return None if one spoils the image.
 
-    The group of a spoiled prompt is removed, too.
+    If the group is that of a spoiled prompt, it is removed with the prompt.
     """
     spoiled = {
         fault.leave_out

@@ -50,7 +50,7 @@ class LabelFile:
 
     @property
     def guard(self) -> Guard:
-        """The web servers that may be asked for files in the labels: the server of the labels."""
+        """The web server from which files in the labels may be fetched: that of the labels."""
         return Guard.from_urls([self.place])
 
     @functools.cached_property
@@ -66,7 +66,7 @@ class LabelFile:
         return self._table.column_names
 
     def find_columns(self, names: Sequence[str] = COLUMNS) -> list[str]:
-        """Return the columns of these that the file has, in any letter case.
+        """Return those of the names that are columns of the file. Letter case does not matter.
 
         Raises:
             ConfigError: The file cannot be read, or two of its columns match one name.
@@ -74,7 +74,10 @@ class LabelFile:
         return list(match_columns(self.list_columns(), names, self.name))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield these columns, under the names of `find_columns`, of all rows in order.
+        """Yield tables with the given columns, which together have all rows in order.
+
+        Args:
+            columns: Names that `find_columns` has returned.
 
         Raises:
             ConfigError: A value is invalid. The message names the file, and the row of a label.
@@ -133,7 +136,7 @@ class LabelIndex:
 
     @property
     def guard(self) -> Guard:
-        """The web servers that the index allows."""
+        """The web servers from which the index allows files to be fetched."""
         return load_guard(Store.open(self.place))
 
     def list_columns(self) -> list[str]:
@@ -141,11 +144,11 @@ class LabelIndex:
         return ["image_id", "uri", "member", *INPUT.names]
 
     def find_columns(self, names: Sequence[str] = COLUMNS) -> list[str]:
-        """Return the columns of these that an index has."""
+        """Return those of the names that are columns of an index."""
         return [name for name in names if name in self.list_columns()]
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield these columns of all rows in order, a block at a time."""
+        """Yield a table with the given columns for each block of the index, in order."""
         store = Store.open(self.place)
         for block in read_blocks(store, 0):
             rows = read_block(store, block)
@@ -183,7 +186,7 @@ def open_labels(place: str, words: Collection[str] = ()) -> Labels:
 def read_input(
     rows: pa.Table, where: str, columns: Sequence[str] = (*TRUTH, *TEXTS), first_row: int = 1
 ) -> pa.Table:
-    """Return the labels that rows of a run have in their column `input`.
+    """Return the labels from the column `input` of the rows of a run.
 
     Args:
         rows: Rows of a run or an archive.
@@ -268,8 +271,8 @@ def _to_ids(column: pa.Array, where: str) -> pa.Array:
         return column.cast(pa.int64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(
-            f"{where}: column 'image_id': {error}",
-            hint="give a 64-bit integer as image_id",
+            f"{where}: column 'image_id' must have 64-bit integers: {error}",
+            hint="give a 64-bit integer as image_id in every row",
         ) from None
 
 

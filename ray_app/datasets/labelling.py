@@ -36,7 +36,7 @@ SPOILED = "spoiled by a documented fault of the data"
 
 @dataclass
 class SkippedMembers:
-    """Members that are reported as counts.
+    """Counts of members that were left out or could not be read, by reason.
 
     Attributes:
         counts: Number of members by reason.
@@ -72,13 +72,13 @@ class SkippedMembers:
 
 @dataclass
 class LabelledBlock:
-    """One labelled block.
+    """The labelled rows of one block of members.
 
     Attributes:
-        rows: Manifest rows with INPUT.
+        rows: Manifest rows with labels in the column `input` (INPUT).
         subsets: Number of rows per subset of the layout.
-        left_out: Members that are not labelled images.
-        unreadable: Rows without a readable image.
+        left_out: Counts of members that are not labelled images.
+        unreadable: Counts of rows without a readable image.
     """
 
     rows: pa.Table
@@ -108,7 +108,7 @@ class Labeller:
     spoiling: Sequence[KnownFault] = ()
 
     def __call__(self, ref: BlockRef) -> LabelledBlock:
-        """Label a block. Raise ConfigError for a member that the layout cannot label."""
+        """Label the members of a block. Raise ConfigError if the layout cannot label a member."""
         table = read_block(self.store, ref)
         members = rows_to_members(table)
         left_out, subsets = SkippedMembers(), Counter[str]()
@@ -186,7 +186,7 @@ def label_member(item: ListedMember, layout: DatasetLayout) -> Labels | None:
 
 
 def check_hashes(hashes: Sequence[Hash]) -> None:
-    """Raise ConfigError for a hash that cannot be computed here."""
+    """Raise ConfigError for a hash that is unknown or that this installation cannot compute."""
     if unknown := set(hashes) - {"sha256", "phash"}:
         raise ConfigError(f"unknown hash {', '.join(sorted(unknown))}", hint="use sha256 or phash")
     if "phash" in hashes:

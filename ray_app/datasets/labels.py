@@ -60,8 +60,8 @@ class Labels:
     Attributes:
         label: `real` or `fake`.
         generator: The generator of a fake; `real` or `real:<source>` for a real image.
-        mask_uri: The URI of the mask of its altered part. A fake without a mask is generated as a
-            whole.
+        mask_uri: The URI of the mask that marks the altered part. A fake without a mask is
+            generated as a whole.
         prompt: The prompt. None if it is unknown.
         split: The split that the data set assigns. None if there is none.
         group: Images of one group (a prompt, a scene, a pair) are never divided between splits.
@@ -136,7 +136,7 @@ def plain_prompt(prompt: str | None) -> str:
 
 
 def texts(rows: pa.Table, field: str) -> pa.ChunkedArray:
-    """Return a field of every row's `input`, null if a row has no value.
+    """Return a field of the column `input` for all rows, null if a row has no value.
 
     Raises:
         ConfigError: The rows have no column `input`.
@@ -155,11 +155,13 @@ def texts(rows: pa.Table, field: str) -> pa.ChunkedArray:
 
 
 def with_input(rows: pa.Table, **fields: pa.Array) -> pa.Table:
-    """Return the rows with all fields of INPUT, null in fields that an older index does not have.
+    """Return rows with new values in some fields of their column `input`.
+
+    The new column has all fields of INPUT. A field that an older index does not have is null.
 
     Args:
         rows: Rows of an index.
-        **fields: New values (N,) of some fields.
+        **fields: New values (N,) by field.
     """
     columns = [
         fields[name] if name in fields else texts(rows, name).combine_chunks()
@@ -170,9 +172,9 @@ def with_input(rows: pa.Table, **fields: pa.Array) -> pa.Table:
 
 
 def coded(rows: pa.Table, field: str) -> tuple[Codes, list[str]]:
-    """Return a field as codes (N,) and the list of distinct values, in order of their first rows.
+    """Return a field of the column `input` as codes (N,), and the value of each code.
 
-    The code -1 means that a row has no value.
+    Codes are numbered in the order of their first rows. The code -1 means no value.
     """
     encoded = texts(rows, field).dictionary_encode().combine_chunks()
     codes: Codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)

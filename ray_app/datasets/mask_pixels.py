@@ -68,7 +68,7 @@ def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Imag
 
 
 def measure_coverage(mask: Image.Image) -> Coverage:
-    """Return how much of a mask of mode L is altered: nothing ("empty"), everything, or a part."""
+    """Return how much a mask of mode L marks: nothing ("empty"), everything ("full"), or "part"."""
     lowest, highest = cast(tuple[int, int], mask.getextrema())
     return "empty" if not highest else "full" if lowest else "part"
 
@@ -76,7 +76,7 @@ def measure_coverage(mask: Image.Image) -> Coverage:
 class CoverageTally:
     """Counts the masks of fakes that mark nothing or everything.
 
-    Most of these masks were saved in a way that means something else.
+    Most of these masks mark altered pixels in a way that Touchstone does not read.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class CoverageTally:
         self._examples: dict[Coverage, list[str]] = {coverage: [] for coverage in _MEANINGS}
 
     def add(self, uri: str, coverage: Coverage) -> None:
-        """Count the mask of a fake at `uri`."""
+        """Count the mask of a fake at `uri`, unless it marks a part of the image."""
         if coverage != "part":
             self._counts[coverage] += 1
             if len(self._examples[coverage]) < _MAX_EXAMPLES:

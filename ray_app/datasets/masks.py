@@ -21,9 +21,8 @@ from ray_app.storage import Fetcher, urls
 def may_name(uri: str, member: str | None, mask_uri: str) -> bool:
     """Return whether the columns of an image may name a mask at this path or URL.
 
-    An image in a table may name cells of the same table. A file that a list names may have a mask
-    wherever such a list may lead, which is to local files only from local lists. Members of
-    containers may name nothing else.
+    An image in a table may name cells of the same table. An image that is a file may also name the
+    paths and URLs that `may_lead` allows from the image's own URI. A member of a container may not.
 
     Args:
         uri: URI of the image.

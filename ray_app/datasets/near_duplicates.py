@@ -1,9 +1,9 @@
 """Find images that belong into one split, because they are equal or similar.
 
-Images are bound if they have the same group, bytes, or prompt, or look equal or nearly equal.
-`compute_duplicate_criteria` finds the bonds, `connected_groups` joins them to groups, and `find_shared` finds the
-images of one split that have a duplicate in another. `find_leaks` and `leakage` report them for all
-splits.
+Two images are duplicates by a criterion if they have the same group, bytes, or prompt, or if they
+look equal or nearly equal. `compute_duplicate_criteria` compares images by each criterion,
+`connected_groups` joins duplicates to groups, and `find_shared` finds the images of one split that
+have a duplicate in another. `find_leaks` and `leakage` report these images for all splits.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,12 +56,12 @@ _NAMES: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class DuplicateCriterion:
-    """One criterion by which images are duplicates: they have equal or nearly equal values.
+    """One criterion by which images are duplicates, because their values are equal or nearly so.
 
     Attributes:
         kind: Kind of the value.
-        codes: (N,) value of every row, -1 for none.
-        pairs: (P, 2) values that are nearly equal.
+        codes: (N,) number of each row's value, -1 for none. Equal values have equal numbers.
+        pairs: (P, 2) numbers of values that are nearly equal.
     """
 
     kind: Kind
@@ -75,13 +75,13 @@ class DuplicateCriterion:
 
 
 def compute_duplicate_criteria(rows: pa.Table, kinds: Sequence[Kind]) -> list[DuplicateCriterion]:
-    """Return the bonds of these kinds, in that order.
+    """Compute the criterion of each kind, by which rows are duplicates.
 
-    If no row has a value of a kind, its bond has no values and no pairs.
+    If no row has a value of a kind, its criterion has no values and no pairs.
 
     Args:
         rows: Rows of an index with `image_id` and `input`.
-        kinds: The kinds.
+        kinds: The kinds. The criteria are returned in this order.
     """
     makers: Mapping[Kind, Callable[[], DuplicateCriterion]] = {
         "image": lambda: DuplicateCriterion(
@@ -102,12 +102,12 @@ def compute_duplicate_criteria(rows: pa.Table, kinds: Sequence[Kind]) -> list[Du
 
 
 def connected_groups(bonds: Sequence[DuplicateCriterion], count: int) -> tuple[Codes, int]:
-    """Return (count,) the number of every row's connected group, and the number of groups.
+    """Return the number of each row's group (count,), and how many groups there are.
 
-    Rows and their values are the nodes of the graph.
+    Rows are in one group if they are duplicates by any criterion, directly or through other rows.
 
     Args:
-        bonds: The bonds.
+        bonds: The criteria.
         count: Number of rows.
     """
     from scipy.sparse import coo_array
@@ -128,15 +128,15 @@ def connected_groups(bonds: Sequence[DuplicateCriterion], count: int) -> tuple[C
 
 
 def find_shared(bond: DuplicateCriterion, checked: Rows, other: Rows) -> Rows:
-    """Return (N,) which of some rows have an equal or nearly equal value in other rows.
+    """Return which of the checked rows (N,) have a duplicate among other rows.
 
-    If there are more than eight million near pairs, `near_pairs` returns only pairs that connect
-    the same values. Then a few rows may be missing, but never all.
+    If there are more than eight million pairs of nearly equal values, `near_pairs` keeps only as
+    many as connect the same values. Then a few rows may be missing, but never all.
 
     Args:
-        bond: The bond.
-        checked: (N,) the rows to check.
-        other: (N,) the rows to compare with.
+        bond: The criterion.
+        checked: (N,) whether a row is checked.
+        other: (N,) whether a checked row is compared with this row.
     """
     is_in_other = np.zeros(int(bond.codes.max(initial=-1)) + 1, np.bool_)
     is_in_other[bond.codes[other & (bond.codes >= 0)]] = True
@@ -149,19 +149,19 @@ def find_shared(bond: DuplicateCriterion, checked: Rows, other: Rows) -> Rows:
 def find_leaks(
     bonds: Sequence[DuplicateCriterion], splits: Splits, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return the images that splits share by each bond, as plain JSON.
+    """Return the images that splits share by each criterion, as plain JSON.
 
     Args:
-        bonds: The bonds of the rows.
-        splits: (N,) index of each row's split in `names`, -1 for none. A row in no split leaks
-            nothing.
+        bonds: The criteria of the rows.
+        splits: (N,) index of each row's split in `names`, -1 for none. A row in no split is not
+            compared.
         names: Names of the splits, the training split first.
 
     Returns:
-        For each bond `kind`, `what` as text, `known` (rows that have a value), `images` (rows with
-        a duplicate in another split), `values` (their distinct values), `between` (for each
-        "test in train" the rows of test with a duplicate in train), and `rows`, up to five pairs
-        of a row and its duplicate in the other split.
+        For each criterion, `kind`, `what` as text, `known` (number of rows that have a value),
+        `images` (number of rows with a duplicate in another split), `values` (number of their
+        distinct values), `between` (for a key such as "test in train", the number of rows of test
+        with a duplicate in train), and `rows` (up to five pairs of a row and its duplicate).
     """
     return [_find_leak(bond, splits, names) for bond in bonds]
 
@@ -173,11 +173,12 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
         splits: The labelled rows by split.
 
     Returns:
-        `checked`: whether every split has hashes, for `sha256` and `phash`. Without hashes,
-        duplicates are not known. `unhashed`: images without a hash. `pairs`: for each
-        "validation in train" the number of images of validation with a duplicate in train by
-        `image_id`, `sha256`, `group`, and `phash` (within NEAR_BITS), and `examples`, up to five
-        URIs of duplicates by bytes or looks.
+        `checked`: whether all images have a hash, for `sha256` and `phash`. Without hashes,
+        duplicates are not known.
+        `unhashed`: the number of images without a hash, for `sha256` and `phash`.
+        `pairs`: for a key such as "validation in train", the number of images of validation with a
+        duplicate in train by `image_id`, `sha256`, `group`, and `phash` (within NEAR_BITS), and
+        `examples`, up to five URIs of duplicates by bytes or looks.
     """
     names, sizes = list(splits), [len(table) for table in splits.values()]
     rows = pa.concat_tables(splits.values(), promote_options="default")
@@ -208,12 +209,12 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
 
 
 def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
-    """Return (m, 2) the indices of all pairs of hashes that differ in at most `bits` bits.
+    """Return the indices (m, 2) of all pairs of hashes that differ in at most `bits` bits.
 
-    Hashes are sorted by every three of seven parts and compared if these agree, `_PAIRS_AT_ONCE` at
-    a time. A million hashes take seconds, unless very many of them differ in few bits. k hashes
-    that are all near have k² / 2 pairs. If there are more than `_MAX_PAIRS`, only pairs that
-    connect the same hashes are kept, fewer than n.
+    A hash has seven parts. Two hashes are compared if any three parts agree, `_PAIRS_AT_ONCE` pairs
+    at a time. A million hashes take seconds, unless very many of them differ in few bits: k hashes
+    that are all near have k² / 2 pairs. If there are more than `_MAX_PAIRS` pairs, fewer than n are
+    kept, which connect the same hashes.
 
     Args:
         hashes: (n,) hashes of 64 bits, all different.

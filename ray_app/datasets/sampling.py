@@ -1,7 +1,8 @@
 """Compute the sample order of a training: `SampleOrder` returns the rows of each step.
 
-The order is arithmetic of (seed, step). An epoch is every row once (`FullEpochSampler`), strata in
-given fractions (`MixedSampler`), or real images next to their fake twins (`PairedSampler`).
+The order is computed from the seed and the step alone. An epoch is every row once
+(`FullEpochSampler`), strata in given fractions (`MixedSampler`), or real images next to their fake
+twins (`PairedSampler`).
 """
 
 import math
@@ -43,7 +44,7 @@ class SampleOrder:
         batch: Images of a step, over all workers.
 
     Raises:
-        ConfigError: These rows or this batch do not allow the sampling.
+        ConfigError: The rows or the batch size do not allow this sampling.
     """
 
     def __init__(self, rows: pa.Table, sampling: config.Sampling, seed: int, batch: int) -> None:
@@ -64,13 +65,13 @@ class SampleOrder:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Number of rows of an epoch, some of them repeated unless the fractions are natural."""
+        """Number of rows of an epoch. Some repeat, unless the recipe's fractions are natural."""
         return self._epochs.length
 
     def count_steps(self, epochs: float) -> int:
-        """Return the number of steps in which that many epochs end.
+        """Return the number of steps that complete the given number of epochs.
 
-        The last step may begin the next epoch.
+        The last step may also contain rows of the next epoch.
         """
         return max(1, math.ceil(epochs * self.rows_per_epoch / self.batch - 1e-9))
 
@@ -134,7 +135,7 @@ class Shuffle:
     run: int = 256
 
     def generator(self, *which: int) -> np.random.Generator:
-        """Return the random generator of one purpose, in the same state for every call."""
+        """Return a new random generator for the purpose `which`, in the same state every time."""
         return np.random.default_rng([self.seed, _ORDER, len(which), *which])
 
     def permute(self, count: int, *which: int) -> Indices:
@@ -178,7 +179,7 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class FullEpochSampler:
-    """Every row once per epoch.
+    """A sampler whose epochs have every row once.
 
     Attributes:
         length: Rows of an epoch.
@@ -195,7 +196,7 @@ class FullEpochSampler:
 
 @dataclass(frozen=True)
 class MixedSampler:
-    """Strata in given fractions of an epoch.
+    """A sampler whose epochs have given fractions of strata (label and generator).
 
     Each stratum has an endless sequence of permutations of its rows, so that they all appear
     equally often. An epoch continues the sequence where the epoch before stopped. The number of
@@ -256,9 +257,10 @@ class MixedSampler:
         return ordered
 
     def draws(self, number: int) -> Counts:
-        """Return the number of rows per stratum (strata,) in an epoch.
+        """Return the number of rows of each stratum (strata,) in an epoch.
 
-        It differs from the fraction by less than one, and is exact on average over epochs.
+        It differs from the stratum's fraction of the epoch by less than one row, and equals that
+        fraction on average over epochs.
         """
         return self._count_before(number + 1) - self._count_before(number)
 
@@ -295,13 +297,13 @@ class MixedSampler:
 
 @dataclass(frozen=True)
 class PairedSampler:
-    """Pairs of a real image and its fake twin.
+    """A sampler that puts a real image and its fake twin next to each other.
 
-    A pair always begins at an even position of the training, so no even part of a batch separates
-    it.
+    A pair always begins at an even position of the training, so that it is not separated if a batch
+    is divided into parts of even size.
 
     Attributes:
-        pairs: Twins (M, 2), and rows without a twin two by two.
+        pairs: Row numbers (M, 2) of twins, and of rows without a twin, two at a time.
         last: The row that is left over. None if the number of rows is even.
         shuffle: The shuffle.
     """
@@ -312,7 +314,7 @@ class PairedSampler:
 
     @classmethod
     def from_table(cls, rows: pa.Table, shuffle: Shuffle) -> "PairedSampler":
-        """Pair the first real image of a group with its first fake, the second with the second.
+        """Pair the n-th real image of each group with the n-th fake of the group.
 
         Rows that remain in a group have no twin.
         """
@@ -348,9 +350,9 @@ class PairedSampler:
 def compute_fractions(
     counts: Counts, is_fake: npt.NDArray[np.bool_], sampling: config.Sampling
 ) -> Fractions:
-    """Return the fraction of each stratum (strata,) of an epoch.
+    """Return the fraction of an epoch (strata,) that each stratum gets.
 
-    It is the fraction of the class, divided within the class in proportion to count ** generators.
+    The fraction of a class is divided among its strata in proportion to count ** generators.
 
     Args:
         counts: Rows of each stratum (strata,).

@@ -1,7 +1,7 @@
 """Divide an index into splits, for `touchstone data split`.
 
 `split_index` writes an index with splits and, next to it, split.json. `check_splits` reports leaks.
-Memory: a few hundred bytes per image, and each prompt once. No image is read.
+Both need a few hundred bytes of memory per image, and keep each prompt once. No image is read.
 """
 
 import json
@@ -83,7 +83,7 @@ class SplitConfig(Frozen):
 def split_index(
     config: SplitConfig, remarks: Callable[[], Sequence[str]] = tuple
 ) -> dict[str, Any]:
-    """Divide an index into `out`, and return the content of split.json.
+    """Divide an index into splits, write it to `config.out`, and return the content of split.json.
 
     Args:
         config: The settings.
@@ -91,7 +91,7 @@ def split_index(
 
     Raises:
         ConfigError: There is no index, a split stays empty, or `out` is the index itself.
-        IdentityError: `out` has another index.
+        IdentityError: `out` has another index, or one that was divided by other settings.
     """
     original, out = Store.open(config.at), Store.open(config.out)
     rows = _read(original)
@@ -144,16 +144,16 @@ def split_index(
 def divide(
     rows: pa.Table, groups: Codes, pins: Parts, held_out: Sequence[str], config: SplitConfig
 ) -> Parts:
-    """Return (N,) the index of each row's split in SPLITS.
+    """Divide rows into splits, and return the number in SPLITS of each row's split (N,).
 
     A group with pinned rows goes to the first split of these rows, in the order train, validation,
-    test: an image that a detector learned from is never measured again. A group whose fakes are all
-    by held-out generators is in test. Other fakes by held-out generators are in test or aside.
+    test, so that no image that a detector learned from is in test. A group whose fakes are all by
+    held-out generators is in test. Other fakes by held-out generators are in test or aside.
 
     Args:
         rows: Rows of an index.
         groups: (N,) number of each row's group.
-        pins: (N,) split in which a row stays, or FREE.
+        pins: (N,) number of the split in which a row stays, or FREE.
         held_out: Generators whose fakes are in test only.
         config: Fractions, seed, and whether each label and generator is divided evenly.
     """
@@ -174,12 +174,13 @@ def divide(
 
 
 def choose_generators(rows: pa.Table, requested: Sequence[str], seed: int) -> tuple[str, ...]:
-    """Return the generators to hold out, by name or drawn as a fraction of all generators.
+    """Return the names of the generators to hold out.
 
     Args:
         rows: Rows of an index.
-        requested: Names, and fractions between 0 and 1, of which each draws at least one generator.
-        seed: Seed of the drawing.
+        requested: Names of generators, or fractions between 0 and 1. Each fraction draws at least
+            one of all generators at random.
+        seed: Seed of the random choice.
 
     Raises:
         ConfigError: No fake is by a named generator, or no generator is left to learn from.
@@ -206,14 +207,14 @@ def choose_generators(rows: pa.Table, requested: Sequence[str], seed: int) -> tu
 
 
 def find_fakes_by(rows: pa.Table, generators: Sequence[str]) -> Rows:
-    """Return (N,) whether a row is a fake by one of these generators."""
+    """Return whether each row is a fake by one of the given generators (N,)."""
     codes, names = labels.coded(rows, "generator")
     wanted_codes = [code for code, name in enumerate(names) if name in generators]
     return np.asarray(np.isin(codes, wanted_codes) & labels.fakes(rows))
 
 
 def number_strata(rows: pa.Table) -> tuple[Codes, list[tuple[str, str]]]:
-    """Return (N,) the number of each row's stratum, and the label and generator of each stratum.
+    """Return the number of each row's stratum (N,), and the label and generator of each stratum.
 
     Real strata come before fake ones.
     """
@@ -238,14 +239,15 @@ def _parse_fraction(text: str) -> float | None:
 def check_splits(
     at: str, kinds: Sequence[near_duplicates.Kind] = (*_ALWAYS, *BY)
 ) -> dict[str, Any]:
-    """Return the leaks between the splits that an index has.
+    """Return the images that the splits of an index share.
 
     Args:
         at: Path or URL of the index.
-        kinds: Kinds of bonds to check.
+        kinds: Kinds of the criteria by which images are duplicates.
 
     Returns:
-        `index`, `images` {split: n}, and `leaks`.
+        `index`, its URL; `images`, the number of images by split; and `leaks`, as
+        `near_duplicates.find_leaks` returns them, with names of images.
 
     Raises:
         ConfigError: The index has fewer than two splits.

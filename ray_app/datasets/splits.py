@@ -40,8 +40,8 @@ class Splits:
             `why`.
         findings: Facts as plain JSON. `splits` has for each split `images`, `real`, `fake`,
             `generators` {name: images}, and `digest`, the SHA-256 over its rows' ids and labels in
-            order. `set_aside` has `images` and `why` {reason: images}. `leakage` is that of
-            `ray_app.datasets.near_duplicates`.
+            order. `set_aside` has `images` and `why` {reason: images}. `leakage` is the result of
+            `near_duplicates.leakage`.
     """
 
     train: pa.Table
@@ -57,7 +57,7 @@ def make_splits(
     *,
     one_class: bool = False,
 ) -> Splits:
-    """Make the splits of a training.
+    """Read the sources of a training, and divide their rows into splits.
 
     Args:
         data: The recipe's section `data`.
@@ -105,7 +105,7 @@ def require_sources(data: config.Data) -> None:
 
 
 def summarize_split(table: pa.Table) -> dict[str, Any]:
-    """Return the facts on one split in `Splits.findings`."""
+    """Return the counts and the digest of one split, for `Splits.findings`."""
     is_fake = fakes(table)
     digest = hashlib.sha256(
         np.ascontiguousarray(table["image_id"].to_numpy(), "<i8").tobytes() + is_fake.tobytes()

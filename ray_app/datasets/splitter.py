@@ -21,7 +21,7 @@ Parts = npt.NDArray[np.int8]
 
 
 def split(groups: Keys, strata: Codes | None, shares: Sequence[float], seed: int = 0) -> Parts:
-    """Return the part of each row, with all rows of a group in one part.
+    """Divide rows into parts without dividing a group, and return the part of each row.
 
     Without strata, the part of a group depends only on its key, the fractions, and the seed, so an
     unchanged group keeps its part when data are added. With strata, every stratum is divided in
@@ -45,7 +45,7 @@ def split(groups: Keys, strata: Codes | None, shares: Sequence[float], seed: int
 
 
 def group_keys(rows: pa.Table, groups: Codes | None = None) -> Keys:
-    """Return the key of each row's group, which does not depend on other groups.
+    """Return a key for each row's group that stays the same if other groups change.
 
     Args:
         rows: Rows of an index, with `image_id` and `input`.

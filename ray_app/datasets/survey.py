@@ -51,9 +51,10 @@ class MatchedFiles(NamedTuple):
 
 
 def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) -> dict[str, Any]:
-    """Return the content of a source as plain JSON.
+    """Count the files, splits, and labels of a source, and return the counts as plain JSON.
 
-    The source is indexed into `store`, unless that is done or it has too many bytes of Parquet.
+    The source is indexed into `store`, unless it is indexed already. If it consists of more than
+    `max_bytes` of Parquet, it is not indexed, and the counts are estimates.
 
     Args:
         source: The source.
@@ -62,11 +63,12 @@ def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) ->
 
     Returns:
         `files` and `size_bytes` (null for an index), `counted` (the method, as text), `splits`
-        (for each `real`, `fake`, and whether it is taken), `real` and `fake` of the taken splits,
-        `published` (rows next to published numbers), and `faults`.
+        (for each, `real`, `fake`, and whether it is `taken`), `real` and `fake` of the taken
+        splits, `published` (numbers of rows and published numbers), and `faults`.
 
     Raises:
-        ConfigError: No file matches, with similar names, or the source cannot be indexed.
+        ConfigError: The source cannot be indexed, or no file matches. The hint then lists similar
+            names.
     """
     indexes = index.list_indexes(source)
     infos, method, is_exact = (
@@ -135,10 +137,10 @@ def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) ->
 
 
 def match_files(source: DatasetSource, store: Store) -> MatchedFiles:
-    """Return the files that a source names.
+    """List the files that a source names.
 
     Raises:
-        ConfigError: No file matches. The hint has similar names.
+        ConfigError: No file matches. The hint lists similar names.
     """
     archive, layout = index.open_archive(source, store)
     seen_paths: list[str] = []

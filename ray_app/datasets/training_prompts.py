@@ -15,7 +15,7 @@ from ray_app.identification.prompts import clean_prompt
 def with_prompts(
     open_source: Callable[[DatasetSource], pa.Table],
 ) -> Callable[[DatasetSource], pa.Table]:
-    """Return a function like `open_source` that returns only rows with prompts, cleaned."""
+    """Return a function like `open_source` that returns only rows with (cleaned) prompts."""
     return lambda source: select_prompted_rows(open_source(source))
 
 
@@ -36,7 +36,7 @@ def select_prompted_rows(rows: pa.Table) -> pa.Table:
 
 
 def drop_training_prompts(splits: Splits) -> Splits:
-    """Return the splits without images of validation and test whose prompt is in train.
+    """Return the splits without those images of validation and test whose prompt is in train.
 
     Letter case and spaces make no difference. `findings["prompts_in_training"]` counts the images.
 

@@ -292,7 +292,7 @@ class TestSources:
         for wrong, said in [
             ({"limit": 1}, "limit must be set when it is made"),
             ({"hashes": ("phash",)}, "an index without phash"),
-            ({"at": (store.url, *folders.at)}, "an index, but not"),
+            ({"at": (store.url, *folders.at)}, "is an index, but"),
         ]:
             with pytest.raises(ConfigError, match=said):
                 index_source(DatasetSource(**{"at": store.url} | wrong), nowhere)

@@ -1,6 +1,7 @@
 """List the published layouts of labelled images by name: `LAYOUTS`, `make_layout`.
 
-A further layout is a file of `configs/layouts`, or a class in a module of its own and a line here.
+To add a layout, add a file to `configs/layouts`, or a class in a new module and an entry in
+`LAYOUTS`.
 """
 
 from collections.abc import Mapping
@@ -38,20 +39,20 @@ __all__ = ["LAYOUTS", "DatasetLayout", "layout_names", "make_layout"]
 
 
 def layout_names() -> list[str]:
-    """Return the names that `make_layout` accepts; those of code come first."""
+    """Return the names that `make_layout` accepts. Names of layouts that are code come first."""
     return [*LAYOUTS, *named_configs("layouts")]
 
 
 def make_layout(name: str, arguments: Mapping[str, Any]) -> DatasetLayout:
-    """Return the layout of a name with these arguments, and read the files that they name.
+    """Create a layout by its name and arguments, and read the files that the arguments name.
 
     Args:
         name: A name of `layout_names`.
         arguments: The arguments of the layout. They replace those of a file of `configs/layouts`.
 
     Raises:
-        ConfigError: The name, an argument, or a value does not exist, or a file is not as the
-            layout expects.
+        ConfigError: The name or an argument is unknown, a value is invalid, or a file is not as
+            the layout expects.
     """
     if name in (files := named_configs("layouts")):
         published_layout = load_yaml(files[name], rules.PublishedLayout)

@@ -66,19 +66,19 @@ class DatasetLayout(Frozen):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Published number of images by `subset`; empty if no exact number is known."""
+        """Published number of images of each `subset`. Empty if no exact number is known."""
         return {}
 
     @property
     def example(self) -> str | None:
-        """The path of an image that a label file lists; None if there is no such file.
+        """The path of one image in the label file. None if there is no label file.
 
-        Messages show it if the images of a source are elsewhere.
+        Error messages show this path if a source does not have the listed images.
         """
         return None
 
     def prepare(self, members: Iterable[ListedMember]) -> Self:
-        """Return the layout after it has seen all members, if some members label others.
+        """Return a layout that has read all members, for layouts in which members label others.
 
         Raises:
             ConfigError: The members contradict one another.
@@ -86,7 +86,7 @@ class DatasetLayout(Frozen):
         return self
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the truth about a member. There is no default label.
+        """Return the true labels of a member. There is no default label.
 
         Returns:
             The labels. None if the member is not an image of this layout, such as a table, a mask,
@@ -98,7 +98,7 @@ class DatasetLayout(Frozen):
         raise NotImplementedError
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Return the name of the published number to which the member counts."""
+        """Return the subset, a key of `published`, in which the member is counted."""
         return labels.split or "all"
 
 
@@ -120,11 +120,11 @@ class ListedLayout(DatasetLayout):
 
     @property
     def example(self) -> str | None:
-        """The first path of the file."""
+        """The first path in the label file."""
         return next(iter(self._listed), None)
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the labels of the image's path."""
+        """Return the labels that the file lists for the image's path, or None."""
         return self._listed.get(get_path(item))
 
     def _add(self, path: str, labels: Labels, file: str) -> None:
@@ -306,16 +306,16 @@ def describe_member(item: ListedMember) -> str:
 
 
 def is_not_image(name: str) -> bool:
-    """Return whether a name is not of an image: of a table, a text, or a hidden file."""
+    """Return whether a file name is that of a table, a text, or a hidden file."""
     base = name.rpartition("/")[2]
     return base.startswith(".") or _NO_IMAGES.fullmatch(base) is not None
 
 
 def get_column(item: ListedMember, name: str) -> Any:
-    """Return a column of the member's source.
+    """Return the value that a member has in a column of its source.
 
     Raises:
-        ConfigError: There is no column of that name. The hint has the existing columns.
+        ConfigError: There is no column of that name. The hint lists the existing columns.
     """
     if name not in item.input:
         hint = (
@@ -328,7 +328,7 @@ def get_column(item: ListedMember, name: str) -> Any:
 
 
 def rename_columns(item: ListedMember, names: tuple[str, ...]) -> ListedMember:
-    """Return the member with these columns under these names, whose case may differ."""
+    """Return the member with its columns renamed to `names`, which they match in any case."""
     new_names = _match_names(tuple(item.input), names)
     if not new_names:
         return item
@@ -382,10 +382,10 @@ def make_contradiction(item: ListedMember, reason: str) -> ConfigError:
 
 
 def find_labelled_folder(item: ListedMember) -> tuple[list[str], int]:
-    """Return the folders of a member, and the index of the innermost that gives a label.
+    """Return a member's folders, and the index of the innermost folder whose name is a label.
 
     Raises:
-        ConfigError: No folder gives a label.
+        ConfigError: No folder has a label as its name.
     """
     folders = list_folders(item)
     indices = [number for number, name in enumerate(folders) if name.lower() in FOLDER_LABELS]
@@ -398,16 +398,16 @@ def find_labelled_folder(item: ListedMember) -> tuple[list[str], int]:
 
 
 def parse_split(uri: str) -> str | None:
-    """Return the split of a shard by its name; None if the name does not show it."""
+    """Return the split that the name of a Parquet shard shows, or None."""
     if match := _HUB_SHARD.search(uri):
         return match.group(1)
     return match.group(2) if (match := _CONVERTED.search(uri)) else None
 
 
 def parse_config(uri: str) -> str | None:
-    """Return the configuration of a shard; None if its name does not show it.
+    """Return the configuration that the path of a Parquet shard shows, or None.
 
-    It is the name of the shard's folder, or `default` for `data`.
+    It is the name of the shard's folder, or `default` if the folder is `data`.
     """
     if match := _HUB_SHARD.search(uri):
         folder = uri[: match.start(1)].rstrip("/").rpartition("/")[2]
@@ -459,7 +459,7 @@ def join_path(root: str, path: str) -> str:
 def resolve_root(root: str | None, file: str) -> str:
     """Return the folder to which a file's paths are relative: `root`, or the folder of the file.
 
-    It is spelt as the URIs of an archive are.
+    The path is absolute and without secrets, as the URIs of an archive are.
     """
     return redact(file).rpartition("/")[0] if root is None else redact(root)
 

@@ -37,9 +37,9 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 
 
 class OpenFake(base.DatasetLayout):
-    """Columns `image`, `prompt`, `label`, `model`, in version 2 also `type` and `release_date`.
+    """OpenFake as a table with the columns `image`, `prompt`, `label`, and `model`.
 
-    Images of one prompt are one group. Rows without a model in the configuration `reddit` get the
+    Version 2 also has `type` and `release_date`. Images of one prompt are one group. Rows without a model in the configuration `reddit` get the
     generator `reddit`, as in the authors' code (experiments/data/splits.py at af44d6d).
 
     Args:
@@ -55,7 +55,7 @@ class OpenFake(base.DatasetLayout):
         return _PUBLISHED[self.version] if self.version else {}
 
     def labels(self, item: ListedMember) -> Labels:
-        """Return the labels.
+        """Return the labels of a row.
 
         Raises:
             ConfigError: A label is unknown, or a fake has no model.
@@ -78,10 +78,11 @@ class OpenFake(base.DatasetLayout):
 
 
 class OpenFakeCsv(base.ListedLayout):
-    """Label files of OpenFake.
+    """The label files of OpenFake.
 
-    Version 1 has `filename,typ`; typ is the folder below the root, `real` or a generator. Version 2
-    has split files `file_name,prompt,label,model,type,release_date`.
+    The file of version 1 has the columns `filename,typ`. `typ` is `real` or a generator, and names
+    the folder below the root. Version 2 has one file per split, with the columns
+    `file_name,prompt,label,model,type,release_date`.
 
     Args:
         file: The CSV. None if the CSV itself is the source (in version 1 with columns.uri:
@@ -93,7 +94,7 @@ class OpenFakeCsv(base.ListedLayout):
     split: str | None = None
 
     def model_post_init(self, context: object) -> None:
-        """Read the file."""
+        """Read the label file."""
         if self.file is None:
             return
         root, file = base.resolve_root(self.root, self.file), base.redact(self.file)
@@ -114,7 +115,7 @@ class OpenFakeCsv(base.ListedLayout):
         return {self.split or "all": len(self._listed)} if self.file else {}
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the labels. Raise ConfigError as `OpenFake.labels`."""
+        """Return the labels of an image. Raise ConfigError as `OpenFake.labels` does."""
         return (
             super().labels(item)
             if self.file
@@ -130,15 +131,18 @@ class OpenFakeCsv(base.ListedLayout):
         if "typ" not in row:
             return _read_labels(row, path, self.split, where)
         if (kind := base.get_text(row, "typ")) is None:
-            raise ConfigError(f"{where}: no typ", hint="set typ to `real` or a generator's name")
+            raise ConfigError(
+                f"{where}: the column 'typ' is empty",
+                hint="set typ to `real` or a generator's name",
+            )
         is_real = kind.lower() == "real"
         return Labels("real" if is_real else "fake", "real" if is_real else kind, split=self.split)
 
 
 class OpenFakeOod(base.DatasetLayout):
-    """The sets of Imagen 3 and Stable Diffusion 2.1, a folder or zip each with about 1500 images.
+    """OpenFake's sets of images by Imagen 3 and by Stable Diffusion 2.1.
 
-    All images are fake.
+    Each set is a folder or a zip with about 1500 images, which are all fake.
 
     Args:
         generator: Generator of all images.
@@ -147,7 +151,7 @@ class OpenFakeOod(base.DatasetLayout):
     generator: str
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the labels. Raise ConfigError for an image in a folder of real images."""
+        """Return the labels of an image. Raise ConfigError if its folder is of real images."""
         if base.is_not_image(base.get_path(item)):
             return None
         if base.FOLDER_LABELS.get(base.get_path(item).split("/")[-2].lower()) == "real":
@@ -194,7 +198,9 @@ _MAX_EXAMPLES = 5
 
 
 class ImdlbencoJson(base.ListedLayout):
-    """A list of [image, mask], both below `root`; the mask "Negative" means a real image.
+    """IMDLBenCo's JSON list of pairs [image, mask], which are paths below `root`.
+
+    The mask "Negative" means that the image is real.
 
     Args:
         file: The JSON file.
@@ -205,7 +211,7 @@ class ImdlbencoJson(base.ListedLayout):
     generator: str | None = None
 
     def model_post_init(self, context: object) -> None:
-        """Read the file."""
+        """Read the label file."""
         entries, root, file = (
             base.read_json(self.file),
             base.resolve_root(self.root, self.file),
@@ -237,7 +243,9 @@ class ImdlbencoJson(base.ListedLayout):
 
 
 class ImdlbencoFolder(base.DatasetLayout):
-    """Folders `Tp` of altered images and `Gt` of their masks, side by side. All images are fakes.
+    """IMDLBenCo's folders `Tp` with altered images and `Gt` with their masks, side by side.
+
+    All images are fakes.
 
     IMDLBenCo pairs images and masks by their order, so that one extra file shifts every mask after
     it. Here a mask must have its image's name, apart from the ending. If a name has no partner,
@@ -335,7 +343,7 @@ class CommunityForensics(base.DatasetLayout):
         }
 
     def labels(self, item: ListedMember) -> Labels:
-        """Return the labels. Raise ConfigError for a fake without a model's name."""
+        """Return the labels of a row. Raise ConfigError for a fake without a model's name."""
         label, model, prompt = (
             base.read_class_label(item, "label"),
             base.get_text(item.input, "model_name"),
@@ -361,7 +369,7 @@ _NAMES: dict[int, Label] = {0: "fake", 1: "real"}
 
 
 class OpenDeepfakePreview(base.DatasetLayout):
-    """Columns `image` and `label`, a ClassLabel: 0 is Fake, 1 is Real.
+    """OpenDeepfake-Preview, a table with the columns `image` and `label` (0 is Fake, 1 is Real).
 
     Args:
         generator: Name for the generator of all fakes, which is not published.
@@ -375,7 +383,7 @@ class OpenDeepfakePreview(base.DatasetLayout):
         return {"fake": 10_000, "real": 9_999}
 
     def labels(self, item: ListedMember) -> Labels:
-        """Return the labels.
+        """Return the labels of a row.
 
         Raises:
             ConfigError: The table's names of the labels differ from the documented ones.
@@ -397,7 +405,7 @@ class OpenDeepfakePreview(base.DatasetLayout):
         )
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Return the label."""
+        """Return the label, by which the published numbers are given."""
         return labels.label
 
 
@@ -441,7 +449,7 @@ class OpenSdi(base.DatasetLayout):
         return _OPENSDI
 
     def labels(self, item: ListedMember) -> Labels:
-        """Return the labels. Raise ConfigError if key, label, and mask contradict one another."""
+        """Return the labels of a row. Raise ConfigError if key, label, or mask contradict."""
         label, key = base.read_class_label(item, "label"), str(base.get_column(item, "key"))
         parts = key.split("/")
         if len(parts) != 4 or parts[2].lower() not in ("real", "fake"):
@@ -449,7 +457,7 @@ class OpenSdi(base.DatasetLayout):
                 item, f"the key '{key}' is not partial|entire/GENERATOR/real|fake/FILE"
             )
         if parts[2].lower() != label:
-            raise base.make_contradiction(item, f"its label is {label}, its key '{key}'")
+            raise base.make_contradiction(item, f"its label is {label}, but its key is '{key}'")
         mask = base.get_text(item.input, "mask_uri") if label == "fake" else None
         if mask is not None and not may_name(item.uri, item.member, mask):
             raise base.make_contradiction(item, f"its mask is outside of the table, at {mask}")
@@ -507,7 +515,7 @@ class Dflip(base.ListedLayout):
     _has_ids: bool = PrivateAttr(default=False)
 
     def model_post_init(self, context: object) -> None:
-        """Read the file."""
+        """Read the label file."""
         if self.file is None:
             return
         content, file = base.read_json(self.file), base.redact(self.file)
@@ -532,7 +540,9 @@ class Dflip(base.ListedLayout):
         return {"all": len(self._listed)} if self._has_ids else _PUBLISHED_V2
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the labels, by the name up to its first dot (version 1) or the path (version 2).
+        """Return the labels by the image's id (version 1) or path (version 2).
+
+        The id is the file's name up to the first dot.
 
         Raises:
             ConfigError: A shard is in the wrong folders.
@@ -558,7 +568,9 @@ class Dflip(base.ListedLayout):
             )
         for name, record in content.items():
             if not isinstance(record, dict):
-                raise ConfigError(f"{file}: '{name}' must have a record, got {record!r}")
+                raise ConfigError(
+                    f"{file}: the record of '{name}' must be an object, such as {{\"Prompt\": …}}, got {record!r}"
+                )
             if _parse_id(name) in self._listed:
                 raise ConfigError(
                     f"{file}: two ids, such as '{name}', are '{_parse_id(name)}' up to the first dot, so their files collide"
@@ -573,7 +585,9 @@ class Dflip(base.ListedLayout):
     def _read_v2(self, content: list[Any], root: str, file: str) -> None:
         for index, record in enumerate(content):
             if not isinstance(record, dict) or not record.get("image_path"):
-                raise ConfigError(f"{file}: record {index} has no image_path")
+                raise ConfigError(
+                    f"{file}: record {index} must be an object with the key 'image_path'"
+                )
             labels = _labels_v2(record, f"{file}: record {index} ({record['image_path']})")
             self._add(base.join_path(root, record["image_path"]), labels, file)
 

@@ -34,7 +34,10 @@ class PathRule(Frozen):
     )
 
     def match(self, path: str) -> re.Match[str] | None:
-        """Return the match of a path by the rule's parts; None if the path does not match."""
+        """Match a path with this rule. Return None if the path does not match.
+
+        The named groups of the match are the folders `generator` and `split`.
+        """
         pattern = _WILDCARD.sub(
             lambda wildcard: (
                 f"(?P<{wildcard[1]}>[^/]+)"
@@ -61,7 +64,7 @@ class PathRules(base.DatasetLayout):
     others: Literal["refuse", "skip"] = "refuse"
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the labels by the path, including the path in a zip or tar."""
+        """Return the labels by the first rule that matches the path, also inside a zip or tar."""
         path = base.get_path(item)
         if base.is_not_image(path):
             return None
@@ -108,7 +111,7 @@ class TableRules(base.ListedLayout):
     split: str | None = None
 
     def model_post_init(self, context: object) -> None:
-        """Read the file."""
+        """Read the list of labels."""
         root, file = base.resolve_root(self.root, self.file), base.redact(self.file)
         for where, row in _iter_rows(self.file):
             if missing := [
@@ -145,7 +148,7 @@ class WordColumns(base.LabelColumns):
     words: Mapping[str, Label] = Field(min_length=1)
 
     def labels(self, item: ListedMember) -> Labels:
-        """Return the labels by the columns."""
+        """Return the labels from the columns, with terms of the data set replaced by labels."""
         item = base.rename_columns(base.add_sidecar_columns(item), self._columns)
         term = item.input.get(f"{self.label}_name", base.get_column(item, self.label))
         term_label = self.words.get(str(term).strip())

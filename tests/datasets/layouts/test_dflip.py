@@ -76,11 +76,11 @@ FAKE = {"image_path": "1.jpg", "is_fake": 1}
     ("name", "content", "message"),
     [
         ("pd.json", {"1.a": {}, "1.b": {}}, "two ids, such as '1.b', are '1'"),
-        ("pd.json", {"1": "url"}, "must have a record, got 'url'"),
+        ("pd.json", {"1": "url"}, "'1' must be an object, such as .*, got 'url'"),
         ("other.json", {"1": {}}, "does not show the generator"),
         ("x.json", [FAKE | {"family_id": None}], "family_id None"),
         ("x.json", [FAKE | {"family_id": 27}], "unknown family_id 27"),
-        ("x.json", [{"is_fake": 0}], "record 0 has no image_path"),
+        ("x.json", [{"is_fake": 0}], "record 0 must be an object with the key 'image_path'"),
         ("x.json", 7, "must be a mapping from id"),
     ],
 )

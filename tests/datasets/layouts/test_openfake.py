@@ -81,7 +81,7 @@ def test_openfake_split_file_of_version_2_as_the_source(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("filename,typ\na.jpg,\n", "row 1: no typ"),
+        ("filename,typ\na.jpg,\n", "row 1: the column 'typ' is empty"),
         ("filename,kind\na.jpg,real\n", "neither a column 'typ' nor 'label'"),
         ("filename,typ\na.jpg\n", "Expected 2 columns, got 1"),
         ("file_name,label,model\na.jpg,fake,m\na.jpg,real,real\n", "is listed twice"),
