@@ -445,7 +445,7 @@ def measure_difference(
 
 
 def difference(value: float, parts: list[Replicates], n: int) -> tuple[MetricValue, float | None]:
-    """Return the interval and p-value of a difference from its jackknife replicates.
+    """Return a difference with its interval, and its p-value, from jackknife replicates.
 
     Args:
         value: The difference between two systems.
