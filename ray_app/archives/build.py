@@ -163,7 +163,7 @@ class Portions:
         raw_rows: The maximum number of members of one raw file, which one task holds in memory.
         id_rows: About how many ids one file of ids has at most.
         run_rows: The minimum number of members that one task cuts into blocks.
-        few: The maximum number of members that are listed without tasks.
+        few: The maximum number of members for which no tasks are used.
     """
 
     raw_rows: int = raw_listing.RAW_ROWS

@@ -162,8 +162,9 @@ def find_roles(
         The columns that hold images or uris.
 
     Raises:
-        ConfigError: Several columns may hold the images. The message names the columns, the hint
-            the setting that chooses one. Or a column that the user named does not fit.
+        ConfigError: Several columns may hold the images, or a column that the user named is missing
+            or has an unfit type. The message names the columns. If there is a choice, the hint has
+            the setting for it.
     """
     if columns.image in schema.names:
         kind = schema.field(columns.image).type

@@ -109,8 +109,7 @@ class SectionListing:
         containers: The containers to open.
         digest: The sum, modulo 2**256, of the SHA-256 digests of all listed members and containers.
             If a section is listed in parts, the digests of the parts add up to the same sum.
-        settled: Whether the section lists nothing outside its containers, and nothing that was
-            unreachable.
+        settled: Whether all members that passed are inside containers, and nothing was unreachable.
         linked: Folders that were not listed, because they are symbolic links.
         closed: Places whose members the store refused to list.
         rest: The part of a range of keys that was not listed yet, None if there is none.

@@ -109,7 +109,7 @@ class UriList:
             raise StorageError(f"cannot read the list {self.uri}: {error.detail}") from error
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             is_encoding = isinstance(error, UnicodeDecodeError) or "UTF8" in str(error)
-            hint = "save the list as UTF-8 (Excel: “CSV UTF-8”)" if is_encoding else _LIST_RULES
+            hint = "save it as UTF-8 (Excel: “CSV UTF-8”)" if is_encoding else _LIST_RULES
             raise ConfigError(f"{self.uri}: {' '.join(str(error).split())}", hint=hint) from error
 
     def _members(self, fetcher: Fetcher) -> Iterator[members.ListedMember]:

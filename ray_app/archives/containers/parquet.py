@@ -383,7 +383,7 @@ def _check_ratio(container: Container, file: pq.ParquetFile) -> RefusedMember | 
     ):
         return RefusedMember(
             Status.IMAGE_TOO_LARGE,
-            f"a table of {container.size_bytes} bytes that unpacks to {unpacked}, over container_limits.max_ratio ({container.limits.max_ratio:g})",
+            f"a table of {container.size_bytes} bytes unpacks to {unpacked}, more than container_limits.max_ratio ({container.limits.max_ratio:g}) allows",
         )
     return None
 
@@ -429,7 +429,7 @@ class _Table:
         """
         self._unpacked_bytes += size
         if self._unpacked_bytes > max(_ALWAYS_ALLOWED_BYTES, self._size * self._ratio):
-            reason = f"{self._size} bytes unpack to {self._unpacked_bytes}, over container_limits.max_ratio ({self._ratio:g}); the rest is not read"
+            reason = f"{self._size} bytes unpack to {self._unpacked_bytes} bytes of rows, over max_ratio ({self._ratio:g}); further rows are not read"
             raise InputError(
                 Status.IMAGE_TOO_LARGE,
                 reason,

@@ -242,7 +242,7 @@ def _read_cached(name: str, file: CachedFile) -> list[str]:
     except OSError as error:
         raise _damaged(path, error.strerror or str(error)) from None
     if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise _damaged(path, "the file was changed after it was fetched")
+        raise _damaged(path, "the file was changed since it was fetched")
     return parse_certificates(data, str(path))
 
 
