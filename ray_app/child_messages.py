@@ -24,11 +24,14 @@ _TEXT_SIZE = struct.Struct("<I")
 def pack_request(
     text: bytes, blobs: Sequence[bytes | memoryview]
 ) -> tuple[bytes | memoryview, ...]:
-    """Return a request to a child process as parts, which are written one after another.
+    """Pack a text and data into a request to a child process.
 
     Args:
         text: The text of the request.
         blobs: The data of the request, in one or more pieces.
+
+    Returns:
+        The parts of the request, which are written one after another.
     """
     size_bytes = _TEXT_SIZE.size + len(text) + sum(map(len, blobs))
     return _REQUEST.pack(size_bytes), _TEXT_SIZE.pack(len(text)), text, *blobs

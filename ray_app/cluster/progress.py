@@ -93,11 +93,7 @@ class Progress:
         self._stream.flush()
 
     def line(self, now: float) -> str:
-        """Return the text of the progress line.
-
-        Args:
-            now: The current time of the clock.
-        """
+        """Return the text of the progress line at a time of the clock."""
         progress = (
             ", listing continues"
             if self._goes_on

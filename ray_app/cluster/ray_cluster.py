@@ -198,8 +198,7 @@ def _truncate(error: Exception) -> str:
 def named_cluster(address: str | None = None) -> str | None:
     """Return the address of the cluster to join, or None to start a local Ray.
 
-    Args:
-        address: The address in the config. None uses the variable RAY_ADDRESS.
+    `address` is the address in the config. If it is None, the variable RAY_ADDRESS is used.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
@@ -239,12 +238,8 @@ def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
 def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | None]:
     """Return how many nodes give a number of cores, and the memory of the smallest node in bytes.
 
-    Nodes that are added later are assumed to be like the present nodes. The memory is None if no
-    node has started.
-
-    Args:
-        labels: Labels that the nodes must have.
-        cpus: The number of cores of all nodes together.
+    Only nodes with these labels are counted. Nodes that are added later are assumed to be like the
+    present nodes. The memory is None if no node has started.
     """
     present = _present_resources(labels)["CPU"]
     count, smallest = working_nodes(labels)
@@ -273,11 +268,7 @@ def map_on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R
 
 
 def max_concurrency(cpus_each: float = TASK_CPUS) -> int:
-    """Return how many tasks can run on the present cluster at the same time.
-
-    Args:
-        cpus_each: The cores of each task.
-    """
+    """Return how many tasks of `cpus_each` cores can run on the present cluster at the same time."""
     import ray
 
     return max(1, min(MAX_TASKS, int(ray.cluster_resources().get("CPU", 1.0) / cpus_each)))  # type: ignore[no-untyped-call]

@@ -43,11 +43,8 @@ def job_stop_wait_s() -> float | None:
 def signal_grace_s(configured_s: float | None = None) -> float:
     """Return how many seconds running work gets to finish after a signal.
 
-    The time is that of the config, or else `SIGNAL_GRACE_S`. For a submitted job, it is no longer
-    than the time after which Ray kills the job.
-
-    Args:
-        configured_s: The setting `grace_s` of the config, or None.
+    The time is `configured_s`, the setting of the config, or else `SIGNAL_GRACE_S`. For a submitted
+    job, it is no longer than the time after which Ray kills the job.
     """
     grace_s = SIGNAL_GRACE_S if configured_s is None else configured_s
     wait_s = job_stop_wait_s()

@@ -26,15 +26,11 @@ ALTERED = 128  # The first grey level above one half.
 
 
 def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
-    """Return a table of masks, each an 8-bit PNG file at the output size of its network.
+    """Return a table of the masks of some members, each an 8-bit PNG file.
 
-    The columns `width` and `height` have the size of the image, to which the mask can be resized. If
-    perturbed views were scored, the table also has the masks of views that do not move pixels. Its
-    column `view` then names the view.
-
-    Args:
-        image_ids: The ids of the members.
-        scored: The results of the members, with their masks.
+    A mask has the output size of its network. The columns `width` and `height` have the size of the
+    image, to which the mask can be resized. If perturbed views were scored, the table also has the
+    masks of views that do not move pixels. Its column `view` then names the view.
     """
     masks_by_view = [
         (None, scored.outputs.get(decision.MASKS)),

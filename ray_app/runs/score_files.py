@@ -65,9 +65,7 @@ class ScoreFile:
     def blocks_of(self, manifest: int, count: int) -> range:
         """Return the numbers of a manifest's blocks whose rows are in the file.
 
-        Args:
-            manifest: The number of the manifest.
-            count: The number of all blocks of the manifest.
+        `count` is the number of all blocks of the manifest.
         """
         if not self.manifest <= manifest <= self.end[0]:
             return range(0)

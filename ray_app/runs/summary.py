@@ -150,11 +150,9 @@ def _days(table: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def merge_counts(earlier: document.RunCounts, later: document.RunCounts) -> document.RunCounts:
-    """Add the counts of two groups of rows. The result is that of `summarise` for all rows together.
+    """Add the counts of some rows, and of the rows that follow them in the run.
 
-    Args:
-        earlier: The counts of the first rows.
-        later: The counts of the rows that follow them.
+    The result is the same as that of `summarise` for all these rows together.
     """
     both = _add_sections(earlier, later)
     if both.second_look is None:
@@ -304,8 +302,7 @@ def _add(name: str, first: Any, second: Any) -> Any:
 def bottleneck(seconds: Mapping[str, float]) -> document.Bottleneck | None:
     """Return the stage that took most of the workers' time, with advice how to make it faster.
 
-    Args:
-        seconds: The seconds of each stage, summed over the workers.
+    `seconds` has the seconds of each stage, summed over the workers.
     """
     busy = {stage: time_s for stage, time_s in seconds.items() if stage != "list"}
     total = sum(busy.values())

@@ -109,8 +109,7 @@ class ScoringLayout:
     def block_plan(self, slots: int) -> BlockPlan:
         """Return how to cut the manifest into blocks for this layout.
 
-        Args:
-            slots: The number of images per batch.
+        `slots` is the number of images per batch.
         """
         # Groups that take turns load as often for a small block as for a large one.
         doubling = BLOCKS_PER_DOUBLING * self.workers if self.groups == 1 else 1
@@ -129,8 +128,7 @@ class ScoringLayout:
     def slowest_block_s(self, worst_gmac: float) -> float:
         """Return the maximum seconds for a block in which every image has the maximum size.
 
-        Args:
-            worst_gmac: The billions of multiply-adds for an image of the maximum size.
+        `worst_gmac` is the number of multiply-adds for such an image, in billions.
         """
         return (
             self.block_members

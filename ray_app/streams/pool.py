@@ -151,12 +151,7 @@ def dataset(
 
 
 def add_pools(steps: Dataset, pools: Sequence[Pool]) -> Dataset:
-    """Return a dataset whose items then pass through further pools.
-
-    Args:
-        steps: The dataset.
-        pools: The pools that follow its last step, in order.
-    """
+    """Return a dataset extended by pools, through which items pass after its last step."""
     for pool in pools:
         steps = steps.map_batches(pool.stage, **pool.options())
     return steps

@@ -123,11 +123,9 @@ def deserialize(table: pa.Table) -> Any:
 
 
 def to_touchstone_error(error: Exception, stage: str) -> TouchstoneError:
-    """Convert an exception of a stage to a TouchstoneError with a hint.
+    """Return an exception of a stage as a TouchstoneError with a hint.
 
-    Args:
-        error: The exception.
-        stage: The name of the stage, for the message.
+    A TouchstoneError is returned unchanged. Otherwise, the message begins with the name of the stage.
     """
     if isinstance(error, TouchstoneError):
         return error
