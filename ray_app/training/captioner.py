@@ -175,7 +175,7 @@ def require_section(config: Recipe) -> Describe:
     """Return the recipe's section `describe`. Raise ConfigError if there is none."""
     if config.describe is None:
         raise ConfigError(
-            f"{config.name}: method describe needs a section describe",
+            f"{config.name}: method describe needs the section `describe`",
             hint="add the section, such as describe: {tier: prefix, architecture: …}",
         )
     return config.describe

@@ -111,7 +111,7 @@ class Initial(Frozen):
     def _has_its_files(self) -> "Initial":
         if (self.start == "pretrained") != bool(self.weights):
             raise ValueError(
-                f"`weights` must be set if start is pretrained, and only then (start: {self.start})"
+                f"`weights` must be set for start pretrained, and not for any other start, got start {self.start}"
             )
         return self
 
@@ -381,7 +381,7 @@ class Describe(Frozen):
         if self.tier != "retrieval" and bool(self.architecture) == bool(self.start):
             raise ValueError(f"tier {self.tier} needs exactly one of `architecture` and `start`")
         if self.tier == "retrieval" and (self.architecture or self.start):
-            raise ValueError("retrieval has no network: remove `architecture` and `start`")
+            raise ValueError("tier retrieval has no network: remove `architecture` and `start`")
         return self
 
 

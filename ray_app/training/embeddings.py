@@ -158,8 +158,8 @@ def read_embeddings(out: Store, split: str) -> Embeddings:
     precisions = sorted({str(block["precision"]) for block in blocks})
     if len(precisions) > 1:
         raise TouchstoneError(
-            f"{out.url}: some features were computed in {precisions[0]} and some in {precisions[1]}",
-            hint=f"delete {FOLDER}/ and run the same command, which computes them again",
+            f"{out.url}/{FOLDER}: some embeddings were computed in {precisions[0]} and some in {precisions[1]}",
+            hint=f"delete {FOLDER}/ and run the same command, which computes all embeddings again",
         )
     vectors, labels, rows = (
         np.concatenate([block[name] for block in blocks]) for name in ("features", "labels", "rows")
@@ -408,8 +408,8 @@ def require_own_weights(job: TrainingJob) -> None:
     config = job.config
     if config.initial.start != "card" or config.card or config.lora:
         raise ConfigError(
-            f"{config.name}: method {config.method} needs embeddings of the unchanged {config.detector}; `initial`, `card` and `lora` change it",
-            hint="remove them, or set `detector` to the card of your own detector",
+            f"{config.name}: method {config.method} needs the unchanged detector {config.detector}, but `initial`, `card`, or `lora` changes it",
+            hint="remove these keys, or set `detector` to the card of your own detector",
         )
 
 

@@ -667,7 +667,7 @@ def _push_to_hub(folder: Path, names: list[str], target: str) -> str:
     match = _HUB.fullmatch(target)
     if match is None:
         raise ConfigError(
-            f"{strip_secrets(target)}: not a repository of models on the hub",
+            f"{strip_secrets(target)}: not a repository of models on the Hugging Face hub",
             hint="use hf://ORGANISATION/NAME",
         )
     try:

@@ -165,7 +165,7 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
     url = config.features or str(Path(folder) / FOLDER)
     if Path(url).is_file():
         raise ConfigError(
-            f"--features {url}: a file, not a folder of features",
+            f"--features {url}: must be a folder, but is a file",
             hint="name a folder; features.npz of version 0.27 and older cannot be read",
         )
     features = FeatureFolder(url, load_backbone_detector(base, config.device))
@@ -218,8 +218,8 @@ def load_backbone_detector(
     """
     if card.family not in HEADS or card.backbone is None:
         raise ConfigError(
-            f"{card.name}: a head needs a card of the families {' and '.join(HEADS)}, this one is of {card.family}",
-            hint="use such a card, for example vfm-pe-l14",
+            f"{card.name}: a head needs a card of the family {' or '.join(HEADS)}, got {card.family}",
+            hint="use another card, for example vfm-pe-l14",
         )
     network = build_network(card)
     _, part = weight_files.list_parts(card)
@@ -258,7 +258,7 @@ def read_labels(path: str, folds: str | None = None) -> list[LabelledImage]:
     if missing := {"uri", "label"} - set(columns):
         raise ConfigError(f"{path}: labels need the column `{min(missing)}`", hint=hint)
     if folds is not None and folds not in columns:
-        raise ConfigError(f"{path}: --folds {folds}: no such column", hint=hint)
+        raise ConfigError(f"{path}: --folds {folds}: the labels have no such column", hint=hint)
     column = folds or next((name for name in GROUPINGS if name in columns), GROUPINGS[0])
     entries = ListEntries(strip_secrets(canonicalize(path)), "uri")
     rows = (row for table in file.tables(columns) for row in table.to_pylist())
@@ -268,7 +268,7 @@ def read_labels(path: str, folds: str | None = None) -> list[LabelledImage]:
     ]
     if len({bool(row.group) for row in labelled}) > 1:
         raise ConfigError(
-            f"{path}: some rows have a {column} and some have none",
+            f"{path}: some rows have a {column}, but others have none",
             hint=f"give every row a {column}, or remove the column",
         )
     return labelled
@@ -278,7 +278,7 @@ def _make_labelled(
     where: str, row: Mapping[str, str | None], entries: ListEntries, column: str
 ) -> LabelledImage:
     if not row["uri"] or row["label"] is None:
-        raise ConfigError(f"{where}: `uri` and `label` are needed, found {row!r}")
+        raise ConfigError(f"{where}: `uri` and `label` must have a value, got {row!r}")
     is_fake = row["label"] == "fake"
     [item] = entries.members([{"uri": row["uri"]}])
     if item.refused is not None:
@@ -334,7 +334,7 @@ def gather_features(
             first = used.setdefault(sha256, row)
             if first.label != row.label:
                 raise ConfigError(
-                    f"{first.uri} and {row.uri} are the same image, labelled both real and fake"
+                    f"{first.uri} and {row.uri} are the same image, but labelled both real and fake: correct one label"
                 )
             if is_new:
                 yield sha256, pixels

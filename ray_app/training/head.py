@@ -197,8 +197,8 @@ def cross_validate_auc(
     folds = split_folds(labels, groups)
     if not folds:
         raise ConfigError(
-            "all images of one class are of one group: no images are left to validate on",
-            hint="label more groups, or none at all",
+            "all images of one class are in one group, so no images are left to validate on",
+            hint="label images of more groups, or remove the column of groups",
         )
     settings = HeadSettings(classifier)
     return [

@@ -84,7 +84,7 @@ def plan_workers(
     if worker_gpus * least > gpus:
         raise ClusterError(
             f"{least} workers need {worker_gpus:g} GPU each, but the cluster has {gpus:g}",
-            hint="use --set workers.count=…, or --set cluster.gpus=… for an autoscaler's maximum",
+            hint="reduce the workers by --set workers.count=…, or state an autoscaler's maximum by --set cluster.gpus=…",
         )
     cpus_each = min(cpus / workers.count, node_cpus)
     loaders = workers.loaders or max(1, int(cpus_each - 1) if worker_gpus else int(cpus_each // 4))
@@ -99,7 +99,7 @@ def plan_workers(
     if total_cpus > cpus or not MIN_WORKER_CPUS <= worker_cpus <= node_cpus:
         raise ClusterError(
             f"{workers.count} workers with {worker_cpus:.2g} CPU and {loaders} loaders each do not fit the cluster's {cpus:g} CPUs",
-            hint="use --set workers.count=… or workers.cpus=… and workers.loaders=…",
+            hint="reduce the requests by --set workers.count=…, workers.cpus=…, or workers.loaders=…",
         )
     return TrainingLayout(
         workers=workers.count,

@@ -32,7 +32,7 @@ def probe(job: TrainingJob) -> None:
     """
     if job.card.family not in HEADS:
         raise ConfigError(
-            f"{job.card.name}: a linear probe needs a card of the families {' and '.join(HEADS)}",
+            f"{job.card.name}: a linear probe needs a card of the family {' or '.join(HEADS)}, got {job.card.family}",
             hint="set method: fine-tune",
         )
     embeddings.compute_embeddings(job, {"train": None}, load_detector=load_frozen_detector)

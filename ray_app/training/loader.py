@@ -407,7 +407,7 @@ def measure_real_images(loader: BatchLoader, count: int, seed: int) -> RealStati
                 sharpnesses.append(sharpness(image))
     if not areas:
         raise ConfigError(
-            f"none of {len(rows)} real images can be read to measure their statistics"
+            f"data.train: none of {len(rows)} real images can be read, but openfake-v1 needs their statistics"
         )
     return RealStatistics(np.array(areas, np.int64), np.array(sharpnesses, np.float64))
 

@@ -40,7 +40,7 @@ def training_card(recipe: Recipe) -> DetectorCard:
     card = load_card(recipe.detector, recipe.card)
     if card.replies:
         raise ConfigError(
-            f"{recipe.name}: {card.name} answers in text, and no method trains such a detector"
+            f"{recipe.name}: {card.name} answers in text, but no method can train such a detector: set another detector"
         )
     if card.preprocessing.shape is None and recipe.method not in PROFILING:
         raise ConfigError(f"{recipe.name}: {card.name} keeps the size of every image, but a batch needs one size",
@@ -150,7 +150,7 @@ def _prepare_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) ->
     network.requires_grad_(True).train()
     if recipe.lora is not None and card.backbone is not None:
         raise ConfigError(
-            f"{recipe.name}: lora: {card.backbone.name} cannot learn, because it is a separate file that other detectors use"
+            f"{recipe.name}: lora: {card.backbone.name} cannot learn, because other detectors share its file: remove lora"
         )
     if recipe.lora is not None:
         add_adapters(network, recipe.lora)

@@ -398,7 +398,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainingResult:
         return TrainingResult(_make_plan(config), is_plan=True)
     if not config.out:
         raise ConfigError(
-            "no directory for the card: --out DIR is missing",
+            "a training needs a directory for its files: --out DIR is missing",
             hint="run touchstone train CONFIG --out DIR",
         )
     out = Store.open(config.out)

@@ -446,7 +446,7 @@ def score_batches(
     )
     if (invalid_rows := rows[~np.isfinite(all_scores)]).size:
         raise TouchstoneError(f"{detector.card.name}: scores of {len(invalid_rows)} images are not finite (row {invalid_rows[0]} first)",
-                              hint="lower optimiser.rate, or set loop.precision to fp32: training diverged")  # fmt: skip
+                              hint="lower optimiser.rate, or set loop.precision to fp32, because training diverged")  # fmt: skip
     pixels = _average_pixel_metrics(pixel_metrics) if pixel_metrics else None
     return ScoredRows(
         rows, labels, all_scores.astype(np.float64), unreadable, pixels, reasons, odd_masks

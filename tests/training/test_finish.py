@@ -93,7 +93,7 @@ def test_push_rejects_what_is_not_a_repository(folder, hub, target):
 
 def test_push_rejects_a_folder_without_a_card(folder, tmp_path):
     (folder / "card.yaml").unlink()
-    with pytest.raises(ConfigError, match=r"no card\.yaml"):
+    with pytest.raises(ConfigError, match=r"nothing to push, because none of card\.yaml"):
         push(folder, str(tmp_path / "there"))
     assert not (tmp_path / "there").exists()
 
