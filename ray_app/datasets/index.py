@@ -384,7 +384,7 @@ def read_index(path: str) -> pa.Table:
     store = Store.open(path)
     if not has_index(store) or read_info(store) is None:
         raise ConfigError(
-            f"{store.url}: no index",
+            f"{store.url}: there is no index, or it is not complete",
             hint="make one by touchstone data index SOURCE --layout NAME --out DIR",
         )
     return pa.concat_tables(
@@ -412,7 +412,8 @@ def read_info(store: Store) -> IndexInfo | None:
         fields = None
     if not isinstance(fields, dict) or "digest" not in fields:
         raise ConfigError(
-            f"{store.url}/index.json is not an index of Touchstone", hint="give another --out"
+            f"{store.url}/index.json is not an index of Touchstone",
+            hint="give another --out directory",
         )
     if fields.get("format") != _FORMAT:
         raise ConfigError(
@@ -626,8 +627,8 @@ def list_indexes(source: DatasetSource) -> Sequence[str]:
         info = read_info(Store.open(path))
         if info is not None and (missing := set(source.hashes) - set(info.hashes)):
             raise ConfigError(
-                f"{path}: an index without {', '.join(sorted(missing))}",
-                hint="make it again by touchstone data index … --hash sha256,phash",
+                f"{path}: an index without {', '.join(sorted(missing))}, which the source's hashes require",
+                hint="make it again by touchstone data index … --hash sha256,phash, or remove hashes",
             )
     return indexes
 
@@ -704,7 +705,7 @@ def require_names(
             if names
             else "leave it out, because the rows have none"
         )
-        raise ConfigError(f"{', '.join(source.at)}: no {kind} '{name}'", hint=hint)
+        raise ConfigError(f"{', '.join(source.at)}: no image has the {kind} '{name}'", hint=hint)
 
 
 def _is_in(column: pa.Array, values: Sequence[str]) -> npt.NDArray[np.bool_]:

@@ -400,12 +400,12 @@ def _make_epochs(
     shuffle = Shuffle(seed, sampling.window, sampling.run)
     if sampling.classes != "natural" or sampling.generators != 1:
         if sampling.twins:
-            raise ConfigError("sampling.twins has as many real as fake images and allows no other fractions",
+            raise ConfigError("sampling.twins pairs real and fake images, so sampling.classes must be natural and sampling.generators 1",
                               hint="set classes to natural and generators to 1, or twins to false")  # fmt: skip
         return MixedSampler.from_table(rows, sampling, shuffle)
     if sampling.epoch_rows is not None:
-        raise ConfigError("sampling.epoch_rows cannot be set with natural fractions, because an epoch is every row once",
-                          hint="remove it; set loop.steps and validation.every to count in steps")  # fmt: skip
+        raise ConfigError("sampling.epoch_rows cannot be set with natural fractions, because an epoch then has every row once",
+                          hint="remove sampling.epoch_rows, and set loop.steps and validation.every to count in steps")  # fmt: skip
     return (
         PairedSampler.from_table(rows, shuffle)
         if sampling.twins

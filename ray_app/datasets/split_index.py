@@ -97,7 +97,7 @@ def split_index(
     rows = _read(original)
     if original.url == out.url:
         raise ConfigError(
-            f"{out.url}: a split cannot replace its own index",
+            f"{out.url}: --out must not be the index that is divided",
             hint="give another --out",
         )
     info = index.read_info(original)
@@ -293,7 +293,7 @@ def _read(store: Store) -> pa.Table:
     """Read `image_id` and `input` of all rows."""
     if not index.has_index(store) or index.read_info(store) is None:
         raise ConfigError(
-            f"{store.url}: no index",
+            f"{store.url}: there is no index, or it is not complete",
             hint="make one by touchstone data index SOURCE --layout NAME --hash sha256,phash --out DIR",
         )
     return pa.concat_tables(
@@ -323,7 +323,7 @@ def _pin_rows(rows: pa.Table, config: SplitConfig) -> Parts:
             name for name in config.keep if not (own_splits == SPLITS.index(name)).any()
         ]:
             raise ConfigError(
-                f"{config.at}: no split '{missing[0]}' to keep",
+                f"{config.at}: --keep {missing[0]}: the index has no such split",
                 hint="remove it from --keep, or index a source that names its splits",
             )
         pins = np.where(np.isin(own_splits, kept_codes), own_splits, pins).astype(np.int8)
@@ -343,7 +343,7 @@ def _refuse_empty(split_codes: Parts, config: SplitConfig) -> None:
     for code, (name, fraction) in enumerate(zip(SPLITS, config.shares, strict=False)):
         if fraction > 0 and not (split_codes == code).any():
             raise ConfigError(f"{config.at}: no group falls into {name}, for which {fraction:.0%} was requested",
-                              hint="request a larger fraction, fewer kinds of --by, or --even: there are too few groups")  # fmt: skip
+                              hint="request a larger fraction, fewer kinds of --by, or --even, because there are too few groups")  # fmt: skip
 
 
 def _count_distribution(

@@ -99,8 +99,8 @@ def require_sources(data: config.Data) -> None:
     for name in ("train", "validation"):
         if not getattr(data, name):
             raise ConfigError(
-                f"data.{name}: no source is given",
-                hint="add a source; validation: {groups: 0.1} holds out a tenth of all groups",
+                f"data.{name}: no source is set",
+                hint="add a source; for validation, {groups: 0.1} holds out a tenth of all groups",
             )
 
 
@@ -142,7 +142,7 @@ def _divide(rows: pa.Table, data: config.Data) -> tuple[Parts, npt.NDArray[np.ob
     ]
     if sum(fractions) >= 1:
         raise ConfigError(
-            f"data: held-out fractions of groups must be below 1 together, got {sum(fractions):g}"
+            f"data: the sum of validation.groups and test.groups must be below 1, got {sum(fractions):g}"
         )
     keys = group_keys(rows)
     parts = split(keys, None, [*fractions, 1 - sum(fractions)], _SEED)
@@ -206,7 +206,9 @@ def _refuse_test_rows(validation: pa.Table, data: config.Data) -> None:
 def _refuse_one_class(name: str, table: pa.Table, *, allowed: bool) -> None:
     is_fake = fakes(table)
     if not len(table):
-        raise ConfigError(f"data.{name}: no images are left for this split")
+        raise ConfigError(
+            f"data.{name}: the split has no images; check its sources and the held-out parts"
+        )
     if not allowed and (is_fake.all() or not is_fake.any()):
         raise ConfigError(f"data.{name}: all {len(table)} images are {'fake' if is_fake.all() else 'real'}",
                           hint="hold out groups, too, which have real images: {generators: […], groups: 0.1}")  # fmt: skip

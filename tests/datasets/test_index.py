@@ -277,8 +277,12 @@ class TestSources:
         names = [sorted(row["uri"][-5:-4] for row in table.to_pylist()) for table in found]
         assert names == [["1", "2", "3"], ["1", "2", "4", "5"], ["4", "5"]]
         for wrong, said, hint in [
-            ({"split": "c"}, "no split 'c'", "use one of a, b"),
-            ({"generators": ("sdxi",)}, "no generator 'sdxi'", "try a similar name: sdxl"),
+            ({"split": "c"}, "no image has the split 'c'", "use one of a, b"),
+            (
+                {"generators": ("sdxi",)},
+                "no image has the generator 'sdxi'",
+                "try a similar name: sdxl",
+            ),
         ]:
             with pytest.raises(ConfigError, match=said) as raised:
                 index_source(folders.model_copy(update=wrong), store)

@@ -105,7 +105,12 @@ def test_step_does_not_depend_on_process_order_or_workers(sampling):
         (pairs(10), Sampling(twins=True), 9, "batch must be even"),
         (pairs(10), Sampling(twins=True), 8, "3 workers of twins"),
         (pairs(10), Sampling(epoch_rows=5), 3, "cannot be set with natural fractions"),
-        (pairs(10), Sampling(twins=True, classes="balanced"), 6, "as many real as fake images"),
+        (
+            pairs(10),
+            Sampling(twins=True, classes="balanced"),
+            6,
+            "sampling.classes must be natural",
+        ),
         (pairs(10), Sampling(twins=True, generators=0), 6, "twins"),
         (pairs(1).slice(0, 0), Sampling(), 3, "no images"),
         (bare(["real", "maybe"], ["a", "b"], [None] * 2), BALANCED, 3, "found 'maybe'"),

@@ -174,7 +174,7 @@ def test_impossible_division_is_refused(tmp_path):
     for wrong, said in [
         ({"hold_out": ("flax",)}, "held-out generator 'flax'"),
         ({"hold_out": ("flux",)}, "all generators are held out"),
-        ({"out": at}, "cannot replace its own index"),
+        ({"out": at}, "--out must not be the index"),
         ({"at": str(tmp_path / "nothing")}, "no index"),
         ({"at": tiny}, "no group falls into validation"),
     ]:

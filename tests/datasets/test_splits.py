@@ -183,7 +183,7 @@ def held(**validation) -> dict:
         (
             held(groups=0.5) | {"test": HeldOut(groups=0.5)},
             prompts(9, "a"),
-            "held-out fractions of groups must be below 1",
+            "the sum of validation.groups and test.groups must be below 1",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

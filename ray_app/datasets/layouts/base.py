@@ -256,7 +256,7 @@ class LabelColumns(DatasetLayout):
             if self.root is None:
                 raise make_contradiction(
                     item,
-                    f"the mask '{uri}' is a relative path, which needs its folder as arguments.root",
+                    f"the mask '{uri}' is a relative path, but arguments.root does not set its folder",
                 )
             uri = join_path(redact(self.root), uri)
         # A root that the user sets allows masks outside of the archive. Local masks must be below
@@ -420,7 +420,7 @@ def read_json(path: str) -> Any:
     try:
         return json.loads(Fetcher(signed=[path]).fetch(redact(path), "", _MAX_BYTES))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{redact(path)}: not JSON: {error}") from None
+        raise ConfigError(f"{redact(path)}: not a valid JSON file: {error}") from None
     except InputError as error:
         raise ConfigError(f"{redact(path)}: {error.detail}") from None
 

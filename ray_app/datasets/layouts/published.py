@@ -102,7 +102,8 @@ class OpenFakeCsv(base.ListedLayout):
             path, where = row.get("file_name") or row.get("filename"), f"{file}, row {number}"
             if not path:
                 raise ConfigError(
-                    f"{where}: no filename or file_name", hint=f"rename one of {', '.join(row)}"
+                    f"{where}: no value in a column 'filename' or 'file_name'",
+                    hint=f"give every row a name; the columns are {', '.join(row)}",
                 )
             folder = f"{row['typ']}/" if "typ" in row and "/" not in path else ""
             self._add(
@@ -156,7 +157,7 @@ class OpenFakeOod(base.DatasetLayout):
             return None
         if base.FOLDER_LABELS.get(base.get_path(item).split("/")[-2].lower()) == "real":
             raise base.make_contradiction(
-                item, "in a folder of real images, but this set has only fakes"
+                item, "is in a folder of real images, but this set has only fakes"
             )
         return Labels("fake", self.generator)
 
@@ -171,7 +172,7 @@ def _read_labels(row: Mapping[str, Any], path: str, split: str | None, where: st
     if label == "fake" and (model is None or model.lower() == "real"):
         raise ConfigError(
             f"{where}: labelled {value!r}, but its model is {model!r}",
-            hint="set the model of every fake",
+            hint="set the model of every fake to its generator",
         )
     generator = (
         str(model)
@@ -225,7 +226,7 @@ class ImdlbencoJson(base.ListedLayout):
                 and all(isinstance(item, str) and item for item in entry)
             ):
                 raise ConfigError(
-                    f"{file}: {str(entry)[:100]} is not [image, mask]",
+                    f"{file}: {str(entry)[:100]} is not a pair [image, mask]",
                     hint='write a list of such pairs; the mask "Negative" means a real image',
                 )
             image, mask = entry
@@ -275,7 +276,7 @@ class ImdlbencoFolder(base.DatasetLayout):
                 continue
             if item.place is not None:
                 raise ConfigError(
-                    f"{item.uri}: masks inside an archive cannot be referred to",
+                    f"{item.uri}: masks must be files, but these are inside an archive",
                     hint="unpack the archive",
                 )
             stem = name.rpartition(".")[0].removesuffix(self.mask_suffix if kind == "Gt" else "")
@@ -284,7 +285,7 @@ class ImdlbencoFolder(base.DatasetLayout):
             )
             if path != base.get_path(item):
                 raise ConfigError(
-                    f"{parent}/{kind}: {parent}/{stem} exists twice, as [{path}] and as [{base.get_path(item)}]"
+                    f"{parent}/{kind}: two files have the name {stem}: {path} and {base.get_path(item)}"
                 )
         if not images:
             raise ConfigError(
@@ -460,10 +461,12 @@ class OpenSdi(base.DatasetLayout):
             raise base.make_contradiction(item, f"its label is {label}, but its key is '{key}'")
         mask = base.get_text(item.input, "mask_uri") if label == "fake" else None
         if mask is not None and not may_name(item.uri, item.member, mask):
-            raise base.make_contradiction(item, f"its mask is outside of the table, at {mask}")
+            raise base.make_contradiction(
+                item, f"its mask must be in the same table, but is at {mask}"
+            )
         if label == "fake" and parts[0] == "partial" and mask is None:
             raise base.make_contradiction(
-                item, f"the key '{key}' means that a part is altered, but there is no mask"
+                item, f"the key '{key}' means that a part is altered, but the row has no mask"
             )
         part = self._part(item)
         split = "train" if part == "plus" else part
@@ -595,7 +598,7 @@ class Dflip(base.ListedLayout):
 def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
     label, family = parse_label(record.get("is_fake"), f"{where}, is_fake"), record.get("family_id")
     if (label == "real") != (family is None):
-        facts = f"is_fake is {record.get('is_fake')!r} and family_id {family!r}"
+        facts = f"is_fake {record.get('is_fake')!r} contradicts family_id {family!r}"
         raise ConfigError(f"{where}: {facts}", hint="set family_id of fakes, and only of fakes")
     if family is not None and not (isinstance(family, int) and 0 <= family < len(FAMILIES_V2)):
         raise ConfigError(

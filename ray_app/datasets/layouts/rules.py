@@ -80,8 +80,8 @@ class PathRules(base.DatasetLayout):
         if self.others == "skip":
             return None
         raise ConfigError(
-            f"{base.describe_member(item)}: matches none of the layout's paths",
-            hint=f"leave it out by --exclude, or use the paths {', '.join(rule.path for rule in self.rules)}",
+            f"{base.describe_member(item)}: the path matches no rule of the layout",
+            hint=f"leave the file out by --exclude, or use one of the paths {', '.join(rule.path for rule in self.rules)}",
         )
 
 
@@ -120,7 +120,8 @@ class TableRules(base.ListedLayout):
                 if name is not None and name not in row
             ]:
                 raise ConfigError(
-                    f"{where}: no column '{missing[0]}'", hint=f"use one of {', '.join(row)}"
+                    f"{where}: no column '{missing[0]}'",
+                    hint=f"set the argument of the layout to one of {', '.join(row)}",
                 )
             term = str(row[self.label]).strip()
             if term in self.unknown:
@@ -186,7 +187,7 @@ def _iter_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         return ((f"{file}, row {number}", row) for number, row in base.read_rows(path))
     content = base.read_json(path)
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-        raise ConfigError(f"{file}: not a list of objects")
+        raise ConfigError(f"{file}: the JSON is not a list of objects")
     return ((f"{file}, object {number}", row) for number, row in enumerate(content))
 
 

@@ -25,7 +25,7 @@ def test_imdlbenco_json(tmp_path):
     [[["a.jpg"]], [["a.jpg", 1]], {"a": "b"}, [["a.jpg", "m.png"], ["a.jpg", "Negative"]]],
 )
 def test_imdlbenco_json_refuses(tmp_path, content):
-    with pytest.raises(ConfigError, match=r"is not \[image, mask\]|is listed twice"):
+    with pytest.raises(ConfigError, match=r"is not a pair \[image, mask\]|is listed twice"):
         make_layout("imdlbenco-json", {"file": str(write_json(tmp_path / "x.json", content))})
 
 

@@ -35,7 +35,7 @@ def test_opensdi(tmp_path):
     [
         ("partial/sd2/fake/1.jpg", 0, True, "its label is real"),
         ("entire/sd2/real/1.jpg", 1, False, "its label is fake"),
-        ("partial/sd2/fake/1.jpg", 1, False, "but there is no mask"),
+        ("partial/sd2/fake/1.jpg", 1, False, "but the row has no mask"),
         ("sd2/fake/1.jpg", 1, True, "is not partial|entire/GENERATOR/real|fake/FILE"),
     ],
 )
