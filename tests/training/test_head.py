@@ -114,7 +114,7 @@ def test_validation_rejects_too_few_images(real, fake, said):
 def test_validation_rejects_a_label_of_one_group():
     features, labels = clouds()
     groups = ["a" if label else f"b{index}" for index, label in enumerate(labels)]
-    with pytest.raises(ConfigError, match="of one group"):
+    with pytest.raises(ConfigError, match="in one group"):
         cross_validate_auc(features, labels, groups=groups)
 
 

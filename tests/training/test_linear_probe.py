@@ -64,5 +64,5 @@ def test_head_is_fitted_to_features_of_every_row_once(labelled, tmp_path):
 
 def test_linear_probe_rejects_another_family(labelled, tmp_path):
     given = config(labelled, method="linear-probe", out=str(tmp_path / "other"))
-    with pytest.raises(ConfigError, match="families clip-linear and frozen-linear"):
+    with pytest.raises(ConfigError, match="family clip-linear or frozen-linear"):
         train(given)
