@@ -221,7 +221,7 @@ def missing_column_error(where: str, name: str, names: Sequence[str]) -> ConfigE
         names: The columns of the table.
     """
     return ConfigError(
-        f"{where}: no column '{name}'",
+        f"{where}: the table has no column '{name}'",
         hint=f"name one of its columns: {', '.join(names) or 'none'}",
     )
 

@@ -164,7 +164,7 @@ class TableStream:
         self._buffered: list[pa.Table] = []
 
     def take(self, count: int) -> pa.Table:
-        """Return the next `count` rows, which must exist."""
+        """Return the next `count` rows. At least this number of rows must remain."""
         table = self.up_to(count)
         assert table is not None, "the tables end before their rows do"
         assert len(table) == count, "the tables end before their rows do"

@@ -162,7 +162,7 @@ class IdTable:
             return _collect_chosen(db, files)
 
     def vanished(self) -> members.Ids:
-        """Return the sorted ids of earlier manifests that are not among the listed members."""
+        """Return the sorted ids of members of earlier manifests that are not listed now."""
         with _database_errors():
             ids: members.Ids = (
                 self._db.sql(_SELECT_VANISHED).to_arrow_table()["image_id"].to_numpy()
@@ -170,7 +170,7 @@ class IdTable:
         return ids
 
     def keep_new(self) -> None:
-        """Add the new ids to the known ids, once their manifest or portion is complete."""
+        """Add the new members' ids to the known ids. Call this when the manifest is complete."""
         with _database_errors():
             [(count,)] = self._db.execute(_ADD_TO_KNOWN).fetchall()
         self._known_count += count

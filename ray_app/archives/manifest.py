@@ -173,7 +173,7 @@ class BlockRef:
 
     @property
     def place(self) -> tuple[int, int]:
-        """The number of the manifest and the number of the block, which identify it in a run."""
+        """The numbers of the manifest and of the block, which identify the block in a run."""
         return self.manifest, self.block
 
 
@@ -258,12 +258,12 @@ class BlockList(Sequence[BlockRef]):
 
 
 def get_folder(number: int, portion: int | None = None) -> str:
-    """Return the folder of a manifest, or of one of its portions, relative to the run."""
+    """Return the folder of a manifest or portion, relative to the run directory."""
     return f"manifest/{number}" if portion is None else f"manifest/{number}/{portion:05d}"
 
 
 def path_in(number: int, name: str, portion: int | None = None) -> str:
-    """Return the path of a file of a manifest, or of one of its portions, relative to the run.
+    """Return the path of a file of a manifest or portion, relative to the run directory.
 
     Args:
         number: The number of the manifest.
@@ -531,7 +531,7 @@ def read_table(store: Store, path: str) -> pa.Table:
 
 
 def to_parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
-    """Return a table as the bytes of a Parquet file, with `row_group` rows per row group."""
+    """Return a table as the content of a Parquet file, with `row_group` rows per row group."""
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", row_group_size=row_group, use_dictionary=False)
     return file.getvalue()

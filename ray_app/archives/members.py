@@ -62,7 +62,7 @@ class RefusedMember:
 
 @dataclass(frozen=True, slots=True)
 class ListedMember:
-    """One encoded file as its source lists it.
+    """One file as its source lists it: a file of the source, or a member of a container.
 
     Attributes:
         uri: The file, or the container that holds it.
@@ -111,7 +111,7 @@ class UnreadableFolder(ListedMember):
 
     @classmethod
     def for_reason(cls, uri: str, reason: InputError) -> "UnreadableFolder":
-        """Create the member that represents the folder at `uri`, closed for `reason`."""
+        """Create the member for the folder at `uri`, which cannot be listed because of `reason`."""
         return cls(
             uri,
             None,
@@ -293,7 +293,7 @@ R = TypeVar("R")
 
 
 class MapFunction(Protocol):
-    """A function that applies a picklable function to items and yields the results in order."""
+    """The type of functions that apply a picklable function to items, in any processes."""
 
     def __call__(
         self, function: Callable[[T], R], items: Iterable[T], /

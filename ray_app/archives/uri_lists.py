@@ -216,7 +216,7 @@ def _csv_rows(file: Any, uri_list: UriList, delimiter: str = ",") -> Rows:
         if len(set(names)) < len(names) or "" in names:
             raise ConfigError(
                 f"{uri_list.uri}: its first line must name each column once",
-                hint=f"found: {', '.join(names)}",
+                hint=f"give each column a different name; found: {', '.join(names)}",
             )
         return [uri_list.find_uri_column(names), *_TEXT_COLUMNS]
 

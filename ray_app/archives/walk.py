@@ -225,7 +225,7 @@ class ArchiveWalker:
 
     @property
     def files(self) -> list[raw_listing.RawFile]:
-        """The raw files since the last portion, in the order of a single listing."""
+        """The raw files with members listed since the last portion, in the listing's order."""
         return [file for _, file in sorted(self._files, key=lambda ordered_file: ordered_file[0])]
 
     @property

@@ -91,7 +91,7 @@ class ImageFileFacts:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One decoded image.
+    """The RGB pixels of one decoded image, with the facts of its file.
 
     Attributes:
         pixels: The pixels, loaded, in mode RGB. EXIF orientation is not applied, and the file's

@@ -409,7 +409,7 @@ class Tiff:
         self._entry = struct.Struct(self._order + ("HHQ8s" if self._is_big else "HHI4s"))
 
     def directory(self, offset: int | None = None) -> dict[int, TiffEntry]:
-        """Return the tags of the first page, or of the directory at `offset`."""
+        """Return the tags of the first page, or of the directory at `offset`, by number."""
         start, end = self._span(self._first if offset is None else offset)
         entries = self._entry.iter_unpack(self._data[start:end])
         return {tag: TiffEntry(kind, count, inline) for tag, kind, count, inline in entries}

@@ -91,7 +91,7 @@ class PnmFile(PpmImageFile):
             self.info[BIT_DEPTH] = 16
 
     def load(self) -> Any:
-        """Decode the image, if it is not decoded yet.
+        """Decode the pixels of the image, if they are not decoded yet.
 
         Raises:
             OSError: Samples are missing.

@@ -81,7 +81,10 @@ _serial = itertools.count()
 
 
 class ImageLimits(Frozen):
-    """Intake limits. All are checked from sizes and headers before any pixel is decoded."""
+    """Limits on the images that are accepted, by default the limits of the endpoint.
+
+    All limits are checked from file sizes and headers before any pixel is decoded.
+    """
 
     max_bytes: int = Field(
         default=32 * 1024**2,
@@ -261,7 +264,7 @@ def worst_bytes(limits: ImageLimits) -> int:
 
 
 def estimate_demand(image: ImageFile, data: bytes, format_name: str) -> DecodeCost:
-    """Estimate the cost of decoding an image that is open and not decoded yet.
+    """Estimate the memory and pixels of decoding an image that is open but not decoded yet.
 
     Args:
         image: The open image.

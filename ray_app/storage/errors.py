@@ -131,7 +131,7 @@ class ObjectChangedError(OSError):
 
 
 class ShortReadError(OSError):
-    """A response with fewer bytes than the store announced."""
+    """The error for a response without all bytes that the store announced."""
 
 
 def require_version(listed: str, current: str) -> None:

@@ -75,7 +75,7 @@ def read_ahead(
 
 
 class Fetchable(Protocol):
-    """A member that a `Fetcher` can read."""
+    """The attributes of a file or container that a `Fetcher` can read."""
 
     @property
     def uri(self) -> str:
@@ -254,7 +254,7 @@ class Fetcher:
         return read_ahead(jobs, depth_bytes=depth_bytes, threads=self._count_threads(uri))
 
     def size(self, uri: str, version: str) -> int:
-        """Return the size of an object in bytes.
+        """Return the size of an object in bytes, as its store states it.
 
         Raises:
             SourceError: The size cannot be read, or the store does not state it.

@@ -51,7 +51,7 @@ class Guard:
         return cls(frozenset(filter(None, map(_get_origin, urls))), allow_private)
 
     def merge(self, other: "Guard") -> "Guard":
-        """Return the guard that allows all servers of both guards."""
+        """Return a guard that allows the servers that either of the two guards allows."""
         return Guard(self.named | other.named, self.allow_private or other.allow_private)
 
     def trusts(self, url: str) -> bool:

@@ -72,7 +72,7 @@ class Holder:
         return self.machine == host_identity() and not is_running(self.pid, self.started)
 
     def encode(self) -> bytes:
-        """Return the content of a lease file."""
+        """Return the content of the lease file for this holder."""
         return json.dumps(asdict(self)).encode()
 
 
@@ -136,7 +136,7 @@ class Lease:
         self.release()
 
     def acquire(self) -> None:
-        """Claim the directory, and keep the claim alive.
+        """Claim the directory, and start the heartbeat that renews the claim.
 
         Raises:
             IdentityError: Another process holds the directory and is alive.

@@ -35,7 +35,7 @@ _CGROUP_CPU, _CGROUP_CPU_V1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgro
 
 
 def node_memory() -> int:
-    """Return the memory of this machine in bytes, or the limit of this container if it has one."""
+    """Return the memory in bytes that this machine has, or that its container may use."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _CGROUP_LIMITS:
         with suppress(OSError, ValueError):

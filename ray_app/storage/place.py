@@ -82,7 +82,7 @@ class Backend(Protocol):
             length: The number of bytes. Fewer are returned only if the file ends. None reads to the
                 end.
             version: The expected version.
-            max_bytes: Maximum size of a file that is read whole.
+            max_bytes: The maximum size of a file that is read as a whole.
             timeout_s: Seconds for the attempt.
 
         Raises:
@@ -105,11 +105,11 @@ class Backend(Protocol):
         """Return whether a file exists."""
 
     def copy_to(self, path: str, target: Path, *, timeout_s: float) -> None:
-        """Copy a file of any size to a file on this machine.
+        """Copy a file of any size to a local file.
 
         Args:
             path: The file.
-            target: The file on this machine.
+            target: The path of the local file.
             timeout_s: Seconds for the attempt.
         """
 
@@ -127,7 +127,7 @@ class Backend(Protocol):
 
         Args:
             path: The file.
-            source: The file on this machine.
+            source: The path of the local file.
             timeout_s: Seconds for the attempt.
         """
 

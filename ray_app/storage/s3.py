@@ -383,7 +383,7 @@ def get_range(
 
 
 def head(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any]:
-    """Return the response to a HEAD request for an object, with its size and ETag.
+    """Return the response to a HEAD request for an object, which has its size and ETag.
 
     Args:
         bucket: The bucket.

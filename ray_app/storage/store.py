@@ -64,7 +64,7 @@ class Store:
         return cls(url)
 
     def subdir(self, folder: str) -> "Store":
-        """Return the store for a folder of this store."""
+        """Return a store whose root is a folder of this store. No request is made."""
         return Store(join(self._root, folder), self._retrier)
 
     def __reduce__(self) -> tuple[object, ...]:

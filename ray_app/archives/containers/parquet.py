@@ -383,7 +383,7 @@ def _check_ratio(container: Container, file: pq.ParquetFile) -> RefusedMember | 
     ):
         return RefusedMember(
             Status.IMAGE_TOO_LARGE,
-            f"a table of {container.size_bytes} bytes unpacks to {unpacked}, more than container_limits.max_ratio ({container.limits.max_ratio:g}) allows",
+            f"{container.size_bytes} bytes unpack to {unpacked}, more than container_limits.max_ratio ({container.limits.max_ratio:g}) allows",
         )
     return None
 

@@ -160,7 +160,7 @@ class _HeaderReader:
         self._padding_left = _MAX_PADDING
 
     def read_next(self, offset: int) -> Header | None:
-        """Return the first header at or after `offset`; None if no header follows the zeros there."""
+        """Return the first header at or after `offset`; None if only zeros are there."""
         self._stream.seek(offset)
         begin = offset
         extended: dict[str, str] = {}

@@ -77,7 +77,7 @@ class ProvenancePolicy(Frozen):
 
 
 class ProvenanceConfig(Frozen):
-    """Whether and how a file's statements about its origin are read.
+    """The settings for reading a file's statements about its origin.
 
     The statements are shown with a score and never change it.
     """

@@ -302,7 +302,7 @@ class MetadataBlocks:
 
     @property
     def left_bytes(self) -> int:
-        """The number of bytes that can still be added."""
+        """The number of bytes of metadata that can still be added to the blocks."""
         return self.max_bytes - self._taken_bytes
 
     def note_unread(self, description: str) -> None:
