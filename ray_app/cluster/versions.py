@@ -64,7 +64,8 @@ def require_nodes(address: str) -> None:
             else f"node {node} has"
         )
         raise ClusterError(
-            f"cannot use the Ray cluster at {address}: {subject} {f'{kind} {version}' if version else f'no {kind}'}, this is {kind} {local_version}",
+            f"cannot use the Ray cluster at {address}: {subject} {f'{kind} {version}' if version else f'no {kind}'}, "
+            f"but this process has {kind} {local_version}",
             hint=_ONE_TOUCHSTONE
             if kind == "Touchstone"
             else f"give all nodes one version, or {_ON_THE_CLUSTER}",
@@ -78,7 +79,7 @@ def require_same(driver_version: str) -> None:
     """
     if driver_version != __version__:
         raise ClusterError(
-            f"node {platform.node()} has Touchstone {__version__}, the run's driver {driver_version}",
+            f"node {platform.node()} has Touchstone {__version__}, but the run's driver has {driver_version}",
             hint=_ONE_TOUCHSTONE,
         )
 

@@ -271,8 +271,8 @@ class Declarations(Section):
         declared: Rows of files that declare themselves generated, per verdict.
         undeclared: Rows of all other files, per verdict.
         c2pa: Rows per state of the file's C2PA manifest.
-        signers: Rows with a sound C2PA manifest, by the trust list that contains its signer. Two more
-            keys count signers in none of the checked lists, and signers without a check.
+        signers: Rows with a sound C2PA manifest, by a text on its signer: which trust list contains
+            the signer, which checked lists do not, or that no list was checked.
     """
 
     stated: int = 0

@@ -29,8 +29,8 @@ _ALIGNMENT = 64  # Bytes. NumPy and torch work best with buffers that are aligne
 MAX_DEATHS = 3
 WORKER_LOGS_HINT = "run the same command again to resume; worker logs are in the Ray session folder"
 OUT_OF_MEMORY_HINT = (
-    "use fewer processes per machine: --set cluster.workers=… resumes; "
-    "smaller batches (--set batch_slots=…) need less memory, too, but a new --out, since they belong to the run's identity"
+    "run the same command again with fewer processes, --set cluster.workers=…, to resume; "
+    "smaller batches (--set batch_slots=…) also need less memory, but require a new --out"
 )
 
 

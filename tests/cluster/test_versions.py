@@ -64,7 +64,7 @@ def test_equal_nodes_and_none_are_accepted(monkeypatch):
 def test_nodes_of_other_versions_are_named_with_the_fix(monkeypatch):
     error = told(monkeypatch, OWN, OWN._replace(touchstone="0.11.0"), OWN)
     assert error.message.endswith(
-        f"head:6379: node 10.0.0.1 has Touchstone 0.11.0, this is Touchstone {__version__}"
+        f"head:6379: node 10.0.0.1 has Touchstone 0.11.0, but this process has Touchstone {__version__}"
     )
     assert "ray up cluster.yaml" in error.hint
     assert "ray job submit --working-dir ." in error.hint
@@ -81,7 +81,7 @@ def test_nodes_of_other_versions_are_named_with_the_fix(monkeypatch):
 
 def test_worker_of_another_version_refuses_its_blocks():
     versions.require_same(__version__)
-    with pytest.raises(ClusterError, match=r"the run's driver 0\.11\.0") as caught:
+    with pytest.raises(ClusterError, match=r"the run's driver has 0\.11\.0") as caught:
         versions.require_same("0.11.0")
     assert "ray up cluster.yaml" in caught.value.hint
 
@@ -115,4 +115,4 @@ def test_late_node_of_another_version_is_named(tmp_path):
     finally:
         kill_family(nodes.process)
     assert (code, said) == (1, [])
-    assert "has Touchstone 0.11.0, this is Touchstone" in errors
+    assert "has Touchstone 0.11.0, but this process has Touchstone" in errors
