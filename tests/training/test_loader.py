@@ -139,7 +139,7 @@ def test_images_of_several_sizes_make_no_batch(tmp_path):
 
 def test_masks_cannot_follow_a_resize_of_the_short_side(tmp_path):
     short = Preprocessing(resize={"mode": "short_side", "size": 8})
-    with pytest.raises(ConfigError, match="resize.mode short_side cannot resize masks"):
+    with pytest.raises(ConfigError, match=r"resize\.mode short_side cannot resize masks"):
         loader_of(rows_in(tmp_path), short, masks=True)
 
 
