@@ -383,7 +383,7 @@ def _check_ratio(container: Container, file: pq.ParquetFile) -> RefusedMember | 
     ):
         return RefusedMember(
             Status.IMAGE_TOO_LARGE,
-            f"{container.size_bytes} bytes unpack to {unpacked}, more than container_limits.max_ratio ({container.limits.max_ratio:g}) allows",
+            f"{container.size_bytes} bytes unpack to {unpacked}, over container_limits.max_ratio ({container.limits.max_ratio:g})",
         )
     return None
 
@@ -425,11 +425,11 @@ class _Table:
             size: The bytes that further cells unpack to.
 
         Raises:
-            InputError: The total exceeds `max_ratio`.
+            InputError: The total exceeds `container_limits.max_ratio`.
         """
         self._unpacked_bytes += size
         if self._unpacked_bytes > max(_ALWAYS_ALLOWED_BYTES, self._size * self._ratio):
-            reason = f"{self._size} bytes unpack to {self._unpacked_bytes} bytes of rows, over max_ratio ({self._ratio:g}); further rows are not read"
+            reason = f"{self._size} bytes unpack to {self._unpacked_bytes} bytes of rows, over container_limits.max_ratio ({self._ratio:g}); further rows are not read"
             raise InputError(
                 Status.IMAGE_TOO_LARGE,
                 reason,

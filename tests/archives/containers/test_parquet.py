@@ -555,5 +555,5 @@ def test_parquet_text_of_all_rows_is_listed_up_to_the_ratio(tmp_path):
     *items, last = listed(path, path.read_bytes(), limits=limits)
     assert pa.default_memory_pool().max_memory() - before < 100e6
     assert (last.member, last.refused.status) == (None, Status.IMAGE_TOO_LARGE)
-    assert "max_ratio (50)" in last.refused.detail
+    assert "over container_limits.max_ratio (50)" in last.refused.detail
     assert len(items) * len(text) <= max(64 << 20, 50 * path.stat().st_size)
