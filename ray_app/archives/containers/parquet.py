@@ -429,7 +429,10 @@ class _Table:
         """
         self._unpacked_bytes += size
         if self._unpacked_bytes > max(_ALWAYS_ALLOWED_BYTES, self._size * self._ratio):
-            reason = f"{self._size} bytes unpack to {self._unpacked_bytes} bytes of rows, over container_limits.max_ratio ({self._ratio:g}); further rows are not read"
+            reason = (
+                f"{self._size} bytes unpack to {self._unpacked_bytes} bytes of rows, "
+                f"over container_limits.max_ratio ({self._ratio:g}); further rows are not read"
+            )
             raise InputError(
                 Status.IMAGE_TOO_LARGE,
                 reason,
