@@ -1,7 +1,7 @@
 """Score encoded images in one process.
 
-`make_spec` resolves the cards of an ensemble into a `ScoringSpec`. `BatchDecoder` decodes batches
-for a spec, and `judge` turns the outputs of the detectors into decisions.
+`make_spec` turns the cards of an ensemble into a `ScoringSpec`. `BatchDecoder` decodes batches of
+images as the spec requires. `judge` turns the outputs of the detectors into decisions.
 """
 
 from typing import TYPE_CHECKING

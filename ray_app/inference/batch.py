@@ -1,7 +1,8 @@
 """Define the data that decoding passes to detectors.
 
-A `Batch` has a result per member and fixed slots of pixels, also for perturbed views. Images that
-keep their size may stay encoded (`EncodedImages`).
+A `Batch` has one decoding result per member, and arrays with a fixed number of slots for the pixels
+of the images and of their perturbed views. Images that are not resized for a detector may stay
+encoded (`EncodedImages`).
 """
 
 import logging
@@ -50,10 +51,10 @@ class DecodeResult:
 
     Attributes:
         status: `ok`, or the reason why the member has no pixels.
-        detail: Numbers and names that explain the status.
+        detail: Text with the numbers and names that explain the status. None for none.
         facts: Properties of the file. None if they are unknown.
-        provenance: What the file states about its origin, as JSON. None if the spec does not read
-            it, or if the file states nothing.
+        provenance: What the file states about its origin, as JSON. None if the spec does not
+            request it, or if the file states nothing.
         failure: The traceback, if a bug in Touchstone made the member fail.
     """
 
@@ -67,7 +68,7 @@ class DecodeResult:
     def from_failure(cls, error: Exception, facts: ImageFileFacts | None) -> "DecodeResult":
         """Return the result for a member that failed because of a bug in Touchstone.
 
-        Of its facts only the hash and the format are kept.
+        Only the hash and the format of `facts` are kept.
         """
         identity = None if facts is None else ImageFileFacts(facts.sha256, facts.format)
         trace = "".join(traceback.format_exception(error))
@@ -81,12 +82,12 @@ class DecodeResult:
 
 @dataclass(frozen=True)
 class PerturbedBatch:
-    """A batch as one perturbation shows it.
+    """The images of a batch after one perturbation.
 
     Attributes:
-        pixels: As in `Batch`; images that keep their size are always encoded.
-        sizes: Per member the (width, height) of the perturbed image before it was prepared, or
-            None.
+        pixels: As `Batch.pixels`, but images that are not resized are always `EncodedImages`.
+        sizes: For each member, the (width, height) of the perturbed image before it was resized for
+            detectors. None if the member has no perturbed image.
     """
 
     pixels: tuple[BatchTensor, ...]
@@ -95,18 +96,19 @@ class PerturbedBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """Fixed slots of decoded images.
+    """Decoded images in a fixed number of slots.
 
     Attributes:
-        outcomes: One result per member, in slot order. Only the last batch of a block has fewer
-            members than slots.
+        outcomes: The decoding result of each member, in slot order. Only the last batch of a block
+            has fewer members than slots.
         pixels: For each distinct preprocessing, one (slots, H, W, 3) array with zeros in unusable
-            slots. If sizes are kept, one array or None per slot, or `EncodedImages`. Empty if no
-            member could be decoded.
+            slots. If the preprocessing does not resize, one array or None per slot, or
+            `EncodedImages`. Empty if no member could be decoded.
         sizes: The (width, height) of each member that has pixels, else None.
-        encoded: The files, for detectors that keep sizes in another process and for the second
-            stage. None for a file that does not decode.
-        views: One for each view of the spec. Empty if `pixels` is empty.
+        encoded: The files that are decoded again: for the second stage of a cascade, and for
+            detectors in another process that read images in their own size. None for a file that
+            does not decode.
+        views: The images after each perturbation of the spec. Empty if `pixels` is empty.
         ids: The image ids of the members, if files are kept in the process that decoded them.
     """
 
@@ -119,7 +121,7 @@ class Batch:
 
     @property
     def size_bytes(self) -> int:
-        """The memory of the pixels in all views and of the files, in bytes."""
+        """The memory of the batch in bytes: the pixels in all views, and the encoded files."""
         tensors = chain(self.pixels, *(view.pixels for view in self.views))
         total = sum(count_file_bytes(file) for file in self.encoded if file is not None)
         for tensor in tensors:
@@ -131,7 +133,7 @@ class Batch:
 
     @property
     def files(self) -> list[MemberFile | None]:
-        """The files of the members that are decoded again, None for the others."""
+        """For each member, its image id and file if its file is decoded again, else None."""
         ids = self.ids or (0,) * len(self.outcomes)
         files = self.encoded or (None,) * len(self.outcomes)
         return [
@@ -146,10 +148,10 @@ def count_file_bytes(file: File) -> int:
 
 
 def join_batches(batches: Sequence[Batch], slots: int) -> list[Batch]:
-    """Join batches of `slots` images into one batch with the slots of all of them.
+    """Join batches of `slots` images each into one larger batch, which is returned in a list.
 
-    The batches are returned as they are if an image keeps its size, or if a batch has no pixels.
-    Files and ids stay with the original batches.
+    The batches are returned unchanged if a preprocessing does not resize its images, or if a batch
+    has no pixels. The joined batch has neither files nor ids.
     """
     is_full = all(batch.pixels and len(batch.outcomes) == slots for batch in batches[:-1]) and bool(
         batches[-1].pixels
@@ -189,11 +191,13 @@ CODEC_ERRORS = (OSError, ValueError, RuntimeError, Image.DecompressionBombError)
 
 @dataclass(frozen=True)
 class PreparedViews:
-    """One prepared image of a batch.
+    """The tensors of one image, unperturbed and in each view.
 
     Attributes:
-        tensors: One tensor per preprocessing. None if the tensor could not be prepared.
-        views: The size and the tensors of each view. None if the view could not be prepared.
+        tensors: One tensor of the unperturbed image per preprocessing. None if the tensor could not
+            be prepared.
+        views: For each view, the size of the perturbed image and its tensors. None if the view
+            could not be prepared.
     """
 
     tensors: list[Pixels | None]
@@ -201,11 +205,11 @@ class PreparedViews:
 
 
 def apply_view(view: Perturbation, image: DecodedImage) -> Image.Image | None:
-    """Return the image under a view, or None if a codec fails. Every call gives the same image.
+    """Perturb an image. The result is None if a codec fails, and the same in every call.
 
     Raises:
-        MemoryError: It is raised, because the available memory must not decide which images have a
-            score.
+        MemoryError: Memory runs out. This does not give None, because the available memory must not
+            decide which images have a score.
     """
     try:
         return view.apply(image.pixels, seed_of(image.facts.sha256, view.name))
@@ -217,10 +221,11 @@ class DetectorInput(NamedTuple):
     """A preprocessing and the detectors that read its images.
 
     Attributes:
-        preprocessing: How images are prepared.
-        shape: (height, width), or None if images keep their size.
+        preprocessing: How images are prepared for the detectors.
+        shape: (height, width) of a prepared image, or None if images are not resized.
         detectors: Names of the detectors.
-        is_described: Whether the describer sees the images, whatever their size.
+        is_described: Whether the describer reads the images, too. Images are then prepared even if
+            no detector scores images of their size.
     """
 
     preprocessing: Preprocessing
@@ -230,10 +235,13 @@ class DetectorInput(NamedTuple):
 
 
 class ImageDecoder(Protocol):
-    """Opens encoded images, and prepares them for detectors (`BatchDecoder`)."""
+    """An object that decodes images and prepares them for detectors, such as `BatchDecoder`."""
 
     def open_file(self, image_id: int, data: File) -> AbstractContextManager[DecodedImage]:
-        """Decode one image. The block raises InputError if the image is rejected."""
+        """Return a context manager that yields the decoded image.
+
+        Entering it raises InputError if the image is rejected.
+        """
 
     def prepare(self, target: DetectorInput, image: Image.Image) -> Pixels | None:
         """Prepare an image for detectors, or return None if none of them scores it."""
@@ -245,15 +253,16 @@ KEPT_PIXELS = 2**23
 
 
 class BatchImages:
-    """Images of a batch that are decoded from their files, once for all their views.
+    """The files of a batch, each of which is decoded once for all its views.
 
-    A large image is decoded for each view, since its turn on the node ends with the block that
-    reads it.
+    A large image is decoded again for each view. The memory that it reserves on the node is
+    released as soon as one view was read, so the image cannot be kept.
 
     Args:
         decoder: Decodes the files, and counts them.
         files: (image_id, file) per slot, None if there is no file.
-        max_kept_pixels: Pixels of decoded images that are kept. One image may exceed the limit.
+        max_kept_pixels: Maximum number of pixels of decoded images that are kept. One image may
+            exceed the limit.
     """
 
     def __init__(
@@ -267,7 +276,7 @@ class BatchImages:
         self._cache: OrderedDict[int, DecodedImage] = OrderedDict()
 
     def keep(self, slot: int, image: DecodedImage) -> None:
-        """Keep a decoded image as the last to be dropped, unless it is large."""
+        """Keep a decoded image in the cache as the most recently used one, unless it is large."""
         if is_large(image) or not self._max_kept_pixels:
             return
         self._cache[slot] = image
@@ -277,7 +286,10 @@ class BatchImages:
 
     @contextmanager
     def open(self, slot: int) -> Iterator[DecodedImage | None]:
-        """Yield the image in a slot, None if there is no file. Raises InputError."""
+        """Yield the decoded image in a slot, or None if the slot has no file.
+
+        Entering the block raises InputError if the image is rejected.
+        """
         cached, file = self._cache.get(slot), self._files[slot]
         if cached is not None or file is None:
             if cached is not None:
@@ -297,10 +309,10 @@ class EncodedImages:
     """The images of a batch in one preprocessing and one view, decoded when they are read.
 
     Args:
-        decoder: Decodes and prepares the images.
-        images: The files of the batch.
-        target: The preprocessing and its detectors.
-        view: The perturbation. None is the clean image.
+        decoder: Prepares the images for the detectors.
+        images: The files of the batch, which are decoded here.
+        target: The preprocessing and the detectors that read it.
+        view: The perturbation of the view. None for the unperturbed images.
     """
 
     def __init__(
@@ -313,10 +325,11 @@ class EncodedImages:
         self._decoder, self._images, self._target, self._view = decoder, images, target, view
 
     def complete(self, slots: Sequence[int]) -> dict[int, Pixels]:
-        """Decode and prepare the images in some slots, one at a time.
+        """Decode and prepare the images in the given slots, one at a time.
 
         Returns:
-            Arrays by slot, without images that no detector scores or that cannot be prepared.
+            Prepared images by slot. Images that no detector scores or that cannot be prepared are
+            left out.
         """
         prepared = {}
         for slot in slots:
@@ -337,17 +350,22 @@ class EncodedImages:
         except Exception as error:
             if not is_image_error(error):
                 raise
-            _log.exception("cannot prepare a decoded image: the detector gives no score")
+            _log.exception(
+                "cannot prepare a decoded image for a detector: the image gets no score of it"
+            )
             return None
 
 
 def images_at(images: Pixels | Ragged | EncodedImages, slots: Sequence[int]) -> dict[int, Pixels]:
-    """Return the images in some slots of a batch that keeps sizes, without missing images."""
+    """Return the images in the given slots by slot, of a batch whose images are not resized.
+
+    Missing images are left out.
+    """
     if isinstance(images, EncodedImages):
         return images.complete(slots)
     return {slot: image for slot in slots if (image := images[slot]) is not None}
 
 
 def is_large(image: DecodedImage) -> bool:
-    """Return whether a decoded image needs a turn on its node because of its size alone."""
+    """Return whether an image has so many pixels that decoding must wait for memory of the node."""
     return DecodeCost(image.pixels.width * image.pixels.height, 0).is_large

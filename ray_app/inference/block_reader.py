@@ -32,12 +32,12 @@ class BlockReader:
     """Fetch and decode blocks of members on one core.
 
     Args:
-        spec: Says how many members are in a batch, and whether sidecars are read.
+        spec: Determines how many members are in a batch, and whether sidecars are read.
         clock: Counts the seconds of fetching.
-        fetcher: Reads bytes.
-        decoder: Decodes them. `close` closes it.
-        decode_bytes: Memory that large images may take together on this node. None for the default
-            of the node.
+        fetcher: Reads the bytes of the members.
+        decoder: Decodes these bytes. `close` of the reader closes the decoder.
+        decode_bytes: Total memory in bytes that large images may take on this node. None for the
+            default of the node.
     """
 
     def __init__(
@@ -65,10 +65,9 @@ class BlockReader:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The encoded bytes of the members that were read since the start.
+        """The total encoded bytes of the members that this reader has read, as one counter.
 
-        The `bytes_read` of the fetcher is larger if other members of a container had to be read,
-        too.
+        The fetcher's `bytes_read` is larger if it also had to read other members of a container.
         """
         return {MEMBER_BYTES: self._member_bytes}
 
@@ -77,11 +76,12 @@ class BlockReader:
     ) -> Iterator[Batch]:
         """Yield the batches of a block, in slot order.
 
-        A member that cannot be read or decoded keeps its slot, which is empty.
+        A member that cannot be read or decoded leaves its slot empty.
 
         Args:
             members: The members of the block.
-            results: Extended with the result of decoding each member. None records nothing.
+            results: A list to which the decoding result of each member is appended. None if the
+                results are not needed.
         """
         from ray_app.archives.uri_lists import looks_like_list
 

@@ -1,7 +1,7 @@
 """Score a cascade in one process (`CascadeScorer`).
 
-The detectors of the first stage score every batch. Undecided images are decoded again for the
-detectors of the second stage.
+The detectors of the first stage score every image. Images that they leave undecided are decoded
+again for the detectors of the second stage.
 """
 
 from collections import Counter
@@ -36,12 +36,12 @@ KEPT_BYTES = 64 * 2**20
 
 
 class SecondStage:
-    """Decode members again from their files, in dense batches, and score them.
+    """Decode undecided members again from their files, and score them with the second stage.
 
     Args:
         spec: The detectors and views of the stage (see `ScoringSpec.for_stage`).
-        scorer: Holds the detectors.
-        decoder: Provides the crash marker and the child process.
+        scorer: Holds the loaded detectors.
+        decoder: The decoder of the process, whose crash marker and child process are used.
     """
 
     def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder) -> None:
@@ -52,7 +52,7 @@ class SecondStage:
         self._spent_ms = 0.0
 
     def score(self, files: Sequence[MemberFile]) -> DetectorOutputs:
-        """Return the outputs of the detectors, in the order of the files."""
+        """Decode files, and return the outputs of the detectors in the order of the files."""
         readings = self._scorer.start()
         for start in range(0, len(files), self._slots):
             readings.add(self._decoder.decode(files[start : start + self._slots]))
@@ -60,16 +60,16 @@ class SecondStage:
         return readings.finish()
 
     def take_seconds(self) -> dict[str, float]:
-        """Return the seconds per stage since the last call."""
+        """Return the seconds that each stage of scoring took since the last call."""
         seconds = self._clock.take()
         self._spent_ms += 1000 * sum(seconds.values())
         return seconds
 
     @property
     def counts(self) -> dict[str, int]:
-        """The scored members, and the milliseconds that they took, since the start.
+        """Totals since this object was created: members scored and decoded, and milliseconds.
 
-        Seconds count after `take_seconds`.
+        Only time that `take_seconds` has returned counts.
         """
         return {
             RESCORED: self._scored,
@@ -79,23 +79,24 @@ class SecondStage:
 
 
 class CascadeScorer:
-    """Score the batches of a block with all detectors of one process, and describe images last.
+    """Score the batches of a block with all detectors of one process, and add captions last.
 
-    Batches of a cascade must carry their files (`BatchDecoder` with `keeps_files`).
+    In a cascade, batches must carry their files (`BatchDecoder` with `keeps_files`).
 
     Args:
         spec: The whole spec. Its first stage scores every batch.
-        scorer: Holds the detectors, of both stages or of one pool.
-        decoder: Provides the crash marker and the child process that decode undecided images again.
-        clock: Counts the seconds of all stages.
-        kept_bytes: Files, and images for the describer, that are kept before images of the batches
-            so far are scored again. One batch may exceed the limit.
-        describing: Describes images after all detectors.
+        scorer: Holds the loaded detectors: those of both stages, or those of one pool.
+        decoder: Decodes undecided images again.
+        clock: Counts the seconds of all stages of scoring.
+        kept_bytes: Bytes of files and of describer inputs that are kept. When they reach this
+            limit, the second stage and the describer process the batches up to there. One batch may
+            exceed the limit.
+        describing: The describer that adds captions. None for no captions.
 
     Attributes:
-        detectors: All detectors of the process.
-        first: The detectors of the first stage.
-        late: The second stage, if the process has detectors of it.
+        detectors: The scorer with all detectors of the process.
+        first: The scorer with the detectors of the first stage.
+        late: The second stage. None if the process has no detectors of it.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class CascadeScorer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Counts of shared backbones, of the second stage, and of captions, since the start."""
+        """The counts of the detectors, the second stage, and the describer, by name of the count."""
         counts = Counter(self.detectors.counts)
         for counter in (self.late, self._describing):
             counts.update(counter.counts if counter else {})
@@ -129,7 +130,7 @@ class CascadeScorer:
 
         Args:
             batches: Decoded images.
-            only: The detectors of the first stage that score them; None is all of them.
+            only: The names of the first-stage detectors that score the batches. None for all.
         """
         remaining, outputs = iter(batches), list[DetectorOutputs]()
         while True:
@@ -150,11 +151,13 @@ class CascadeScorer:
         files: Sequence[MemberFile | None],
         first: DetectorOutputs,
     ) -> DetectorOutputs:
-        """Return `first` with the outputs of this process's second stage for undecided members.
+        """Score undecided members with the second stage, and return all outputs of both stages.
+
+        If this process has no detectors of the second stage, `first` is returned unchanged.
 
         Args:
-            outcomes: The result of decoding, per member.
-            files: Files of the members, at least of the members that may be undecided.
+            outcomes: The decoding result of each member.
+            files: The file of each member. It may be None for a member that cannot be undecided.
             first: Outputs of the first stage.
         """
         if self.late is None:

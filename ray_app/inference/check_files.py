@@ -23,7 +23,12 @@ _MAX_SMALL_PARAMETERS = 100_000_000
 
 
 class CheckedFile(NamedTuple):
-    """The result row of one file, and its small image as JPEG. None if there is no image."""
+    """The result of one file.
+
+    Attributes:
+        row: The result row.
+        picture: A small copy of the image as JPEG. None if there is none.
+    """
 
     row: dict[str, Any]
     picture: bytes | None
@@ -39,10 +44,10 @@ def check_files(
     """Score files, and yield the result row of each in order.
 
     Args:
-        files: The files.
-        spec: The ensemble and its limits.
-        accept_licences: Detectors, or licences, whose terms the user accepts.
-        picture_size: The size of small images. None makes no images.
+        files: The files to score.
+        spec: The ensemble, its settings, and the limits on images.
+        accept_licences: Names of detectors, or licences, whose terms the user accepts.
+        picture_size: The size of the small image of each file. None makes no small images.
     """
     isolated = IsolatedFiles(
         spec,

@@ -1,8 +1,8 @@
 """Decide on each image of a block (`judge`) from the outputs of detectors (`DetectorOutputs`).
 
-The outputs of detectors and of a describer are one table of columns, keyed by view, detector, and
-kind. A new kind needs no code here: each field of `detectors.detector.BatchPrediction` is kept
-under its name. Importing this module does not import torch.
+`DetectorOutputs` is a table with one row per image. Each column is identified by view, detector,
+and kind of output. Each field of `detectors.detector.BatchPrediction` is a kind, so a new field
+needs no code here. Importing this module does not import torch.
 """
 
 import functools
@@ -47,12 +47,12 @@ LISTS = (MASKS, REPLIES, CAPTIONS, FAILURES)
 
 
 class OutputKey(NamedTuple):
-    """The key of a column.
+    """The key of a column in `DetectorOutputs`.
 
     Attributes:
         view: The name of the view. `CLEAN` is the unchanged image.
         detector: The name of the detector or describer.
-        kind: The kind of output.
+        kind: The kind of output, such as `scores` or `masks`.
     """
 
     view: str
@@ -62,18 +62,23 @@ class OutputKey(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectorOutputs:
-    """The outputs of detectors for some images. Every column has one entry per image, in order.
+    """The outputs of detectors, as columns with one entry per image. All have the same order.
 
-    Kinds of columns: `scores` (n,) float32, log-odds of fake; `embeddings` (n, d) float32; `masks`,
-    one (H, W) uint8 array per image, 255 for surely altered; `replies`, one text per image, for
-    detectors that reply with text; `captions`, one `Caption` per image.
+    The kinds of columns are:
+
+    - `scores`: log-odds of fake, float32 of shape (n,);
+    - `embeddings`: float32 of shape (n, d);
+    - `masks`: one (H, W) uint8 array per image, in which 255 means surely altered;
+    - `replies`: one text per image, from detectors that reply with text;
+    - `captions`: one `Caption` per image;
+    - `failures`: for each image, the reason for a missing score, or None.
     """
 
     columns: Mapping[OutputKey, Any] = field(default_factory=dict)
 
     @classmethod
     def clean(cls, **kinds: Mapping[str, Any]) -> "DetectorOutputs":
-        """Return outputs for unchanged images from columns by kind and detector."""
+        """Create outputs for unchanged images. Each keyword is a kind with columns by detector."""
         return cls(
             {
                 OutputKey(CLEAN, name, kind): column
@@ -109,11 +114,11 @@ class DetectorOutputs:
         return next(iter(self.get(CAPTIONS).values()), ())
 
     def merge(self, other: "DetectorOutputs") -> "DetectorOutputs":
-        """Return the columns of both outputs, which are for the same images."""
+        """Return the columns of both outputs together. Both must be for the same images."""
         return DetectorOutputs({**self.columns, **other.columns})
 
     def among(self, names: Collection[str]) -> "DetectorOutputs":
-        """Return the columns of some detectors, and the captions."""
+        """Return only the columns of the detectors in `names`, and the captions."""
         return DetectorOutputs(
             {
                 key: column
@@ -123,7 +128,9 @@ class DetectorOutputs:
         )
 
     def select_scores(self, names: Iterable[str]) -> "DetectorOutputs":
-        """Return the scores of these detectors alone, in this order, and all other columns.
+        """Keep only the scores of the detectors in `names`, in that order.
+
+        Columns of all other kinds are kept unchanged.
 
         Raises:
             KeyError: A detector has no scores.
@@ -139,9 +146,9 @@ class DetectorOutputs:
         return DetectorOutputs(columns)
 
     def sort(self, names: Iterable[str], views: Iterable[str]) -> "DetectorOutputs":
-        """Return the columns sorted by view, and by detector within a view.
+        """Return the columns in the order of `views`, and within a view in the order of `names`.
 
-        This is the order of detectors that run together.
+        The unchanged images come first. Detectors in one process give their columns in this order.
         """
         detector_ranks = {name: rank for rank, name in enumerate(names)}
         view_ranks = {view: rank for rank, view in enumerate([CLEAN, *views])}
@@ -152,11 +159,11 @@ class DetectorOutputs:
         return DetectorOutputs(dict(ordered))
 
     def rows(self, rows: slice) -> "DetectorOutputs":
-        """Return the outputs for some of the images."""
+        """Return the outputs for the images in a slice of rows."""
         return DetectorOutputs({key: column[rows] for key, column in self.columns.items()})
 
     def spread(self, rows: Sequence[int], count: int) -> "DetectorOutputs":
-        """Return outputs for `count` images that have these columns at `rows`, one row per image.
+        """Return a table of `count` rows, in which entry i of each column is at `rows[i]`.
 
         All other rows have no value.
         """
@@ -169,9 +176,10 @@ class DetectorOutputs:
         return DetectorOutputs(columns)
 
     def without(self, rows: Collection[int]) -> "DetectorOutputs":
-        """Return the outputs without the objects of some images.
+        """Return the outputs with masks, replies, captions, and failures set to None at `rows`.
 
-        Their numbers stay, since no result row has the numbers of an image without a score.
+        The numeric columns keep their values at `rows`. Callers pass images without a score, and
+        the result row of such an image contains no numbers.
         """
         return DetectorOutputs({
             key: [None if row in rows else item for row, item in enumerate(column)] if key.kind in LISTS else column
@@ -192,12 +200,12 @@ class DetectorOutputs:
 
 
 def blank(kind: str, count: int, shape: Sequence[int] = ()) -> Any:
-    """Return a column without values.
+    """Create a column without values: a list of None, or an array of NaN.
 
     Args:
-        kind: The kind of output.
+        kind: The kind of output, which decides between list and array.
         count: The number of images.
-        shape: The shape of the numbers of one image.
+        shape: The shape of the value of one image in an array, () for a number.
     """
     return [None] * count if kind in LISTS else np.full((count, *shape), np.nan, np.float32)
 
@@ -205,10 +213,15 @@ def blank(kind: str, count: int, shape: Sequence[int] = ()) -> Any:
 def identified(
     spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float32]]
 ) -> identifier.Identified | None:
-    """Return the generators that the identifier of the spec names for all members.
+    """Identify the generator of each image with the identifier of the spec.
+
+    Args:
+        spec: The whole spec.
+        embeddings: The embeddings (n, d) of the images, by detector.
 
     Returns:
-        None if the spec has no identifier, or if the embeddings of its detector were not kept.
+        The generators of all images. None if the spec has no identifier, or if `embeddings` lacks
+        the detector whose embeddings the identifier reads.
 
     Raises:
         DetectorError: The weights of the identifier are missing.
@@ -220,9 +233,9 @@ def identified(
 
 
 def require_embeddings(spec: ScoringSpec) -> None:
-    """Check that the cards of the profile were fitted on the embeddings of the spec's detectors.
+    """Check that identifier and describer were fitted on the embeddings that the spec computes.
 
-    Embeddings in bf16 count as those in fp32.
+    Embeddings in bf16 and in fp32 are treated as equal.
 
     Raises:
         ConfigError: The embeddings differ. The message lists the differences.
@@ -247,7 +260,7 @@ def require_embeddings(spec: ScoringSpec) -> None:
                 "; ".join(
                     f"{key}: fitted on {expected[key]}, now {actual.get(key)}" for key in differing
                 )
-                or "the card has no width"
+                or "the card does not record their width"
             )
             raise ConfigError(
                 f"{card.name} was fitted on other embeddings of {card.detector}: {differences}",
@@ -272,22 +285,22 @@ Sizes = Sequence[tuple[int | None, int | None]]  # Width and height in pixels.
 
 
 def finite(value: float | np.floating[Any]) -> float | None:
-    """Return a number for JSON. NaN, which stands for a missing score, becomes None."""
+    """Return a number for JSON. A missing score, which is NaN, becomes None."""
     return float(value) if np.isfinite(value) else None
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """The outcomes, outputs, and decisions of some images, in order.
+    """The results of scoring a sequence of images. All attributes have the order of the images.
 
     Attributes:
-        outcomes: The results of decoding.
+        outcomes: The decoding result of each image.
         outputs: The outputs of the detectors.
         scores: The scores of the unchanged images in `outputs`, by detector in the order of the
             ensemble.
         decisions: The decisions of the ensemble.
-        identified: The generators of the images. None if there is no identifier.
-        thresholds: The thresholds of the ensemble.
+        identified: The generators of the images. None if the spec has no identifier.
+        thresholds: The thresholds that the ensemble decides with.
     """
 
     outcomes: list[batch.DecodeResult]
@@ -299,9 +312,9 @@ class BlockResult:
 
     @property
     def findings(self) -> list[Finding]:
-        """The finding for each image, from its file alone if it has no score.
+        """The finding for each image. If an image has no score, only its file is considered.
 
-        An error in this property is a bug in Touchstone, and is raised.
+        Exceptions are not caught here, since each is a bug in Touchstone.
         """
         verdicts = [
             verdict if outcome.status is Status.OK else None
@@ -321,17 +334,18 @@ def judge(
     *,
     names: bool = True,
 ) -> BlockResult:
-    """Decide on every image, and name its generator.
+    """Decide whether each image is fake, and identify its generator.
 
-    An image that was decoded, and that no detector scored although one should have, gets the status
-    `detector_failed`.
+    The status becomes `detector_failed` if an image was decoded and no detector gave a score,
+    although at least one detector should have scored it.
 
     Args:
-        spec: The spec that the images were scored by.
-        outcomes: The results of decoding.
+        spec: The spec that the images were scored with.
+        outcomes: The decoding result of each image.
         outputs: The outputs of the detectors.
-        clock: Times the naming of generators as the stage `identify`. None does not time it.
-        names: Whether to name generators, if the spec has an identifier.
+        clock: Measures the time for identifying generators as the stage `identify`. None for no
+            measurement.
+        names: Whether to identify generators, if the spec has an identifier.
     """
     scores = outputs.get(SCORES)
     if list(scores) != list(spec.cards):
@@ -376,9 +390,10 @@ def judge(
 
 
 def find_audited_members(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult]) -> list[bool]:
-    """Return for each member whether the audit of a cascade selects it, by the hash of its bytes.
+    """Return for each member whether the audit of a cascade selects it.
 
-    Empty if the ensemble is not a cascade.
+    The audit selects members by the hash of their bytes. The second stage scores them even if the
+    first stage decided on them. The list is empty if the ensemble is not a cascade.
     """
     return select_audited(
         spec.ensemble,
@@ -393,7 +408,7 @@ def second_stage_rows(
 
     Args:
         spec: The whole spec.
-        outcomes: The results of decoding.
+        outcomes: The decoding result of each member.
         outputs: At least the outputs of the first stage.
 
     Returns:
@@ -419,14 +434,14 @@ def second_stage_rows(
 def rows_to_describe(
     spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs
 ) -> list[int]:
-    """Return the rows, ascending, that get a caption.
+    """Return the rows of the images that get a caption, ascending.
 
-    By the profile of the ensemble, these are all rows with a score, or the rows that the ensemble
-    calls fake.
+    The profile of the ensemble requests captions either for all images with a score, or for the
+    images with the verdict `fake`.
 
     Args:
         spec: The whole spec.
-        outcomes: The results of decoding.
+        outcomes: The decoding result of each image.
         outputs: The outputs of all detectors.
     """
     profile = spec.ensemble.profile
@@ -443,7 +458,13 @@ def rows_to_describe(
 
 
 def describe_replies(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[str | None]]:
-    """Return a remark per detector and row for each reply of a detector that gave no score."""
+    """Turn replies of detectors that gave no score into remarks, which quote the replies.
+
+    A remark explains the missing score of one image. It is None if there is no reply.
+
+    Args:
+        replies: For each detector, the reply for each image, or None.
+    """
     return {
         name: [None if reply is None else f"it replied {reply!r}" for reply in column]
         for name, column in replies.items()
@@ -451,14 +472,18 @@ def describe_replies(replies: Mapping[str, Sequence[str | None]]) -> dict[str, l
 
 
 def is_blank(flags: Sequence[str] | None) -> bool:
-    """Return whether an image with these flags has no content that could be judged."""
+    """Return whether the flags of an image state that it has no content to judge."""
     return NO_CONTENT in (flags or ())
 
 
 def collect_bounded_facts(
     spec: ScoringSpec, files: Sequence[ImageFileFacts | None]
 ) -> card_sections.Facts:
-    """Return the facts that cards of the spec bound, for each file. An unknown fact is None."""
+    """Collect the facts of images for which a card of the spec sets bounds.
+
+    Returns:
+        For each such fact, its value for each file. None for an unknown value.
+    """
     fields = {name: card_sections.FACTS[name][0] for name in spec.bounded}
     return {
         name: [getattr(facts, field, None) for facts in files] for name, field in fields.items()
@@ -468,18 +493,21 @@ def collect_bounded_facts(
 def describe_range_violations(
     spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None], facts: card_sections.Facts
 ) -> dict[str, list[str | None]]:
-    """Return for each detector and image why the image is out of range for the detector, or None.
+    """Describe for each detector why images are out of the range that the detector can judge.
 
-    An image is out of range if it lies outside the valid range of the card, or if a fact is beyond
-    a bound of the card. A detector that judges all images is left out. If the card of the ensemble
-    records the population of its calibration, the key `IMAGE` has the reason why an image is not of
-    that population.
+    An image is out of range if its size is outside the valid range on the detector's card, or if a
+    fact of the image is beyond a bound on the card.
 
     Args:
         spec: The whole spec.
         sizes: Width and height of each image in pixels.
         formats: The format of each image.
-        facts: The facts that cards bound.
+        facts: The facts from `collect_bounded_facts`.
+
+    Returns:
+        By detector, the reason for each image, or None for an image in range. A detector for which
+        all images are in range is left out. If the card of the ensemble records the population of
+        its calibration, the key `IMAGE` has the reasons why images differ from that population.
     """
     reasons: dict[str, list[str | None]] = {}
     population = spec.ensemble.population

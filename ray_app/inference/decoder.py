@@ -71,9 +71,9 @@ STAGES = ("fetch", "wait", "decode", "prepare", "load", "score", "identify", "de
 
 
 class StageClock:
-    """The wall seconds that one worker thread spends in each stage.
+    """Measure the wall seconds that one worker thread spends in each stage of scoring.
 
-    A nested stage does not count for the outer stage.
+    The time of a stage that is timed inside another stage counts only for the inner stage.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class StageClock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time inside the block for one stage."""
+        """Add the time spent inside the `with` block to a stage."""
         start, outer, self._nested = time.perf_counter(), self._nested, 0.0
         try:
             yield
@@ -92,12 +92,12 @@ class StageClock:
             self._nested = outer + elapsed
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Add the seconds that another worker measured for the same block."""
+        """Add the seconds by stage that another worker measured for the same block of members."""
         for stage, elapsed in seconds.items():
             self.seconds[stage] += elapsed
 
     def take(self) -> dict[str, float]:
-        """Return the seconds since the last call, and start again from zero."""
+        """Return the seconds by stage since the last call, and reset them to zero."""
         seconds, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
         return seconds
 
@@ -108,19 +108,19 @@ class StageClock:
 # header is read, a large image waits until the node has the memory for it. It holds that memory
 # until it is prepared.
 class CrashSafeDecoder:
-    """Decode one image at a time, safe from crashes and hangs of the decoder.
+    """Decode one image at a time, and recover from images that crash or hang the decoder.
 
-    An image is decoded in this process, or in a child process if it killed a process of this node
-    before.
+    Images are decoded in this process. An image that killed a process of this node earlier is
+    decoded in a child process.
 
     Args:
-        limits: Limits on an image.
-        marker_dir: Folder for crash markers on a local disk of the node. None if a crash may end the
-            process.
+        limits: Limits on the size of an image.
+        marker_dir: Folder for crash markers on a local disk of the node. None writes no markers and
+            applies no wall limit, so an image may crash or hang the process.
         wall_limit_s: Seconds that decoding one image may take.
-        budget: Memory that large images share with other processes of this node. None if there are
-            no other processes.
-        children: Child processes that decode all images. Their owner closes them. None decodes in
+        budget: Memory for large images, which all processes of this node share. None if no other
+            process decodes images.
+        children: Child processes that decode all images. The caller closes them. None decodes in
             this process.
     """
 
@@ -151,15 +151,15 @@ class CrashSafeDecoder:
         self._closing.close()
 
     def read_crash_markers(self) -> None:
-        """Read which members killed a worker of this node. Call it once per block."""
+        """Update which members have killed a worker of this node. Call it once per block."""
         if self._marker_dir is not None and self._marker is not None:
             self._suspects = CrashMarker.read_crashed_ids(self._marker_dir, own=self._marker.path)
 
     def is_suspect(self, image_id: int) -> bool:
         """Return whether a member must be decoded in a child process.
 
-        This is true if a process died of the member, or if so many processes died that the library
-        is to blame.
+        This is true if the member killed a process. It is true for all members if `children` were
+        given, or if so many processes died that the decoding library is to blame.
         """
         return (
             self._always_isolates
@@ -169,9 +169,9 @@ class CrashSafeDecoder:
 
     @contextmanager
     def mark_crash(self, image_id: int, timeout_factor: float = 1.0) -> Iterator[None]:
-        """Mark the member as the cause if this process dies in the block.
+        """Blame a member if this process dies or hangs inside the `with` block.
 
-        The block may take `timeout_factor` times the wall limit.
+        The `with` block may take `timeout_factor` times the wall limit.
         """
         if self._marker is None:
             yield
@@ -186,15 +186,16 @@ class CrashSafeDecoder:
     def open_image(
         self, image_id: int, data: File | InputError, clock: StageClock, bytes_per_pixel: int
     ) -> Iterator[DecodedImage]:
-        """Yield a decoded image.
+        """Decode an image, and yield it.
 
-        A large image takes its turn on this node. The image and its turn last as long as the block.
+        A large image waits until this node has memory for it. The `with` block holds this memory,
+        and the image must not be used after the block.
 
         Args:
-            image_id: The member that a crash is blamed on.
-            data: The file, or the error that is raised instead.
-            clock: Times decoding and waiting.
-            bytes_per_pixel: Bytes per pixel of all that is prepared from the image.
+            image_id: The member that is blamed for a crash.
+            data: The file, or the error of a file that is missing. The error is raised.
+            clock: Measures the time for decoding and waiting.
+            bytes_per_pixel: Memory for the image and all that is prepared from it, per pixel.
 
         Raises:
             InputError: The image is rejected.
@@ -258,18 +259,19 @@ def _reserve_turn(
 
 
 class BatchDecoder:
-    """Decode images, and prepare them as a spec requires.
+    """Decode images, and prepare them in batches as a spec requires.
 
     Args:
-        spec: The preprocessings, views, limits, and batch size.
-        clock: Times the stages.
+        spec: Has the preprocessings, views, limits, and batch size.
+        clock: Measures the time of each stage.
         marker_dir: Folder for crash markers (see `CrashSafeDecoder`).
-        hand_over: Whether images that keep their size stay encoded and are decoded when they are
-            scored.
+        hand_over: Whether another process scores the batches. Images that are not resized are then
+            passed as files, and decoded when they are scored.
         keeps_files: Whether batches carry all files, since some members may be decoded again.
         wall_limit_s: Seconds that decoding one image may take.
-        budget: Memory that large images share on this node.
-        careful: Decodes single images, and may be shared. None creates a decoder.
+        budget: Memory for large images, which all processes of this node share.
+        careful: Decodes single images. Several `BatchDecoder`s may share it. None creates one from
+            the other arguments.
     """
 
     def __init__(
@@ -299,9 +301,9 @@ class BatchDecoder:
         self._scored = self._inputs[: len(spec.scored_preprocessings)]
 
     def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
-        """Return a decoder that prepares images for another spec and has its own counts.
+        """Return a decoder for another spec that shares the crash marker and the child process.
 
-        It shares the crash marker and the child process.
+        The new decoder has its own counts, and reads no provenance.
         """
         return BatchDecoder(replace(spec, provenance=None), clock, careful=self.careful)
 
@@ -316,8 +318,9 @@ class BatchDecoder:
         carries its file.
 
         Args:
-            fetched: Image ids with bytes, a PIL image, or the error for a missing image. A
-                `PreparedImage` is used as it is; the spec must then have no views.
+            fetched: For each member, its image id and one of: the bytes of the file, a PIL image,
+                the error for a missing file, or a `PreparedImage`, which is not prepared again. For
+                a `PreparedImage`, the spec must have no views.
         """
         ids, members, encoded = list[int](), list[_Member](), list[File | None]()
         for image_id, data in fetched:
@@ -367,9 +370,9 @@ class BatchDecoder:
         return any(self._spec.is_scored(name, width, height) for name in native)
 
     def complete(self, batch: Batch) -> Batch:
-        """Return a batch whose encoded images can be read.
+        """Return a batch from another process with its files as readable `EncodedImages`.
 
-        They may be large: `EncodedImages.complete` decodes images only when a detector reads them.
+        The images may be large. They are decoded only when a detector reads them.
         """
         if not batch.encoded or not batch.pixels:
             return batch
@@ -467,10 +470,10 @@ class BatchDecoder:
             return None
 
     def prepare(self, target: DetectorInput, image: Image.Image) -> Pixels | None:
-        """Prepare an image for detectors.
+        """Prepare an image as the input of detectors.
 
         Returns:
-            None if no detector scores images of this size, unless the describer reads the image.
+            The pixels. None if neither a detector nor the describer reads images of this size.
         """
         is_sure = target.is_described or target.shape is not None
         if not is_sure and not any(
@@ -482,7 +485,10 @@ class BatchDecoder:
     def open_file(
         self, image_id: int, data: File | InputError
     ) -> AbstractContextManager[DecodedImage]:
-        """Decode and count one image (see `CrashSafeDecoder.open_image`)."""
+        """Decode one image, and add it to the count of decoded images.
+
+        The context manager yields the image (see `CrashSafeDecoder.open_image`).
+        """
         self.counts["decoded"] += not isinstance(data, InputError)
         return self.careful.open_image(image_id, data, self._clock, self._bytes_per_pixel)
 
@@ -548,10 +554,13 @@ class BatchDecoder:
 
 
 def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
-    """Return the memory limit of a node for encoded files over AHEAD_BYTES, in bytes.
+    """Return the memory in bytes that encoded files over AHEAD_BYTES may take on a node.
 
-    `decode_bytes` is the memory that large images may take on the node. At least one file always
-    fits.
+    At least one file of the maximum size always fits.
+
+    Args:
+        decode_bytes: Memory that large images may take on the node.
+        limits: Limits on an image, with the maximum size of a file.
     """
     return max(decode_bytes // 4, limits.max_bytes)
 

@@ -1,7 +1,7 @@
 """Run the decoder process, which turns encoded bytes into RGB pixels or prepared tensors.
 
-Only `decoder_pool` starts it. The process has no torch unless it needs it to resize, no Ray, and no
-secrets.
+Only `decoder_pool` starts this process. The process has no Ray and no secrets, and imports torch
+only if torch resizes images.
 
 A request is: a length (uint64); the length of a JSON `DecodeRequest` (uint32); the JSON; the file;
 and its sidecar if it has one. An answer is: the lengths of JSON and pixels (2 × uint64); a JSON
@@ -60,13 +60,13 @@ class DecodeRequest(Frozen):
     """A request to decode and prepare a file.
 
     Attributes:
-        preprocessings: One tensor is returned for each that does not keep sizes. None returns the
-            RGB pixels.
+        preprocessings: The preprocessings to apply. Each that resizes gives one tensor. None
+            requests the RGB pixels instead of tensors.
         resize: How images are resized.
         provenance: How the provenance of the file is read. None does not read it.
         native: Whether native code may read a C2PA manifest.
         measured: Whether the facts include values that are measured on pixels.
-        sidecar_bytes: The number of bytes at the end that are the sidecar.
+        sidecar_bytes: The number of bytes of the sidecar, which is sent after the file.
     """
 
     preprocessings: tuple[Preprocessing, ...] | None = None
@@ -78,7 +78,7 @@ class DecodeRequest(Frozen):
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """The (height, width, 3) of each tensor, or None if the size is kept."""
+        """The (height, width, 3) of each tensor. None for a preprocessing that does not resize."""
         return tuple(
             (*preprocessing.shape, 3) if preprocessing.shape else None
             for preprocessing in self.preprocessings or ()
@@ -86,7 +86,10 @@ class DecodeRequest(Frozen):
 
     @property
     def needs_torch(self) -> bool:
-        """Whether torch may resize an image. Importing torch takes longer than an image may."""
+        """Whether resizing may need torch.
+
+        Importing torch takes longer than the wall limit of an image, so it must happen before.
+        """
         return any(
             preprocessing.resampler == "torch" or self.resize == "fast"
             for preprocessing in self.preprocessings or ()
@@ -94,7 +97,7 @@ class DecodeRequest(Frozen):
 
 
 class Refused(Frozen):
-    """Why an image has no pixels, with the fields of an InputError that a decoder raises."""
+    """The reason why an image has no pixels: the fields of the InputError that was raised."""
 
     status: Literal[
         Status.EMPTY_FILE,
@@ -110,7 +113,14 @@ class Refused(Frozen):
 
 
 class Report(Frozen):
-    """The JSON of an answer. `seconds` is the time for decoding and preparing."""
+    """The JSON part of the answer to a request.
+
+    Attributes:
+        facts: Properties of the file.
+        refused: The reason why there are no pixels. None if there are pixels.
+        provenance: What the file states about its origin. None if not requested or not stated.
+        seconds: The time for decoding and preparing.
+    """
 
     facts: ImageFileFacts
     refused: Refused | None = None
@@ -125,8 +135,8 @@ def main(arguments: list[str]) -> None:
     """Serve requests until stdin closes.
 
     Args:
-        arguments: Memory beyond the libraries in bytes, wall limit in seconds, ImageLimits as JSON,
-            and `torch` or an empty string.
+        arguments: Memory in addition to that of the libraries in bytes, wall limit in seconds,
+            ImageLimits as JSON, and `torch` to import torch or an empty string.
     """
     limits, wall_limit_s = ImageLimits.model_validate_json(arguments[2]), float(arguments[1])
     if arguments[3] == "torch":

@@ -1,8 +1,9 @@
 """Decode untrusted images in child processes (`IsolatedDecoders`).
 
-A child has a wall limit and a memory limit, and no secrets of this process. It is not a sandbox
-against code that takes it over; an operator can add one (seccomp, a container). Answers of a child
-come from a process that decoded an untrusted file, so they are checked before they are used.
+Each child has a wall limit and a memory limit, and receives no secrets of this process. A child is
+not a sandbox: an image that takes the child over can run code. An operator can add a sandbox
+(seccomp, a container). The answers of a child are checked before they are used, since the child has
+decoded an untrusted file.
 """
 
 import io
@@ -78,11 +79,11 @@ class PreparedImage:
     Attributes:
         facts: Properties of the file.
         pixels: For each requested preprocessing, a writable (height, width, 3) uint8 array. None if
-            the preprocessing keeps sizes.
-        provenance: What the file states about its origin (see `images.provenance`). None if it
-            states nothing, or if this was not requested.
+            the preprocessing does not resize.
+        provenance: What the file states about its origin (see `images.provenance`). None if the
+            file states nothing, or if provenance was not requested.
         seconds: Time for decoding and preparing in the child.
-        data: The file, if it may be decoded again.
+        data: The bytes of the file, if it may be decoded again. Otherwise None.
     """
 
     facts: ImageFileFacts
@@ -95,15 +96,15 @@ class PreparedImage:
 class DecoderProcess(ChildProcess):
     """A child process that answers one request at a time within a wall limit.
 
-    A crash or a hang costs only the image that caused it. The process starts at the first use, and
-    again after it died. It restarts with torch when a request first needs torch. Only one thread
-    may use it at a time. Use it as a context manager, or `close()` it.
+    A crash or a hang affects only the image that caused it. The process starts at the first use. It
+    is started again after it died, and once when a request first needs torch. Only one thread at a
+    time may use this object. Use it as a context manager, or call `close()`.
 
     Args:
-        limits: Limits on an image.
+        limits: Limits on the size of an image.
         wall_limit_s: Seconds that one image may take.
-        memory_limit_bytes: Memory in addition to that of the libraries. None for the memory that
-            the largest image within the limits may take.
+        memory_limit_bytes: Memory of the process in addition to that of the libraries. None for the
+            memory that the largest image within the limits may take.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class DecoderProcess(ChildProcess):
         self._has_torch = False
 
     def decode(self, data: bytes) -> DecodedImage:
-        """Decode an image like `decode_image`, with two more statuses.
+        """Decode an image in the child process, with the same result as `decode_image`.
 
         Raises:
             ImageRefused: The image is rejected, the child crashed (DECODER_CRASHED), or it took too
@@ -133,17 +134,17 @@ class DecoderProcess(ChildProcess):
         request: DecodeRequest,
         turn: AbstractContextManager[object] | None = None,
     ) -> PreparedImage:
-        """Decode and prepare an image like `IsolatedDecoders.prepare`, within twice the wall limit.
+        """Decode an image and prepare the requested tensors, within twice the wall limit.
 
-        A file with a C2PA manifest that kills the process or takes too long is tried once more
-        without the native code that reads manifests, because reading the provenance must not cost a
-        verdict.
+        If a file with a C2PA manifest kills the process or takes too long, it is decoded a second
+        time without the native code that reads manifests. An image must not lose its verdict
+        because its provenance cannot be read.
 
         Args:
-            data: The file.
+            data: The bytes of the file.
             request: The tensors to prepare.
-            turn: Entered while a large image is decoded. The wall limit does not count the wait for
-                it.
+            turn: A context manager that is entered to decode a large image, such as a lock. The
+                time for entering it does not count towards the wall limit.
 
         Raises:
             ImageRefused: The image is rejected, or the child crashed or took too long.
@@ -167,9 +168,9 @@ class DecoderProcess(ChildProcess):
         )
 
     def peek(self, data: bytes, request: DecodeRequest = _PIXELS) -> "PeekedFile":
-        """Send a file to the child, which decodes it immediately unless it is large.
+        """Send a file to the child, which reads its header, and decodes it unless it is large.
 
-        No other file may be sent before the result is finished or closed.
+        Call `finish`, `decode`, or `close` of the result before you send another file.
 
         Raises:
             ImageRefused: The child rejected the image, crashed (DECODER_CRASHED), or took too long
@@ -194,15 +195,16 @@ class DecoderProcess(ChildProcess):
         )
 
     def finish(self, data: bytes, request: DecodeRequest, timeout_factor: float) -> Answer:
-        """Let the child decode the large image whose header it has read.
+        """Let the child decode the large image whose header `peek` has read.
 
         Args:
-            data: The file.
-            request: The request for it.
-            timeout_factor: Factor for the wall limit.
+            data: The bytes of the file, as passed to `peek`.
+            request: The request, as passed to `peek`.
+            timeout_factor: Factor by which the wall limit is multiplied.
 
         Raises:
-            ImageRefused: As for `peek`.
+            ImageRefused: The child rejected the image, crashed (DECODER_CRASHED), or took too long
+                (DECODE_TIMEOUT).
         """
         child, answer = self._child, None
         with self._exchange(self._wall_limit_s * timeout_factor) as (answers, deadline):
@@ -228,9 +230,10 @@ class DecoderProcess(ChildProcess):
         ]
 
     def start(self, request: DecodeRequest | None = None) -> None:
-        """Start a child that is ready and has the libraries for a request, unless there is one.
+        """Start the child with the libraries that a request needs, and wait until it is ready.
 
-        A child that hangs at the start is replaced once.
+        Nothing happens if such a child is already running. A child that hangs during its start is
+        replaced once.
 
         Raises:
             TouchstoneError: The child does not start.
@@ -360,11 +363,11 @@ class DecoderProcess(ChildProcess):
 
 
 class PeekedFile:
-    """A file whose header a child process has read. `close()` it, unless it is finished.
+    """A file whose header a child process has read. Call `decode`, `finish`, or `close` once.
 
     Attributes:
-        demand: The memory of both processes for decoding, if the image is large. The child decodes
-            a large image only in `decode` or `finish`.
+        demand: The cost of decoding, with the memory of the child and of this process. A large
+            image is decoded only when `decode` or `finish` is called.
     """
 
     def __init__(
@@ -382,11 +385,11 @@ class PeekedFile:
 
     @property
     def facts(self) -> ImageFileFacts:
-        """The properties of the file that need no decoder."""
+        """The properties of the file that are known without decoding it."""
         return inspect_bytes(self._data)
 
     def decode(self) -> DecodedImage:
-        """Return the pixels.
+        """Wait until the image is decoded, and return it. Can be called once.
 
         Raises:
             ImageRefused: The image is rejected.
@@ -395,7 +398,7 @@ class PeekedFile:
         return DecodedImage(Image.frombytes("RGB", _size(report.facts), pixels), report.facts)
 
     def finish(self) -> Answer:
-        """Return the answer of the child. It can be called once.
+        """Wait until the image is decoded, and return the child's answer. Can be called once.
 
         Raises:
             ImageRefused: The image is rejected.
@@ -410,14 +413,14 @@ class PeekedFile:
             self._return_child()
 
     def close(self) -> None:
-        """End the child if it is waiting to decode the image."""
+        """Give up the image: end the child if it still waits for permission to decode it."""
         if self._is_pending:
             self._is_pending = False
             self._child.close()
             self._return_child()
 
     def return_child_to(self, idle: "queue.SimpleQueue[DecoderProcess]") -> None:
-        """Put the child into a queue when it has decoded the image."""
+        """Set the queue that receives the child as soon as the child no longer needs this file."""
         self._idle = idle
         if not self._is_pending:
             self._return_child()
@@ -428,18 +431,19 @@ class PeekedFile:
 
 
 class IsolatedDecoders:
-    """Decode images in child processes, with one image at a time in each.
+    """Decode images in a fixed number of child processes, each of which takes one image at a time.
 
-    Any thread may use it. An image waits until a child is idle. Call `close` when no image is being
-    decoded.
+    Several threads may share this object. A call blocks until a child is idle. Call `close` at the
+    end, when no image is being decoded.
 
     Args:
-        limits: Limits on an image.
-        processes: Number of children. They start at their first use.
+        limits: Limits on the size of an image.
+        processes: Number of children. Each starts at its first use.
         wall_limit_s: Seconds that one image may take.
         memory_limit_bytes: Memory of each child in addition to that of the libraries. None for the
             memory that the largest image within the limits may take.
-        formats: Sniffed formats that `prepare` accepts. None accepts all formats.
+        formats: Formats that `prepare` accepts, as recognised from the content of a file. None
+            accepts all formats.
     """
 
     def __init__(
@@ -475,7 +479,7 @@ class IsolatedDecoders:
                 started.result()
 
     def decode(self, data: bytes) -> DecodedImage:
-        """Decode an image like `DecoderProcess.decode`. Blocks until a child is idle.
+        """Decode an image in an idle child. Blocks until a child is idle.
 
         Raises:
             ImageRefused: The image is rejected.
@@ -484,9 +488,10 @@ class IsolatedDecoders:
             return peeked.decode()
 
     def peek(self, data: bytes) -> PeekedFile:
-        """Send a file to a child like `DecoderProcess.peek`. Blocks until a child is idle.
+        """Send a file to a child, which reads its header, and decodes it unless it is large.
 
-        Afterwards only a large image occupies a child, until it is finished or closed.
+        Blocks until a child is idle. A large image keeps its child occupied until you call
+        `decode`, `finish`, or `close` of the result.
 
         Raises:
             ImageRefused: The image is rejected.
@@ -501,14 +506,14 @@ class IsolatedDecoders:
         return peeked
 
     def prepare(self, data: bytes, request: DecodeRequest) -> PreparedImage:
-        """Decode one file, and prepare it in several ways. Blocks until a child is idle.
+        """Decode a file and prepare the requested tensors. Blocks until a child is idle.
 
-        The pixels are the same as those of `BatchDecoder`. One large image is decoded at a time.
-        The wall limit does not count the wait for its turn.
+        The pixels are the same as those of `BatchDecoder`. Large images are decoded one at a time.
+        Time spent waiting does not count towards the wall limit.
 
         Raises:
-            ImageRefused: As from `decode_image`; for a format that is not accepted; and for
-                DECODE_TIMEOUT or DECODER_CRASHED, after which the next image gets a new child.
+            ImageRefused: The image is rejected, its format is not accepted, the child crashed
+                (DECODER_CRASHED), or it took too long (DECODE_TIMEOUT).
         """
         self._reject_early(data)
         child = self._idle.get()
@@ -518,7 +523,7 @@ class IsolatedDecoders:
             self._idle.put(child)
 
     def close(self) -> None:
-        """End all children."""
+        """End all child processes."""
         for child in self._children:
             child.close()
 

@@ -1,9 +1,9 @@
 """Move prepared pixels to a GPU, and choose the size of its batches.
 
-`PinnedRing` and `DeviceUpload` copy through pinned buffers that are reused. `measure_batches` and
-`choose_batch_size` try batch sizes by doubling, as far as memory allows, and choose the smallest size
-whose rate is near the best rate. Tests may replace the objects that use the GPU: `DeviceMeter`, and
-the functions that make buffers and events.
+`DeviceUpload` copies tensors to a GPU through reused pinned buffers (`PinnedRing`).
+`measure_batches` runs batches of increasing size, as far as memory allows, and `choose_batch_size`
+chooses the smallest size whose rate is near the best rate. Tests may replace the objects that use
+the GPU: `DeviceMeter`, and the functions that create buffers and events.
 """
 
 import gc
@@ -29,16 +29,16 @@ ROUNDS = 3  # Passes that are timed. An untimed pass before them loads kernels.
 
 
 class PinnedRing:
-    """Pinned host memory from which a GPU copies by itself.
+    """Reusable buffers of pinned host memory, from which a GPU copies asynchronously.
 
     Buffers are reused, because pinning memory takes longer than copying from it. The size of a
     buffer is a power of two, so that batches of many shapes share a few buffers.
 
     Args:
-        allocate: Returns a flat uint8 tensor of a number of bytes.
-        event: Returns an event that marks the end of a copy. It has `record()` and `synchronize()`,
-            which returns immediately if nothing was recorded.
-        depth: Number of buffers of one size.
+        allocate: Given a number of bytes, returns a flat uint8 tensor of that size.
+        event: Returns an event that marks the end of a copy, such as a `torch.cuda.Event`. Its
+            `synchronize()` must return immediately if nothing was recorded.
+        depth: Number of buffers of each size.
     """
 
     def __init__(
@@ -54,9 +54,10 @@ class PinnedRing:
     def copy_through(
         self, source: torch.Tensor, copy: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """Copy a tensor into pinned memory, and return the result of `copy` for it.
+        """Copy a tensor into a pinned buffer, call `copy` with that buffer, and return the result.
 
-        It may return before the copy ends. A buffer is written again only after its copy has ended.
+        `copy` may return before the copy to the GPU has ended. The buffer is overwritten only after
+        this copy has ended.
         """
         size = 1 << max(source.nbytes - 1, 0).bit_length()
         ring = self._rings.setdefault(size, [])
@@ -74,9 +75,9 @@ class PinnedRing:
 
 
 class DeviceUpload:
-    """Copy tensors of the host to a GPU while the GPU computes.
+    """Copy tensors from host memory to a GPU while the GPU computes.
 
-    `upload(tensor)` does not wait for the copy to end.
+    Call the object with a tensor. The call does not wait until the tensor is copied.
     """
 
     def __init__(self, device: str, ring: PinnedRing | None = None) -> None:
@@ -87,7 +88,7 @@ class DeviceUpload:
         )
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor on the GPU, for computations that start there from now on."""
+        """Copy a tensor to the GPU. Later work on the current CUDA stream waits for the copy."""
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
             moved = self._ring.copy_through(
@@ -99,14 +100,14 @@ class DeviceUpload:
 
 
 class DeviceMeter:
-    """Measure the time and memory of work on one device. On a CPU, the memory is reported as 0."""
+    """Measure the time and memory of work on one device. On a CPU, the memory is always 0."""
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
         self._is_cuda = self._device.type == "cuda"
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Return the wall seconds from an idle device until all of the work is done."""
+        """Run `work` on the idle device, and return the seconds until the device is idle again."""
         self._synchronize()
         start = time.perf_counter()
         work()
@@ -114,7 +115,7 @@ class DeviceMeter:
         return time.perf_counter() - start
 
     def measure_peak_fraction(self) -> float:
-        """Return the peak fraction of the device's memory that tensors took since the last call."""
+        """Return the peak memory of tensors since the last call, as a fraction of the device's."""
         if not self._is_cuda:
             return 0.0
         fraction = (
@@ -125,7 +126,7 @@ class DeviceMeter:
         return fraction
 
     def forget(self) -> None:
-        """Release the cached memory of freed tensors."""
+        """Release the memory that PyTorch caches after tensors are freed."""
         if self._is_cuda:
             torch.cuda.empty_cache()
 
@@ -135,12 +136,12 @@ class DeviceMeter:
 
 
 class MeasuredBatch(NamedTuple):
-    """The measurement of one batch size.
+    """The speed and memory of a detector's forward pass at one batch size.
 
     Attributes:
         size: Images in the batch.
         rate: Images per second.
-        memory_share: The fraction of the device's memory that the batch took.
+        memory_share: Peak memory, as a fraction of the device's memory.
     """
 
     size: int
@@ -149,10 +150,14 @@ class MeasuredBatch(NamedTuple):
 
 
 def batch_sizes(slots: int, max_size: int) -> list[int]:
-    """Return the sizes to try, ascending.
+    """Return the batch sizes to measure, ascending.
 
-    They are whole parts of a decoded batch of `slots` images, down to an eighth, and its multiples
-    by doubling, up to `max_size`.
+    The sizes are `slots` / 8, / 4, / 2 if these are integers, then `slots`, and then 2, 4, 8, …
+    times `slots` up to `max_size`.
+
+    Args:
+        slots: The number of images in a decoded batch.
+        max_size: The maximum size above `slots`.
     """
     parts = [slots // part for part in (8, 4, 2, 1) if slots % part == 0]
     while 2 * parts[-1] <= max_size:
@@ -163,18 +168,18 @@ def batch_sizes(slots: int, max_size: int) -> list[int]:
 def measure_batches(
     sizes: Iterable[int], run: Callable[[int], object], meter: DeviceMeter
 ) -> list[MeasuredBatch]:
-    """Run batches of these sizes, ascending, until a batch is too large.
+    """Measure batches of increasing size, until a batch is too large or takes long enough.
 
-    A batch is too large if memory is exhausted, if it takes more than `MAX_MEMORY`, or if a kernel
-    cannot index it with 32 bits.
+    A batch is too large if memory is exhausted, if it takes more than the fraction `MAX_MEMORY` of
+    the device's memory, or if a kernel cannot index it with 32 bits.
 
     Args:
-        sizes: The sizes to try.
-        run: Runs a batch of a size.
-        meter: Measures the device.
+        sizes: The batch sizes to measure, ascending.
+        run: Runs one batch of the given size.
+        meter: Measures time and memory of the device.
 
     Raises:
-        RuntimeError: Not even the smallest batch runs.
+        RuntimeError: Even the smallest batch fails.
     """
     measurements: list[MeasuredBatch] = []
     meter.measure_peak_fraction()
@@ -197,12 +202,12 @@ def measure_batches(
 
 
 def choose_batch_size(measurements: Sequence[MeasuredBatch], pieces: Sequence[int] = ()) -> int:
-    """Return the smallest size whose rate is within 5 % of the best rate.
+    """Return the smallest batch size whose rate is within 5 % of the best rate.
 
     Args:
-        measurements: The measurements.
-        pieces: Numbers of images that come together. The last batch of each is padded. Empty for
-            any number of images, without padding.
+        measurements: The measured batch sizes.
+        pieces: The typical numbers of images that are scored together. Each number is split into
+            batches, and padding in the last batch lowers the rate. Empty to ignore padding.
     """
     rates: Mapping[int, float] = {
         measurement.size: measurement.rate * _compute_fill(measurement.size, pieces)
@@ -217,7 +222,7 @@ def _compute_fill(size: int, pieces: Sequence[int]) -> float:
 
 
 def resolve_device(device: str) -> str:
-    """Return a valid device. `auto` becomes a GPU if this process has one, else the CPU.
+    """Return the name of a device, resolving `auto` to a GPU if this process has one, else the CPU.
 
     Raises:
         ConfigError: PyTorch does not know the device.
@@ -234,7 +239,7 @@ def resolve_device(device: str) -> str:
 
 
 def release_memory(device: str) -> None:
-    """Return the memory of detectors that are no longer used to the device and the system."""
+    """Release the memory of deleted detectors to the device and to the operating system."""
     gc.collect()  # Hooks of networks refer to each other.
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()

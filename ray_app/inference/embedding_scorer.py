@@ -18,11 +18,11 @@ MISSING = "no embedding of this image is stored"
 
 
 class EmbeddingScorer:
-    """Score the members of blocks from embeddings that their detectors stored earlier.
+    """Score members of blocks from stored embeddings, which the detectors computed earlier.
 
     Args:
-        spec: The ensemble.
-        heads: The head of each detector of the ensemble.
+        spec: The spec of the ensemble.
+        heads: The head (last layer) of each detector of the ensemble.
     """
 
     def __init__(self, spec: ScoringSpec, heads: "Mapping[str, LinearHead]") -> None:
@@ -31,11 +31,11 @@ class EmbeddingScorer:
     def score(
         self, outcomes: Sequence[DecodeResult], vectors: Mapping[str, npt.NDArray[np.float32]]
     ) -> DetectorOutputs:
-        """Return the outputs of all detectors for these members.
+        """Return the outputs of all detectors for the n members of a block.
 
         Args:
-            outcomes: The results of decoding the members.
-            vectors: Embeddings (n, d) by detector, with rows of NaN for members without one.
+            outcomes: The decoding result of each member.
+            vectors: Embeddings (n, d) by detector. A row of NaN is a missing embedding.
         """
         scores, failures = {}, {}
         for name, head in self._heads.items():

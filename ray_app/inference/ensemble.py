@@ -72,8 +72,9 @@ SourceList = list[tuple[str | int | None, Any]]
 class Ensemble:
     """Score images with an ensemble of detectors on one device.
 
-    Several threads may share an ensemble; it scores one call at a time. Give each thread a `twin`
-    to score in parallel. A pickled ensemble loads its weights again.
+    Several threads may share an ensemble, which then scores one call at a time. To score in
+    parallel, give each thread its own `twin()`. A pickled ensemble loads its weights again when it
+    is unpickled.
 
     Examples:
         >>> ensemble = Ensemble("default", device="cpu", batch_size=8)
@@ -92,9 +93,10 @@ class Ensemble:
         image_column: The column of a batch that has the images. Defaults to `bytes` or `image`, or
             to the only column whose first value is an image.
         accept_licences: Detectors, or licences, whose terms you accept.
-        waive_guarantee: Keep verdicts that the guarantee of the card does not cover.
+        waive_guarantee: Allow settings that differ from the calibration of the card, so that its
+            guarantee does not cover the verdicts.
         provenance: How to read what a file states about its origin.
-        children: Processes that decode the images. Defaults to the current process.
+        children: Child processes that decode the images. Defaults to decoding in this process.
 
     Raises:
         ConfigError: No ensemble has this name, or its card has no operating point for `fpr`.
@@ -174,7 +176,7 @@ class Ensemble:
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:
-        """The detector cards by name."""
+        """The cards of the ensemble's detectors, by name."""
         return self.spec.cards
 
     @overload
@@ -243,7 +245,7 @@ class Ensemble:
         return self._score_images(zip(repeat(0), images, strict=False), repeat((None, None)))
 
     def twin(self) -> "Ensemble":
-        """Return an ensemble for another thread that shares the weights in memory."""
+        """Return a copy for another thread. It shares the weights in memory with this ensemble."""
         shared: dict[int, Any] = {id(self._decoder.careful): self._decoder.careful}
         for network in (detector.network for detector in self._loaded.by_name.values()):
             shared |= {
@@ -275,17 +277,19 @@ class Ensemble:
     def __call__(self, images: Any) -> Any:
         """Score a batch of Ray Data's `map_batches` or of `datasets.Dataset.map(…, batched=True)`.
 
-        The columns are `status`, `finding`, `verdict`, `probability`, `score`, and
-        `score_<detector>`. An identifier adds `predicted_generator` and `generator_probability`. A
-        describer adds `predicted_prompt` and `prompt_likelihood`.
+        The new columns are `status`, `finding`, `verdict`, `probability`, `score`, and
+        `score_<detector>`. If the ensemble has an identifier, it adds `predicted_generator` and
+        `generator_probability`. If it has a describer, it adds `predicted_prompt` and
+        `prompt_likelihood`.
 
         Args:
-            images: A mapping of columns; anything else is passed to `score`. The images are in
-                `image_column`, else in `bytes` or `image`, else in the only column whose first
-                value is an image.
+            images: A mapping of column names to columns. Any other value is passed to `score`. The
+                images are in the column `image_column`. If that is not set, they are in `bytes` or
+                `image`, or else in the only column whose first value is an image.
 
         Returns:
-            For a dict, its own columns and the new ones. For any other mapping, only the new ones.
+            For a dict, its columns and the new ones. For any other mapping, only the new ones. For
+            any other value, the return value of `score`.
 
         Raises:
             ConfigError: No column has images.
@@ -424,11 +428,11 @@ class ImageInputs:
         self._max_bytes = max_bytes
 
     def resolve(self, inputs: Any) -> image_inputs.ImageSource | image_inputs.ManySources:
-        """Return the source of one image, or the sources of many.
+        """Return the source of one image, or the sources of many images.
 
-        The types of all items of a list or tuple are checked here, those of any other iterable when
-        each item is read. Whether a URL on another machine is one file or a prefix is known only
-        after a request for it.
+        The items of a list or tuple are checked here. The items of any other iterable are checked
+        when they are read. For a URL, a request may be sent to find out whether it is one file or a
+        prefix of many.
 
         Args:
             inputs: One image, or many images.
@@ -466,7 +470,7 @@ class ImageInputs:
         return image_inputs.ImageSource(name, data, data)
 
     def read(self, value: Any) -> File | PreparedImage | InputError:
-        """Return the encoded bytes or the pixels of an image, or the error that prevents it."""
+        """Return the bytes or the pixels of an image, or the error if the image cannot be read."""
         if isinstance(value, bytes | PreparedImage | InputError):
             return value
         try:
@@ -487,14 +491,14 @@ class ImageInputs:
     def read_all(
         self, sources: Iterable[image_inputs.ImageSource], names: SourceList
     ) -> LoadedImages:
-        """Yield the images of all sources in order.
+        """Read all sources, and yield their images in order.
 
         If the first source is on another machine, several sources are read at the same time.
 
         Args:
             sources: The sources of the images.
-            names: Extended with the name and the image for display of each source before its image
-                is yielded.
+            names: A list to which the name and the display image of each source are appended,
+                before its image is yielded.
         """
         remaining = iter(sources)
         first = next(remaining, None)
@@ -523,7 +527,7 @@ class ImageInputs:
             with open(path, "rb", buffering=0) as file:
                 facts = os.fstat(file.fileno())
                 if not stat.S_ISREG(facts.st_mode):
-                    raise InputError(Status.SOURCE_DENIED, f"{path}: not a regular file")
+                    raise InputError(Status.SOURCE_DENIED, f"{path} is not a regular file")
                 if facts.st_size > self._max_bytes:
                     raise errors.make_too_large_error(facts.st_size, self._max_bytes)
                 data = file.read()
@@ -587,10 +591,10 @@ def _collect_profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
 
 
 def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensemble:
-    """Load an ensemble.
+    """Load an ensemble of detectors, and return an `Ensemble` that scores images.
 
     Args:
-        name_or_path: The name of a shipped ensemble, or the path of a card.
+        name_or_path: The name of a shipped ensemble, or the path of the card of an ensemble.
         **options: Keyword arguments of `Ensemble`.
 
     Returns:
@@ -609,10 +613,10 @@ def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensem
 
 
 def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
-    """Load one detector as an ensemble, whose verdicts are split at log-odds 0.
+    """Load one detector as an ensemble that separates `real` from `fake` at log-odds 0.
 
     Args:
-        name_or_path: The name of a shipped detector, or the path of a card.
+        name_or_path: The name of a shipped detector, or the path of the card of a detector.
         **options: Keyword arguments of `Ensemble`.
 
     Returns:

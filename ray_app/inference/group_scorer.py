@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 
 class GroupScorer:
-    """Score the batches of a block with one group of detectors after another.
+    """Score the batches of a block with groups of detectors, one group in memory at a time.
 
-    The batches of a block are decoded once. All groups score the batches that fit into
-    `kept_bytes` before the next batches are decoded. Images that keep their size stay encoded, and
-    each group that reads them decodes them. The next batches begin with the group that is in
-    memory.
+    The batches of a block are decoded once. As many batches as fit into `kept_bytes` are decoded,
+    and all groups score them before the next batches are decoded. The group that is still in memory
+    scores the next batches first. Images that are not resized stay encoded, and each group that
+    reads them decodes them.
 
     Args:
         spec: The whole spec.
-        groups: See `DetectorGroups`.
-        decoder: Completes batches (see `BatchDecoder.complete`), and decodes undecided images of a
-            cascade again.
+        groups: The groups of detectors (see `DetectorGroups`).
+        decoder: Makes encoded images of batches readable (see `BatchDecoder.complete`), and decodes
+            undecided images of a cascade again.
         clock: Counts the seconds of all stages, including loading.
-        kept_bytes: Memory for batches. One batch may exceed the limit.
-        block_members: On a GPU, the number of images in a block, for which the size of batches is
-            measured. None keeps the size.
+        kept_bytes: Memory for decoded batches. One batch may exceed the limit.
+        block_members: On a GPU, the number of images in a block. The best number of images per
+            forward pass is then measured for it. None uses the batch size of the spec.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class GroupScorer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The counts of the detectors of all groups since the start."""
+        """The counts of the detectors in all groups, since this scorer was created."""
         counts = Counter(self._dropped_counts)
         counts.update(self._counts_in_memory())
         return counts

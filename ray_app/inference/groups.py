@@ -17,14 +17,14 @@ KEPT_BYTES = 2**29
 
 @dataclass(frozen=True)
 class DetectorGroups:
-    """Groups of detectors that take turns in the memory of a process.
+    """Groups of detectors of which a process holds one in memory at a time.
 
     Attributes:
-        groups: The names of each group. No group has detectors of both stages of a cascade. A
-            describer is the last group, under the name of its card.
-        process_bytes: Maximum memory of a process, with the images that it keeps.
-        kept_bytes: Memory for the images on which the groups take turns.
-        weights_bytes: The weights of all groups.
+        groups: The names of the detectors in each group. No group has detectors of both stages of a
+            cascade. A describer is the only name in the last group, under the name of its card.
+        process_bytes: Maximum memory of a process in bytes, with the images that it keeps.
+        kept_bytes: Memory in bytes for the images that all groups score in turn.
+        weights_bytes: Size of the weights of all groups together in bytes.
     """
 
     groups: tuple[Group, ...]
@@ -34,13 +34,13 @@ class DetectorGroups:
 
 
 def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | None:
-    """Group the detectors so that a process takes at most `limit_bytes`, with the images it keeps.
+    """Divide the detectors into groups, each of which fits into a process of `limit_bytes`.
 
-    Detectors that share a backbone in one precision stay together; the others are packed by size,
-    the largest first. A group that cannot be made smaller may exceed the limit.
+    Detectors that share a backbone in one precision stay together. The largest detectors are
+    assigned first. A group that cannot be made smaller may exceed the limit.
 
     Returns:
-        None if all detectors fit together.
+        The groups. None if all detectors fit into one process, so that groups are not needed.
     """
     if estimate_total_bytes(spec) <= limit_bytes:
         return None
@@ -58,12 +58,15 @@ def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | N
 
 
 def estimate_total_bytes(spec: ScoringSpec) -> int:
-    """Return the maximum memory of all detectors, including those that have their own process."""
+    """Return the maximum memory of all detectors of a spec in bytes, as if in one process.
+
+    It includes the detectors that have their own process.
+    """
     return ResourceEstimate.from_spec(spec).process_bytes + (len(spec.pools) - 1) * PROCESS_BYTES
 
 
 def largest_unit(spec: ScoringSpec) -> Group:
-    """Return the detectors that must stay in one group and take the most memory."""
+    """Return the detectors that need the most memory among those that must stay in one group."""
     return max(
         (unit for units in _list_units(spec) for unit in units),
         key=lambda unit: group_bytes(spec, unit),
@@ -71,7 +74,7 @@ def largest_unit(spec: ScoringSpec) -> Group:
 
 
 def group_bytes(spec: ScoringSpec, group: Group) -> int:
-    """Return the maximum memory of a process that holds one group of detectors."""
+    """Return the maximum memory in bytes of a process that holds one group of detectors."""
     if spec.describer is not None and group == (spec.describer.name,):
         return PROCESS_BYTES + 2 * _sum_weights_bytes(spec, group)
     return ResourceEstimate.from_spec(spec.select_detectors(group, spec.views)).process_bytes

@@ -1,6 +1,6 @@
 """Turn the argument of a call into the source of one image (`parse_image`) or of many (`list_sources`).
 
-Nothing is read here. `ACCEPTED` lists the accepted types.
+The images are not read here. `ACCEPTED` lists the accepted types.
 """
 
 import io
@@ -40,18 +40,18 @@ ImageValue = Any
 
 
 class UnknownInputError(ConfigError, TypeError):
-    """An input that is not an image and has no images. The message lists the accepted types."""
+    """The input is neither an image nor contains images. The message lists the accepted types."""
 
 
 class ImageSource(NamedTuple):
     """One image that is not read yet.
 
     Attributes:
-        name: The path or URL, else the position among the images of the call. None for a single
-            image without a name.
+        name: The path or URL, or else the position of the image in the call. None for a single
+            image that has neither path nor URL.
         value: The image as the caller passed it.
-        picture: The value from which the image can be displayed later at no cost in memory: a local
-            path, or an object that the caller holds anyway. None if there is no such value.
+        picture: A value for displaying the image later that takes no extra memory: a local path, or
+            an object that the caller holds anyway. None if there is no such value.
     """
 
     name: str | int | None
@@ -63,8 +63,8 @@ class ManySources(NamedTuple):
     """The sources of many images.
 
     Attributes:
-        sources: One source after another.
-        total: The number of images. None if it is unknown.
+        sources: An iterator over the sources.
+        total: The number of images. None if the number is unknown.
     """
 
     sources: Iterator[ImageSource]
@@ -72,7 +72,7 @@ class ManySources(NamedTuple):
 
 
 def make_source(location: str) -> ImageSource:
-    """Return the source for a path, or for a URL, whose name is then free of secrets."""
+    """Return the source for a path or URL. Secrets are removed from the name of a URL."""
     return (
         ImageSource(strip_secrets(location), location)
         if "://" in location
@@ -81,10 +81,10 @@ def make_source(location: str) -> ImageSource:
 
 
 def list_sources(images: Any) -> ManySources:
-    """Return the sources of many images.
+    """Return the sources of the images in a folder, a glob, an iterable, or an array.
 
     Raises:
-        UnknownInputError: The argument has no images.
+        UnknownInputError: The argument contains no images.
     """
     columns = getattr(images, "column_names", None) or getattr(images, "columns", None)
     if columns is not None and not isinstance(images, Mapping):
@@ -130,8 +130,9 @@ def parse_image(value: Any, index: int | None, *, keeps: bool) -> ImageSource | 
 
     Args:
         value: The value that the caller passed.
-        index: The position among the images of the call. None for a single image.
-        keeps: Whether the caller holds the value, so that a result may hold it, too, at no cost.
+        index: The position of the image in the call. None for a single image.
+        keeps: Whether the caller keeps the value in memory. The result may then refer to it for
+            display without taking more memory.
 
     Raises:
         UnknownInputError: An array or dict cannot be read as an image.
@@ -180,12 +181,15 @@ def _read_dict(value: Mapping[str, Any], index: int | None, *, keeps: bool) -> I
 
 
 def is_array(value: Any) -> bool:
-    """Return whether a value has pixels like an array of NumPy, torch, and others."""
+    """Return whether a value is an array with a shape and a data type, as of NumPy or torch."""
     return hasattr(value, "__array__") and hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def is_picture(value: Any) -> bool:
-    """Return whether a value is clearly an image: encoded, decoded, or a dict of HF datasets."""
+    """Return whether a value is clearly an image.
+
+    It may be encoded, decoded, or a dict of Hugging Face datasets.
+    """
     if isinstance(value, Mapping):
         fits = isinstance(value.get("bytes"), bytes | None) and isinstance(
             value.get("path"), str | None
@@ -200,7 +204,12 @@ def is_picture(value: Any) -> bool:
 
 
 def describe_input(value: Any, location: str = "") -> str:
-    """Describe a value for an error message by its type, its location, and the keys of a dict."""
+    """Describe a rejected value for an error message: its type, and the keys of a dict.
+
+    Args:
+        value: The value.
+        location: Where the value was found. The text is added after the type.
+    """
     kind = type(value).__name__
     if value is None:
         return "None: there is no image"
@@ -211,12 +220,12 @@ def describe_input(value: Any, location: str = "") -> str:
 
 
 def find_image_column(batch: Mapping[str, Any], name: str | None) -> Any:
-    """Return the column of a batch that has the images.
+    """Return the column of a batch that contains the images.
 
     Args:
-        batch: The columns of the batch.
-        name: The column to use. None for `bytes`, `image`, or else the only column whose first
-            value is clearly an image.
+        batch: The columns of the batch, by name.
+        name: The name of the column. None looks for `bytes`, then for `image`, and then for the
+            only column whose first value is clearly an image.
 
     Raises:
         ConfigError: There is no such column. The message lists the columns.
@@ -237,7 +246,7 @@ def find_image_column(batch: Mapping[str, Any], name: str | None) -> Any:
             )
             raise ConfigError(
                 f"cannot tell which column of the batch has the images: {problem}; the columns are: {', '.join(map(str, batch)) or 'none'}",
-                hint="name it: load_ensemble(NAME, image_column='COLUMN')",
+                hint="name the column: load_ensemble(NAME, image_column='COLUMN')",
             )
         [name] = matching
     elif name not in batch:
@@ -263,10 +272,10 @@ def _get_encoded(batch: Mapping[str, Any], name: str) -> Any:
 
 
 def get_encoded_column(column: Any) -> Any:
-    """Return a column of a Hugging Face dataset as the bytes of its files, not decoded.
+    """Return the encoded files of an image column of a Hugging Face dataset.
 
-    The scores are then those of the files, and a file that does not decode becomes a row. Any other
-    value is returned unchanged.
+    Without this, `datasets` would decode the images: scores could differ from those of the files,
+    and a file that does not decode would raise. Any other value is returned unchanged.
     """
     feature: Any = getattr(column, "features", None)
     dataset: Any = getattr(column, "source", None)
@@ -339,7 +348,7 @@ def _is_tensor(array: Any) -> bool:
 
 
 def read_array(array: Any) -> File:
-    """Return pixels as an image, or an array with one dimension as the bytes of a file.
+    """Convert an array of pixels to an image, or an array with one dimension to bytes of a file.
 
     Raises:
         InputError: The array has no pixels.
@@ -362,7 +371,7 @@ def load_image(image: Image.Image) -> Image.Image:
     """Load the pixels of a PIL image, and return the image.
 
     Raises:
-        InputError: The file behind it is closed or does not decode.
+        InputError: The file of the image is closed or does not decode.
     """
     try:
         image.load()
@@ -374,10 +383,14 @@ def load_image(image: Image.Image) -> Image.Image:
 
 
 def load_picture(value: ImageValue, max_bytes: int) -> File:
-    """Read the value of `ImageSource.picture` again, from at most `max_bytes` of a file.
+    """Read an image again for display.
+
+    Args:
+        value: The value of `ImageSource.picture`.
+        max_bytes: Maximum size of a file.
 
     Raises:
-        InputError: The image cannot be read.
+        InputError: The image cannot be read, or its file is too large.
     """
     if isinstance(value, str):
         return Fetcher().fetch(value, "", max_bytes)

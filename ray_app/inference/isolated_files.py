@@ -1,6 +1,6 @@
-"""Decode files in child processes, ahead of the network (`IsolatedFiles`).
+"""Decode files in child processes before the detectors need them (`IsolatedFiles`).
 
-They are also decoded while the parent imports torch.
+The children can decode the first files while the parent process still imports torch.
 """
 
 from collections import deque
@@ -27,12 +27,12 @@ _MAX_PROCESSES = 4
 
 
 class ReadFile(NamedTuple):
-    """One file that was read.
+    """The image of one file, prepared for scoring.
 
     Attributes:
-        image: The image to score, or the error for a missing image.
-        picture: A small image: the whole image squashed into a square, (side, side, 3). None if
-            small images are not requested.
+        image: The prepared image, or the error if the file cannot be read or decoded.
+        picture: The whole image squashed into a small square, (side, side, 3) uint8. None if small
+            images are not requested, or if there is no image.
     """
 
     image: PreparedImage | InputError
@@ -40,26 +40,26 @@ class ReadFile(NamedTuple):
 
     @property
     def facts(self) -> ImageFileFacts | None:
-        """The known properties of the file."""
+        """The properties of the file. None if they are unknown."""
         return getattr(self.image, "facts", None)
 
     @property
     def provenance(self) -> Provenance | None:
-        """What the file states about its origin."""
+        """What the file states about its origin. None if the file states nothing."""
         return self.image.provenance if isinstance(self.image, PreparedImage) else None
 
 
 class IsolatedFiles:
-    """Decode files in child processes, in order, for a spec without views.
+    """Read files in threads, and decode them in child processes, for a spec without views.
 
-    A thread reads each file, and a process decodes it. `children` may also decode images again.
-    Call `close` when you are done.
+    The attribute `children` has the child processes, which may also decode images again. Call
+    `close` at the end.
 
     Args:
-        spec: The preprocessings and limits.
-        read: Returns the bytes of a file by its name. Raises InputError.
+        spec: Has the preprocessings and limits.
+        read: Returns the content of a file, given its name. Raises InputError if this fails.
         provenance: How to read what files state about their origin. None does not read it.
-        picture_px: The side of a small image that is made in addition. 0 makes none.
+        picture_px: Side in pixels of the small image of each file. 0 makes no small images.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class IsolatedFiles:
     def decode_ahead(self, names: Iterable[str]) -> Iterator[ReadFile]:
         """Yield one `ReadFile` for each name, in order.
 
-        The first files are being read when this method returns, before the iterator is used.
+        Reading begins as soon as this method is called, not when the iterator is first used.
         """
         names, pending = iter(names), deque[Future[ReadFile]]()
 

@@ -1,4 +1,7 @@
-"""Files that a user names, for `touchstone check`: paths, folders, URLs, and standard input."""
+"""List and read the files that a user names on the command line of `touchstone check`.
+
+Files are named by paths, folders, URLs, and `-` for standard input.
+"""
 
 import asyncio
 import os
@@ -22,18 +25,20 @@ class NamedFiles:
     """Files in the order in which the user named them.
 
     Attributes:
-        names: Paths, URLs, and `-` for standard input.
-        closed: Folders among the names that cannot be listed, each with the error.
+        names: Paths, URLs, and `-` for standard input. Folders are replaced by their files.
+        closed: The error for each folder in `names` that cannot be listed.
     """
 
     names: Sequence[str]
     closed: Mapping[str, SourceError]
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """Return the content of a file. A web URL needs https and a public address.
+        """Return the content of a file.
+
+        A web URL must use https, and its host must have a public address.
 
         Raises:
-            InputError: The file cannot be read, or it is too large.
+            InputError: The file cannot be read, or is larger than `max_bytes`.
         """
         if name in self.closed:
             raise self.closed[name]
@@ -49,14 +54,14 @@ class NamedFiles:
 
 
 def list_named_files(images: Sequence[str]) -> NamedFiles:
-    """List the files that a user names. A folder stands for all files below it.
+    """List the files that a user names. A folder is replaced by all files below it.
 
     Raises:
-        ConfigError: A path does not exist, or there is no file.
+        ConfigError: A path does not exist, or the folders contain no file.
     """
     if images.count(STDIN) > 1:
         raise ConfigError(
-            "`-` stands for one image on stdin and is named more than once", hint="name it once"
+            "`-` stands for one image on stdin and is named more than once", hint="name `-` once"
         )
     names, closed = list[str](), dict[str, SourceError]()
     for image in images:
@@ -76,7 +81,10 @@ def list_named_files(images: Sequence[str]) -> NamedFiles:
 
 
 def make_uri(name: str) -> str:
-    """Return the URI of a named file without secrets, absolute if the file is local."""
+    """Return the URI of a named file for its result row, without secrets.
+
+    The path of a local file becomes absolute.
+    """
     if "://" in name or name == STDIN:
         return strip_secrets(name)
     return local_uri(os.path.abspath(name))
@@ -102,7 +110,7 @@ def _read_stdin(max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise InputError(
             Status.IMAGE_TOO_LARGE,
-            f"over max_bytes ({max_bytes})",
+            f"the image on stdin is over max_bytes ({max_bytes})",
             limit=max_bytes,
             observed=len(data),
         )

@@ -1,6 +1,6 @@
 """Use private names of Pillow that have no public substitute.
 
-Each has a reason, and a fallback for a Pillow that no longer has it.
+Each function states the reason for the private name, and the fallback if Pillow no longer has it.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Results of an ensemble: for one image (`Result`), and for many as they are scored (`Results`)."""
+"""Define the results of an ensemble for one image (`Result`) and for many images (`Results`)."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,24 +54,26 @@ class Result:
         facts: Format, size, and other properties of the file.
         masks: A mask for each detector that localizes: (H, W) uint8 at the size of the network,
             stretched over the whole image. 255 means surely altered.
-        finding: The name of the strongest of the grounds.
+        finding: The name of the strongest of the `grounds`.
         grounds: What the file states about its origin, and what the detectors conclude.
-        second_look: Why all detectors of a cascade scored the image: `band` or `audit`. None if the
-            first stage was enough.
-        verdict_detail: Names and numbers that explain the reason.
-        predicted_generator: The nearest known generator.
-        generator_family: The family of that generator.
-        generator_probability: The probability of that generator among the known generators.
+        second_look: The reason why all detectors of a cascade scored the image: `band` or `audit`.
+            None if only the first stage scored it.
+        verdict_detail: Names and numbers that explain `verdict_reason`.
+        predicted_generator: The most similar known generator.
+        generator_family: The family of `predicted_generator`.
+        generator_probability: The probability of `predicted_generator` among the known generators.
         generator_confidence: The confidence that the generator is one of the known generators.
             Higher is surer.
-        generator_ranking: The known generators, nearest first.
+        generator_ranking: The known generators, the most similar first.
         predicted_prompt: A guess at the prompt.
-        prompt_likelihood: The likelihood of the prompt, comparable within one describer only.
-        source: The path or URL without secrets, else the position of the image in the call. None
-            for a single image without a name.
-        demonstration: Whether a detector took part that is not for decisions.
+        prompt_likelihood: The likelihood of the prompt. Compare it only with likelihoods from the
+            same describer.
+        source: The path or URL without secrets, or else the position of the image in the call. None
+            for a single image that has neither path nor URL.
+        demonstration: Whether the ensemble has a detector that is only for demonstrations, so that
+            the result must not be used for decisions.
         fpr: The false-positive rate that the thresholds are for. None if the card states no rate.
-        picture: The image that a notebook shows, if that costs no memory.
+        picture: The image or path that a notebook displays. None if keeping it would take memory.
     """
 
     status: Status
@@ -101,9 +103,10 @@ class Result:
     picture: Any = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all attributes except the masks as plain values for JSON.
+        """Return the result as a dict of plain values for JSON.
 
-        The names of a generator and of a prompt are left out if the profile has no answer.
+        `masks`, `picture`, and `demonstration` are left out. So are the attributes about a
+        generator or a prompt if the profile has no answer.
         """
         row = {
             "source": self.source,
@@ -148,10 +151,10 @@ class Result:
 
 
 class Results(Iterator[Result]):
-    """An iterator over the results of many images, which scores as it is read.
+    """An iterator over the results of many images, which scores the images as it is read.
 
-    Results that were read are not kept, so memory does not grow with their number. Call
-    `list(results)` to read them twice.
+    Results are not kept after they are read, so memory does not grow with their number. To use the
+    results more than once, call `list(results)`.
 
     Examples:
         >>> results = ray_app.load_ensemble("default").score("photos/")
@@ -159,7 +162,7 @@ class Results(Iterator[Result]):
         ...     print(result.source, result.verdict)
 
     Args:
-        results: The results, as they are scored.
+        results: An iterator that scores the next image when it is read.
         detectors: The names of the detectors, in the order of the columns of `to_frame`.
         count: The number of images. None if it is unknown.
 
@@ -179,13 +182,15 @@ class Results(Iterator[Result]):
         return result
 
     def __getitem__(self, index: int) -> Result:
-        """Return the result at an index, and keep it in the iterator.
+        """Return the result at an index without reading it from the iterator.
+
+        All images up to the index are scored. Iteration still yields their results.
 
         Args:
-            index: The index among all images, from 0.
+            index: The index of the image, from 0.
 
         Returns:
-            The result. Results before it are scored, too.
+            The result of the image.
 
         Raises:
             TypeError: The index is negative or not an integer.
@@ -206,10 +211,10 @@ class Results(Iterator[Result]):
         return self._ahead[index - self._n_read]
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return the results that were not read yet as a pandas DataFrame.
+        """Score the remaining images, and return all unread results as a pandas DataFrame.
 
-        The table has the columns of `Result.to_dict`, with `score_NAME` for each detector in place
-        of `scores`.
+        The columns are the keys of `Result.to_dict`. The column `scores` is replaced by one column
+        `score_NAME` for each detector.
         """
         return build_frame((result.to_dict() for result in self), self._detectors)
 
@@ -233,7 +238,7 @@ class Results(Iterator[Result]):
 
 
 def build_frame(rows: Iterator[Mapping[str, Any]], detectors: Sequence[str]) -> "pd.DataFrame":
-    """Return rows as a table with a column `score_NAME` per detector in place of `scores`."""
+    """Return result rows as a table, with one column `score_NAME` per detector for `scores`."""
     import pandas as pd
 
     flat = []

@@ -37,8 +37,9 @@ def card(
     """Render one result with its image and a bar per detector.
 
     Args:
-        row: The result, as from `Result.to_dict`.
-        picture: The image as in `ImageSource.picture`. It is left out if it can no longer be read.
+        row: The result, as `Result.to_dict` returns it.
+        picture: The image, as in `ImageSource.picture`. The HTML has no image if it can no longer
+            be read.
         demonstration: Whether to add the note that the result is a demonstration.
         side: Maximum width and height of the image in pixels.
     """
@@ -70,12 +71,12 @@ def card(
 def cards(
     results: Sequence[tuple[Mapping[str, Any], Any, bool]], n_read: int, count: int | None
 ) -> str:
-    """Render the next results of many, with small images.
+    """Render the next unread results of a `Results` iterator, with small images.
 
     Args:
-        results: For each result its row, its image, and whether it is a demonstration.
-        n_read: Results that were read before these.
-        count: The number of all results. None if it is unknown.
+        results: For each result, its row, its image, and whether it is a demonstration.
+        n_read: The number of results that were read before `results`.
+        count: The number of all images. None if the number is unknown.
     """
     total = "" if count is None else f" of {count:,}"
     header = (
@@ -94,9 +95,14 @@ def cards(
 
 
 def thumbnail(picture: Any, side: int) -> bytes | None:
-    """Return an image as a JPEG without metadata, or None if the image can no longer be read.
+    """Return a small copy of an image as JPEG without metadata.
 
-    No side is above `side` pixels.
+    Args:
+        picture: The image, as in `ImageSource.picture`.
+        side: Maximum length of the longer side in pixels.
+
+    Returns:
+        The JPEG. None if the image can no longer be read.
     """
     limits = BatchLimits()
     try:

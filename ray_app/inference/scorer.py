@@ -1,7 +1,8 @@
 """Score batches of uint8 tensors with the detectors of an ensemble (`EnsembleScorer`).
 
-This is the hot loop. It uses no Ray, so that it can be profiled and measured alone. `ImageDescriber`
-predicts prompts for the images that a profile selects. `DetectorTimes` measures each detector.
+This module is the hot loop of scoring. It does not use Ray, so that it can be profiled alone.
+`ImageDescriber` predicts prompts for the images that a profile selects. `DetectorTimes` measures the
+time of each detector.
 """
 
 import time
@@ -57,9 +58,9 @@ DescriberInputs = Sequence[Pixels | None]
 # Captions come last, since the verdict decides which images get one. The describer reads embeddings
 # of a detector, or a tensor of the same decode.
 class ImageDescriber:
-    """The describer of a spec, loaded on the device of the spec.
+    """Predict captions with the describer of a spec, which is loaded on the device of the spec.
 
-    A caption does not depend on the other images of a call.
+    The caption of an image does not depend on other images in the same call.
     """
 
     def __init__(self, spec: ScoringSpec, clock: StageClock) -> None:
@@ -72,7 +73,7 @@ class ImageDescriber:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of members that were described since the start."""
+        """The number of members described since this object was created, as one counter."""
         return {DESCRIBED: self.described}
 
     def add_captions(
@@ -84,10 +85,10 @@ class ImageDescriber:
         """Return the outputs with captions added for the members that the profile selects.
 
         Args:
-            outcomes: The results of decoding the members.
-            outputs: The outputs of all detectors for these members.
-            inputs: The inputs of the describer (see `describer_inputs`). May be empty if it reads
-                embeddings.
+            outcomes: The decoding result of each member.
+            outputs: The outputs of all detectors for the members.
+            inputs: The inputs of the describer (see `describer_inputs`). May be empty if the
+                describer reads embeddings.
         """
         with self._clock("describe"):
             captions_by_row = self.describe(
@@ -101,17 +102,17 @@ class ImageDescriber:
     def describe(
         self, rows: Sequence[int], outputs: DetectorOutputs, inputs: DescriberInputs = ()
     ) -> dict[int, Caption]:
-        """Return captions of some members by row.
+        """Predict captions for the members at `rows`, and return the captions by row.
 
-        A row has no caption if the describer has no input for it, or gives the caption no
-        likelihood. Without a likelihood the numbers of the network have overflowed, and its text is
+        A row is left out if the describer has no input for it, or returns a caption without a
+        likelihood. In the latter case, values in the network have overflowed, and the text is
         meaningless.
 
         Args:
-            rows: The members to describe.
-            outputs: The outputs of all detectors.
-            inputs: The inputs of the describer (see `describer_inputs`). May be empty if it reads
-                embeddings.
+            rows: The rows of the members to describe.
+            outputs: The outputs of all detectors for all members.
+            inputs: The inputs of the describer (see `describer_inputs`). May be empty if the
+                describer reads embeddings.
         """
         available = [row for row in rows if self._has_input(row, outputs, inputs)]
         captions: dict[int, Caption] = {}
@@ -148,9 +149,10 @@ class ImageDescriber:
 
 
 def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
-    """Return the input of the describer for each member of a batch: (height, width, 3) uint8.
+    """Return the input of the describer for each member of a batch.
 
-    The batch must be prepared for the first stage of `spec`.
+    An input is a (height, width, 3) uint8 array. It is None if the member has no pixels, or if the
+    describer reads embeddings. The batch must be prepared for the first stage of `spec`.
     """
     if spec.describer_preprocessing is None or not batch.pixels:
         return [None] * len(batch.outcomes)
@@ -181,10 +183,10 @@ class _Reading:
 
 
 class DetectorTimes:
-    """Measure the time of each detector on one device, and count its images.
+    """Measure the time that each detector takes on one device, and count its images.
 
-    On a GPU, CUDA events measure the time without waiting for the GPU. `settle` counts these
-    readings after the GPU has finished them.
+    On a GPU, CUDA events measure the time without waiting for the GPU. Call `settle` to wait for
+    the GPU and add the measured times to the counts.
     """
 
     def __init__(self, device: str) -> None:
@@ -199,9 +201,9 @@ class DetectorTimes:
         """Run a detector on a normalised batch, and measure its time.
 
         Args:
-            detector: The detector.
+            detector: The detector to run.
             pixels: The normalised batch.
-            images: How many slots of the batch have an image.
+            images: The number of slots of the batch that have an image.
         """
         module = getattr(detector.network, BACKBONE, None)
         # A backbone of another type is not shared.
@@ -218,7 +220,7 @@ class DetectorTimes:
         return prediction
 
     def settle(self) -> None:
-        """Wait for the readings since the last call, and count them."""
+        """Wait until the device has run all batches since the last call, and count their times."""
         readings, self._pending = self._pending, []
         if self._on_gpu and readings:
             readings[-1].end.synchronize()
@@ -245,16 +247,16 @@ def _record_gpu_event() -> Any:
 
 
 class LoadedDetectors:
-    """Detectors in memory on one device, by name. Shared weights are held once.
+    """Load detectors into the memory of one device. Shared weights are in memory once.
 
     Args:
-        spec: The spec.
-        pool: The detectors of one pool. None loads all detectors of the spec.
+        spec: The spec with the cards of the detectors, their precision, and the device.
+        pool: The names of the detectors to load. None loads all detectors of the spec.
 
     Attributes:
-        steps: The measured number of images that networks process at a time, by the number of
-            images in a decoded batch and the preprocessing. Without an entry, networks process
-            decoded batches as they are.
+        steps: The number of images that networks process at a time, as measured by
+            `EnsembleScorer.fit_batches`. A key is the number of slots of a decoded batch and a
+            preprocessing. Without an entry, networks process decoded batches unchanged.
     """
 
     def __init__(self, spec: ScoringSpec, pool: Sequence[str] | None = None) -> None:
@@ -293,14 +295,14 @@ class LoadedDetectors:
 class EnsembleScorer:
     """Score batches with detectors of an ensemble on one device.
 
-    Detectors with equal preprocessing share one tensor. Those that also name one backbone share its
-    features.
+    Detectors with equal preprocessing share one tensor. If their cards also name the same backbone,
+    they share its features.
 
     Args:
-        spec: The detectors, views, and batch size.
+        spec: Has the detectors, views, and batch size.
         clock: Counts the seconds of scoring.
-        pool: The detectors of one pool. None uses all detectors of the spec.
-        loaded: Detectors that are already in memory. None loads them.
+        pool: The names of the detectors to use. None uses all detectors of the spec.
+        loaded: Detectors that are already in memory. None loads the detectors.
     """
 
     def __init__(
@@ -320,10 +322,10 @@ class EnsembleScorer:
         self._views = (CLEAN, *(view.name for view in spec.views))
 
     def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "EnsembleScorer":
-        """Return a scorer for `spec` that uses the detectors in memory.
+        """Return a scorer for another spec that uses the detectors already in memory.
 
-        It has the views, batches, and detectors of `spec`. See `ScoringSpec.limited_to` for a spec
-        with fewer detectors.
+        The views, the batch size, and the selection of detectors are those of the new spec. Use
+        `ScoringSpec.select_detectors` to get a spec with fewer detectors.
         """
         return EnsembleScorer(spec, clock, loaded=self._loaded)
 
@@ -334,7 +336,11 @@ class EnsembleScorer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Counts since the start: of `DetectorTimes`, and requests and runs per shared backbone."""
+        """Counters since the detectors were loaded, by name of the count.
+
+        They are the images and times from `DetectorTimes`, and for each shared backbone, how often
+        it was requested and how often it was executed.
+        """
         counts = Counter(self._loaded.times.counts)
         for backbone in self._loaded.backbones:
             counts.update(
@@ -345,18 +351,18 @@ class EnsembleScorer:
     def fit_batches(
         self, pieces: Sequence[int], meter: device_batches.DeviceMeter
     ) -> dict[str, int]:
-        """Measure how many images the networks should process at a time, and use that size.
+        """Measure the best number of images per forward pass, and use it from now on.
 
-        Decoded batches and the identity of a run do not change. The shape stays static, so a score
-        still does not depend on the images in its batch. Batch sizes may change the last bits of a
-        score, as two models of GPU may.
+        The size of decoded batches and the identity of a run do not change. All batches still have
+        one shape, so a score does not depend on the other images in its batch. The number of images
+        may change the last bits of a score, as another model of GPU may.
 
         Args:
-            pieces: Numbers of images that come together.
+            pieces: The typical numbers of images that are scored together, such as in a block.
             meter: Measures time and memory on the device.
 
         Returns:
-            The number of images at a time, by detector.
+            The number of images per forward pass, by detector.
         """
         for preprocessing in self._spec.scored_preprocessings:
             users = [
@@ -392,10 +398,10 @@ class EnsembleScorer:
     def compile(
         self, compiler: compilation.Compiler = compilation.compile_with_cuda_graphs
     ) -> dict[str, str | None]:
-        """Compile the networks for the current batch sizes, and run them compiled from now on.
+        """Compile the networks for the current batch sizes, and use the compiled ones from now on.
 
         Returns:
-            None for each compiled detector, or the reason why it is not compiled.
+            For each detector, the reason why it is not compiled, or None if it is compiled.
         """
         return {
             name: compilation.compile_checked(detector, self._get_step(detector), compiler)
@@ -403,7 +409,11 @@ class EnsembleScorer:
         }
 
     def start(self, only: Collection[str] | None = None) -> "BlockReadings":
-        """Start to score a block with all detectors, or with `only` some of them."""
+        """Start to score a block, and return the object to which its batches are added.
+
+        Args:
+            only: The names of the detectors that score the block. None uses all detectors.
+        """
         users, columns = self._users, self._columns
         if only is not None:
             users = _group_by_preprocessing(
@@ -415,7 +425,12 @@ class EnsembleScorer:
     def score(
         self, batches: Iterable[Batch], only: Collection[str] | None = None
     ) -> DetectorOutputs:
-        """Score batches in order with all detectors, or with `only` some (see `BlockReadings`)."""
+        """Score the batches of a block, and return the outputs for all their members in order.
+
+        Args:
+            batches: The decoded batches.
+            only: The names of the detectors that score the batches. None uses all detectors.
+        """
         readings = self.start(only)
         for batch in batches:
             readings.add(batch)
@@ -529,11 +544,11 @@ class EnsembleScorer:
 
 
 class BlockReadings:
-    """The scores of one block, batch after batch. Members without pixels have no score.
+    """Score one block, batch after batch. Members without pixels get no score.
 
-    Every batch runs at its full static shape, so that a score never depends on the images that
-    share its batch. On a GPU, images that keep their size run with others of that size. The GPU is
-    synchronised once, in `finish`. While it computes, the next batch is decoded and moved.
+    Every forward pass has a fixed shape, so that a score never depends on the other images in the
+    batch. On a GPU, images that are not resized are grouped by their size. The GPU is synchronised
+    only once, in `finish`. While the GPU computes, the next batch is decoded and copied to it.
     """
 
     def __init__(self, scorer: EnsembleScorer, columns: "_Columns") -> None:
@@ -541,13 +556,13 @@ class BlockReadings:
         self._pending: list[Batch] = []
 
     def add(self, batch: Batch) -> None:
-        """Run the detectors on a batch, immediately or together with the next batches."""
+        """Run the detectors on a batch, either immediately or joined with the next batches."""
         self._pending.append(batch)
         if len(self._pending) >= self._scorer._max_joined:
             self._read_waiting()
 
     def finish(self) -> DetectorOutputs:
-        """Return the outputs for all batches, in order."""
+        """Wait for the device, and return the outputs for the members of all batches, in order."""
         self._read_waiting()
         return self._scorer._gather(self._columns)
 

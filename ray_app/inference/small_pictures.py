@@ -1,8 +1,8 @@
-"""Make small images of files for pages (`ThumbnailMaker`).
+"""Make small JPEG copies of image files for display on web pages (`ThumbnailMaker`).
 
-Child processes decode the files. The result is a new JPEG with limits on pixels and bytes, and
-without metadata of the file. A file that kills its decoder has no small image, but affects no other
-file.
+Child processes decode the files. The copy is a new JPEG with limits on pixels and bytes, and
+without the metadata of the file. A file that crashes its decoder has no small copy, and affects no
+other file.
 """
 
 import io
@@ -35,13 +35,13 @@ class ThumbnailLimits(NamedTuple):
 
 
 class ThumbnailMaker:
-    """Make small images of files, from any thread.
+    """Make small JPEG copies of image files. Several threads may share this object.
 
-    The child processes start with the first image. Call `close` when you are done.
+    The child processes start with the first image. Call `close` at the end.
 
     Args:
-        limits: Limits on the files.
-        size: Limits of the small images.
+        limits: Limits on the files that are decoded.
+        size: Limits on the small images.
         wall_limit_s: Seconds that decoding one file may take.
     """
 
@@ -73,18 +73,18 @@ class ThumbnailMaker:
 
 
 def square(side_px: int) -> Preprocessing:
-    """Return the preprocessing that squashes a whole image into a square.
+    """Return the preprocessing that squashes a whole image into a square of `side_px` pixels.
 
-    Images from a child process then have a known size.
+    A square is used so that the size of the pixels that a child process returns is known.
     """
     return Preprocessing(resize=Resize(mode="squash", size=side_px))
 
 
 def encode_small_jpeg(pixels: Pixels, width: int, height: int, size: ThumbnailLimits) -> bytes:
-    """Encode an image that a decoder squashed into a square as a small JPEG in its own shape.
+    """Encode an image that was squashed into a square as a small JPEG with its original shape.
 
     Args:
-        pixels: The square, (side, side, 3).
+        pixels: The squashed image, (side, side, 3) uint8.
         width: Width of the original image in pixels.
         height: Height of the original image in pixels.
         size: Limits of the small image.

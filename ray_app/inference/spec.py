@@ -1,8 +1,9 @@
-"""Build a `ScoringSpec` (`make_spec`): all that a worker needs to score images, and picklable.
+"""Build a `ScoringSpec` with `make_spec`: a picklable object with all that a worker needs to score.
 
-`resolve_settings` and `departures` compare precision, resize mode, and decoders with those of a
-calibration. `ResourceEstimate` estimates the cost of scoring from the cards: memory of processes,
-bytes between them, and multiply-adds. Importing this module does not import torch.
+`resolve_settings`, `departures`, and `list_uncalibrated_decoders` compare precision, resize mode,
+and decoders with those of a calibration. `ResourceEstimate` estimates from the cards what scoring
+costs: the memory of processes, the bytes sent between processes, and multiply-adds. Importing this
+module does not import torch.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -39,16 +40,16 @@ def resolve_settings(
     *,
     waived: bool = False,
 ) -> tuple[Precisions, ResizeMode]:
-    """Return the precision per detector and the resize mode for an ensemble.
+    """Choose the precision of each detector and the resize mode for an ensemble.
 
-    `auto` stands for the settings that the card was calibrated with.
+    `auto` selects the settings with which the card was calibrated.
 
     Args:
-        card: The ensemble.
-        defaults: The precision per detector for detectors that the card has no settings for.
+        card: The card of the ensemble.
+        defaults: The precision of each detector if the card does not record its precision.
         precision: The requested precision.
         resize: The requested resize mode.
-        waived: Whether settings that differ from the calibration are allowed.
+        waived: Whether settings that differ from those of the calibration are allowed.
 
     Raises:
         ConfigError: The requested settings differ from those of the calibration.
@@ -75,7 +76,7 @@ def resolve_settings(
 def departures(
     settings: CalibrationSettings | None, precision: Precisions, resize: str
 ) -> list[str]:
-    """Return how precision and resize mode differ from those of a calibration, as text.
+    """Describe how precision and resize mode differ from those of a calibration.
 
     Args:
         settings: The settings of the calibration. None if they are unknown.
@@ -100,9 +101,9 @@ def departures(
 
 
 def list_decoders(card: EnsembleCard) -> set[str]:
-    """Return the decoders of this process for the formats that the card's calibration saw.
+    """Return the decoders that this process uses for the image formats in the card's calibration.
 
-    Empty if the card does not record these formats.
+    The set is empty if the card does not record the formats.
     """
     population = card.population and card.population.seen
     return {get_decoder_name(format) for format in population.formats} if population else set()
@@ -111,7 +112,10 @@ def list_decoders(card: EnsembleCard) -> set[str]:
 def list_uncalibrated_decoders(
     settings: CalibrationSettings | None, decoders: Collection[str]
 ) -> list[str]:
-    """Return the decoders that a calibration did not use. Empty if it recorded no decoders."""
+    """Return those of the given decoders that a calibration did not use.
+
+    The list is empty if the calibration recorded no decoders.
+    """
     return (
         sorted(set(decoders) - set(settings.decoders))
         if settings is not None and settings.decoders
@@ -120,7 +124,12 @@ def list_uncalibrated_decoders(
 
 
 def describe_guarantee_departures(scored: Collection[str], decoded: Collection[str]) -> list[str]:
-    """Turn results of `departures` and `list_uncalibrated_decoders` into reasons that void a guarantee."""
+    """Return the reasons why the guarantee of an ensemble does not hold. Empty if it holds.
+
+    Args:
+        scored: Differences in the settings, from `departures`.
+        decoded: Differences in the decoders, from `list_uncalibrated_decoders`.
+    """
     differences_by_step = {"scored": scored, "decoded": decoded}
     return [
         f"{step} otherwise: {', '.join(differences)}"
@@ -137,13 +146,13 @@ LARGE_PARAMETERS, LARGE_GMAC = 500e6, 500.0
 
 @dataclass(frozen=True)
 class StageSpec:
-    """Detectors of an ensemble that score the same images.
+    """One stage of an ensemble: detectors that score the same images.
 
     Attributes:
-        detectors: Names, in the ensemble's order.
-        pools: The detectors that share a process.
-        scored: The distinct preprocessings that the detectors read, in order of first use.
-        preprocessings: `scored`, and in the first stage last the describer's preprocessing.
+        detectors: The names of the detectors, in the ensemble's order.
+        pools: The detectors by process. Detectors in the same pool share a process.
+        scored: The distinct preprocessings of the detectors, in order of first use.
+        preprocessings: `scored`, followed in the first stage by the describer's preprocessing.
     """
 
     detectors: tuple[str, ...]
@@ -154,9 +163,10 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """Cards, limits, and resolved settings. Equal specs give equal scores.
+    """The cards, limits, and settings that determine scores. Equal specs give equal scores.
 
-    A spec has no operational settings. `ResourceEstimate` has the cost of scoring.
+    Settings that do not change scores are not part of a spec. `ResourceEstimate` has the cost of
+    scoring.
 
     Attributes:
         ensemble: The card of the ensemble.
@@ -164,17 +174,18 @@ class ScoringSpec:
         limits: Limits on the size of an image.
         precision: The precision (bf16 or fp32) by detector.
         resize: The resize mode.
-        slots: The static number of images per batch.
+        slots: The fixed number of images per batch.
         device: The device of the detectors.
-        provenance: How to read what files state about their origin. It adds a column and changes no
-            score. None does not read it.
-        views: The perturbations of each image that are scored, too.
-        absent: The kind and the reason for each requested view that is missing, by the name of the
-            view.
-        features: For detectors that keep their embeddings, what determines the embeddings.
-        identifier: The identifier of the ensemble's profile.
-        describer: The describer of the ensemble's profile.
-        reads_embeddings: Whether heads score stored embeddings, so that no image is read.
+        provenance: How to read what files state about their origin. This adds a column and changes
+            no score. None does not read it.
+        views: Perturbations. Each image is scored unperturbed and after each of these.
+        absent: For each requested view that is missing, by name, its kind and the reason.
+        features: For detectors whose embeddings are stored, the facts that determine the
+            embeddings.
+        identifier: The card of the identifier in the ensemble's profile. None if there is none.
+        describer: The card of the describer in the ensemble's profile. None if there is none.
+        reads_embeddings: Whether only the heads of detectors run, on stored embeddings. Images are
+            then not read.
         stages: One stage, or two for a cascade.
     """
 
@@ -199,7 +210,7 @@ class ScoringSpec:
 
     @property
     def passes(self) -> int:
-        """The number of times that a detector scores an image: once clean, and once per view."""
+        """The number of times that a detector scores each image: unperturbed, and once per view."""
         return 1 + len(self.views)
 
     @property
@@ -218,9 +229,9 @@ class ScoringSpec:
         return self.stages[1].detectors if self.is_cascade else ()
 
     def for_stage(self, stage: StageSpec) -> "ScoringSpec":
-        """Return the spec by which images of one of the stages are decoded and scored.
+        """Return the spec for decoding and scoring images in one of the stages.
 
-        Only the whole spec decides on verdicts.
+        Use it only for scores. Verdicts require the whole spec.
         """
         if not self.is_cascade:
             return self
@@ -230,9 +241,13 @@ class ScoringSpec:
     def select_detectors(
         self, names: Collection[str], views: tuple[Perturbation, ...] = ()
     ) -> "ScoringSpec":
-        """Return the spec for some of the detectors, in other views, without a describer.
+        """Return the spec for scoring with some of the detectors, in one stage, without a describer.
 
-        Its detectors form one stage. Only the whole spec decides on verdicts.
+        Use it only for scores. Verdicts require the whole spec.
+
+        Args:
+            names: The names of the detectors.
+            views: The perturbations that replace those of this spec.
         """
         return replace(
             self,
@@ -244,19 +259,19 @@ class ScoringSpec:
     def for_embeddings(
         self, precision: Mapping[str, Precision], resize: ResizeMode
     ) -> "ScoringSpec":
-        """Return the spec by which heads score stored embeddings.
+        """Return the spec for scoring stored embeddings with the heads of the detectors.
 
         Args:
-            precision: The precision in which the embeddings of each detector were made.
-            resize: How images were resized for them.
+            precision: The precision in which the embeddings of each detector were computed.
+            resize: The resize mode of the images from which the embeddings were computed.
         """
         return replace(self, precision=precision, resize=resize, reads_embeddings=True)
 
     @cached_property
     def embedded(self) -> dict[str, int]:
-        """The width of the embeddings by detector, for detectors whose embeddings are used.
+        """The width of the embeddings by detector, for detectors whose embeddings are needed.
 
-        They are kept, or an identifier or describer reads them.
+        They are needed if they are stored, or if the identifier or the describer reads them.
         """
         profiled = {
             card.detector: card.embedding["width"]
@@ -269,8 +284,8 @@ class ScoringSpec:
     def preprocessings(self) -> tuple[Preprocessing, ...]:
         """The distinct preprocessings of all stages, in order of first use.
 
-        Each gives one tensor, for any number of detectors. The preprocessing of the describer is
-        last, unless detectors share it.
+        An image has one tensor per preprocessing, which detectors with that preprocessing share.
+        The preprocessing of the describer is last, unless a detector has the same one.
         """
         return _deduplicate([*self.scored_preprocessings, self.describer_preprocessing])
 
@@ -281,14 +296,17 @@ class ScoringSpec:
 
     @cached_property
     def describer_preprocessing(self) -> Preprocessing | None:
-        """The preprocessing of the describer. None without one, or if it reads embeddings."""
+        """The preprocessing of the describer. None if no describer reads images.
+
+        A describer may read embeddings instead.
+        """
         return self.describer.preprocessing if self.describer else None
 
     @cached_property
     def has_describer_pool(self) -> bool:
-        """Whether the describer has its own processes, after those of all detectors.
+        """Whether the describer runs in its own processes, after those of all detectors.
 
-        Its card requests them, or the describer is large.
+        It does if its card requests this, or if the describer is large.
         """
         card = self.describer
         if card is None:
@@ -301,10 +319,10 @@ class ScoringSpec:
 
     @cached_property
     def pools(self) -> tuple[tuple[str, ...], ...]:
-        """The detectors that share a process: all except those with a pool of their own.
+        """The names of the detectors, grouped by the process that they share.
 
-        The order is that of the ensemble. No detector of a second stage is in a pool before one of
-        the first stage.
+        A detector whose card requests its own pool is alone in its group. The order is that of the
+        ensemble. No detector of the second stage is in a pool before one of the first stage.
         """
         if any(self.cards[name].own_pool for name in self.first):
             return tuple(pool for stage in self.stages for pool in stage.pools)
@@ -312,9 +330,9 @@ class ScoringSpec:
 
     @cached_property
     def all_pools(self) -> tuple[tuple[str, ...], ...]:
-        """The pools of the detectors, and last the pool of a describer with its own processes.
+        """The pools of the detectors, followed by that of a describer with its own processes.
 
-        The pool of the describer has the name of its card.
+        The only name in the describer's pool is that of its card.
         """
         return (
             (*self.pools, (self.describer.name,))
@@ -324,44 +342,47 @@ class ScoringSpec:
 
     @cached_property
     def keeps_sizes(self) -> bool:
-        """Whether some detector reads images in their own size.
+        """Whether some detector reads images at their original size.
 
-        Between processes only encoded bytes can carry such images.
+        Such images are sent between processes as encoded files, never as arrays.
         """
         return any(preprocessing.shape is None for preprocessing in self.preprocessings)
 
     @cached_property
     def localizers(self) -> tuple[str, ...]:
-        """The detectors that also give a mask."""
+        """The names of the detectors that also return a mask of altered pixels."""
         return tuple(name for name, card in self.cards.items() if card.masks)
 
     @property
     def speakers(self) -> tuple[str, ...]:
-        """The detectors that reply with text."""
+        """The names of the detectors that reply with text."""
         return tuple(name for name, card in self.cards.items() if card.replies)
 
     @cached_property
     def bounded(self) -> tuple[FactName, ...]:
-        """The facts of an image that some detector's card bounds. It abstains beyond the bound."""
+        """The facts of an image for which a card sets bounds.
+
+        A detector abstains on an image with a fact beyond the bound on its card.
+        """
         return tuple(
             dict.fromkeys(fact for card in self.cards.values() for fact in card.fragility.abstains)
         )
 
     @cached_property
     def measured(self) -> tuple[FactName, ...]:
-        """The bounded facts that are measured on pixels. No other fact is measured."""
+        """The facts in `bounded` that must be measured on pixels. No other fact is measured."""
         return tuple(fact for fact in MEASURED if fact in self.bounded)
 
     def describe_range_violation(
         self, name: str, width: int, height: int, facts: Facts | None = None
     ) -> str | None:
-        """Return why an image is out of range for a detector, or None if the detector judges it.
+        """Return the reason why an image is out of range for a detector, or None if it is in range.
 
         Args:
-            name: The detector.
-            width: Width in pixels.
-            height: Height in pixels.
-            facts: The facts of the image, with one value each.
+            name: The name of the detector.
+            width: Width of the image in pixels.
+            height: Height of the image in pixels.
+            facts: The facts of the image, each a list with one value. None checks only the size.
         """
         card = self.cards[name]
         return card.valid_range.describe_mismatch(
@@ -371,12 +392,13 @@ class ScoringSpec:
     def is_scored(self, name: str, width: int, height: int) -> bool:
         """Return whether a detector scores an image of this size.
 
-        A detector that keeps sizes does not score images outside its valid range.
+        A detector that reads images at their original size does not score images outside its valid
+        range. Any other detector scores all images.
 
         Args:
-            name: The detector.
-            width: Width in pixels.
-            height: Height in pixels.
+            name: The name of the detector.
+            width: Width of the image in pixels.
+            height: Height of the image in pixels.
         """
         card = self.cards[name]
         return (
@@ -386,9 +408,9 @@ class ScoringSpec:
 
     @cached_property
     def calibrations(self) -> dict[str, Platt | None]:
-        """The calibration by detector: of the ensemble's member, else of the detector's own card.
+        """The calibration of each detector, or None if the detector is not calibrated.
 
-        None means that the detector is not calibrated.
+        The calibration in the ensemble's card replaces that in the detector's card.
         """
         members = zip(self.ensemble.members, self.cards.items(), strict=True)
         return {name: member.calibration or card.calibration for member, (name, card) in members}
@@ -438,19 +460,19 @@ def make_spec(
     views: tuple[Perturbation, ...] = (),
     waive_guarantee: bool = False,
 ) -> ScoringSpec:
-    """Resolve the cards of an ensemble, the precision for `device`, and the batch size.
+    """Make the spec for scoring images with an ensemble on a device.
 
     Args:
         ensemble: The card of the ensemble.
-        cards: The detector cards. None loads those of the ensemble's members.
+        cards: The cards of the detectors. None loads the cards of the ensemble's members.
         limits: Limits on the size of an image.
         device: The device of the detectors.
-        precision: The requested precision.
-        resize: The requested resize mode.
+        precision: The requested precision. `auto` uses that of the calibration or of the device.
+        resize: The requested resize mode. `auto` uses that of the calibration.
         slots: Images per batch. None chooses the default of the device.
         provenance: How to read what files state about their origin. None does not read it.
-        views: Perturbations of each image that are scored, too.
-        waive_guarantee: Whether settings that differ from the calibration are allowed.
+        views: Perturbations. Each image is also scored after each of these.
+        waive_guarantee: Whether settings that differ from those of the calibration are allowed.
 
     Raises:
         ConfigError: The cards or settings do not fit together.
@@ -481,11 +503,11 @@ def make_spec(
 def profile_cards(
     ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]
 ) -> tuple[IdentifierCard | None, DescriberCard | None]:
-    """Load the identifier and the describer of an ensemble's profile.
+    """Load the cards of the identifier and the describer of an ensemble's profile.
 
     Args:
         ensemble: The card of the ensemble.
-        cards: The detector cards by name.
+        cards: The cards of the detectors, by name.
 
     Raises:
         ConfigError: A card reads embeddings of a detector that is not in the ensemble or not in the
@@ -525,11 +547,11 @@ def choose_precision(
 ) -> Precision:
     """Return the requested precision, resolving `auto` for a device.
 
-    This process need not have the device. A GPU is assumed to support bf16.
+    The device need not be available to this process. A GPU is assumed to support bf16.
 
     Args:
-        device: The device.
-        card: The detector.
+        device: The device of the detector.
+        card: The card of the detector.
         requested: The requested precision.
     """
     if requested != "auto":
@@ -557,15 +579,15 @@ class ResourceEstimate:
     """The estimated cost of scoring images with one `ScoringSpec`.
 
     Attributes:
-        process_bytes: Maximum memory of a process with all detectors and the describer: libraries,
-            fp32 weights, the largest weights a second time while they load, a batch of images in
-            every view, and the child process of each detector from another package.
-        tensor_bytes: Size of one image between processes: its prepared tensors, and its encoded
-            bytes (an estimate) if sizes are kept.
+        process_bytes: Maximum memory of a process with all detectors and the describer. It includes
+            libraries, fp32 weights, the largest weights a second time while they load, a batch of
+            images in every view, and the child process of each detector from another package.
+        tensor_bytes: Bytes that are sent between processes for one image: its prepared tensors,
+            and its file (estimated size) if a detector reads images at their original size.
         pool_gmac: Billions of multiply-adds per image in each of the spec's `all_pools`, over all
-            passes. If sizes are kept, they are per image of a megapixel. A cost that no card states
-            counts as 0. Detectors of a second stage are weighted with `second_stage_share`, the
-            describer with `share_described`.
+            passes. For images at their original size, a megapixel is assumed. A cost that no card
+            states counts as 0. Detectors of a second stage are weighted with `second_stage_share`,
+            and the describer with `share_described`.
         worst_gmac: Billions of multiply-adds for the largest image that every detector accepts.
         second_stage_share: The expected fraction of images in the second stage.
         share_described: The expected fraction of images that are described.
@@ -629,15 +651,15 @@ def _estimate_process_bytes(spec: ScoringSpec) -> int:
 def count_shared_once(
     sizes: Mapping[str, float], spec: ScoringSpec, also: Callable[[DetectorCard], tuple[Any, ...]]
 ) -> dict[str, float]:
-    """Count a shared backbone once.
+    """Return the sizes of detectors, with each shared backbone counted only once.
 
-    Of the detectors that share a backbone in one precision, only the first counts in full. The
-    others count only what exceeds the smallest of them.
+    If several detectors share a backbone in one precision, the first counts in full. From each of
+    the others, the smallest size among them is subtracted.
 
     Args:
-        sizes: The size of each detector.
-        spec: The spec.
-        also: Returns what else must be equal for a detector to share its backbone.
+        sizes: The size or cost of each detector.
+        spec: The spec of the detectors.
+        also: Returns a tuple that must also be equal for two detectors to share their backbone.
     """
     counted, smallest = dict(sizes), dict[tuple[Any, ...], float]()
     keys = {

@@ -1,6 +1,6 @@
 """Open the decoder and the scorer of a process (`open_scorer`).
 
-The command line, the workers of a run, the plan, Python, and the endpoint all use them.
+The command line, the workers of a run, the plan, the Python API, and the endpoint use it.
 """
 
 from collections.abc import Sequence
@@ -36,16 +36,16 @@ def open_decoder(
     careful: CrashSafeDecoder | None = None,
     hand_over: bool = False,
 ) -> BatchDecoder:
-    """Open the decoder of a process that loads no detectors.
+    """Create the decoder of a process that loads no detectors.
 
     Args:
         spec: The whole spec. Images are prepared for its first stage. Batches of a cascade carry
             their files.
         clock: Counts the seconds of decoding.
-        careful: Decodes one image. If it is None, images are decoded in this process, without a
+        careful: Decodes single images. If it is None, images are decoded in this process, without a
             wall limit and without waiting for memory of the node.
-        hand_over: Whether another process scores the batches. Images that keep their size are then
-            passed on encoded.
+        hand_over: Whether another process scores the batches. Images that are not resized are then
+            passed to that process as files.
     """
     return BatchDecoder(
         spec.for_stage(spec.stages[0]),
@@ -68,18 +68,19 @@ def open_scorer(
     loaded: "LoadedDetectors | None" = None,
     describing: "ImageDescriber | None" = None,
 ) -> OpenScorer:
-    """Load detectors, and open the decoder for their images.
+    """Load detectors, and create the decoder and the scorer for their images.
 
     Args:
         spec: The whole spec.
-        device: Where networks run, as PyTorch names it. Precision stays that of the spec.
+        device: The PyTorch device on which networks run. It does not change the precision of the
+            spec.
         clock: Counts the seconds of all stages.
-        pool: The detectors that this process holds. If it is None, the process holds all detectors
-            and the describer of the spec.
+        pool: The names of the detectors to load. None loads all detectors and the describer of the
+            spec.
         careful: See `open_decoder`.
         hand_over: See `open_decoder`.
-        kept_bytes: Files of a cascade that are kept until undecided images are scored again. None
-            is the default limit.
+        kept_bytes: Maximum size of the files of a cascade that are kept until undecided images are
+            scored again. None is the default limit.
         loaded: Detectors that are already in memory.
         describing: A describer that is already in memory.
 
@@ -113,13 +114,15 @@ def open_group_scorer(
     kept_bytes: float,
     block_members: int | None = None,
 ) -> "tuple[BatchDecoder, GroupScorer]":
-    """Load the first group of detectors, and open the decoder for the images of all groups.
+    """Create a scorer for groups of detectors that take turns in memory, and its decoder.
+
+    The first group of detectors is loaded.
 
     Args:
         spec: The whole spec.
-        groups: The groups that take turns (see `DetectorGroups`).
+        groups: The groups of detectors (see `DetectorGroups`).
         clock: Counts the seconds of all stages.
-        careful: Decodes one image.
+        careful: Decodes single images.
         kept_bytes: See `GroupScorer`.
         block_members: See `GroupScorer`.
 
