@@ -92,7 +92,7 @@ def test_label_columns_without_a_name_are_left_out(saved):
 
 
 def test_label_column_named_twice_is_refused(saved):
-    with pytest.raises(ConfigError, match="name each column once: 'url', 'label', 'label'"):
+    with pytest.raises(ConfigError, match="name each column once, but is: 'url', 'label', 'label'"):
         saved("urls.csv", b"url,label,label\na,real,fake\n").read()
 
 

@@ -178,7 +178,7 @@ def held(**validation) -> dict:
         ({}, prompts(2, "a"), "data.validation: no source"),
         (held(groups=0.5), alone(40), "data.train: all .* images are real"),
         (held(generators=("b",)), alone(40, "a", "b"), "data.validation: all 40 images are fake"),
-        (held(groups=0.001), prompts(2, "a"), "data.validation: no images"),
+        (held(groups=0.001), prompts(2, "a"), "data.validation: the split has no images"),
         (held(generators=("c",)), prompts(2, "a"), "no image is by the held-out generator 'c'"),
         (
             held(groups=0.5) | {"test": HeldOut(groups=0.5)},

@@ -257,7 +257,7 @@ def test_parquet_other_images_are_referred_to_and_read_back(tmp_path):
     assert read_referenced(items[2].input["depth_uri"], Fetcher()) == b"d2"
     with pytest.raises(ConfigError, match="not a reference"):
         read_referenced("a.png", Fetcher())
-    with pytest.raises(InputError, match="row 9 does not exist"):
+    with pytest.raises(InputError, match="the table has no row 9"):
         read_referenced(f"{items[0].uri}#row=9&column=depth", Fetcher())
 
 

@@ -203,7 +203,7 @@ RATIO = zipped({"a.jpg": bytes(2_000_000), "noise": bytes(range(256)) * 4})
         (zip_with("aXb.jpg").replace(b"aXb.jpg", b"a\0b.jpg"), UNSAFE, "NUL"),
         (patched(zip_with("a.jpg"), 8, b"\1", b"PK\1\2"), "encrypted_member", "encrypted"),
         (patched(zip_with("a.jpg"), 10, b"\x63", b"PK\1\2"), "unsupported_format", "method 99"),
-        (LYING, DAMAGED, "outside"),
+        (LYING, DAMAGED, "beyond the data of the archive"),
         (RATIO, LARGE, "max_ratio (900)"),
     ],
     ids=["link", "pipe", "dots", "folder", "nul", "encrypted", "method", "outside", "ratio"],

@@ -45,7 +45,7 @@ def test_images_never_lie_among_our_own_records(tmp_path, folder):
 @pytest.mark.parametrize("name", ["run.json", "generate.json", "index.json"])
 def test_the_directory_of_another_command_is_refused(tmp_path, name):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ConfigError, match="another command"):
+    with pytest.raises(ConfigError, match="another kind of command"):
         Records(config("list.csv", tmp_path)).claim()
 
 
