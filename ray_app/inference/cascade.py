@@ -117,7 +117,7 @@ class CascadeScorer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The counts of the detectors, the second stage, and the describer, by name of the count."""
+        """The counts of the detectors, the second stage, and the describer, by name."""
         counts = Counter(self.detectors.counts)
         for counter in (self.late, self._describing):
             counts.update(counter.counts if counter else {})

@@ -1,8 +1,8 @@
 """Score batches of uint8 tensors with the detectors of an ensemble (`EnsembleScorer`).
 
 This module is the hot loop of scoring. It does not use Ray, so that it can be profiled alone.
-`ImageDescriber` predicts prompts for the images that a profile selects. `DetectorTimes` measures the
-time of each detector.
+`ImageDescriber` predicts prompts for the images that a profile selects. `DetectorTimes` measures
+the time of each detector.
 """
 
 import time

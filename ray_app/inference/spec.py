@@ -241,7 +241,7 @@ class ScoringSpec:
     def select_detectors(
         self, names: Collection[str], views: tuple[Perturbation, ...] = ()
     ) -> "ScoringSpec":
-        """Return the spec for scoring with some of the detectors, in one stage, without a describer.
+        """Return the spec for some of the detectors, in one stage and without a describer.
 
         Use it only for scores. Verdicts require the whole spec.
 

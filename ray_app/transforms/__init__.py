@@ -1,5 +1,5 @@
 """Transform images before a network sees them.
 
-Perturbations imitate what happens to images in the world, and augmentation policies are those of
-papers.
+Perturbations imitate what happens to images after they are published. Augmentation policies change
+training images; most are taken from papers.
 """

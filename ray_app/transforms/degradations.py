@@ -1,8 +1,8 @@
-"""Define steps of one `strength` each, as robustness suites name them.
+"""Define steps with one parameter `strength` each, named as in robustness suites.
 
-They are blurs, colours, noises, tones, and crops. The formulas are from papers and from the
-published levels of ARNIQA (Agnolucci et al. 2024, arXiv 2310.14918), on which NTIRE 2026 builds
-(arXiv 2604.11487).
+The steps are blurs, changes of colour and tone, noises, compression, and crops. The formulas are
+from papers and from the published levels of ARNIQA (Agnolucci et al. 2024, arXiv 2310.14918), on
+which NTIRE 2026 builds (arXiv 2604.11487).
 """
 
 import io
@@ -115,7 +115,7 @@ def jitter_pixels(
     rng: Rng,
     strength: Annotated[float, Field(ge=0.01, le=8, description="standard deviation in pixels")],
 ) -> Image.Image:
-    """Take every pixel from a position displaced by normal deviates, five times."""
+    """Move pixels by random offsets, which are normally distributed, five times in a row."""
     from scipy.ndimage import map_coordinates
 
     values = np.asarray(image, np.float32)
@@ -214,7 +214,7 @@ def quantise(
     image: Image.Image,
     strength: Annotated[float, Field(ge=2, le=256, description="steps per channel")],
 ) -> Image.Image:
-    """Reduce each channel to equal steps; black and white stay."""
+    """Reduce each channel to equally spaced values. Black and white do not change."""
     steps = round(strength)
     table = np.arange(256) * steps // 256 * 255 / (steps - 1)
     return image.point(np.rint(table).astype(int).tolist() * 3)
@@ -245,7 +245,7 @@ def add_impulse_noise(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="fraction of the values")],
 ) -> Image.Image:
-    """Make values black or white, half of each."""
+    """Set a random fraction of the values to black or white, with equal probability."""
     pixels = np.array(image)
     noise = rng.random(pixels.shape, np.float32)
     pixels[noise < strength / 2] = 0
@@ -259,7 +259,7 @@ def add_multiplicative_noise(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=4, description="variance of the factor")],
 ) -> Image.Image:
-    """Multiply every value by 1 + a normal deviate, by its variance."""
+    """Multiply every value by 1 + Gaussian noise, given by its variance."""
     return add_speckle_noise(image, rng, math.sqrt(strength))
 
 
@@ -269,7 +269,7 @@ def add_speckle_noise(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=2, description="standard deviation of the factor")],
 ) -> Image.Image:
-    """Multiply every value by 1 + a normal deviate, by its standard deviation."""
+    """Multiply every value by 1 + Gaussian noise, given by its standard deviation."""
     values = _to_values(image)
     return _to_image(
         values * (1 + np.float32(strength) * rng.standard_normal(values.shape, np.float32))
@@ -294,7 +294,7 @@ def add_iso_noise(
 ) -> Image.Image:
     """Add the noise of a camera at high ISO, which grows with the square root of the light.
 
-    Half as much noise, over two pixels, is in colour.
+    Colour noise is added with half the strength, in blocks of 2 × 2 pixels.
     """
     values = _to_values(image)
     height, width = values.shape[:2]
@@ -435,9 +435,9 @@ def add_moire(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="fraction of the light")],
 ) -> Image.Image:
-    """Darken by two bent gratings of two to three pixels that interfere.
+    """Add a moiré pattern by darkening with two interfering gratings, one of which is bent.
 
-    Each channel has a small offset.
+    The gratings have periods of two to three pixels. Their bend differs between the channels.
     """
     values = _to_values(image)
     height, width = values.shape[:2]
@@ -502,7 +502,7 @@ def crop_another_shape(
 ) -> Image.Image:
     """Crop to a part at a random position, with another aspect ratio.
 
-    It is drawn from 3:4 to 4:3 of the image's own.
+    The aspect ratio is 3:4 to 4:3 times that of the image, at random.
     """
     shape = math.sqrt(math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3))))
     width = min(max(round(image.width * math.sqrt(strength) * shape), 1), image.width)

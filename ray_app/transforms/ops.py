@@ -125,14 +125,14 @@ def webp(image: Image.Image, quality: int, *, method: int = 4) -> Image.Image:
 
 
 def lossless_webp(image: Image.Image) -> Image.Image:
-    """Compress an RGB image as lossless WebP, and return the decoder's equal pixels."""
+    """Encode an RGB image as lossless WebP and decode it again. The pixels do not change."""
     return _recompress(image, "WEBP", lossless=True, method=0)
 
 
 def avif(image: Image.Image, quality: int) -> Image.Image:
     """Compress an RGB image as AVIF at its second highest speed.
 
-    It uses one thread, so that the pixels do not depend on the number of cores.
+    The encoder uses one thread, so that the pixels do not depend on the number of cores.
     """
     return _recompress(image, "AVIF", quality=quality, speed=9, max_threads=1)
 
@@ -190,7 +190,7 @@ def fitted_size(size: Size, screen: Size) -> Size:
 
 
 def centre_crop(image: Image.Image, fraction: float) -> Image.Image:
-    """Crop to the middle, to a fraction of both sides."""
+    """Crop the centre of an image, with a given fraction of its width and of its height."""
     width, height = scaled_size(image.size, fraction)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
@@ -235,7 +235,7 @@ def add_noise(image: Image.Image, sigma: float, rng: np.random.Generator) -> Ima
 
 
 def apply_gamma(image: Image.Image, gamma: float) -> Image.Image:
-    """Raise every value of 0–1 to the power of `gamma`; above 1 is darker."""
+    """Raise pixel values, scaled to 0–1, to the power of `gamma`. A `gamma` above 1 darkens."""
     curve = np.rint(255 * (np.arange(256) / 255) ** gamma).astype(int).tolist()
     return image.point(curve * len(image.getbands()))
 
@@ -401,7 +401,8 @@ def crop_random_part(
 ) -> ImageSample:
     """Crop to the part that torchvision's RandomResizedCrop would take.
 
-    It is `draw_box`, or the largest centred part of an allowed aspect ratio.
+    The part is the result of `draw_box`. If that is None, the part is the largest centred part with
+    an allowed aspect ratio.
 
     Args:
         sample: The image and its mask.
@@ -427,7 +428,7 @@ def draw_box(
     ratio_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> Box | None:
-    """Draw a box within an image, or return None if ten draws do not fit.
+    """Draw a random box within an image. Return None if ten drawn boxes exceed the image.
 
     Args:
         size: Width and height of the image.
@@ -459,9 +460,9 @@ def _extend_by_mirroring(image: Image.Image, side: int) -> Image.Image:
 def edge_map(mask: Mask, width: int = 7) -> Mask:
     """Return the pixels (H, W) near the outline of a mask.
 
-    They are in both the mask and its inverse, each dilated by a cross of `width` pixels. Nothing is
-    outside the array, so a mask has no edge along the border, and an empty or full mask has no edge
-    at all. MaskCLIP's reference rejects a side that is not longer than `width`; here it is treated
+    A pixel is near the outline if it is in both the mask and its inverse after each is dilated by a
+    cross of `width` pixels. The border of the array is not an outline, so an empty or full mask has
+    no edge. MaskCLIP's reference rejects a side that is not longer than `width`; here it is treated
     like any other.
 
     Args:

@@ -1,7 +1,7 @@
 """Read perturbations of images by name (`load_perturbations`), and apply them.
 
-A name is a shipped list, a YAML file, or steps such as `jpeg:75`. `absent_views` returns the views
-that a list declares as absent, with the reasons.
+A name is that of a shipped list, the path of a YAML file, or steps such as `jpeg:75`.
+`absent_views` returns the views of published suites that Touchstone does not have, with reasons.
 """
 
 import hashlib
@@ -79,9 +79,9 @@ def draw_families(
 ) -> Image.Image:
     """Apply random families of a list, one after another, each at a random level.
 
-    The families are of different groups. NTIRE 2026 does this to half of its images. The number of
-    families and the family of a group are drawn uniformly. Levels follow the right half of a normal
-    distribution, so weak levels are more likely.
+    At most one family of each group is applied. The number of families, the groups, and the family
+    within a group are drawn uniformly. Levels follow the right half of a normal distribution, so
+    weak levels are more likely. NTIRE 2026 applies this to half of its images.
     """
     groups = _groups(list)
     bounds = min(least, len(groups)), min(most, len(groups))
@@ -127,11 +127,11 @@ class Perturbation(Frozen):
     @classmethod
     def _check_name(cls, name: str) -> str:
         if name == "clean":
-            raise ValueError("clean is the name of the view without a perturbation")
+            raise ValueError("a perturbation cannot be called clean, as the unperturbed view is")
         return name
 
     def apply(self, image: Image.Image, seed: int) -> Image.Image:
-        """Return the RGB image after all steps.
+        """Apply all steps to an image, and return the resulting RGB image.
 
         Equal pixels, seeds, and library versions give equal pixels, in any process and order.
 
@@ -168,7 +168,7 @@ class Perturbation(Frozen):
 
     @property
     def keeps_place(self) -> bool:
-        """Whether a mask of the perturbed image fits the image; after a crop it does not."""
+        """Whether a mask of the perturbed image also fits the original. A crop prevents this."""
         return all(step.keeps_place for step in self.steps)
 
     def facts(self) -> list[dict[str, Any]]:
@@ -177,7 +177,9 @@ class Perturbation(Frozen):
 
 
 def seed_of(sha256: str, name: str) -> int:
-    """Return the seed of one file in one perturbation: the first 8 bytes of SHA-256 over both.
+    """Return the seed for the random steps of a perturbation when it is applied to a file.
+
+    The seed is the first 8 bytes of the SHA-256 of `sha256` and `name` together.
 
     Args:
         sha256: SHA-256 of the bytes of the file, in hex.
@@ -187,7 +189,7 @@ def seed_of(sha256: str, name: str) -> int:
 
 
 class DegradationFamily(Frozen):
-    """One step at five levels, in the order of its source, which is usually the weakest first."""
+    """One step at five strengths (levels), in the order of the source, usually weakest first."""
 
     name: str = Field(description="name in the source, unless the note names another")
     group: str = Field(description="group of which the step `draw` draws at most one family")
@@ -205,13 +207,13 @@ class DegradationFamily(Frozen):
         if self.step.get("op") == "call":
             raise ValueError(f"{self.name}: a family cannot call a function of yours")
         if any(len(values) != LEVELS for values in self.levels.values()):
-            raise ValueError(f"{self.name}: a family needs {LEVELS} values per parameter")
+            raise ValueError(f"{self.name}: each parameter in levels must have {LEVELS} values")
         for number in range(LEVELS):
             self.make_step(number)
         return self
 
     def make_step(self, number: int) -> Step:
-        """Return the step of a level, 0 for the first one."""
+        """Return the step with the parameters of a level. The first level has the number 0."""
         level = {key: values[number] for key, values in self.levels.items()}
         where = f"{self.name}, level {number + 1}"
         try:
@@ -225,7 +227,7 @@ class DegradationFamily(Frozen):
 
 
 class AbsentView(Frozen):
-    """A view of the source of a list that Touchstone does not have."""
+    """A view that the published source of a list has, but Touchstone does not."""
 
     name: str = Field(description="name in the source")
     kind: KindOfView = "degradation"
@@ -233,7 +235,7 @@ class AbsentView(Frozen):
 
 
 class PerturbationList(Frozen):
-    """A YAML file of perturbations."""
+    """The content of a YAML file that lists perturbations."""
 
     name: str = Field(description="name of the list")
     source: str = Field(description="origin of the list")
@@ -256,18 +258,18 @@ class PerturbationList(Frozen):
         if duplicates := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two perturbations are called {', '.join(sorted(duplicates))}")
         if not self.perturbations and not self.families:
-            raise ValueError("the list has no perturbations")
+            raise ValueError("the list has neither perturbations nor families")
         return self
 
     def views(self, level: int = DEFAULT_LEVEL) -> Iterator[Perturbation]:
-        """Yield all views of the list, with families at a level from 1 to 5 in their names."""
+        """Yield all views of the list, with each family at the given level (1 to 5)."""
         yield from self.perturbations
         for family in self.families:
             yield Perturbation(name=f"{family.name}-{level}", steps=(family.make_step(level - 1),))
 
 
 def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
-    """Return the perturbations of these names in order, each once.
+    """Return the perturbations that names refer to, in order and without duplicates.
 
     Args:
         names: Shipped lists (`standard`, `sidbench`, …), paths of YAML files, or steps such as
@@ -291,7 +293,7 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
 
 
 def absent_views(names: Iterable[str]) -> tuple[AbsentView, ...]:
-    """Return the views that the lists of these names declare as absent, each once."""
+    """Return the views that the named lists declare as absent, without duplicates."""
     lists = [read[0] for read in map(_read_list, names) if read]
     return tuple({view.name: view for view_list in lists for view in view_list.absent}.values())
 
@@ -303,7 +305,7 @@ def _read_list(name: str) -> tuple[PerturbationList, int] | None:
     if base in shipped or (base and base not in number_parameters() and Path(base).is_file()):
         if level not in map(str, range(1, LEVELS + 1)):
             raise ConfigError(
-                f"--perturb {name}: no such level",
+                f"--perturb {name}: no such level: {level!r}",
                 hint=f"give a level from 1 (weakest) to {LEVELS}",
             )
         return load_yaml(shipped.get(base, Path(base)), PerturbationList), int(level)

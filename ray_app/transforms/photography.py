@@ -1,7 +1,7 @@
 """Define steps of photographers and their devices.
 
-They are denoising, merged exposures, screens, prints, and photographs of them. Cameras and people
-do this to real photographs, so a detector that flags the result is wrong.
+The steps imitate denoising, merged exposures, screenshots, prints, and photographs of screens and
+prints. Cameras and people do this to real photographs, so a detector must not flag the result.
 """
 
 import math

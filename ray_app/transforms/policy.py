@@ -1,9 +1,9 @@
-"""Choose an augmentation policy by a config (`Augmentation`), and make it (`make_policy`).
+"""Create the augmentation policy (`make_policy`) that a config (`Augmentation`) names.
 
-This module also has the policies of a few steps. `none` changes nothing. `flips` keeps every
-pixel's value, for detectors that depend on traces in single pixels (touchstone-tiny).
-`cnndetection` is that of CNNDetection (Wang et al. 2020, arXiv 1912.11035), which
-UniversalFakeDetect uses too: blur, JPEG, crop.
+This module also defines the simple policies. `none` changes nothing. `flips` keeps every pixel's
+value, for detectors that depend on traces in single pixels (touchstone-tiny). `cnndetection` is the
+policy of CNNDetection (Wang et al. 2020, arXiv 1912.11035): blur, JPEG, and crop.
+UniversalFakeDetect uses this policy, too.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from ray_app.transforms.policies import in_the_wild, papers
 
 
 class Unchanged(Frozen):
-    """The policy `none`: every image as decoded."""
+    """The policy `none`, which does not change images."""
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
         """Return the sample unchanged."""
@@ -30,9 +30,9 @@ class Unchanged(Frozen):
 
 
 class Flips(Frozen):
-    """A random crop, and one of the eight orientations of a square, without resampling and codec.
+    """The policy `flips`: a random crop and random orientation, without resampling or compression.
 
-    With `crop` the result is final. Without it, the image keeps its size, and the card's
+    With `crop`, the result is final. Without `crop`, the image keeps its size, and the card's
     preprocessing follows.
     """
 
@@ -159,7 +159,7 @@ class Augmentation(Frozen):
 class Policy(Protocol):
     """An augmentation policy.
 
-    All randomness comes from `rng`: equal draws give equal images, on any worker.
+    All randomness comes from `rng`. Equal states of `rng` give equal images on any worker.
     """
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
@@ -169,9 +169,9 @@ class Policy(Protocol):
 def make_policy(
     config: Augmentation, *, side: int | None, statistics: papers.RealStatistics | None = None
 ) -> Policy:
-    """Return the policy of a config.
+    """Create the augmentation policy that a config names, with its arguments.
 
-    Policies that end in a crop use `side`, unless their arguments have another one.
+    Policies that end in a crop crop to `side`, unless their arguments set another side.
 
     Args:
         config: The config.
@@ -193,7 +193,7 @@ def make_policy(
         if statistics is None and config.statistics is None:
             raise ConfigError(
                 f"{where} needs statistics of real images",
-                hint="measure them on real training images, or give an .npz file",
+                hint="measure the statistics on real training images, or name an .npz file as `statistics`",
             )
         arguments["statistics"] = statistics or papers.load_statistics(
             Path(cast(str, config.statistics))

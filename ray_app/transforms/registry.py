@@ -110,7 +110,7 @@ def register_step(
 
 
 def make_step(facts: Mapping[str, Any]) -> Step:
-    """Return the step that `op` names, with its parameters.
+    """Create the step that the key `op` of `facts` names. The other keys are its parameters.
 
     Raises:
         ValueError: The step does not exist, or a parameter is invalid.
@@ -122,7 +122,7 @@ def make_step(facts: Mapping[str, Any]) -> Step:
 
 
 def number_parameters() -> dict[str, str]:
-    """Return the parameter that a number sets in `op:NUMBER`, by step."""
+    """Return for each step the name of the parameter that the number in `op:NUMBER` sets."""
     return {op: model.number for op, model in STEPS.items() if model.number}
 
 

@@ -36,7 +36,8 @@ def compress_jpeg(
 ) -> Image.Image:
     """Compress as JPEG with halved chroma (4:2:0), by Pillow.
 
-    Two qualities are the bounds of a random quality, both included and all equally likely.
+    Two numbers as `quality` are the bounds of a random quality. All integers from the lower to the
+    upper bound are equally likely.
     """
     if isinstance(quality, tuple):
         quality = int(rng.integers(*quality, endpoint=True))
@@ -134,8 +135,8 @@ def blur(
     """Blur by a Gaussian with `sigma`, `kernel`, or both.
 
     With `sigma` alone, scipy's filter is applied to uint8 channels, as in robustness suites. With
-    `kernel` alone, OpenCV's derives sigma. With both, the kernel is applied in float and rounded
-    once.
+    `kernel` alone, sigma is derived from the kernel's size as in OpenCV. With both, the kernel is
+    applied in float, and the result is rounded once.
     """
     if kernel is None:
         return ops.scipy_blur(image, sigma or 0.0)
@@ -168,7 +169,7 @@ def crop(
     image: Image.Image,
     share: Annotated[float, Field(gt=0, le=1, description="fraction of both sides that stays")],
 ) -> Image.Image:
-    """Crop to the middle."""
+    """Crop the centre of the image."""
     return ops.centre_crop(image, share)
 
 
@@ -195,7 +196,7 @@ def apply_gamma(
     image: Image.Image,
     gamma: Annotated[float, Field(gt=0, le=8, description="exponent; above 1 is darker")],
 ) -> Image.Image:
-    """Raise every value of 0–1 to the power of `gamma`."""
+    """Raise pixel values, scaled to 0–1, to the power of `gamma`."""
     return ops.apply_gamma(image, gamma)
 
 
@@ -226,8 +227,9 @@ def call(
 ) -> Image.Image:
     """Call a function of yours.
 
-    It gets the RGB image, `arguments` by name, and NumPy's generator if it has a parameter `rng`,
-    and returns an image. If it raises ValueError, the view of this image has no score.
+    The function receives the RGB image and `arguments` by name, and returns a PIL image. If the
+    function has a parameter `rng`, it also receives a NumPy generator. If the function raises
+    ValueError, this view of the image has no score.
     """
     function = import_function(path)
     extra = {"rng": rng} if "rng" in signature(function).parameters else {}

@@ -32,13 +32,15 @@ _LARGE = 1500
 
 
 class InTheWild(Frozen):
-    """Resized, degraded, and compressed images, either parts or whole images.
+    """The policy `in-the-wild`: resize, degrade, and compress square parts or whole images.
 
-    With `crop`, parts of this side are used, and without it whole images. A part has about its own
-    scale. A fraction `resized` of the images is resized by a factor within `scale`, and a square is
-    cropped; smaller images are extended by mirroring. The result is final. A fraction `parts` of
-    the whole images is cropped. The shorter side is then resized within `short_side`, and the
-    card's preprocessing follows.
+    With `crop`, the result is a square part with this side, and it is final. A fraction `resized`
+    of the images is first resized by a factor within `scale`. Images smaller than the square are
+    extended by mirroring.
+
+    Without `crop`, the result is a whole image, and the card's preprocessing follows. A fraction
+    `parts` of the images is first cropped. The shorter side is then resized to a random length
+    within `short_side`.
     """
 
     crop: int | None = Field(

@@ -31,7 +31,9 @@ _NOISE = 5
 
 @dataclass(frozen=True)
 class RealStatistics:
-    """Statistics of real images. The policy draws from each independently.
+    """Sizes and sharpness of real images, to which `RealMatching` makes fakes more similar.
+
+    The policy draws an area and a sharpness independently of each other.
 
     Attributes:
         areas_px: Areas in pixels, int64 (n,).
