@@ -204,7 +204,7 @@ class PartWriter:
         self._blocks: list[dict[str, object]] = []
 
     def add(self, rows: pa.Table, block: int) -> None:
-        """Add a block with these members; a full file is written."""
+        """Add a block with these members, and write the current file if it is full."""
         sizes = rows["size_bytes"].to_numpy()
         self._blocks.append(
             {

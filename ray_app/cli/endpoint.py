@@ -57,7 +57,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set any key of the endpoint's config, for example limits.deadline_s=10; repeatable. docs/serving.md lists the keys.",
+    help="Set any key of the endpoint's config, for example limits.deadline_s=10; repeatable. The reference lists the keys.",
 )
 @click.option(
     "--workers",

@@ -562,13 +562,17 @@ def _refuse_contradictions(
 
 
 def compare_counts(published: Mapping[str, int], counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Compare the number of rows of each subset with the published number, if there is one.
+    """Compare the number of rows of each subset with the published number.
 
     A published subset without rows is left out, because it was not requested.
 
     Args:
         published: The layout's published numbers by subset.
         counts: The number of rows by subset.
+
+    Returns:
+        For each subset its name, its number of rows, the published number, and whether the two
+        agree. The last two are None if no number is published.
     """
     return [
         {

@@ -56,12 +56,13 @@ _NAMES: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class DuplicateCriterion:
-    """One criterion by which images are duplicates, because their values are equal or nearly so.
+    """A property that makes images duplicates if its values are equal or nearly equal.
 
     Attributes:
-        kind: Kind of the value.
-        codes: (N,) number of each row's value, -1 for none. Equal values have equal numbers.
-        pairs: (P, 2) numbers of values that are nearly equal.
+        kind: The property, such as a perceptual hash.
+        codes: (N,) code of each row's value, -1 if the row has no value. Equal values have equal
+            codes.
+        pairs: (P, 2) codes of two values that are nearly equal.
     """
 
     kind: Kind

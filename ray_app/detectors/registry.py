@@ -55,5 +55,5 @@ def refuse_retired_family(name: str) -> None:
         example = RETIRED_FAMILIES[family]
         raise ConfigError(
             f"{name}: the adapter {family} is retired",
-            hint=f"copy {example} and run the command in its first lines",
+            hint=f"copy {example}, which replaces the adapter, and run the command in its first lines",
         )

@@ -535,7 +535,7 @@ def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
         return card
     if card.cascade is not None:
         raise ConfigError(
-            f"{card.name}: a cascade has no other operating points, because its band fits one threshold",
+            f"{card.name}: a cascade cannot decide at another false-positive rate, because the band of its second stage fits one threshold",
             hint=f"calibrate the cascade with --fpr {rate:g}",
         )
     points = card.operating_points

@@ -246,7 +246,7 @@ def measure_population(
         fake: Labels (n,), True = fake.
         properties: The properties of the images, from `compute_properties`.
         parts: Disjoint parts of the labelled images.
-        prevalence: Fraction of fakes for which the calibrated scores are probabilities.
+        prevalence: Fraction of fakes among all images that the calibrated probabilities assume.
         generators: Generators of the fakes.
 
     Returns:

@@ -66,7 +66,7 @@ class GroupScorer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The counts of the detectors in all groups, since this scorer was created."""
+        """Numbers of scored images and seconds, by name, of all detectors since the start."""
         counts = Counter(self._dropped_counts)
         counts.update(self._counts_in_memory())
         return counts

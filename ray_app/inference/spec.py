@@ -370,7 +370,7 @@ class ScoringSpec:
 
     @cached_property
     def measured(self) -> tuple[FactName, ...]:
-        """The facts in `bounded` that must be measured on pixels. No other fact is measured."""
+        """The facts that are measured on pixels, because the card of a detector limits them."""
         return tuple(fact for fact in MEASURED if fact in self.bounded)
 
     def describe_range_violation(

@@ -29,8 +29,7 @@ class Calibration:
         labelled: Number of labelled rows of the run.
         left_out: Number of labelled images that were not used, by reason.
         remarks: Sentences on the run and the labels.
-        miss: Maximum fraction of held-out fakes whose score is at or below the threshold
-            `real_below`.
+        miss: The requested limit of the fraction of fakes at or below the threshold `real_below`.
         held_out: Path of the labels of the held-out part.
         commands: Commands that evaluate the card on the held-out part.
     """

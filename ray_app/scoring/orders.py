@@ -68,10 +68,13 @@ class OrderWriter:
         return turn
 
     def release(self, finished: int) -> None:
-        """Release further blocks to replace finished ones, a quarter of a window at a time.
+        """Let the workers start further blocks in place of finished ones.
+
+        At most `window` blocks are released and unfinished. New blocks are released in steps of a
+        quarter of `window`.
 
         Args:
-            finished: The number of blocks of the turn that have finished.
+            finished: The number of finished blocks of this turn.
         """
         with self._lock:
             released = finished + self.window

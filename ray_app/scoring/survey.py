@@ -224,17 +224,18 @@ class _Cursor:
 
 
 def find_earlier_work(settings: identity.Settings, spec: ScoringSpec) -> Listing | None:
-    """Return the manifests and blocks of the run that a command continues, or None for a new run.
-
-    If blocks are pending, the command continues with them. If the run is finished, or its first
-    listing did not end, the command lists the source.
+    """Return the manifests and pending blocks of the run that a command continues.
 
     Args:
         settings: The settings of the command.
         spec: The scoring specification.
 
+    Returns:
+        The manifests, and the blocks without rows. No block is pending if the run is finished. None
+        for a new run.
+
     Raises:
-        IdentityError: If another command wrote the run.
+        IdentityError: If the settings of the run differ.
     """
     if settings.stored is None or settings.config.out is None:
         return None

@@ -124,7 +124,10 @@ class Replica:
     async def check_health(self) -> None:
         """Raise ClusterError if the worker has been down too long. Serve then replaces the replica."""
         if not self._pool.is_healthy:
-            raise ClusterError("the worker process of this replica does not start")
+            raise ClusterError(
+                "the worker process of this replica does not start",
+                hint="read the log of the replica for the reason",
+            )
 
 
 class _ServeLogHandler(logging.Handler):

@@ -136,7 +136,7 @@ def _describe(engine: Engine) -> WorkerFrame:
 
 
 def main(descriptor: int) -> int:
-    """Run a worker: load the detectors of the config in the first frame, then answer images.
+    """Run a worker: load the detectors that the first message names, then score images.
 
     Args:
         descriptor: File descriptor of the socket to the HTTP process.

@@ -315,7 +315,8 @@ class Fetcher:
             yield from self._retrier.attempts(cancelled, gate)
         except CancelledError:
             raise SourceError(
-                Status.SOURCE_TIMEOUT, "cancelled, since the result is no longer needed"
+                Status.SOURCE_TIMEOUT,
+                "the read was cancelled, because its result is no longer needed",
             ) from None
         except InputError:
             raise

@@ -57,7 +57,8 @@ class LabelledImage(NamedTuple):
     Attributes:
         uri: The absolute URI.
         label: 1 for fake, 0 for real.
-        group: The group that no fold of the validation divides. "" if the file has no groups.
+        group: Images with the same group are in the same fold of the cross-validation. "" if the
+            file has no groups.
         maker: The generator of a fake, or the source of a real image. "" if it is unknown.
     """
 

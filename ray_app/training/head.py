@@ -71,13 +71,14 @@ class LogOddsHead(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head with one row per class. Vectors need not be normalised.
+    """A linear head with one row per class. Its input vectors need not be normalised.
 
     Attributes:
         classes: The label of each row, ascending.
         weight: (k, d). Directions of unit length if `scale` is not None.
         bias: (k,).
-        scale: The factor of a cosine. None if the length of vectors counts.
+        scale: The factor by which the cosine of a vector and a row is multiplied. None for logits
+            that are dot products, which depend on the length of the vector.
     """
 
     classes: Labels

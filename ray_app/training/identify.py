@@ -362,8 +362,8 @@ def identify(
         The content of `metrics.json`.
 
     Raises:
-        ConfigError: The recipe changes the detector, a class has too few images, or validation is
-            too small for the fraction to abstain on.
+        ConfigError: If the recipe trains the weights of the detector, a class has too few images,
+            or the validation split has too few images to choose the threshold for abstentions.
         DetectorError: The detector has no embeddings.
         TouchstoneError: Too many images cannot be read.
     """

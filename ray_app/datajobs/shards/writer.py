@@ -123,7 +123,8 @@ class LocalShard(ABC):
     Its methods raise StorageError if the disk of the temporary folder is full.
 
     Args:
-        input_type: Type of the source's own columns. None if it has none.
+        input_type: Arrow type of the columns that members have in the source. None if the source
+            has no columns.
 
     Attributes:
         path: Path of the file.
@@ -297,7 +298,8 @@ class WriteShard:
     Attributes:
         store: The output directory, which has the listing.
         form: Format of the shards.
-        input_type: Type of the source's own columns. None if it has none.
+        input_type: Arrow type of the columns that members have in the source. None if the source
+            has no columns.
         fetcher: Reads the members.
         max_member_bytes: Maximum size of a member in bytes.
     """

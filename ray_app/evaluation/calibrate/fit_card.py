@@ -46,7 +46,7 @@ class CalibratedCard:
     Attributes:
         card: The card.
         names: Names of its detectors in the run.
-        prevalence: Fraction of fakes for which its probabilities are correct.
+        prevalence: Fraction of fakes among all images that its probabilities assume.
     """
 
     card: EnsembleCard

@@ -167,7 +167,7 @@ def reals_needed(target: float, confidence: float = 0.95) -> int:
 
 
 def hint_for_few_reals(reals: float, confidence: float = 0.95) -> str:
-    """Return the hint of the error that there are too few reals for a target.
+    """Return the hint for the error that `--fpr` needs more real images.
 
     Args:
         reals: Number of independent reals that thresholds are chosen on.
