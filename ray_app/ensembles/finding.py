@@ -34,7 +34,7 @@ _CAPTURED = frozenset(
 )
 _FULLY_GENERATED = frozenset({"trainedAlgorithmicMedia", "trainedAlgorithmicData"})
 _MAX_NAME_CHARS, _MAX_DATA_CHARS = 80, 160
-_NO_PROOF = "“no evidence found” does not say that a picture is genuine"
+_NO_PROOF = "“no evidence found” does not mean that an image is real"
 DEFAULT_CONFIDENCE = 0.95  # Confidence of upper bounds without a guarantee.
 _FOR_MODEL, _AGAINST_MODEL, _NEITHER = 1, -1, 0
 _VERDICT_STATEMENTS = {
@@ -153,7 +153,7 @@ def describe_rates(thresholds: Thresholds) -> str:
     The rates are those that were measured when the thresholds were chosen.
     """
     measured = [
-        f"{100 * rate:.3g} % of {f'{count:,} ' if count else ''}{kind} pictures"
+        f"{100 * rate:.3g} % of {f'{count:,} ' if count else ''}{kind} images"
         for rate, count, kind in (
             (thresholds.false_positive_rate, thresholds.n_real, "real"),
             (thresholds.true_positive_rate, thresholds.n_fake, "generated"),
@@ -206,9 +206,9 @@ def format_error_rates(
     if (measured.false_positive_rate, measured.true_positive_rate) == (None, None):
         return (
             f"{name} has no measured error rates, so a flag is no proof, and {_NO_PROOF}; `touchstone detectors calibrate` measures "
-            "them on labelled pictures of yours."
+            "them on labelled images of yours."
         )
-    false_positives = f"{_approximate(measured.false_positive_rate)} of real pictures"
+    false_positives = f"{_approximate(measured.false_positive_rate)} of real images"
     if measured.upper_bound is not None:
         confidence_text = _percent(confidence or DEFAULT_CONFIDENCE)
         false_positives += (
@@ -218,7 +218,7 @@ def format_error_rates(
     left_open = " and ".join(
         f"{_percent(rate)} of {kind}"
         for rate, kind in (
-            (measured.abstain_real, "real pictures"),
+            (measured.abstain_real, "real images"),
             (measured.abstain_fake, "generated ones"),
         )
         if rate is not None
@@ -266,7 +266,7 @@ def _read_statements(provenance: Provenance) -> Iterator[_Statement]:
     if provenance.watermark is not None:
         mark, name = provenance.watermark, _name(provenance.watermark.of)
         says = f"its pixels carry the watermark of {name}: {mark.bits} of {mark.length} bits"
-        error = f"by chance in {mark.chance:.0e} of unmarked pictures"
+        error = f"by chance in {mark.chance:.0e} of unmarked images"
         yield _Statement(
             Strength.WATERMARK,
             _FOR_MODEL,

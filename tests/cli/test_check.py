@@ -160,7 +160,7 @@ def test_check_table_names_files_reasons_and_error_rate(photos, touchstone):
     assert names == ["a.jpg", "below/b.png", "below/notes.txt", "z.jpg"]
     assert any(line.endswith("text, not an image") for line in lines)
     assert any(line.startswith("Demonstration detector") for line in lines)
-    rate = "The ensemble tiny flags about 2.5 % of real pictures"
+    rate = "The ensemble tiny flags about 2.5 % of real images"
     assert sum(line.startswith(rate) for line in lines) == 1
 
 

@@ -18,7 +18,7 @@ from ray_app.images.provenance import Camera, ContentCredentials, Generator, Pro
 AI, CAPTURED = "trainedAlgorithmicMedia", "digitalCapture"
 PART = "compositeWithTrainedAlgorithmicMedia"
 MEASURED = Thresholds(false_positive_rate=0.02, true_positive_rate=0.218, n_real=1175, n_fake=792)
-FLAGGED = "2 % of 1,175 real pictures and 21.8 % of 792"
+FLAGGED = "2 % of 1,175 real images and 21.8 % of 792"
 GENERATED = {"generator": Generator(tool="ComfyUI", models=("sd_xl.safetensors",))}
 DECLARED = {"digital_source_type": (AI,)}
 SDXL = "Stable Diffusion XL reference code"
@@ -129,23 +129,23 @@ def test_each_ground_has_its_error_rate_and_a_claim_has_none():
     told = found("fake", **c2pa("trusted", AI), **MARKED, **GENERATED, **DECLARED, **CAMERA)
     assert [(ground.source, ground.error) for ground in told.grounds] == [
         ("credentials", "signature sound, signer on the trust list"),
-        ("watermark", "by chance in 4e-15 of unmarked pictures"),
+        ("watermark", "by chance in 4e-15 of unmarked images"),
         ("declaration", UNSIGNED),
         ("declaration", UNSIGNED),
-        ("detectors", f"flagged {FLAGGED} generated pictures when measured"),
+        ("detectors", f"flagged {FLAGGED} generated images when measured"),
         ("camera", UNSIGNED),
     ]
     assert describe_rates(Thresholds()) == "not measured"
     of_reals = describe_rates(Thresholds(false_positive_rate=0.0011))
-    assert of_reals == "flagged 0.11 % of real pictures when measured"
+    assert of_reals == "flagged 0.11 % of real images when measured"
 
 
 def test_error_rates_say_how_often_an_ensemble_errs():
     rates = {"false_positive_rate": 0.0098, "true_positive_rate": 0.404}
     measured = Thresholds(**rates, n_real=3671, n_fake=3004, measured_on="unseen photographs")
     assert format_error_rates("mine", measured) == (
-        "The ensemble mine flags about 1 % of real pictures and finds about 40 % of generated ones,"
-        " so “no evidence found” does not say that a picture is genuine"
+        "The ensemble mine flags about 1 % of real images and finds about 40 % of generated ones,"
+        " so “no evidence found” does not mean that an image is real"
         " (measured on 3,671 real and 3,004 generated ones, unseen photographs)."
     )
     unmeasured = format_error_rates("own", Thresholds())
@@ -167,7 +167,7 @@ def test_error_rates_name_the_operating_point_and_its_bound():
     said = format_error_rates("", Thresholds(**point, **abstains))
     assert "Operating point 5 %: this ensemble flags" in said
     assert "finds about 69 % of generated ones (measured on prints)" in said
-    assert "leaves 16 % of real pictures and 21 % of generated ones open" in said
+    assert "leaves 16 % of real images and 21 % of generated ones open" in said
     bound = {"n_real": 9, "false_positives": 0, "upper_bound": 0.05}
     guarantee = Guarantee(target_fpr=0.05, confidence=0.9, **bound)
     thresholds = Thresholds(**point, upper_bound=0.05)
@@ -189,7 +189,7 @@ def test_error_rates_name_the_operating_point_and_its_bound():
 )
 def test_rates_are_no_finer_than_they_are_known(rate, words):
     said = format_error_rates("own", Thresholds(false_positive_rate=rate))
-    assert f"flags {words} of real pictures" in said
+    assert f"flags {words} of real images" in said
 
 
 def test_long_name_is_cut_and_missing_name_is_said():

@@ -83,7 +83,7 @@ def test_page_shows_what_flags_are_worth(words):
     for said in (
         "If every one of the 2,990 scored images were real, about 30 would still be flagged (17 to 49). 150 were flagged.",
         *("0.1 % 32 0.6 7.4 %", "1 % 54 6 44.7 %", "10 % 266 60 89.9 %"),
-        "flags about 1 % of real pictures and finds",
+        "flags about 1 % of real images and finds",
         "held-out scenes, decoders and cameras of the demonstration set",
     ):
         assert said in words

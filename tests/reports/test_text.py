@@ -129,7 +129,7 @@ def test_summary_lines_of_a_finished_run():
         "e.g. s3://picture-desk/harbour/1987/scan-0012.jpg: broken data stream when reading image file",
         "e.g. s3://picture-desk/harbour/boxes/box-07.tar › box-07/0419.png",
         "the score is between the two thresholds (38)",
-        "flags about 1 % of real pictures and finds",
+        "flags about 1 % of real images and finds",
         "bottleneck: score (51.8 % of the workers' time): The cores are busy",
         "not calibrated",
         "report: /data/my run/report.html",
