@@ -65,6 +65,7 @@ ELSEWHERE = (
     ("docs/endpoint-limits.md", "TOUCHSTONE_TOKENS=… touchstone serve", FOREVER),
     ("docs/serving.md", "touchstone serve", FOREVER),
     ("docs/serving.md", "curl --data-binary @photo.jpg", "asks a running endpoint; tests/serving/http/test_app.py"),
+    ("docs/serving.md", "from ray_app.serving.client", "asks a running endpoint; tests/serving/test_client.py"),
     ("docs/serving.md", "serve deploy", CLUSTER),
     ("docs/serving.md", "kubectl ", KUBERNETES),
     ("docs/serving.md", "docker ", CONTAINERS),
