@@ -109,7 +109,7 @@ def statuses_page() -> str:
     codes = [[str(int(exit_code)), prose(text)] for exit_code, text in EXIT_MEANING.items()]
     return (
         "# Statuses and exit codes\n\nThis page lists why a file has no score, why it has no verdict, and how a command ended. The "
-        f"lists are closed: new values need a new schema version.\n\n## Statuses of a file\n\n{table(['status', 'meaning'], statuses)}\n"
+        f"lists are closed: a version of Touchstone uses no other values.\n\n## Statuses of a file\n\n{table(['status', 'meaning'], statuses)}\n"
         f"## Reasons of an abstention\n\n{table(['verdict_reason', 'meaning'], reasons)}\n"
         f"## Exit codes of a command\n\n{table(['code', 'meaning'], codes)}"
     )
@@ -124,7 +124,7 @@ def http_page() -> str:
         f"[serving](../serving.md).\n\n{docstring(document['info']['description'])}"
     ]
     for path, operations in document["paths"].items():
-        parts += [_operation(method, path, each) for method, each in operations.items()]
+        parts += [_operation(method, path, operation) for method, operation in operations.items()]
     codes = [
         [code(name), str(status), prose(message)] for name, (status, message) in MESSAGES.items()
     ]

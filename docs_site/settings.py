@@ -7,13 +7,11 @@ from enum import Enum
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import annotated_types
-import click
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from docs_site.markdown import code, prose, table
-from ray_app.cli.main import touchstone
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard
 from ray_app.datajobs.shards.config import PackConfig
@@ -75,24 +73,6 @@ _BOUNDS = {
 }
 
 
-# Keys that many cards have, whose models add nothing to the name.
-_COMMON_KEYS = {
-    "name": "the name in commands and results",
-    "title": "the name for readers",
-    "family": "the code that builds the network: a module of `ray_app/detectors/families`, or an entry point of the group `touchstone.families`",
-    "arguments": "the arguments of the constructor, by name",
-    "licence": "an SPDX identifier, or a name",
-    "licence_note": "open questions about the licence",
-    "citation": "the publication to cite",
-    "source": "where it is published",
-    "note": "a note for readers",
-    "notes": "notes for readers, one sentence each",
-    "demonstration": "true if it is not meant for decisions about any image; every result says so",
-    "sha256": "the SHA-256 of the file, in hex",
-    "n_real": "the number of real images behind the value",
-    "n_fake": "the number of generated images behind the value",
-    "seed": "the seed of all random choices",
-}
 _READING = "A dot is a level of indentation in YAML, `[]` stands for each entry of a list, and `NAME` for a name that you choose."
 
 
@@ -102,7 +82,7 @@ def pages() -> dict[str, str]:
     for name, (model, command) in CONFIGS.items():
         introduction = f"This page lists the keys of `{model.__name__}`, for a YAML file or for `--set KEY=VALUE` if the command has it. {_READING}"
         texts[f"config-{name}"] = "\n\n".join(
-            [f"# Settings of {command}", introduction, *_parts(model, command)]
+            [f"# Settings of {command}", introduction, *_parts(model)]
         )
     for name, (model, title, folder) in CARDS.items():
         introduction = f"This page lists the keys of `{model.__name__}`, a YAML file. The shipped files are in `{folder}`. {_READING}"
@@ -113,31 +93,29 @@ def pages() -> dict[str, str]:
 
 
 class ConfigKey(NamedTuple):
-    """The path of a key, its field, and the model that the field belongs to."""
+    """The path of a key, and its field."""
 
     path: str
     field: FieldInfo
-    owner: type[BaseModel]
 
 
 def _parts(
-    model: type[BaseModel], command: str = "", prefix: str = "", described: set[type] | None = None
+    model: type[BaseModel], prefix: str = "", described: set[type] | None = None
 ) -> Iterator[str]:
     """Yield a table of the keys, then each section under its own heading.
 
     Args:
         model: The model of the config or section.
-        command: The command whose options describe keys without a description.
         prefix: The path of the section, with a dot at its end.
         described: The sections whose docstring is on the page already.
     """
     described = {model} if described is None else described
     keys = [
-        ConfigKey(prefix + (field.alias or name), field, model)
+        ConfigKey(prefix + (field.alias or name), field)
         for name, field in model.model_fields.items()
     ]
     rows = [
-        [code(key.path), _type(key.field), _default(key.field), prose(describe_key(key, command))]
+        [code(key.path), _type(key.field), _default(key.field), prose(describe_key(key))]
         for key in keys
     ]
     yield table(["key", "value", "default", "meaning"], rows)
@@ -155,7 +133,7 @@ def _parts(
             yield f"## {path}" + f" ({section.__name__})" * (len(sections) > 1)
             yield "" if section in described else prose(_summary(section))
             described.add(section)
-            yield from _parts(section, command, f"{path}.", described)
+            yield from _parts(section, f"{path}.", described)
 
 
 def _steps_table() -> str:
@@ -198,49 +176,26 @@ def iter_keys(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
     """
     for name, field in model.model_fields.items():
         path = prefix + (field.alias or name)
-        yield ConfigKey(path, field, model)
+        yield ConfigKey(path, field)
         for section, below in _sections(field.annotation):
             if section not in _PAGES:
                 is_step = issubclass(section, Step)
                 yield from iter_keys(section, "" if is_step else f"{path}{below}.")
 
 
-def describe_key(key: ConfigKey, command: str) -> str:
-    """Return the meaning of a key.
-
-    The description of the field comes first, then the help of the option with this name, then the
-    first paragraph of the section's docstring.
-    """
+def describe_key(key: ConfigKey) -> str:
+    """Return the description of the field of a key, or the summary of the section that it holds."""
     if description := _describe_field(key.field):
         return description
-    name = key.path.rpartition(".")[2]
-    if key.path == name and (option_help := _option_help(command, name)):
-        return option_help
-    for section, _ in _sections(key.field.annotation):
-        return _summary(section).rstrip(".")
-    # The name of a section is described by its section.
-    return _COMMON_KEYS.get(name, "") if key.path == name or name != "name" else ""
+    return next(
+        (_summary(section).rstrip(".") for section, _ in _sections(key.field.annotation)), ""
+    )
 
 
 def _summary(model: type[BaseModel]) -> str:
     """Return the first paragraph of a model's own docstring in one line."""
     docstring = vars(model).get("__doc__") or ""
     return " ".join(docstring.strip().partition("\n\n")[0].split())
-
-
-def _option_help(command: str, name: str) -> str:
-    current: click.Command = touchstone
-    for word in command.split()[1:]:
-        current = current.commands[word] if isinstance(current, click.Group) else current
-    text = next(
-        (
-            option.help
-            for option in current.get_params(click.Context(current))
-            if isinstance(option, click.Option) and option.name == name
-        ),
-        None,
-    )
-    return (text or "").partition("  [default")[0].rstrip(".")
 
 
 def _sections(annotation: Any, below: str = "") -> Iterator[tuple[type[BaseModel], str]]:

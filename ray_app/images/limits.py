@@ -382,7 +382,7 @@ class Watchdog:
     """Ends this process with `EXIT_CODE` if a recorded decode takes longer than the wall limit.
 
     A hang then has the same effect as a crash. A thread checks the crash marker ten times per
-    limit. So a hang ends after 1.0 to 1.1 times the limit (multiplied by the marker's `patience`).
+    limit. So a hang ends after 1.0 to 1.1 times the limit (multiplied by the marker's `timeout_factor`).
     The thread can run because all decoders release the interpreter lock. `re` does not release it,
     so searches in a file must take at most linear time.
 

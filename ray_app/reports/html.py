@@ -1,6 +1,6 @@
 """Render pages with Jinja (`render`).
 
-All text is escaped as HTML, and `visible` escapes characters that would hide or reorder text.
+All text is escaped as HTML, and `escape_invisible` escapes characters that would hide or reorder text.
 """
 
 import base64

@@ -96,17 +96,11 @@ def test_keys_are_those_that_a_config_takes():
     assert "score.source" not in of_evaluation, "these keys have a page of their own"
 
 
-def test_key_has_the_meaning_of_its_field_or_option():
-    said = {
-        key.path: settings.describe_key(key, "touchstone train")
-        for key in settings.iter_keys(TrainConfig)
-    }
+def test_key_has_the_meaning_of_its_field():
+    said = {key.path: settings.describe_key(key) for key in settings.iter_keys(TrainConfig)}
     assert said["departures"] == "differences from the source, with reasons"
     assert said["out"].startswith("directory of card, weights")
-    of_split = {
-        key.path: settings.describe_key(key, "touchstone data split")
-        for key in settings.iter_keys(SplitConfig)
-    }
+    of_split = {key.path: settings.describe_key(key) for key in settings.iter_keys(SplitConfig)}
     assert of_split["seed"]
 
 
@@ -120,8 +114,6 @@ def test_section_of_a_card_is_described_once():
 
 
 def test_every_key_of_a_config_or_a_card_has_a_meaning():
-    models = {name: (model, command) for name, (model, command) in settings.CONFIGS.items()}
-    models |= {name: (model, "") for name, (model, *_) in settings.CARDS.items()}
-    for name, (model, command) in models.items():
+    for name, (model, *_) in (settings.CONFIGS | settings.CARDS).items():
         keys = settings.iter_keys(model)
-        assert [key.path for key in keys if not settings.describe_key(key, command)] == [], name
+        assert [key.path for key in keys if not settings.describe_key(key)] == [], name
