@@ -36,10 +36,12 @@ def test_the_docs_list_every_reason_in_order_with_its_meaning():
     assert table[1 : len(Reason) + 1] == [(reason.value, reason.meaning) for reason in Reason]
 
 
-def test_the_page_has_words_for_every_reason():
+def test_the_page_gives_every_reason_its_meaning():
     words = (ROOT / "ray_app/serving/page/words.js").read_text()
     listed = words.partition("export const REASONS = {")[2].partition("};")[0]
-    assert re.findall(r"^  (\w+): \"", listed, re.MULTILINE) == [reason.value for reason in Reason]
+    assert re.findall(r"^  (\w+): \"(.*)\",$", listed, re.MULTILINE) == [
+        (reason.value, reason.meaning) for reason in Reason
+    ]
 
 
 def test_the_api_says_which_reasons_there_are():

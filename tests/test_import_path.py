@@ -324,11 +324,11 @@ def by_width(images):
 USING = """
 import os, subprocess, sys
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster, on_ray
+from ray_app.cluster.ray_cluster import cluster, map_on_ray
 import mine
 
 with cluster(ClusterConfig()):
-    print("in a task:", *on_ray(mine.by_width, [[]]))
+    print("in a task:", *map_on_ray(mine.by_width, [[]]))
 for words in (["detectors", "add", "callable:mine:by_width", "--licence", "own", "--as", "mine"],
               ["score", sys.argv[1], "--detector", "mine", "--out", sys.argv[2]]):
     subprocess.run(["touchstone", *words], check=True)

@@ -122,7 +122,7 @@ overrides = click.option(  # The value is YAML.
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set any key of the config, for example cluster.workers=2; repeatable. `touchstone config show` lists the keys of a run.",
+    help="Set any key of the config; repeatable. `touchstone config show` lists the keys of a run.",
 )
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
 import numpy as np
-from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
 from ray_app.config import Frozen, validate
@@ -99,22 +98,11 @@ class CnnDetection(Frozen):
         )
         image = sample.image
         if rng.random() < self.probability:
-            image = _scipy_blur(image, rng.uniform(*self.sigma))
+            image = ops.scipy_blur(image, rng.uniform(*self.sigma))
         if rng.random() < self.probability:
             image = ops.jpeg(image, int(rng.integers(*self.quality, endpoint=True)))
         sample = ops.random_crop(sample._replace(image=image), self.crop, rng)
         return (ops.mirror(sample) if rng.random() < 0.5 else sample)._replace(finished=True)
-
-
-def _scipy_blur(image: Image.Image, sigma: float) -> Image.Image:
-    """Blur as the authors do.
-
-    scipy's filter has uint8 between and after the axes, so it truncates, and darkens by about one
-    grey level.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    return Image.fromarray(gaussian_filter(np.asarray(image), sigma=(sigma, sigma, 0)))
 
 
 # The fields of a class are the arguments of the policy.

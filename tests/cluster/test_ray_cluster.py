@@ -96,10 +96,10 @@ def run_command(command, **options):
 PAYING = """
 import os, sys
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster, on_ray
+from ray_app.cluster.ray_cluster import cluster, map_on_ray
 
 with cluster(ClusterConfig()):
-    print("a worker has", *on_ray(os.environ.get, ["AWS_REQUEST_PAYER"]), file=sys.__stdout__)
+    print("a worker has", *map_on_ray(os.environ.get, ["AWS_REQUEST_PAYER"]), file=sys.__stdout__)
 """
 
 
@@ -150,7 +150,7 @@ PINNED = """
 import os, sys
 import ray
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster, on_ray
+from ray_app.cluster.ray_cluster import cluster, map_on_ray
 
 def seen(_):
     return sys.path[0], os.getcwd(), os.environ["TOUCHSTONE_CACHE"], os.environ.get("PYTHONPATH"), sys.flags.safe_path
@@ -158,7 +158,7 @@ def seen(_):
 here, os.environ["TOUCHSTONE_CACHE"], os.environ["PYTHONPATH"] = os.getcwd(), "cache", os.pathsep + "lib"
 with cluster(ClusterConfig()):
     assert ray.cluster_resources()["CPU"] == 1, ray.cluster_resources()
-    ((searched, folder, cache, path, is_safe),) = on_ray(seen, [None])
+    ((searched, folder, cache, path, is_safe),) = map_on_ray(seen, [None])
     assert searched == folder != here, (searched, folder)
     assert os.listdir(folder) == ["ray_app"]
     assert (cache, path, is_safe) == (os.path.join(here, "cache"), None, True)

@@ -173,7 +173,7 @@ def test_limits_of_a_verdict_are_shown_with_it(visitor, mood):
     score_one(page, "photo.jpg", PHOTO)
     assert mood.requests == [("ensemble=second", 1)]
     assert page.text_content("#finding") == WORDS["abstain"]
-    said = "The image is outside the range that a detector is made for"
+    said = "The image is outside the range for which a detector was made"
     assert page.text_content(".statement") == f"{said}: {TINY}: the image is 64 px wide, below 128."
     assert "Abstained: The image is 64 px wide, below 128." in page.text_content(".detector")
     assert mood.blind_to[0] in page.text_content(".caveats")

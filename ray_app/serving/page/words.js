@@ -50,13 +50,13 @@ export function notices(answer, ensemble) {
 
 /* Why a verdict is `abstain`. */
 export const REASONS = {
-  no_content: "the image is one colour, or nearly: there is nothing to judge, and the score has no meaning",
-  no_score: "a detector that the ensemble requires gave no score",
-  out_of_range: "the image is outside the range that a detector is made for",
-  unlike_calibration: "the image is outside the range that the ensemble was calibrated on",
+  no_content: "the image has one colour, or nearly so: there is nothing to judge",
+  no_score: "a detector that the ensemble needs gave no score",
+  out_of_range: "the image is outside the range for which a detector was made",
+  unlike_calibration: "the image is outside the range of the ensemble's calibration",
   inside_band: "the score is between the two thresholds",
-  unstable: "the image gets another verdict after it is saved again",
-  unlike_archive: "the archive is not like the images that the ensemble was calibrated on",
+  unstable: "the image gets another verdict after it is saved once more (runs before 1.0)",
+  unlike_archive: "the archive is unlike the images on which the ensemble was calibrated",
 };
 
 /** Why an answer abstains, with the details of this image. */
