@@ -11,7 +11,11 @@ from ray_app.config import Frozen
 
 
 class DatasetSource(Frozen):
-    """A source of labelled images: an index by `touchstone data index`, or members with a layout."""
+    """A source of labelled images.
+
+    It is either an index that `touchstone data index` wrote, or files with a layout, which defines
+    how the files state their labels.
+    """
 
     at: tuple[str, ...] = Field(
         min_length=1,
@@ -65,7 +69,10 @@ class DatasetSource(Frozen):
 
 
 class HeldOut(Frozen):
-    """A split that is taken from the training sources by generator, by group, or by both."""
+    """A split that is taken from the training sources: by generator, by group, or by both.
+
+    A group is the images of one prompt, scene, or pair. Rows are never held out one by one.
+    """
 
     generators: tuple[str, ...] = Field(
         default=(), description="generators whose fakes are in no training split"
@@ -100,15 +107,16 @@ class Data(Frozen):
     )
     licence: str | None = Field(default=None, description="licence of the data, for the card")
     name: str | None = Field(
-        default=None, description="name of the data, for the card; null = the sources' names"
+        default=None,
+        description="name of the data, for the card; null = the URLs of the training sources",
     )
 
 
 class Sampling(Frozen):
-    """How often each image is seen, and in which order.
+    """How often a training sees each image, and in which order.
 
-    If the fractions of classes and generators are natural, an epoch sees every row once. Otherwise
-    an epoch has `epoch_rows` rows, and the rows of small strata repeat.
+    By default, an epoch has every row once. If classes are balanced, or generators are weighted, an
+    epoch has `epoch_rows` rows. The rows of a class or generator with few images then repeat.
     """
 
     classes: Literal["natural", "balanced"] = Field(

@@ -120,10 +120,10 @@ class IndexInfo:
         layout: Name of the layout.
         hashes: Names of the hashes that the rows have.
         rows: Number of rows.
-        digest: Digest over ids and labels of all rows in order.
+        digest: SHA-256 over ids and labels of all rows in order.
         counts: Number of rows per split, label, and generator.
-        published: For each subset, its number of rows, the published number, and whether they
-            agree.
+        published: For each subset of the data set that has rows, its number of rows, the number
+            that its authors published, and whether the two agree.
         left_out: For each reason to leave out members, their number and an example.
         unreadable: For each reason why a row has no readable image, the number of such rows and an
             example.
@@ -181,7 +181,10 @@ class IndexInfo:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the rows agree with all published numbers. None if no number is published."""
+        """Whether all subsets have their published numbers of rows.
+
+        None if no subset of this index has a published number.
+        """
         results = [entry["agrees"] for entry in self.published if entry["agrees"] is not None]
         return all(results) if results else None
 
@@ -195,7 +198,7 @@ def build_index(
     progress: Progress = report_nothing,
     requires_all_folders: bool = False,
 ) -> IndexInfo:
-    """Index a source into `store`, or return the content of its index if there is one.
+    """Index a source into `store`, or return the info of the index of this source that is there.
 
     Args:
         source: The archive and its layout.
@@ -251,11 +254,11 @@ def check_source(source: DatasetSource, store: Store) -> None:
 
 
 def get_source_guard(source: DatasetSource, store: Store) -> Guard:
-    """Return the web servers from which images of an indexed source may be fetched.
+    """Return the guard of an indexed source: the web servers from which it may fetch images.
 
     Args:
         source: The source.
-        store: The folder of its index.
+        store: The folder of its index, unless the source itself is an index.
     """
     stores = [Store.open(path) for path in list_indexes(source)] or [store]
     return reduce(
@@ -402,7 +405,7 @@ def read_info(store: Store) -> IndexInfo | None:
         The content. None if there is no index, or an unfinished one.
 
     Raises:
-        ConfigError: The index is of another version.
+        ConfigError: The file index.json is not of an index, or of another version.
     """
     try:
         fields = json.loads(store.read("index.json"))
@@ -691,11 +694,11 @@ def require_names(
 ) -> None:
     """Raise ConfigError if a requested split or generator does not exist.
 
-    The hint lists similar names.
+    The hint lists similar names, or else up to 20 existing names.
 
     Args:
         source: The source, for the message.
-        kind: Kind of the names, for the message.
+        kind: `split` or `generator`, for the message.
         requested: The requested names.
         existing: The existing names.
     """

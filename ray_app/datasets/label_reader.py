@@ -50,7 +50,10 @@ class LabelFile:
 
     @property
     def guard(self) -> Guard:
-        """The web server from which files in the labels may be fetched: that of the labels."""
+        """The only web server from which files that the labels name may be fetched.
+
+        It is the server of the file of labels.
+        """
         return Guard.from_urls([self.place])
 
     @functools.cached_property

@@ -172,9 +172,10 @@ def with_input(rows: pa.Table, **fields: pa.Array) -> pa.Table:
 
 
 def coded(rows: pa.Table, field: str) -> tuple[Codes, list[str]]:
-    """Return a field of the column `input` as codes (N,), and the value of each code.
+    """Return a field of the column `input` as integer codes (N,), and the list of its values.
 
-    Codes are numbered in the order of their first rows. The code -1 means no value.
+    The code of a row is the index of its value in that list, or -1 if the row has no value. Values
+    are in the order of their first rows.
     """
     encoded = texts(rows, field).dictionary_encode().combine_chunks()
     codes: Codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)

@@ -37,9 +37,10 @@ def may_name(uri: str, member: str | None, mask_uri: str) -> bool:
 def may_lead(source: str, uri: str) -> bool:
     """Return whether a list or file of labels at `source` may name a path or URL.
 
-    It may name every URL that `ListEntries` allows, and files in a store of its own kind. A chain
-    of fsspec (`zip::https://…`) is never allowed, but local paths, s3 and web addresses may contain
-    `::`.
+    It may name URLs with the schemes that lists of images allow (`uri_list_rows.SCHEMES`), except
+    local files, and paths or URLs of the scheme of `source`. So only a local list may name local
+    files. A chain of fsspec (`zip::https://…`) is never allowed, but local paths, s3 and web
+    addresses may contain `::`.
 
     Args:
         source: Path or URL of the list.

@@ -1,4 +1,4 @@
-"""Find images that belong into one split, because they are equal or similar.
+"""Find images that belong in one split, because they are equal or similar.
 
 Two images are duplicates by a criterion if they have the same group, bytes, or prompt, or if they
 look equal or nearly equal. `compute_duplicate_criteria` compares images by each criterion,
@@ -159,10 +159,14 @@ def find_leaks(
         names: Names of the splits, the training split first.
 
     Returns:
-        For each criterion, `kind`, `what` as text, `known` (number of rows that have a value),
-        `images` (number of rows with a duplicate in another split), `values` (number of their
-        distinct values), `between` (for a key such as "test in train", the number of rows of test
-        with a duplicate in train), and `rows` (up to five pairs of a row and its duplicate).
+        One dictionary per criterion.
+        `kind` and `what`: its name and a text.
+        `known`: the number of rows that have a value.
+        `images`: the number of rows with a duplicate in another split.
+        `values`: the number of their distinct values.
+        `between`: for a key such as "test in train", the number of rows of test with a duplicate in
+        train.
+        `rows`: up to five pairs of a row number and that of its duplicate.
     """
     return [_find_leak(bond, splits, names) for bond in bonds]
 
@@ -174,8 +178,8 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
         splits: The labelled rows by split.
 
     Returns:
-        `checked`: whether all images have a hash, for `sha256` and `phash`. Without hashes,
-        duplicates are not known.
+        `checked`: for `sha256` and `phash`, whether every split has images with such a hash. If
+        not, duplicates by it are not known.
         `unhashed`: the number of images without a hash, for `sha256` and `phash`.
         `pairs`: for a key such as "validation in train", the number of images of validation with a
         duplicate in train by `image_id`, `sha256`, `group`, and `phash` (within NEAR_BITS), and

@@ -135,7 +135,11 @@ class Shuffle:
     run: int = 256
 
     def generator(self, *which: int) -> np.random.Generator:
-        """Return a new random generator for the purpose `which`, in the same state every time."""
+        """Return a new random generator, in the same state for the same arguments.
+
+        Args:
+            *which: Numbers that name the purpose, such as the number of the epoch.
+        """
         return np.random.default_rng([self.seed, _ORDER, len(which), *which])
 
     def permute(self, count: int, *which: int) -> Indices:
@@ -143,7 +147,7 @@ class Shuffle:
 
         Args:
             count: Number of rows.
-            *which: Numbers that name the purpose.
+            *which: Numbers that name the purpose, such as the number of the epoch.
         """
         return self._shuffle(count, self.generator(*which))
 
@@ -196,10 +200,10 @@ class FullEpochSampler:
 
 @dataclass(frozen=True)
 class MixedSampler:
-    """A sampler whose epochs have given fractions of strata (label and generator).
+    """A sampler whose epochs have given fractions of strata.
 
-    Each stratum has an endless sequence of permutations of its rows, so that they all appear
-    equally often. An epoch continues the sequence where the epoch before stopped. The number of
+    A stratum is the rows of one generator in one class, real or fake. Each stratum has an endless
+    sequence of permutations of its rows, so that they all appear equally often. An epoch continues the sequence where the epoch before stopped. The number of
     rows of a stratum per epoch is its fraction rounded up or down, in turns. So a stratum of less
     than one row per epoch appears every few epochs instead of never.
 
@@ -352,10 +356,11 @@ def compute_fractions(
 ) -> Fractions:
     """Return the fraction of an epoch (strata,) that each stratum gets.
 
-    The fraction of a class is divided among its strata in proportion to count ** generators.
+    A stratum is the rows of one generator in one class, real or fake. The fraction of a class is
+    divided among its strata in proportion to count ** `sampling.generators`.
 
     Args:
-        counts: Rows of each stratum (strata,).
+        counts: Number of rows of each stratum (strata,).
         is_fake: Whether a stratum is fake (strata,).
         sampling: The recipe's section `sampling`.
     """

@@ -148,7 +148,8 @@ def divide(
 
     A group with pinned rows goes to the first split of these rows, in the order train, validation,
     test, so that no image that a detector learned from is in test. A group whose fakes are all by
-    held-out generators is in test. Other fakes by held-out generators are in test or aside.
+    held-out generators is in test. Other fakes by held-out generators are in test or, if their
+    group is in another split, aside.
 
     Args:
         rows: Rows of an index.
@@ -246,8 +247,11 @@ def check_splits(
         kinds: Kinds of the criteria by which images are duplicates.
 
     Returns:
-        `index`, its URL; `images`, the number of images by split; and `leaks`, as
-        `near_duplicates.find_leaks` returns them, with names of images.
+        `schema`: the version of this format.
+        `index`: the URL of the index.
+        `images`: the number of images by split.
+        `leaks`: the images that splits share, as `near_duplicates.find_leaks` returns them, with
+        names of images (`examples`) instead of row numbers (`rows`).
 
     Raises:
         ConfigError: The index has fewer than two splits.

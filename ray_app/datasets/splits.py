@@ -38,10 +38,11 @@ class Splits:
         test: The test rows. None if there is no test split.
         set_aside: Rows of the training sources that are in no split, with the reason in a column
             `why`.
-        findings: Facts as plain JSON. `splits` has for each split `images`, `real`, `fake`,
-            `generators` {name: images}, and `digest`, the SHA-256 over its rows' ids and labels in
-            order. `set_aside` has `images` and `why` {reason: images}. `leakage` is the result of
-            `near_duplicates.leakage`.
+        findings: Counts as plain JSON, under three keys. `splits` has for each split the numbers
+            `images`, `real`, and `fake`, the images of each of its `generators`, and `digest`, the
+            SHA-256 over the ids and labels of its rows in order. `set_aside` has the number of
+            `images`, and under `why` that of each reason. `leakage` is the result of
+            `near_duplicates.leakage`, which counts images that two splits share.
     """
 
     train: pa.Table

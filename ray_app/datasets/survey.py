@@ -25,7 +25,7 @@ from ray_app.datasets.layouts.base import DatasetLayout, parse_split
 from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.storage import Store, find_base, list_objects, strip_secrets
 
-MAX_BYTES = 64 * 2**30  # Containers of fewer bytes are read row by row.
+MAX_BYTES = 64 * 2**30  # A source of up to this size is read row by row.
 _FILES = 32  # Files that are sampled per folder and split.
 _ROWS = 64  # Rows that are sampled per file.
 _AT_ONCE = 16  # Files that are read at once.
@@ -62,13 +62,20 @@ def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) ->
         max_bytes: Maximum size of Parquet files that are indexed.
 
     Returns:
-        `files` and `size_bytes` (null for an index), `counted` (the method, as text), `splits`
-        (for each, `real`, `fake`, and whether it is `taken`), `real` and `fake` of the taken
-        splits, `published` (numbers of rows and published numbers), and `faults`.
+        `at` and `include`: those of the source, without secrets.
+        `indexed`: whether the source is indexed; otherwise the counts are estimates.
+        `files` and `size_bytes`: the number and size of its files, null for an index.
+        `counted`: the method of counting, as text.
+        `exact`: whether the numbers of real and fake images are exact.
+        `real` and `fake`: the numbers of images in the splits that the source takes.
+        `splits`: for each split `real`, `fake`, and whether it is `taken`.
+        `published`: for each subset, the number of rows and the published number.
+        `faults`: lines on documented faults of the data.
 
     Raises:
         ConfigError: The source cannot be indexed, or no file matches. The hint then lists similar
             names.
+        StorageError: A folder of the source cannot be listed.
     """
     indexes = index.list_indexes(source)
     infos, method, is_exact = (
@@ -137,10 +144,15 @@ def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) ->
 
 
 def match_files(source: DatasetSource, store: Store) -> MatchedFiles:
-    """List the files that a source names.
+    """List the files that a source names, and choose the layout that labels them.
+
+    Args:
+        source: The source.
+        store: The folder of its index, whose own files are left out.
 
     Raises:
         ConfigError: No file matches. The hint lists similar names.
+        StorageError: A folder of the source cannot be listed.
     """
     archive, layout = index.open_archive(source, store)
     seen_paths: list[str] = []

@@ -15,7 +15,13 @@ from ray_app.identification.prompts import clean_prompt
 def with_prompts(
     open_source: Callable[[DatasetSource], pa.Table],
 ) -> Callable[[DatasetSource], pa.Table]:
-    """Return a function like `open_source` that returns only rows with (cleaned) prompts."""
+    """Return a function that opens the same sources, and returns only rows that have a prompt.
+
+    Prompts are cleaned, as `select_prompted_rows` does.
+
+    Args:
+        open_source: Returns the labelled table of a source.
+    """
     return lambda source: select_prompted_rows(open_source(source))
 
 

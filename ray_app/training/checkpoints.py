@@ -273,6 +273,6 @@ def _read_marker(out: Store, name: str) -> dict[str, Any] | None:
 
 
 def _remove(out: Store, name: str) -> None:
-    """Delete a checkpoint, its marker first, so that an interruption leaves no complete marker."""
+    """Delete a checkpoint, its marker first: an interruption leaves none that looks complete."""
     out.delete(f"{FOLDER}/{name}/{DONE}")
     out.clear(f"{FOLDER}/{name}")

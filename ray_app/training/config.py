@@ -1,7 +1,7 @@
 """Define the settings of a training.
 
 A `Recipe` is everything that decides the result, so that the same recipe makes the same steps on
-any cluster. A `TrainConfig` is a recipe with the directory and the processes of one training. This
+any cluster. A `TrainConfig` adds the directory and the processes of one training to a recipe. This
 module does not import torch.
 """
 
@@ -95,7 +95,7 @@ class Initial(Frozen):
     )
     weights: Mapping[str, Weights] = Field(
         default={},
-        description="files for start `pretrained`, by the part of the network that they fill: `network` for all of it, the name of a "
+        description="files for start `pretrained`, by the part of the network that they fill: `network` for the whole network, the name of a "
         "submodule, or `mae` and `clip` for MaskCLIP",
     )
     fresh: tuple[str, ...] = Field(
@@ -117,9 +117,9 @@ class Initial(Frozen):
 
 
 class LoraSettings(Frozen):
-    """Low-rank adapters (LoRA, by peft) that learn in place of the whole weights.
+    """Low-rank adapters (LoRA, by peft) that learn instead of the weights that they are added to.
 
-    An export adds them to the weights of the network.
+    The export of the trained network merges the adapters into its weights.
     """
 
     rank: int = Field(default=16, ge=1, description="rank of each adapter")
@@ -189,7 +189,10 @@ class Schedule(Frozen):
         description="length of the warm-up: below 1 a fraction of all steps, otherwise a number of steps",
     )
     floor: float = Field(
-        default=0.0, ge=0, le=1, description="fraction of the rate that is left at the last step"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="fraction of the rate at which the curves linear and cosine end",
     )
 
 
@@ -211,7 +214,7 @@ class Loop(Frozen):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="auto",
         description="`bf16`: autocast, with parameters in fp32. `auto`: bf16 if the device multiplies it in hardware, unless the detector's card "
-        "requires fp32; a processor that only emulates bf16 is ten times slower with it",
+        "requires fp32; a processor that only emulates bf16 is about ten times slower with it",
     )
     clip: float | None = Field(
         default=None,
@@ -264,7 +267,10 @@ class Validation(Frozen):
 
 
 class Export(Frozen):
-    """The title, licence, and other texts of the new card, and a URL to copy the result to."""
+    """The title, licence, and other texts on the card of the trained detector.
+
+    The section can also name a URL to which the card and the weights are copied.
+    """
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "onnx": "remove it and call torch.onnx.export on ray_app.detectors.load_detector('OUT/card.yaml', precision='fp32').network",
@@ -275,7 +281,7 @@ class Export(Frozen):
     )
     licence: str | None = Field(
         default=None,
-        description="licence of the new weights; null = the strictest of the initial weights, the backbone, and the data",
+        description="licence of the new weights; null = the strictest licence of the initial weights, the backbone, and the data",
     )
     citation: str | None = Field(
         default=None, description="citation on the card; null = the recipe and its source"
@@ -288,7 +294,10 @@ class Export(Frozen):
 
 
 class Identify(Frozen):
-    """Which generators an identifier distinguishes, by which head, and when it abstains."""
+    """Settings of method `identify`, which trains an identifier of generators.
+
+    The settings decide which generators it distinguishes, by which head, and when it names none.
+    """
 
     level: Literal["generator", "family"] = Field(
         default="generator",
@@ -324,7 +333,8 @@ class Identify(Frozen):
     c: float | None = Field(
         default=None,
         gt=0,
-        description="inverse strength of the penalty, for centred and scaled embeddings; null = the best of 1, 10, … 10,000 on folds by group",
+        description="inverse strength of the penalty, for centred and scaled embeddings; null = the best of 1, 10, … 10,000 in a cross-validation "
+        "whose folds divide no group",
     )
     most: int | None = Field(
         default=None,
@@ -341,11 +351,11 @@ class Identify(Frozen):
 
 
 class Describe(Frozen):
-    """The kind and the size of a describer, and how it searches for a prompt.
+    """Settings of method `describe`, which trains a describer: a model that predicts prompts.
 
-    The tier `retrieval` keeps the embeddings of the training images with their prompts. `prefix`
-    learns from the same embeddings, `captioner` from pixels. The keys of a describer's card explain
-    the tiers.
+    The tier, which is the kind of describer, decides what it learns from. Tier `retrieval` stores
+    the embeddings of the training images with their prompts. Tier `prefix` learns from the same
+    embeddings, and tier `captioner` from pixels.
     """
 
     tier: Literal["retrieval", "prefix", "captioner"] = Field(
@@ -386,7 +396,7 @@ class Describe(Frozen):
 
 
 class Recipe(Frozen):
-    """Everything that decides the result of a training."""
+    """Everything that decides the result of a training: model, data, loss, schedule, and export."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9.-]*$", description="name of the recipe and of the new card"
@@ -442,7 +452,10 @@ class Recipe(Frozen):
 
 
 class TrainConfig(Recipe):
-    """The file that `touchstone train` reads: a recipe, its processes, and its directory."""
+    """The file that `touchstone train` reads.
+
+    It contains a recipe, the directory of the results, and the processes that train.
+    """
 
     out: str | None = Field(
         default=None,

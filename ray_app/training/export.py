@@ -226,7 +226,7 @@ def describe_sources(recipe: config.Recipe) -> str:
 
 
 def data_name(recipe: config.Recipe) -> str:
-    """Return the name of a recipe's data, or the URLs of the data if the recipe has no name."""
+    """Return the name of a recipe's data; without a name, the URLs of the training data."""
     return recipe.data.name or describe_sources(recipe) or "not named"
 
 
@@ -291,7 +291,7 @@ class InheritedLicence(NamedTuple):
 
     Attributes:
         licence: Name of the licence.
-        terms: The kind of its terms.
+        terms: The class of its terms, such as `permissive` or `non-commercial`.
         note: Text that lists the licence of each part, such as the backbone and the data.
     """
 
@@ -301,7 +301,7 @@ class InheritedLicence(NamedTuple):
 
 
 def infer_terms(licence: str) -> Terms:
-    """Return the terms that a licence's name implies.
+    """Return the class of terms that a licence's name implies, one of `STRICTNESS`.
 
     `CC BY-NC 4.0` is non-commercial. An unknown name is restricted, and an empty name none-stated.
     """

@@ -120,7 +120,7 @@ def _round_down(cpus: float) -> float:
 
 @dataclass(frozen=True)
 class CaptionData:
-    """The data that a describer learns from.
+    """The data that a describer, a model that predicts prompts, learns from.
 
     Attributes:
         plan: The plan of the describer's network, a `DescriberPlan`.
@@ -136,14 +136,14 @@ class CaptionData:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training: its recipe, its data, and its processes.
+    """A training as its processes receive it: the recipe, the data, and the layout.
 
     Attributes:
-        config: The recipe and the processes.
-        card: The training card.
+        config: The recipe, and the settings of this training.
+        card: The card of the network to train, see `networks.training_card`.
         out: The directory of the training.
         layout: The processes.
-        total_steps: Number of steps.
+        total_steps: Number of training steps.
         milestones: Steps after which the network is validated, the last step included.
         tables: The labelled rows of `train`, `validation`, and, if there is one, `test`.
         order: The rows of each step.
@@ -171,7 +171,11 @@ class TrainingJob:
     guard: Guard = field(default_factory=Guard)
 
     def prepare_process(self) -> None:
-        """Set this process's mirror of weights and, on a CPU, its number of threads."""
+        """Configure this process for the job.
+
+        Weights are read from the job's `mirror`, if it has one. On a CPU, torch computes with the
+        layout's number of threads.
+        """
         import torch
 
         if self.mirror is not None:
@@ -190,7 +194,7 @@ class TrainingJob:
 
     @property
     def is_validated(self) -> bool:
-        """Whether validations choose the best checkpoint, as in all methods but `describe`."""
+        """Whether validations choose the best checkpoint. Only method `describe` has none."""
         return self.config.method != "describe"
 
     @property

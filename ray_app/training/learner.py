@@ -86,7 +86,7 @@ def compute_rate(schedule: Schedule, rate: float, step: int, total: int) -> floa
     Args:
         schedule: The schedule.
         rate: The rate after the warm-up.
-        step: Number of the step, from 0. After the last step the rate stays at its floor.
+        step: Number of the step, from 0. From `total` on, the rate stays at the end of its curve.
         total: Number of all steps.
     """
     warmup = count_warmup_steps(schedule, total)
@@ -113,7 +113,7 @@ class StepMetrics(NamedTuple):
     Attributes:
         step: Number of the step, from 0.
         loss: Mean loss of the whole batch, in which unusable images count as zero.
-        parts: Means of the terms of the loss.
+        parts: Mean of each term of the loss over the whole batch, by name.
         rate: Learning rate.
         gradient_norm: Norm of the gradients before clipping.
         unusable: Images of the whole batch that could not be read.
@@ -182,7 +182,15 @@ class Learner:
         self.optimiser = make_optimiser(recipe.optimiser, network)
 
     def prepare(self, batch: Batch) -> tuple[Batch, int]:
-        """Return the batch with the arrays of `answer` and `loss`, and the divisor of its loss."""
+        """Return the arrays that `answer` and `loss` need, and the divisor of the loss.
+
+        Args:
+            batch: This process's part of the batch of a step.
+
+        Returns:
+            The batch with further arrays if needed, and the count by which the sum of the losses is
+            divided.
+        """
         return batch, len(batch["usable"])
 
     def answer(self, part: Batch) -> Any:
@@ -203,7 +211,10 @@ class Learner:
         raise NotImplementedError
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return weights and optimiser state of the whole network. Every process calls it."""
+        """Return the weights and the optimiser state of the whole network, as a checkpoint has them.
+
+        Every process calls this method.
+        """
         raise NotImplementedError
 
     def restore(self, folder: Path) -> None:

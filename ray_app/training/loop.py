@@ -26,7 +26,14 @@ from ray_app.training.worker import Worker
 
 
 class Vote(IntEnum):
-    """The vote of a worker on what all workers do next. The vote with the greatest number wins."""
+    """The vote of a worker on what all workers do next. The vote with the greatest number wins.
+
+    Attributes:
+        STEP: Make the next training step.
+        WAIT: Vote again, because a worker has no batch yet.
+        CHECK_NOTICE: Check whether a machine will be taken away.
+        STOP: Save a checkpoint and stop.
+    """
 
     STEP = 0
     WAIT = 1

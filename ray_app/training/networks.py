@@ -31,11 +31,12 @@ _ADAPTER = "default"  # The name that peft gives to a single adapter.
 def training_card(recipe: Recipe) -> DetectorCard:
     """Return the card of the network to train: the detector's card with the recipe's changes.
 
-    Weights, metrics, and size on the card are those of the original detector. The export replaces
-    them.
+    This card is called the training card. Its weights, metrics, and size are those of the original
+    detector. The export replaces them.
 
     Raises:
-        ConfigError: No recipe can train such a detector.
+        ConfigError: The detector answers in text, or it keeps the size of images and the method
+            needs batches of one size.
     """
     card = load_card(recipe.detector, recipe.card)
     if card.replies:
@@ -91,18 +92,22 @@ def make_deployable(network: nn.Module, card: DetectorCard) -> nn.Module:
 
 
 class NetworkOutput(NamedTuple):
-    """The outputs that a loss needs.
+    """The outputs of a network for a batch of N images, from which the loss is computed.
 
     Attributes:
-        logits: (N, 1) or (N, 2).
-        mask_logits: (N, S, S). None if the network predicts no masks.
+        logits: (N, 1) or (N, 2), one column per output of the network.
+        mask_logits: (N, S, S), logits of altered pixels. None if the network predicts no masks.
     """
 
     logits: torch.Tensor
     mask_logits: torch.Tensor | None = None
 
     def log_odds(self, output: Output) -> torch.Tensor:
-        """Return the log-odds of fake (N,) as float32, as a card reads the logits."""
+        """Return the log-odds of fake (N,) as float32.
+
+        Args:
+            output: The section of the detector's card that defines the meaning of the logits.
+        """
         logits = self.logits.float()
         if output.sign is not None:
             return logits[:, 0] * output.sign

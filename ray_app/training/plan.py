@@ -29,7 +29,7 @@ def plan_training(
 
     Args:
         config: The settings.
-        card: The training card.
+        card: The card of the network to train.
         rows: Number of rows of an epoch.
         layout: The processes.
     """
@@ -62,7 +62,7 @@ def estimate_memory(
 
     Args:
         config: The settings.
-        card: The training card.
+        card: The card of the network to train.
         micro_batch: Images that one worker computes at once.
         layout: The processes.
     """
@@ -96,7 +96,7 @@ def measure_activation_bytes(
     """Return the bytes per image that the backward pass needs, measured on this machine's CPU.
 
     Args:
-        card: The training card.
+        card: The card of the network.
         network: The network.
         precision: The precision of the device that will train.
     """

@@ -107,7 +107,7 @@ class PreparedTraining:
     Attributes:
         splits: The splits with their labelled rows.
         order: The order of the training rows.
-        total_steps: Number of steps.
+        total_steps: Number of training steps.
         milestones: Steps after which the network is validated.
         guard: The web servers from which images that lists name may be fetched.
     """
@@ -122,7 +122,8 @@ class PreparedTraining:
 def list_initial_cards(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
     """Return the weights that training starts from, each as a card of its own.
 
-    They are those of the detector's card, or the files under the recipe's `initial.weights`.
+    They are the weights of the detector's card, or the files under the recipe's `initial.weights`.
+    A start at random has no such files, so the list is empty.
     """
     if config.initial.start == "card":
         return [card]
@@ -143,13 +144,14 @@ def list_initial_cards(config: TrainConfig, card: DetectorCard) -> list[Detector
 def _check_prerequisites(
     config: TrainConfig, card: DetectorCard, out: Store, claim: Mapping[str, Any] | None
 ) -> None:
-    """Refuse early what would fail later: licences, weights, and unreadable sources.
+    """Check licences, weights, sources, and the statistics file before anything is started.
 
     Args:
         config: The settings.
         card: The training card.
         out: The directory of the training.
-        claim: The claim of an earlier session. If it has the data already, sources are not checked.
+        claim: The claim of an earlier session. If it has the data already, neither the sources nor
+            the statistics file are checked.
 
     Raises:
         ConfigError, DetectorError, StorageError: As in `train`.
@@ -258,7 +260,7 @@ def make_job(
 
     Args:
         config: The settings.
-        card: The training card.
+        card: The card of the network to train, see `networks.training_card`.
         out: The directory of the training.
         layout: The processes.
         prepared: The data.

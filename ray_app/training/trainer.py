@@ -62,12 +62,12 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class SessionReport:
-    """The reports of the workers of a session.
+    """What the workers of a training session have reported to its actor.
 
     Attributes:
-        line: The metrics of the last step.
-        steps: Number of steps in this session.
-        beats: Number of signs of life of validations.
+        line: The metrics of the last reported step.
+        steps: Number of reported steps of this session.
+        beats: Number of signs of life that validations have sent.
         said: Lines for the user that the driver has not read yet.
         failure: A pickled error of a worker that another attempt would repeat.
         is_saved: Whether the workers have saved because they were asked to stop.
@@ -86,7 +86,10 @@ class SessionReport:
 
 
 class TrainingSession:
-    """The actor of a session: it runs Ray Train and passes messages between workers and driver."""
+    """The Ray actor of a training session.
+
+    It runs Ray Train, and passes messages between the workers and the driver.
+    """
 
     def __init__(self) -> None:
         self._report = SessionReport({})
@@ -108,7 +111,12 @@ class TrainingSession:
         return None
 
     def report(self, line: dict[str, Any], steps: int) -> None:
-        """Store the metrics of a step of rank 0 and the number of steps since its last report."""
+        """Store the metrics of rank 0's latest step.
+
+        Args:
+            line: The metrics of the step.
+            steps: Number of steps since the last report.
+        """
         self._report = replace(self._report, line=line, steps=self._report.steps + steps)
 
     def say(self, text: str) -> None:
@@ -153,7 +161,8 @@ def fit(job: TrainingJob) -> None:
     Raises:
         TouchstoneError: A worker raised it.
         ClusterError: Ray Train gave up, or there was no progress for too long.
-        KeyboardInterrupt: A signal requested to stop. The workers have saved.
+        KeyboardInterrupt: A signal requested to stop. The workers had `cluster.grace_s` seconds to
+            save a checkpoint, unless a second signal came.
     """
     remote: Any = ray.remote
     actor = remote(num_cpus=0, concurrency_groups={"fit": 1}, label_selector=select_current_node())
@@ -307,9 +316,9 @@ class OwnProcessGroup(TorchConfig):
 def join_process_group(
     rank: int, world_size: int, backend: str, timeout: timedelta = GROUP_TIMEOUT
 ) -> None:
-    """Connect this worker of Ray Train with the others.
+    """Connect this worker of Ray Train with the others in a process group of torch.
 
-    The store of rank 0 listens only on the address of its node.
+    The TCPStore of rank 0 listens only on the address of its node.
 
     Args:
         rank: Rank of this worker.

@@ -233,7 +233,10 @@ def _score_rows(
 
 
 def _load_batches(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[loader.Batch]:
-    """Yield batches of unchanged rows. A few threads decode ahead, each with its own loader."""
+    """Yield batches of images without augmentation, which a few threads decode ahead.
+
+    Each thread has a loader of its own.
+    """
     thread_local = threading.local()
 
     def load(part: Rows) -> loader.Batch:
@@ -251,7 +254,10 @@ def _load_batches(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterat
 
 
 def _select_mistakes(job: TrainingJob, split: str, judged: "ScoredRows") -> list[dict[str, Any]]:
-    """Return the images on the wrong side of 0 as thumbnails, the most certain ones first."""
+    """Return the images on the wrong side of 0, the most certain ones first.
+
+    They are up to `MAX_MISTAKES` thumbnails without metadata, each with its label and score.
+    """
     wrong = np.flatnonzero((judged.scores > 0) != (judged.labels == 1))
     worst = wrong[np.argsort(-np.abs(judged.scores[wrong]), kind="stable")][:MAX_MISTAKES]
     if not len(worst):

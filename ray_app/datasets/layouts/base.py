@@ -59,9 +59,10 @@ _MAX_BYTES = 2**31  # The largest published label file has 195 MB.
 
 
 class DatasetLayout(Frozen):
-    """A published way to store labelled images. Its fields are its arguments.
+    """Reads the labels of images that are stored in one published way.
 
-    It is picklable, because tasks use it.
+    A subclass is the layout of a data set, or of data sets of one structure. Its fields are the
+    arguments that a recipe or command sets. A layout is picklable, because tasks use it.
     """
 
     @property

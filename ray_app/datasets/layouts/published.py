@@ -39,12 +39,13 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 class OpenFake(base.DatasetLayout):
     """OpenFake as a table with the columns `image`, `prompt`, `label`, and `model`.
 
-    Version 2 also has `type` and `release_date`. Images of one prompt are one group. Rows without a model in the configuration `reddit` get the
-    generator `reddit`, as in the authors' code (experiments/data/splits.py at af44d6d).
+    Version 2 also has `type` and `release_date`. Images of one prompt are one group. In the
+    configuration `reddit`, a row without a model gets the model `reddit`, as in the authors' code
+    (experiments/data/splits.py at af44d6d).
 
     Args:
-        version: Version whose published numbers are compared, because the set has changed several
-            times. None for no comparison.
+        version: Version of the data set, with whose published number of images the rows are
+            compared. The set has changed several times. None for no comparison.
     """
 
     version: Literal["v1-2025-05", "v1", "v2"] | None = None
@@ -437,9 +438,9 @@ class OpenSdi(base.DatasetLayout):
     whole. Images of one id are one group.
 
     Args:
-        part: Part of the data set, which decides the split. None to use the name of the repository
-            in the path (`OpenSDI_train`, `OpenSDI_test`, `tempplusdata`, or their old names), or no
-            split.
+        part: Part of the data set, which decides the split; `plus` is for training. None to use the
+            name of the repository in the path (`OpenSDI_train`, `OpenSDI_test`, `tempplusdata`, or
+            their old names), or no split.
     """
 
     part: Part | None = None

@@ -30,7 +30,7 @@ class PathRule(Frozen):
     label: Label = Field(description="label of these members")
     generator: str | None = Field(
         default=None,
-        description="generator of all these members, or of real images their source; null = the folder `{generator}`",
+        description="generator of all these members, or of real images their source; null = the folder `{generator}`, or unknown without one",
     )
 
     def match(self, path: str) -> re.Match[str] | None:
@@ -160,14 +160,19 @@ class WordColumns(base.LabelColumns):
 
 
 class PublishedLayout(Frozen):
-    """A file of `configs/layouts`: a layout of code with arguments for one data set."""
+    """A file of `configs/layouts`: the layout of one data set.
+
+    It names a layout class of this package and the arguments of the class for this data set.
+    """
 
     name: str = Field(description="name of the layout, in commands")
     title: str = Field(description="name of the data set, for people")
     source: str = Field(description="where the structure of the data set is described")
     note: str = Field(default="", description="a remark for readers")
-    layout: str = Field(description="the layout of code")
-    arguments: Mapping[str, Any] = Field(default={}, description="its arguments, by name")
+    layout: str = Field(description="name of the layout class that reads the data set")
+    arguments: Mapping[str, Any] = Field(
+        default={}, description="arguments of that layout class, by name"
+    )
 
     @field_validator("source")
     @classmethod
