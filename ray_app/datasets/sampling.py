@@ -135,10 +135,9 @@ class Shuffle:
     run: int = 256
 
     def generator(self, *which: int) -> np.random.Generator:
-        """Return a new random generator, in the same state for the same arguments.
+        """Return a new random generator, always in the same state for the same numbers `which`.
 
-        Args:
-            *which: Numbers that name the purpose, such as the number of the epoch.
+        The numbers name the purpose of the generator, such as an epoch.
         """
         return np.random.default_rng([self.seed, _ORDER, len(which), *which])
 
@@ -203,9 +202,10 @@ class MixedSampler:
     """A sampler whose epochs have given fractions of strata.
 
     A stratum is the rows of one generator in one class, real or fake. Each stratum has an endless
-    sequence of permutations of its rows, so that they all appear equally often. An epoch continues the sequence where the epoch before stopped. The number of
-    rows of a stratum per epoch is its fraction rounded up or down, in turns. So a stratum of less
-    than one row per epoch appears every few epochs instead of never.
+    sequence of permutations of its rows, so that they all appear equally often. An epoch continues
+    the sequence where the epoch before stopped. The number of rows of a stratum per epoch is its
+    fraction rounded up or down, in turns. So a stratum of less than one row per epoch appears every
+    few epochs instead of never.
 
     Attributes:
         strata: The rows of each stratum.

@@ -21,6 +21,9 @@ def with_prompts(
 
     Args:
         open_source: Returns the labelled table of a source.
+
+    Returns:
+        A function with the argument of `open_source`.
     """
     return lambda source: select_prompted_rows(open_source(source))
 

@@ -69,7 +69,7 @@ def describe(
     claim: Mapping[str, Any],
     fit: Callable[[TrainingJob], None],
 ) -> dict[str, Any]:
-    """Train a describer on embeddings or pixels, measure it, and write its card.
+    """Train a describer, which predicts the prompts of images, measure it, and write its card.
 
     Args:
         job: The job.
@@ -83,7 +83,7 @@ def describe(
     Raises:
         ConfigError: The recipe's section `describe` is missing or invalid.
         DetectorError: The tier needs embeddings, but the detector has none.
-        TouchstoneError: As in `train`.
+        TouchstoneError: Too many images cannot be read, or the training loop failed.
     """
     section, started_at = require_section(job.config), time.monotonic()
     if section.tier != "captioner":
@@ -367,6 +367,8 @@ def measure_prompts(
     truth: Sequence[str], predicted: Sequence[str] | str
 ) -> dict[str, dict[str, Any]]:
     """Compare predicted prompts with the true prompts.
+
+    If there are more than `MAX_IMAGES`, a random sample of that size is compared.
 
     Args:
         truth: True prompts (n,).

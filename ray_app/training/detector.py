@@ -49,14 +49,15 @@ class DetectorLearner(Learner):
 
         Args:
             recipe: The recipe.
-            card: The training card.
+            card: The card of the network to train, see `networks.training_card`.
             device: The device.
             total_steps: Number of steps of the whole training.
             rank: Rank of this process.
             strategy: `ddp` if each process holds the whole network, `fsdp2` if they divide it.
 
         Raises:
-            ConfigError: The loss does not fit the network.
+            ConfigError: The loss or another setting of the recipe does not fit the network.
+            DetectorError: Initial weights are missing or do not fit.
         """
         if card.masks != (recipe.loss.name == "maskclip"):
             predicts = "predicts" if card.masks else "does not predict"
@@ -215,7 +216,7 @@ def compute_batch_loss(
         answer: The outputs of the network for N images.
         batch: Arrays of `BatchLoader.load`: `label` (N,) with 1 for fake, `usable` (N,), and
             `group` (N,). The loss maskclip also needs `mask` and `edge` (N, S, S).
-        count: Number of images of the whole batch.
+        count: Number of images of this process's batch, of which the N images are a part.
     """
     device = answer.logits.device
     usable = np.flatnonzero(batch["usable"])

@@ -404,7 +404,11 @@ def _require_readable(job: TrainingJob, split: str, count: int) -> None:
 
 
 def require_own_weights(job: TrainingJob) -> None:
-    """Raise ConfigError if the recipe changes the detector, which `score` could not do."""
+    """Raise ConfigError if the recipe changes the detector by `initial`, `card`, or `lora`.
+
+    An identifier or describer reads the embeddings that `touchstone score` computes, which are
+    those of the unchanged detector.
+    """
     config = job.config
     if config.initial.start != "card" or config.card or config.lora:
         raise ConfigError(
@@ -426,6 +430,9 @@ class FeatureFolder:
         url: Path or fsspec URL of the folder.
         detector: The detector that computes the embeddings. Detectors with equal `embedding_facts`
             share a subfolder.
+
+    Attributes:
+        vectors: The stored embeddings (d,) of the detector, by SHA-256.
     """
 
     def __init__(self, url: str, detector: "Detector") -> None:

@@ -41,7 +41,7 @@ _COLUMNS = (
 def note_images(
     rows: pa.Table, split: str, details: Mapping[int, str], *, step: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return a note, which is a record for the list of unusable files, on each image in `details`.
+    """Return a note on each image in `details`: a record of the image's URI and its problem.
 
     Args:
         rows: The labelled rows of the split.
@@ -133,7 +133,10 @@ class StepNotes:
 
 
 def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
-    """Return the rows of a batch whose masks mark nothing ("empty") or everything ("full")."""
+    """Return the fakes of a batch whose stored masks mark nothing or everything.
+
+    The keys are row numbers, and the values are "empty" or "full".
+    """
     coverage = batch.get("coverage")
     if coverage is None:
         return {}

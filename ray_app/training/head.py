@@ -123,7 +123,10 @@ def fit_head(
 
 
 def split_folds(labels: Labels, groups: Groups | None = None) -> list[tuple[Labels, Labels]]:
-    """Divide images into up to five folds. A fold is a pair of row numbers: (seen, unseen).
+    """Divide images into up to five folds.
+
+    A fold is a pair of arrays of row numbers. The first are the rows to fit on, called seen rows.
+    The second are the rows to measure on, called unseen rows.
 
     Args:
         labels: Class labels (n,). Each fold has all classes, if groups allow it.

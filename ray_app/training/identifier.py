@@ -116,7 +116,9 @@ def fit_distances(vectors: Vectors, codes: Labels) -> dict[str, Vectors]:
 
 
 def find_threshold(confidence: Vectors, abstains: float) -> float:
-    """Return a confidence below which at most a given fraction of known generators' images falls.
+    """Return the confidence below which an image counts as that of an unknown generator.
+
+    At most a given fraction of the images of known generators is expected to be below it.
 
     The confidence of a new image that is like the n given ones is below the k-th smallest with
     probability k / (n + 1) (order statistics; as in split conformal prediction). k is the largest

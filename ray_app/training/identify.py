@@ -74,7 +74,7 @@ class TrainedIdentifier:
     Attributes:
         card: The card.
         fitted: The head with its calibration.
-        figures: The metrics by split.
+        figures: The metrics by split, as `measure_split` returns them.
         predicted: The predicted generators of the images, by split.
     """
 
@@ -230,13 +230,15 @@ def measure_split(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]
     Returns:
         `n_known`, `n_unknown`, `n_real`: numbers of images by known generators, by unknown
         generators, and of real images (0 if `real` is a class).
-        `figures`: the metrics. If the identifier names every image of a known generator, they are
-        `accuracy`, `top_3`, `top_5`, `macro_f1`, `weighted_f1`, `calibration_error`,
-        `family_accuracy`, and `family_macro_f1`. If it abstains, they are `abstained` and
-        `accuracy_of_named` of known generators, `unknown_abstained`, and `reals_abstained`.
-        `open_set_auroc` is that of known against unknown generators.
+        `figures`: the metrics. `accuracy`, `top_3`, `top_5`, `macro_f1`, `weighted_f1`,
+        `family_accuracy`, and `family_macro_f1` are computed as if every image of a known generator
+        got its best name. `calibration_error` is that of the probability of the best name.
+        `abstained`, `unknown_abstained`, and `reals_abstained` are the fractions of images of known
+        generators, of unknown generators, and of real images without a name. `accuracy_of_named` is
+        the accuracy on the named images of known generators. `open_set_auroc` is that of known
+        against unknown generators.
         `classes`: the classes with `n`, `recall`, `precision`, `f1`, and `abstained`.
-        `pairs`: the confusions of known generators as [true, predicted, n].
+        `pairs`: the wrong names of known generators as [true, predicted, n].
         `unknown`: the unknown generators with `n`, `abstained`, and `nearest`, the class that is
         predicted most often, for `nearest_n` images.
     """
@@ -351,7 +353,9 @@ class IdentifierRequest:
 def identify(
     job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Compute missing embeddings, fit an identifier, measure it, and write it.
+    """Train an identifier of generators: compute missing embeddings, fit the head, measure it.
+
+    The card, the weights, the report, and `metrics.json` are written to the training's directory.
 
     Args:
         job: The job.
@@ -362,8 +366,8 @@ def identify(
         The content of `metrics.json`.
 
     Raises:
-        ConfigError: If the recipe trains the weights of the detector, a class has too few images,
-            or the validation split has too few images to choose the threshold for abstentions.
+        ConfigError: The recipe changes the detector, the classes are invalid (see `select_rows`),
+            or the validation split has too few images to set the threshold for abstentions.
         DetectorError: The detector has no embeddings.
         TouchstoneError: Too many images cannot be read.
     """
@@ -393,7 +397,8 @@ def select_rows(config: TrainConfig, tables: Mapping[str, pa.Table]) -> Identifi
         tables: The labelled rows by split.
 
     Raises:
-        ConfigError: A class has too few images, or the sections of the recipe do not fit the rows.
+        ConfigError: A class has too few images, there are fewer than two classes, or a held-out
+            name matches no training row.
     """
     section, rows = config.identify or Identify(), dict[str, fitting.ClassAssignments]()
     for split, table in tables.items():

@@ -125,9 +125,15 @@ class BatchLoader:
             positions: Positions (B,) in the whole training.
 
         Returns:
-            `image` (B, H, W, 3) uint8 RGB, `label` (B,) int64 with 1 for fake, `usable` (B,) bool,
-            `row`, `image_id`, and `group` (B,) int64, `detail` (B,) text. With masks also `mask`
-            and `edge` (B, H, W) uint8 of 0 and 1, and `coverage` (B,) text of the stored masks.
+            Arrays by name.
+            `image` (B, H, W, 3): uint8 RGB.
+            `label` (B,): int64, 1 for fake.
+            `usable` (B,): bool, whether the image could be read.
+            `row` and `image_id` (B,): int64.
+            `group` (B,): int64, equal for rows of one group.
+            `detail` (B,): text, empty for a usable image.
+            With masks also `mask` and `edge` (B, H, W): uint8 of 0 and 1.
+            With masks also `coverage` (B,): "part", "empty", or "full", of the masks as stored.
 
         Raises:
             ConfigError: The prepared images have different sizes.
@@ -345,7 +351,10 @@ def load_run(
 
 
 def count_run_steps(job: TrainingJob) -> int:
-    """Return how many steps `load_run` loads together. Their images have about `RUN_BYTES`."""
+    """Return how many steps `load_run` loads together, from 1 to `MAX_RUN`.
+
+    The images of these steps for one worker have up to `RUN_BYTES`, unless one step has more.
+    """
     height, width = job.card.preprocessing.shape or (1, 1)
     planes = 5 if job.has_masks else 3
     step_bytes = job.config.loop.batch * planes * height * width

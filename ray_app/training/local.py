@@ -31,7 +31,8 @@ def train_here(job: TrainingJob) -> None:
     """Train without Ray until the last step is in a complete checkpoint.
 
     Raises:
-        KeyboardInterrupt: A signal asked the training to stop. A checkpoint was saved.
+        KeyboardInterrupt: A signal asked the training to stop. A checkpoint was saved, unless a
+            second signal came before.
         TouchstoneError: As in `loop.train`.
     """
     join_torchrun(job.layout.device)

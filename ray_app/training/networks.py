@@ -103,10 +103,13 @@ class NetworkOutput(NamedTuple):
     mask_logits: torch.Tensor | None = None
 
     def log_odds(self, output: Output) -> torch.Tensor:
-        """Return the log-odds of fake (N,) as float32.
+        """Compute the log-odds of fake.
 
         Args:
             output: The section of the detector's card that defines the meaning of the logits.
+
+        Returns:
+            (N,) log-odds as float32.
         """
         logits = self.logits.float()
         if output.sign is not None:

@@ -1,8 +1,8 @@
 """Manage the directory of a training: its claim, and the history files with metrics of its steps.
 
 The claim is `train.json`. It records which recipe and data the directory belongs to
-(`claim_recipe`, `check_claim`). The machines, the number of workers, and the settings of
-checkpoints are not part of the claim.
+(`claim_recipe`, `check_claim`). A session that resumes must have the same recipe and data. It may
+use other machines, another number of workers, and other settings of checkpoints.
 
 A history file is named by its first step and is written with a checkpoint. A session that resumes
 at step s deletes the files that begin at s or later. So each step is recorded once, however often
@@ -127,7 +127,7 @@ _PACKAGES = ("ray", "torch", "torchvision", "timm", "transformers", "peft", "num
 def extract_recipe(config: TrainConfig) -> dict[str, Any]:
     """Return the part of a config that decides what is learned, as plain JSON without secrets.
 
-    It excludes the sections that only concern the finished detector.
+    It excludes title, source, departures, and the section `export`, which may change later.
     """
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
     content: dict[str, Any] = strip_all_secrets(
@@ -162,6 +162,7 @@ def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
     """Return the content of `train.json`, or None if no training has claimed the directory.
 
     Raises:
+        ConfigError: The directory belongs to another kind of command.
         IdentityError: The directory belongs to another recipe.
     """
     claim = read_claim(out)
@@ -178,6 +179,7 @@ def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
     """Claim the directory for this recipe, or check an existing claim. Return the claim.
 
     Raises:
+        ConfigError: The directory belongs to another kind of command.
         IdentityError: The directory belongs to another recipe.
     """
     claim = check_claim(out, config)

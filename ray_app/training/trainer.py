@@ -62,7 +62,7 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class SessionReport:
-    """What the workers of a training session have reported to its actor.
+    """The reports that the actor of a training session has received from the workers.
 
     Attributes:
         line: The metrics of the last reported step.

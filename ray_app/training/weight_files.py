@@ -109,8 +109,8 @@ def make_processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None
     """Return the card's preprocessing as the configuration of transformers' image processors.
 
     transformers uses its torchvision backend even if the file asks for another one (5.23). If the
-    card's resize is Pillow's, `AutoImageProcessor.from_pretrained(folder, backend="pil")` does the
-    same.
+    card's resize is Pillow's, `AutoImageProcessor.from_pretrained(folder, backend="pil")` resizes
+    like the card.
 
     Returns:
         The configuration. None for thumbnails, OpenCV's filter, and a mirrored border, which image
