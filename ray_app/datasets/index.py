@@ -110,7 +110,7 @@ def index_source(
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """The content of an index.
+    """A summary of an index: the content of its file index.json.
 
     A source that changes later is not indexed again: an index records the images that were learned
     from.
@@ -198,7 +198,7 @@ def build_index(
     progress: Progress = report_nothing,
     requires_all_folders: bool = False,
 ) -> IndexInfo:
-    """Index a source into `store`, or return the info of the index of this source that is there.
+    """Index a source into `store`, unless `store` has an index of the same source already.
 
     Args:
         source: The archive and its layout.
@@ -210,7 +210,7 @@ def build_index(
             does.
 
     Returns:
-        The content of the index.
+        The summary of the new or existing index.
 
     Raises:
         ConfigError: As `write_index`.
@@ -296,11 +296,11 @@ def write_index(
         progress: Receives the kind of work and the number of members so far.
 
     Returns:
-        The content of the index.
+        The summary of the index.
 
     Raises:
-        ConfigError: A member has no known label, is listed twice with different labels, or no
-            labelled image is left.
+        ConfigError: A hash cannot be computed, or no labelled image is left. Or a member has no
+            known label, or is listed twice with different labels.
         StorageError: The source is unreachable, or a required folder cannot be listed.
     """
     check_hashes(hashes)
@@ -396,13 +396,13 @@ def read_index(path: str) -> pa.Table:
 
 
 def read_info(store: Store) -> IndexInfo | None:
-    """Return the content of a store's index.
+    """Read the summary of an index from its file index.json.
 
     Args:
         store: The folder of the index.
 
     Returns:
-        The content. None if there is no index, or an unfinished one.
+        The summary. None if there is no index, or an unfinished one.
 
     Raises:
         ConfigError: The file index.json is not of an index, or of another version.
@@ -455,7 +455,7 @@ def write_split_index(
         source: Entries to add to the index's description of its source.
 
     Returns:
-        The info record of the copy.
+        The summary of the copy.
     """
     info = read_info(original)
     assert info is not None, "the caller has read the index"

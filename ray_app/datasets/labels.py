@@ -117,7 +117,7 @@ def name_real_generator(source: object) -> str:
 
 
 def is_real_generator(generator: str) -> bool:
-    """Return whether a generator is of real images, as `name_real_generator` returns it."""
+    """Return whether the name of a generator, such as `real` or `real:coco`, means real images."""
     return generator == "real" or generator.startswith("real:")
 
 

@@ -217,7 +217,7 @@ def find_fakes_by(rows: pa.Table, generators: Sequence[str]) -> Rows:
 def number_strata(rows: pa.Table) -> tuple[Codes, list[tuple[str, str]]]:
     """Return the number of each row's stratum (N,), and the label and generator of each stratum.
 
-    Real strata come before fake ones.
+    A stratum is the rows of one label and generator. Strata of real images come first.
     """
     codes, names = labels.coded(rows, "generator")
     keys = labels.fakes(rows) * (len(names) + 1) + codes + 1

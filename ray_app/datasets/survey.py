@@ -54,7 +54,8 @@ def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) ->
     """Count the files, splits, and labels of a source, and return the counts as plain JSON.
 
     The source is indexed into `store`, unless it is indexed already. If it consists of more than
-    `max_bytes` of Parquet, it is not indexed, and the counts are estimates.
+    `max_bytes` of Parquet, it is not indexed. Rows are then counted by the footers of its files, and
+    labels by statistics or samples.
 
     Args:
         source: The source.
@@ -63,7 +64,7 @@ def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) ->
 
     Returns:
         `at` and `include`: those of the source, without secrets.
-        `indexed`: whether the source is indexed; otherwise the counts are estimates.
+        `indexed`: whether the source is indexed, so that every row was read.
         `files` and `size_bytes`: the number and size of its files, null for an index.
         `counted`: the method of counting, as text.
         `exact`: whether the numbers of real and fake images are exact.

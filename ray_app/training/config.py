@@ -173,7 +173,9 @@ class Optimiser(Frozen):
 
 
 class Schedule(Frozen):
-    """The learning rate over T steps, from step 0: linear warm-up over W steps, then a curve.
+    """The learning rate over the T steps of a training, counted from 0.
+
+    The rate rises linearly over W warm-up steps and then follows a curve.
 
     With warm-up, step s < W has rate × (s + 1) / W. Afterwards, with p = (s − W) / (T − W), the
     factor of the rate is 1 − p for linear, (1 + cos πp) / 2 for cosine, and 1 for constant. Linear

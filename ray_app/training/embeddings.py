@@ -311,7 +311,10 @@ class BlockEmbedder:
 
 
 class Embedder(Stage):
-    """A `BlockEmbedder` in a process of Ray Data."""
+    """A stage of Ray Data whose processes compute and store the embeddings of blocks of rows.
+
+    Each process has a `BlockEmbedder`.
+    """
 
     def start(self, *args: Any) -> None:
         """Load the detector into this process.

@@ -32,12 +32,12 @@ MAX_DECODING_THREADS = 8
 
 @dataclass(frozen=True)
 class TrainingLayout:
-    """The processes of a training.
+    """The numbers of processes of a training, and the CPUs, GPUs, and threads of each.
 
     Attributes:
         workers: Number of processes that train.
         least: Minimum number of workers with which an elastic training continues.
-        loaders: Processes that load images for one worker.
+        loaders: Number of processes that load images for one worker.
         worker_cpus: CPUs that one worker requests from Ray.
         loader_cpus: CPUs that one loader requests from Ray.
         worker_gpus: GPUs of one worker.

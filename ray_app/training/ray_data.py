@@ -46,7 +46,7 @@ def read_job(shared: SharedJob) -> TrainingJob:
 
 
 class Loader(Stage):
-    """A stage that turns a run of steps into their batches for one rank."""
+    """A stage of Ray Data that loads the batches of one rank for a run of consecutive steps."""
 
     def start(self, *args: Any) -> None:
         """Create the loader of images in this process.
@@ -64,8 +64,9 @@ class Loader(Stage):
 
 
 def make_step_dataset(shared: SharedJob) -> "Dataset":
-    """Return a dataset of the runs of steps after the last complete checkpoint.
+    """Return a dataset of the steps after the last complete checkpoint.
 
+    A row of the dataset is a run of steps: the numbers of a few consecutive steps.
     Ray Train's controller calls this function before each start of its workers.
     """
     job = read_job(shared)

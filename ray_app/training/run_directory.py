@@ -43,6 +43,8 @@ Line = Mapping[str, Any]
 class HistoryWriter:
     """Collects the lines of one rank between two checkpoints, and writes them to a history file.
 
+    A line is a JSON object about one step or image, such as the metrics of a step.
+
     Args:
         out: The directory of the training.
         folder: Folder of the history files.
@@ -223,7 +225,7 @@ def read_claim(out: Store) -> dict[str, Any] | None:
 
 
 def write_claim(out: Store, claim: Mapping[str, Any]) -> None:
-    """Write `train.json`."""
+    """Write the claim of a training, which is the content of its file `train.json`."""
     out.write(FILE, json.dumps(claim, indent=2, ensure_ascii=False).encode())
 
 

@@ -124,7 +124,7 @@ class TrainingSession:
         self._report = replace(self._report, said=(*self._report.said, text))
 
     def beat(self) -> None:
-        """Count a sign of life of a validation."""
+        """Count a sign that a validation advances, so that the driver does not stop the session."""
         self._report = replace(self._report, beats=self._report.beats + 1)
 
     def fail(self, failure: bytes, *, only_before_steps: bool = False) -> None:
