@@ -118,7 +118,7 @@ class LabelFile:
             if uri is not None and not may_lead(self.place, uri):
                 raise ConfigError(
                     f"{self.name}: may not name the mask {uri}",
-                    hint="name masks by URLs such as s3 or https, or copy the labels to this machine, where they may name local files",
+                    hint="name masks by URLs such as s3 or https, or copy the labels and the masks to this machine",
                 )
 
 

@@ -392,7 +392,7 @@ def find_labelled_folder(item: ListedMember) -> tuple[list[str], int]:
     indices = [number for number, name in enumerate(folders) if name.lower() in FOLDER_LABELS]
     if not indices:
         raise ConfigError(
-            f"{describe_member(item)}: must be in a folder named {', '.join(FOLDER_LABELS)}",
+            f"{describe_member(item)}: must be in a folder named {' or '.join(FOLDER_LABELS)}",
             hint="move the file, or leave it out by --exclude",
         )
     return folders, indices[-1]
