@@ -54,8 +54,8 @@ def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) ->
     """Count the files, splits, and labels of a source, and return the counts as plain JSON.
 
     The source is indexed into `store`, unless it is indexed already. If it consists of more than
-    `max_bytes` of Parquet, it is not indexed. Rows are then counted by the footers of its files, and
-    labels by statistics or samples.
+    `max_bytes` of Parquet, it is not indexed. Rows are then counted by the footers of its files,
+    and labels by statistics or samples.
 
     Args:
         source: The source.

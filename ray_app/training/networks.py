@@ -148,7 +148,8 @@ def seeded(seed: int) -> Iterator[None]:
 def _build(recipe: Recipe, card: DetectorCard) -> nn.Module:
     network = build_network(card)
     if isinstance(network, residual.ResidualNet) and recipe.initial.start == "random":
-        # Published weights have folded norms. Only a network of random weights can learn with norms.
+        # Published weights have folded norms, so only a network of random weights can learn with
+        # norms.
         return residual.ResidualNet(network.widths, norms=True)
     return network
 

@@ -368,8 +368,8 @@ class ScoredRows(NamedTuple):
         labels: (n,) int64, 1 for fake.
         scores: (n,) float64 log-odds of fake.
         unreadable: int64 numbers of rows without a score.
-        pixels: Metrics of the predicted masks (`metrics.pixel_figures`) over all images with a mask.
-            None if the detector predicts no masks.
+        pixels: Metrics of the predicted masks (`metrics.pixel_figures`) over all images with a
+            mask. None if the detector predicts no masks.
         reasons: The reason why a row has no score, by row number.
         odd_masks: "empty" or "full" by row number, for fakes with such masks.
     """
