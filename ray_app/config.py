@@ -226,6 +226,7 @@ _KINDS = {
     "evaluate": "protocol",
     "serve": "settings of an endpoint",
 }
+_MISTAKEN_FOR = {"detectors": "ensembles", "ensembles": "detectors"}
 
 
 def find_config(kind: str, name_or_path: str | Path) -> Path:
@@ -240,9 +241,13 @@ def find_config(kind: str, name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     singular = _KINDS.get(kind, kind.removesuffix("s"))
+    other = _MISTAKEN_FOR.get(kind)
+    hint = f"use one that is shipped: {', '.join(named_configs(kind))}"
+    if other and is_named(other, name_or_path):
+        hint = f"pass it to --{other.removesuffix('s')}, or run touchstone {other} show {name_or_path}: it is one of the {other}"
     raise ConfigError(
         f"{name_or_path}: there is no such file, and no {singular} of that name{did_you_mean(str(name_or_path), configs)}",
-        hint=f"use one that is shipped: {', '.join(named_configs(kind))}",
+        hint=hint,
     )
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     help="Device to run the detectors on: cpu, cuda, or cuda:0.",
 )
 @options.licence_option
-@click.option("--json", "form", flag_value="json", help="Print one line of JSON per image.")
-@click.option("--csv", "form", flag_value="csv", help="Print CSV, with one line per image.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per image.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with one line per image.")
 @click.option(
     "--html",
     metavar="FILE",
@@ -43,7 +43,8 @@ def check(
     fpr: float | None,
     device: str,
     accepted: tuple[str, ...],
-    form: str | None,
+    as_json: bool,
+    as_csv: bool,
     html: str | None,
 ) -> int:
     """Check a few images: files, folders, https URLs, or `-` for stdin.
@@ -61,6 +62,11 @@ def check(
             "--detector and --ensemble cannot be given together",
             hint="use --detector to name detectors, or --ensemble to name their ensemble",
         )
+    if as_json and as_csv:
+        raise ConfigError(
+            "--json and --csv cannot be given together", hint="choose one format for stdout"
+        )
+    form = "json" if as_json else "csv" if as_csv else None
     page = None if html is None else _page_path(html)
 
     from ray_app.inference.named_files import list_named_files

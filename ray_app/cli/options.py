@@ -22,6 +22,30 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class Rate(click.ParamType[float]):
+    """A parameter type for a rate, given as a fraction such as 0.05."""
+
+    name = "rate"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the rate as a float.
+
+        Args:
+            value: The text that the user gave.
+            param: The parameter.
+            ctx: Context of the command.
+
+        Raises:
+            click.BadParameter: If the text is not a number, for example if it is a percentage.
+        """
+        try:
+            return float(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a number; write 5 % as 0.05", param, ctx)
+
+
 class ShippedName(click.ParamType[str]):
     """A parameter type for a path, or for the name of a shipped or added config file.
 
@@ -93,7 +117,7 @@ detectors_option = click.option(
 )
 fpr_option = click.option(
     "--fpr",
-    type=float,
+    type=Rate(),
     metavar="RATE",
     help="Use the ensemble's operating point for this false-positive rate, such as 0.05.  "
     "[default: the thresholds of its card]",

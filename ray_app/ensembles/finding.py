@@ -19,6 +19,7 @@ from ray_app.ensembles.card import EnsembleCard, Thresholds
 from ray_app.errors import DETECTOR_FINDINGS
 from ray_app.images.provenance.statement import (
     AI_SOURCE_TYPES,
+    Camera,
     ContentCredentials,
     Provenance,
     describe_signer,
@@ -195,11 +196,8 @@ def format_error_rates(
     measured = thresholds or Thresholds()
     prefix, article, demonstrative = "", "The", "This"
     if measured.target_fpr is not None:
-        prefix, article, demonstrative = (
-            f"Operating point {100 * measured.target_fpr:.3g} %: ",
-            "the",
-            "this",
-        )
+        prefix = f"With thresholds chosen for {100 * measured.target_fpr:.3g} % false positives, "
+        article, demonstrative = "the", "this"
     name = prefix + (
         f"{article} ensemble {_name(ensemble)}" if ensemble else f"{demonstrative} ensemble"
     )
@@ -287,12 +285,8 @@ def _read_statements(provenance: Provenance) -> Iterator[_Statement]:
         claim = f"says that a model made {_extent(codes)}"
         yield _declare(claim, f"its metadata {claim} (IPTC: {', '.join(codes)})")
     if provenance.camera is not None and (provenance.camera.make or provenance.camera.model):
-        model = " ".join(
-            dict.fromkeys(filter(None, (provenance.camera.make, provenance.camera.model)))
-        )
-        ground = Ground(
-            source="camera", says=f"its EXIF names a camera, {_name(model)}", error=UNSIGNED
-        )
+        camera = _name(_describe_camera(provenance.camera))
+        ground = Ground(source="camera", says=f"its EXIF names a camera, {camera}", error=UNSIGNED)
         yield _Statement(Strength.CAMERA, _AGAINST_MODEL, None, ground)
     if provenance.unread:
         ground = Ground(
@@ -371,8 +365,15 @@ def _extent(codes: list[str]) -> str:
     return "part of it" if _FULLY_GENERATED.isdisjoint(codes) else "it"
 
 
+def _describe_camera(camera: Camera) -> str:
+    """Return make and model, or only the model if it repeats the make ("Canon", "Canon EOS 7D")."""
+    make, model = camera.make or "", camera.model or ""
+    repeats_make = bool(model) and model.split()[0].casefold() in make.casefold().split()
+    return model if repeats_make else f"{make} {model}".strip()
+
+
 def _name(name: str | None, limit: int = _MAX_NAME_CHARS) -> str:
     """Return a name from an untrusted file, shortened for one line."""
     if not name:
-        return "somebody without a name"
+        return "an unnamed party"
     return name if len(name) <= limit else f"{name[: limit - 1]}…"

@@ -168,10 +168,24 @@ def test_check_without_any_score_exits_3(photos, touchstone):
     assert touchstone("check --ensemble tiny", photos / "z.jpg").code == 3
 
 
+def test_check_rejects_a_percentage_and_two_formats(photos, touchstone):
+    ended = touchstone(f"check {photos / 'a.jpg'} --fpr 5%")
+    assert (ended.code, "'5%' is not a number; write 5 % as 0.05" in ended.err) == (2, True)
+    ended = touchstone(f"check {photos / 'a.jpg'} --json --csv")
+    assert (ended.code, "--json and --csv cannot be given together" in ended.err) == (2, True)
+
+
+def test_name_of_an_ensemble_is_recognised_where_a_detector_is_needed(photos, touchstone):
+    for command in ("detectors show default", f"check {photos / 'a.jpg'} --detector default"):
+        ended = touchstone(command)
+        assert ended.code == 2
+        assert "pass it to --ensemble, or run touchstone ensembles show default" in ended.err
+
+
 def test_operating_point_decides_in_every_form(photos, tmp_path, touchstone):
     image, page = photos / "a.jpg", tmp_path / "page.html"
     line = f"check {image} --ensemble {write_points(tmp_path / 'points.yaml')}"
-    point = "Operating point 10 %: the ensemble points flags about 9 %"
+    point = "With thresholds chosen for 10 % false positives, the ensemble points flags about 9 %"
     [row] = touchstone(f"{line} --fpr 0.1 --json --html {page}").rows
     assert (row["fpr"], row["verdict"]) == (0.1, "fake")
     assert point in read(page.read_text()).text

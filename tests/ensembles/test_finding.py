@@ -117,6 +117,22 @@ def test_a_contradiction_is_a_ground_and_says_so(said, verdict, finding, against
     assert not told.grounds[0].says.startswith("against")
 
 
+@pytest.mark.parametrize(
+    ("make", "model", "name"),
+    [
+        ("Canon", "Canon EOS 7D", "Canon EOS 7D"),
+        ("NIKON CORPORATION", "NIKON D5000", "NIKON D5000"),
+        ("Panasonic", "DMC-LC40", "Panasonic DMC-LC40"),
+        ("Canon", None, "Canon"),
+        (None, "Z 6", "Z 6"),
+        ("Pentax", "Pentax", "Pentax"),
+    ],
+)
+def test_camera_is_named_with_its_make_once(make, model, name):
+    told = found("real", camera=Camera(make=make, model=model))
+    assert told.grounds[1].says == f"its EXIF names a camera, {name}"
+
+
 def test_what_does_not_contradict_does_not_say_so():
     captured = c2pa("trusted", CAPTURED)
     cases = [("abstain", GENERATED), ("real", CAMERA), ("fake", GENERATED), ("real", captured)]
@@ -161,11 +177,13 @@ def test_error_rates_say_how_often_an_ensemble_errs():
 def test_error_rates_name_the_operating_point_and_its_bound():
     point = {"target_fpr": 0.05, "false_positive_rate": 0.048, "true_positive_rate": 0.69}
     said = format_error_rates("own", Thresholds(**point, upper_bound=0.0553))
-    assert said.startswith("Operating point 5 %: the ensemble own flags about 4.8 % of real")
+    assert said.startswith(
+        "With thresholds chosen for 5 % false positives, the ensemble own flags about 4.8 % of real"
+    )
     assert "(at most 5.53 %, with 95 % confidence)" in said
     abstains = {"abstain_real": 0.16, "abstain_fake": 0.21, "measured_on": "prints"}
     said = format_error_rates("", Thresholds(**point, **abstains))
-    assert "Operating point 5 %: this ensemble flags" in said
+    assert "With thresholds chosen for 5 % false positives, this ensemble flags" in said
     assert "finds about 69 % of generated ones (measured on prints)" in said
     assert "leaves 16 % of real images and 21 % of generated ones open" in said
     bound = {"n_real": 9, "false_positives": 0, "upper_bound": 0.05}
@@ -196,4 +214,4 @@ def test_long_name_is_cut_and_missing_name_is_said():
     told = found("real", generator=Generator(tool="x" * 300))
     assert len(told.finding) < 110
     unnamed = ContentCredentials(state="trusted", ai_generated=True, source_types=(AI,))
-    assert found("real", c2pa=unnamed).finding == "made by AI, signed by somebody without a name"
+    assert found("real", c2pa=unnamed).finding == "made by AI, signed by an unnamed party"

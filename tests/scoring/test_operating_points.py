@@ -38,7 +38,7 @@ def test_run_decides_at_the_point_and_says_so(flagged, capsys):
     described = json.loads((flagged / "run.json").read_text())
     assert described["ensemble"]["thresholds"]["target_fpr"] == 0.1
     assert described["identity"]["decision"]["fpr"] == 0.1
-    said = "Operating point 10 %: the ensemble points flags about 9 % of real images"
+    said = "With thresholds chosen for 10 % false positives, the ensemble points flags about 9 % of real images"
     assert said in read((flagged / "report.html").read_text()).text
     assert main(["results", str(flagged)]) == 0
     assert said in capsys.readouterr().out

@@ -303,7 +303,7 @@ def _list_image_rows(
                 yield container.as_unopened(
                     RefusedMember(
                         Status.UNSAFE_MEMBER,
-                        f"more than {count} images; further images are not read",
+                        f"more than container_limits.max_members ({count}) images; further images are not read",
                     )
                 )
                 return

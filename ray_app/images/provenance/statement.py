@@ -267,9 +267,7 @@ class Provenance(Frozen):
                 filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types)))
             )
             if signer_state := describe_signer(c2pa.state, c2pa.trust_lists):
-                statements["signed_by"] = (
-                    f"{c2pa.signer or 'somebody without a name'} ({signer_state})"
-                )
+                statements["signed_by"] = f"{c2pa.signer or 'an unnamed party'} ({signer_state})"
         statements["unread"] = "; ".join(self.unread)
         return {name: line[:MAX_CHARACTERS] for name, line in statements.items() if line}
 

@@ -75,11 +75,18 @@ function generated({ generator, digital_source_type: types }) {
 
 function captured({ camera, software, unread }) {
   return [
-    ["Camera", camera && [camera.make, camera.model].filter(Boolean).join(" ")],
+    ["Camera", camera && cameraName(camera)],
     ["Taken", camera?.taken],
     ["Software", software],
     ["Not read", (unread ?? []).join("; ")],
   ];
+}
+
+/* Make and model, or only the model if it repeats the make. */
+function cameraName({ make, model }) {
+  const first = (model ?? "").split(" ")[0].toLowerCase();
+  if ((make ?? "").toLowerCase().split(" ").includes(first)) return model || make;
+  return [make, model].filter(Boolean).join(" ");
 }
 
 function sources(types) {
