@@ -1,8 +1,9 @@
 """List archives into manifests, and read their members.
 
-An `Archive` is opened from its sources. `list_members` writes a manifest: the list of the archive's
-members, cut into blocks. `read_block` reads the rows of a block. `MemberReader` reads the encoded
-bytes of members.
+An `Archive` is opened from its sources. A member is one file of the archive, or one file in a
+container such as a tar. `list_members` writes a manifest: the list of the archive's members, cut
+into blocks of some hundred members. `read_block` reads the rows of a block. `MemberReader` reads
+the encoded bytes of members.
 """
 
 from typing import TYPE_CHECKING

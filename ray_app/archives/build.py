@@ -5,9 +5,8 @@ first portions can be scored early, and so that a source that is followed has on
 `is_as_listed` tests whether the sources have anything new. A listing has three steps:
 
 1. `ArchiveWalker` lists the archive, section by section, into raw files: first the files that the
-sources
-   list, then the members of containers. If the sources list the same files as before (a digest),
-   the listing ends here.
+   sources list, then the members of containers. If the sources list the same files as before (a
+   digest), the listing ends here.
 2. `IdTable` joins ids and finds duplicates, collisions, known members, and vanished members.
 3. Runs of raw files are cut into blocks and written. Only then does the portion or manifest count.
    An interrupted portion is listed again.
@@ -157,10 +156,11 @@ _MAX_NAMED = 100_000  # Files and containers that one process lists in some seco
 
 @dataclass(frozen=True)
 class Portions:
-    """Sizes of the portions of work into which a listing is divided.
+    """Sizes of the portions of work into which a listing is divided, for tests to change.
 
     Attributes:
-        raw_rows: The maximum number of members of one raw file, which one task holds in memory.
+        raw_rows: The maximum number of members of one raw file, which one task holds in memory. A
+            raw file has members that are not cut into blocks yet.
         id_rows: About how many ids one file of ids has at most.
         run_rows: The minimum number of members that one task cuts into blocks.
         few: The maximum number of members for which no tasks are used.
@@ -176,12 +176,12 @@ class ListingOptions(TypedDict, total=False):
     """Options of a listing. The options `digest`, `portions`, and `clock` are for tests.
 
     Attributes:
-        each: Applies a function to many items, in this process or in tasks.
-        progress: Called with the number of members listed so far.
+        each: The function that runs the steps of the listing, in this process or in tasks.
+        progress: A function that is called with the number of members listed so far.
         limit: The maximum number of members to list; None for all. The first members that pass the
             patterns are listed.
-        lease: The number of the claim on the directory under which manifests are written; None for
-            any.
+        lease: The number of this command's claim on the run directory. If another command has made
+            a newer claim, no manifest is written. None skips this check.
         digest: Computes the digest of a member.
         portions: Sizes of the portions of work.
         clock: Returns the time in seconds.
@@ -268,7 +268,8 @@ def finish_manifest(store: Store, lease: int | None = None) -> manifest.Manifest
 
     Args:
         store: The run directory.
-        lease: The number of the claim on the directory; None for any.
+        lease: The number of this command's claim on the run directory; None skips the check for a
+            newer claim.
 
     Returns:
         The info of the manifest; None if there is nothing to complete.

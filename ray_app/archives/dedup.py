@@ -162,7 +162,10 @@ class IdTable:
             return _collect_chosen(db, files)
 
     def vanished(self) -> members.Ids:
-        """Return the sorted ids of members of earlier manifests that are not listed now."""
+        """Return the sorted ids of members of earlier manifests that are not listed now.
+
+        The listed members are those of the last call of `choose_new`.
+        """
         with _database_errors():
             ids: members.Ids = (
                 self._db.sql(_SELECT_VANISHED).to_arrow_table()["image_id"].to_numpy()
@@ -170,7 +173,10 @@ class IdTable:
         return ids
 
     def keep_new(self) -> None:
-        """Add the new members' ids to the known ids. Call this when the manifest is complete."""
+        """Add the ids that `choose_new` found to the known ids.
+
+        Call this after the manifest or portion with these members is written.
+        """
         with _database_errors():
             [(count,)] = self._db.execute(_ADD_TO_KNOWN).fetchall()
         self._known_count += count

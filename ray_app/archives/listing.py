@@ -84,7 +84,9 @@ class ListingOutcome(Frozen):
 
 
 class ListingProcess:
-    """Starts and watches a listing process. Use it as a context manager, which ends the process.
+    """Starts and watches a process that lists an archive into the manifests of a run.
+
+    Use it as a context manager, which starts and ends the process.
 
     Args:
         request: The archive to list, and the run that gets the manifests.
@@ -170,8 +172,9 @@ def list_archive(
 ) -> ManifestInfo | None:
     """List an archive, and write its manifest in portions.
 
-    If `every_s` is set, the archive is listed repeatedly. The manifest then stays open, and each
-    listing adds the members that are new.
+    If `every_s` of the request is set, the archive is listed repeatedly, and the function does not
+    return. The manifest then stays open, and each listing adds the members that are new. A listing
+    that fails is repeated, if an earlier listing succeeded.
 
     Args:
         request: The archive and the run.

@@ -83,20 +83,21 @@ _LAST_COLUMNS = [pa.field("place", _PLACE_TYPE), pa.field("refused", _REFUSED_TY
 class ManifestInfo:
     """The counts and facts of one manifest, or of one portion of it, as `_complete` stores them.
 
-    The counts of a portion include all earlier portions of the manifest.
+    A manifest is the list of members that one listing of an archive found. A long listing writes it
+    in portions. The counts of a portion include all earlier portions of the manifest.
 
     Attributes:
         manifest: The number of the manifest.
-        members: The number of members that the manifest adds.
+        members: The number of members that the manifest adds, or that a retry lists again.
         size_bytes: The total size of these members in bytes, as far as sizes are known.
         blocks: The number of blocks of the manifest.
         batch_slots: The number of members in one full batch.
-        listed: The number of members that the listing found.
-        vanished: The number of known members that the listing did not find.
+        listed: The number of members that the listing found and that passed the patterns.
+        vanished: The number of members of earlier manifests that are no longer in the archive.
         listing_s: The seconds that the listing took.
         named: The number of files and containers that the sources themselves list.
-        digest: A hash of these files and containers; "" if containers may change without a change
-            of the hash.
+        digest: A hash of these files and containers. It is "" if the listing is not finished, or if
+            the members may change without a change of the hash.
         linked_folders: The number of symbolic links to folders, which were not followed.
         linked_example: The first of these links.
         closed_folders: The number of folders that could not be listed; each is a member.
@@ -147,7 +148,7 @@ class ManifestInfo:
 
     @property
     def current(self) -> int:
-        """The number of members that the last listing found."""
+        """The number of members that are in the archive according to this manifest."""
         return self.members_so_far - self.vanished
 
 
@@ -155,12 +156,14 @@ class ManifestInfo:
 class BlockRef:
     """The location of one block of a manifest. It is small and enough to read the block.
 
+    A block is a fixed list of members, and the unit in which they are scored and committed.
+
     Attributes:
         manifest: The number of the manifest.
         block: The number of the block in the manifest.
         members: The number of members in the block.
         size_bytes: The total size of the members in bytes, as far as sizes are known.
-        file: The name of the file within the manifest.
+        file: The path of the Parquet file, relative to the folder of the manifest.
         row_group: The number of the row group within the file.
     """
 
@@ -217,7 +220,10 @@ class BlockList(Sequence[BlockRef]):
 
     @property
     def heaviest_mean(self) -> float:
-        """The highest mean size in bytes of a block's members, as far as sizes are known."""
+        """The mean size in bytes of the members of the block in which this mean is highest.
+
+        Members of unknown size count 0 bytes.
+        """
         sizes, members = (self._table[name].to_numpy() for name in ("size_bytes", "members"))
         return float((sizes / np.maximum(members, 1)).max(initial=0.0))
 

@@ -135,7 +135,7 @@ class ManifestMember:
     """One row of a manifest: a listed file with its id and its fixed position in a block.
 
     Attributes:
-        image_id: The id of the file in its run.
+        image_id: The id of the file, unique in its run (see the function `image_id`).
         uri: The file, or the container that holds it.
         member: The name within the container, None for a file of its own.
         occurrence: 0, 1, … for members of equal names in one container.
@@ -247,7 +247,11 @@ class TableColumns(Frozen):
 
 
 class BlockPlan(Frozen):
-    """The sizes of batches and blocks into which a list of members is cut."""
+    """The sizes of batches and blocks into which a list of members is cut.
+
+    A batch has the members that a detector scores together. A block has whole batches, and is the
+    unit in which members are distributed to workers and committed.
+    """
 
     batch_slots: int = Field(default=32, ge=1, description="members in one batch")
     max_block_members: int = Field(default=1024, ge=1, description="maximum members in one block")
@@ -269,10 +273,10 @@ class BlockPlan(Frozen):
 def iter_block_sizes(plan: BlockPlan) -> Iterator[int]:
     """Yield the number of members of block 0, of block 1, and so on without end.
 
-    Block 0 is one batch, for an early verdict. The next blocks have about 16 members. The size
-    doubles after every `blocks_per_doubling` blocks, up to the plan's limit. All blocks are whole
-    batches, except for the last block of a list, which ends at the end of the list. A limit below
-    one batch means one batch.
+    Block 0 is one batch, for an early verdict. The next blocks have about 16 members, but at least
+    one batch. The size doubles after every `blocks_per_doubling` blocks, up to the plan's limit.
+    All blocks are whole batches, except for the last block of a list, which ends at the end of the
+    list. A limit below one batch means one batch.
 
     Args:
         plan: The sizes of batches and blocks.

@@ -19,11 +19,16 @@ class ProgressLog:
         self._name, self._printed_at = name, time.monotonic()
 
     def __call__(self, doing: str, members: int) -> None:
-        """Print the number of members so far, followed by `doing`, if ten seconds have passed."""
+        """Print a line of progress, if ten seconds have passed since the last line.
+
+        Args:
+            doing: The last words of the line, such as `labelled`: "INDEX: 5,000 members labelled".
+            members: The number of members so far.
+        """
         if time.monotonic() - self._printed_at > EVERY_S:
             self._printed_at = time.monotonic()
             print(f"{self._name}: {members:,} members {doing}", file=sys.stderr, flush=True)
 
     def count(self, members: int) -> None:
-        """Print the number of members so far, if ten seconds have passed."""
+        """Print the number of members so far, if ten seconds have passed since the last line."""
         self("so far", members)

@@ -107,9 +107,11 @@ class SectionListing:
         kept: The number of members that the patterns let pass.
         files: The raw files with the members that passed.
         containers: The containers to open.
-        digest: The sum, modulo 2**256, of the SHA-256 digests of all listed members and containers.
-            If a section is listed in parts, the digests of the parts add up to the same sum.
-        settled: Whether all members that passed are inside containers, and nothing was unreachable.
+        digest: The sum, modulo 2**256, of the SHA-256 digests of all members and containers that
+            passed. If a section is listed in parts, the digests of the parts add up to the same
+            sum.
+        settled: Whether each member that passed is inside a container, or is refused for a reason
+            that does not pass, such as damage.
         linked: Folders that were not listed, because they are symbolic links.
         closed: Places whose members the store refused to list.
         rest: The part of a range of keys that was not listed yet, None if there is none.
@@ -139,7 +141,7 @@ class SectionLister:
         raw_rows: The maximum number of members of a raw file.
         limit: The maximum number of members that pass the patterns, None for all.
         most: About how many objects to list of each range of keys, None for all.
-        progress: Called with the number of members listed so far.
+        progress: A function that is called with the number of members listed so far.
         batch: The number of members that are hashed at once.
     """
 
@@ -155,7 +157,7 @@ class SectionLister:
     batch: int = _BATCH_ROWS
 
     def __call__(self, item: tuple[int, Sequence[sources.SourceSection]]) -> list[SectionListing]:
-        """List sections in parallel threads.
+        """List sections in parallel, each in a thread.
 
         Args:
             item: A tuple of a number for the names of the raw files, and the sections.

@@ -29,7 +29,7 @@ _UNSIZED_BYTES = 16 * 2**20
 
 
 class MemberReader:
-    """Reads the encoded bytes of members ahead of their use.
+    """Reads the encoded bytes of members (files of an archive) ahead of their use.
 
     Create one reader per process, because it keeps containers open from one block to the next.
 

@@ -48,7 +48,10 @@ RETIRED_KINDS = {
 
 
 class SourceSection(Protocol):
-    """A part of a source that one task lists. It is picklable and takes little memory."""
+    """A part of a source that one task lists, such as a range of keys of an S3 prefix.
+
+    It is picklable and takes little memory.
+    """
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
         """Yield the section's members and unopened containers in a fixed order.
@@ -114,7 +117,8 @@ class Archive:
         skip: URLs that are never listed, such as the run directory in its own source.
         columns: The columns of tables that the user named.
         limits: Limits on the members and unpacked bytes of a container.
-        allow_private: Whether lists may name web servers in private networks.
+        allow_private: Whether lists may name any web server, also in private networks. It has no
+            effect if `fetcher` is given.
         fetcher: Reads the sources; None for the result of `create_fetcher`.
 
     Raises:

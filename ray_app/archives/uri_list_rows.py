@@ -22,8 +22,8 @@ UNCHAINED = ("s3", "http", "https", "file")
 class ListEntries:
     """Converts the rows of one list of uris into members, in order.
 
-    A relative uri is resolved against the list's folder. The columns `version` or `etag`, and
-    `size_bytes`, must have the values that a listing of the store would have. Every other column
+    A relative uri is resolved against the list's folder. The optional columns `version` (or `etag`)
+    and `size_bytes` must have the values that a listing of the store would have. Every other column
     becomes a column of `input`.
 
     Args:

@@ -91,6 +91,9 @@ class PendingSection:
 class ArchiveWalker:
     """A listing of an archive that is in progress, with its counts so far.
 
+    Call `sources` or `step` to list files and unopened containers, and `containers` to list the
+    members of containers. The members are written into raw files (`files`).
+
     Attributes:
         lister: Lists sections.
         archive: The archive.
@@ -101,8 +104,9 @@ class ArchiveWalker:
         found: The number of members before patterns are applied.
         listed: The number of members that passed the patterns.
         kept: The number of members that passed the patterns since the last portion.
-        opened: The number of containers that passed the patterns and are opened.
-        settled: Whether the members of the containers can change only if a version changes.
+        opened: The number of containers that passed the patterns. They are, or will be, opened.
+        settled: Whether the members of the containers can change only if the version of a container
+            changes.
         named: The number of files and containers that the sources themselves list and that pass the
             patterns.
         linked: Folders that were not listed, because they are symbolic links.

@@ -1,9 +1,8 @@
 """Translate exceptions of libraries and the operating system into those of Touchstone.
 
-`translate` is for errors of one member. `make_unreachable_error` is for errors of a whole source or
-store. Exceptions of botocore,
-aiohttp, httpx, and fsspec are distinguished by code, HTTP status, and class *name*, so that a local
-error does not import botocore.
+`translate` is for errors of one member (one file of the archive). `make_unreachable_error` is for
+errors of a whole source or store. Exceptions of botocore, aiohttp, httpx, and fsspec are
+distinguished by code, HTTP status, and class *name*, so that a local error does not import botocore.
 """
 
 import errno
@@ -131,11 +130,16 @@ class ObjectChangedError(OSError):
 
 
 class ShortReadError(OSError):
-    """The error for a response without all bytes that the store announced."""
+    """The error for a response that has fewer or other bytes than the store announced."""
 
 
 def require_version(listed: str, current: str) -> None:
-    """Raise ObjectChangedError if a file's version is not the listed one; "" accepts any."""
+    """Raise ObjectChangedError if a file changed since it was listed.
+
+    Args:
+        listed: The version that the listing found. "" accepts any current version.
+        current: The version that the file has now. "" if the store states no version.
+    """
     if listed and current != listed:
         raise ObjectChangedError(
             f"changed since listing: version {listed} was listed, now {current or 'without a version'}"
@@ -163,6 +167,12 @@ def make_too_large_error(size: int, max_bytes: int) -> InputError:
 
 def translate(error: BaseException, uri: str) -> SourceError:
     """Convert an exception of a library into the error of one member.
+
+    The row of the member shows the status and the text of this error.
+
+    Args:
+        error: The exception.
+        uri: The uri of the member, which the text of the error begins with.
 
     Raises:
         BaseException: The exception itself, if it is not about storage.
@@ -220,7 +230,10 @@ def is_missing(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Return whether the exception shows that the condition of a request was not met."""
+    """Return whether the exception shows that the condition of a request was not met.
+
+    Such conditions are that a file does not exist yet, or that it has a certain version.
+    """
     return isinstance(error, FileExistsError) or _classify(error) is Status.SOURCE_CHANGED
 
 

@@ -36,7 +36,7 @@ def read_ahead(
 
     Args:
         jobs: Pairs of the number of bytes to reserve and the function to call. The function gets an
-            event, which is set when the iterator is closed early.
+            event, which is set when the iterator ends or is closed.
         depth_bytes: The maximum number of reserved bytes of jobs that run or whose results are not
             yielded yet. A larger job runs alone.
         threads: The number of threads.
@@ -102,7 +102,8 @@ class Fetcher:
         guard: The web servers that may be requested. None for the servers of `signed` and the
             public Internet.
         retrier: Retries requests, in place of a retrier for `policy`.
-        gate: Limits concurrent requests. None creates a limiter for this fetcher alone.
+        gate: Limits concurrent requests over a network. None creates a limiter for this fetcher
+            alone.
     """
 
     def __init__(
@@ -325,7 +326,7 @@ class Fetcher:
                 Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))
             ) from error
         except ValueError as error:  # A list may have a text that is not a URL.
-            if isinstance(error, OSError):  # A rejected certificate raises such an error.
+            if isinstance(error, OSError):  # The error of a rejected certificate is both.
                 raise errors.translate(error, url) from error
             raise SourceError(
                 Status.SOURCE_MISSING, f"{strip_secrets(url)}: {describe_error(error)}"

@@ -1,9 +1,8 @@
 """Request URLs from untrusted sources without access to the internal network (`GuardedClient`).
 
 `fetch_image` fetches the image for `touchstone check URL`. `storage.ssrf` decides which URLs and
-addresses are allowed.
-The client does not follow redirects by itself, because the next URL must be checked again, and its
-host may have other limits.
+addresses are allowed. aiohttp does not follow redirects by itself here, because each next URL must
+be checked again, and its host may have other limits.
 """
 
 import asyncio
@@ -43,7 +42,7 @@ class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the 
         passing: Whether a later request may succeed.
         wait_s: Seconds that the host asks to wait before the next request.
         answered: Whether the host answered at all.
-        asked: Whether a request was made.
+        asked: Whether a request was made. It is False if the URL is refused before any request.
         http_status: The HTTP status of the response, None without a response.
         sha256: The SHA-256 of the received bytes if the bytes are the reason, otherwise None.
     """
@@ -103,7 +102,14 @@ class FetchRules:
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """The response to a request: the complete body, or the target URL of a redirect (`moved`)."""
+    """The response to a request: the complete body, or the target URL of a redirect.
+
+    Attributes:
+        data: The body. It is empty for a redirect.
+        content_type: The Content-Type header of the body, None without one.
+        moved: The target URL of a redirect, None if the response has the body.
+        http_status: The HTTP status of the response.
+    """
 
     data: bytes = b""
     content_type: str | None = None

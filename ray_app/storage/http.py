@@ -34,7 +34,8 @@ class Guard:
 
     Attributes:
         named: The origins (scheme, host, and port) of the servers that the user names.
-        allow_private: Whether servers in private networks may also be requested.
+        allow_private: Whether all other servers may also be requested, including those in private
+            networks.
     """
 
     named: frozenset[str] = frozenset()
@@ -45,8 +46,9 @@ class Guard:
         """Return the guard that allows the servers of URLs that the user gave.
 
         Args:
-            urls: The URLs.
-            allow_private: Whether servers in private networks may also be requested.
+            urls: The URLs. Those that are not web URLs are ignored.
+            allow_private: Whether all other servers may also be requested, including those in
+                private networks.
         """
         return cls(frozenset(filter(None, map(_get_origin, urls))), allow_private)
 
@@ -61,9 +63,10 @@ class Guard:
 
 
 def head(url: str, guard: Guard, *, timeout_s: float) -> dict[str, Any]:
-    """Return the size of a file and its version headers, from a HEAD request.
+    """Return the size of a file on a web server, and its version headers, without its content.
 
-    The size is None if the server does not state it.
+    The keys of the result are `size`, `ETag`, and `Last-Modified`. A value is None if the server
+    does not state it. If the server refuses a HEAD request, a GET request is made.
 
     Args:
         url: The URL.
@@ -98,6 +101,8 @@ def get(url: str, guard: Guard, *, version: str, max_bytes: int | None, timeout_
 
     Raises:
         InputError: More than `max_bytes` have arrived.
+        SourceError: The server may not be requested, or it redirects too often.
+        ObjectChangedError: The file has another version.
     """
 
     async def request() -> bytes:

@@ -6,8 +6,8 @@ is stopped.
 
 The ranges of a prefix follow each other in key order without gaps. So listing all ranges in order
 gives the listing of the prefix, wherever the prefix was divided. The bounds of a range need not be
-existing keys. Python compares
-strings by code points, which is the order of their UTF-8, and so the order of S3.
+existing keys. Python compares strings by code points, which is the order of their UTF-8, and so the
+order of S3.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html (`start-after`, order
 by UTF-8).
@@ -41,8 +41,9 @@ class KeyRange:
     Attributes:
         bucket: The bucket.
         prefix: The prefix.
-        after: The key after which the range begins. None for the first key of the prefix.
-        until: The key with which the range ends. None for the last key of the prefix.
+        after: The range begins after this key. None begins it with the first key of the prefix.
+        until: The range ends with this key, which it includes. None ends it with the last key of
+            the prefix.
         pattern: A pattern that the path below the prefix must match. None accepts all keys.
     """
 
@@ -108,10 +109,10 @@ def list_divisions(source: str) -> list[KeyRange]:
 
 
 class RangeReader:
-    """An iterable of the files in one range of keys, sorted by uri. It can be iterated once.
+    """An iterable of the files in one range of S3 keys, sorted by uri. It can be iterated once.
 
-    Pages of the listing are read until the end or until `stop` is called. Iterating raises the
-    exceptions of `list_objects`.
+    Pages of the listing (up to 1000 keys each) are read until the end of the range, or until `stop`
+    is called. Iterating raises ConfigError and StorageError, like `list_objects`.
 
     Attributes:
         rest: The part of the range that was not read. None if the whole range was read.
@@ -176,10 +177,10 @@ def split_range(keys: KeyRange, pieces: int) -> list[KeyRange]:
     """Split a range of keys into about `pieces` parts, and return the parts in order.
 
     A range with only one key is not split. The parts have equal size if the keys are spread evenly
-    over their characters. Keys are found by requests for one key each. From a known key, the
-    requests find how many of its first characters all later keys share. Further requests find one
-    after another which characters follow there. For numbered keys, ten parts need about 15
-    requests.
+    over their characters. Requests that return one key each find the positions for the splits. The
+    first requests find how many first characters all keys of the range share. Further requests
+    find, one after another, which characters follow at that position. For numbered keys, ten parts
+    need about 15 requests.
 
     Raises:
         StorageError: The store is unreachable.

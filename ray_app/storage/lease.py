@@ -86,8 +86,9 @@ class Lease:
     """A claim on a directory that makes this process its only writer; a context manager.
 
     `number` is the number of this claim: 1 for the first claim of a directory, and higher for each
-    later claim. `lost` is set when another process has claimed the directory. `is_guarded` is False
-    if the store does not exclude a second writer.
+    later claim. The event `lost` is set when another process has claimed the directory, or when the
+    claim was not renewed for `ttl_s`. `is_guarded` is False if the store does not exclude a second
+    writer.
 
     Args:
         store: The directory to claim.
@@ -139,8 +140,10 @@ class Lease:
         """Claim the directory, and start the heartbeat that renews the claim.
 
         Raises:
-            IdentityError: Another process holds the directory and is alive.
-            StorageError: The store does not exclude a second writer, and `unguarded` is not set.
+            IdentityError: Another process holds the directory and is alive, or a lease file is
+                invalid.
+            StorageError: The store is unreachable. Or it does not exclude a second writer, and
+                `unguarded` is not set.
         """
         self._remove_old_lease()
         while not self._claim_next_number():
@@ -173,11 +176,14 @@ class Lease:
             _log.warning("lease_left_behind reason=%r", error.message)
 
     def facts(self) -> dict[str, Any]:
-        """Return the entries for a summary: `unguarded` if a second writer would not be noticed."""
+        """Return the entries of this lease in the summary of a run.
+
+        The result is `{"unguarded": True}` if the store does not exclude a second writer, else empty.
+        """
         return {} if self.is_guarded else {"unguarded": True}
 
     def check(self) -> None:
-        """Raise IdentityError if another process has claimed the directory."""
+        """Raise IdentityError if this process has lost its claim on the directory."""
         if self.lost.is_set():
             raise IdentityError(
                 f"{self._store.url}: another run has taken over this directory, since this process did not renew its claim in time",

@@ -69,13 +69,14 @@ def list_objects(
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """Split a source into its pattern and the location to which paths are relative.
+    """Split a source into the location to which its files' paths are relative, and its pattern.
 
-    The result is (location, pattern). The pattern is None for a literal name. A name with
-    characters of a pattern is literal if the store has a file or folder of this name. A web URL is
-    always literal.
+    For `s3://bucket/2024/*.jpg`, the result is `("s3://bucket/2024", "*.jpg")`. The pattern is None
+    for a literal name. A name with characters of a pattern is literal if the store has a file or
+    folder of this name. A web URL is always literal.
 
     Raises:
+        ConfigError: The URL is invalid, or its scheme is unknown.
         StorageError: The store is unreachable.
     """
     location = urls.canonicalize(source)

@@ -60,10 +60,11 @@ def count_linked_folders() -> Iterator[NotedFolders]:
 
 
 class Local(Backend):
-    """The storage of local files.
+    """The backend for files on this machine.
 
     A new file becomes visible only when it is complete. It is written under a temporary name in the
-    same folder and then renamed, or linked if it must not replace a file.
+    same folder and then renamed, or linked if it must not replace a file. If the file system has no
+    hard links, `create` writes the file in place.
     """
 
     is_exclusive = True

@@ -1,9 +1,9 @@
 """Share memory for large files between all processes of one node (`NodeBudget`).
 
 The budget is a counting semaphore of file locks. It is divided into slots of 64 MiB. Each slot is a
-file that its holder has locked, and the kernel unlocks the file when a process ends in any way. A
-process that needs slots queues until there are enough. A process with slots never waits for more,
-so that no deadlock is possible.
+file. A process holds the slot while it holds the lock on that file, and the kernel releases the
+lock when the process ends in any way. A process that needs slots queues until there are enough. A
+process with slots never waits for more, so that no deadlock is possible.
 
 `node_memory` and `usable_cores` return the resources of this machine or container.
 """
@@ -77,9 +77,10 @@ def compute_budget(memory_bytes: float) -> int:
 
 
 class NodeBudget:
-    """A memory budget that all processes of this user on this node share.
+    """A memory budget that all processes of this user on this node share, for large files.
 
-    Only one thread of a process may use the object at a time.
+    Only one thread of a process may use the object at a time. `waited_s` is the total time in
+    seconds that this object waited for memory.
 
     Args:
         purpose: The name of the budget. Each name has its own slots.

@@ -14,7 +14,8 @@ import fsspec
 from ray_app.errors import ConfigError
 from ray_app.storage import s3, urls
 
-# The extra of the package that each scheme needs. fsspec caches the listings of these stores.
+# The extra of the package that each scheme needs. fsspec would cache the listings of these stores,
+# which `open_fsspec` switches off.
 _EXTRA = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
@@ -51,9 +52,10 @@ def open_fsspec(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def retrying_fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the fsspec file system for a URL, and the path in it. Its client may retry.
+    """Return the fsspec file system for a URL, and the path in it, for use without `Store`.
 
-    The exceptions of fsspec are raised unchanged.
+    Unlike that of `open_fsspec`, its client retries requests. The exceptions of fsspec are raised
+    unchanged.
     """
     if urls.get_scheme(url) == "file":
         return open_fsspec(url)
@@ -107,9 +109,10 @@ def _filesystem(pid: int, endpoint: str | None) -> Any:
 
 
 def pin_commit(url: str) -> str:
-    """Return the HfFileSystem path of a URL at the commit to which its branch points now.
+    """Return the HfFileSystem path of a URL, with its branch replaced by a commit.
 
-    The function raises FileNotFoundError and the exceptions of httpx.
+    It is the commit to which the branch pointed when this process first asked for it. The function
+    raises FileNotFoundError and the exceptions of httpx.
     """
     fs = filesystem()
     resolved = fs.resolve_path(url)

@@ -54,9 +54,10 @@ class ClosedFile(ObjectInfo):
 class Backend(Protocol):
     """One kind of storage: this machine, S3, a web server, or another storage that fsspec opens.
 
-    Paths are full paths or URLs. Each method makes one attempt of up to `timeout_s` seconds,
-    without retries. Exceptions are those of libraries, which `storage.errors` translates. `version`
-    is the version that a file must have; "" accepts any version.
+    `Store` and `Fetcher` call a backend, and add the retries. Paths are full paths or URLs. Each
+    method makes one attempt of up to `timeout_s` seconds. Exceptions are those of the libraries,
+    which `storage.errors` translates. `version` is the version that a file must have; "" accepts
+    any version.
     """
 
     is_exclusive: bool
@@ -77,12 +78,12 @@ class Backend(Protocol):
         """Read a part of a file, or the whole file.
 
         Args:
-            path: The file.
-            start: The first byte.
-            length: The number of bytes. Fewer are returned only if the file ends. None reads to the
-                end.
-            version: The expected version.
-            max_bytes: The maximum size of a file that is read as a whole.
+            path: The path or URL of the file.
+            start: The position of the first byte.
+            length: The number of bytes. Fewer are returned only if the file ends. None reads the
+                whole file.
+            version: The version that the file must have. "" accepts any version.
+            max_bytes: The maximum size of a file that is read as a whole. None sets no limit.
             timeout_s: Seconds for the attempt.
 
         Raises:
@@ -93,8 +94,8 @@ class Backend(Protocol):
         """Return the size of a file in bytes.
 
         Args:
-            path: The file.
-            version: The expected version.
+            path: The path or URL of the file.
+            version: The version that the file must have. "" accepts any version.
             timeout_s: Seconds for the attempt.
 
         Raises:
@@ -157,6 +158,14 @@ class Backend(Protocol):
 
         Nothing is yielded if `source` does not exist. Unlike other methods, a walk makes many
         requests and retries each of them.
+
+        Args:
+            source: The path or URL of a file or folder.
+            enters: A function that is called with the uri of each subfolder. If it returns False,
+                the subfolder is skipped. Storage without folders does not call it.
+
+        Returns:
+            An iterator of the files. A folder that cannot be listed is a `ClosedFolder`.
         """
 
     def delete(self, path: str, *, timeout_s: float) -> None:
@@ -166,4 +175,4 @@ class Backend(Protocol):
         """Delete up to `max_deletes` files with one request. Raise an error if a file remains."""
 
     def drop_folder(self, folder: str) -> None:
-        """Remove an empty folder. Do nothing if the storage has no folders."""
+        """Remove a folder if it is empty. Do nothing if the storage has no folders."""

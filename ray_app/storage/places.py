@@ -57,9 +57,13 @@ def choose_backend(url: str, guard: Guard, *, pins_commits: bool = False) -> Bac
 
 
 class Fsspec(Backend):
-    """The storage of any store that fsspec opens, such as Google, Azure, or the Hugging Face Hub.
+    """The backend for stores that fsspec opens, such as Google Cloud, Azure, or the Hugging Face Hub.
 
     A write is atomic only if the store makes it atomic.
+
+    Args:
+        scheme: The scheme of the store's URLs, such as `gs`.
+        pins_commits: See `choose_backend`.
     """
 
     max_deletes = 1
@@ -226,10 +230,10 @@ class Fsspec(Backend):
 
 
 class S3(Fsspec):
-    """The storage of S3, with requests that s3fs does not make in the way that a run needs.
+    """The backend for S3. It makes requests of its own where those of s3fs do not fit a run.
 
-    One request is enough to read a file or to check that it exists. A read can require a version. A
-    failed deletion names each file that remains.
+    One request is enough to read a file or to check that it exists. A read can require a version.
+    If a request that deletes many files fails for some, the error names one of them.
     """
 
     max_deletes = s3.MAX_DELETED
@@ -301,11 +305,14 @@ class S3(Fsspec):
 
 
 class Web(Fsspec):
-    """The storage of plain web servers, from which files can only be read.
+    """The backend for plain web servers, from which files can only be read.
 
-    Servers that `guard` does not trust are requested through the SSRF guard, including targets of
-    redirects. Only a trusted server can be listed or copied from, because fsspec makes these
-    requests itself.
+    A server that `guard` does not trust is requested only if its address is public. This also
+    applies to targets of redirects. `copy_to` and `list` work only for trusted servers, because
+    fsspec makes these requests itself, without that check.
+
+    Args:
+        guard: The web servers that may be requested.
     """
 
     def __init__(self, guard: Guard) -> None:

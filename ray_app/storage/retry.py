@@ -23,13 +23,14 @@ from ray_app.storage import errors
 class RetryPolicy(Frozen):
     """The settings with which a request is retried: exponential backoff with full jitter.
 
-    The jitter prevents a thousand workers from retrying at the same time. Source:
+    Each pause is a random time between 0 and a limit, which doubles from pause to pause. So a
+    thousand workers do not retry at the same time. Source:
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full jitter").
     """
 
-    attempts: int = Field(default=6, ge=1, description="maximum number of requests")
-    base_s: float = Field(default=0.25, gt=0, description="first pause in seconds")
-    cap_s: float = Field(default=20.0, gt=0, description="longest pause in seconds")
+    attempts: int = Field(default=6, ge=1, description="maximum number of requests for one file")
+    base_s: float = Field(default=0.25, gt=0, description="maximum of the first pause in seconds")
+    cap_s: float = Field(default=20.0, gt=0, description="maximum of any pause in seconds")
     deadline_s: float = Field(
         default=120.0,
         gt=0,
@@ -122,9 +123,17 @@ class Attempt:
 
 @dataclass
 class Retrier:
-    """Repeats attempts until one succeeds or fails permanently, or until the policy ends.
+    """Repeats a request until it succeeds, fails permanently, or exhausts its retry policy.
 
-    A retrier counts throttled and repeated requests. Threads may share it.
+    Use `attempts` in a `for` loop. Threads may share a retrier.
+
+    Attributes:
+        policy: The number of attempts, the pauses, and the deadline.
+        sleep: A function that waits for a number of seconds.
+        clock: A function that returns the time in seconds.
+        chance: A function that returns random numbers in [0, 1), for the jitter of pauses.
+        throttled: The number of failed attempts in which the store asked for fewer requests.
+        retried: The number of repeated requests.
     """
 
     policy: RetryPolicy

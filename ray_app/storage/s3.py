@@ -118,7 +118,11 @@ def get_worker_variables() -> dict[str, str]:
 def filesystem() -> Any:
     """Return this process's s3fs file system for the current AWS environment variables.
 
-    Its options contain no secrets, so it can be pickled.
+    Returns:
+        The file system. Its options contain no secrets, so it can be pickled.
+
+    Raises:
+        ConfigError: An environment variable or a configuration file has an invalid value.
     """
     identity = tuple(map(os.environ.get, _IDENTITY))
     with _opening:  # Threads that start at the same time must share one client.
@@ -128,7 +132,11 @@ def filesystem() -> Any:
 def fsspec_options() -> dict[str, Any]:
     """Return the options for another s3fs that makes the same requests as `filesystem`.
 
-    They contain the endpoint, the payer, and the checksums, but no secrets.
+    Returns:
+        The endpoint, whether the requester pays, and the settings of checksums, but no secrets.
+
+    Raises:
+        ConfigError: An environment variable or a configuration file has an invalid value.
     """
     options = _get_configured_options()
     session = _make_session(options.get("profile"))
@@ -415,7 +423,7 @@ def delete_objects(bucket: str, keys: Sequence[str], *, timeout_s: float) -> Non
     """Delete up to `MAX_DELETED` objects with one request. Missing objects count as deleted.
 
     Even a successful response can name objects that were not deleted. An exception is then raised
-    for one of these objects, preferably one that is not transient. Source:
+    for one of these objects, preferably one for which a retry does not help. Source:
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 
     Args:

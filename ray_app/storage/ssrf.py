@@ -23,7 +23,11 @@ from yarl import URL
 from ray_app.errors import SourceError, Status
 
 Resolver = Callable[[str, int], Awaitable[Sequence[tuple[str, int]]]]
-"""Takes a host and a port, and returns all pairs of address and port. Raises OSError for none."""
+"""A coroutine function that looks up a host name.
+
+It takes the name and a port, and returns all pairs of an address and the port. It raises OSError
+if the name has no address.
+"""
 
 MAX_URL = 2048
 _MAX_LISTED = 8192  # URLs in lists and redirects may have long signatures.
@@ -85,7 +89,7 @@ _lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")
 
 
 def is_address(text: str) -> bool:
-    """Return whether a host is an IP address. Resolvers are not called for addresses."""
+    """Return whether the host of a URL is an IP address, for which no resolver is called."""
     try:
         ip_address(text)
     except ValueError:
@@ -268,6 +272,7 @@ def check_url(
 def check_public_url(text: str) -> URL:
     """Check a URL from a list, a label, or a redirect, and return the URL to request.
 
+    The scheme must be http or https. The host must be a full domain name or a public IP address.
     The URL may have any port, and may have spaces.
 
     Raises:

@@ -59,7 +59,7 @@ class Store:
         """Return the store at a URL or path. No request is made.
 
         Raises:
-            ConfigError: The scheme is not supported.
+            ConfigError: The scheme is unknown, its package is missing, or the URL is invalid.
         """
         return cls(url)
 

@@ -52,10 +52,12 @@ def get_scheme(url: str) -> str:
 def canonicalize(url: str) -> str:
     """Return the canonical spelling of a URL, with its secrets.
 
-    A local location becomes an absolute path. Other URLs lose their trailing slash.
+    A local location becomes an absolute path. Web URLs are returned unchanged. Other URLs lose
+    their trailing slashes.
 
     Raises:
-        ConfigError: An s3:// URL has credentials, or no valid bucket.
+        ConfigError: An s3:// URL has credentials or no valid bucket, or a file:// URL names another
+            host.
     """
     if get_scheme(url) == "file":
         return os.path.abspath(local_path(url))
@@ -78,7 +80,8 @@ def split_kind(source: str) -> tuple[str | None, str]:
 def strip_secrets(url: str) -> str:
     """Return a URL without user:password@ and without query keys that grant access.
 
-    A presigned URL keeps the part that names the object. KIND:: before the URL is also kept.
+    A presigned URL keeps the part that names the object. KIND:: before the URL is also kept. Only
+    http and https URLs have a query; in other schemes, a question mark is part of the name.
     """
     kind, address = split_kind(url)
     if kind is not None:
@@ -284,7 +287,8 @@ def _translate_pattern(pattern: str) -> str:
 def get_version(info: Mapping[str, Any]) -> str:
     """Return the version of a file from fsspec's `info` or from HTTP headers.
 
-    The version is the ETag without quotes, otherwise the size and the mtime in ns, otherwise "".
+    The version is the ETag without quotes, or the git blob id of a file on the Hugging Face Hub.
+    Otherwise it is the size and the mtime in ns. If these are unknown, too, it is "".
     """
     for name in _CONTENT:
         if info.get(name):

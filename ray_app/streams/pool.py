@@ -39,10 +39,12 @@ from ray_app.streams.stage import (
 
 @dataclass(frozen=True)
 class Pool:
-    """The processes of one stage. If a process dies, Ray repeats its message until it succeeds.
+    """The settings of the processes (Ray actors) that run one stage of a stream.
+
+    If a process dies, Ray repeats its message without a limit.
 
     Attributes:
-        stage: The class that works in the processes.
+        stage: The class of which each process has one instance.
         stage_args: Arguments of `stage.start`.
         size: Initial number of processes.
         max_size: Maximum number of processes. None allows as many as fit on the nodes, including
@@ -78,7 +80,11 @@ class Pool:
 
 
 class ItemSource(Datasource):
-    """A source for Ray Data that reads the items of an iterator, one row each, in one generator task."""
+    """A source for Ray Data that reads the items of an iterator, one row each, in one generator task.
+
+    Args:
+        items: A function that returns the iterator. It is called in the generator task.
+    """
 
     def __init__(self, items: Callable[[], Iterator[Any]]) -> None:
         self._items = items
@@ -167,8 +173,8 @@ def stream(
 ) -> Generator[Any, None, None]:
     """Pass items through one pool after another, and yield the result of the last pool for each item.
 
-    If a stage returns a `TerminalMessage`, that message is yielded as the result. Close the generator
-    to end all processes early; see `messages`.
+    If a stage returns a `TerminalMessage`, later stages pass it on, and it is yielded as the result.
+    Close the generator to end all processes early.
 
     Args:
         items: A function that returns the items. It is called in a generator task.
@@ -178,8 +184,9 @@ def stream(
         stall_s: Fail after this many seconds without a result of any pool. None sets no limit.
 
     Raises:
-        TouchstoneError: If a stage raised this error.
-        ClusterError: If Ray gave up, or a stall was detected.
+        TouchstoneError: A stage raised it. For any other exception of a stage, the message contains
+            the traceback.
+        ClusterError: Ray gave up, a stage ran out of memory, or no pool had a result for `stall_s`.
     """
     pipeline = dataset(items, pools, ordered=ordered, stall_s=stall_s)
     pipeline.set_name(name)
@@ -199,8 +206,9 @@ def messages(
         stall_s: The `stall_s` of the dataset, for the error.
 
     Raises:
-        TouchstoneError: If a stage raised this error.
-        ClusterError: If Ray gave up, or a stall was detected.
+        TouchstoneError: A stage raised it. For any other exception of a stage, the message contains
+            the traceback.
+        ClusterError: Ray gave up, a stage ran out of memory, or no pool had a result for `stall_s`.
     """
     arriving = iter(
         pipeline.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead)

@@ -36,21 +36,34 @@ OUT_OF_MEMORY_HINT = (
 
 @dataclass(frozen=True)
 class TerminalMessage:
-    """Base class of messages that later stages pass on unchanged, to the end of the stream."""
+    """Base class of messages that no further stage processes.
+
+    Later stages pass such a message on unchanged, to the reader of the stream.
+    """
 
 
 @dataclass(frozen=True)
 class StageFailure(TerminalMessage):
-    """The message that a stage failed, with the exception. Ray would keep only the exception's text."""
+    """The message that a stage failed, which the reader of the stream raises as an exception.
+
+    It carries the whole exception, because Ray would keep only the exception's text.
+
+    Attributes:
+        error: The exception. Exceptions of other types are converted by `to_touchstone_error`.
+    """
 
     error: TouchstoneError
 
 
 class Stage:
-    """Base class of a stage of a stream.
+    """Base class of a stage: one step of the work that a stream does on each item.
 
-    If a stage raises an exception, it is sent on as a `StageFailure`, and raised where the stream is
-    read.
+    Subclasses override `start`, which is called once per process, and `work`, which is called for
+    each message. If one of them raises an exception, the exception travels on as a `StageFailure`,
+    and is raised where the stream is read.
+
+    Args:
+        *arguments: The arguments of `start`.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -145,9 +158,9 @@ ATTEMPTS = "attempts"
 class Attempts:
     """Count how many workers died while one stage worked on a block of images.
 
-    Ray restarts a worker that died, and repeats its block without a limit. During each attempt at a
-    block, a file exists in the run directory. So the files that a new attempt finds are those of
-    workers that died.
+    Ray restarts a worker that died, and repeats its block without a limit. This class ends that
+    after `MAX_DEATHS` deaths. During each attempt at a block, a file exists in the run directory. So
+    the files that a new attempt finds are those of workers that died.
 
     Args:
         store: The run directory.
@@ -160,14 +173,15 @@ class Attempts:
 
     @contextmanager
     def count(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
-        """Count an attempt at a block while the `with` block runs.
+        """Count an attempt at a block of images while the `with` block runs.
 
         Args:
-            ref: The block.
-            first_uri: The URI of its first member, for errors.
+            ref: The block of images.
+            first_uri: The URI of its first member, for error messages.
 
         Raises:
-            ClusterError: If the block killed `MAX_DEATHS` workers, or if memory ran out.
+            ClusterError: `MAX_DEATHS` workers died while they worked on the block, or memory ran
+                out.
         """
         block = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
         folder = f"{self._folder}/{ref.manifest:05d}-{ref.block:08d}"

@@ -18,7 +18,7 @@ from ray_app.streams.stage import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT, to_touch
 
 T = TypeVar("T")
 R = TypeVar("R")
-_RETRIES = 3  # Of an item whose process died.
+_RETRIES = 3  # Maximum repetitions of an item whose process died.
 _WAIT_S = 0.1
 _RESIZE_S = 1.0
 _JOIN_S = 60.0
@@ -165,7 +165,7 @@ class _Pool(Generic[T, R]):
         """Wait briefly, and yield the items that have finished with their results.
 
         Raises:
-            ClusterError: If Ray gave up.
+            ClusterError: Ray gave up, or a process did not start.
         """
         import ray
         from ray.exceptions import (
@@ -222,7 +222,8 @@ def map_in_pool(
     """Apply a function to every item in a pool of processes, and yield the results.
 
     Args:
-        function: The function. It is called again for an item whose process died.
+        function: The function. It must tolerate that it is called again for an item whose process
+            died.
         items: The items, which are iterated in a thread of this process.
         size: Number of processes. None starts as many as fit on the cluster, including nodes that
             join later.
@@ -234,9 +235,11 @@ def map_in_pool(
         stall_s: Fail after this many seconds without a result. None sets no limit.
 
     Raises:
-        TouchstoneError: If the function raised it. For any other exception of the function, the
+        TouchstoneError: The function raised it. For any other exception of the function, the
             message contains the traceback.
-        ClusterError: If Ray gave up, an item was repeated too often, or a stall was detected.
+        ClusterError: Ray gave up, memory ran out, more than `retries` processes died with one item,
+            or there was no result for `stall_s`.
+        Exception: Iterating `items` raised it. The results of earlier items are yielded first.
     """
     pool = _Pool[T, R](function, size=size, cpus=cpus, gpus=gpus, labels=labels or {})
     # A list that is shorter than the pool is wide needs only as many processes as it has items.
@@ -309,7 +312,7 @@ def _take_results(
         Whether any item has finished.
 
     Raises:
-        ClusterError: If an item was repeated too often.
+        ClusterError: More than `retries` processes died while they worked on one item.
     """
     has_finished = False
     for task, result in pool.finished():

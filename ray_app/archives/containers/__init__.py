@@ -74,6 +74,7 @@ def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMem
         fetcher: Reads the container.
 
     Raises:
+        ConfigError: The user named a table as a source, and must choose the column with the images.
         StorageError: The store is unreachable.
     """
     members = CONTAINERS[container.kind].index(container, fetcher)
@@ -86,7 +87,9 @@ def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMem
 
 
 def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) -> Unopened:
-    """Name in an unreadable container's detail the format that its first bytes show.
+    """Return an unreadable container as a member whose detail names its actual format.
+
+    A tar that is named `.zip` is an example. The first bytes of the file show the format.
 
     Args:
         item: The container as a member. It is returned unchanged unless it is damaged and its first

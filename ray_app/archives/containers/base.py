@@ -283,8 +283,8 @@ def sidecar_column(name: str, size_bytes: int) -> str | None:
     """Return the name of the column that a sidecar file becomes; None if the file is not a sidecar.
 
     Args:
-        name: The name of the member. A sidecar's name has one of the endings of sidecars.
-        size_bytes: The size of the member. A sidecar has at most `MAX_SIDECAR_BYTES`.
+        name: The name of the member. The name of a sidecar is a key and `.json`, `.cls`, or `.txt`.
+        size_bytes: The size of the member. A sidecar has at most `MAX_SIDECAR_BYTES` (64 KiB).
     """
     key, ending = _split(name)
     is_sidecar = (
@@ -296,7 +296,10 @@ def sidecar_column(name: str, size_bytes: int) -> str | None:
 
 
 def sample_key(name: str) -> str:
-    """Return the WebDataset key of the sample to which a file belongs."""
+    """Return the WebDataset key of the sample to which a file belongs, its path up to the ending.
+
+    The ending begins at the first dot of the base name: the key of `a.b/c.tar.gz` is `a.b/c`.
+    """
     return _split(name)[0]
 
 

@@ -83,8 +83,8 @@ reader = ParquetReader
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
     """Yield every row of a table of images as a member, named by the row's number.
 
-    If the user named the table as a source and it is a list of uris, the files in the list are
-    yielded.
+    If rows have lists of images, each image is a member, named ROW/NUMBER. If the user named the
+    table as a source and it is a list of uris, the files in the list are yielded.
 
     Args:
         container: The table.

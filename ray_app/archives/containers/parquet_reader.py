@@ -118,7 +118,11 @@ def format_reference(uri: str, row: int, column: str) -> str:
 class ParquetReader:
     """Reads the images of Parquet tables as a stream, with one page and one cell in memory.
 
-    The reader keeps its position in a row group, so that the next block continues there.
+    The reader keeps its position in a row group, so that the next block of members continues there.
+
+    Args:
+        fetcher: Reads the tables.
+        max_bytes: The maximum size of an image. A larger image yields an error.
     """
 
     def __init__(self, fetcher: Fetcher, max_bytes: int) -> None:

@@ -95,7 +95,10 @@ _OUTPUT_BYTES = 2**20  # Bytes that are unpacked at once, and before the ratio c
 
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Yield every member of an uncompressed tar. Only windows around the headers are read."""
+    """Yield every member of an uncompressed tar.
+
+    Only the headers and small sidecar files are needed, so only windows around these are read.
+    """
     return iter_members(container, _entries(container, fetcher))
 
 
@@ -436,7 +439,12 @@ def _zstd() -> Any:
 
 @dataclass(frozen=True)
 class CompressedTar:
-    """A `ContainerFormat` for tars that are compressed with one codec."""
+    """A `ContainerFormat` for tars that are compressed with one codec.
+
+    Attributes:
+        kind: The name of the format, such as `tar.gz`.
+        codec: The codec, such as `gzip`.
+    """
 
     kind: str
     codec: Codec
@@ -453,10 +461,9 @@ class CompressedTar:
 class Unpacked:
     """The unpacked stream of one compressed object, which can only be read forward.
 
-    If the object is cut short, the stream ends early and sets `is_cut`. Every method may raise an
-    InputError: corrupt_image for a damaged stream, image_too_large if the stream exceeds
-        `max_ratio`,
-    or the error of the store.
+    If the object is cut short, the stream ends early and sets `is_cut`. Reading and seeking may
+    raise an InputError: corrupt_image for a damaged stream, image_too_large if the stream exceeds
+    `max_ratio`, or the error of the store.
 
     Args:
         codec: The codec of the stream.
