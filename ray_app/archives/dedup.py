@@ -57,11 +57,13 @@ _SELECT_VANISHED = """
 class ChosenMembers:
     """The members of one raw file that are written into a manifest.
 
+    A raw file has all members that a listing found, before known members are left out.
+
     Attributes:
         file: The raw file.
         rows: The number of chosen members.
         kept: A bit for each row of the file, set for chosen members. None if all are chosen.
-        ids: The row and the new id of each member that was hashed again.
+        ids: The row and the new id of each member whose first id belongs to another member.
     """
 
     file: raw_listing.RawFile

@@ -74,7 +74,8 @@ class _MergedIds:
 def read_known_ids(store: Store) -> Iterator[pa.Table]:
     """Yield the ids and check words of all members that the run's manifests list so far.
 
-    The ids of complete manifests are also written into merged files, for the next listing.
+    A check word is a second word of a member's digest, which differs if two members have the same
+    id. The ids of complete manifests are also written into merged files, for the next listing.
     """
     earlier, open_info = manifest.list_manifests(store)
     if open_info is not None:

@@ -248,7 +248,7 @@ def main() -> None:
         outcome = ListingOutcome(
             error="TouchstoneError",
             message=f"the listing failed: {describe_error(error)}",
-            hint="please report this: it is a bug",
+            hint="report this as a bug in Touchstone",
         )
     outcome = outcome.model_copy(update={"seconds": time.monotonic() - began})
     sys.stdout.write(outcome.model_dump_json())

@@ -289,7 +289,7 @@ def list_complete_manifests(store: Store) -> list[int]:
 
 
 def read_open_manifest(store: Store) -> ManifestInfo | None:
-    """Return the info of the open manifest so far.
+    """Return the info of the open manifest, which a listing has not completed yet.
 
     Args:
         store: The run directory.
@@ -302,6 +302,8 @@ def read_open_manifest(store: Store) -> ManifestInfo | None:
 
 def list_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
     """Return the numbers of all complete manifests, and the info of the open manifest so far.
+
+    The open manifest is one that a listing has not completed yet.
 
     Args:
         store: The run directory.
@@ -360,7 +362,10 @@ def read_complete(store: Store, number: int, portion: int | None = None) -> Mani
 
 
 def read_last_portion(store: Store, number: int) -> ManifestInfo | None:
-    """Return the info of a manifest's last complete portion; None if it has no complete portion."""
+    """Return the info of a manifest's last complete portion; None if it has no complete portion.
+
+    A listing writes a manifest in portions, so that members are scored while it continues.
+    """
     # Portions are written one after another, so the last alone can be incomplete.
     for portion in reversed(_list_numbers(store, get_folder(number))[-2:]):
         info = read_complete(store, number, portion)
@@ -481,6 +486,8 @@ def create_file(store: Store, path: str, data: bytes) -> None:
 def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
     """Complete a manifest whose files of members and of ids are already written.
 
+    This writes its `blocks.parquet`, `vanished.parquet`, and `_complete`.
+
     Args:
         store: The run directory.
         info: The info of the manifest.
@@ -497,6 +504,8 @@ def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: I
 
 def write_portion(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
     """Complete a portion of a manifest whose files of members and of ids are already written.
+
+    This writes the portion's `blocks.parquet`, `vanished.parquet`, and `_complete`.
 
     Args:
         store: The run directory.
@@ -605,6 +614,8 @@ def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
 def read_vanished(store: Store, number: int) -> Ids:
     """Return the sorted ids of the members that a complete manifest lists as vanished.
 
+    An earlier manifest lists these members, but the archive no longer has them.
+
     Args:
         store: The run directory.
         number: The number of the manifest.
@@ -614,7 +625,9 @@ def read_vanished(store: Store, number: int) -> Ids:
 
 
 def read_vanished_so_far(store: Store, portion_info: ManifestInfo) -> Ids:
-    """Return the sorted ids of the members that an open manifest lists as vanished.
+    """Return the sorted ids of the members that an open manifest lists as vanished so far.
+
+    An earlier manifest lists these members, but the archive no longer has them.
 
     Args:
         store: The run directory.
@@ -635,7 +648,15 @@ def _read_vanished(store: Store, number: int) -> Ids:
 # one name in several tables of an archive become text if no type holds both, because no table in an
 # archive may stop a run.
 def manifest_schema(input_type: pa.StructType | None) -> pa.Schema:
-    """Return the Arrow schema of a manifest. `input` is left out if its type is None."""
+    """Return the Arrow schema of the members in a manifest.
+
+    Args:
+        input_type: The type of the struct column `input`, which has the source's own columns. None
+            leaves the column out.
+
+    Returns:
+        The schema of the files `part-….parquet` of a manifest.
+    """
     return pa.schema(
         [
             *_LISTED_COLUMNS,

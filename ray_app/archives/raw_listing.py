@@ -132,6 +132,9 @@ class SectionListing:
 class SectionLister:
     """Lists sections of one archive into raw files. It is picklable, so that tasks can use it.
 
+    A section is a part of a source, such as a range of keys. A raw file has members that are not
+    cut into blocks yet.
+
     Attributes:
         store: The run directory.
         folder: The folder of raw files in the run directory.

@@ -161,7 +161,10 @@ class Archive:
         self.fetcher = fetcher or create_fetcher(sources, allow_private=allow_private)
 
     def sections(self) -> Iterator[SourceSection]:
-        """Yield the sections of all sources in order. Each can be listed by another process."""
+        """Yield the sections of all sources in order. Each can be listed by another process.
+
+        A section is a part of a source, such as a range of keys of an S3 prefix.
+        """
         for _, _, section in self.numbered_sections():
             yield section
 
@@ -337,7 +340,7 @@ def _read_ahead(
 
 
 def strip_kinds(sources: Sequence[str]) -> list[str]:
-    """Return the URLs of sources without KIND::. Secrets in the URLs are kept.
+    """Return the URLs of sources without the format in KIND::URL. Secrets in the URLs are kept.
 
     Args:
         sources: The sources, with or without KIND::.

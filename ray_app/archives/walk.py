@@ -64,7 +64,7 @@ _ASSUMED_MEMBERS = (
 
 @dataclass(frozen=True)
 class PendingSection:
-    """A section, or the remaining part of a section, that is still to be listed.
+    """A section (a part of a source), or the rest of a section, that is still to be listed.
 
     Attributes:
         source: The number of the section's source.

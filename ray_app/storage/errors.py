@@ -2,7 +2,8 @@
 
 `translate` is for errors of one member (one file of the archive). `make_unreachable_error` is for
 errors of a whole source or store. Exceptions of botocore, aiohttp, httpx, and fsspec are
-distinguished by code, HTTP status, and class *name*, so that a local error does not import botocore.
+distinguished by code, HTTP status, and class *name*, so that a local error does not import
+botocore.
 """
 
 import errno
@@ -458,7 +459,7 @@ def _make_hint(error: BaseException, status: Status, location: str, doing: str) 
         return _CLOUDS[get_scheme(location)]
     if get_scheme(location) != "s3":
         if isinstance(error, OSError) and error.errno in FULL:
-            return "make room there, then run the same command again"
+            return "free space on that disk, then run the same command again"
         if isinstance(error, FileExistsError | NotADirectoryError):
             return "name a folder"
         local = {

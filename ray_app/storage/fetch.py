@@ -174,7 +174,8 @@ class Fetcher:
         Raises:
             SourceError: The object is missing, denied, throttled, or changed, or the request timed
                 out.
-            InputError: The object is over `max_bytes`. It is raised before the body is read.
+            InputError: The object is over `max_bytes`. It is raised before the body is read if the
+                store states the size. From a web server, up to `max_bytes` are read first.
         """
         backend, url = self._find(uri)
         for attempt in self._attempts(backend, url, cancelled):

@@ -239,8 +239,8 @@ class GuardedClient:
             "",
             "identity",
         ):
-            # Compression does not shrink an image, and the size of the content is unknown until it is
-            # unpacked.
+            # Compression does not shrink an image, and the size of the content is unknown until it
+            # is unpacked.
             raise FetchFailed(
                 Status.SOURCE_DENIED,
                 "the host compresses its answer, although the request forbids it",

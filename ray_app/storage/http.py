@@ -1,9 +1,9 @@
 """Make requests to plain web servers without retries: `head`, `get`, and `get_range`.
 
 `Guard` decides which servers may be requested. fsspec's own session requests hosts that the user
-names, with any address. All other hosts, which come from a list, a label, or a redirect, are
-requested through the SSRF guard (`storage.ssrf`). The functions raise SourceError, or exceptions of
-aiohttp, which `storage.errors` translates.
+names, with any address. All other hosts come from a list, a label, or a redirect. They are
+requested through the SSRF guard (`storage.ssrf`), which connects only to public addresses. The
+functions raise SourceError, or exceptions of aiohttp, which `storage.errors` translates.
 """
 
 import asyncio

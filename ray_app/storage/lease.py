@@ -186,8 +186,8 @@ class Lease:
         """Raise IdentityError if this process has lost its claim on the directory."""
         if self.lost.is_set():
             raise IdentityError(
-                f"{self._store.url}: another run has taken over this directory, since this process did not renew its claim in time",
-                hint="wait until the other run finishes, then run the same command again",
+                f"{self._store.url}: another run has taken over this directory, or this process could not renew its claim in time",
+                hint="wait until no other run uses the directory, then run the same command again",
             )
 
     @property
@@ -226,7 +226,8 @@ class Lease:
     def _read_newest(self) -> tuple[str, Holder] | None:
         """Return the path and the holder with the highest number, None without any lease file."""
         while paths := self._list_files():
-            # If the file was removed after the listing, a newer file exists, or the directory is free.
+            # If the file was removed after the listing, a newer file exists, or the directory is
+            # free.
             if (holder := self._read(paths[-1])) is not None:
                 return paths[-1], holder
         return None

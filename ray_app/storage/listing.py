@@ -36,9 +36,9 @@ def list_objects(
             folders.
 
     Raises:
-        ConfigError: The source has no files. Like StorageError, it is raised at the first step of
-            the iterator.
-        StorageError: The store is unreachable, or the source itself cannot be listed.
+        ConfigError: The URL is invalid, or the source has no files and `enters` skipped no folder.
+        StorageError: The store is unreachable, or the source itself cannot be listed. Like
+            ConfigError, it is raised by an iteration and not by the call.
     """
     location = urls.canonicalize(source)
     guard = guard or Guard.from_urls([location])
@@ -155,7 +155,7 @@ def _make_empty_error(location: str) -> ConfigError:
     """
     scheme, name = urls.get_scheme(location), urls.strip_secrets(location)
     if scheme == "file" and os.path.isdir(location):
-        hint = "linked folders are not followed: name each as a separate source"
+        hint = "name each linked folder as a separate source; links to folders are not followed"
         return ConfigError(f"{name}: the folder has no files in it", hint=hint)
     if scheme == "file" and os.path.lexists(location):
         kind = (

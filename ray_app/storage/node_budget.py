@@ -68,7 +68,9 @@ def _cpu_quotas() -> Iterator[tuple[float, float]]:
 
 
 def compute_budget(memory_bytes: float) -> int:
-    """Return the memory budget for large files on a node, in bytes, as a whole number of slots.
+    """Return the memory budget for large files on a node, in bytes.
+
+    It is a quarter of the node's memory, rounded down to slots of 64 MiB, but at least one slot.
 
     Args:
         memory_bytes: The memory of the node.

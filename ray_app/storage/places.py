@@ -57,7 +57,7 @@ def choose_backend(url: str, guard: Guard, *, pins_commits: bool = False) -> Bac
 
 
 class Fsspec(Backend):
-    """The backend for stores that fsspec opens, such as Google Cloud, Azure, or the Hugging Face Hub.
+    """The backend for stores that fsspec opens, such as Google Cloud, Azure, or Hugging Face Hub.
 
     A write is atomic only if the store makes it atomic.
 
@@ -230,7 +230,7 @@ class Fsspec(Backend):
 
 
 class S3(Fsspec):
-    """The backend for S3. It makes requests of its own where those of s3fs do not fit a run.
+    """The backend for S3. It makes its own requests if those of s3fs do not fit a run.
 
     One request is enough to read a file or to check that it exists. A read can require a version.
     If a request that deletes many files fails for some, the error names one of them.
@@ -390,7 +390,7 @@ class Web(Fsspec):
 
 def _refuse_to_write(path: str) -> NoReturn:
     raise ConfigError(
-        f"{urls.strip_secrets(path)}: a web server is only read",
+        f"{urls.strip_secrets(path)}: cannot write to a web server, which can only be read",
         hint="write to a path, s3://, gs://, or az://",
     )
 

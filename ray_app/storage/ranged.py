@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage.errors import ShortReadError
 
-# Large enough to keep a fast network busy with one request after another, and small enough that every
-# reader can hold a window.
+# Large enough to keep a fast network busy with one request after another, and small enough that
+# every reader can hold a window.
 WINDOW_BYTES = 4 * 2**20
 _CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+|\*)$")
 # A server without ranges sends the whole file. Up to this size, skipping the beginning costs less
@@ -80,8 +80,8 @@ class RangedFile(io.RawIOBase):
     """A seekable binary file that is read in windows, of which one is in memory.
 
     Reads inside the current window make no request. A read after it requests the next window. A
-    seek near the end requests the whole last window, because containers have their directories
-    there.
+    read near the end of the file requests the whole last window, because containers such as zip
+    have their directories there.
 
     Args:
         read_range: A function that returns `length` bytes of the file from `start`.

@@ -183,8 +183,8 @@ class Retrier:
         return next(pauses, None) if errors.is_transient(error) else None
 
     def _wait(self, pause: float, cancelled: threading.Event | None) -> None:
-        # Wait on the event, since a thread that sleeps for 20 s would delay the exit of an interrupted
-        # process. An injected clock sleeps by itself.
+        # Wait on the event, since a thread that sleeps for 20 s would delay the exit of an
+        # interrupted process. An injected clock sleeps by itself.
         if cancelled is not None and self.sleep is time.sleep:
             cancelled.wait(pause)
         else:

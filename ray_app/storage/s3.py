@@ -54,8 +54,8 @@ _FOR_WORKERS = (
 _CHECKSUM_VALUES = (_WHEN_REQUIRED, "when_supported")
 _IDENTITY = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", *_FOR_WORKERS)
 
-# Seconds without data after which a request counts as lost. The deadline of the retry policy limits a
-# slow answer.
+# Seconds without data after which a request counts as lost. The deadline of the retry policy limits
+# a slow answer.
 _CONNECT_S, _READ_S = 5, 20
 _CONNECTIONS = 64
 _CHUNK_BYTES = 2**20
@@ -108,9 +108,9 @@ def apply_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Conc
 
 
 def get_worker_variables() -> dict[str, str]:
-    """Return the environment variables with which a process on another machine requests S3 alike.
+    """Return the environment variables that decide how this process makes its requests to S3.
 
-    They contain no secrets.
+    Processes on other machines need them to make requests in the same way. They contain no secrets.
     """
     return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
 

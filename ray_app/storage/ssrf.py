@@ -36,9 +36,10 @@ _NOT_PUBLIC = (
     "if you trust the list with this URL, use --set allow_private=true"
 )
 
-# A name has labels of letters, digits, and hyphens, and the last label starts with a letter. Therefore
-# no address matches in any notation (127.0.0.1, 2130706433, 0x7f.1, 0177.0.0.1, [::1]), and every host
-# goes through the resolver. A bare name, which a search domain would complete, does not match either.
+# A name has labels of letters, digits, and hyphens, and the last label starts with a letter.
+# Therefore no address matches in any notation (127.0.0.1, 2130706433, 0x7f.1, 0177.0.0.1, [::1]),
+# and every host goes through the resolver. A bare name, which a search domain would complete, does
+# not match either.
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)+(?=[a-z]){_LABEL}")
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\]")
@@ -76,8 +77,8 @@ _CLOSED_4 = [
 # Internet. It excludes loopback, link-local, site-local, unique-local, multicast, IPv4-compatible,
 # and the local-use NAT64 64:ff9b:1::/48.
 _OPEN_6 = IPv6Network("2000::/3")
-# In that network, Teredo (inside 2001::/23) and 6to4 (2002::/16) are tunnels to an IPv4 address. The
-# other networks are for documentation and protocols.
+# In that network, Teredo (inside 2001::/23) and 6to4 (2002::/16) are tunnels to an IPv4 address.
+# The other networks are for documentation and protocols.
 _CLOSED_6 = [
     IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 ]

@@ -72,7 +72,11 @@ def canonicalize(url: str) -> str:
 
 
 def split_kind(source: str) -> tuple[str | None, str]:
-    """Split a source KIND::URL into KIND and URL. KIND is None if the source is a URL alone."""
+    """Split a source KIND::URL into KIND and URL. KIND is None if the source is a URL alone.
+
+    KIND states the format of a source whose name does not show it, as in
+    `tar::https://host/download`.
+    """
     kind, mark, url = source.partition("::")
     return (kind, url) if mark and "/" not in kind else (None, source)
 
@@ -173,7 +177,7 @@ def has_magic(text: str) -> bool:
 def make_folder_pattern(path: str) -> str:
     """Return the pattern for the files in all folders that have the same name as this folder.
 
-    An example is `**/lost+found/**`. It is used to exclude such folders.
+    For `/data/lost+found`, it is `**/lost+found/**`. Use it to exclude such folders.
     """
     return f"**/{glob.escape(posixpath.basename(path))}/**"
 
@@ -187,7 +191,10 @@ def has_braces(text: str) -> bool:
 
 
 def split_at_magic(path: str) -> tuple[str, str]:
-    """Split a path before its first part with pattern characters, into a folder and a pattern."""
+    """Split a path before its first part with pattern characters, into a folder and a pattern.
+
+    For `/photos/20*/a.jpg`, the result is `("/photos", "20*/a.jpg")`.
+    """
     parts = path.split("/")
     first = next(index for index, part in enumerate(parts) if has_magic(part))
     return "/".join(parts[:first]), "/".join(parts[first:])

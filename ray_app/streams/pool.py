@@ -3,8 +3,8 @@
     items ──(one generator task, on the driver's node)──> Pool ──> Pool ──> … ──> the driver
 
 At every arrow, an item is a Ray block with one row, and an actor processes one such block per call.
-Pools start further processes on nodes that join later. If a process or a node is lost, Ray repeats its
-work. docs/architecture.md has measurements.
+Pools start further processes on nodes that join later. If a process or a node is lost, Ray repeats
+its work. docs/architecture.md has measurements.
 """
 
 import logging
@@ -80,7 +80,7 @@ class Pool:
 
 
 class ItemSource(Datasource):
-    """A source for Ray Data that reads the items of an iterator, one row each, in one generator task.
+    """A source for Ray Data that reads the items of an iterator, one row each, in one task.
 
     Args:
         items: A function that returns the iterator. It is called in the generator task.
@@ -171,10 +171,10 @@ def stream(
     ordered: bool = False,
     stall_s: float | None = None,
 ) -> Generator[Any, None, None]:
-    """Pass items through one pool after another, and yield the result of the last pool for each item.
+    """Pass items through one pool after another, and yield the last pool's result for each item.
 
-    If a stage returns a `TerminalMessage`, later stages pass it on, and it is yielded as the result.
-    Close the generator to end all processes early.
+    If a stage returns a `TerminalMessage`, later stages pass it on, and it is yielded as the
+    result. Close the generator to end all processes early.
 
     Args:
         items: A function that returns the items. It is called in a generator task.

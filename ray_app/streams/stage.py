@@ -4,9 +4,9 @@ A `Stage` is a class that runs in a separate process, takes a message, and retur
 `serialize` turns a message into a Ray block. `Attempts` counts the processes that died while they
 worked on one block of images.
 
-A Ray block has one row. `message` is a pickle, `buffers` are the arrays to which it refers, one after
-another, and `bounds` are their positions. So tensors are copied only once, into the block, and are
-read from Ray's object store in place.
+A Ray block has one row. `message` is a pickle, `buffers` are the arrays to which it refers, one
+after another, and `bounds` are their positions. So tensors are copied only once, into the block,
+and are read from Ray's object store in place.
 """
 
 import pickle
@@ -120,9 +120,16 @@ def serialize(message: Any) -> pa.Table:
 
 
 def deserialize(table: pa.Table) -> Any:
-    """Return the message in a Ray block. Raises TouchstoneError if the block has not exactly one row.
+    """Return the message in a Ray block, which `serialize` made.
 
-    The arrays of the message are read-only, and share the memory of the block.
+    Args:
+        table: The Ray block.
+
+    Returns:
+        The message. Its arrays are read-only, and share the memory of the block.
+
+    Raises:
+        TouchstoneError: The block does not have exactly one row.
     """
     if table.num_rows != 1:
         raise TouchstoneError(
@@ -138,7 +145,7 @@ def deserialize(table: pa.Table) -> Any:
 def to_touchstone_error(error: Exception, stage: str) -> TouchstoneError:
     """Return an exception of a stage as a TouchstoneError with a hint.
 
-    A TouchstoneError is returned unchanged. Otherwise, the message begins with the name of the stage.
+    A TouchstoneError is returned unchanged. Otherwise, the message begins with the stage's name.
     """
     if isinstance(error, TouchstoneError):
         return error
@@ -159,12 +166,13 @@ class Attempts:
     """Count how many workers died while one stage worked on a block of images.
 
     Ray restarts a worker that died, and repeats its block without a limit. This class ends that
-    after `MAX_DEATHS` deaths. During each attempt at a block, a file exists in the run directory. So
-    the files that a new attempt finds are those of workers that died.
+    after `MAX_DEATHS` deaths. During each attempt at a block, a file exists in the run directory.
+    So the files that a new attempt finds are those of workers that died.
 
     Args:
         store: The run directory.
-        lease: The number of the command's lease. The deaths of earlier commands do not count.
+        lease: The number of this command's claim on the run directory (`Lease.number`). So the
+            deaths of earlier commands do not count.
         stage: The name of the stage.
     """
 

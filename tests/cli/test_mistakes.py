@@ -56,7 +56,7 @@ def in_it(folder, monkeypatch):
 # Command, exit code, what is wrong, what to do. HERE is the working directory, RUN a finished run.
 MISTAKES = """\
 score pictuers --out run | 2 | HERE/pictuers: no such file or folder | did you mean HERE/pictures?
-score empty --out run | 2 | HERE/empty: the folder has no files | linked folders are not followed
+score empty --out run | 2 | HERE/empty: the folder has no files | name each linked folder
 score *.jpg --out run | 2 | HERE/*.jpg: no file matches this pattern | *.jpg does not match A.JPG
 results run | 2 | there is no folder HERE/run | that `touchstone score SOURCE --out FOLDER` wrote
 results pictures | 2 | no run in HERE/pictures: it has no run.json | SOURCE --out FOLDER` wrote

@@ -94,7 +94,7 @@ def test_folder_of_several_pages_is_listed_whole(s3, monkeypatch):
 def test_web_server_is_only_read(faulty, tmp_path, write):
     (tmp_path / "b.jpg").write_bytes(b"x")
     url = faulty.url.replace("//", "//me:s3cr3t@")
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1.*: a web server is only read") as caught:
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1.*: cannot write to a web") as caught:
         write(Store.open(url), tmp_path / "b.jpg")
     assert caught.value.exit_code is ExitCode.USAGE
     assert "s3cr3t" not in str(caught.value)
