@@ -54,7 +54,8 @@ from ray_app.storage.lease import find_newest_claim
 def find_input_type(store: Store) -> pa.StructType | None:
     """Return the Arrow type of `input`, the source's own columns, over all manifests of a run.
 
-    The result is None if the source has no columns.
+    Only the first block of each complete manifest is read. The result is None if the source has no
+    columns.
 
     Args:
         store: The run directory.
@@ -297,7 +298,8 @@ def is_as_listed(
 ) -> bool:
     """Return whether the sources list the same files and containers as in the last listing.
 
-    If they do, `list_members` would find nothing new. No container is opened for this test.
+    If they do, `list_members` would find nothing new. No container is opened for this test. The
+    result is False if only opening the containers could show whether their members changed.
 
     Args:
         store: The run directory.

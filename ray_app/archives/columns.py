@@ -153,7 +153,7 @@ def find_roles(
 
     Args:
         schema: The table's columns.
-        columns: The columns that the user named.
+        columns: The columns of images or uris that the user named, if any.
         where: The table's path, for error messages.
         follows_uris: Whether a table with a column of uris is a list of uris, even if the table
             also has lists of images.

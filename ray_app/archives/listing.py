@@ -173,8 +173,9 @@ def list_archive(
     """List an archive, and write its manifest in portions.
 
     If `every_s` of the request is set, the archive is listed repeatedly, and the function does not
-    return. The manifest then stays open, and each listing adds the members that are new. A listing
-    that fails is repeated, if an earlier listing succeeded.
+    return. The manifest then stays open, and each listing adds the members that are new. If a
+    source fails and the run already has listed members, the error is printed and the listing is
+    repeated.
 
     Args:
         request: The archive and the run.

@@ -102,9 +102,9 @@ class ObjectPrefix:
 
     Attributes:
         url: The folder, prefix, pattern, or file.
-        kind: A container format that every file has, whatever its name; "files" if no file is
-            opened as a container; None if each file has the format that its name announces.
-        columns: The columns that the user named.
+        kind: The container format that is assumed for every file, whatever its name. "files" opens
+            no file as a container. None uses the format that the name of each file announces.
+        columns: The columns of images or uris that the user named, if any.
         limits: Limits on the members and unpacked bytes of a container.
         selection: The patterns of the archive. Folders that it leaves out are not listed.
     """
@@ -303,8 +303,9 @@ def classify_object(
     Args:
         info: The object.
         path: The path that patterns are compared with.
-        kind: The format of the container, None for the format that the name announces.
-        columns: The columns that the user named.
+        kind: The format of the container, "files" for a single file, or None for the format that
+            the name announces.
+        columns: The columns of images or uris that the user named, if any.
         limits: Limits on the members and unpacked bytes of the container.
     """
     kind = detect_kind(path) if kind is None else kind

@@ -22,7 +22,7 @@ class ProgressLog:
         """Print a line of progress, if ten seconds have passed since the last line.
 
         Args:
-            doing: The last words of the line, such as `labelled`: "INDEX: 5,000 members labelled".
+            doing: The last word of the line, such as `labelled` in "index: 5,000 members labelled".
             members: The number of members so far.
         """
         if time.monotonic() - self._printed_at > EVERY_S:

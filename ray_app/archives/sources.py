@@ -193,9 +193,9 @@ class Archive:
         return self._members(_iter_in_order(self.sections(), self.fetcher))
 
     def beginning(self) -> Iterator[members.ListedMember]:
-        """Yield the members in the order of iterating, without reading ahead.
+        """Yield the members of the archive like an iteration over it, but without reading ahead.
 
-        Use this if only the first few members are needed.
+        Use this if only the first few members are needed, because it makes fewer requests.
         """
         return self._members(
             item for section in self.sections() for item in section.list_entries(self.fetcher)
@@ -364,7 +364,7 @@ def create_fetcher(
 
 
 def canonical_name(source: str) -> str:
-    """Return the canonical spelling of a source with KIND:: and without secrets.
+    """Return the canonical spelling of a source, with its KIND:: if any, and without secrets.
 
     It is the name of the source in the identity of a run.
 

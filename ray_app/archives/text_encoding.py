@@ -27,8 +27,8 @@ _MARKS = (
 def find_encoding(start: bytes) -> tuple[str, int]:
     """Return the encoding of a text from its start, and the length of its byte order mark.
 
-    A text without a byte order mark is UTF-8. If at least half of its first letters have a zero
-    byte at the same side, the text is UTF-16.
+    A text without a byte order mark is UTF-16 if at least half of its first 32 pairs of bytes have
+    a zero at the same side. Otherwise it is UTF-8.
     """
     for mark, encoding in _MARKS:
         if start.startswith(mark):

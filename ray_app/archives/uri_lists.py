@@ -52,7 +52,7 @@ def find_lists(
 
     Args:
         url: A list, a folder of lists, or a pattern.
-        columns: The columns that the user named.
+        columns: The columns of images or uris that the user named, if any.
         limits: Limits on the rows and unpacked bytes of a Parquet table.
         fetcher: Lists the store.
 
@@ -77,7 +77,7 @@ class UriList:
         uri: The uri of the list.
         version: The version of the file, "" if unknown.
         size_bytes: The size of the file, -1 if unknown.
-        columns: The columns that the user named.
+        columns: The columns of images or uris that the user named, if any.
         limits: Limits on the rows and unpacked bytes of a Parquet table.
     """
 
@@ -88,7 +88,7 @@ class UriList:
     limits: ContainerLimits
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[tuple[str, members.ListedMember]]:
-        """Yield a member per row, after the path that patterns are compared with.
+        """Yield, for each row, the path that patterns are compared with and the member.
 
         If the file is in the list's folder, the path is relative to this folder. Otherwise it is
         the whole uri.

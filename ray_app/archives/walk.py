@@ -154,7 +154,7 @@ class ArchiveWalker:
             self.step(is_portion=False)
 
     def step(self, *, is_portion: bool = True) -> None:
-        """List the next step: a part of every range of keys that is not fully listed.
+        """List the next step: a part of every pending range of keys, and some other sections.
 
         The step makes the total number of members about `GROWTH` times as large.
 

@@ -315,8 +315,14 @@ async def fetch_image(
 def parse_retry_after(retry_after: str | None, now: datetime) -> float | None:
     """Return the seconds to wait according to a Retry-After header, or None.
 
-    The header has a number of seconds or an HTTP date (RFC 9110 §10.2.3). The result is None if it
-    is missing or invalid.
+    The header has a number of seconds or an HTTP date (RFC 9110 §10.2.3).
+
+    Args:
+        retry_after: The value of the header, None if it is missing.
+        now: The current time, which is subtracted from a date.
+
+    Returns:
+        The seconds, or None if the header is missing or invalid.
     """
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():

@@ -48,8 +48,8 @@ _MAX_FILES_PER_KEY = 64
 class ContainerLimits(Frozen):
     """Limits on the members and unpacked bytes of a container.
 
-    A container or member that exceeds a limit is refused. All limits are checked before anything is
-    unpacked.
+    A container or member that exceeds a limit is refused. The limits are checked while a container
+    is listed, before any member is read for scoring.
     """
 
     max_members: int = Field(
@@ -73,7 +73,7 @@ class Container:
         kind: The format, a key of `CONTAINERS`.
         path: The path of the container. With the name of a member, it is the path that patterns are
             compared with.
-        columns: The columns that the user named.
+        columns: The columns of images or uris that the user named, if any.
         limits: Limits on the members and unpacked bytes of the container.
         named: Whether the user gave this file itself as a source. A table may be a list of uris
             only in this case; uris in other containers are not followed.
@@ -99,14 +99,17 @@ class Container:
 class Unopened(ListedMember):
     """A member that represents a container whose members could not be listed.
 
-    Patterns cannot exclude it.
+    It takes the place of these members, so patterns for names of members do not exclude it.
     """
 
     __slots__ = ()
 
 
 class Reader(Protocol):
-    """Reads members of one container format. A worker keeps it, so that containers stay open."""
+    """Reads members of one container format, such as tar.
+
+    A worker keeps the reader, so that a container stays open from one block of members to the next.
+    """
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
         """Yield, for each of several members of one container, its bytes or the error for it.

@@ -84,7 +84,8 @@ def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
     """Yield every row of a table of images as a member, named by the row's number.
 
     If rows have lists of images, each image is a member, named ROW/NUMBER. If the user named the
-    table as a source and it is a list of uris, the files in the list are yielded.
+    table as a source and it is a list of uris, the files in the list are yielded. Any other table
+    is yielded as a single member that is refused.
 
     Args:
         container: The table.
@@ -116,10 +117,11 @@ def index_uris(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]
 def read_rows_by(
     column: str, table: Container, fetcher: Fetcher, *, max_cells: int
 ) -> dict[str, dict[str, Any]]:
-    """Return a dict from the text in one column of a table to the row's other columns.
+    """Return the rows of a table by the text in one of its columns.
 
-    Rows with the same text are left out. The result is empty if the table has no such column, holds
-    images, cannot be read to its end, or has more than `max_cells` cells.
+    Each row is a dict of all columns. Rows with the same text are left out. The result is empty if
+    the table has no such column, holds images, cannot be read to its end, or has more than
+    `max_cells` cells.
 
     Args:
         column: The name of the column with the keys.
