@@ -44,25 +44,25 @@ class ListingRequest(Frozen):
     """The archive that a listing process lists, and the run that gets the manifests."""
 
     run: str = Field(description="URL of the run directory")
-    lease: int = Field(description="number of the parent's lease")
+    lease: int = Field(description="number of the parent's claim on the run directory")
     sources: tuple[str, ...] = Field(description="sources as the user gave them")
     include: tuple[str, ...] = Field(default=(), description="patterns of paths to list")
     exclude: tuple[str, ...] = Field(default=(), description="patterns of paths to leave out")
     skip: tuple[str, ...] = Field(default=(), description="URLs that are never listed")
     columns: TableColumns = Field(
-        default=TableColumns(), description="columns of tables that the user named"
+        default=TableColumns(), description="columns of images or uris that the user named"
     )
     limits: ContainerLimits = Field(
-        default=ContainerLimits(), description="limits on what a container may cost"
+        default=ContainerLimits(), description="limits on the files and size of a container"
     )
     allow_private: bool = Field(
-        default=False, description="whether lists may name web servers in private networks"
+        default=False, description="whether lists may name any web server, also in private networks"
     )
     limit: int | None = Field(default=None, description="maximum members to list; null: no limit")
     plan: BlockPlan = Field(description="sizes of blocks")
     every_s: float | None = Field(
         default=None,
-        description="seconds until the archive is listed again, until the parent ends the process; "
+        description="seconds between listings, which repeat until the parent ends the process; "
         "null: list once",
     )
 

@@ -32,7 +32,7 @@ def list_objects(
         guard: The web servers to which a server may redirect. Defaults to the server itself and the
             public Internet.
         enters: A function that is called with the uri of a folder before it is listed. If it
-            returns False, the folder is skipped. It is not called for buckets, which have no
+            returns False, the folder is skipped. It is not called for S3, whose buckets have no
             folders.
 
     Raises:

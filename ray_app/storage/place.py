@@ -162,7 +162,7 @@ class Backend(Protocol):
         Args:
             source: The path or URL of a file or folder.
             enters: A function that is called with the uri of each subfolder. If it returns False,
-                the subfolder is skipped. Storage without folders does not call it.
+                the subfolder is skipped. S3 and web servers do not call it.
 
         Returns:
             An iterator of the files. A folder that cannot be listed is a `ClosedFolder`.

@@ -69,7 +69,7 @@ class S3Config(Frozen):
 
     request_payer: Literal["requester"] | None = Field(
         default=None,
-        description="requester = pay for requests to buckets whose owner does not; null = use AWS_REQUEST_PAYER",
+        description="requester = pay for requests to buckets whose owner does not pay for them; null = use AWS_REQUEST_PAYER",
     )
 
 

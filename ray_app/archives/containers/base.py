@@ -53,12 +53,14 @@ class ContainerLimits(Frozen):
     """
 
     max_members: int = Field(
-        default=10_000_000, gt=0, description="files in one container; further files are refused"
+        default=10_000_000,
+        gt=0,
+        description="maximum files in one container; further files are not listed",
     )
     max_ratio: float = Field(
         default=200.0,
         gt=1,
-        description="unpacked ÷ packed bytes, of a file above 1 MB and of a whole container",
+        description="maximum of unpacked ÷ packed bytes, of a file above 1 MB and of a whole container",
     )
 
 
