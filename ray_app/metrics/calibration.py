@@ -39,10 +39,10 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
 def expected_calibration_error(
     probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
 ) -> float:
-    """Return the expected calibration error (Guo et al. 2017).
+    """Return the expected calibration error (ECE, Guo et al. 2017) of probabilities.
 
-    It is the mean over bins of the distance between P(fake) and the fraction of fakes, weighted by
-    the number of images.
+    The images are sorted into bins by P(fake). The error is the mean over bins of the distance
+    between the mean P(fake) and the fraction of fakes in the bin, weighted by the number of images.
 
     Args:
         probabilities: P(fake) (n,).
@@ -63,7 +63,7 @@ def expected_calibration_error(
 
 
 def bin_sums(p_fake: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
-    """Sum weights, and probabilities times weights, in bins of equal width.
+    """Sort probabilities into bins of equal width, and sum weights and weighted values per bin.
 
     Args:
         p_fake: Probabilities 0 … 1 (k,).
@@ -104,7 +104,7 @@ def _fit_logistic(values: Floats, fake: Bools) -> tuple[float, float]:
     centre = values.mean()
     scale = np.sqrt(np.mean((values - centre) ** 2))
     target = np.where(fake, (n_fake + 1) / (n_fake + 2), 1 / (n_real + 2))
-    # Each score occurs features, as fake and as real, and its target is the weight.
+    # Each score occurs twice, as fake and as real. The weights are its target and 1 - target.
     features = np.tile((values - centre) / scale, 2)[:, None]
     classes, weights = np.repeat([1, 0], len(values)), np.concatenate([target, 1 - target])
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10)

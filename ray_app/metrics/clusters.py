@@ -1,7 +1,8 @@
 """Compute how many independent images grouped images are worth (`effective_size`).
 
-The computation is for rates of rare events. Images of one source have similar scores. The
-similarity matters in the tail of the scores, which few images reach.
+The computation is for rates of rare events, such as a false-positive rate of 0.1 %. Images of one
+source have similar scores, so they are worth fewer independent images. The similarity matters in
+the tail of the scores, which few images reach.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from numpy.typing import ArrayLike
 from ray_app.metrics.arrays import Bools, Counts, Floats
 
 MIN_BOUND_GROUPS = 10
-"""Minimum number of groups to generalise to further groups (Cameron, Gelbach and Miller 2008)."""
+"""Minimum number of groups for a bound that also holds for groups outside the data.
+
+The number is from Cameron, Gelbach and Miller (2008).
+"""
 # Confidence of the quantiles that reduce the effective size if there are few groups.
 _CONFIDENCE = 0.95
 # Standard deviations over which the tail is integrated.
@@ -28,8 +32,8 @@ class EffectiveSize:
         groups: Number of groups.
         largest: The largest group, by its number in the input.
         largest_share: Fraction of the images in the largest group.
-        effective: Number of independent images that would give an equally precise rate; n if each
-            group has one image.
+        effective: Number of independent images that would give an equally precise rate. It is n if
+            each group has one image, and 0 if one group has all of several images.
     """
 
     n: int

@@ -39,6 +39,9 @@ def roc_points(images: ScoredImages, max_points: int = 256) -> list[tuple[float,
     Args:
         images: The images. If a class is missing, the result is empty.
         max_points: Maximum number of points.
+
+    Raises:
+        ValueError: `max_points` is less than 17.
     """
     if not images.n_fake or not images.n_real:
         return []
@@ -62,6 +65,9 @@ def precision_recall_points(
     Args:
         images: The images. If a class is missing, the result is empty.
         max_points: Maximum number of points.
+
+    Raises:
+        ValueError: `max_points` is less than 16.
     """
     if not images.n_fake or not images.n_real:
         return []
@@ -77,7 +83,8 @@ def precision_recall_points(
 def risk_coverage(images: ScoredImages, max_points: int = 128) -> RiskCoverage:
     """Return how the fraction of errors rises with the fraction of images that are decided.
 
-    Confidence is the distance of a score from the threshold. Coverage is the fraction of images
+    Confidence is the distance of a score from the threshold. The images with the highest confidence
+    are decided first. Coverage is the fraction of images
     with at least a certain confidence, and risk is the fraction of errors among them. Images of
     equal confidence are one point. The area under the curve is the mean, over all images, of the
     risk at the image's confidence.
@@ -85,6 +92,9 @@ def risk_coverage(images: ScoredImages, max_points: int = 128) -> RiskCoverage:
     Args:
         images: The images.
         max_points: Maximum number of points.
+
+    Raises:
+        ValueError: `max_points` is less than 16.
     """
     n = len(images)
     if not n:

@@ -48,7 +48,8 @@ FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
 The last two are metrics of masks (ray_app.metrics.localization).
 """
 
-# The ROC AUC up to which labels may be swapped, and the minimum images of each class to tell.
+# The highest ROC AUC at which labels may be swapped, and the minimum images of each class for this
+# conclusion.
 MAX_SWAPPED_AUC, MIN_PER_CLASS = 0.35, 10
 
 NO_RANKING = "binary replies have no ranking; see balanced accuracy"
@@ -63,11 +64,12 @@ _NEED_BOTH = (
 def measure_detection(
     images: ScoredImages, sample: Resampled | None = None, *, continuous: bool = True
 ) -> dict[str, MetricValue]:
-    """Return all metrics of a system on all images, by name.
+    """Return the metrics of a detector or ensemble on some images, by the names in `DETECTION`.
 
     Args:
-        images: The images that the metrics are of.
-        sample: The groups for intervals; None for exact intervals only.
+        images: The scored images.
+        sample: The images in the groups that the jackknife leaves out. If None, only proportions
+            have an interval, which is exact.
         continuous: False for a detector that only replies yes or no. Metrics of rankings are then
             undefined and, without a calibration, also metrics of probabilities.
     """
@@ -123,10 +125,12 @@ def detection_figures(
 def ranks_backwards(auc: MetricValue, n_real: int, n_fake: int) -> bool:
     """Return whether a ROC AUC is so far below 0.5 that the labels may be swapped.
 
+    The AUC must be at most `MAX_SWAPPED_AUC`. If it has an interval, the interval must end below
+    0.5. With fewer than `MIN_PER_CLASS` images of a class, the result is False.
+
     Args:
         auc: The AUC.
-        n_real: Number of real images. With fewer than `MIN_PER_CLASS` images of a class, the result
-            is False.
+        n_real: Number of real images.
         n_fake: Number of fakes.
     """
     if auc.value is None or auc.value > MAX_SWAPPED_AUC or min(n_real, n_fake) < MIN_PER_CLASS:

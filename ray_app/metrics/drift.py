@@ -27,13 +27,14 @@ FRACTIONS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """How far an archive is from the images of a calibration in one property.
+    """How far an archive is from the images of a calibration in one property, such as the width.
 
     Attributes:
-        psi: Population stability index of the archive and a mixture of reals and fakes.
-        chance: The index that an archive without a difference exceeds by chance with a probability
-            of less than `NOTICED_P`, for all properties together.
-        fakes: Fraction of fakes in the mixture.
+        psi: Population stability index of the archive and a mixture of the calibration's reals and
+            fakes. 0 is no difference.
+        chance: The index that an archive without a difference exceeds by chance. The probability
+            that it does so in any property is less than `NOTICED_P`.
+        fakes: Fraction of fakes in the mixture of calibration images.
         images: Number of images of the archive that have the property.
     """
 
@@ -49,12 +50,15 @@ class Shift:
 
     @property
     def is_noticed(self) -> bool:
-        """Whether the difference is larger than `NOTICED_PSI` and than chance explains."""
+        """Whether the index is above `NOTICED_PSI` and above `chance`."""
         return self.psi > self.limit
 
     @property
     def is_beyond(self) -> bool:
-        """Whether the difference is so large that the calibration does not hold for the archive."""
+        """Whether the index is above `LIMIT_PSI` and `chance`.
+
+        The calibration then does not hold for the archive.
+        """
         return self.psi > max(LIMIT_PSI, self.chance)
 
     @property

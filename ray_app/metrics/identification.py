@@ -43,9 +43,11 @@ class Identification:
 
     Attributes:
         figures: Metrics by name; see `measure_pairs`.
-        classes: For each true name, the most frequent first: `name`, `n`, `predicted`, and
+        classes: For each true name, the most frequent first: `name`, the number of its images
+            (`n`), the number of images for which it was predicted (`predicted`), and the metrics
             `precision`, `recall`, and `f1`.
-        pairs: The most frequent wrong answers (true name, predicted name, n), up to 50.
+        pairs: The most frequent wrong answers (true name, predicted name, number of images), up to
+            50.
     """
 
     figures: dict[str, MetricValue]
@@ -88,7 +90,8 @@ def measure_pairs(
     """Measure predicted names from the counts of pairs of a true and a predicted name.
 
     The accuracy and `AVERAGES` are over the images whose true name is in `known`. `unknown_named`
-    is the fraction of all other images for which a name in `known` was predicted. A missing name
+    is the fraction of all other images for which a name in `known` was predicted. It is undefined
+    if `known` is None. `open_set_auroc` is always undefined here (`measure_open_set`). A missing name
     counts as wrong. Averages are those of scikit-learn with the true names as `labels` and
     `zero_division` 0, so a name that is never a true name is not a class with F1 = 0.
 
@@ -122,7 +125,9 @@ def measure_pairs(
 def measure_open_set(
     truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None
 ) -> MetricValue:
-    """Return the AUC at which confidence separates images of known and unknown generators.
+    """Return the AUC with which a confidence separates images of known and unknown generators.
+
+    The AUC is undefined without `known` or `confidence`, or if all images are of one kind.
 
     Args:
         truth: True names (n,).

@@ -41,7 +41,8 @@ class MaskMetrics(NamedTuple):
         marked: Pixels that the mask marks.
         pixels: All pixels.
         auc: ROC AUC of the pixels; None if all or no pixels are altered.
-        even: Pixels exactly at the threshold. Neither the mask nor its inverse marks them.
+        even: Pixels exactly at the threshold. Neither the mask nor a mask of the inverted
+            probabilities marks them.
         even_altered: Altered pixels exactly at the threshold.
     """
 
@@ -244,7 +245,7 @@ class PixelLevels(NamedTuple):
 
 
 class MaskRows:
-    """Store the `MaskMetrics` of many masks in 56 bytes each."""
+    """Collect the `MaskMetrics` of many masks, in 56 bytes of memory each."""
 
     def __init__(self) -> None:
         self._values = array("d")

@@ -360,7 +360,8 @@ def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = Non
     Args:
         metric: The metric.
         images: The images.
-        sample: The groups for the interval. If None, only proportions get an interval.
+        sample: The images in the groups that the jackknife leaves out. If None, only proportions
+            get an interval.
     """
     try:
         value, n = metric.compute(images), metric.count(images)

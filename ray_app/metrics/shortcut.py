@@ -47,7 +47,8 @@ def shortcut_auc(
         seed: Seed of the folds.
 
     Returns:
-        The AUC; undefined with fewer than ten images of a class.
+        The AUC. It is undefined with fewer than ten images of a class, or if all files have equal
+        metadata.
 
     Raises:
         ValueError: The lengths differ.
@@ -74,17 +75,18 @@ def shortcut_auc(
 
 
 def confounded(auc: MetricValue) -> bool:
-    """Return whether metadata alone separate fakes from reals.
+    """Return whether metadata alone separate fakes from reals, by the result of `shortcut_auc`.
 
-    They do if the whole interval of `shortcut_auc` is above one half.
+    They do if the whole interval of the AUC is above one half.
     """
     return auc.interval is not None and auc.interval[0] > 0.5
 
 
 def harmless(auc: MetricValue) -> bool:
-    """Return whether the AUC of metadata rules out a shortcut.
+    """Return whether the result of `shortcut_auc` rules out a shortcut.
 
-    It does if the interval begins at or below one half and ends at or below MAX_HARMLESS_AUC.
+    A shortcut is metadata, such as the file size, that separates fakes from reals. The AUC rules it
+    out if the interval begins at or below one half and ends at or below MAX_HARMLESS_AUC.
     """
     return auc.interval is not None and not confounded(auc) and auc.interval[1] <= MAX_HARMLESS_AUC
 
@@ -157,7 +159,8 @@ def _score_out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, see
 def _encode_column(name: str, values: ArrayLike, n: int) -> tuple[Floats, bool]:
     """Return a column of metadata as numbers, and whether it has texts.
 
-    Texts become codes in the order of their frequency.
+    Texts become codes in the order of their frequency. Texts beyond the 63 most frequent ones share
+    a code.
     """
     column: NDArray[Any] = np.asarray(values)
     if column.shape != (n,):

@@ -12,7 +12,7 @@ FIGURES = ("prevalence", "precision", "recall", "false_positive_rate")
 
 @dataclass(frozen=True)
 class LabelledStratum:
-    """A stratum of an archive: images of which a random sample is labelled.
+    """A stratum of an archive: images with one verdict, of which a random sample is labelled.
 
     Attributes:
         size: Number of images.
@@ -39,7 +39,7 @@ class LabelledStratum:
 def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, MetricValue]:
     """Estimate the prevalence of fakes and the error rates of a run from labelled strata.
 
-    Recall and the false-positive rate are each computed from two estimated counts. Their intervals
+    A run scored an archive, and flagged the images whose verdict is fake. Recall and the false-positive rate are each computed from two estimated counts. Their intervals
     combine the worse ends of both counts, so they are wider than 95 % requires.
 
     Returns:

@@ -33,8 +33,9 @@ class MetricRow(NamedTuple):
     """A row of the `MetricsTable`: the value of one metric.
 
     Attributes:
-        system: The detector or ensemble; empty for a metric of the data or the run.
-        view: The perturbation of the images; empty for unchanged images.
+        system: Name of the detector or ensemble that gave the scores; empty for a metric of the
+            data or the run.
+        view: Name of the perturbation of the images, such as `jpeg:75`; empty for unchanged images.
         scope: The images that the metric is computed from, such as `all` or `fake, whole:
             flux-1-dev`.
         figure: The name of the metric.
@@ -54,7 +55,11 @@ class MetricRow(NamedTuple):
 
 @dataclass(frozen=True)
 class MetricsTable:
-    """All metrics of an evaluation, in the order of its parts."""
+    """All metrics of an evaluation, as rows that system, view, scope, and name identify.
+
+    Attributes:
+        rows: The rows, in the order in which the evaluation computed them.
+    """
 
     rows: tuple[MetricRow, ...] = ()
 
@@ -62,8 +67,12 @@ class MetricsTable:
     def from_dicts(cls, rows: Iterable[Mapping[str, Any]]) -> "MetricsTable":
         """Return the table from rows in the format of `to_dicts`.
 
+        Args:
+            rows: Dictionaries with the columns of `SCHEMA`. Only the first four are required.
+
         Raises:
-            TypeError: A column is missing or unknown.
+            KeyError: A row lacks `system`, `view`, `scope`, or `figure`.
+            TypeError: A row has an unknown column.
         """
         return cls(
             tuple(

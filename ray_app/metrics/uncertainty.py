@@ -18,7 +18,10 @@ from ray_app.metrics.arrays import Bools, Floats
 CLOPPER_PEARSON, JACKKNIFE = "clopper-pearson", "jackknife"
 BLOCKS = 30
 MIN_GROUPS = 8
-"""Minimum number of groups for an interval that is for further groups."""
+"""Minimum number of groups for an interval that also holds for groups outside the data.
+
+Fewer groups show too little about how further groups differ.
+"""
 MAX_GROUPS = 100
 """If there are more groups, they are merged at random, which saves time and keeps the width."""
 Z95 = 1.959963984540054  # The 97.5 % quantile of the normal distribution.
@@ -29,7 +32,9 @@ Codes = npt.NDArray[np.int64]
 
 
 class Stratum(NamedTuple):
-    """Images of one class, which are sampled independently of the other class.
+    """Images of one class in groups, of which the jackknife leaves out one at a time.
+
+    The images of the two classes, fake and real, are sampled independently of each other.
 
     Attributes:
         codes: The group of each image of the sample, 0 … `groups` − 1.
@@ -69,8 +74,8 @@ def make_stratum(
 ) -> Stratum:
     """Return a stratum with m images in groups by name, or in random blocks without names.
 
-    Fewer than `MIN_GROUPS` names are not used as groups. Intervals then hold for further images of
-    these groups, not for further groups.
+    Fewer than `MIN_GROUPS` names are not used as groups: the images are cut into random blocks.
+    Intervals then hold for further images of these groups, not for further groups.
 
     Args:
         m: Number of images of the sample.
@@ -179,7 +184,8 @@ def jackknife(value: float, parts: Sequence[Replicates], scale: Scale = "logit")
     """Return the 95 % interval of a metric from its jackknife replicates.
 
     The variances of the strata add up. Student's t has the degrees of freedom of Satterthwaite. The
-    interval is None if nothing varies or the value is at an end of the scale.
+    interval is None if nothing varies, or if a stratum has fewer than two replicates. It is also
+    None if the value or a replicate is at an end of the scale.
 
     Args:
         value: The metric of all images.
