@@ -31,7 +31,7 @@ class Shift:
 
     Attributes:
         psi: Population stability index of the archive and a mixture of the calibration's reals and
-            fakes. 0 is no difference.
+            fakes. The value 0 means no difference.
         chance: The index that an archive without a difference exceeds by chance. The probability
             that it does so in any property is less than `NOTICED_P`.
         fakes: Fraction of fakes in the mixture of calibration images.

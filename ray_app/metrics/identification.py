@@ -89,11 +89,13 @@ def measure_pairs(
 ) -> Identification:
     """Measure predicted names from the counts of pairs of a true and a predicted name.
 
-    The accuracy and `AVERAGES` are over the images whose true name is in `known`. `unknown_named`
-    is the fraction of all other images for which a name in `known` was predicted. It is undefined
-    if `known` is None. `open_set_auroc` is always undefined here (`measure_open_set`). A missing name
+    The accuracy and `AVERAGES` are over the images whose true name is in `known`. A missing name
     counts as wrong. Averages are those of scikit-learn with the true names as `labels` and
     `zero_division` 0, so a name that is never a true name is not a class with F1 = 0.
+
+    `unknown_named` is the fraction of all other images for which a name in `known` was predicted.
+    It is undefined if `known` is None. `open_set_auroc` is always undefined here. It needs
+    confidences, see `measure_open_set`.
 
     Args:
         pairs: Number of images by true and predicted name.

@@ -39,8 +39,9 @@ class LabelledStratum:
 def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, MetricValue]:
     """Estimate the prevalence of fakes and the error rates of a run from labelled strata.
 
-    A run scored an archive, and flagged the images whose verdict is fake. Recall and the false-positive rate are each computed from two estimated counts. Their intervals
-    combine the worse ends of both counts, so they are wider than 95 % requires.
+    A run scored an archive, and flagged the images whose verdict is fake. Recall and the
+    false-positive rate are each computed from two estimated counts. Their intervals combine the
+    worse ends of both counts, so they are wider than 95 % requires.
 
     Returns:
         `prevalence`, the fraction of fakes; `precision`, the fraction of fakes among the flagged

@@ -71,7 +71,7 @@ class MetricsTable:
             rows: Dictionaries with the columns of `SCHEMA`. Only the first four are required.
 
         Raises:
-            KeyError: A row lacks `system`, `view`, `scope`, or `figure`.
+            KeyError: A row lacks one of the first four columns.
             TypeError: A row has an unknown column.
         """
         return cls(
