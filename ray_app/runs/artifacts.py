@@ -55,9 +55,10 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
 def mask_measures(
     masks: Mapping[str, Sequence[batch.Pixels | None]],
 ) -> dict[str, list[np.ndarray]]:
-    """Return the columns `MASK_COLUMNS`: for each localizer, the area and the peak of its masks.
+    """Return the columns `MASK_COLUMNS`: for each detector with masks, their area and their peak.
 
-    A member without a mask has NaN.
+    The area is the fraction of pixels above one half. The peak is the highest value of a pixel,
+    from 0 to 1. An image without a mask has NaN.
     """
     area = [
         np.array([np.nan if mask is None else mask_area(mask) for mask in column], np.float32)
@@ -149,9 +150,10 @@ def write_features(
 
 
 def read_feature_facts(run: directory.RunDirectory) -> dict[str, dict[str, Any]]:
-    """Return the facts that determine the stored embeddings of each detector (see `feature_rows`).
+    """Return the facts that determine the stored embeddings of each detector, by its name.
 
-    For each detector, the facts are read from one of its files.
+    Examples are the weights and the preprocessing. For each detector, the facts are read from one
+    of its files.
     """
     by_detector = {}
     for name in run.store.folders("features"):

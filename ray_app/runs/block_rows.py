@@ -17,7 +17,8 @@ from ray_app.runs.score_files import ScoreFile
 class BlockRows:
     """Read the rows of single blocks of finished manifests, including rows that are not current.
 
-    A Parquet row group contains the rows of many blocks. The last row group stays in memory, so each
+    A block is a fixed range of files of a manifest, the list of files that one listing found. A
+    Parquet row group contains the rows of many blocks. The last row group stays in memory, so each
     row group is loaded only once if blocks are read in their order.
 
     Args:

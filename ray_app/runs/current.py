@@ -33,11 +33,14 @@ _FOR_FINDINGS = [*_MARKED, "score", "provenance"]
 
 @dataclass(frozen=True)
 class CurrentRows:
-    """The current rows of a run. Picklable, so that each Ray task can read some of the files.
+    """The current rows of a run, one for each file that the last listing found.
+
+    A manifest is the list of files that one listing found. If a file was scored again, only its
+    last row is current. The object is picklable, so that each Ray task can read some of the files.
 
     Attributes:
         run: The run directory.
-        last: The last manifest that is considered; -1 if there is none.
+        last: The number of the last manifest that is considered; -1 if there is none.
         vanished: Sorted ids of files that the listing `last` no longer found.
         retried: The sorted ids that each retry manifest scored again, by number of the manifest.
         unlike: The reason why readers return `abstain` for every verdict; None if they return the
@@ -202,7 +205,11 @@ class CurrentRows:
             yield from table.to_pylist()
 
     def masks(self, *, vanished: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield the masks of the current rows (`MASK_SCHEMA`), without those of perturbed views."""
+        """Yield the masks of the current rows as dictionaries with the columns of `MASK_SCHEMA`.
+
+        Masks of perturbed images are left out. With `vanished`, masks of files that the last
+        listing no longer found are included.
+        """
         folders = sorted(int(name) for name in self.run.store.folders("masks"))
         for manifest in (number for number in folders if number <= self.last):
             for table in self.run.masks(manifest):
@@ -214,7 +221,9 @@ class CurrentRows:
     def members(
         self, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[pa.Table, dict[int, archives.ManifestMember]]]:
-        """Yield tables of current rows, each with its members by id, to read the image files again.
+        """Yield tables of current rows, each with the members that can read the image files again.
+
+        A member says where the file of a row is. The members are in a dictionary by `image_id`.
 
         Raises:
             ClusterError: If the rows of a file do not match its manifest.
@@ -273,7 +282,7 @@ def mark_unlike(rows: pa.Table, unlike: str, thresholds: Mapping[str, Any]) -> p
 
 @dataclass(frozen=True)
 class ChangedRows:
-    """The differences between the current rows at two times of a run.
+    """The rows that became current, or stopped being current, between two times of a run.
 
     Attributes:
         before: The rows at the earlier time.
@@ -340,7 +349,7 @@ def current_tables(
         unfinished: Also yield rows of listings that are still being scored.
 
     Raises:
-        ConfigError: If there is no run.
+        ConfigError: If there is no run, or if no listing is finished and `unfinished` is False.
     """
     rows = CurrentRows.at_end(run) if unfinished else CurrentRows.read(run)
     yield from rows.tables(columns, vanished=vanished)
@@ -362,7 +371,7 @@ def current_rows(
         unfinished: Also yield rows of listings that are still being scored.
 
     Raises:
-        ConfigError: If there is no run.
+        ConfigError: If there is no run, or if no listing is finished and `unfinished` is False.
     """
     rows = CurrentRows.at_end(run) if unfinished else CurrentRows.read(run)
     yield from rows.rows(status=status, vanished=vanished)

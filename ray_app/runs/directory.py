@@ -1,9 +1,10 @@
-"""Manage a run directory (`RunDirectory`): its identity, its rows as a growing table, and sidecar files.
+"""Manage a run directory (`RunDirectory`), the folder with the results of `touchstone score`.
 
-The identity of a run consists of the settings that change a score or a verdict. Workers, retries, and
-the cluster are not part of it. Two commands can use the same directory only if their identities are
-equal (`fingerprint`, `differences`). A command of any kind claims its output directory by a JSON file
-(`claim_directory`, `is_claimed`).
+A run directory has an identity, a table of result rows that grows while the run scores, and sidecar
+files with masks and embeddings. The identity of a run consists of the settings that change a score
+or a verdict. Workers, retries, and the cluster are not part of it. Two commands can use the same
+directory only if their identities are equal (`fingerprint`, `differences`). A command of any kind
+claims its output directory by a JSON file (`claim_directory`, `is_claimed`).
 """
 
 import contextlib
@@ -52,9 +53,10 @@ def add_defaults(identity: Identity) -> dict[str, Any]:
 
 
 def fingerprint(identity: Identity) -> str:
-    """Return the SHA-256 of the canonical JSON of an identity.
+    """Return the SHA-256 of the canonical JSON of an identity, in hexadecimal digits.
 
-    It identifies the settings of a run, and also those of a served ensemble.
+    An identity is a mapping of the settings that change a score or a verdict. It belongs to a run,
+    or to an ensemble behind an endpoint.
     """
     return hashlib.sha256(
         json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()
@@ -64,7 +66,8 @@ def fingerprint(identity: Identity) -> str:
 def differences(requested: Identity, stored: Identity) -> list[str]:
     """Return a line for each key that differs between two identities, for an error message.
 
-    Each line has the form `key: this command X, the run Y`.
+    Each line has the form `key: this command X, the run Y`. The list is empty if the identities are
+    equal. `requested` has the settings of a command, and `stored` those of the run.
     """
     return [
         f"{key}: this command {left}, the run {right}"
@@ -75,7 +78,7 @@ def differences(requested: Identity, stored: Identity) -> list[str]:
 def differing_keys(requested: Identity, stored: Identity) -> list[tuple[str, str, str]]:
     """Return each dotted key that differs between two identities, with both values.
 
-    A value is JSON, or `has none` if the key is missing.
+    A value is JSON, or `has none` if the key is missing. The list is empty if they are equal.
     """
     left, right = dict(_leaves(requested)), dict(_leaves(stored))
     keys = [*left, *(key for key in right if key not in left)]
@@ -189,9 +192,9 @@ LAYOUT = 2  # Versions 0.20 to 0.24 wrote layout 1 without a key for it.
 
 @dataclass(frozen=True)
 class RunDirectory(PartTable):
-    """A run directory at any fsspec URL.
+    """A run directory at any fsspec URL, with the results of one `touchstone score`.
 
-    It is small and picklable: workers receive it to write their parts.
+    The object is a small, picklable handle. Workers receive it and write their results through it.
     """
 
     @classmethod
@@ -247,7 +250,7 @@ class RunDirectory(PartTable):
         return run_info
 
     def limits(self) -> "ImageLimits":
-        """Return the image limits of the run."""
+        """Return the limits that images must meet to be scored, such as a maximum size in pixels."""
         from ray_app.images import ImageLimits
 
         return ImageLimits(**self.describe()["identity"].get("limits", {}))
@@ -335,7 +338,9 @@ class RunDirectory(PartTable):
         return self.describe()
 
     def claim(self, identity: Identity, detectors: list[str], ensemble: dict[str, Any]) -> None:
-        """Claim the directory for this command, or check that its run has the same settings.
+        """Start a run in the directory, or check that the run in it has the same settings.
+
+        A free directory gets the file `run.json`.
 
         Args:
             identity: The settings that decide scores and verdicts.
@@ -343,6 +348,7 @@ class RunDirectory(PartTable):
             ensemble: The card of the ensemble.
 
         Raises:
+            ConfigError: If the directory belongs to a command of another kind.
             IdentityError: If the run has other settings. The message has the differences.
         """
         self.check_free()
@@ -395,21 +401,25 @@ class RunDirectory(PartTable):
         )
 
     def compare_identity(self, identity: Identity) -> list[str]:
-        """Return a line for each setting of a command that differs from the run's."""
+        """Return a line for each setting of a command that differs from that of the run.
+
+        The list is empty if all settings are equal. `identity` has the settings of the command.
+        """
         return differences(identity, add_defaults(self.describe()["identity"]))
 
     # -- Sidecar files of rows
     # -------------------------------------------------------------------------------------
 
     def block_masks(self, manifest: int, block: int) -> pa.Table:
-        """Return the masks of a block, empty if it has none."""
+        """Return the masks that detectors predicted for the images of a block; may be empty."""
         rows = self.read_sidecar("masks", manifest, block)
         return MASK_SCHEMA.empty_table() if rows is None else rows
 
     def write_sidecar(self, folder: str, manifest: int, block: int, rows: pa.Table) -> None:
-        """Write a sidecar file of a block, such as its masks or embeddings.
+        """Write a sidecar file of a block: its masks or its embeddings.
 
-        The rows are not compressed, because their bytes can hardly be compressed. Call this method
+        A sidecar file has data that is too large for the result rows. It is not compressed, because
+        its bytes can hardly be compressed. Call this method
         before the block is committed, so that every finished block has its sidecar files.
 
         Args:
@@ -424,7 +434,7 @@ class RunDirectory(PartTable):
         self.store.write(_sidecar_path(folder, manifest, block), buffer.getvalue())
 
     def read_sidecar(self, folder: str, manifest: int, block: int) -> pa.Table | None:
-        """Return the sidecar rows of a block, or None if it has none.
+        """Return the masks or embeddings of a block from its sidecar file; None without a file.
 
         Args:
             folder: The folder of these files in the run.

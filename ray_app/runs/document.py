@@ -1,7 +1,8 @@
 """Define the document of a run, `summary.json` (`RunSummary`).
 
-Fields are in the order of the file. If a run does not have a feature (a cascade, a profile, a
-guarantee), its key is missing.
+`summary.json` has the counts, the ensemble, and the costs of a run. Each class here is one section
+of it. Fields are in the order of the file. If a run does not have a feature (a cascade, a profile,
+a guarantee), its key is missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,13 @@ SUMMARY_SCHEMA = 1
 
 
 class Example(Section):
-    """A member that is shown as an example of a status other than `ok`."""
+    """A file that is shown as an example of a status other than `ok`.
+
+    Attributes:
+        uri: The URI of the file, or of the archive that contains it.
+        member: The name of the file inside the archive; None for a file outside of archives.
+        detail: Details of the status, such as the message of a decoder.
+    """
 
     uri: str = ""
     member: str | None = None
@@ -26,7 +33,17 @@ class Example(Section):
 
 
 class TopRow(Section):
-    """One of the members with the highest scores."""
+    """One of the images with the highest scores of a run.
+
+    Attributes:
+        image_id: The id of the image.
+        uri: The URI of the file, or of the archive that contains it.
+        member: The name of the file inside the archive; None for a file outside of archives.
+        score: The log-odds of fake by the ensemble.
+        probability: The probability of fake by the ensemble.
+        verdict: `fake`, `real`, or `abstain`.
+        sha256: The SHA-256 of the file.
+    """
 
     image_id: int = 0
     uri: str = ""
@@ -70,7 +87,16 @@ class Histogram(Section):
 
 
 class DetectorSummary(Section):
-    """One detector of the ensemble."""
+    """One detector of the ensemble that scored a run.
+
+    Attributes:
+        name: The name of the detector's card.
+        title: The title of the card.
+        licence: The licence of the weights.
+        calibrated: Whether the detector's scores are calibrated before they are combined.
+        demonstration: Whether the detector is only for demonstrations.
+        masks: Whether the detector also returns masks of altered pixels.
+    """
 
     name: str = ""
     title: str = ""
@@ -81,17 +107,17 @@ class DetectorSummary(Section):
 
 
 class EnsembleSummary(Section):
-    """The ensemble that gave the verdicts.
+    """The ensemble of detectors that gave the verdicts of a run.
 
     Attributes:
-        name: The name of the card.
+        name: The name of the ensemble card.
         title: The title of the card.
-        rule: The rule that combines the detectors.
-        calibrated: Whether its probabilities are calibrated.
-        demonstration: Whether a detector is for demonstration only.
+        rule: The rule that combines the detectors' scores, such as `stacked`.
+        calibrated: Whether the probabilities are calibrated.
+        demonstration: Whether any detector is only for demonstrations.
         members: The detectors.
-        thresholds: The thresholds.
-        blind_to: Sentences on what its detectors cannot detect; None if their cards have none.
+        thresholds: The scores from which a verdict is `fake` or `real`, with measured error rates.
+        blind_to: Sentences on what the detectors cannot detect; None if their cards have none.
     """
 
     name: str = ""
@@ -105,11 +131,11 @@ class EnsembleSummary(Section):
 
 
 class Sharing(Section):
-    """How often detectors requested the features of a shared backbone, and how often it was executed.
+    """The use of a backbone network whose features several detectors share.
 
     Attributes:
         runs: The number of executions of the backbone.
-        asked: The number of requests by detectors.
+        asked: The number of times that detectors requested its features.
     """
 
     runs: int = 0
@@ -117,7 +143,7 @@ class Sharing(Section):
 
 
 class DetectorTime(Section):
-    """The time that one detector took.
+    """The time that one detector took for its images.
 
     Attributes:
         seconds: Seconds, summed over all workers.
@@ -150,11 +176,15 @@ class CostSummary(Section):
 class CascadeStageCost(Section):
     """The cost of one stage of a cascade in the last command, for machines only.
 
+    The second stage of a cascade runs more detectors, and only on images that the first stage did
+    not decide.
+
     Attributes:
         images: The number of images that the stage scored.
         seconds: Seconds, summed over all workers.
         hours_per_million: Worker hours of this stage for an archive of a million images.
-        cost_per_million: The cost of this stage for an archive of a million images.
+        cost_per_million: The cost of this stage for an archive of a million images; None if no
+            prices are set.
     """
 
     images: int = 0
@@ -191,12 +221,15 @@ class LinkedFoldersSummary(Section):
 
 
 class KeptSetting(Section):
-    """A setting of the run that the user did not write, and whose default has changed since.
+    """A difference between the run's ensemble and the default ensemble of this version.
+
+    It is recorded if the user did not choose an ensemble and the default has changed since the run
+    was started. The run keeps its ensemble.
 
     Attributes:
-        key: The key of the setting.
-        run: The value that the run keeps, as JSON.
-        today: The value that a new run would have, as JSON.
+        key: `ensemble`, or the dotted key of the setting that differs.
+        run: The value that the run keeps.
+        today: The value that a new run would have.
     """
 
     key: str = ""
@@ -222,10 +255,32 @@ class SessionSummary(Section):
     """The work of the last command on the run.
 
     Attributes:
-        seconds: Seconds per stage, summed over the workers.
-        described: The number of members with a predicted prompt.
+        number: The number of the session, which is one command's work on the run.
+        rows: The number of rows that the command wrote.
+        wall_s: Seconds since the start of the command.
+        first_result_s: Seconds from the start until the first block of rows was written.
+        images_per_s: Rate between the first and the last block; None if the time was too short.
+        bytes_read: The bytes read from the source.
+        requests: The number of read requests that a store bills.
+        puts: The number of write requests that a store bills.
+        retried: The number of repeated requests.
+        throttled: The number of answers by which a store asked for fewer requests.
+        decoded: The number of decoded images.
+        retries: The retries (`--retry`) that the command worked on.
+        backbones: The use of each shared backbone, by name.
+        detectors: The time of each detector, by name.
         groups: Groups of detectors that took turns in each worker, if the memory of a worker was too
             small for all detectors together.
+        peak_worker_bytes: The maximum measured memory of a worker process.
+        memory: The maximum memory that the command may use on one node.
+        workers: The number of worker processes.
+        layout: `fused` if each worker decodes and scores, `split` if different processes do so.
+        cost: The cost of the command; None if no prices are set.
+        looks: The cost of each stage of a cascade, `first` and `second`.
+        described: The number of members with a predicted prompt.
+        seconds: Seconds per stage of the pipeline, summed over the workers.
+        unguarded: True if the store cannot exclude that a second command writes to the run.
+        kept: Differences between the run's ensemble and today's default ensemble.
     """
 
     number: int = 0
@@ -256,7 +311,13 @@ class SessionSummary(Section):
 
 
 class Bottleneck(Section):
-    """The stage that took the largest fraction of the workers' time, with advice."""
+    """The stage of the pipeline that took the largest fraction of the workers' time.
+
+    Attributes:
+        stage: The stage, such as `fetch`, `decode`, or `score`.
+        share: The fraction of the time.
+        advice: How to make the stage faster.
+    """
 
     stage: str = ""
     share: float | None = None
@@ -288,7 +349,16 @@ class Declarations(Section):
 
 
 class GeneratorCount(Section):
-    """The number of flagged images that an identifier attributes to one generator."""
+    """The number of flagged images that are attributed to one generator.
+
+    Images are flagged if their verdict is fake. The identifier, a model that names generators,
+    attributes them.
+
+    Attributes:
+        family: The family of the generator.
+        generator: The name of the generator.
+        flagged: The number of flagged images.
+    """
 
     family: str = ""
     generator: str = ""
@@ -296,7 +366,21 @@ class GeneratorCount(Section):
 
 
 class ProfileExample(Section):
-    """The profile of one flagged image: its predicted generator and prompt."""
+    """The profile of one flagged image: its predicted generator and prompt.
+
+    Attributes:
+        image_id: The id of the image.
+        uri: The URI of the file, or of the archive that contains it.
+        member: The name of the file inside the archive; None for a file outside of archives.
+        score: The log-odds of fake by the ensemble.
+        predicted_generator: The most similar known generator; None if none is similar.
+        generator_family: The family of that generator.
+        generator_probability: The probability of the first generator in the ranking.
+        generator_confidence: The confidence that the generator is a known one.
+        generator_ranking: The most similar generators, best first.
+        predicted_prompt: The predicted prompt.
+        prompt_likelihood: The likelihood of the predicted prompt under its model.
+    """
 
     image_id: int = 0
     uri: str = ""
@@ -312,7 +396,7 @@ class ProfileExample(Section):
 
 
 class ProfileSummary(Section):
-    """The profiles of the flagged images.
+    """The profiles of the flagged images: their predicted generators and prompts.
 
     Attributes:
         flagged: The number of flagged images.
@@ -339,7 +423,8 @@ class SecondLookSummary(Section):
     """The number of images that the second stage of a cascade scored, by reason.
 
     Attributes:
-        band: Images whose score in the first stage was inside the band.
+        band: Images whose score in the first stage was too uncertain, because it was in the band of
+            scores that the ensemble card sets.
         audit: Images that were sampled at random for the audit.
         share: Images of the second stage as a fraction of all scored images.
     """
@@ -379,7 +464,7 @@ class ArchiveCounts(Section):
     """Counts of the current rows, for a comparison with the calibration images.
 
     Attributes:
-        card: The digest of the ensemble card and its late detectors.
+        card: The digest of the ensemble card and of the detectors in a cascade's second stage.
         counts: Images per bin of each property.
         decoders: Images per decoder. Only formats that the calibration contained are counted.
         images: The number of images with a score.
@@ -395,8 +480,9 @@ class GuaranteeSummary(Section):
     """The false-positive guarantee of the ensemble's card, and whether it is valid for this archive.
 
     Attributes:
-        holds: False if the archive differs from the calibration, True if no difference was found
-            (which is no proof), None if there are too few images.
+        holds: False if the images, the settings, or the decoders differ from those of the
+            calibration. True if no difference was found, which is no proof. None if there are too
+            few images to compare.
         why: The reason why the guarantee is not valid, or why its validity is unknown.
         unlike: The reason why every verdict has to be `abstain`; None if verdicts are kept.
         waived: Whether the user waived the guarantee.
@@ -427,7 +513,7 @@ class GuaranteeSummary(Section):
 
     @property
     def stated(self) -> bool:
-        """Whether the card has a guarantee, or the archive was compared with the calibration."""
+        """Whether the archive was compared with the images of the card's calibration."""
         return self.images is not None
 
 
@@ -437,6 +523,14 @@ class RunHead(Section):
     Attributes:
         schema_number: The schema of `summary.json`.
         row_schema: The newest schema that rows of the run may have.
+        run: The URL of the run directory.
+        listing: The number of the last manifest, the list of files that one listing found.
+        version: The version of Touchstone that wrote the summary.
+        started_at: The start of the last command, in ISO 8601.
+        finished_at: The end of the last command, in ISO 8601.
+        complete: Whether all listed files have rows.
+        thumbnails: Whether reports show thumbnails.
+        linked_folders: Symbolic links to folders, which were not followed.
     """
 
     schema_number: int = Field(default=SUMMARY_SCHEMA, alias="schema")
@@ -452,10 +546,25 @@ class RunHead(Section):
 
 
 class RunCounts(Section):
-    """Counts of a run's rows.
+    """Counts of a run's rows. A member is a file of the archive, and has one row.
 
     Attributes:
+        members: The number of rows.
+        statuses: Rows per status.
+        own_failures: Rows that have no score because of a bug in Touchstone.
+        examples: A few members of each status except `ok`.
+        refused_by_limits: Rows of files over a limit, by name of the limit.
+        findings: Rows per finding, the strongest statement about the origin of a file.
+        verdicts: Rows per verdict.
+        verdict_reasons: Rows per reason of the verdict `abstain`.
+        second_look: Images that a cascade's second stage scored.
+        flags: Rows per irregularity of a file that did not prevent a score.
+        formats: Rows per file format.
+        provenance: Rows by what the metadata of files declare.
+        profile: The predicted generators and prompts of images with the verdict `fake`.
+        histogram: Counts of scores.
         days: For each day (UTC) of scoring, the counts of `files` and of each status and verdict.
+        top: The images with the highest scores.
     """
 
     members: int = 0
@@ -485,9 +594,15 @@ class RunSummary(RunCounts, RunHead):
     """The content of `summary.json`: the keys of `RunHead`, then of `RunCounts`, then the keys below.
 
     Attributes:
+        guarantee: The false-positive guarantee of the ensemble, and whether it is valid here.
+        ensemble: The ensemble that gave the verdicts.
+        session: The work of the last command.
         detectors: The time per detector, summed over all commands that worked on the run.
         memory_per_worker_bytes: The maximum memory of a process, measured over all commands that
             worked on the run.
+        bottleneck: The stage that limited the speed of the last command.
+        fingerprint: The SHA-256 of the identity.
+        identity: The settings that decide scores and verdicts.
     """
 
     guarantee: OptionalKey[GuaranteeSummary] = None

@@ -39,7 +39,15 @@ _FEW = 8  # For up to this many manifests, files are listed per manifest instead
 
 @dataclass(frozen=True)
 class BlockRange:
-    """Consecutive blocks of a manifest that have a part file each, with the sizes of the parts."""
+    """Consecutive blocks of a manifest that have a part file each.
+
+    A block is a fixed range of files, and its part has the rows of these files.
+
+    Attributes:
+        manifest: The number of the manifest.
+        first: The number of the first block.
+        sizes: The size in bytes of the part of each block.
+    """
 
     manifest: int
     first: int
@@ -53,7 +61,7 @@ class BlockRange:
     def split(self) -> list["BlockRange"]:
         """Split the range into ranges of about `TASK_BYTES`, one for each merging task.
 
-        A range smaller than `TASK_BYTES` is not split.
+        A range smaller than twice `TASK_BYTES` is not split.
         """
         count = max(1, self.size_bytes // TASK_BYTES)
         stops = np.searchsorted(
@@ -136,7 +144,9 @@ class Merger:
 class PartTable:
     """The result rows of a run in its store.
 
-    The object is small and picklable, because workers receive it to write their parts.
+    Workers write the rows of each block, a fixed range of files, to a file of its own, a part.
+    Later, the parts of a manifest are merged into few published files. The object is small and
+    picklable, because workers receive it to write their parts.
     """
 
     store: Store
@@ -223,7 +233,10 @@ class PartTable:
         return split_replaced(parse_names(names))[0]
 
     def last_finished(self, summary: Mapping[str, Any] | None = None) -> int:
-        """Return the number of the last finished manifest, whose summary exists; -1 if there is none.
+        """Return the number of the last finished manifest; -1 if there is none.
+
+        A manifest is the list of files that one listing found. It is finished when all its files
+        have rows and its summary exists.
 
         Args:
             summary: The content of `summary.json`. None reads it.
@@ -232,7 +245,7 @@ class PartTable:
         return self._last_number("summaries", content.get("listing"), -1)
 
     def last_session(self, summary: Mapping[str, Any] | None = None) -> int:
-        """Return the number of the last session; 0 if there is none.
+        """Return the number of the last session, one command's work on the run; 0 without any.
 
         Args:
             summary: The content of `summary.json`. None reads it.

@@ -22,7 +22,7 @@ _Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RetryManifest:
-    """The result of `begin_retry`.
+    """The result of `begin_retry`: a manifest of members that will be scored again.
 
     Attributes:
         info: The new manifest; None if there is nothing to retry.
@@ -38,6 +38,8 @@ def begin_retry(
     rows: CurrentRows, statuses: Sequence[str], plan: archives.BlockPlan
 ) -> RetryManifest:
     """Write a manifest of the members whose current row has one of the given statuses.
+
+    The run then scores these members again, as `touchstone score --retry` requests.
 
     Args:
         rows: The current rows of a run whose manifests are all finished.

@@ -12,10 +12,11 @@ from ray_app.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class RowShape:
-    """A common schema for the rows of several sessions, whose columns differ.
+    """A common schema for the rows of a run's sessions, whose columns may differ.
 
-    If some rows lack a column, it is null in these rows. A column that comes from the source table has
-    a type that can represent all of its values, or else text.
+    A session is one command's work on the run. If some rows lack a column, it is null in these
+    rows. A column that comes from the source table has a type that can represent all of its values,
+    or else text.
 
     Attributes:
         schema: The common schema.

@@ -203,7 +203,11 @@ def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
 
 
 def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
-    """Return rows with new findings, derived from their provenance and verdicts and the thresholds."""
+    """Return rows with new findings in the columns `finding` and `grounds`.
+
+    A finding is the strongest evidence on the origin of a file. It follows from the provenance and
+    the verdict of a row, and from the measured error rates in the thresholds.
+    """
     pairs = zip(rows["provenance"].to_pylist(), rows["verdict"].to_pylist(), strict=True)
     findings = [find_origin(text, verdict, thresholds) for text, verdict in pairs]
     rows = rows.drop_columns([FINDING, GROUNDS])
@@ -215,9 +219,10 @@ def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
 
 
 def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> card_sections.Facts:
-    """Return columns of image facts, such as those for which cards state a range, by name.
+    """Return the values of image facts, such as the JPEG quality, from result rows, by fact.
 
-    The value is None if the run did not measure the fact.
+    Detector cards may state a range for these facts. A value is None if the run did not measure the
+    fact.
     """
     columns = {name: card_sections.FACTS[name][0] for name in names}
     return {
@@ -228,13 +233,13 @@ def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> ca
 
 @dataclass(frozen=True)
 class BlockTables:
-    """The tables that are written for a block of members.
+    """The tables that are written for a block, a fixed range of an archive's files (members).
 
     Attributes:
         rows: The result rows.
         masks: The masks; None if no detector localizes.
         features: The embeddings, by name of the detector.
-        bad: The number of members without a score.
+        bad: The number of members with a status other than `ok` and `unsupported_format`.
         failures: The members on which Touchstone's own code failed, each with its traceback, as
             plain JSON.
     """

@@ -18,7 +18,9 @@ BlockPlace = tuple[int, int]  # A manifest and a block of it.
 
 @dataclass(frozen=True, order=True)
 class ScoreFile:
-    """A file of `scores/`, which contains the rows of consecutive blocks.
+    """A published file in `scores/` of a run, which contains the rows of consecutive blocks.
+
+    A block is a fixed range of files of a manifest, the list of files that one listing found.
 
     Attributes:
         manifest: The manifest of the first block.

@@ -75,7 +75,8 @@ class ScoredRun:
             An iterator over tables.
 
         Raises:
-            ConfigError: If a column does not exist. The message names the existing columns.
+            ConfigError: If a column does not exist, or if no listing is finished and `unfinished`
+                is False.
         """
         selected_columns = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
         rows = CurrentRows.at_end(self._run) if unfinished else CurrentRows.read(self._run)
@@ -105,7 +106,8 @@ class ScoredRun:
             The table.
 
         Raises:
-            ConfigError: If there is no such column, or the run has no rows yet.
+            ConfigError: If a column does not exist, the run has no rows yet, or no listing is
+                finished and `unfinished` is False.
         """
         tables = list(self.tables(columns, vanished=vanished, unfinished=unfinished))
         if not tables:
@@ -127,7 +129,7 @@ class ScoredRun:
             The data frame.
 
         Raises:
-            ConfigError: If there is no such column, or the run has no rows yet.
+            ConfigError: If a column does not exist, or the run has no rows or no finished listing.
         """
         table = self.table(columns)
         for name in self.detectors if "scores" in table.column_names else ():
@@ -156,7 +158,7 @@ class ScoredRun:
             match: A glob for the path of the file.
             min_score: The minimum score (log-odds).
             max_score: The maximum score (log-odds).
-            finding: Text that the finding contains.
+            finding: Text that the finding contains, in upper or lower case.
 
         Returns:
             An iterator over images with their rows.

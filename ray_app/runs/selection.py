@@ -27,11 +27,12 @@ class RowFilter:
     Attributes:
         verdict: The verdict.
         status: The status.
-        generator: The predicted generator, its family, or `unknown`.
+        generator: The predicted generator or its family. `unknown` selects images that resemble no
+            known generator.
         match: A glob (* and ?) for the URI.
         min_score: The minimum score (log-odds).
         max_score: The maximum score (log-odds).
-        finding: Text that the finding contains.
+        finding: Text that the finding contains, in upper or lower case.
         since: The earliest time of scoring.
     """
 
@@ -93,8 +94,8 @@ def selected_tables(
         unfinished: Also yield rows of listings that are still being scored.
 
     Raises:
-        ConfigError: If there is no run, if the column cannot be sorted, or if neither the index of
-            generators nor this run contains the generator.
+        ConfigError: If there is no run or no finished listing, if the column cannot be sorted, or
+            if neither the index of generators nor this run contains the generator.
     """
     if conditions.generator is not None:
         require_known_generator(run, conditions.generator)

@@ -60,9 +60,16 @@ COLUMNS = [
 
 
 def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> document.RunCounts:
-    """Count rows by status, verdict, flag, format, provenance, profile and score.
+    """Count rows of a run by status, verdict, flag, format, provenance, profile and score.
 
     The result also has examples of statuses and the rows with the highest scores.
+
+    Args:
+        tables: Tables of rows with the columns `COLUMNS`.
+        detectors: The names of the run's detectors.
+
+    Returns:
+        The counts of all rows together.
     """
     zeros = {name: [0] * (len(EDGES) - 1) for name in ["ensemble", *detectors]}
     empty = document.RunCounts(
@@ -150,9 +157,10 @@ def _days(table: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def merge_counts(earlier: document.RunCounts, later: document.RunCounts) -> document.RunCounts:
-    """Add the counts of some rows, and of the rows that follow them in the run.
+    """Return the sum of the counts of two sets of rows.
 
-    The result is the same as that of `summarise` for all these rows together.
+    The rows of `later` must follow those of `earlier` in the run. The result is then the same as
+    that of `summarise` for all these rows together.
     """
     both = _add_sections(earlier, later)
     if both.second_look is None:

@@ -59,7 +59,7 @@ def verify_run(
         each: Maps the comparison over groups of blocks, for example as Ray tasks.
 
     Raises:
-        ConfigError: If no manifest is finished.
+        ConfigError: If there is no run, or the run is not finished.
         ClusterError: If a member has no row, a row has no member, or the summary has other counts.
     """
     run_info = run.describe_finished()
