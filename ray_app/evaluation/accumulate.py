@@ -92,12 +92,13 @@ class Cells:
         rows: Number of labelled rows by cell, status, and verdict. The verdict is None if the image
             was not scored.
         cells: All cells.
-        scores: Function that reads the scores of a system, by the name of the system.
-        views: Function that reads the scores of a system under each perturbation (view), by the
-            name of the system.
+        scores: Function that reads the scores of a detector or ensemble, given its name.
+        views: Function that reads the scores of a detector or ensemble under each perturbation,
+            given its name. It yields the name of each perturbation and its scores.
         sample: Random sample of the labelled rows.
-        mistakes: The most confident mistakes of the headline system, without thumbnails.
-        predicted: Number of rows with a predicted generator, and with a predicted prompt.
+        mistakes: The most confident mistakes of the system that decides verdicts, without
+            thumbnails.
+        predicted: Number of rows with a `predicted_generator` and with a `predicted_prompt`.
         digest: Digest of the labelled images (`compute_digest`).
     """
 

@@ -40,7 +40,7 @@ def compare(
     by: By | None = None,
     intervals: Literal["generators", "images"] = "generators",
 ) -> Comparison:
-    """Compare two runs image by image; differences are B minus A.
+    """Compare two runs on the images that both scored; differences are B minus A.
 
     Args:
         run_a: Path or URL of run A.
@@ -53,7 +53,8 @@ def compare(
             to further images.
 
     Raises:
-        ConfigError: A run does not exist, or a label is invalid.
+        ConfigError: A run does not exist or has no finished listing, `by` is invalid, or a label is
+            invalid.
     """
     if by is not None and by not in get_args(By):
         raise ConfigError(

@@ -32,7 +32,7 @@ class EvaluateConfig(Frozen):
     )
     key: Literal["image_id", "sha256", "uri"] | None = Field(
         default=None,
-        description="column that joins labels to rows; null = the first column of this list that the labels have",
+        description="column that joins labels to rows; null = the first of image_id, sha256, and uri that the labels have",
     )
     split: str | None = Field(
         default=None,
@@ -40,7 +40,7 @@ class EvaluateConfig(Frozen):
     )
     layout: str | None = Field(
         default=None,
-        description="layout from which the source's labels follow (touchstone data index --help); null = the protocol's",
+        description="layout that derives labels from the source's paths or tables (touchstone data index --help lists them); null = the protocol's",
     )
     arguments: Mapping[str, Any] = Field(default={}, description="arguments of the layout")
     leave_out_faults: bool = Field(

@@ -156,7 +156,8 @@ def find_index_faults(url: str, clip: str | None) -> list[str]:
 def describe_shared_images(url: str, info: IndexInfo) -> list[str]:
     """Describe images that the splits of an index share, by path, bytes, and perceptual hash.
 
-    The list is empty if the index has fewer than two splits.
+    The list is empty if the index has fewer than two splits. If the index has no hashes, a sentence
+    says that the check was skipped.
     """
     if len({count["split"] for count in info.counts} - {None}) < 2:
         return []

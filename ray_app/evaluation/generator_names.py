@@ -14,7 +14,8 @@ REAL = "real"
 class Names:
     """Map names of generators to keys, which are equal for all names of one generator.
 
-    If all classes are families of the index of generators, the keys are families.
+    The index of generators is a shipped list of generators with their spellings and families. If
+    all classes are families of the index of generators, the keys are families.
 
     Args:
         classes: The names that an identifier can predict.

@@ -70,7 +70,8 @@ class Answers:
         counts: Number of images by answer.
         row_counts: Number of images by label, generator, verdict, and predicted name, as in the
             rows.
-        confidences: Confidences of the predictions for fakes, by the key of the true generator.
+        confidences: Confidences that the generator is a known one, for fakes, by the key of the
+            true generator.
         is_ranked: Whether any row has a ranking.
     """
 
@@ -154,8 +155,9 @@ def measure_answers(
     Plain metrics are those of `metrics.identification`. They cover the fakes whose generator the
     identifier knows, or all fakes if the run does not record its classes. An image without a name
     counts as wrong. `top_…` uses the rankings of the rows, whether a name was given or not.
-    `abstained_known` and `abstained_unknown` are the fractions of images with an answer that were
-    attributed to no known generator. `reals_named` is the fraction of real images that were
+    `abstained_known` is the fraction of images that the identifier attributed to no known
+    generator, among images of known generators with an answer. `abstained_unknown` is this fraction
+    among images of other generators. `reals_named` is the fraction of real images that were
     attributed to a generator.
 
     With the rules `dflip-v1`, the scope `identification` has the metrics of these rules with their

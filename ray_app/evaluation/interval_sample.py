@@ -52,7 +52,7 @@ class Intervals:
     Args:
         meaning: `generators` if intervals are to be for further generators, or `images`.
         sample: The sample of `accumulate.Cells`, or None.
-        seed: Seed of the random groups of images, if intervals are for further images.
+        seed: Seed of the random groups of images.
     """
 
     def __init__(self, meaning: Meaning, sample: pa.Table | None, *, seed: int = 0) -> None:
@@ -66,7 +66,10 @@ class Intervals:
         self.facts = self.read_info(FAKE_KINDS)
 
     def read_info(self, kinds: Collection[str]) -> IntervalInfo:
-        """Return the population that intervals describe for these kinds of fakes and all reals."""
+        """Return what intervals generalise to for these kinds of fakes and for all reals.
+
+        That is further generators and sources, or only further images.
+        """
         names = [
             () if self._names is None else self._names[np.isin(self._kinds, kind_filter)]
             for kind_filter in (tuple(kinds), ("real",))
@@ -74,7 +77,7 @@ class Intervals:
         return IntervalInfo.from_names(*names)
 
     def common_info(self, kinds: Sequence[str]) -> IntervalInfo:
-        """Return one population that intervals describe for each of these kinds of fakes.
+        """Return what intervals generalise to for several kinds of fakes, the same for all kinds.
 
         If one kind has too few generators, the intervals of all kinds are for further images.
         """

@@ -48,7 +48,7 @@ class Database:
     """A DuckDB database that keeps data beyond its memory limit in a temporary folder.
 
     Raises:
-        StorageError: The folder has too little free space.
+        StorageError: A statement fails, for example because the folder has too little free space.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Database:
     def add(self, table: str, rows: pa.Table) -> None:
         """Append rows to a table of the database; create the table and missing columns first.
 
-        A column that has only nulls is left out.
+        A column of the Arrow type null is left out.
         """
         rows = rows.select(
             [field.name for field in rows.schema if not pa.types.is_null(field.type)]
@@ -142,7 +142,7 @@ class LabelledRows:
         other_split: Number of labels of another split.
         joined: Number of rows with a label.
         others: Number of rows without a label.
-        other: Key of the first row without a label.
+        other: Key of the first row without a label; None if every row has one.
         other_image: Path of the image of the first row without a label.
         unused: Number of labels without a row.
         unused_key: Key of the first label without a row.
@@ -240,7 +240,8 @@ class LabelledRows:
             This object.
 
         Raises:
-            ConfigError: The run does not exist, or its own column has an invalid label.
+            ConfigError: The run does not exist or has no finished listing, or its own column has an
+                invalid label.
         """
         score_columns = ("scores", "score", *systems.columns) if systems else ()
         selected = dict.fromkeys(

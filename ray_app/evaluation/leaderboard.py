@@ -12,7 +12,7 @@ from ray_app.storage import strip_secrets
 
 
 def rank_systems(urls: Sequence[str], metric: str = "auc") -> list[LeaderboardEntry]:
-    """Rank the systems of evaluations by one metric of all images, the best first.
+    """Rank the detectors and ensembles of evaluations by one metric of all images, the best first.
 
     Systems without a value are last. Overlapping intervals do not show which system is better. For
     a paired test, evaluate one run with both detectors.

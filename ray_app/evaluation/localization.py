@@ -62,7 +62,7 @@ R = TypeVar("R")
 
 
 class MaskTruth(NamedTuple):
-    """The altered pixels of an image, as stated by its label.
+    """The label of an image on which of its pixels are altered.
 
     Attributes:
         kind: real, whole (generated as a whole), or local (altered as its mask shows).
@@ -129,7 +129,7 @@ class MaskedImage:
 
 
 class MaskMeasurement(NamedTuple):
-    """The metrics of one mask of an image.
+    """The metrics of one mask that a detector predicted for an image.
 
     Attributes:
         system: The detector.
@@ -359,7 +359,10 @@ _IMAGES = {
 
 
 class Overlays:
-    """Collect the six worst and the six best masks of each system; on ties, lower ids win."""
+    """Collect the six worst and the six best masks of each detector, by pixel F1.
+
+    Masks of equal F1 are ordered by the id of the image.
+    """
 
     def __init__(self) -> None:
         self._by_system: dict[

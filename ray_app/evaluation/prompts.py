@@ -144,7 +144,7 @@ class Prompts:
     """Images that have both a predicted and a true prompt, in the order of their ids.
 
     Attributes:
-        makers: The generator of each image (n,).
+        makers: The generator of each image (n,), as the labels name it.
         counts: Number of images with a predicted prompt, with a true prompt, and with both.
         similarities: Cosines (n, 2) as `regenerated_similarity` returns them; None if there are no
             generated images.
@@ -240,7 +240,7 @@ def regenerated_similarity(
     The first column has the cosine of an image with the images generated from its own predicted
     prompt. The second column has the cosine with images generated from other prompts, which is the
     level of chance. Both are NaN if the image cannot be read, or no readable image was generated
-    from its prompt.
+    from its prompt. The second is also NaN if no image was generated from another prompt.
 
     Args:
         run: The run.

@@ -41,7 +41,9 @@ _NOT_COMPUTED = undefined("was not computed")
 
 
 class ProtocolLine(NamedTuple):
-    """The definition of a row of the table, which selects generators.
+    """The definition of one row of a protocol's table: which generators it covers.
+
+    A row is one of the protocol, or is made for a year or a generator of the data.
 
     Attributes:
         row: The row of the protocol.
@@ -159,9 +161,9 @@ def measure_rows(
     metrics: MetricsTable,
     options: SystemOptions,
 ) -> MeasuredRows:
-    """Measure the values of all rows and footers of the table for one system.
+    """Measure the values of all rows and footers of the table for one detector or ensemble.
 
-    All intervals are for further images.
+    All intervals are for further images of the same generators and sources.
 
     Args:
         protocol: The protocol; None for the plain table.

@@ -1,6 +1,7 @@
 """Read protocols, which define how to reproduce a published table, from YAML (`load_protocol`).
 
-A protocol defines the images, rows, metrics, and rules of a table, and has the published values.
+A published table is a table of results in a paper. A protocol defines its images, rows, metrics,
+and rules, and has the published values.
 Each average that another project computes has its own name, even if the average is wrong.
 `read_traits` returns the release date or architecture of each generator, from labels or from a
 run's own columns. `ray_app.evaluation.protocol_rows` computes the table.
@@ -91,13 +92,13 @@ class ProtocolRow(Frozen):
 
 
 class ProtocolFooter(Frozen):
-    """A footer of the table: a metric of a system over all rows or images."""
+    """A footer of the table: one metric of a detector or ensemble, over all rows or images."""
 
     name: str = Field(description="name that states what the metric is")
     figure: str = Field(
         description="a metric of the system; an average over generators; `mean:FIGURE` or `weighted:FIGURE`, the mean over the rows of "
         "fakes with that metric, in which a row counts once or by its number of images; `report.CLASS.FIGURE`, a metric of the "
-        "classification report; or a key of CONVENTIONS in ray_app.evaluation.protocol_rows"
+        "classification report; or `f1_by_source`, `accuracy_missing_wrong`, or `false_positive_rate`, metrics of single papers"
     )
     rows: tuple[str, ...] = Field(
         default=(),
@@ -114,7 +115,7 @@ class Reference(Frozen):
     )
     verified: bool = Field(
         default=False,
-        description="whether the detector's weights were run on the real data and gave these values",
+        description="whether the detector's weights were run on the real data and the results compared with these values",
     )
     source: str = Field(description="the publication and table of the column")
     rows: Mapping[str, Value] = Field(description="values by name of row or footer")
@@ -174,7 +175,7 @@ class Groups(Frozen):
 
 
 class Protocol(Frozen):
-    """The rules of an evaluation, and the table of its results."""
+    """The rules by which a published evaluation is repeated, and the table of its results."""
 
     name: str = Field(description="name of the protocol")
     title: str = Field(description="title for people")
@@ -259,9 +260,9 @@ class Protocol(Frozen):
 
     @property
     def traits(self) -> Mapping[str, str]:
-        """Facts on generators that the table needs, such as the release date.
+        """The columns of labels with facts on generators that the table needs, by name of the fact.
 
-        Keys are the names of the facts in `metrics.json`, and values are the columns of the labels.
+        The facts are `released`, from the column `release_date`, and `architecture`.
         """
         columns = {"released": "release_date"} if "years" in self.automatic else {}
         return columns | (
@@ -306,8 +307,9 @@ def read_traits(
 ) -> Mapping[str, str]:
     """Return a fact on each generator of fakes, such as its release date, from labelled rows.
 
-    If rows of a generator differ, the smallest value counts. Generators without a value are left
-    out. A date that does not begin with a year does not count.
+    If rows of a generator differ, the alphabetically first value counts, which is the earliest
+    date. Generators without a value are left out. A date that does not begin with a year does not
+    count.
 
     Args:
         tables: Function that returns the labelled rows with the requested columns.

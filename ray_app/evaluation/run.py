@@ -32,7 +32,7 @@ from ray_app.storage import Store, apply_s3_settings, strip_secrets, urls
 INDEX, RUN = "index", "run"
 # Number of members of a source that are searched for a label column before scoring starts.
 _MAX_SEARCHED_MEMBERS = 1000
-# Runs with at least this many files, of 64 to 256 MiB each, are read by parallel Ray tasks.
+# Runs with at least this many files, of 64 to 128 MiB each, are read by parallel Ray tasks.
 MANY_FILES = 64
 
 
@@ -44,9 +44,9 @@ def labels_for(
 ) -> LabelledRows | None:
     """Read the labels that a config selects: a file, an index, a layout, or the run's own.
 
-    A layout, of the config or else of the protocol, derives labels from the source of the run, or
-    from the source in the config. Such labels are written to `out`/index, and reused if the
-    evaluation is repeated.
+    A layout is a rule that derives labels from the paths or tables of a source. It is that of the
+    config, or else of the protocol. The source is that of the run, or else that of the config. Such
+    labels are written to `out`/index, and reused if the evaluation is repeated.
 
     Args:
         config: The settings of the evaluation.
@@ -174,7 +174,8 @@ class EvaluationOutcome:
 
     Attributes:
         result: The metrics.
-        exit_code: TOO_MANY_BAD if the source was scored first and too many files were bad.
+        exit_code: TOO_MANY_BAD if the source was scored first and too many files were bad, else
+            DONE.
     """
 
     result: EvaluationResult
@@ -189,7 +190,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationOutcome:
     scoring is interrupted, the same call resumes it.
 
     Raises:
-        ConfigError: There are no labels, or they do not match the run.
+        ConfigError: The settings or the protocol are invalid, there are no labels, or they do not
+            match the run.
         TouchstoneError: Scoring fails.
     """
     with resumable(KeyboardInterrupt):

@@ -1,9 +1,12 @@
 """Measure one system (`measure_system`), and test pairs of systems (`paired_tests`).
 
-A system, which is a detector or the ensemble, is measured on all images; by kind, generator, and
-stratum; and under perturbation. The intervals of metrics on all images describe one population
-(`ray_app.evaluation.interval_sample`). The intervals of other metrics are for further images of the
-same part.
+A system is a detector or the ensemble. It is measured on all images, on whole fakes and local
+edits, on each generator, and on each stratum, the images of one format and size. It is also
+measured under perturbation.
+
+`ray_app.evaluation.interval_sample` chooses what the intervals on all
+images and by kind generalise to. The intervals of other metrics are for further images of the same
+part.
 """
 
 from collections import Counter
@@ -186,8 +189,9 @@ def paired_tests(
         sample: The sample of the labelled rows.
         systems: The systems.
         binary: Whether each system is binary, by name.
-        meaning: `generators` if the jackknife leaves out generators and sources, if the labels name
-            enough of them. `images` if it leaves out random groups of images.
+        meaning: `generators` to leave out one generator or source at a time in the jackknife, which
+            requires that the labels name enough of them. `images` to leave out random groups of
+            images.
 
     Returns:
         The tests, and the differences with their intervals.

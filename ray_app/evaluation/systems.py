@@ -70,7 +70,7 @@ class System:
 
 @dataclass(frozen=True)
 class Systems:
-    """All systems of a run.
+    """All systems of a run: its ensemble and its detectors, each of which gives scores.
 
     Attributes:
         all: The systems, beginning with the one that decides verdicts.
@@ -93,8 +93,8 @@ class Systems:
     def columns(self) -> tuple[str, ...]:
         """The columns of result rows that are needed in addition to scores.
 
-        A cascade needs `sha256`, because its audit draws images by the digest of the file for every
-        perturbation.
+        A cascade needs `sha256`, else the tuple is empty. A cascade scores some images with all
+        detectors as an audit, and draws these images by the digest of the file.
         """
         return (
             ("sha256",) if self.ensemble is not None and self.ensemble.cascade is not None else ()
@@ -130,8 +130,9 @@ class Systems:
     def read_views(self, table: pa.Table) -> dict[str, dict[str, Column]]:
         """Return the scores (n,) of result rows under each perturbation (view), by view and system.
 
-        The result is empty if the run has no perturbations. The ensemble's scores are computed for
-        each perturbation.
+        A view has the scores of the images after one perturbation, such as JPEG compression. The
+        result is empty if the run has no perturbations. Rows have no ensemble scores of views, so
+        the ensemble is applied again to the detectors' scores.
         """
         if "views" not in table.column_names:
             return {}
@@ -178,7 +179,8 @@ def list_systems(
         run: The run.
         threshold: The threshold of all systems. By default it is 0 for a detector, and the lowest
             score of a fake verdict for an ensemble.
-        strict: If False, scores at the threshold are also fake.
+        strict: If False, scores at the given threshold are also fake. Without a threshold, an
+            ensemble always treats a score at its threshold as fake.
     """
     run_info = run.describe()
     names: list[str] = run_info["detectors"]
@@ -242,7 +244,7 @@ def training_overlap(card: DetectorCard, generator: str) -> Overlap:
 def combined_overlap(overlaps: Iterable[str]) -> Overlap:
     """Combine the training overlaps of several detectors or of several generators into one.
 
-    `in-training` takes precedence, then `unknown`.
+    `in-training` takes precedence, then `unknown`. Without any overlap, the result is `unknown`.
     """
     distinct = set(overlaps)
     if "in-training" in distinct:

@@ -65,7 +65,7 @@ class AuditStratum:
         verdict: The verdict.
         size: Number of images.
         low: Lowest score; None for no bound.
-        high: Upper bound of the scores; None for no bound.
+        high: Upper bound, which the scores do not reach; None for no bound.
         scored: False for images that abstain because they have no score.
         drawn: Number of its images in the sample.
     """
@@ -188,8 +188,8 @@ def draw_sample(
         pictures: Whether `audit.html` shows the images.
 
     Raises:
-        ConfigError: The run does not exist or has no image to draw, or the folder has a sample
-            already.
+        ConfigError: The run does not exist, is not finished, or has no image to draw, or the folder
+            has a sample already.
     """
     if (folder / FACTS).exists():
         raise ConfigError(
@@ -408,7 +408,7 @@ def changed_since(audit: Audit, run: RunDirectory) -> str | None:
     After a change, metrics of the audit describe the earlier run.
 
     Raises:
-        ConfigError: The sample was drawn from another run.
+        ConfigError: The sample was drawn from another run, or the run is not finished.
     """
     identity = run.describe_finished()["identity"]
     if _scoring_fingerprint(identity) != audit.facts["scores"]:

@@ -8,7 +8,7 @@ from ray_app.config import Frozen
 from ray_app.ensembles.card import Rule
 
 MAX_FPR = 0.5
-"""Upper limit of the requested false-positive rate."""
+"""The requested false-positive rate must be below this value."""
 
 
 class CalibrateConfig(Frozen):
@@ -24,7 +24,7 @@ class CalibrateConfig(Frozen):
     )
     key: Literal["image_id", "sha256", "uri"] | None = Field(
         default=None,
-        description="the column that joins labels to rows; null = the first column of this list that the labels have",
+        description="the column that joins labels to rows; null = the first of image_id, sha256, and uri that the labels have",
     )
     split: str | None = Field(default=None, description="use only labels of this split")
     detectors: tuple[str, ...] = Field(

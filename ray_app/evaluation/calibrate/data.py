@@ -154,7 +154,8 @@ def read_labelled(
     Args:
         url: Path or URL of the run.
         labels: Path or URL of the labels; None for the run's own columns.
-        key: The column that joins labels to rows; None for the first that the labels have.
+        key: The column that joins labels to rows; None for the first of `image_id`, `sha256`, and
+            `uri` that the labels have.
         split: Use only labels of this split; None for all.
         detectors: Use only these detectors of the run, in this order; empty for all.
 

@@ -36,12 +36,12 @@ _MAX_ATTEMPTS = 1_000
 
 @dataclass(frozen=True)
 class Division:
-    """Labelled images in three parts.
+    """Labelled images in three parts: for fitting, for calibrating, and for choosing thresholds.
 
     Attributes:
         labelled: The images.
         groups: The group (n,) of each image.
-        parts: The part (n,) of each image.
+        parts: The part (n,) of each image, an index of `PARTS`.
         copies: Whether each image (n,) is a copy of another one (`find_copies`).
     """
 
@@ -147,7 +147,7 @@ def assign_parts(labelled: CalibrationData, groups: Indices, *, seed: int = 0) -
 def draw_parts(labelled: CalibrationData, groups: Indices, seed: int = 0) -> Indices:
     """Draw the part (n,) of each image: FIT, CALIBRATE, or CHOOSE.
 
-    All images of a group are in one part, and the parts have about FRACTIONS of each class. The
+    All images of a group are in one part. The parts have about 0.3, 0.2, and 0.5 of each class. The
     splitter divides the groups of reals and of fakes evenly. If there are few groups, a part may
     then lack a class. In this case, each group is drawn on its own until every part has both
     classes.

@@ -101,7 +101,10 @@ def _label_table(images: CalibrationData) -> str:
 
 
 def to_card_fields(card: EnsembleCard) -> dict[str, Any]:
-    """Return the keys and values of a card that are not defaults."""
+    """Return the keys and values of a card for its YAML file.
+
+    Keys with the value None, weights of 1, and empty `edges` and `words` are left out.
+    """
     facts = card.model_dump(mode="json", exclude_none=True)
     for member in facts["members"]:
         if member["weight"] == 1:

@@ -270,7 +270,7 @@ def choose_rule(config: CalibrateConfig, detectors: int) -> Rule:
     The default is `stacked`, or `mean-logit` for a single detector.
 
     Raises:
-        ConfigError: The run has too few detectors for the rule.
+        ConfigError: The run has too few detectors for the rule or for `config.first`.
     """
     rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
     if rule == "cascade" and detectors < 2:

@@ -215,7 +215,6 @@ def choose_real_below(fakes: ArrayLike, miss: float = 0.05, *, fake_above: float
 
     It is the highest threshold at or below which at most the fraction `miss` of the fakes score,
     and never above `fake_above`. This fraction is an observation and not a bound, because fakes of
-    a
     few generators are not a sample of all fakes.
 
     Args:
