@@ -64,7 +64,7 @@ class FileCell(NamedTuple):
     Attributes:
         group: The group by truth: the kind and the generator.
         format: The file format; `unknown` if the file could not be read.
-        size: One of BANDS; `unknown` if the file could not be read.
+        size: One of BANDS, such as `1–4 MP`; `unknown` if the file could not be read.
     """
 
     group: EvaluationGroup
@@ -73,10 +73,10 @@ class FileCell(NamedTuple):
 
 
 class ScoreColumn(NamedTuple):
-    """The scores of one system.
+    """The scores that one detector or ensemble gave to labelled images.
 
     Attributes:
-        scores: Scores (n,) in the order of the database.
+        scores: Scores (n,), log-odds of fake, in the order of the database.
         cells: Index (n,) of each image's cell in `Cells.cells`.
     """
 
@@ -87,6 +87,8 @@ class ScoreColumn(NamedTuple):
 @dataclass(frozen=True)
 class Cells:
     """Counts and scores of the labelled rows of a run, by cell.
+
+    A cell is a set of images with the same class and generator, file format, and range of sizes.
 
     Attributes:
         rows: Number of labelled rows by cell, status, and verdict. The verdict is None if the image
@@ -120,6 +122,7 @@ class Cells:
 def count_rows(labelled: LabelledRows, systems: Systems, *, max_sample: int = MAX_SAMPLE) -> Cells:
     """Count the labelled rows of a run by cell, and make readers of their scores.
 
+    A cell is a set of images with the same class and generator, file format, and range of sizes.
     The scores are not read yet: `Cells.scores` and `Cells.views` read one column at a time when
     they are called.
 

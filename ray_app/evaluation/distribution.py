@@ -34,6 +34,10 @@ def divide_generators(
 ) -> tuple[str, list[GroupInfo]]:
     """Divide the generators of fakes into groups in and out of the training distribution.
 
+    The groups are rows of the protocol's table, if the protocol names them. Otherwise the classes
+    of the run's identifier define three groups: generators that were in training, other generators
+    of their families, and generators of other families.
+
     Args:
         protocol: The protocol, or None.
         names: The names of generators, with the classes of the run's identifier.

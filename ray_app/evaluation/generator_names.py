@@ -80,7 +80,11 @@ class Names:
 
 
 def read_names(run_info: Mapping[str, Any]) -> Names:
-    """Return the `Names` for a run, with the classes of the identifier that `run.json` records."""
+    """Return the `Names` for a run.
+
+    They have the classes of the run's identifier, the generators that this model can name, as
+    `run.json` records them.
+    """
     card = (run_info["identity"].get("profile") or {}).get("identifier") or {}
     return Names(card.get("classes", ()), card.get("families"))
 

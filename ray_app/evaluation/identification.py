@@ -43,6 +43,9 @@ Floats = npt.NDArray[np.float64]
 class Answer(NamedTuple):
     """The answer of a run about the generator of an image.
 
+    The identifier of the run, a model that names generators, gives the answer. Names are stored as
+    keys, which are equal for all spellings of one generator (`Names`).
+
     Attributes:
         label: `real` or `fake`.
         generator: Key of the true name.

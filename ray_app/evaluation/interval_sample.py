@@ -47,10 +47,14 @@ _FRACTIONS = {
 
 
 class Intervals:
-    """Choose the groups of images by which the intervals of an evaluation are resampled.
+    """Choose the groups of images that the jackknife leaves out to compute intervals.
+
+    If it leaves out the images of one generator or source at a time, intervals hold for further
+    generators and sources. If it leaves out random groups, they hold only for further images.
 
     Args:
-        meaning: `generators` if intervals are to be for further generators, or `images`.
+        meaning: `generators` if intervals are to hold for further generators, as far as the labels
+            name enough of them, or `images`.
         sample: The sample of `accumulate.Cells`, or None.
         seed: Seed of the random groups of images.
     """

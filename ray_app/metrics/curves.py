@@ -84,10 +84,9 @@ def risk_coverage(images: ScoredImages, max_points: int = 128) -> RiskCoverage:
     """Return how the fraction of errors rises with the fraction of images that are decided.
 
     Confidence is the distance of a score from the threshold. The images with the highest confidence
-    are decided first. Coverage is the fraction of images
-    with at least a certain confidence, and risk is the fraction of errors among them. Images of
-    equal confidence are one point. The area under the curve is the mean, over all images, of the
-    risk at the image's confidence.
+    are decided first. Coverage is the fraction of images with at least a certain confidence, and
+    risk is the fraction of errors among them. Images of equal confidence are one point. The area
+    under the curve is the mean, over all images, of the risk at the image's confidence.
 
     Args:
         images: The images.

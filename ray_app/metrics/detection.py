@@ -224,8 +224,9 @@ def average_rates(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricValue
 class VerdictCounts:
     """Numbers of images by label and verdict.
 
-    The first part of a field's name is the label, and the second part is the verdict. `unscored`
-    images have no verdict, such as files that cannot be read.
+    The first part of a field's name is the label, and the second part is the verdict. For example,
+    `fake_abstain` counts fakes with the verdict `abstain`. `unscored` images have no verdict, such
+    as files that cannot be read.
     """
 
     fake_fake: int = 0

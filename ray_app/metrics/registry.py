@@ -298,7 +298,8 @@ class Metric:
         sentence: Meaning of the metric.
         is_share: Whether the value is shown in per cent.
         direction: Whether higher (`max`) or lower (`min`) values are better.
-        needs: The kind of input that the metric is computed from.
+        needs: The input that the metric is computed from. A metric that needs `scores` ranks images
+            by score, and is undefined for a detector that only replies yes or no.
         value: Computes the value. It raises `UndefinedError` with the reason if there is no value.
         outcomes: For a proportion, returns two masks: the images that are hits, and the images that
             count. `value` is then not needed.
@@ -687,7 +688,10 @@ def tpr_at_fpr(images: ScoredImages, one_in: int) -> float:
 
 
 def count_found(images: ScoredImages, allowed: int) -> float:
-    """Return the number of fakes found at a threshold with at most `allowed` false alarms."""
+    """Return the number of fakes found at the lowest threshold with at most `allowed` false alarms.
+
+    A false alarm is a real image whose score reaches the threshold.
+    """
     index = int(np.searchsorted(images.curve.false_positives, allowed, "right"))
     return float(images.curve.true_positives[index - 1]) if index else 0.0
 

@@ -92,7 +92,10 @@ def harmless(auc: MetricValue) -> bool:
 
 
 def finding(auc: MetricValue) -> str:
-    """Return the conclusion from the AUC of metadata, as the end of a sentence."""
+    """Return the conclusion from the result of `shortcut_auc`, as the end of a sentence.
+
+    An example is "no shortcut was found".
+    """
     if confounded(auc):
         return "a shortcut, since the interval lies above 0.5"
     if harmless(auc):

@@ -26,9 +26,10 @@ ALTERED = 128  # The first grey level above one half.
 
 
 def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
-    """Return a table of the masks of some members, each an 8-bit PNG file.
+    """Return a table of the masks that detectors predicted for some images, as 8-bit PNG files.
 
-    A mask has the output size of its network. The columns `width` and `height` have the size of the
+    The pixels of a mask are probabilities that the pixels of the image were altered. A mask has the
+    output size of its network. The columns `width` and `height` have the size of the
     image, to which the mask can be resized. If perturbed views were scored, the table also has the
     masks of views that do not move pixels. Its column `view` then names the view.
     """
@@ -72,9 +73,10 @@ def mask_measures(
 
 
 def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image, float]:
-    """Return the mask of a row of `masks/` as a grey image, and its area as a fraction.
+    """Return the mask of a row of `masks/` as a grey image, and its area.
 
-    With `stretched`, the mask is resized bilinearly to the size of the scored image.
+    The area is the fraction of pixels above one half. With `stretched`, the mask is resized
+    bilinearly to the size of the scored image.
     """
     image = Image.open(io.BytesIO(row["png"]))
     area = mask_area(np.asarray(image))
@@ -135,9 +137,10 @@ def feature_rows(
 def write_features(
     run: directory.RunDirectory, manifest: int, block: int, detector: str, rows: pa.Table
 ) -> None:
-    """Write the embeddings of a block.
+    """Write the embeddings that a detector computed for the images of a block.
 
-    Call it before the block is committed, so that every finished block has its embeddings.
+    A block is a fixed range of files. Call this function before the block is committed, so that
+    every finished block has its embeddings.
 
     Args:
         run: The run.

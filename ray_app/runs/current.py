@@ -257,6 +257,9 @@ def _unlike(run: directory.RunDirectory, run_info: Mapping[str, Any]) -> str | N
 def mark_unlike(rows: pa.Table, unlike: str, thresholds: Mapping[str, Any]) -> pa.Table:
     """Return rows with the verdict `abstain` in place of `real` and `fake`, and with its reason.
 
+    Readers call this function if the whole archive is unlike the images on which the ensemble was
+    calibrated, so that its error rates do not hold.
+
     Args:
         rows: Result rows with the columns for verdicts and findings, which `CurrentRows` adds.
         unlike: Why the archive is unlike the calibration images, as in `GuaranteeSummary.unlike`.

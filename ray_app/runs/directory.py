@@ -131,6 +131,9 @@ def refuse_others(store: Store, name: str) -> None:
 def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, same: str) -> None:
     """Claim a directory for this command, or check that this command has already claimed it.
 
+    A claimed directory has a JSON file with the identity of the command, the settings that decide
+    its results. A command with another identity cannot write to it.
+
     Args:
         store: The directory.
         name: The file with the identity, one of KINDS.
@@ -419,8 +422,8 @@ class RunDirectory(PartTable):
         """Write a sidecar file of a block: its masks or its embeddings.
 
         A sidecar file has data that is too large for the result rows. It is not compressed, because
-        its bytes can hardly be compressed. Call this method
-        before the block is committed, so that every finished block has its sidecar files.
+        its bytes can hardly be compressed. Call this method before the block is committed, so that
+        every finished block has its sidecar files.
 
         Args:
             folder: The folder of these files in the run.

@@ -40,11 +40,11 @@ def result_rows(
     """Return one result row for each member of a manifest table, in the order of that table.
 
     Args:
-        members: The rows of the manifest.
-        scored: The results of the members.
-        attempt: The number of the session.
+        members: The rows of the manifest, one for each file of the archive.
+        scored: The results of decoding and scoring these files.
+        attempt: The number of the session, one command's work on the run.
         scored_at: The time of scoring.
-        measured: Names of the facts about pixels to store.
+        measured: Names of the facts about pixels to store, such as `texture`.
 
     Raises:
         AssertionError: If the number of members and of outcomes differ.
@@ -268,11 +268,11 @@ def block_tables(
     `errors.is_image_error`), it is raised.
 
     Args:
-        members: The rows of the manifest.
-        scored: The results of the members.
-        attempt: The number of the session.
+        members: The rows of the manifest, one for each file of the archive.
+        scored: The results of decoding and scoring these files.
+        attempt: The number of the session, one command's work on the run.
         scored_at: The time of scoring.
-        measured: Names of the facts about pixels to store.
+        measured: Names of the facts about pixels to store, such as `texture`.
         features: The facts that determine the embeddings of each detector (see `feature_rows`).
     """
 

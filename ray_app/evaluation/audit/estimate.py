@@ -52,6 +52,8 @@ class AuditLabels:
 def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
     """Estimate the error rates of a run, and write the result to `folder`/result.json.
 
+    The estimate uses people's labels of a sample that `draw_sample` drew from the run.
+
     Args:
         url: Path or URL of the run.
         labels: Path or URL of the labels.

@@ -149,7 +149,7 @@ class RunVerdicts:
 
 @dataclass(frozen=True)
 class Audit:
-    """The content of `audit.json`.
+    """The content of `audit.json`: a sample of a run, which people label, and its strata.
 
     Attributes:
         facts: Facts on the run and the draw, as of when the sample was drawn.
@@ -280,7 +280,7 @@ def draw(
 
 
 def stratum_codes(verdicts: RunVerdicts, strata: Sequence[AuditStratum]) -> Codes:
-    """Return the index (n,) of each image's stratum; -1 for an image in no stratum."""
+    """Return the index (n,) of each image's stratum in `strata`; -1 for an image in no stratum."""
     codes = np.full(len(verdicts.ids), -1, np.int32)
     for index, stratum in enumerate(strata):
         codes[

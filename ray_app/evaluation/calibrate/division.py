@@ -325,7 +325,8 @@ def refuse_dependent(
         config: The settings.
 
     Raises:
-        ConfigError: The reals form too few groups, or one group dominates.
+        ConfigError: The reals form too few groups, or are worth too few independent reals, for
+            example because one group dominates.
     """
     if size.groups == size.n or (size.groups >= MIN_BOUND_GROUPS and size.effective >= needed):
         return

@@ -48,8 +48,8 @@ def make_card_path(out: str) -> Path:
 def name_from_card(path: Path, member: EnsembleMember) -> EnsembleMember:
     """Return a member of an ensemble with the name by which a card at `path` refers to it.
 
-    A detector with a card of your own is named by the path of that card. The path is relative if
-    the card is below the folder of `path`.
+    A shipped detector keeps its name. A detector with a card of your own is named by the path of
+    that card, which is relative if the card is below the folder of `path`.
     """
     base, variant = split_variant(member.detector)
     if is_named("detectors", base) or not Path(base).is_file():

@@ -43,6 +43,8 @@ RATES = (0.001, 0.002, 0.01, 0.02, 0.05, 0.1)
 class CalibratedCard:
     """A fitted ensemble card without thresholds.
 
+    An ensemble card names detectors, and defines how their scores become a probability.
+
     Attributes:
         card: The card.
         names: Names of its detectors in the run.
@@ -135,8 +137,8 @@ class LabelledScores:
 
         The first bound uses held-out reals, which the fit has not used. The second bound uses all
         labelled reals, so it accounts for how similar reals of one group are, and no division into
-        parts can favour it. These reals were used for fitting, but little of the fit depends
-        on any single image.
+        parts can favour it. Some of these reals were used for fitting, but little of the fit
+        depends on any single image.
 
         Returns:
             The threshold twice: with its false positives among held-out reals, and among all
@@ -295,7 +297,8 @@ def add_thresholds(
 ) -> Assembled:
     """Add thresholds and operating points to a fitted card.
 
-    The threshold for fakes keeps the target of the false-positive rate.
+    The threshold for fakes keeps the target of the false-positive rate. An operating point is the
+    threshold for one of several false-positive rates.
 
     Args:
         fitted: The card without thresholds.
