@@ -250,7 +250,7 @@ class _RowMeasurer:
         ]
         values = [metrics.get(metric, _NOT_COMPUTED) for metrics in selected if metrics]
         if not values:
-            return undefined("this detector draws no masks, or they were not measured")
+            return undefined("this detector returns no masks, or they were not measured")
         if len(values) == 1:
             return values[0]
         return _mean(

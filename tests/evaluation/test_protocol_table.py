@@ -178,6 +178,6 @@ def test_rows_of_masks_are_read_at_the_protocols_size():
     protocol = load_protocol("opensdi")
     assert table_of(protocol, [system], masks).cells["d"]["SD1.5, pixel F1"] == figure
     cells = table_of(protocol, [system]).cells["d"]
-    why = "this detector draws no masks, or they were not measured"
+    why = "this detector returns no masks, or they were not measured"
     assert cells["SD1.5, pixel F1"].why == why
     assert cells["SD1.5, F1"].value == pytest.approx(2 * 0.5 / (0.5 + 0.1 + 1))
