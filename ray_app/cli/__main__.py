@@ -20,16 +20,17 @@ def script(
 ) -> NoReturn:
     """Run `ray_app.cli.main.main` and exit the process with its exit code.
 
-    The process exits after all `atexit` handlers, including those of Ray and multiprocessing, but
-    before Python finalises its interpreter. An Arrow thread that still releases the last buffer of
-    a Parquet file requests the interpreter's lock in a C++ destructor. During finalisation, Python
-    unwinds such a thread, and C++ then calls abort() ("terminate called without an active
-    exception", https://github.com/apache/arrow/issues/34314).
+    The process exits after the `atexit` handlers of Ray and multiprocessing have run, but before
+    Python finalises its interpreter. This avoids a crash: an Arrow thread that still releases the
+    last buffer of a Parquet file requests the interpreter's lock in a C++ destructor. During
+    finalisation, Python unwinds such a thread, and C++ then calls abort() ("terminate called
+    without an active exception", https://github.com/apache/arrow/issues/34314).
 
     Args:
         arguments: The command line without the program name. None for `sys.argv`.
-        typed: The command as the user typed it in a shell, for the line that says how to resume.
-            None for `touchstone` with `sys.argv`.
+        typed: The command as the user typed it in a shell, such as `["python", "jobs/score.py"]`
+            with its arguments. An interrupted command prints it as the command that resumes. None
+            for `touchstone` with `sys.argv`.
     """
     remove_current_folder()
     from ray_app.cli.main import main

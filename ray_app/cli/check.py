@@ -1,4 +1,7 @@
-"""The command `check`: score a few images in this process, without a run or a cluster."""
+"""The command `touchstone check`: score a few images in this process, without a cluster.
+
+It prints the verdicts and writes no run directory.
+"""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -23,9 +23,10 @@ class ConfigCommand(click.Command):
     Args:
         *args: Positional arguments of `click.Command`.
         config: Module and name of the config class, such as `package.module:Class`.
-        fields: The flag of each option by its field. In a field, a dot separates the section from
-            the name, as in `politeness.per_host`. In a flag, a placeholder for the value may
-            follow, as in `--out DIR`.
+        fields: Names of config fields, each with the flag of its option, such as
+            `{"out": "--out DIR", "politeness.per_host": "--per-host"}`. A dot separates a section
+            of the config from a field in it. A placeholder for the value, such as `DIR`, may follow
+            the flag.
         **kwargs: Keyword arguments of `click.Command`.
     """
 
@@ -44,10 +45,11 @@ class ConfigCommand(click.Command):
 
 
 def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
-    """Make the option of a config field; its value is None if the user does not set it.
+    """Make the click option of a config field.
 
-    The help of the option is the description of the field. Text after `; null = ` in the
-    description is shown as the default.
+    The option passes None if the user does not set it, so that the config file keeps its value. The
+    help of the option is the description of the field. Text after `; null = ` in the description is
+    shown as the default.
 
     Args:
         model: The config class.

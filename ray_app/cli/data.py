@@ -1,4 +1,7 @@
-"""Commands on data: `index`, `split`, `collect`, `generate`, and `pack`."""
+"""The commands of `touchstone data`: `index`, `split`, `collect`, `generate`, and `pack`.
+
+`pack` packs archives. The other commands prepare images to train and evaluate detectors.
+"""
 
 from dataclasses import asdict
 from typing import Any
@@ -291,7 +294,9 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) 
     help="Compute these hashes, which find leakage between splits. This reads every image.",
 )
 @click.option(
-    "--complete", is_flag=True, help="Exit with 2 if the counts differ from the published ones."
+    "--complete",
+    is_flag=True,
+    help="Exit with 2 unless there are published counts and the index has the same counts.",
 )
 @options.overrides
 @options.json_option

@@ -18,7 +18,11 @@ from ray_app.errors import DetectorError, ExitCode
 
 
 def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
-    """Add the option `--mirror` to a command: a folder to search for weights before any hub."""
+    """Add the option `--mirror` to a command.
+
+    Its value is a folder or bucket. While the command runs, weights are searched there before any
+    hub.
+    """
     help_text = "Folder or bucket to search for the weights first; `fetch --to` fills one.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
     return click.option(
         "--mirror",

@@ -57,7 +57,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set any key of the endpoint's config, for example limits.deadline_s=10; repeatable. The reference lists the keys.",
+    help="Set any key of the endpoint's config, for example limits.deadline_s=10; repeatable. docs/serving.md links to all keys.",
 )
 @click.option(
     "--workers",
@@ -168,7 +168,7 @@ def score_at_endpoint(
     token_file: str | None,
     as_json: bool,
 ) -> int:
-    """Send files to an endpoint, and print its verdicts as a table or as JSON lines.
+    """Send local files to an endpoint of `touchstone serve`, and print its verdicts.
 
     JSON lines are printed as responses arrive. If an error occurs, the responses that arrived
     before it are printed.
@@ -177,7 +177,8 @@ def score_at_endpoint(
         url: URL of the endpoint. None if the user did not set `--endpoint`, which is an error.
         source: Local files and folders.
         ensemble: An ensemble that the endpoint serves. None for its default.
-        detectors: Optional detectors of the endpoint to run in addition.
+        detectors: Optional detectors of the endpoint to run in addition. Only JSON lines show their
+            scores.
         fpr: False-positive rate of one of the ensemble's operating points. None for the default.
         token_file: File whose first line is the token. None for $TOUCHSTONE_TOKEN, if it is set.
         as_json: Whether to print JSON lines instead of a table.
@@ -186,7 +187,9 @@ def score_at_endpoint(
         The exit code 0.
 
     Raises:
+        click.UsageError: If the user set an option that has no effect with `--endpoint`.
         ConfigError: If an option is invalid, or the endpoint does not accept it.
+        StorageError: If a folder in `source` cannot be listed.
         ClusterError: If the endpoint is unreachable.
     """
     from ray_app.errors import ConfigError

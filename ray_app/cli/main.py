@@ -217,8 +217,9 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
 
     Args:
         arguments: The command line without the program name. None for `sys.argv`.
-        typed: The command as the user typed it in a shell, for the line that says how to resume.
-            None for `touchstone` with `sys.argv`.
+        typed: The command as the user typed it in a shell, such as `["python", "jobs/score.py"]`
+            with its arguments. An interrupted command prints it as the command that resumes. None
+            for `touchstone` with `sys.argv`.
     """
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"

@@ -47,13 +47,13 @@ class Rate(click.ParamType[float]):
 
 
 class ShippedName(click.ParamType[str]):
-    """A parameter type for a path, or for the name of a shipped or added config file.
+    """A click parameter type for a config file: its path, or its name if it is shipped or added.
 
     Shell completion offers the names, or files if no name matches.
 
     Args:
         *kinds: Kinds of config files, such as `detectors`, `ensembles`, or `train`. Without a
-            kind, the value is a path.
+            kind, the value is any path.
     """
 
     name = "text"
@@ -151,7 +151,10 @@ overrides = click.option(  # The value is YAML.
 
 
 def source_options(command: Command) -> Command:
-    """Add SOURCE, `--config`, `--ensemble`, and `--detector` to a command that plans or scores."""
+    """Add the parameters that `touchstone plan` and `touchstone score` share to a command.
+
+    These are the argument SOURCE and the options `--config`, `--ensemble`, and `--detector`.
+    """
     for option in reversed(_SOURCE_OPTIONS):
         command = option(command)
     return command
@@ -182,7 +185,7 @@ def to_json(
     """Return a document as JSON that is safe to print on a terminal.
 
     Non-ASCII characters stay as they are. If the text contains a character that is not printable,
-    all non-ASCII characters are escaped.
+    such as one that moves the text of a terminal, all non-ASCII characters are escaped.
 
     Args:
         document: The document.
@@ -228,7 +231,7 @@ def accept_licences(accept: "Callable[[str], Acceptance]", names: Sequence[str])
         The names of the accepted detectors, pipelines, or licences.
 
     Raises:
-        ConfigError: If a name is unknown.
+        ConfigError: If a name is unknown, or the file of accepted licences is damaged.
     """
     acceptances = [accept(name) for name in names]
     for acceptance in acceptances:
@@ -272,7 +275,9 @@ def load_config(
     values: Mapping[str, Any],
     assignments: Sequence[str],
 ) -> "Model":
-    """Load a config from a file, the options, and `--set`; later sources override earlier ones.
+    """Load the config of a command from a config file, the options, and `--set`.
+
+    Options override the file, and `--set` overrides both.
 
     Args:
         kind: The kind of config file, such as `score`.
@@ -286,8 +291,8 @@ def load_config(
         The validated config.
 
     Raises:
-        ConfigError: If a value is invalid. An error without a hint gets one that refers to the help
-            of the command.
+        ConfigError: If the file does not exist, or a value is invalid. An error without a hint gets
+            one that refers to the help of the command.
     """
     from ray_app.config import find_config, read_mapping, validate
     from ray_app.errors import ConfigError

@@ -220,7 +220,7 @@ def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
 
 
 def _guarantee_notes(run: "RunDirectory") -> list[str]:
-    """Return lines on the guarantee of the run's ensemble card; none if it holds for the run."""
+    """Return lines on the guarantee of the run's ensemble card, unless it is known to hold."""
     section = (
         run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
     )

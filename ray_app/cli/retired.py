@@ -33,7 +33,7 @@ COMMANDS: dict[str, str] = {
     "filter": "use touchstone results RUN --verdict real --out LIST.csv, then touchstone data pack list::LIST.csv --out DIR",
     # Detectors and training.
 }
-"""Replacement by the path of the command without `touchstone`."""
+"""Retired commands, such as `runs rescore`, each with the instruction to use instead."""
 
 OPTIONS: dict[str, dict[str, str]] = {
     # Runs.
@@ -72,24 +72,25 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--option": "write the argument into a copy of examples/detectzoo_adapter.py or examples/imdlbenco_adapter.py",
     },
 }
-"""Replacement by the path of the command without `touchstone`, and by option."""
+"""Retired options by command, such as `data split`, each with the instruction to use instead."""
 
 VARIABLES: dict[str, str] = {
     "TOUCHSTONE_CONNECTIONS": "use --set limits.max_connections=N, limits.header_timeout_s=S, or limits.max_header_bytes=N; "
     "with --ray, use configs/proxy/nginx.conf",
     "TOUCHSTONE_HAPROXY_ON_LOOPBACK": "set tokens, or access.anonymous: true",
 }
-"""Replacement by environment variable of `touchstone serve`."""
+"""Retired environment variables of `touchstone serve`, each with what to use instead."""
 
 
 def explain_retired_name(
     error: click.ClickException, short_names: Mapping[str, str]
 ) -> click.ClickException:
-    """Return the error to show for a command line, which names the replacement of a retired option.
+    """Replace click's error "no such option" if the option is a retired one.
 
     Args:
         error: The error that click raised for the command line.
-        short_names: Group by command, for commands that may be typed without their group.
+        short_names: The group of each command that may be typed without its group, such as
+            `{"pack": "data"}` for `touchstone data pack`.
 
     Returns:
         An error that names the replacement, or `error` itself if no option is retired.
@@ -107,18 +108,28 @@ def explain_retired_name(
 
 
 def refuse_retired_command(path: str) -> None:
-    """Raise ClickException with the replacement if a command is retired.
+    """Raise an error that names the replacement if a command is retired.
 
-    `path` is the command without `touchstone`, such as "runs rescore".
+    Args:
+        path: The command without `touchstone`, such as "runs rescore".
+
+    Raises:
+        click.ClickException: If the command is retired.
     """
     if replacement := COMMANDS.get(path):
         raise click.ClickException(f"'{path}' is retired: {replacement}")
 
 
 def refuse_retired_variables(environment: Mapping[str, str]) -> None:
-    """Raise ClickException with the replacement if `touchstone serve` has a retired variable.
+    """Raise an error that names the replacement if a retired environment variable is set.
 
-    `environment` has the environment variables by name.
+    `touchstone serve` calls this function when it starts.
+
+    Args:
+        environment: The environment variables by name.
+
+    Raises:
+        click.ClickException: If a variable of `VARIABLES` is set and not empty.
     """
     for name, replacement in VARIABLES.items():
         if environment.get(name):

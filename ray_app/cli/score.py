@@ -1,4 +1,7 @@
-"""Commands on archives and runs: `demo`, `plan`, `score`, `report`, `decide`, `compact`, `verify`."""
+"""Commands on archives and runs: `demo`, `plan`, `score`, and most commands of `touchstone runs`.
+
+The latter are `report`, `decide`, `compact`, and `verify`.
+"""
 
 import tempfile
 from pathlib import Path
@@ -84,7 +87,7 @@ def demo(images: str | None, out: str | None, limit: int | None, archive_only: b
     type=click.IntRange(min=0),
     default=64,
     show_default=True,
-    help="Number of files to score now, to measure the rates.",
+    help="Number of files to score now as a run would, to measure the rates. With 0, the plan has no times.",
 )
 @options.licence_option
 @options.overrides

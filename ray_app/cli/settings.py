@@ -1,4 +1,7 @@
-"""The commands `ensembles`, `recipes`, and `protocols` on shipped files, `config`, and `doctor`."""
+"""The commands `ensembles`, `recipes`, `protocols`, `config`, and `doctor` of `touchstone`.
+
+`ensembles`, `recipes`, and `protocols` list and show the YAML files that are shipped.
+"""
 
 import json
 import platform
