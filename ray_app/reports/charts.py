@@ -33,15 +33,15 @@ _NARROW_PX, _COMPACT_PX, _CHARACTER_PX, _GAP_PX = 255, 140, 6.8, 5
 
 
 class Axis(NamedTuple):
-    """An axis from `low` to `high`.
+    """An axis of a chart, which places values between `low` and `high`.
 
     Attributes:
-        title: The name of the axis.
-        low: The value at its start.
-        high: The value at its end.
-        ticks: Values with their labels.
-        warp: Maps a value to a linear position.
-        bends: Whether `warp` is not linear.
+        title: Name of the axis; "" to show none.
+        low: Value at the start of the axis.
+        high: Value at the end of the axis.
+        ticks: Values to label, each with its label.
+        warp: Transformation of values before they are placed, such as a logarithm.
+        bends: Whether `warp` is not linear, so that straight lines become curves.
     """
 
     title: str
@@ -52,14 +52,20 @@ class Axis(NamedTuple):
     bends: bool = False
 
     def across(self, values: Any) -> Floats:
-        """Return the positions of values in percent from the start, clipped to the axis."""
+        """Return the positions of values in percent from the start of the axis.
+
+        Values outside the axis are placed at its ends.
+        """
         low, high = float(self.warp(self.low)), float(self.warp(self.high))
         warped = np.clip(self.warp(np.asarray(values, float)), low, high)
         positions: Floats = 100 * (warped - low) / ((high - low) or 1.0)
         return positions.round(2)
 
     def down(self, values: Any) -> Floats:
-        """Return the positions of values in percent from the top, for a vertical axis."""
+        """Return the positions of values in percent from the top of the chart.
+
+        This is for a vertical axis, which starts at the bottom.
+        """
         return (100 - self.across(values)).round(2)
 
 
@@ -81,9 +87,9 @@ class Trace(NamedTuple):
     """A line of a chart with its marks.
 
     Attributes:
-        style: Number of its style, below `STYLES`.
-        points: Its points.
-        spots: Its marks.
+        style: Number of the style of the line and its marks. Styles repeat after `STYLES`.
+        points: Points (x, y) of the line, in the units of the axes.
+        spots: Marks on the line.
         level: y of a faint horizontal line for comparison. None for no such line.
     """
 
@@ -94,14 +100,28 @@ class Trace(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A label of an axis, and its position in percent of the axis."""
+    """A label of an axis.
+
+    Attributes:
+        at: Position in percent of the axis.
+        words: Text of the label.
+    """
 
     at: float
     words: str
 
 
 class Bar(NamedTuple):
-    """A rectangle with the colour of `kind` and a tooltip."""
+    """A rectangle of a chart. Positions and sizes are in percent of the plotting area.
+
+    Attributes:
+        x: Position of the left side.
+        y: Position of the upper side, from the top.
+        width: Width.
+        height: Height.
+        kind: Style class, such as "fill-fake", which sets the colour.
+        words: Text of the tooltip; "" for no tooltip.
+    """
 
     x: float
     y: float
@@ -112,7 +132,11 @@ class Bar(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A straight line from one position to another, drawn in a style class."""
+    """A straight line of a chart from (`x1`, `y1`) to (`x2`, `y2`).
+
+    Positions are in percent of the plotting area, from its upper left corner. `kind` is the style
+    class, such as "cut".
+    """
 
     x1: float
     y1: float
@@ -122,14 +146,28 @@ class Line(NamedTuple):
 
 
 class ChartPath(NamedTuple):
-    """A line or an area, as the attribute `d` of an SVG path, drawn in a style class."""
+    """A line or an area of a chart.
+
+    Attributes:
+        path: The attribute `d` of the SVG path, in percent of the plotting area.
+        kind: Style class, such as "guide".
+    """
 
     path: str
     kind: str
 
 
 class Mark(NamedTuple):
-    """A mark with a tooltip: a glyph, or a circle whose radius is in pixels."""
+    """A mark with a tooltip on a line of a chart: a glyph or a circle.
+
+    Attributes:
+        x: Position in percent of the plotting area.
+        y: Position in percent, from the top.
+        kind: Style class.
+        words: Text of the tooltip.
+        glyph: Character of the mark; "" for a circle.
+        radius: Radius of the circle in pixels.
+    """
 
     x: float
     y: float
@@ -140,7 +178,17 @@ class Mark(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A text inside a chart. `dx`, `dy`: its offset in em."""
+    """A text inside a chart.
+
+    Attributes:
+        x: Position in percent of the plotting area.
+        y: Position in percent, from the top.
+        words: The text.
+        anchor: Part of the text that is at `x`: "start", "middle", or "end".
+        dx: Horizontal offset in em.
+        dy: Vertical offset in em.
+        kind: Style class.
+    """
 
     x: float
     y: float
@@ -260,7 +308,7 @@ def axis_start(lows: Sequence[float]) -> float:
     """Return the start of an axis that ends at 1, for fractions or areas not below `lows`.
 
     The start is the minimum of `lows`, rounded down, so that differences between values near 1 are
-    visible.
+    visible. It is 0 without `lows`, and at most 0.99.
     """
     lowest = min(lows, default=0.0)
     if lowest >= 0.99:
@@ -335,10 +383,9 @@ def histogram(
         ident: An id that is unique on the page.
         title: The name of the chart.
         description: Text alternative of the chart.
-        zones: Two scores. Images below the first score show no evidence of being fake, and images
-            above the second score are fake. The colours of the bars change at these scores, and the
-            band between them is
-            shaded.
+        zones: Two thresholds. Images below the first score show no evidence of being fake, and
+            images above the second score are fake. The colours of the bars change at these scores,
+            and the band between them is shaded. None for bars of one colour.
         compact: Whether the chart is one of many.
     """
     top = max([*counts, 1])

@@ -48,12 +48,12 @@ METHODS: Mapping[str, str] = {
 
 
 class Meaning(NamedTuple):
-    """The name and the meaning of a metric.
+    """The name and the meaning of a metric of an evaluation, such as the AUC.
 
     Attributes:
-        words: Its name on pages.
-        sentence: Its meaning in a sentence.
-        is_share: Whether it is a fraction, which is shown in per cent.
+        words: Name of the metric on pages and on the terminal.
+        sentence: Meaning of the metric in one sentence, for glossaries.
+        is_share: Whether the metric is a fraction, which is shown in per cent.
     """
 
     words: str
@@ -171,7 +171,7 @@ _OTHERS = {
     ),
     "pixel_accuracy": Meaning(
         "accuracy of pixels",
-        "The fraction of pixels judged correctly. For small edits it is always high.",
+        "The fraction of pixels judged correctly. If edits are small, it is high even without a mask.",
     ),
     "macro_f1": Meaning(
         "macro F1",
@@ -240,7 +240,12 @@ def escape_invisible(text: str) -> str:
 
 
 def adds_to_finding(verdict: str | None, finding: str | None) -> bool:
-    """Return whether a row has a verdict that its finding does not already state."""
+    """Return whether a verdict tells more than the finding that is shown with it.
+
+    A finding is the strongest evidence on an image, such as the verdict of the detectors or a
+    signed declaration in the file. The result is False if the finding is that of the verdict, or if
+    the row has no verdict.
+    """
     return verdict is not None and finding != DETECTOR_FINDINGS.get(verdict)
 
 
@@ -250,7 +255,10 @@ def escape_formula(text: str) -> str:
 
 
 def columns(text: str) -> int:
-    """Return the number of terminal columns of a text: 2 for an East Asian wide character."""
+    """Return the width of a text on a terminal, in columns.
+
+    An East Asian wide character takes two columns.
+    """
     return cell_len(text)
 
 
@@ -269,12 +277,16 @@ def truncate(text: str, limit: int) -> str:
 
 
 def file_name(uri: str, member: str | None) -> str:
-    """Return one name for a file: its URI, plus its path in the container if it is in one."""
+    """Return one name for a file of an archive, such as `photos.tar › 2024/cat.jpg`.
+
+    `uri` is the file itself or its container, such as a tar file. `member` is the path in the
+    container, or None for a file that is not in a container.
+    """
     return uri if member is None else f"{uri} › {member}"
 
 
 def count(number: int) -> str:
-    """Format an integer with thousands separators."""
+    """Format an integer with thousands separators, such as "12,345"."""
     return f"{number:,}"
 
 
@@ -284,10 +296,11 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def second_look(run: "RunSummary") -> list[str]:
-    """Return sentences on the second stage of a cascade; none for other runs.
+    """Return sentences on how much work the second stage of a cascade was; none for other runs.
 
-    The sentences state the fraction of images that all detectors scored, and the cost of each
-    stage.
+    A cascade runs its costly detectors, the second stage, only on doubtful images and on a random
+    sample. The sentences state the fraction of images that all detectors scored, and the worker
+    hours and the cost of each stage per million images.
     """
     second_stage, looks = run.second_look, run.session.looks or {}
     if second_stage is None:
@@ -317,7 +330,8 @@ def describe_listing(listed: int, new: int, blocks: int) -> str:
     Args:
         listed: Number of files in the listing.
         new: Number of new or changed files.
-        blocks: Number of blocks of new or changed files.
+        blocks: Number of blocks of new or changed files. A block is a fixed range of files that is
+            scored and stored together.
     """
     if not new:
         return f"listed {pluralize(listed, 'file')}, none of them new or changed"
@@ -336,9 +350,9 @@ def describe_linked_folders(count: int, example: str) -> str:
 
 
 def kept_settings(session: "SessionSummary") -> list[str]:
-    """Return sentences on settings that a resumed run keeps although their defaults changed.
+    """Return sentences on settings of a resumed run whose defaults have changed since its start.
 
-    The list is empty if no default changed.
+    The run keeps the values with which it started. The list is empty if no such default changed.
     """
     settings = session.kept
     if not settings:
@@ -361,7 +375,10 @@ def kept_settings(session: "SessionSummary") -> list[str]:
 
 
 def unguarded(session: "SessionSummary") -> list[str]:
-    """Return a warning in a list if the run's store has no conditional writes, else []."""
+    """Return a warning in a list if nothing stops two commands from writing into a run at once.
+
+    This is the case if the store of the run has no conditional writes. Otherwise the list is empty.
+    """
     return [
         "two commands can write into this directory at the same time: its store has no conditional writes"
     ] * bool(session.unguarded)
@@ -447,7 +464,10 @@ def probability(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Format a duration in seconds in its two largest units; a dash for None."""
+    """Format a duration in seconds, such as "8.2 s", "3 min 05 s", or "12 h 30 min".
+
+    The result is a dash for None.
+    """
     if seconds is None or not math.isfinite(seconds):
         return NONE
     if seconds < 60:
@@ -461,7 +481,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """Format a size in bytes in decimal units."""
+    """Format a size in bytes in decimal units, such as "1.5 MB"."""
     value = float(size_bytes)
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if value < 999.95:
@@ -471,7 +491,10 @@ def size(size_bytes: int) -> str:
 
 
 def format_time(timestamp: str) -> str:
-    """Format an ISO time as `YYYY-MM-DD HH:MM:SS UTC`; return other text unchanged, a dash for ""."""
+    """Format an ISO time with its time zone, such as "2026-11-26 08:30:00 UTC".
+
+    Other text is returned unchanged, and "" as a dash.
+    """
     try:
         parsed = datetime.fromisoformat(timestamp)
     except ValueError:
@@ -480,12 +503,18 @@ def format_time(timestamp: str) -> str:
 
 
 def describe_status(status: str) -> str:
-    """Return the meaning of a status; "" for a status of a later version."""
+    """Return the meaning of a row's status, such as `corrupt_image`.
+
+    The result is "" for a status that only a later version of Touchstone knows.
+    """
     return Status(status).meaning if status in set(Status) else ""
 
 
 def describe_reason(word: str) -> str:
-    """Return the text that explains an abstain reason; an unknown reason is returned unchanged."""
+    """Return the text that explains why a verdict is `abstain`.
+
+    `word` is the reason as a row has it. A reason of another version is returned unchanged.
+    """
     return Reason(word).meaning if word in set(Reason) else word
 
 
@@ -498,7 +527,11 @@ def reasons(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
 
 
 def explain_abstention(word: str, detail: str | None) -> str:
-    """Return the text that explains why the verdict of one image abstains, with any details."""
+    """Return the text that explains why the verdict of one image is `abstain`.
+
+    `word` is the reason as the row has it. `detail` is the part that differs between images, such
+    as a value, or None.
+    """
     return f"{describe_reason(word)}: {detail}" if detail else describe_reason(word)
 
 
@@ -511,13 +544,19 @@ def describe_own_failures(number: int) -> str:
 
 
 def ordered_statuses(statuses: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Return the (status, count) pairs: `ok` first, then by descending count, without zeros."""
+    """Return statuses with their counts: `ok` first, then the others in descending order.
+
+    Statuses that did not occur are left out.
+    """
     present = [(status, number) for status, number in statuses.items() if number]
     return sorted(present, key=lambda item: (item[0] != Status.OK, -item[1], item[0]))
 
 
 def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
-    """Return the `limit` highest counts in descending order, and one entry for all others."""
+    """Return the `limit` highest counts with their names, in descending order.
+
+    One more entry, such as ("3 others", 12), sums up the rest. Zeros are left out.
+    """
     ranked = sorted(
         ((name, number) for name, number in counts.items() if number),
         key=lambda item: (-item[1], item[0]),
@@ -529,7 +568,7 @@ def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
 
 
 def headline(run: "RunSummary") -> str:
-    """Describe the result of a run in one sentence."""
+    """Describe the result of a run in one sentence: its files by verdict, and those not scored."""
     if not run.members:
         return "No files: there was nothing to score."
     if run.members == run.statuses.get(Status.UNSUPPORTED_FORMAT, 0):
@@ -553,12 +592,18 @@ def headline(run: "RunSummary") -> str:
 
 
 def name_metric(key: str) -> str:
-    """Return the name of a metric; for an unknown key, the key with spaces for underscores."""
+    """Return the name to show for the key of a metric, such as `tpr_at_fpr_1`.
+
+    An unknown key is returned with spaces for underscores.
+    """
     return MEANINGS[key].words if key in MEANINGS else truncate(key.replace("_", " "), 60)
 
 
 def format_metric(key: str, value: float | None) -> str:
-    """Format a value of a metric: fractions in per cent, losses with three decimals, others with four."""
+    """Format a value of the metric with this key; a dash for None.
+
+    Fractions are in per cent. Losses have at least three decimals, other values have four.
+    """
     if key in MEANINGS and MEANINGS[key].is_share:
         return percent(value)
     if key in ("log_loss", "loss"):

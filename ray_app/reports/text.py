@@ -29,8 +29,8 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
 
     A folder that all files share is shown once, above the table. Missing values are dashes. If
     findings do not include the verdict, another column shows it; without findings, it shows all
-    verdicts. If a profile named generators, the last column shows the nearest one of each row that
-    is not called real.
+    verdicts. If the run has a profile, which names the nearest known generator of each image, the
+    last column shows that name for rows that are not called real.
 
     Args:
         rows: Result rows with `uri`, `member`, `finding`, `verdict`, `probability`, `score`,
@@ -104,6 +104,9 @@ def table(
         rows: Cells of each row.
         width: Width of the terminal in columns.
         right: Indices of columns of numbers, which are aligned to the right.
+
+    Returns:
+        The lines; none if there are neither headers nor rows.
     """
     from rich.console import Console
     from rich.table import Table
@@ -147,10 +150,10 @@ def paragraph(text: str, width: int) -> list[str]:
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return the lines to print after a run: results, warnings, speed, and next commands.
+    """Return the lines to print after a scoring run: results, warnings, speed, and next commands.
 
     Args:
-        summary: The content of `summary.json`.
+        summary: The content of `summary.json` in the run directory.
 
     Returns:
         The lines, the first of which is the headline.
