@@ -1,7 +1,8 @@
 """Render the page of an audit (`render_audit`), and format its results (`audit_lines`).
 
-A person looks at the images on the page to label them. The page shows neither scores nor verdicts,
-so that they do not influence the labels. It has no scripts and loads nothing.
+An audit (`touchstone runs audit`) estimates the error rates of a run from a sample of its images
+that a person labels. The person looks at the images on the page. It shows neither scores nor
+verdicts, so that they do not influence the labels. It has no scripts and loads nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,9 @@ def render_audit(
     """Render the HTML page that shows the images of an audit to the person who labels them.
 
     Args:
-        facts: The content of `audit.json`.
-        images: `image_id`, `uri`, and `member` of each image, in the order of sample.csv.
+        facts: The content of `audit.json`, which describes the sample.
+        images: `image_id`, `uri`, and `member` of each image, in the order of sample.csv. `member`
+            is the path in a container, such as a tar file, or None.
         pictures: JPEG bytes by `image_id`, for the images that could be read.
     """
     uris = {image_id: jpeg_uri(data) for image_id, data in pictures.items()}
@@ -37,8 +39,9 @@ def render_audit(
 def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     """Return the results of an audit as lines for the terminal.
 
-    `document` is the content of `result.json`. Lines have at most `width` columns, unless a word is
-    longer.
+    The lines show the estimated rates, such as precision and recall, and the counts of each
+    stratum. `document` is the content of `result.json` in the folder of the audit. Lines have at most
+    `width` columns, unless a word is longer.
     """
     lines = text.paragraph(
         f"{document['labelled']:,} of {document['drawn']:,} drawn images labelled, of {document['scored']:,} with a verdict "

@@ -1,6 +1,7 @@
 """The result of `touchstone detectors calibrate`, and how it is printed.
 
-`Calibration` has the result, and `calibration_lines` formats it for the terminal.
+A calibration chooses the thresholds of an ensemble on labelled images, and writes them to a card
+(YAML). `Calibration` has the result, and `calibration_lines` formats it for the terminal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +24,15 @@ class Calibration:
         card: The card as it was written.
         path: Path of the card.
         run: URL of the labelled run.
-        labels: Name of the labels in messages, such as their path.
+        labels: Name of the labels to show, such as their path.
         detectors: Names of the detectors in the run.
         used: Number of labelled images that were used.
         labelled: Number of labelled rows of the run.
         left_out: Number of labelled images that were not used, by reason.
         remarks: Sentences on the run and the labels.
-        miss: The requested limit of the fraction of fakes at or below the threshold `real_below`.
-        held_out: Path of the labels of the held-out part.
+        miss: Maximum fraction of held-out fakes at or below the threshold `real_below` of the card,
+            which the user requested.
+        held_out: Path of the labels of the held-out part: images that did not choose a threshold.
         commands: Commands that evaluate the card on the held-out part.
     """
 

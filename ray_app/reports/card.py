@@ -22,13 +22,13 @@ _MAX_LICENCE_WIDTH = len("CC-BY-NC-SA-4.0")
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A detector and its state on this machine.
+    """A line of `touchstone detectors list`: a detector and its state on this machine.
 
     Attributes:
         card: The card of the detector.
         accepted: Whether its licence is accepted.
         has_weights: Whether its weights are on this machine.
-        variants: Entries of its variants.
+        variants: Entries of its variants, which are used as `DETECTOR:VARIANT`.
     """
 
     card: DetectorCard
@@ -94,7 +94,10 @@ def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
 
 
 def describe_input(card: DetectorCard) -> str:
-    """Describe the input size of a detector's network: a fixed size, or the image's own size."""
+    """Describe the size of the images that a detector's network sees, such as "224 × 224".
+
+    The result is "native" if the network takes images in their own size.
+    """
     shape, resize = card.preprocessing.shape, card.preprocessing.resize
     if shape:
         return f"{shape[1]} × {shape[0]}"
@@ -107,9 +110,10 @@ def describe_input(card: DetectorCard) -> str:
 
 
 def speed_class(card: DetectorCard) -> str | None:
-    """Return the name of a detector's speed class, by its number of multiply-adds per image.
+    """Return the speed class of a detector: "fast", "medium", "slow", or "very slow".
 
-    The result is None if the card does not state this number.
+    The class follows from the multiply-adds per image that the card states. The result is None if
+    the card does not state them.
     """
     if card.size is None:
         return None

@@ -1,8 +1,8 @@
 """Show the verdicts of `touchstone check` as a page, as lines for the terminal, or as CSV.
 
-`render_check` writes the page: tiles, or a report for a single image. `check_lines` returns a table
-with explanations, `csv_lines` the lines of a CSV file. A text that many files share is shown once
-(`group_texts`).
+`render_check` renders the page: tiles, or a report for a single image. `check_lines` returns a
+table with explanations, `csv_lines` the lines of a CSV file. A text that many files share is shown
+once (`group_texts`).
 
 Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `finding`, `grounds`,
 `verdict`, `verdict_reason`, `verdict_detail`, `probability`, `calibrated`, `score`, `scores` (by
@@ -81,16 +81,17 @@ ALWAYS = (
 
 
 class CheckFacts(NamedTuple):
-    """Facts on the ensemble that gave the verdicts.
+    """Facts on the ensemble of detectors that gave the verdicts of a check.
 
     Attributes:
         name: Name of the ensemble.
         title: Title of the ensemble.
-        demonstration: Whether it is only a demonstration.
+        demonstration: Whether a detector of it is only a demonstration.
         blind_to: Sentences on what its detectors cannot detect.
         thresholds: Its thresholds and their error rates.
         detectors: Titles of its detectors by name.
-        fingerprint: Fingerprint of the scoring settings; "" if it was not computed.
+        fingerprint: Digest of all settings that determine scores and verdicts; "" if it was not
+            computed.
         made_at: Time of the check (ISO 8601).
         confidence: Confidence of the upper bound of its false-positive rate. None for the default.
     """
@@ -107,7 +108,11 @@ class CheckFacts(NamedTuple):
 
     @classmethod
     def from_spec(cls, spec: ScoringSpec, fingerprint: str = "") -> "CheckFacts":
-        """Return the facts of the ensemble in `spec`; the current time is the time of the check."""
+        """Return the facts of the ensemble in a scoring specification.
+
+        The current time becomes the time of the check. `spec` has the cards of the ensemble and of
+        its detectors. `fingerprint` is the digest of the scoring settings, or "" if unknown.
+        """
         cards, now = spec.cards.values(), datetime.now(UTC).isoformat(timespec="seconds")
         titles = {name: card.title for name, card in spec.cards.items()}
         is_demonstration = any(card.demonstration for card in cards)
@@ -123,12 +128,14 @@ class CheckFacts(NamedTuple):
 
 
 class SharedText(NamedTuple):
-    """A text that several files share, except for its numbers.
+    """An explanation that several files share, such as the reason why they have no verdict.
+
+    The texts of the files may differ in their numbers.
 
     Attributes:
         text: The text of the first file.
         first: Name of the first file.
-        files: Number of files.
+        files: Number of files that share the text.
     """
 
     text: str
@@ -137,7 +144,7 @@ class SharedText(NamedTuple):
 
     @property
     def who(self) -> str:
-        """Phrase for the terminal: the name of the file, or the number of files and the first."""
+        """Names the files on the terminal, such as "cat.jpg" or "3 files, the first cat.jpg"."""
         first = wording.truncate(self.first, _MAX_WIDTH)
         return (
             first
@@ -149,8 +156,11 @@ class SharedText(NamedTuple):
 def group_texts(texts: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
     """Group texts that differ only in numbers, so that each is shown once.
 
-    `texts` has (name of the file, text) pairs. Keys of the result are texts without numbers, the
-    most frequent first.
+    Args:
+        texts: (name of the file, text) pairs.
+
+    Returns:
+        The groups, the most frequent first. Their keys are the texts after `mask_numbers`.
     """
     first, counts = dict[str, tuple[str, str]](), Counter[str]()
     for name, text in texts:
@@ -161,7 +171,7 @@ def group_texts(texts: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
 
 
 def mask_numbers(text: str) -> str:
-    """Replace all numbers by 0, so that texts that differ only in numbers become equal."""
+    """Replace each number in a text by 0, so that texts that differ only in numbers become equal."""
     return _NUMBERS.sub("0", text)
 
 
@@ -347,10 +357,13 @@ def _provenance_rows(provenance: Mapping[str, Any] | None) -> list[tuple[str, st
 def check_lines(
     rows: Sequence[Row], names: Sequence[str], facts: CheckFacts, width: int
 ) -> list[str]:
-    """Return a table of verdicts, explanations of missing ones, and the limits of all verdicts.
+    """Return the result of `touchstone check` as lines for the terminal.
+
+    The lines are a table of verdicts, explanations of missing verdicts, grounds of findings, and
+    sentences on error rates and limits of all verdicts.
 
     Args:
-        rows: The rows.
+        rows: The rows, as `touchstone check --json` prints them.
         names: The name to show for each row.
         facts: Facts on the ensemble.
         width: Width of the terminal in columns.
@@ -401,7 +414,10 @@ def _format_ground(ground: Mapping[str, Any]) -> str:
 
 
 def explain(row: Row) -> str:
-    """Return the reason why a row has no score or its verdict abstains; "" for other rows."""
+    """Return the reason why a row has no score, or why its verdict is `abstain`.
+
+    The result is "" for rows with another verdict.
+    """
     if row["status"] != "ok":
         return row.get("detail") or wording.describe_status(row["status"]) or str(row["status"])
     return (

@@ -1,6 +1,7 @@
-"""The result of a comparison of two runs (`Comparison`), and its lines (`comparison_lines`).
+"""The result of `touchstone compare` (`Comparison`), and its lines (`comparison_lines`).
 
-Texts of both runs are untrusted and therefore escaped.
+The command shows what changed between two runs, A and B. Texts of both runs are untrusted and
+therefore escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ class ScoreDifference:
 
 @dataclass(frozen=True)
 class MetricDifference:
-    """A metric of one system in A and in B on the same labelled images.
+    """A metric of one system in run A and in run B on the same labelled images.
 
     Attributes:
         system: Name of the detector, or `ensemble`.
@@ -96,8 +97,9 @@ class Comparison:
         scores: Differences of scores by system.
         labels: Name of the labels. None without labels.
         labelled: Number of shared images with a label.
-        groups: Number of generators (key `fake`) and of sources (key `real`) if intervals are for
-            further generators and sources. 0 if intervals are for further images only.
+        groups: Number of generators (key `fake`) or sources (key `real`) that the intervals rest
+            on, if they are for further generators or sources. 0 if they are for further images of
+            the same ones.
         metrics: Differences of metrics by system; empty without labels.
     """
 

@@ -1,4 +1,8 @@
-"""Format an index, its splits, and leaks between them as lines for the terminal."""
+"""Format an index of labelled images, its splits, and leaks between them for the terminal.
+
+An index is a table of images with their labels. A leak is an image, or a near duplicate, that is in
+two splits.
+"""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +44,7 @@ def split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     """Yield lines on how an index was split, and the commands to run next.
 
     Args:
-        document: The content of split.json.
+        document: The content of `split.json`, which `touchstone data split` writes.
         out: The directory of the split index.
     """
     images = wording.pluralize(document["images"], "image")

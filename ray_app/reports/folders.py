@@ -5,9 +5,9 @@ from ray_app.storage import urls
 
 
 def describe_closed_folders(count: int, example: str) -> str:
-    """Return a sentence on folders that could not be listed; "" if `count` is 0.
+    """Return a sentence on folders that could not be listed, with the option that leaves one out.
 
-    `example` is the URL of one of these folders.
+    `example` is the URL of one of the `count` folders. The result is "" if `count` is 0.
     """
     if not count:
         return ""

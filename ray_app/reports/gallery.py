@@ -22,7 +22,7 @@ class GalleryTile(NamedTuple):
     """One image of a gallery.
 
     Attributes:
-        row: The result row (`runs.schema`).
+        row: The result row of the image, with the columns of `ray_app.runs.schema`.
         picture: JPEG bytes of the image. None if it cannot be shown.
         why: Reason why `picture` is None; "" if it is not.
     """
@@ -33,7 +33,12 @@ class GalleryTile(NamedTuple):
 
 
 class PageNumber(NamedTuple):
-    """Number of a page, from 1, and the number of all pages."""
+    """The position of a page in a gallery.
+
+    Attributes:
+        page: Number of the page, from 1.
+        pages: Number of all pages.
+    """
 
     page: int
     pages: int
@@ -61,7 +66,7 @@ def render_gallery_page(
         tiles: The tiles of the page.
         place: Number of the page, and of all pages.
         run: URL of the run.
-        shown: Description of the images of the run that the gallery shows.
+        shown: Text that describes which images of the run the gallery shows.
         images: Number of images on all pages.
         first: Number of the first tile of the page among all images, from 1.
         version: Version of Touchstone.

@@ -1,4 +1,4 @@
-"""Render pages with Jinja (`render`).
+"""Render HTML pages of reports with Jinja (`render`).
 
 All text is escaped as HTML, and `escape_invisible` escapes characters that would hide or reorder text.
 """
@@ -38,7 +38,11 @@ def render_in_pieces(template: str, **facts: Any) -> Iterator[str]:
 
 
 def script_hash(template: str) -> str:
-    """Return the SHA-256 of a script template in base64, for a Content-Security-Policy."""
+    """Return the SHA-256 of a script of the folder `templates/`, in base64.
+
+    The page that includes the script names this hash in its Content-Security-Policy, which allows
+    no other script.
+    """
     return base64.b64encode(hashlib.sha256(render(template).encode()).digest()).decode()
 
 
@@ -68,8 +72,9 @@ def file_link(uri: str, member: str | None, page_folder: str = "") -> str | None
             both have a common folder other than the root. "" for absolute links.
 
     Returns:
-        A `file://` or `https://` link, or a relative one. None for files in containers and buckets,
-        and for URLs with a user, a password, or a query, because reports are passed on.
+        A `file://` or `https://` link, or a relative link. None for files in containers and
+        buckets. None also for URLs with a user, a password, or a query: these can be secret, and
+        reports are passed on.
     """
     if member is not None or not uri.isprintable():
         return None
@@ -89,7 +94,7 @@ def file_link(uri: str, member: str | None, page_folder: str = "") -> str | None
 
 
 def settings(value: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a nested mapping as (dotted key, value) pairs, at most 500 of them."""
+    """Flatten nested settings for a table: return (dotted key, value) pairs, at most 500 of them."""
     return list(_flatten(value))[:_MAX_SETTINGS]
 
 
