@@ -40,8 +40,8 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     """Return the results of an audit as lines for the terminal.
 
     The lines show the estimated rates, such as precision and recall, and the counts of each
-    stratum. `document` is the content of `result.json` in the folder of the audit. Lines have at most
-    `width` columns, unless a word is longer.
+    stratum. `document` is the content of `result.json` in the folder of the audit. Lines have at
+    most `width` columns, unless a word is longer.
     """
     lines = text.paragraph(
         f"{document['labelled']:,} of {document['drawn']:,} drawn images labelled, of {document['scored']:,} with a verdict "

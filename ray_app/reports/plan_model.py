@@ -1,6 +1,8 @@
 """The result of `touchstone plan`: `Plan`. `--json` prints it, and `plan_lines` formats it.
 
-Fields for parts that a plan does not have, such as a cascade or a profile, are None.
+The command predicts the time and the cost of a scoring run. A member is a file of the archive that
+the run would score. Fields for parts that a plan does not have, such as a cascade or a profile, are
+None.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,13 @@ from ray_app.metrics.values import NOT_MEASURED, MetricValue
 
 @dataclass(frozen=True)
 class PlannedKind:
-    """Number and size of the members that are separate files, or in containers of one format."""
+    """The members (files to score) that are separate files, or in containers of one format.
+
+    Attributes:
+        members: Number of members.
+        size_bytes: Total size of the members whose size is known.
+        containers: Number of containers, such as tar files. 0 for separate files.
+    """
 
     members: int = 0
     size_bytes: int = 0
@@ -21,10 +29,17 @@ class PlannedKind:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """Progress of the run that the command would continue.
+    """Progress of the existing run that a command would continue.
+
+    A block is a fixed range of members that is scored and stored together.
 
     Attributes:
-        state: `begun`, `unfinished`, or `finished`.
+        url: The run directory.
+        state: `begun` if its listing did not finish, `unfinished`, or `finished`.
+        blocks_done: Number of blocks that are scored.
+        members_done: Number of members of these blocks.
+        blocks_left: Number of blocks to score.
+        members_left: Number of members to score.
     """
 
     url: str = ""
@@ -37,9 +52,15 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlannedNodes:
-    """Machines of one type in the cluster.
+    """Machines of one type in the cluster that a plan assumes.
 
     Attributes:
+        name: Name of the type.
+        count: Number of machines.
+        cpus: Cores of one machine.
+        gpus: GPUs of one machine.
+        gpu: Model of the GPUs.
+        memory_gb: Memory of one machine in GB. None if it is not known.
         price_per_hour: Price of one machine.
     """
 
@@ -54,9 +75,13 @@ class PlannedNodes:
 
 @dataclass(frozen=True)
 class PlannedCluster:
-    """All machines of the cluster that the plan assumes.
+    """All machines of the cluster that a plan assumes.
 
     Attributes:
+        name: Name of the cluster.
+        cpus: Number of cores of all machines.
+        gpus: Number of GPUs of all machines.
+        price_per_hour: Price of all machines.
         nodes: Machines by type. Empty if only the number of cores and GPUs is known.
     """
 
@@ -69,9 +94,13 @@ class PlannedCluster:
 
 @dataclass(frozen=True)
 class PlannedGuarantee:
-    """The guarantee of the card of the ensemble.
+    """The bound on false positives that the card of the planned ensemble guarantees.
 
     Attributes:
+        target_fpr: The stated false-positive rate.
+        confidence: Confidence of the bound, such as 0.95.
+        upper_bound: Upper bound of the rate that the calibration measured.
+        population: Description of the images of the calibration.
         otherwise: Settings of the run for which the guarantee does not hold.
     """
 
@@ -84,10 +113,12 @@ class PlannedGuarantee:
 
 @dataclass(frozen=True)
 class PlannedProfile:
-    """The identifier and the describer of the planned run, which name generators and prompts.
+    """The identifier and the describer of the planned run.
 
     Attributes:
-        describe: Which images the describer describes.
+        identifier: Name of the identifier, which names the generator of each image.
+        describer: Name of the describer, which predicts prompts of images.
+        describe: `all` if the describer describes all images, `flagged` for those called fake.
         share: Fraction of the images that are described. None if no probe measured it.
     """
 
@@ -99,10 +130,12 @@ class PlannedProfile:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """An input tensor of detectors, made by one preprocessing for all detectors that share it.
+    """An input tensor, made by one preprocessing for all detectors that share it.
 
     Attributes:
+        preprocessing: Settings of the preprocessing that differ from defaults.
         shape: (height, width) in pixels. None if images keep their size.
+        detectors: Names of the detectors.
     """
 
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
@@ -112,7 +145,12 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class PlannedBackbone:
-    """A backbone network. It runs once per image for each group of detectors."""
+    """A backbone network that several detectors can share.
+
+    Attributes:
+        name: Name of the backbone.
+        runs_once_for: Groups of detectors. The backbone runs once per image for each group.
+    """
 
     name: str
     runs_once_for: Sequence[Sequence[str]] = ()
@@ -142,7 +180,13 @@ class PlannedMemory:
 
 @dataclass(frozen=True)
 class PlannedListing:
-    """Cost of listing the source."""
+    """The work of listing the source for a plan.
+
+    Attributes:
+        seconds: Duration.
+        gets: Number of GET requests.
+        bytes_read: Bytes that were read.
+    """
 
     seconds: float = 0.0
     gets: int = 0
@@ -151,7 +195,13 @@ class PlannedListing:
 
 @dataclass(frozen=True)
 class ProbeExample:
-    """A member of the scored sample that was rejected, and the reason."""
+    """A file of the probe that has no score.
+
+    Attributes:
+        uri: The file, or its container.
+        member: Path in the container. None if the file is not in a container.
+        detail: Reason why it has no score.
+    """
 
     uri: str
     member: str | None
@@ -160,14 +210,19 @@ class ProbeExample:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Results of the probe, which scores a small sample of the members.
+    """Results of the probe, which scores a sample of the members to measure the speed of a run.
 
     Attributes:
+        members: Number of members in the sample.
+        scored: Number of members that detectors scored. 0 if the sample was only decoded.
         score_basis: `measured` or `estimated`, for the time of the detectors.
-        processes: Number of processes that scored the sample.
-        refused: Number of rejected members.
-        refused_share: Fraction of rejected members, with its 95 % interval.
-        examples: The first rejected members by status.
+        device: Device of the planned run, such as `cpu`.
+        processes: Number of processes that worked on the sample.
+        statuses: Number of members by status.
+        refused: Number of members with a status other than `ok`.
+        refused_share: Fraction of such members, with its 95 % interval.
+        examples: The first of such members by status.
+        bytes_per_member: Mean size of a member.
     """
 
     members: int = 0
@@ -184,13 +239,15 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class PlannedCascade:
-    """The two stages of the cascade in the planned run.
+    """The cascade of the planned run, which scores only doubtful images with all detectors.
 
     Attributes:
-        first: Detectors of the first stage.
-        second: Detectors of the second stage.
-        share: Expected fraction of the images in the second stage.
-        seconds_per_image: Core seconds per image of the archive, by stage.
+        first: Detectors of the first stage, which score all images.
+        second: Detectors of the second stage, which score doubtful images and a random sample.
+        share: Fraction of the images in the second stage: that of the probe if it scored its
+            sample, else the one that the card of the ensemble expects.
+        seconds_per_image: Core seconds per image of the archive, by stage (`first`, `second`).
+            None if the probe did not score its sample.
     """
 
     first: Sequence[str] = ()
@@ -204,9 +261,13 @@ class PlannedStage:
     """The maximum rate of one stage of the run, such as decoding.
 
     Attributes:
-        seconds_per_image: Seconds per image. None if not known.
-        images_per_s: Maximum rate. None if not known.
+        stage: Name of the stage.
+        seconds_per_image: Seconds that one process needs per image of the archive. None if not
+            known.
+        images_per_s: Rate of the stage if its processes did nothing else. None if not known.
+        processes: Number of processes.
         basis: `measured`, `estimated`, or `unknown`.
+        detectors: Detectors that the processes run. Empty for stages without detectors.
     """
 
     stage: str
@@ -222,8 +283,10 @@ class PlannedBottleneck:
     """The stage that limits the rate of the planned run.
 
     Attributes:
+        stage: Name of the stage.
         advice: How to raise the rate.
-        scorers_busy: Fraction of the time in which scorers work.
+        scorers_busy: Fraction of the time in which the scorers, the processes that run detectors,
+            work. None if the run has no separate scorers.
     """
 
     stage: str
@@ -236,7 +299,14 @@ class PlannedTime:
     """Predicted rate and hours of a run, without the time to start new machines.
 
     Attributes:
-        assumed_gmac_per_s: The assumed speed of a GPU if none could be measured.
+        images_per_s: Rate of the run. None if there is nothing to score.
+        hours: Hours to start the processes, to list the source, and to score all members.
+        bytes_per_s: Bytes per second that are read from the source.
+        starting_s: Seconds to start the processes; part of `hours`.
+        listing_s: Seconds to list the source; part of `hours`.
+        basis: `measured` or `estimated`, for the time of the detectors, or `nothing to do`.
+        assumed_gmac_per_s: Assumed speed of a GPU, in billions of multiply-adds per second, if its
+            speed could not be measured. None if the rate is measured.
     """
 
     images_per_s: float | None = None
@@ -257,6 +327,7 @@ class PlannedDetector:
         spent_ms: Milliseconds per image with the other detectors. The first detector of a shared
             backbone includes the time of the backbone.
         share: Fraction of the total time per image.
+        basis: `measured`.
     """
 
     ms_per_image: float | None = None
@@ -267,7 +338,13 @@ class PlannedDetector:
 
 @dataclass(frozen=True)
 class PlannedRequests:
-    """Minimum numbers of requests of a run that a store bills."""
+    """Minimum numbers of requests of a run that an object store bills.
+
+    Attributes:
+        list: Number of LIST requests.
+        get: Number of GET requests.
+        put: Number of PUT requests.
+    """
 
     list: int = 0
     get: int = 0
@@ -275,7 +352,7 @@ class PlannedRequests:
 
     @property
     def any(self) -> bool:
-        """Whether any number of requests is above 0."""
+        """Whether the run sends any request that a store bills."""
         return bool(self.list or self.get or self.put)
 
 
@@ -286,6 +363,7 @@ class PlannedCost:
     Attributes:
         compute: Cost of the machines. None if the hours are not known.
         egress: Cost of bytes out of the store.
+        total: Sum of the known costs.
         compute_share: Fraction of the total that is compute. None if nothing has a price.
         per_1000_members: Cost per 1,000 members. None if the hours are not known.
     """
@@ -299,10 +377,12 @@ class PlannedCost:
 
 @dataclass(frozen=True)
 class PlannedStops:
-    """The limits at which the run stops.
+    """The limits at which the planned run stops.
 
     Attributes:
-        share: Fraction of the work that fits into the limits.
+        max_hours: Maximum hours. None for no limit.
+        max_cost: Maximum cost. None for no limit.
+        share: Fraction of the work that fits into the limits. None if the hours are not known.
     """
 
     max_hours: float | None = None
@@ -312,18 +392,34 @@ class PlannedStops:
 
 @dataclass(frozen=True)
 class Plan:
-    """The work and the cost of a scoring run.
+    """The result of `touchstone plan`: the predicted work and cost of a scoring run.
 
     Attributes:
+        members: Number of members: files of the archive that the run would score.
+        size_bytes: Total size of the members whose size is known.
         unknown_sizes: Number of members whose size is only known after they are read.
-        run: The run that would be continued.
+        kinds: Members that are separate files (`files`), or by format of their containers.
+        refused_in_listing: Number of members that the listing rejects, by status.
+        run: The run that would be continued. None for a new run.
         unlike: How the archive differs from the images of the calibration, if all verdicts abstain
             because of this difference; else None. It comes from the last summary of the run, or
             else from the sample.
+        views: Names of perturbations, which are scored in addition to the images. None if there are
+            none.
+        features: Number of values per image of each embedding that the run stores, by name.
+        pools: Groups of detectors that run in separate processes.
+        kind: `fused` if each process runs all stages, `split` if stages have their own processes.
+        layout: Description of the processes.
+        block_members: Maximum number of members in a block, which is scored and stored together.
+        gmac_per_image: Billions of multiply-adds of the detectors per image.
+        blocks: Number of blocks to score.
         groups: Groups of detectors that take turns in each worker, because they do not fit into
-            memory together.
-        costs: Time by detector. `costs`, `probe`, `bottleneck`, and `forecast` are None without a
+            memory together. None if all fit.
+        costs: Time by detector. `costs`, `probe`, `cascade`, and `bottleneck` are None without a
             probe.
+        stages: Rates of the stages of each pool. Empty without a probe.
+        forecast: Predicted time. None without a probe, if there are members to score.
+        bytes_read: Bytes that the run and its listing read from the source.
     """
 
     members: int = 0
