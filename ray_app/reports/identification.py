@@ -1,6 +1,7 @@
 """Report the training of an identifier or a describer, as an HTML page and as lines.
 
-All texts of a training are untrusted and therefore escaped.
+An identifier names the generator of an image, or gives no name if the image resembles no generator
+that it knows. A describer predicts the prompt of an image. All texts of a training are untrusted and therefore escaped.
 """
 
 from collections.abc import Mapping
@@ -72,8 +73,9 @@ class UnknownGenerator:
         name: Name of the generator.
         n: Number of its images.
         abstained: Fraction of its images that were given no name.
-        nearest: The name that its images were given most often.
-        nearest_n: Number of images with that name.
+        nearest: The known generator that is the nearest to most of its images, whether they were
+            given that name or no name.
+        nearest_n: Number of images whose nearest known generator is `nearest`.
     """
 
     name: str = ""
@@ -85,7 +87,7 @@ class UnknownGenerator:
 
 @dataclass(frozen=True)
 class NamedSplit:
-    """Metrics on the generator names that an identifier gave to the images of one split.
+    """Metrics on how well an identifier names the generators of the images of one split.
 
     Attributes:
         n_known: Number of images of known generators.
@@ -93,7 +95,7 @@ class NamedSplit:
         n_real: Number of real images.
         figures: Metrics by the keys of `FIGURES`.
         classes: Metrics of each known generator.
-        pairs: Confusions: true name, wrong name, number of images.
+        pairs: Confusions of known generators: true name, wrong name, number of images.
         unknown: Metrics of each unknown generator.
     """
 
@@ -107,7 +109,7 @@ class NamedSplit:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "NamedSplit":
-        """Make the metrics of a split from a mapping of field names to values."""
+        """Make the metrics of a split from the values of their fields by name."""
         return TypeAdapter(cls).validate_python(content)
 
 
@@ -116,15 +118,23 @@ class IdentifierTraining:
     """The content of `metrics.json` of the training of an identifier.
 
     Attributes:
+        method: Method of the training in the recipe.
+        out: Directory of the training.
+        detector: Name of the detector whose embeddings the identifier classifies.
+        head: Kind of the classifier of embeddings: `linear` or `cosine`.
+        level: `generator` or `family`: what a class is.
         classes: Number of training images of each class.
-        families: Family of each class.
+        families: Family (base architecture) of each class.
         left_out: Number of images by class, for classes that had too few images to train on.
         held_out: Generators that are not in training.
-        c: Regularisation of the regression, which has the lowest of `log_losses`.
-        log_losses: Log loss by value of `c`.
-        temperature: Temperature of the calibration. None without calibration.
+        c: Inverse strength of the penalty of the classifier: the value with the lowest log loss.
+        log_losses: Mean log loss, by value of `c`, on images that the classifier did not see.
+        temperature: Number that divides the logits to calibrate probabilities. 1 without
+            calibration.
         calibration_note: Reason why there is no calibration. None if there is one.
-        open_set: Rule of the card by which an image is given no name.
+        open_set: Rule of the card by which an image is given no name. None if all get a name.
+        validation: Metrics on the validation split, which chose the threshold of `open_set`.
+        test: Metrics on the test split. None without a test split.
         unreadable: Number of images that could not be read.
         unreadable_files: The first of the unreadable images. None if there are none.
         seconds: Duration of the training.
@@ -244,7 +254,10 @@ def identifier_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def identifier_plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """Return the plan of a dry run of an identifier's training as lines for the terminal."""
+    """Return what the training of an identifier would do, as lines for the terminal.
+
+    `plan` is the result of a dry run (`touchstone train --dry-run`).
+    """
     open_set = plan["open_set"]
     lines = [
         f"{plan['name']}: a {plan['head']} head over {len(plan['classes'])} classes ({plan['level']}), "
@@ -273,7 +286,10 @@ def identifier_plan_lines(plan: Mapping[str, Any]) -> list[str]:
 
 
 def describe_open_set(facts: IdentifierTraining) -> str:
-    """Describe the fraction of images that get no name, as requested and as measured."""
+    """Describe in a sentence how many images an identifier leaves without a name.
+
+    The sentence has the requested fraction, and the fractions that were measured on test images.
+    """
     rule = facts.open_set
     if rule is None:
         return "Every image is given a name: no threshold was requested."
@@ -294,7 +310,8 @@ def describe_open_set(facts: IdentifierTraining) -> str:
 def describer_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the results of the training of a describer as lines for the terminal.
 
-    The lines compare the metrics of each split with those of simple baselines.
+    A describer predicts prompts of images. The lines compare its metrics on each split with simple
+    baselines: the prompt of the nearest image, any prompt, and the most frequent prompt.
     """
     lines = [
         f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"
@@ -311,7 +328,10 @@ def describer_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def describer_plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """Return the plan of a dry run of a describer's training as lines for the terminal."""
+    """Return what the training of a describer would do, as lines for the terminal.
+
+    `plan` is the result of a dry run (`touchstone train --dry-run`).
+    """
     counts = ", ".join(f"{split} {count:,}" for split, count in plan["images"].items())
     lines = [f"{plan['name']}: {plan['tier']} by {plan['detector']}; images with prompts: {counts}"]
     if plan["steps"]:

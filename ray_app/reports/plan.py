@@ -1,4 +1,4 @@
-"""Format a plan (`plan_model.Plan`) as lines for the terminal: `plan_lines`."""
+"""Format the result of `touchstone plan` (`plan_model.Plan`) for the terminal: `plan_lines`."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +25,9 @@ Lines = Iterator[tuple[str, str]]
 
 
 def plan_lines(plan: Plan, width: int = OUTPUT_WIDTH) -> list[str]:
-    """Return a plan as lines: the archive, the work per image, machines, rates, and costs.
+    """Return the plan of a scoring run as lines for the terminal.
+
+    The lines describe the archive, the work per image, machines, rates, and costs.
 
     Args:
         plan: The plan.

@@ -63,9 +63,12 @@ _MEANING = {
 
 
 class Rate(NamedTuple):
-    """A measured rate with its 95 % interval.
+    """A measured rate, or an expected number, with its 95 % interval.
 
-    If the number of images is not known, both bounds equal the rate.
+    Attributes:
+        value: The rate or number.
+        low: Lower bound of the interval. It is `value` if the number of images is not known.
+        high: Upper bound of the interval. It is `value` if the number of images is not known.
     """
 
     value: float
@@ -74,13 +77,15 @@ class Rate(NamedTuple):
 
 
 class RightShare(NamedTuple):
-    """The flags to expect from an archive if the fraction `prior` of its images is fake.
+    """The flags to expect from an archive with an assumed fraction of fakes.
+
+    A flag is an image with the verdict `fake`.
 
     Attributes:
-        prior: Fraction of fakes.
+        prior: Assumed fraction of fakes, from 0 to 1.
         flags: Expected number of flags.
         missed: Expected number of fakes that are not flagged.
-        right: Fraction of the flags that is right. None if nothing would be flagged.
+        right: Fraction of the flags that are fakes. None if nothing would be flagged.
         right_low: Lower bound of `right`.
         right_high: Upper bound of `right`.
     """
@@ -95,15 +100,17 @@ class RightShare(NamedTuple):
 
 @dataclass(frozen=True)
 class FalseFlags:
-    """Flags of a run compared with the flags to expect from real images.
+    """Number of flags of a run, compared with the number to expect from real images alone.
+
+    A flag is an image with the verdict `fake`.
 
     Attributes:
         scored: Number of scored images.
         raised: Number of flagged images.
         rate: False-positive rate of the ensemble.
         expected: Number of flags to expect if all images were real.
-        has_interval: Whether `rate` has an interval.
-        shares: Expected flags for each prior.
+        has_interval: Whether `rate` and `expected` have an interval.
+        shares: Expected flags for each assumed fraction of fakes.
     """
 
     scored: int
@@ -122,7 +129,8 @@ class FalseFlags:
 def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
     """Return lines for the terminal on the guarantee of a run's ensemble card.
 
-    `section` is the value of `guarantee` in `summary.json`.
+    The guarantee is a bound on the false-positive rate. `section` is the value of `guarantee` in
+    `summary.json`, or None.
     """
     return [
         f"guarantee: {sentence}"
@@ -160,7 +168,10 @@ def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> lis
 
 
 def profile_lines(profile: ProfileSummary | None) -> list[str]:
-    """Return lines on the profile of a run for the terminal; none without a profile."""
+    """Return lines for the terminal on the profile of a run; none without a profile.
+
+    The profile has the generators and the prompts that were predicted for flagged images.
+    """
     if profile is None or not profile.flagged:
         return []
     lines = []
@@ -240,7 +251,8 @@ def render_run_report(
 def guarantee_sentences(guarantee: GuaranteeSummary | None) -> list[str]:
     """Return sentences on the guarantee of a run's ensemble card and on whether it holds.
 
-    The list is empty if the card has no guarantee.
+    The guarantee is a bound on the false-positive rate. It holds only for images like those of the
+    calibration. The list is empty if the card has no guarantee.
     """
     if guarantee is None or not guarantee.stated:
         return []
@@ -281,9 +293,10 @@ def guarantee_sentences(guarantee: GuaranteeSummary | None) -> list[str]:
 
 
 def unlike_sentence(unlike: str | None) -> str | None:
-    """Return a sentence on an archive that differs from the calibration images; None if it does not.
+    """Return a sentence that all verdicts abstain because the archive is unlike the calibration.
 
-    `unlike` is the difference, as in `guarantee.unlike` of a summary.
+    `unlike` is the difference from the images of the calibration, as in `guarantee.unlike` of a
+    summary. The result is None if `unlike` is None.
     """
     return f"all verdicts abstain: {wording.truncate(unlike, 400)}" if unlike else None
 
@@ -325,11 +338,16 @@ def name_feature(name: str) -> str:
 
 
 def families(counts: Sequence[GeneratorCount]) -> list[tuple[str, int, list[tuple[str, int]]]]:
-    """Return (title, number of flagged images, generators) for each family of generators.
+    """Sum up the flagged images of a run by family of their predicted generators.
 
-    Families and generators are in descending order of their flagged images. The 13th entry sums up
-    the rest. If the only generator of a family has the title of the family, its list of generators
-    is empty.
+    Args:
+        counts: Number of flagged images of each predicted generator.
+
+    Returns:
+        (title, number of flagged images, generators) of each family, in descending order. The
+        generators are (title, number) pairs in the same order. A list has at most 12 entries, and
+        one more that sums up the rest. The generators of a family are empty if its only generator
+        has the title of the family.
     """
     by_family: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for count in counts:
@@ -368,7 +386,9 @@ def beginning(text: str, limit: int = 200) -> str:
 def false_flags(
     thresholds: Thresholds, *, scored: int, raised: int, prior: float | None = None
 ) -> FalseFlags | None:
-    """Compare the flags of a run with the flags to expect from an archive of its size.
+    """Compare the number of flags of a run with the number to expect from an archive of its size.
+
+    A flag is an image with the verdict `fake`.
 
     Args:
         thresholds: Thresholds of the ensemble with their error rates.
@@ -428,9 +448,11 @@ def share_right(prior: float, tpr: float, fpr: float) -> float | None:
 
 
 def limit_sentences(run: RunSummary) -> list[str]:
-    """Return sentences on files that exceed the run's limits: their number, then each limit.
+    """Return sentences on files without a score because they exceed a limit of the run.
 
-    The list is empty if such files are no more than 1 % of all files.
+    The first sentence has the number of such files. A sentence for each limit, such as
+    `max_pixels`, follows with the option that raises it. The list is empty if such files are no
+    more than 1 % of all files.
     """
     rejected = sum(run.refused_by_limits.values())
     if not run.members or rejected <= LOUD_SHARE * run.members:

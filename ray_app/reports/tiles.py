@@ -1,4 +1,7 @@
-"""Prepare the text and the attributes of tiles, which show images with their verdicts on pages."""
+"""Prepare the text and the attributes of tiles on HTML pages.
+
+A tile shows one image with its verdict.
+"""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,13 +15,14 @@ _MAX_PROMPT_CHARACTERS = 160  # A longer prompt is folded.
 
 
 class TileText(NamedTuple):
-    """A text on a tile, such as the generator or the prompt of the image.
+    """A text on a tile of an image, such as the generator or the prompt of the image.
 
     Attributes:
-        term: Heading of the text.
+        term: Heading of the text, such as "Generator, predicted".
         said: The text.
-        opening: The start of a long text. None if the text is short.
-        small: A remark in small print.
+        opening: The start of a long text, which the tile shows until it is unfolded. None if the
+            text is short.
+        small: A remark in small print, such as a probability; "" for no remark.
     """
 
     term: str
@@ -44,7 +48,10 @@ def verdict_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def tile_texts(row: Mapping[str, Any]) -> list[TileText]:
-    """Return the texts on the tile of a row: its label, generators, and prompts."""
+    """Return the texts on the tile of a result row: its label, generators, and prompts.
+
+    Known values, from columns of the source, precede predicted values. Missing values are left out.
+    """
     source_columns = row.get("input") or {}
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")
     generator = generator_in_words(
