@@ -47,8 +47,14 @@ def _metric(value: float | None, interval: tuple[float, float] | None) -> Metric
 class GeneratorFigures:
     """Metrics on the images of one generator, or of one source of real images.
 
-    Generators have the rate `tpr`, and sources of real images have `tnr`. `interval` is the
-    interval of this rate.
+    Attributes:
+        n: Number of images.
+        label: `fake` for a generator, `real` for a source of real images.
+        auc: AUC of a generator against all real images, or of a source against all fakes.
+        auc_interval: 95 % interval of the AUC.
+        tpr: Fraction of a generator's images that are flagged. None for sources of real images.
+        tnr: Fraction of a source's images that are not flagged. None for generators.
+        interval: 95 % interval of `tpr` or `tnr`.
     """
 
     n: int = 0
@@ -61,7 +67,7 @@ class GeneratorFigures:
 
     @property
     def area(self) -> MetricValue:
-        """AUC of the generator with its interval."""
+        """AUC of the generator or source with its interval."""
         return _metric(self.auc, self.auc_interval)
 
     @property
@@ -72,12 +78,15 @@ class GeneratorFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """Metrics of one split (`ray_app.metrics.detection_figures`), and of masks if it has any.
+    """Metrics of a trained detector on one split of the data, such as validation.
+
+    Most are results of `ray_app.metrics.detection_figures`. `pixel_f1` and `pixel_iou` are of masks
+    of altered pixels, if the detector draws them.
 
     Attributes:
         n_real: Number of real images.
         n_fake: Number of fakes.
-        generators: Metrics by generator.
+        generators: Metrics by generator, or by source of real images.
         n: Number of masks.
         unreadable: Number of rows without a score.
     """
@@ -106,12 +115,18 @@ class Figures:
         return _read(cls, content)
 
     def figure(self, name: str) -> MetricValue:
-        """Return a metric of `FIGURES` with its 95 % interval; without a value if not measured."""
+        """Return the metric with this key of `FIGURES`, and its 95 % interval if it has one.
+
+        The result has no value if the metric was not measured.
+        """
         value: float | None = getattr(self, name) if name in FIGURES else None
         return _metric(value, getattr(self, f"{name}_interval", None))
 
     def hardest(self, label: str) -> list[tuple[str, GeneratorFigures]]:
-        """Return the generators of one label by ascending AUC; those without an AUC are last."""
+        """Return the generators (`fake`) or the sources (`real`) by ascending AUC, the hardest first.
+
+        Those without an AUC are last.
+        """
         selected = [
             (name, figures) for name, figures in self.generators.items() if figures.label == label
         ]
@@ -122,7 +137,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class HistoryPoint:
-    """One step of the training, or the mean of several steps."""
+    """A point of the training charts: one step, or the mean of several steps.
+
+    Attributes:
+        step: Number of the step.
+        loss: Training loss.
+        rate: Learning rate.
+        gradient_norm: Norm of the gradients.
+        images_per_s: Images per second.
+    """
 
     step: int = 0
     loss: float = math.nan
@@ -133,11 +156,11 @@ class HistoryPoint:
 
 @dataclass(frozen=True)
 class TrainingMistake:
-    """An image that the network misclassifies.
+    """An image that the trained network misclassifies, as the page shows it.
 
     Attributes:
-        jpeg: Thumbnail, which was encoded again without metadata.
-        label: True label.
+        jpeg: JPEG bytes of a thumbnail, which was encoded again without metadata.
+        label: True label, `real` or `fake`.
         generator: Generator of the image.
         score: Score in log-odds.
         name: Name of the file.
@@ -171,7 +194,12 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class SetAside:
-    """Images of the training sources that are in no split: their number, in total and by reason."""
+    """Images of the training sources that are in no split.
+
+    Attributes:
+        images: Number of these images.
+        why: Number of these images by reason.
+    """
 
     images: int = 0
     why: Mapping[str, int] = field(default_factory=dict)
@@ -179,14 +207,14 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Shared:
-    """Number of images of one split that another split shares.
+    """Numbers of images of one split that have a duplicate in another split.
 
     Attributes:
-        image_id: Images of the same file.
-        sha256: Images with the same bytes.
-        group: Images of the same group.
-        phash: Images with a similar perceptual hash.
-        examples: Examples of shared images.
+        image_id: Number of images that are the same file.
+        sha256: Number of images with the same bytes.
+        group: Number of images of the same group, such as a scene.
+        phash: Number of images with a similar perceptual hash.
+        examples: Examples of such images.
     """
 
     image_id: int = 0
@@ -197,17 +225,17 @@ class Shared:
 
     @property
     def any(self) -> bool:
-        """Whether the two splits share anything."""
+        """Whether the two splits share any image or group."""
         return bool(self.image_id or self.sha256 or self.phash or self.group)
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """Images that pairs of splits share.
+    """Images that pairs of splits share, which make metrics on these splits too favourable.
 
     Attributes:
-        checked: Whether all splits have hashes, by kind of hash. If False, a count of 0 does not
-            show that the splits share nothing.
+        checked: Whether all splits have hashes, by kind of hash (`sha256`, `phash`). If False, a
+            count of 0 does not show that the splits share nothing.
         unhashed: Number of images without a hash, by kind of hash.
         pairs: Shared images by pair of splits.
     """
@@ -266,7 +294,15 @@ class DataFindings:
 
 @dataclass(frozen=True)
 class UnreadableFile:
-    """An image that could not be read, and the number of times that a step needed it."""
+    """An image of a training that could not be read.
+
+    Attributes:
+        split: Name of its split.
+        uri: The file, or its container, such as a tar file.
+        member: Path in the container. None if the file is not in a container.
+        detail: Reason why the image could not be read.
+        times: Number of times that the training tried to read it.
+    """
 
     split: str = ""
     uri: str = ""
@@ -277,18 +313,33 @@ class UnreadableFile:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """The results of a training: the content of `metrics.json`, and data for the HTML page.
+    """The results of the training of a detector.
+
+    The fields are the content of `metrics.json`, and two fields with data for the HTML page.
 
     Attributes:
         out: Directory of the training.
-        metric: Key of the metric by which the best step is chosen.
+        metric: Key of the metric on validation by which the best step is chosen, such as `auc`.
+        best_step: The chosen step. None if no step was chosen yet.
+        best_value: Value of `metric` at this step.
+        steps: Number of steps of the training.
+        seconds: Duration of all steps.
+        wait_s_per_step: Mean seconds that a step waits for data.
         unreadable: Number of images of the training split that could not be read.
         unreadable_files: The first unreadable images of all splits. None if there are none.
         mask_warning: Sentence on masks of fakes that mark nothing or everything. None if there are
             none.
+        calibration: Platt scaling that turns scores into probabilities. None without calibration.
         calibration_note: Reason why there is no calibration. None if there is one.
+        calibration_error: Error of the probabilities on the test split.
+        validation: Metrics on the validation split at the best step.
+        test: Metrics on the test split. None without a test split.
         validations: `step` and metrics of each validation.
+        data: Findings on the data.
+        recipe: Settings of the recipe.
+        environment: Facts that affect time but not the result, such as the device.
         probe: Facts of a linear probe. None for other trainings.
+        card: Facts of the card of the trained detector.
         history: Steps, for the page only.
         mistakes: Misclassified images, for the page only.
     """
@@ -360,7 +411,7 @@ class TrainingFacts:
 
     @property
     def shown_validations(self) -> list[tuple[int, dict[str, float]]]:
-        """Step and metrics of each validation to show: the last 200, and that of the best step."""
+        """(step, metrics) of the validations to show: the last 200, and that of the best step."""
         by_step: dict[int, dict[str, float]] = {}
         for name in FIGURES:
             for step, value in self.validated(name):
@@ -395,7 +446,7 @@ class TrainingFacts:
 
 
 def render_training_report(facts: Mapping[str, Any]) -> str:
-    """Render a training as one self-contained HTML page.
+    """Render the results of the training of a detector as one self-contained HTML page.
 
     `facts` has fields of `TrainingFacts` by name; any of them may be absent. Thumbnails that are not
     JPEG are not shown.
@@ -434,9 +485,10 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
 
 
 def training_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Return the results of a training as lines for the terminal.
+    """Return the results of the training of a detector as lines for the terminal.
 
-    The lines show the chosen step, its metrics, the hardest generators, and the paths of the files.
+    The lines show the chosen step, its metrics, the hardest generators, the report, and the command
+    that scores with the new detector.
     `facts` has fields of `TrainingFacts` by name.
     """
     training = TrainingFacts.from_dict(facts)
@@ -482,7 +534,7 @@ def file_warnings(
     Args:
         unreadable: The first files that could not be read. None if there are none.
         mask_warning: Sentence on masks that mark nothing or everything. None if there are none.
-        out: Directory of the training.
+        out: Directory of the training, which has the full list of unreadable files.
     """
     lines = [f"warning: {wording.escape_invisible(mask_warning)}"] if mask_warning else []
     if unreadable:
@@ -510,7 +562,10 @@ def headline(facts: TrainingFacts) -> str:
 
 
 def describe_calibration(facts: TrainingFacts) -> str:
-    """Describe the calibration of a detector, or why its scores are not probabilities."""
+    """Describe in a sentence how scores become probabilities, or why they do not.
+
+    If the error of the probabilities was measured on test images, the sentence states it.
+    """
     if facts.calibration is None:
         reason = (
             f": {wording.escape_invisible(facts.calibration_note)}"

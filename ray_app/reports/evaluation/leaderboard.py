@@ -48,10 +48,10 @@ class LeaderboardEntry:
 
 
 def leaderboard_lines(entries: Sequence[LeaderboardEntry], metric: str, width: int) -> list[str]:
-    """Return a table of the systems, and sentences on how to read it.
+    """Return the table of `touchstone runs leaderboard`, and sentences on how to read it.
 
     Args:
-        entries: The systems in the order of the table.
+        entries: The systems (detectors and ensembles) in the order of the table.
         metric: Key of the metric that orders the table.
         width: Maximum width of the table in columns.
     """

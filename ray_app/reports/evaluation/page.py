@@ -69,7 +69,7 @@ _TITLES = {"accuracy": "named correctly"}
 
 
 class OpeningBars(NamedTuple):
-    """The bar chart at the top of the page.
+    """The bar chart at the top of the page of an evaluation.
 
     Attributes:
         title: Title of the chart.
@@ -85,13 +85,14 @@ class OpeningBars(NamedTuple):
 
 
 class GroupTable(NamedTuple):
-    """A table of metrics by group of generators.
+    """A table of metrics by group of generators, such as those in the training data and others.
 
     Attributes:
-        system: Title of the system that metrics of detection are of.
+        system: Title of the detector or ensemble that the detection metrics, such as the AUC, are
+            of.
         keys: Keys of the metrics, one for each column.
         heads: Headers of the columns.
-        lines: Each group with its cells.
+        lines: Each group with its metrics, one for each column.
     """
 
     system: str
@@ -260,7 +261,11 @@ def _names_lines(result: EvaluationResult) -> list[str]:
 
 
 def opening_systems(result: EvaluationResult) -> list[SystemResult]:
-    """Return the leading system, then the others in descending order of AUC."""
+    """Return the systems (detectors and ensembles) in the order of the key metrics.
+
+    The leading system, which is the ensemble or else the best detector, is first. The others follow
+    in descending order of AUC.
+    """
     leading = result.leading
     return sorted(
         result.systems,
@@ -269,7 +274,10 @@ def opening_systems(result: EvaluationResult) -> list[SystemResult]:
 
 
 def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
-    """Return a rounded value and its 95 % interval (or "") for each column of `HEADERS`."""
+    """Return the cells of a system in the table of key metrics.
+
+    A cell has the rounded value of a column of `HEADERS`, and its 95 % interval or "".
+    """
     fractions = [
         (percent(metric.value, 0), format_rounded_interval(metric))
         for metric in (system.figure("tpr"), system.flagged)
@@ -285,10 +293,11 @@ def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
 
 
 def opening_bars(result: EvaluationResult, systems: Sequence[SystemResult]) -> OpeningBars | None:
-    """Return the bar chart at the top of the page; None if no system has an AUC.
+    """Return the bar chart at the top of the page of an evaluation.
 
-    The bars show the AUCs of several systems, or for a single system its rates by generator or its
-    AUC.
+    If several systems have an AUC, the bars show their AUCs. Otherwise the bars show the fraction
+    of each generator's images that the leading system judges correctly. If it has such a fraction
+    for fewer than two generators, a bar shows its AUC. The result is None without any value.
     """
     ranked = [
         (system, system.figure("auc"))
@@ -346,7 +355,7 @@ def _make_generator_bars(system: SystemResult, generators: Sequence[GeneratorInf
 
 
 def group_table(result: EvaluationResult) -> GroupTable | None:
-    """Return the table of groups of generators, with every metric that a group has.
+    """Return a table of metrics by group of generators, with every metric that a group has.
 
     The result is None if the evaluation has no groups.
     """
@@ -437,7 +446,7 @@ class Chart(NamedTuple):
 
 
 class ChartGroup(NamedTuple):
-    """Drawings of the same systems, which share a legend.
+    """Charts of the same systems (detectors and ensembles), which share a legend.
 
     Attributes:
         names: Names of the systems in the order of their lines.
@@ -449,7 +458,13 @@ class ChartGroup(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Perturbations that differ only in their strength, the mildest first."""
+    """Perturbations of one kind that differ only in their strength, such as JPEG qualities.
+
+    Attributes:
+        family: Common part of their names, such as "jpeg".
+        views: Names of the perturbations, the mildest first.
+        amounts: Their strengths as text, such as "75".
+    """
 
     family: str
     views: list[str]
@@ -459,7 +474,8 @@ class Series(NamedTuple):
 def system_charts(system: SystemResult, ident: str) -> list[Chart]:
     """Draw a histogram of a system's scores by class, and the reliability of its probabilities.
 
-    A chart without data is left out.
+    The second chart shows the stated probability against the fraction of fakes. A chart without
+    data is left out.
 
     Args:
         system: The system.

@@ -1,6 +1,7 @@
-"""Make the table of a protocol: measured cells, published cells, and their differences.
+"""Make the table of a protocol: measured values, published values, and their differences.
 
-The table is in parts with few columns and rows (`protocol_table`).
+A protocol has the rows and rules of a published table. `protocol_table` returns the table in parts
+with few columns and rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,12 +39,12 @@ class Column(NamedTuple):
 
 
 class TableHead(NamedTuple):
-    """The header of a column: a measured system, or a publication.
+    """The header of a column in the table of a protocol.
 
     Attributes:
-        name: Text of the header.
+        name: Name of the measured system or of the published column, or "difference".
         notes: Signs of its footnotes.
-        is_ours: Whether the column has measured metrics.
+        is_ours: Whether the column has measured metrics or differences, not published values.
     """
 
     name: str
@@ -52,14 +53,15 @@ class TableHead(NamedTuple):
 
 
 class TableCell(NamedTuple):
-    """A cell of the table.
+    """A cell in the table of a protocol.
 
     Attributes:
-        value: The formatted value.
+        value: The formatted value; a dash if there is none.
         ends: The formatted bounds of its interval. None without an interval.
         notes: Signs of its footnotes.
-        seen: Whether its images were in training; "" if it is not known.
-        about: Number of images, and method of the interval.
+        seen: `in-training`, `unseen`, or `unknown`: whether the system was trained on such images.
+            "" for cells without this fact, such as published values.
+        about: Number of images, and method of the interval, such as "of 1,000, jackknife".
     """
 
     value: str
@@ -70,7 +72,14 @@ class TableCell(NamedTuple):
 
 
 class TableLine(NamedTuple):
-    """A row of the table, with its cells."""
+    """A row in the table of a protocol.
+
+    Attributes:
+        name: Name of the row, such as a generator.
+        label: Class of its images, `real` or `fake`; "" for a row below the table.
+        n: Number of its images.
+        cells: One cell for each column.
+    """
 
     name: str
     label: str
@@ -85,7 +94,8 @@ class TablePart(NamedTuple):
         heads: Headers of its columns.
         rows: Its rows.
         footers: Rows below the table.
-        summary: Description of the part if the page shows it folded; else "".
+        summary: Description of the part, such as "24 rows". The page folds all parts but the first,
+            and shows their descriptions instead.
     """
 
     heads: list[TableHead]
@@ -131,13 +141,17 @@ class TablePart(NamedTuple):
 
 
 class Notes(dict[str, str]):
-    """Signs of footnotes by their text, in order of first use.
+    """Signs of the footnotes of a table by their text, in order of first use.
 
     Footnotes on published values have daggers, footnotes on undefined values have letters.
     """
 
     def sign(self, text: str, *, published: bool = False) -> str:
-        """Return the sign of a footnote, and add the footnote if its text is new; "" for ""."""
+        """Return the sign of the footnote with this text, and add the footnote if it is new.
+
+        The sign of a footnote on a published value (`published`) is a dagger, of others a letter.
+        The sign of an empty text is "".
+        """
         if text and text not in self:
             daggers = sum(sign[0] in _DAGGERS for sign in self.values())
             letters = len(self) - daggers
@@ -153,8 +167,8 @@ class Notes(dict[str, str]):
 def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
     """Return the parts of the table of a protocol, and their footnotes.
 
-    The first part, which is not folded, has the rows of real images, of published values, and of
-    the hardest generators.
+    A protocol has the rows and rules of a published table. The first part, which the page does not
+    fold, has the rows of real images, of published values, and of the hardest generators.
     """
     notes, parts = Notes(), []
     columns, meta = _make_columns(result), result.meta

@@ -1,8 +1,9 @@
-"""The result of an evaluation (`EvaluationResult`).
+"""The result of `touchstone evaluate` (`EvaluationResult`).
 
-The result has a table of all metrics in long format, facts on the data and the systems
-(`EvaluationMeta`), and data of the charts of each system. An object with facts, such as
-`GeneratorInfo`, names the `scope` of its metrics in the table.
+The result has a table of all metrics with one row per value (`MetricsTable`), facts on the data and
+the systems (`EvaluationMeta`), and data of the charts of each system. A system is a detector or the
+ensemble. A scope names the images that a metric is of, such as those of one generator. An object
+with facts, such as `GeneratorInfo`, has the scope of its metrics in the property `scope`.
 """
 
 from collections import Counter
@@ -49,7 +50,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class LabelInfo:
-    """The labels, and how they were joined with the rows of the run.
+    """The labels of an evaluation, and how they were joined with the rows of the run.
 
     Attributes:
         name: Path or URL of the labels, without secrets.
@@ -81,7 +82,7 @@ class ProtocolInfo:
         title: Its title.
         source: The publication.
         what: Description of what it measures.
-        threshold: The threshold of all systems.
+        threshold: The threshold of all systems on their scores (log-odds of fake).
         strict: Whether only scores above the threshold are fake, not scores at it.
         averages: Description of its averages.
         notes: Notes on how to read it.
@@ -146,7 +147,7 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class IntervalInfo:
-    """The population that 95 % intervals describe.
+    """The population that the 95 % intervals of an evaluation describe.
 
     Attributes:
         fakes: `generators` for further generators, or `images` for further images of the same ones.
@@ -280,8 +281,8 @@ class SystemInfo:
         title: Its title.
         output: `continuous`, or `binary` for replies of yes and no.
         calibrated: Whether its scores are calibrated.
-        threshold: Scores above it are fake.
-        strict: Whether scores at the threshold are not fake.
+        threshold: Threshold of the score (log-odds). Images with a higher score are called fake.
+        strict: Whether a score that equals the threshold is not called fake.
         late: Whether it scores only images in the second stage of a cascade.
         n_real: Number of real images with a score.
         n_fake: Number of fakes with a score.
@@ -406,17 +407,18 @@ class MaskPartInfo:
 
 @dataclass(frozen=True)
 class MaskInfo:
-    """Masks of one detector at one resolution.
+    """Masks of altered pixels that one detector predicted, compared at one resolution.
 
     Attributes:
         system: Name of the detector.
-        resolution: `network` or `original`.
+        resolution: `network` for the size of the network's output, `original` for the size of the
+            image.
         images: Number of images.
         empty: Number of images in which nothing is altered.
         all_altered: Number of images in which everything is altered.
         generators: Local edits by generator.
         views: Masks under perturbation.
-        rules: Scopes of metrics by the rules of other publications.
+        rules: Scopes of metrics that follow the rules of other publications.
     """
 
     system: str
@@ -449,7 +451,7 @@ class MaskFailure:
 
 @dataclass(frozen=True)
 class LocalizationInfo:
-    """How masks were measured.
+    """How predicted masks of altered pixels were compared with true masks.
 
     Attributes:
         policy: Description of the rules.
@@ -470,7 +472,7 @@ class LocalizationInfo:
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """A generator or a family.
+    """A generator or a family of generators, which an identifier can name.
 
     Attributes:
         name: Name of the generator or family.
@@ -519,7 +521,7 @@ class IdentificationInfo:
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """The fakes of a group of generators in or out of the training distribution.
+    """The fakes of a group of generators, such as those that were not in training.
 
     Attributes:
         name: Name of the group.
@@ -551,7 +553,7 @@ class PromptInfo:
 
 @dataclass(frozen=True)
 class EvaluationMeta:
-    """Facts on the data, the systems, and the rules of an evaluation.
+    """Facts on the data, the systems (detectors and ensemble), and the rules of an evaluation.
 
     Attributes:
         title: Title of the evaluation.
@@ -604,7 +606,7 @@ class EvaluationMeta:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Images whose probability is between `low` and `high`.
+    """A bin of the reliability chart: images whose stated probability of fake is similar.
 
     Attributes:
         low: Lowest probability.
@@ -661,7 +663,16 @@ class Curves:
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that is misclassified with confidence. `thumbnail` is a JPEG in base64."""
+    """An image that the leading system misclassifies with confidence.
+
+    Attributes:
+        member: Path in the container `uri`. None if the file is not in a container.
+        label: True label, `real` or `fake`.
+        generator: Generator of the image, or source of a real image.
+        score: Score in log-odds of fake.
+        probability: Probability of fake.
+        thumbnail: JPEG in base64. None if the image cannot be shown.
+    """
 
     image_id: int = 0
     uri: str = ""
@@ -683,9 +694,12 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Overlay:
-    """An altered image with its true and its predicted mask.
+    """An altered image, shown with its true and its predicted mask.
 
     Attributes:
+        system: Name of the detector that predicted the mask.
+        f1: F1 of the pixels of the mask.
+        iou: Intersection over union of both masks.
         picture: JPEG in base64. None if the image cannot be shown.
         why: Reason why the image cannot be shown; "" if it can.
     """
@@ -710,7 +724,7 @@ _PAGE_FIELDS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The result of an evaluation.
+    """The result of `touchstone evaluate`: facts, metrics, and data for the page.
 
     Attributes:
         meta: Facts on the data, the systems, and the rules.
@@ -765,7 +779,11 @@ class EvaluationResult:
 
     @property
     def leading(self) -> "SystemResult | None":
-        """The system that the page describes: the ensemble, or else the best detector."""
+        """The system that the page describes first: the ensemble, or else the best detector.
+
+        The best detector has the highest AUC, or balanced accuracy or accuracy if it has no AUC.
+        The result is None without systems.
+        """
         return next(
             (system for system in self.systems if system.info.kind == "ensemble"),
             max(self.systems, key=_merit, default=None),
@@ -773,13 +791,13 @@ class EvaluationResult:
 
     @property
     def shortcut_auc(self) -> MetricValue:
-        """AUC of file facts alone."""
+        """AUC of a classifier that sees only facts of the files, such as format and size."""
         return self.metrics.find("shortcut_auc", scope=DATA)
 
 
 @dataclass(frozen=True)
 class SystemResult:
-    """A system with its metrics and curves."""
+    """A detector or the ensemble, with its metrics and curves."""
 
     info: SystemInfo
     metrics: MetricsTable
@@ -789,8 +807,8 @@ class SystemResult:
         """Return a metric of the system; it has no value if it was not measured.
 
         Args:
-            name: Key of the metric.
-            scope: Scope of the metric.
+            name: Key of the metric, such as `auc`.
+            scope: Scope of the metric: the images that it is of. All images by default.
             view: Name of a perturbation; "" for images without perturbation.
         """
         return self.metrics.find(name, self.info.name, view=view, scope=scope)
@@ -806,7 +824,10 @@ class SystemResult:
 
     @property
     def kinds_apart(self) -> list[tuple[str, Mapping[str, MetricValue]]]:
-        """Metrics of whole fakes and of local edits by kind; empty without local edits."""
+        """(kind, metrics) of fakes that are generated as a whole and of local edits.
+
+        The list is empty if the data has no local edits.
+        """
         parts = [(kind, self.figures(kind_scope(kind))) for kind in ("whole", "local")]
         measured = [
             (kind, metrics)
@@ -840,7 +861,10 @@ class SystemResult:
 
 
 def kind_scope(kind: str) -> str:
-    """Return the scope of metrics of whole fakes, or of local edits, against all real images."""
+    """Return the scope of metrics of one kind of fakes against all real images.
+
+    `kind` is `whole` for fakes that are generated as a whole, or `local` for local edits.
+    """
     return f"{kind} fakes"
 
 

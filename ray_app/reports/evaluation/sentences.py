@@ -37,7 +37,7 @@ _WIDE_INTERVAL = 0.1  # A wider interval is shown in the headline.
 
 
 class EvaluationWarning(NamedTuple):
-    """A warning on an evaluation.
+    """A warning that limits how far the metrics of an evaluation can be trusted.
 
     Attributes:
         heading: Heading of the warning.
@@ -92,7 +92,7 @@ def answers(result: EvaluationResult) -> list[tuple[str, list[str]]]:
 
 
 def warnings(result: EvaluationResult) -> list[EvaluationWarning]:
-    """Return the warnings on an evaluation."""
+    """Return the warnings on an evaluation, such as labels that may be swapped."""
     meta, data, labels = result.meta, result.meta.data, result.meta.labels
     warnings_, names = [], ", ".join(map(short, data.features))
     if data.confounded:
@@ -450,7 +450,7 @@ def _describe_intervals(result: EvaluationResult, system: SystemResult) -> str:
 
 
 def find_difference(result: EvaluationResult, test: PairedTest) -> MetricValue:
-    """Return the difference that a paired test is about: the metric of `test.b` minus `test.a`."""
+    """Return the difference that a paired test compares with 0: system `b` minus system `a`."""
     return result.metrics.find(test.test, test.b, scope=test.scope)
 
 
