@@ -171,7 +171,7 @@ def group_texts(texts: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
 
 
 def mask_numbers(text: str) -> str:
-    """Replace each number in a text by 0, so that texts that differ only in numbers become equal."""
+    """Replace each number by 0, so that texts that differ only in numbers become equal."""
     return _NUMBERS.sub("0", text)
 
 

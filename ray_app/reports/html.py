@@ -94,7 +94,7 @@ def file_link(uri: str, member: str | None, page_folder: str = "") -> str | None
 
 
 def settings(value: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Flatten nested settings for a table: return (dotted key, value) pairs, at most 500 of them."""
+    """Flatten nested settings to (dotted key, value) pairs for a table, at most 500 of them."""
     return list(_flatten(value))[:_MAX_SETTINGS]
 
 

@@ -1,7 +1,8 @@
 """Report the training of an identifier or a describer, as an HTML page and as lines.
 
 An identifier names the generator of an image, or gives no name if the image resembles no generator
-that it knows. A describer predicts the prompt of an image. All texts of a training are untrusted and therefore escaped.
+that it knows. A describer predicts the prompt of an image. All texts of a training are untrusted
+and therefore escaped.
 """
 
 from collections.abc import Mapping

@@ -123,9 +123,10 @@ class Figures:
         return _metric(value, getattr(self, f"{name}_interval", None))
 
     def hardest(self, label: str) -> list[tuple[str, GeneratorFigures]]:
-        """Return the generators (`fake`) or the sources (`real`) by ascending AUC, the hardest first.
+        """Return the generators or sources of one label by ascending AUC.
 
-        Those without an AUC are last.
+        With the label `fake` these are generators, with `real` sources of real images. Those
+        without an AUC are last.
         """
         selected = [
             (name, figures) for name, figures in self.generators.items() if figures.label == label
