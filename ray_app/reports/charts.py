@@ -328,7 +328,7 @@ def plane(
     shade: tuple[float, float] | None = None,
     flat: bool = False,
 ) -> Markup:
-    """Draw lines in one coordinate system.
+    """Draw a chart of one or more lines, and return it as an SVG element.
 
     Args:
         traces: The lines.
@@ -373,7 +373,7 @@ def histogram(
     zones: tuple[float, float] | None = None,
     compact: bool = False,
 ) -> Markup:
-    """Draw a histogram of scores.
+    """Draw a histogram of scores, and return it as an SVG element.
 
     Every bar of a bin that is not empty is high enough to be seen.
 
@@ -383,10 +383,10 @@ def histogram(
         ident: An id that is unique on the page.
         title: The name of the chart.
         description: Text alternative of the chart.
-        zones: Two thresholds. Images below the first score show no evidence of being fake, and
-            images above the second score are fake. The colours of the bars change at these scores,
-            and the band between them is shaded. None for bars of one colour.
-        compact: Whether the chart is one of many.
+        zones: Two thresholds. Images below the first threshold show no evidence of being fake, and
+            images above the second are fake. The colours of the bars change at the thresholds, and
+            the band between them is shaded. None for bars of one colour.
+        compact: Whether the chart is one of many, and therefore small.
     """
     top = max([*counts, 1])
     x = number_axis("", edges[0], edges[-1], 5 if compact else 9)
@@ -466,10 +466,10 @@ def line_chart(
     from_zero: bool = False,
     compact: bool = False,
 ) -> Markup | None:
-    """Draw values over the steps of a training, or return None if no value is finite.
+    """Draw values over the steps of a training, and return the chart as an SVG element.
 
     If there are many points, the line shows means of groups of neighbours. A shaded area shows the
-    minimum and the maximum of each group.
+    minimum and the maximum of each group. The result is None if no value is finite.
 
     Args:
         points: Steps with their values.
@@ -477,7 +477,7 @@ def line_chart(
         ident: An id that is unique on the page.
         title: The name of the chart.
         description: Text alternative of the chart.
-        chosen: The step to mark.
+        chosen: The step to mark, such as the best step. None to mark none.
         from_zero: Whether the axis of values that are not negative starts at 0.
         compact: Whether the chart is one of many.
     """

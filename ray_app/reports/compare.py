@@ -25,7 +25,9 @@ _MIN_SHARED = 0.5
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """The difference between the scores of one system, B minus A, in log-odds.
+    """The difference between the scores of one system in run B and in run A, in log-odds.
+
+    A system is a detector or the ensemble. The difference is B minus A.
 
     Attributes:
         system: Name of the detector, or `ensemble`.

@@ -330,7 +330,10 @@ def describe_guarantee(
 
 
 def name_feature(name: str) -> str:
-    """Return the name to show for a feature of a card, such as `short_side_px` or `score`."""
+    """Return the name to show for a feature by which an archive is compared with the calibration.
+
+    `name` is its name on the ensemble card, such as `short_side_px` or `score:DETECTOR`.
+    """
     kind, _, detector = name.partition(":")
     if kind == "score" and detector:
         return f"score of {wording.truncate(detector, 60)}"
@@ -429,7 +432,10 @@ def false_flags(
 
 
 def measured_rate(rate: float, n: int | None) -> Rate:
-    """Return a rate that was measured on `n` images, with its exact 95 % interval."""
+    """Return a rate that was measured on `n` images, with its exact 95 % interval.
+
+    Without `n`, both bounds equal the rate.
+    """
     return Rate(rate, *proportion_interval(rate * n, n)) if n else Rate(rate, rate, rate)
 
 

@@ -426,7 +426,10 @@ class TrainingFacts:
 
     @property
     def span(self) -> tuple[int, int]:
-        """First and last step of the charts, which cover all planned steps of the training."""
+        """First and last step of the charts, which cover the whole training.
+
+        The last step is the highest of `steps`, `history`, and `validations`, and at least 1.
+        """
         return 0, max(
             [
                 self.steps,
@@ -437,7 +440,7 @@ class TrainingFacts:
         )
 
     def validated(self, name: str) -> list[tuple[int, float]]:
-        """Return the steps and values of a metric, for the validations that measured it."""
+        """Return (step, value) of a metric for each validation that measured it."""
         values = [(validation.get("step"), validation.get(name)) for validation in self.validations]
         return [
             (step, float(value))
@@ -489,8 +492,7 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the results of the training of a detector as lines for the terminal.
 
     The lines show the chosen step, its metrics, the hardest generators, the report, and the command
-    that scores with the new detector.
-    `facts` has fields of `TrainingFacts` by name.
+    that scores with the new detector. `facts` has fields of `TrainingFacts` by name.
     """
     training = TrainingFacts.from_dict(facts)
     lines = [headline(training)]
@@ -553,7 +555,7 @@ def file_warnings(
 
 
 def headline(facts: TrainingFacts) -> str:
-    """Describe the result of a training in one sentence."""
+    """Describe the result of a training in one sentence: the metric that chose the step."""
     name = wording.escape_invisible(facts.title or facts.name or "Training")
     metric = facts.validation.figure(facts.metric)
     if metric.value is None or facts.best_step is None:

@@ -164,7 +164,12 @@ class IntervalInfo:
 
     @classmethod
     def from_names(cls, generators: Iterable[str], sources: Iterable[str]) -> "IntervalInfo":
-        """Choose the population from the names of the generator or source of each image."""
+        """Choose the population that intervals can describe.
+
+        Intervals are for further generators if the images have eight or more of them, and for
+        further sources if the real images have eight or more. `generators` and `sources` have the
+        name of each fake's generator and of each real image's source.
+        """
         counts = {"generators": len(set(generators)), "sources": len(set(sources))}
         fakes, reals = (word if n >= MIN_GROUPS else "images" for word, n in counts.items())
         return cls(fakes=fakes, reals=reals, **counts)
@@ -233,13 +238,20 @@ class GeneratorInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of the metrics of this generator or source in the metrics table."""
+        """Value of the column `scope` in the metrics table for this generator or source."""
         return f"{self.label}, {self.kind}: {self.name}"
 
 
 @dataclass(frozen=True)
 class StratumInfo:
-    """The images of one format and one size."""
+    """The images of one format and one size, within which neither reveals a fake.
+
+    Attributes:
+        format: Image format, such as JPEG.
+        size: Class of the image size.
+        n_real: Number of real images.
+        n_fake: Number of fakes.
+    """
 
     format: str = ""
     size: str = ""
@@ -248,13 +260,13 @@ class StratumInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of the metrics of this stratum in the metrics table."""
+        """Value of the column `scope` in the metrics table for images of this format and size."""
         return f"{self.format}, {self.size}"
 
 
 @dataclass(frozen=True)
 class ViewInfo:
-    """The images under one perturbation.
+    """The images of one system under one perturbation, such as JPEG compression.
 
     Attributes:
         name: Name of the perturbation, which is the `view` of its metrics.
@@ -273,7 +285,7 @@ class ViewInfo:
 
 @dataclass(frozen=True)
 class SystemInfo:
-    """One detector or the ensemble.
+    """Facts on one system of an evaluation: a detector or the ensemble.
 
     Attributes:
         name: Name of its column of scores.
@@ -366,9 +378,10 @@ class TableRowInfo:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A paired test between two systems on the same images.
+    """A test whether one of two systems is better, on images that both have scored.
 
-    The difference is the metric `test` of system b in the scope of the test.
+    The difference is in the metrics table, as the metric `test` of system b in the scope of the
+    test.
 
     Attributes:
         a: Name of the first system.
@@ -388,7 +401,7 @@ class PairedTest:
 
     @property
     def scope(self) -> str:
-        """Scope of the difference in the metrics table."""
+        """Value of the column `scope` in the metrics table for the difference of both systems."""
         return f"less {self.a}"
 
     @property
@@ -399,7 +412,12 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class MaskPartInfo:
-    """Number of masks of one generator's images, or of masks under one perturbation."""
+    """Masks of one generator's images, or masks under one perturbation.
+
+    Attributes:
+        name: Name of the generator or of the perturbation.
+        n: Number of masks.
+    """
 
     name: str
     n: int = 0
@@ -432,17 +450,26 @@ class MaskInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of the metrics of these masks in the metrics table."""
+        """Value of the column `scope` in the metrics table for these masks."""
         return f"masks at {self.resolution} size"
 
     def get_scope(self, part: str) -> str:
-        """Return the scope of the metrics of one generator's masks; `part` is its name."""
+        """Return the value of the column `scope` in the metrics table for one generator's masks.
+
+        `part` is the name of the generator.
+        """
         return f"{self.scope}: {part}"
 
 
 @dataclass(frozen=True)
 class MaskFailure:
-    """A reason why true masks could not be read, with the number of such masks and an example."""
+    """A reason why some true masks could not be read.
+
+    Attributes:
+        reason: The reason.
+        n: Number of masks that could not be read for this reason.
+        example: One of these masks.
+    """
 
     reason: str = ""
     n: int = 0
@@ -506,7 +533,10 @@ class IdentificationInfo:
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def get_scope(self, name: str) -> str:
-        """Return the scope of the metrics of one class; `name` is its name."""
+        """Return the value of the column `scope` in the metrics table for one class.
+
+        `name` is the name of the class: a generator or a family.
+        """
         return f"{self.scope}: {name}"
 
     @property
@@ -539,7 +569,11 @@ class GroupInfo:
 
     @property
     def scope(self) -> str:
-        """Scope of the group's metrics in the table. Only detection metrics have a system."""
+        """Value of the column `scope` in the metrics table for this group.
+
+        Rows of detection metrics name a system. Rows of other metrics, such as the accuracy of
+        generator names, do not.
+        """
         return f"group: {self.name}"
 
 
@@ -814,7 +848,11 @@ class SystemResult:
         return self.metrics.find(name, self.info.name, view=view, scope=scope)
 
     def figures(self, scope: str = ALL, view: str = "") -> Mapping[str, MetricValue]:
-        """Return the metrics of the system in one scope, by name."""
+        """Return the metrics of the system on the images of one scope, by key.
+
+        By default these are all images. `view` is the name of a perturbation, or "" for images
+        without perturbation.
+        """
         return self.metrics.select(self.info.name, view=view, scope=scope)
 
     @property
@@ -861,7 +899,7 @@ class SystemResult:
 
 
 def kind_scope(kind: str) -> str:
-    """Return the scope of metrics of one kind of fakes against all real images.
+    """Return the value of the column `scope` for metrics of one kind of fakes and all real images.
 
     `kind` is `whole` for fakes that are generated as a whole, or `local` for local edits.
     """

@@ -56,7 +56,11 @@ def short(name: str) -> str:
 
 
 def headline(result: EvaluationResult) -> str:
-    """Describe the result of an evaluation in one sentence with rounded metrics."""
+    """Describe in one sentence how many fakes and real images the leading system flags.
+
+    The leading system is the ensemble, or else the best detector. If an interval is too wide for
+    such a claim, the sentence says so.
+    """
     system = result.leading
     if system is None:
         return "Nothing was evaluated: the document names no system."
