@@ -141,11 +141,14 @@ def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
 def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> list[str]:
     """Return lines on how many flags of a run are expected to be false.
 
-    There are no lines if the ensemble card states no error rates.
+    There are no lines if the ensemble card states no false-positive rate, or nothing was scored.
 
     Args:
         summary: The content of `summary.json`.
         prior: Expected fraction of fakes. None for three examples.
+
+    Raises:
+        ConfigError: If the prior is not between 0 and 1.
     """
     run = RunSummary.model_validate(dict(summary))
     flags = _compute_flags(run, prior)
@@ -168,9 +171,10 @@ def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> lis
 
 
 def profile_lines(profile: ProfileSummary | None) -> list[str]:
-    """Return lines for the terminal on the profile of a run; none without a profile.
+    """Return lines for the terminal on the profile of a run.
 
-    The profile has the generators and the prompts that were predicted for flagged images.
+    The profile has the generators and the prompts that were predicted for flagged images. There are
+    no lines without a profile or without flagged images.
     """
     if profile is None or not profile.flagged:
         return []
