@@ -103,7 +103,9 @@ def make_scored_answer(
 def make_refused_answer(
     error: InputError, name: str | None, data: bytes, ensemble: ServedEnsemble, request_id: str
 ) -> schemas.ImageAnswer:
-    """Return the answer for a refused image, if its request contains several images.
+    """Return the answer for a refused image whose request contains further images.
+
+    An image that is alone in its request gets an HTTP error instead.
 
     Args:
         error: The error that refused the image.
@@ -161,7 +163,7 @@ def make_ensemble_name(ensemble: ServedEnsemble) -> schemas.EnsembleName:
 
 
 def list_ensemble_infos(served: ServedEnsembles) -> list[schemas.EnsembleInfo]:
-    """Return the public description of each ensemble, the default first."""
+    """Return the description of each ensemble for clients, the default ensemble first."""
     return [
         _make_ensemble_info(points[0], points[1:], is_default=index == 0)
         for index, points in enumerate(served.points.values())

@@ -99,14 +99,17 @@ def _scaling(resources: Resources, target_requests: float) -> dict[str, Any]:
 
 
 class Replica:
-    """A replica of the endpoint on Ray: it answers HTTP requests, and has a worker process.
+    """A replica of the endpoint on Ray Serve.
+
+    It answers HTTP requests, and starts one worker process, which loads all detectors.
 
     Args:
         config: The settings of the endpoint.
 
     Raises:
         ConfigError: The cards contradict each other.
-        DetectorError: Weights are missing, or a detector gives no score for an ordinary image.
+        DetectorError: A licence is not accepted, weights are missing, or a detector gives no score
+            for an ordinary image.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -151,9 +154,9 @@ def _log_to_serve() -> None:
 
 
 class RayMeter(Meter):
-    """A `Meter` for a process of Ray, which also exports its counts as Ray metrics.
+    """Count requests and images in a process of Ray, and export the counts as Ray metrics.
 
-    The counts reach the metric agent of the node within about 10 s.
+    The counts reach the metric agent of the node within about 10 s, and Prometheus reads them there.
     """
 
     def __init__(self) -> None:

@@ -71,8 +71,10 @@ class EndpointClient:
 
     A request to a busy endpoint (429, 503) is retried after the time that the endpoint requests. A
     request to a broken endpoint (500, 502, 504, no connection) is retried after a growing, random
-    pause. Methods raise ConfigError if the URL, the token, or the ensemble is wrong, and ClusterError
-    if the endpoint stays unreachable or busy.
+    pause. If the endpoint refuses a request of several files, each half is sent again. Thus one file
+    cannot prevent the answers for the others. Methods raise ConfigError if the endpoint refuses the
+    token or does not serve what you request. They raise ClusterError if the endpoint stays
+    unreachable or busy.
 
     Args:
         url: The URL of the endpoint, without /v1.
@@ -80,6 +82,9 @@ class EndpointClient:
         timeout_s: Seconds without any data after which an attempt fails.
         patience: The rules for retries. `deadline_s` limits the time of a request with all its
             attempts.
+
+    Raises:
+        ConfigError: The URL is not an HTTP URL, or the token has invalid characters.
     """
 
     def __init__(
@@ -108,7 +113,17 @@ class EndpointClient:
         self._http.close()
 
     def describe(self) -> Ensembles:
-        """Return the ensembles, detectors, and limits of the endpoint. They are fetched only once."""
+        """Return the ensembles, optional detectors, and limits of the endpoint.
+
+        They are fetched only once.
+
+        Returns:
+            The answer of `GET /v1/ensembles`.
+
+        Raises:
+            ConfigError: The URL is not that of an endpoint, or the endpoint refuses the token.
+            ClusterError: The endpoint is unreachable or stays busy.
+        """
         if self._description is None:
             response = self._send_request("GET", "v1/ensembles")
             try:
@@ -142,7 +157,9 @@ class EndpointClient:
 
         Raises:
             ConfigError: The endpoint does not serve the ensemble, a detector, or the operating
-                point, or `fpr` is not a fraction. The exception is raised before an image is read.
+                point, or `fpr` is not a fraction. This is raised before an image is read.
+            ClusterError: The endpoint is unreachable or stays busy. This is raised by the call, or
+                while you iterate over the results.
         """
         served = self.describe()
         self._refuse_unserved(

@@ -92,7 +92,7 @@ class Access(Frozen):
     )
     tokens_sha256: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = Field(
         default=(),
-        description="SHA-256 of further tokens, in hex; clients with these tokens are accepted",
+        description="SHA-256 of further tokens, in hex; a client sends the token itself, since a digest is not accepted as a token",
     )
     anonymous: bool = Field(
         default=False,
@@ -128,7 +128,10 @@ class Resources(Frozen):
 
 
 class Batching(Frozen):
-    """How images of several requests share a batch. An idle worker takes all waiting images."""
+    """How images of several requests share a batch.
+
+    An idle worker takes all images that wait, up to `slots`, and scores them together.
+    """
 
     slots: int | None = Field(
         default=None,
@@ -219,7 +222,8 @@ def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, 
         and the `logging_config`.
 
     Raises:
-        ConfigError: The file is not a Serve config with one application.
+        ConfigError: The file does not exist, is not a Serve config with one application, or has an
+            invalid `logging_config`.
     """
     if name_or_path is None:
         return {}, "command line", QUIET

@@ -98,7 +98,17 @@ class EncodedAnswer:
 
 @dataclass
 class PendingImage:
-    """An image of a request after decoding, or the error that refused it."""
+    """An image of a request between decoding and its answer.
+
+    Attributes:
+        request: The request.
+        ensemble: The ensemble that the request selects, at the selected operating point.
+        prepared: The decoded image. None if it was refused.
+        pixels: The pixels of the image by preprocessing. None for a preprocessing that does not
+            resize: the image is then decoded when a detector reads it.
+        refused: The reason why the image is refused. None if it is not refused.
+        decode_s: Seconds that decoding took so far.
+    """
 
     request: ScoreRequest
     ensemble: ServedEnsemble
@@ -186,7 +196,20 @@ class Engine:
         self._decoders.close()
 
     def decode(self, request: ScoreRequest) -> PendingImage:
-        """Decode the image of a request for the detectors that score every image."""
+        """Decode the image of a request for the detectors that score it first.
+
+        They are the first stage of the ensemble and the optional detectors that the request names.
+
+        Args:
+            request: The request with the bytes of the image.
+
+        Returns:
+            The decoded image. If decoding fails, the reason is in `refused`, and no exception is
+            raised.
+
+        Raises:
+            KeyError: The ensemble, the operating point, or a detector is not served.
+        """
         image = PendingImage(request, self.served.find(request.ensemble, request.fpr))
         spec = image.ensemble.spec
         cards = [self._spec.cards[name] for name in request.detectors]
@@ -198,7 +221,9 @@ class Engine:
         return image
 
     def answer(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
-        """Score decoded images in one batch, and return their answers.
+        """Score decoded images, and return their answers.
+
+        Images that select the same ensemble, operating point, and optional detectors share a batch.
 
         Args:
             images: Up to `slots` images.

@@ -28,6 +28,8 @@ from ray_app.serving.config import ServeConfig
 class ServedEnsemble:
     """An ensemble at one operating point, as an endpoint serves it.
 
+    An operating point is a pair of thresholds for one false-positive rate.
+
     Attributes:
         spec: All settings that determine its scores and verdicts.
         fingerprint: SHA-256 of the settings that determine scores and verdicts, as in the identity
@@ -55,11 +57,12 @@ class ServedEnsemble:
 
 @dataclass(frozen=True)
 class EnsemblePlan:
-    """The specs of an endpoint's ensembles, from their cards, before weights are read.
+    """The scoring settings of an endpoint's ensembles, from their cards, before weights are read.
 
     Attributes:
-        spec: The detectors of all ensembles and the optional detectors, for one process.
-        ensembles: The spec of each ensemble by name. The first ensemble is the default.
+        spec: The settings of one process that loads the detectors of all ensembles and the optional
+            detectors.
+        ensembles: The settings of each ensemble, by name. The first ensemble is the default.
         optional: Names of the detectors that score only if a request names them.
     """
 
@@ -72,8 +75,10 @@ class EnsemblePlan:
 class ServedEnsembles:
     """The ensembles of an endpoint at all their operating points, with fingerprints.
 
+    An operating point is a pair of thresholds for one false-positive rate.
+
     Attributes:
-        plan: The specs of the ensembles.
+        plan: The scoring settings of the ensembles.
         points: The operating points of each ensemble, by name. The first point is used for requests
             without `fpr`. The other points can be selected by `fpr`.
     """
@@ -101,7 +106,9 @@ class ServedEnsembles:
 
 
 def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
-    """Read the cards of an endpoint's ensembles, and return their specs. No weights are read.
+    """Read the cards of an endpoint's ensembles, and return their scoring settings.
+
+    No weights are read.
 
     Raises:
         ConfigError: The cards contradict each other, or a card has no operating point for `fpr`.
@@ -135,7 +142,7 @@ def load_ensembles(config: ServeConfig) -> ServedEnsembles:
     Fingerprints depend on the hashes of the weights.
 
     Raises:
-        ConfigError: The cards contradict each other.
+        ConfigError: The cards contradict each other, or a card has no operating point for `fpr`.
         DetectorError: A licence is not accepted, or weights are missing.
     """
     plan = plan_ensembles(config)

@@ -77,7 +77,14 @@ class ImageReply:
 
 @dataclass(frozen=True)
 class Served:
-    """The ensembles and detectors of an endpoint, as its workers describe them."""
+    """The ensembles and detectors of an endpoint, as its workers describe them.
+
+    Attributes:
+        slots: The maximum number of images in a batch of a worker.
+        ensembles: The ensembles. The first one is the default.
+        optional: The names of the optional detectors, which score only if a request names them.
+        detectors: All detectors.
+    """
 
     slots: int
     ensembles: Sequence[schemas.EnsembleInfo]
@@ -261,7 +268,8 @@ class WorkerPool:
         """Score one image, and return its answer. There is no time limit.
 
         Raises:
-            Refusal: The ensemble, an operating point, or a detector is not served.
+            Refusal: The ensemble, an operating point, or a detector is not served. Or `MAX_DEATHS`
+                workers have died while they processed the image.
         """
         self.served.check(request)
         self._count_in_flight(+1)
@@ -282,7 +290,7 @@ class WorkerPool:
     async def require_ready(self) -> None:
         """Raise Refusal if the endpoint cannot score images.
 
-        If no image was scored recently, a built-in test image is scored.
+        If no image was scored in the last `READY_S` seconds, a built-in test image is scored.
         """
         async with self._checking:
             now = time.monotonic()

@@ -59,7 +59,8 @@ def endpoint(
         logs: A `logging_config` of Serve, for all its processes.
 
     Raises:
-        ConfigError: The host, the port, the cluster, or `logs` is not allowed.
+        ConfigError: The host, the port, or `logs` is not allowed, a cluster is named, or the cards
+            contradict each other.
         DetectorError: A licence is not accepted, or weights are missing.
         ClusterError: The endpoint does not start.
     """

@@ -73,8 +73,9 @@ def serve(
         logs: A `logging_config` of Ray Serve.
 
     Raises:
-        ConfigError: The host, the port, or `logs` is not allowed.
-        DetectorError: Licences or weights are missing, or a worker could not start.
+        ConfigError: The host, the port, or `logs` is not allowed, or the cards contradict each
+            other.
+        DetectorError: A licence is not accepted, weights are missing, or a worker could not start.
     """
     address.require_tokens_or_loopback(config, host)
     settings = validate(logs, LogSettings, where="logging_config")

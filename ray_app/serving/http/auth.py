@@ -1,7 +1,8 @@
 """Check which clients may use the endpoint.
 
-`BearerTokens` checks tokens. Without tokens, `AccessGuard` accepts only clients on this machine. It
-never accepts requests from web pages of other sites.
+`BearerTokens` checks tokens. Without tokens, `AccessGuard` accepts only clients on this machine, unless
+`access.anonymous` is set. It refuses requests from web pages of other sites, unless
+`access.cors_origins` lists their origin.
 """
 
 import hashlib
@@ -75,7 +76,7 @@ class BearerTokens:
     def check(self, authorization: str | None) -> str | None:
         """Check an Authorization header, and return the name of its token, or None if it is invalid.
 
-        The name consists of 12 hex digits of the token's SHA-256.
+        The name consists of the first 12 hex digits of the token's SHA-256.
         """
         scheme, _, token = (authorization or "").partition(" ")
         self._refresh()
@@ -157,14 +158,16 @@ def _compute_digests(lines: Iterable[str], source: str, *, strict: bool) -> list
 class AccessGuard:
     """Accept requests with a valid token, or from this machine if the endpoint has no tokens.
 
-    A request without a valid token is answered with 401. A request from a web page of another site is
-    answered with 403, because the user of the browser may not know of the request. For an accepted
-    request, `scope["state"]["owner"]` is the name of the token, or `anonymous`.
+    If the endpoint has no tokens and `access.anonymous` is set, requests from all machines are
+    accepted. A request without a required token is answered with 401. A request from a web page of
+    another site is answered with 403, because the user of the browser may not know of the request.
+    Origins in `access.cors_origins` are exempt from this rule. For an accepted request,
+    `scope["state"]["owner"]` is the name of the token, or `anonymous`. WebSockets are closed.
 
     Args:
         app: The application behind the guard.
         tokens: The tokens of the endpoint.
-        open_paths: Paths that need no token.
+        open_paths: Paths that are not checked.
     """
 
     def __init__(self, app: ASGIApp, tokens: BearerTokens, open_paths: Paths) -> None:

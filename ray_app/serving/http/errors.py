@@ -102,9 +102,11 @@ class Layer:
 
 
 class FaultMiddleware(Layer):
-    """Answer 500 if the application raises an exception that no handler catches.
+    """Answer a request if the application raises an exception that no handler catches.
 
-    The exception is logged with the id of the request, and the client gets no details.
+    `Refusal` and `InputError` are answered with their own status. Any other exception is a bug: the
+    answer is 500 without details, and the exception is logged with the id of the request. If the
+    answer has already started, the exception is raised again.
     """
 
     @override

@@ -150,7 +150,10 @@ def operation_router(pool: WorkerPool, meter: Meter) -> APIRouter:
 
     @router.get("/readyz", operation_id="readyz")
     async def readyz() -> schemas.Ready:
-        """Answer 200 if weights are loaded and a built-in test image was scored, and 503 until then."""
+        """Answer 200 if the endpoint can score images, and otherwise 503.
+
+        If no image was scored in the last seconds, a built-in test image is scored first.
+        """
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await pool.require_ready()

@@ -160,7 +160,7 @@ class ImageFacts(ApiModel):
 
 
 class EnsembleName(ApiModel):
-    """The ensemble that scored the image, with its settings."""
+    """The name, the fingerprint, and the operating point of an ensemble."""
 
     name: str
     fingerprint: str = Field(
@@ -353,7 +353,7 @@ class Healthy(ApiModel):
 
 
 class Ready(ApiModel):
-    """The state of an endpoint that has loaded its weights and scored a built-in test image."""
+    """The state of an endpoint that has loaded its weights and can score images."""
 
     ready: Literal[True]
     ensembles: list[EnsembleName]

@@ -37,7 +37,11 @@ async def read_images(request: Request, *, max_files: int, max_file_bytes: int) 
     Args:
         request: The request. Its body must be unread.
         max_files: Maximum number of parts of a form.
-        max_file_bytes: Maximum size of one image.
+        max_file_bytes: Maximum size of one image in bytes.
+
+    Returns:
+        The name and the bytes of each image, in the order of the request. The name is None if the
+        client sent none.
 
     Raises:
         Refusal: `too_many_files` or `file_too_large` before the body has ended, or
