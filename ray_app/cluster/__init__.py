@@ -1,4 +1,6 @@
-"""Start or join Ray, stop a session in time, and report its progress.
+"""Start or join Ray, and stop a scoring session in time.
 
-Start at `ray_cluster.cluster`. Importing this package does not import Ray.
+A session is one execution of a command, which may resume an earlier session. `ray_cluster.cluster`
+starts or joins Ray, `shutdown` ends a session gracefully, and `progress` prints its progress.
+Importing this package does not import Ray.
 """

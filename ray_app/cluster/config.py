@@ -57,8 +57,8 @@ class ClusterConfig(Frozen):
         default=None,
         ge=0,
         description="seconds in which running work may still be committed when a run has to stop; null = 25 s after a signal or when the "
-        "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached; after `ray job stop` it is 3 s less than "
-        "RAY_JOB_STOP_WAIT_TIME_S, which is 3 s unless the head or the job sets it",
+        "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached; after `ray job stop` at most "
+        "RAY_JOB_STOP_WAIT_TIME_S minus 3 s, and that variable is 3 s unless the head or the job sets it",
     )
     idle_s: Seconds | None = Field(
         default=None,

@@ -43,12 +43,16 @@ def torch_and_gpus() -> tuple[str, str]:
 
 
 def require_gpus(planned: int) -> None:
-    """Raise ConfigError if the config plans for GPUs, but this machine has none and Ray is not used.
+    """Check that GPUs in a config are not planned for a machine without a GPU.
 
-    Without this check, a machine without a GPU would start the decoders for all GPUs of a cluster.
+    The check passes if this process is connected to Ray, whose other nodes may have the GPUs. Without
+    this check, a machine without a GPU would start the decoders for all GPUs of a cluster.
 
     Args:
         planned: The number of GPUs in the config.
+
+    Raises:
+        ConfigError: This machine has no GPU, and the process is not connected to Ray.
     """
     import ray
     import torch

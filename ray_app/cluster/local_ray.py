@@ -42,8 +42,8 @@ _access: dict[str, str] = {}
 def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
     """Let a Ray that starts inside the `with` block accept requests from this process only.
 
-    Requests need a random token, which only Ray's processes have, in their environment. The
-    environment of this process is restored after the block.
+    Requests need a random token. It is only in the environment of this process and of Ray's
+    processes. The environment of this process is restored after the block.
 
     Args:
         hidden: Names of further variables that Ray's processes do not inherit.

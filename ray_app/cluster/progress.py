@@ -19,9 +19,10 @@ _NOTE_EVERY_S = 5.0
 
 
 class Progress:
-    """Count members against a total, and print the count, the rate, and the remaining time.
+    """Count members of an archive against a total, and print the progress in one line.
 
-    The rate is that of the last minutes. The time before the first result is not counted, because it
+    A member is one image file. The line has the count, the rate, the remaining time, and the number
+    of members without a score. The rate is that of the last minutes. The time before the first result is not counted, because it
     would distort the rate.
 
     Args:

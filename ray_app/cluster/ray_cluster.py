@@ -95,8 +95,9 @@ def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[No
         hidden: Names of environment variables that a local Ray does not inherit.
 
     Raises:
-        ClusterError: If the address does not answer, or if the local Ray did not start or listens on
-            addresses other than loopback.
+        ClusterError: If the address does not answer, or nodes of the cluster run other versions than
+            this process. Also if the local Ray did not start, or listens on addresses other than
+            loopback.
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     # Without this, Ray prints an error about each pool of actors (ray-project/ray#53727). With it,
@@ -209,7 +210,7 @@ def resources(config: ClusterConfig) -> tuple[float, float, float]:
 
     Numbers in the config are used first, because an autoscaler may add nodes later. Otherwise the
     resources that the cluster has now are used. Nodes that are added later are assumed to have as
-    much memory per core as the present nodes.
+    much memory per core as the present nodes. If no node reports its memory, the memory is infinite.
     """
     present = _present_resources(config.labels)
     cpus = float(config.cpus or present["CPU"])
@@ -220,7 +221,11 @@ def resources(config: ClusterConfig) -> tuple[float, float, float]:
 def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
     """Return the number of living nodes with cores, and the memory of the smallest node in bytes.
 
-    Only nodes with these labels are counted.
+    Args:
+        labels: Ray label selectors. Only nodes that match all of them are counted.
+
+    Returns:
+        The number of nodes and the memory. If no such node exists, 1 and the memory of this machine.
     """
     import ray
 
@@ -238,8 +243,14 @@ def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
 def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | None]:
     """Return how many nodes give a number of cores, and the memory of the smallest node in bytes.
 
-    Only nodes with these labels are counted. Nodes that are added later are assumed to be like the
-    present nodes. The memory is None if no node has started.
+    Nodes that an autoscaler adds later are assumed to be like the present nodes.
+
+    Args:
+        labels: Ray label selectors. Only nodes that match all of them are counted.
+        cpus: The number of cores.
+
+    Returns:
+        The number of nodes and the memory. They are 1 and None if no matching node has started.
     """
     present = _present_resources(labels)["CPU"]
     count, smallest = working_nodes(labels)
@@ -251,24 +262,29 @@ def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | No
 def map_on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
     """Apply a function to each item in Ray tasks, and yield the results in the order of the items.
 
-    As many tasks run at the same time as the cluster has cores for. If the generator is closed early,
-    running tasks are not cancelled but end by themselves: `ray.cancel` of a task that is just ending
-    aborts the driver (Ray 2.60, "Tried to complete task that was not pending").
+    As many tasks run at the same time as the cluster has cores for (see `max_concurrency`). A result
+    waits until the results before it are consumed. If the generator is closed early, running tasks
+    are not cancelled but end by themselves: `ray.cancel` of a task that is just ending aborts the
+    driver (Ray 2.60, "Tried to complete task that was not pending").
 
     Args:
-        function: The function. It is called again for an item whose machine died.
+        function: The function. It is called again for an item whose machine died, so it must be safe
+            to repeat.
         items: The items, which are iterated as tasks become free.
 
     Raises:
-        TouchstoneError: If a task raised it. For any other exception of a task, the message contains
-            the traceback.
+        TouchstoneError: If a task raised it. Any other exception of a task becomes a
+            TouchstoneError whose message contains the traceback.
         ClusterError: If Ray could not complete a task.
     """
     return _in_tasks(function, items)
 
 
 def max_concurrency(cpus_each: float = TASK_CPUS) -> int:
-    """Return how many tasks of `cpus_each` cores can run on the present cluster at the same time."""
+    """Return how many tasks of `cpus_each` cores may run on the present cluster at the same time.
+
+    The number is at least 1, and at most `MAX_TASKS`.
+    """
     import ray
 
     return max(1, min(MAX_TASKS, int(ray.cluster_resources().get("CPU", 1.0) / cpus_each)))  # type: ignore[no-untyped-call]
@@ -333,7 +349,10 @@ def current_node_id() -> str:
 
 
 def select_current_node() -> dict[str, str]:
-    """Return a label selector that keeps an actor or a task on the node of this process."""
+    """Return a label selector that keeps an actor or a task on the node of this process.
+
+    Use it for an actor that must run on this node, and must end with the node.
+    """
     return {"ray.io/node-id": current_node_id()}
 
 

@@ -59,7 +59,8 @@ class ShutdownController:
     Args:
         say: A function that prints one line.
         grace_s: Seconds that running work gets to finish, whatever the reason to stop. None uses the
-            time that belongs to each reason.
+            time that belongs to each reason. A signal to a submitted Ray job may leave less time
+            (see `signal_grace_s`).
         clock: A function that returns the time in seconds.
 
     Attributes:
@@ -164,9 +165,11 @@ class StallWatchdog:
     """Interrupt a `with` block if it has to stop or makes no progress.
 
     The `with` block has to run in the main thread, because no other thread can be interrupted. A
-    second thread calls `tick` once a second. It interrupts the `with` block by an exception in three
-    cases: by the exception of `tick`, by KeyboardInterrupt if the stopper's time is over, and by
-    ClusterError if no block of images is finished in time.
+    second thread calls `tick` once a second, and may interrupt the `with` block by an exception:
+
+    - the exception of `tick`, if it raises one;
+    - KeyboardInterrupt, if the time that `stopper` gives running work is over;
+    - ClusterError, if no block of images is finished in `stall_timeout_s`.
 
     Args:
         stall_timeout_s: Maximum seconds without a finished block of images.
