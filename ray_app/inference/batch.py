@@ -96,7 +96,7 @@ class PerturbedBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """Decoded images in a fixed number of slots.
+    """Decoded images in a fixed number of slots, which are the rows of the arrays.
 
     Attributes:
         outcomes: The decoding result of each member, in slot order. Only the last batch of a block
@@ -106,8 +106,7 @@ class Batch:
             `EncodedImages`. Empty if no member could be decoded.
         sizes: The (width, height) of each member that has pixels, else None.
         encoded: The files that are decoded again: for the second stage of a cascade, and for
-            detectors in another process that read images in their own size. None for a file that
-            does not decode.
+            detectors that read images in their own size. None for a file that does not decode.
         views: The images after each perturbation of the spec. Empty if `pixels` is empty.
         ids: The image ids of the members, if files are kept in the process that decoded them.
     """
@@ -150,8 +149,9 @@ def count_file_bytes(file: File) -> int:
 def join_batches(batches: Sequence[Batch], slots: int) -> list[Batch]:
     """Join batches of `slots` images each into one larger batch, which is returned in a list.
 
-    The batches are returned unchanged if a preprocessing does not resize its images, or if a batch
-    has no pixels. The joined batch has neither files nor ids.
+    The batches are returned unchanged in three cases: a preprocessing does not resize its images, a
+    batch has no pixels, or a batch before the last one is not full. The joined batch has neither
+    files nor ids.
     """
     is_full = all(batch.pixels and len(batch.outcomes) == slots for batch in batches[:-1]) and bool(
         batches[-1].pixels

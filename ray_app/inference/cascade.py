@@ -1,7 +1,8 @@
 """Score a cascade in one process (`CascadeScorer`).
 
-The detectors of the first stage score every image. Images that they leave undecided are decoded
-again for the detectors of the second stage.
+A cascade is an ensemble in two stages. The detectors of the first stage score every image. Images
+that they leave undecided are decoded again for the costly detectors of the second stage. So are a
+few other images, which the audit of the cascade selects as a check.
 """
 
 from collections import Counter
@@ -67,9 +68,10 @@ class SecondStage:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Totals since this object was created: members scored and decoded, and milliseconds.
+        """Totals since this object was created, by name of the count.
 
-        Only time that `take_seconds` has returned counts.
+        They are the members that were scored, the milliseconds that this took, and the images that
+        were decoded. Only time that `take_seconds` has returned counts.
         """
         return {
             RESCORED: self._scored,
@@ -84,7 +86,7 @@ class CascadeScorer:
     In a cascade, batches must carry their files (`BatchDecoder` with `keeps_files`).
 
     Args:
-        spec: The whole spec. Its first stage scores every batch.
+        spec: The spec of the whole ensemble. Its first stage scores every batch.
         scorer: Holds the loaded detectors: those of both stages, or those of one pool.
         decoder: Decodes undecided images again.
         clock: Counts the seconds of all stages of scoring.

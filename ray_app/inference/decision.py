@@ -216,7 +216,7 @@ def identified(
     """Identify the generator of each image with the identifier of the spec.
 
     Args:
-        spec: The whole spec.
+        spec: The spec of the whole ensemble.
         embeddings: The embeddings (n, d) of the images, by detector.
 
     Returns:
@@ -312,9 +312,10 @@ class BlockResult:
 
     @property
     def findings(self) -> list[Finding]:
-        """The finding for each image. If an image has no score, only its file is considered.
+        """The finding for each image: the conclusion on its origin, with the grounds for it.
 
-        Exceptions are not caught here, since each is a bug in Touchstone.
+        It considers what the file states about its origin, and the verdict. If an image has no
+        score, only the statements in its file are considered.
         """
         verdicts = [
             verdict if outcome.status is Status.OK else None
@@ -346,6 +347,9 @@ def judge(
         clock: Measures the time for identifying generators as the stage `identify`. None for no
             measurement.
         names: Whether to identify generators, if the spec has an identifier.
+
+    Returns:
+        The outcomes with changed statuses, the outputs, the decisions, and the generators.
     """
     scores = outputs.get(SCORES)
     if list(scores) != list(spec.cards):
@@ -407,7 +411,7 @@ def second_stage_rows(
     """Return the rows, ascending, that the second stage of a cascade scores.
 
     Args:
-        spec: The whole spec.
+        spec: The spec of the whole ensemble.
         outcomes: The decoding result of each member.
         outputs: At least the outputs of the first stage.
 
@@ -440,7 +444,7 @@ def rows_to_describe(
     images with the verdict `fake`.
 
     Args:
-        spec: The whole spec.
+        spec: The spec of the whole ensemble.
         outcomes: The decoding result of each image.
         outputs: The outputs of all detectors.
     """
@@ -464,6 +468,9 @@ def describe_replies(replies: Mapping[str, Sequence[str | None]]) -> dict[str, l
 
     Args:
         replies: For each detector, the reply for each image, or None.
+
+    Returns:
+        For each detector, the remark for each image.
     """
     return {
         name: [None if reply is None else f"it replied {reply!r}" for reply in column]
@@ -499,7 +506,7 @@ def describe_range_violations(
     fact of the image is beyond a bound on the card.
 
     Args:
-        spec: The whole spec.
+        spec: The spec of the whole ensemble.
         sizes: Width and height of each image in pixels.
         formats: The format of each image.
         facts: The facts from `collect_bounded_facts`.

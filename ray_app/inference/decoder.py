@@ -118,8 +118,8 @@ class CrashSafeDecoder:
         marker_dir: Folder for crash markers on a local disk of the node. None writes no markers and
             applies no wall limit, so an image may crash or hang the process.
         wall_limit_s: Seconds that decoding one image may take.
-        budget: Memory for large images, which all processes of this node share. None if no other
-            process decodes images.
+        budget: Memory for large images, which all processes of this node share. None decodes large
+            images without waiting, for a process that is alone on its node.
         children: Child processes that decode all images. The caller closes them. None decodes in
             this process.
     """
@@ -265,8 +265,8 @@ class BatchDecoder:
         spec: Has the preprocessings, views, limits, and batch size.
         clock: Measures the time of each stage.
         marker_dir: Folder for crash markers (see `CrashSafeDecoder`).
-        hand_over: Whether another process scores the batches. Images that are not resized are then
-            passed as files, and decoded when they are scored.
+        hand_over: Whether images that are not resized are passed on as files. They are then decoded
+            when a detector reads them, in this process or in another (see `complete`).
         keeps_files: Whether batches carry all files, since some members may be decoded again.
         wall_limit_s: Seconds that decoding one image may take.
         budget: Memory for large images, which all processes of this node share.
@@ -370,9 +370,10 @@ class BatchDecoder:
         return any(self._spec.is_scored(name, width, height) for name in native)
 
     def complete(self, batch: Batch) -> Batch:
-        """Return a batch from another process with its files as readable `EncodedImages`.
+        """Return a batch whose files detectors can read as images (`EncodedImages`).
 
-        The images may be large. They are decoded only when a detector reads them.
+        Call it in the process that scores the batch, if the batch was decoded with `hand_over`. The
+        images may be large, so each is decoded only when a detector reads it.
         """
         if not batch.encoded or not batch.pixels:
             return batch
@@ -554,9 +555,10 @@ class BatchDecoder:
 
 
 def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
-    """Return the memory in bytes that encoded files over AHEAD_BYTES may take on a node.
+    """Return the memory in bytes that very large files may take together on a node.
 
-    At least one file of the maximum size always fits.
+    These are encoded files that are larger than AHEAD_BYTES. At least one file of the maximum size
+    always fits.
 
     Args:
         decode_bytes: Memory that large images may take on the node.

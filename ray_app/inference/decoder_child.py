@@ -3,11 +3,21 @@
 Only `decoder_pool` starts this process. The process has no Ray and no secrets, and imports torch
 only if torch resizes images.
 
-A request is: a length (uint64); the length of a JSON `DecodeRequest` (uint32); the JSON; the file;
-and its sidecar if it has one. An answer is: the lengths of JSON and pixels (2 × uint64); a JSON
-`Report`; and the pixels, which are RGB or one tensor after another. The child sends one `READY`
-byte when it can serve. Before it decodes a large image, it sends a JSON of length 0 and a `DEMAND`,
-and waits for a `READY` byte.
+A request has these parts, in order:
+
+- the number of bytes that follow (uint64);
+- the length of the JSON (uint32);
+- a `DecodeRequest` as JSON;
+- the file, and its sidecar if it has one.
+
+An answer has these parts, in order:
+
+- the lengths of the JSON and of the pixels (2 × uint64);
+- a `Report` as JSON;
+- the pixels: either RGB, or one tensor after another.
+
+The child sends one `READY` byte when it can serve. Before it decodes a large image, it sends a JSON
+of length 0 and a `DEMAND`, and waits for a `READY` byte.
 
 The child runs as a file, not as a module of `inference`, because the other modules import Arrow. It
 must start fast and stay small.

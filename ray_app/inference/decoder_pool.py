@@ -134,11 +134,12 @@ class DecoderProcess(ChildProcess):
         request: DecodeRequest,
         turn: AbstractContextManager[object] | None = None,
     ) -> PreparedImage:
-        """Decode an image and prepare the requested tensors, within twice the wall limit.
+        """Decode an image and prepare the requested tensors.
 
-        If a file with a C2PA manifest kills the process or takes too long, it is decoded a second
-        time without the native code that reads manifests. An image must not lose its verdict
-        because its provenance cannot be read.
+        For an image that is not large, this takes at most twice the wall limit. If a file with a
+        C2PA manifest kills the process or takes too long, it is decoded a second time without the
+        native code that reads manifests. An image must not lose its verdict because its provenance
+        cannot be read.
 
         Args:
             data: The bytes of the file.

@@ -72,6 +72,8 @@ SourceList = list[tuple[str | int | None, Any]]
 class Ensemble:
     """Score images with an ensemble of detectors on one device.
 
+    An ensemble combines the scores of its detectors into one verdict per image.
+
     Several threads may share an ensemble, which then scores one call at a time. To score in
     parallel, give each thread its own `twin()`. A pickled ensemble loads its weights again when it
     is unpickled.
@@ -217,7 +219,8 @@ class Ensemble:
 
         Raises:
             UnknownInputError: The type of an image is not supported. It is a TypeError.
-            ConfigError: The folder or glob has no files.
+            ConfigError: The folder or glob has no files, or `batch_size` is less than 1.
+            StorageError: The folder or glob cannot be listed.
         """
         ensemble = (
             self

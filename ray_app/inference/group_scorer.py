@@ -34,7 +34,7 @@ class GroupScorer:
     reads them decodes them.
 
     Args:
-        spec: The whole spec.
+        spec: The spec of the whole ensemble.
         groups: The groups of detectors (see `DetectorGroups`).
         decoder: Makes encoded images of batches readable (see `BatchDecoder.complete`), and decodes
             undecided images of a cascade again.
@@ -66,7 +66,10 @@ class GroupScorer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Numbers of scored images and seconds, by name, of all detectors since the start."""
+        """The counts of all detectors and of the describer since the start, by name.
+
+        They are those of `CascadeScorer.counts`, also for groups that are no longer in memory.
+        """
         counts = Counter(self._dropped_counts)
         counts.update(self._counts_in_memory())
         return counts

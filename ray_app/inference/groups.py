@@ -40,7 +40,8 @@ def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | N
     assigned first. A group that cannot be made smaller may exceed the limit.
 
     Returns:
-        The groups. None if all detectors fit into one process, so that groups are not needed.
+        The groups. None if all detectors together need no more than `limit_bytes`, so that groups
+        are not needed.
     """
     if estimate_total_bytes(spec) <= limit_bytes:
         return None
@@ -58,15 +59,20 @@ def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | N
 
 
 def estimate_total_bytes(spec: ScoringSpec) -> int:
-    """Return the maximum memory of all detectors of a spec in bytes, as if in one process.
+    """Return the maximum memory in bytes that all detectors of a spec need at the same time.
 
-    It includes the detectors that have their own process.
+    Detectors whose card requests their own process run next to the others, so each of these
+    processes counts.
     """
     return ResourceEstimate.from_spec(spec).process_bytes + (len(spec.pools) - 1) * PROCESS_BYTES
 
 
 def largest_unit(spec: ScoringSpec) -> Group:
-    """Return the detectors that need the most memory among those that must stay in one group."""
+    """Return the largest set of detectors that cannot be divided over several groups.
+
+    Such a set is a single detector, or several detectors that share a backbone. The largest set is
+    the one that needs the most memory.
+    """
     return max(
         (unit for units in _list_units(spec) for unit in units),
         key=lambda unit: group_bytes(spec, unit),

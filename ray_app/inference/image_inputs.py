@@ -81,10 +81,14 @@ def make_source(location: str) -> ImageSource:
 
 
 def list_sources(images: Any) -> ManySources:
-    """Return the sources of the images in a folder, a glob, an iterable, or an array.
+    """Return the sources of the images in an iterable.
+
+    It may be a list, a column of a data set, or an array of several images. Paths of folders and
+    globs are not listed here (see `ensemble.ImageInputs.resolve`).
 
     Raises:
-        UnknownInputError: The argument contains no images.
+        UnknownInputError: The argument is not an iterable of images. The items of a list or tuple
+            are checked at once, those of any other iterable when they are read.
     """
     columns = getattr(images, "column_names", None) or getattr(images, "columns", None)
     if columns is not None and not isinstance(images, Mapping):

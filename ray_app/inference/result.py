@@ -54,10 +54,13 @@ class Result:
         facts: Format, size, and other properties of the file.
         masks: A mask for each detector that localizes: (H, W) uint8 at the size of the network,
             stretched over the whole image. 255 means surely altered.
-        finding: The name of the strongest of the `grounds`.
-        grounds: What the file states about its origin, and what the detectors conclude.
-        second_look: The reason why all detectors of a cascade scored the image: `band` or `audit`.
-            None if only the first stage scored it.
+        finding: The conclusion on the origin of the image as text, from the strongest of the
+            `grounds` that supports a conclusion. None if no ground does.
+        grounds: What the file states about its origin, and what the detectors conclude, the
+            strongest first.
+        second_look: The reason why all detectors of a cascade scored the image: `band` (the first
+            stage was undecided) or `audit` (the image was selected by its hash as a check). None if
+            the first stage was enough, or if the ensemble is not a cascade.
         verdict_detail: Names and numbers that explain `verdict_reason`.
         predicted_generator: The most similar known generator.
         generator_family: The family of `predicted_generator`.
@@ -105,8 +108,9 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Return the result as a dict of plain values for JSON.
 
-        `masks`, `picture`, and `demonstration` are left out. So are the attributes about a
-        generator or a prompt if the profile has no answer.
+        `facts` is replaced by `format`, `width`, `height`, and `sha256`. `masks`, `picture`, and
+        `demonstration` are left out. The attributes about a generator or a prompt are left out,
+        too, if the profile has no answer.
         """
         row = {
             "source": self.source,

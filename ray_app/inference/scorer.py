@@ -254,6 +254,7 @@ class LoadedDetectors:
         pool: The names of the detectors to load. None loads all detectors of the spec.
 
     Attributes:
+        by_name: The loaded detectors, by name.
         steps: The number of images that networks process at a time, as measured by
             `EnsembleScorer.fit_batches`. A key is the number of slots of a decoded batch and a
             preprocessing. Without an entry, networks process decoded batches unchanged.
@@ -546,9 +547,10 @@ class EnsembleScorer:
 class BlockReadings:
     """Score one block, batch after batch. Members without pixels get no score.
 
-    Every forward pass has a fixed shape, so that a score never depends on the other images in the
-    batch. On a GPU, images that are not resized are grouped by their size. The GPU is synchronised
-    only once, in `finish`. While the GPU computes, the next batch is decoded and copied to it.
+    Resized images go through the networks in batches of one fixed shape, so that a score never
+    depends on the other images in the batch. Images that are not resized go through them one at a
+    time, or on a GPU in groups of equal size. The GPU is synchronised only once, in `finish`. While
+    the GPU computes, the next batch is decoded and copied to it.
     """
 
     def __init__(self, scorer: EnsembleScorer, columns: "_Columns") -> None:

@@ -27,7 +27,7 @@ class ThumbnailLimits(NamedTuple):
 
     Attributes:
         side_px: Maximum length of the longer side in pixels.
-        most_bytes: Maximum size of the JPEG in bytes.
+        max_bytes: Maximum size of the JPEG in bytes.
     """
 
     side_px: int

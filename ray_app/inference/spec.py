@@ -148,6 +148,9 @@ LARGE_PARAMETERS, LARGE_GMAC = 500e6, 500.0
 class StageSpec:
     """One stage of an ensemble: detectors that score the same images.
 
+    A cascade has two stages. Its second stage scores only images that the first leaves undecided.
+    Any other ensemble has one stage.
+
     Attributes:
         detectors: The names of the detectors, in the ensemble's order.
         pools: The detectors by process. Detectors in the same pool share a process.
@@ -186,7 +189,7 @@ class ScoringSpec:
         describer: The card of the describer in the ensemble's profile. None if there is none.
         reads_embeddings: Whether only the heads of detectors run, on stored embeddings. Images are
             then not read.
-        stages: One stage, or two for a cascade.
+        stages: One stage, or two for a cascade, whose second stage scores only undecided images.
     """
 
     ensemble: EnsembleCard
@@ -231,7 +234,7 @@ class ScoringSpec:
     def for_stage(self, stage: StageSpec) -> "ScoringSpec":
         """Return the spec for decoding and scoring images in one of the stages.
 
-        Use it only for scores. Verdicts require the whole spec.
+        Use it only for scores. Verdicts require the spec of the whole ensemble.
         """
         if not self.is_cascade:
             return self
@@ -243,7 +246,7 @@ class ScoringSpec:
     ) -> "ScoringSpec":
         """Return the spec for some of the detectors, in one stage and without a describer.
 
-        Use it only for scores. Verdicts require the whole spec.
+        Use it only for scores. Verdicts require the spec of the whole ensemble.
 
         Args:
             names: The names of the detectors.
@@ -579,9 +582,10 @@ class ResourceEstimate:
     """The estimated cost of scoring images with one `ScoringSpec`.
 
     Attributes:
-        process_bytes: Maximum memory of a process with all detectors and the describer. It includes
-            libraries, fp32 weights, the largest weights a second time while they load, a batch of
-            images in every view, and the child process of each detector from another package.
+        process_bytes: Maximum memory of a process with all detectors, and with the describer unless
+            that has its own process. It includes libraries, fp32 weights, the largest weights a
+            second time while they load, a batch of images in every view, and the child process of
+            each detector from another package.
         tensor_bytes: Bytes that are sent between processes for one image: its prepared tensors,
             and its file (estimated size) if a detector reads images at their original size.
         pool_gmac: Billions of multiply-adds per image in each of the spec's `all_pools`, over all

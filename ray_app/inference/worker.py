@@ -39,13 +39,13 @@ def open_decoder(
     """Create the decoder of a process that loads no detectors.
 
     Args:
-        spec: The whole spec. Images are prepared for its first stage. Batches of a cascade carry
-            their files.
+        spec: The spec of the whole ensemble. Images are prepared for its first stage. Batches of
+            a cascade carry their files.
         clock: Counts the seconds of decoding.
         careful: Decodes single images. If it is None, images are decoded in this process, without a
             wall limit and without waiting for memory of the node.
-        hand_over: Whether another process scores the batches. Images that are not resized are then
-            passed to that process as files.
+        hand_over: Whether images that are not resized are passed on as files. They are then decoded
+            when a detector reads them, in this process or in another.
     """
     return BatchDecoder(
         spec.for_stage(spec.stages[0]),
@@ -71,7 +71,7 @@ def open_scorer(
     """Load detectors, and create the decoder and the scorer for their images.
 
     Args:
-        spec: The whole spec.
+        spec: The spec of the whole ensemble.
         device: The PyTorch device on which networks run. It does not change the precision of the
             spec.
         clock: Counts the seconds of all stages.
@@ -79,8 +79,8 @@ def open_scorer(
             spec.
         careful: See `open_decoder`.
         hand_over: See `open_decoder`.
-        kept_bytes: Maximum size of the files of a cascade that are kept until undecided images are
-            scored again. None is the default limit.
+        kept_bytes: Maximum size in bytes of the files of a cascade, and of images for the describer,
+            that are kept until undecided images are scored again. None is the default limit.
         loaded: Detectors that are already in memory.
         describing: A describer that is already in memory.
 
@@ -119,7 +119,7 @@ def open_group_scorer(
     The first group of detectors is loaded.
 
     Args:
-        spec: The whole spec.
+        spec: The spec of the whole ensemble.
         groups: The groups of detectors (see `DetectorGroups`).
         clock: Counts the seconds of all stages.
         careful: Decodes single images.
