@@ -12,7 +12,7 @@ RAY_SHARE = 0.7
 
 
 class ClusterConfig(Frozen):
-    """The cluster that a run executes on, and its limits.
+    """The Ray cluster that a scoring run executes on, and the limits of the run.
 
     These settings do not change scores, so a resumed run may change them.
     """

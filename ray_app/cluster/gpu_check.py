@@ -32,7 +32,7 @@ def torch_and_gpus() -> tuple[str, str]:
 
     from ray_app.detectors.precision import has_bf16
 
-    build = f"torch {torch.__version__} for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'processors alone'}"
+    build = f"torch {torch.__version__} for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'CPUs only'}"
     if not torch.cuda.is_available():
         return build, ""
     gpu, precision = torch.cuda.get_device_properties(0), "bf16" if has_bf16("cuda") else "fp32"

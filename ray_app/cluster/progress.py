@@ -81,7 +81,11 @@ class Progress:
         self._stream.flush()
 
     def redraw(self) -> None:
-        """Print the line again if it is old, so that a long block does not look like a stall."""
+        """Print the progress line again if it is old, although no member was finished.
+
+        Without this, a block that takes long would look like a stall. The line is old after 1 s on
+        a terminal, and after 60 s elsewhere.
+        """
         now = self._clock()
         if now - self._drawn_at >= (1.0 if self._terminal else LOG_EVERY_S):
             self._draw(now, self._note)

@@ -199,7 +199,8 @@ def _truncate(error: Exception) -> str:
 def named_cluster(address: str | None = None) -> str | None:
     """Return the address of the cluster to join, or None to start a local Ray.
 
-    `address` is the address in the config. If it is None, the variable RAY_ADDRESS is used.
+    `address` is the address in the config. If it is None or empty, the environment variable
+    RAY_ADDRESS is used. The address `local` also starts a local Ray.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address

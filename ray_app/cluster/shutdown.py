@@ -101,7 +101,7 @@ class ShutdownController:
         self.reason = self.reason or reason
 
     def avoid_nodes(self, nodes: Iterable[str]) -> None:
-        """Request that no further block starts on these nodes."""
+        """Request that no further block of images starts on the nodes with these ids."""
         self.draining_nodes |= frozenset(nodes)
 
     @property

@@ -357,9 +357,14 @@ class EncodedImages:
 
 
 def images_at(images: Pixels | Ragged | EncodedImages, slots: Sequence[int]) -> dict[int, Pixels]:
-    """Return the images in the given slots by slot, of a batch whose images are not resized.
+    """Return the images at some slots of a batch.
 
-    Missing images are left out.
+    Args:
+        images: The images of the batch in one preprocessing, usually one that does not resize.
+        slots: The positions of the images in the batch.
+
+    Returns:
+        The images by slot. Missing images are left out.
     """
     if isinstance(images, EncodedImages):
         return images.complete(slots)

@@ -64,7 +64,8 @@ class OutputKey(NamedTuple):
 class DetectorOutputs:
     """The outputs of detectors, as columns with one entry per image. All have the same order.
 
-    The kinds of columns are:
+    A column belongs to a detector, a view, and a kind of output. A view is the unchanged image
+    (`CLEAN`), or the image after one perturbation. The kinds are:
 
     - `scores`: log-odds of fake, float32 of shape (n,);
     - `embeddings`: float32 of shape (n, d);
@@ -78,7 +79,11 @@ class DetectorOutputs:
 
     @classmethod
     def clean(cls, **kinds: Mapping[str, Any]) -> "DetectorOutputs":
-        """Create outputs for unchanged images. Each keyword is a kind with columns by detector."""
+        """Create outputs for unchanged images.
+
+        Each keyword is a kind, whose value has the columns by detector. An example is
+        `DetectorOutputs.clean(scores={"name": column})`.
+        """
         return cls(
             {
                 OutputKey(CLEAN, name, kind): column
@@ -165,7 +170,8 @@ class DetectorOutputs:
     def spread(self, rows: Sequence[int], count: int) -> "DetectorOutputs":
         """Return a table of `count` rows, in which entry i of each column is at `rows[i]`.
 
-        All other rows have no value.
+        All other rows have no value. Use this to merge outputs of some images, such as those of a
+        second stage, with outputs of all images.
         """
         columns = {}
         for key, column in self.columns.items():

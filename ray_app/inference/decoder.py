@@ -110,8 +110,9 @@ class StageClock:
 class CrashSafeDecoder:
     """Decode one image at a time, and recover from images that crash or hang the decoder.
 
-    Images are decoded in this process. An image that killed a process of this node earlier is
-    decoded in a child process.
+    Images are decoded in this process. A crash marker is a file that names the image that is being
+    decoded. If the process dies, its marker stays. Later processes of the node then decode this
+    image in a child process.
 
     Args:
         limits: Limits on the size of an image.
@@ -169,9 +170,10 @@ class CrashSafeDecoder:
 
     @contextmanager
     def mark_crash(self, image_id: int, timeout_factor: float = 1.0) -> Iterator[None]:
-        """Blame a member if this process dies or hangs inside the `with` block.
+        """Name a member in the crash marker of this process for the `with` block.
 
-        The `with` block may take `timeout_factor` times the wall limit.
+        If the process dies or hangs inside the block, later processes decode the member in a child
+        process. The block may take `timeout_factor` times the wall limit.
         """
         if self._marker is None:
             yield

@@ -190,9 +190,10 @@ def is_array(value: Any) -> bool:
 
 
 def is_picture(value: Any) -> bool:
-    """Return whether a value is clearly an image.
+    """Return whether the type of a value shows that it is an image.
 
-    It may be encoded, decoded, or a dict of Hugging Face datasets.
+    Such values are bytes, PIL images, uint8 arrays of two or more dimensions, and dicts of Hugging
+    Face datasets with `bytes` or `path`. A path or URL as text is not among them.
     """
     if isinstance(value, Mapping):
         fits = isinstance(value.get("bytes"), bytes | None) and isinstance(

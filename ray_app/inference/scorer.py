@@ -60,7 +60,8 @@ DescriberInputs = Sequence[Pixels | None]
 class ImageDescriber:
     """Predict captions with the describer of a spec, which is loaded on the device of the spec.
 
-    The caption of an image does not depend on other images in the same call.
+    A describer is a model that guesses the prompt from which an image was generated. This guess is
+    the caption. It does not depend on other images in the same call.
     """
 
     def __init__(self, spec: ScoringSpec, clock: StageClock) -> None:

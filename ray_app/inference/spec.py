@@ -103,6 +103,7 @@ def departures(
 def list_decoders(card: EnsembleCard) -> set[str]:
     """Return the decoders that this process uses for the image formats in the card's calibration.
 
+    A decoder is the name and version of a library. Another version may decode other pixels.
     The set is empty if the card does not record the formats.
     """
     population = card.population and card.population.seen
@@ -132,7 +133,7 @@ def describe_guarantee_departures(scored: Collection[str], decoded: Collection[s
     """
     differences_by_step = {"scored": scored, "decoded": decoded}
     return [
-        f"{step} otherwise: {', '.join(differences)}"
+        f"{step} otherwise than for the calibration: {', '.join(differences)}"
         for step, differences in differences_by_step.items()
         if differences
     ]
@@ -228,7 +229,10 @@ class ScoringSpec:
 
     @property
     def late(self) -> tuple[str, ...]:
-        """The detectors of a cascade's second stage, which score undecided images."""
+        """The detectors of a cascade's second stage, which score undecided images.
+
+        Empty if the ensemble is not a cascade.
+        """
         return self.stages[1].detectors if self.is_cascade else ()
 
     def for_stage(self, stage: StageSpec) -> "ScoringSpec":
@@ -309,7 +313,8 @@ class ScoringSpec:
     def has_describer_pool(self) -> bool:
         """Whether the describer runs in its own processes, after those of all detectors.
 
-        It does if its card requests this, or if the describer is large.
+        It does if its card requests this, or if the describer is large: if it has over 500 million
+        parameters, or takes over 500 billion multiply-adds per image.
         """
         card = self.describer
         if card is None:

@@ -183,7 +183,9 @@ class EndpointClient:
         for name in requested:
             if name not in served:
                 text = f"{self._url}: no {kind} {name!r} is served there"
-                raise ConfigError(text, hint=f"it serves: {', '.join(served) or 'none'}")
+                raise ConfigError(
+                    text, hint=f"choose from what it serves: {', '.join(served) or 'none'}"
+                )
 
     def _score(self, images: Iterable[Source], query: Query) -> Iterator[Result]:
         for group in self._group_files(images):

@@ -104,7 +104,10 @@ class Access(Frozen):
 
 
 class Resources(Frozen):
-    """The resources of a replica on Ray, and the number of replicas."""
+    """The resources of a replica on Ray, and the number of replicas.
+
+    A replica is one copy of the endpoint, which Ray Serve runs as an actor.
+    """
 
     replicas: int = Field(
         default=1, ge=1, description="number of replicas, or the minimum if max_replicas is set"

@@ -246,12 +246,15 @@ class WorkerPool:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether a worker is running, or was running a short time ago."""
+        """Whether a worker is running, or was running in the last `MAX_DOWN_S` seconds."""
         return self._down_since is None or time.monotonic() - self._down_since < MAX_DOWN_S
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Answer images until the `with` block ends."""
+        """Connect to the workers for the `async with` block, in which `answer` may be called.
+
+        The workers are ended with the block.
+        """
         for process in self._started:
             await self._attach(process)
         try:

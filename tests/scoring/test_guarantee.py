@@ -195,7 +195,7 @@ def test_other_decoder_or_resize_ends_the_guarantee(tmp_path, card):
     found = guarantee_of(run, card)
     assert found.holds is False
     assert "resize fast (calibrated with exact)" in found.why
-    assert "decoded otherwise: pillow of tomorrow" in found.why
+    assert "decoded otherwise than for the calibration: pillow of tomorrow" in found.why
     assert verdicts(run) == {"real", "fake"}, "settings change no verdict"
 
 

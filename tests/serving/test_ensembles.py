@@ -113,4 +113,7 @@ def test_guarantee_is_described_and_holds_or_is_waived(tmp_path):
         guarantee(resize="exact")
     waived = guarantee(resize="exact", waive_guarantee=True)
     assert not waived.holds
-    assert waived.why == "scored otherwise: resize exact (calibrated with fast)"
+    assert (
+        waived.why
+        == "scored otherwise than for the calibration: resize exact (calibrated with fast)"
+    )

@@ -188,7 +188,7 @@ class Backpressure(Layer):
         )
 
     def enter(self) -> None:
-        """Take a slot."""
+        """Take a slot for a request whose body has arrived."""
         if not self.running:
             self._last_answer = (
                 self._clock()
@@ -196,7 +196,7 @@ class Backpressure(Layer):
         self.running += 1
 
     def leave(self, *, is_answered: bool) -> None:
-        """Release a slot, and measure the interval since the last answer."""
+        """Release a slot, and if the request was answered, measure the interval between answers."""
         self.running -= 1
         if not is_answered:
             return
