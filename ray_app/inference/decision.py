@@ -508,8 +508,8 @@ def describe_range_violations(
 ) -> dict[str, list[str | None]]:
     """Describe for each detector why images are out of the range that the detector can judge.
 
-    An image is out of range if its size is outside the valid range on the detector's card, or if a
-    fact of the image is beyond a bound on the card.
+    The card of a detector states a valid range of image sizes. It may also set bounds on facts of
+    an image, such as its texture. An image outside the range or beyond a bound is out of range.
 
     Args:
         spec: The spec of the whole ensemble.

@@ -145,8 +145,8 @@ def main(arguments: list[str]) -> None:
     """Serve requests until stdin closes.
 
     Args:
-        arguments: Memory in addition to that of the libraries in bytes, wall limit in seconds,
-            ImageLimits as JSON, and `torch` to import torch or an empty string.
+        arguments: Four texts: the memory in bytes in addition to that of the libraries; the wall
+            limit in seconds; `ImageLimits` as JSON; and `torch` to import torch, or "".
     """
     limits, wall_limit_s = ImageLimits.model_validate_json(arguments[2]), float(arguments[1])
     if arguments[3] == "torch":

@@ -152,8 +152,8 @@ class MeasuredBatch(NamedTuple):
 def batch_sizes(slots: int, max_size: int) -> list[int]:
     """Return the batch sizes to measure, ascending.
 
-    The sizes are `slots` / 8, / 4, / 2 if these are integers, then `slots`, and then 2, 4, 8, …
-    times `slots` up to `max_size`.
+    Parts of `slots` come first: an eighth, a quarter, and a half, as far as these are integers. Then
+    come `slots` and its multiples by 2, 4, 8, …, up to `max_size`.
 
     Args:
         slots: The number of images in a decoded batch.
@@ -170,8 +170,8 @@ def measure_batches(
 ) -> list[MeasuredBatch]:
     """Measure batches of increasing size, until a batch is too large or takes long enough.
 
-    A batch is too large if memory is exhausted, if it takes more than the fraction `MAX_MEMORY` of
-    the device's memory, or if a kernel cannot index it with 32 bits.
+    A batch is too large if it takes more than the fraction `MAX_MEMORY` of the device's memory. It
+    is also too large if memory is exhausted, or if a kernel cannot index it with 32 bits.
 
     Args:
         sizes: The batch sizes to measure, ascending.

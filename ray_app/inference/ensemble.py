@@ -204,9 +204,9 @@ class Ensemble:
     def score(self, images: Any, *, batch_size: int | None = None, progress: bool = False) -> Any:
         """Score one image, or many images.
 
-        One image is a path or URL, the bytes of a file, a binary file, a PIL image, a uint8 array
-        or tensor, or a dict with `bytes` or `path`. Many images are a folder, a glob, or any
-        iterable of these. An image that cannot be scored gives a result with a `status`, never an
+        One image is one of these values: a path or URL; the bytes of a file; a binary file; a PIL
+        image; a uint8 array or tensor; or a dict with `bytes` or `path`. Many images are a folder, a
+        glob, or any iterable of these values. An image that cannot be scored gives a result with a `status`, never an
         exception.
 
         Args:

@@ -32,8 +32,8 @@ _N_DISPLAYED = 8  # Results that a notebook shows of many.
 class Result:
     """The verdict of an ensemble on one image, with its reasons.
 
-    Attributes that name a generator or a prompt are None if the ensemble has no profile, or if the
-    profile has no answer for this image.
+    An ensemble may have a profile, which predicts the generator and the prompt of an image. Attributes
+    about these are None if the ensemble has no profile, or no prediction for this image.
 
     Examples:
         >>> result = ray_app.load_ensemble("default").score("photo.jpg")

@@ -548,7 +548,7 @@ class EnsembleScorer:
 class BlockReadings:
     """Score one block, batch after batch. Members without pixels get no score.
 
-    Resized images go through the networks in batches of one fixed shape, so that a score never
+    Resized images go through the networks in batches of one fixed shape. Therefore a score never
     depends on the other images in the batch. Images that are not resized go through them one at a
     time, or on a GPU in groups of equal size. The GPU is synchronised only once, in `finish`. While
     the GPU computes, the next batch is decoded and copied to it.

@@ -368,7 +368,7 @@ class ScoringSpec:
 
     @cached_property
     def bounded(self) -> tuple[FactName, ...]:
-        """The facts of an image for which a card sets bounds.
+        """The facts of an image for which a card sets bounds, such as `jpeg_quality` or `texture`.
 
         A detector abstains on an image with a fact beyond the bound on its card.
         """
@@ -378,7 +378,7 @@ class ScoringSpec:
 
     @cached_property
     def measured(self) -> tuple[FactName, ...]:
-        """The facts that are measured on pixels, because the card of a detector limits them."""
+        """Those facts in `bounded` that are measured on pixels, such as `texture`."""
         return tuple(fact for fact in MEASURED if fact in self.bounded)
 
     def describe_range_violation(
@@ -588,9 +588,9 @@ class ResourceEstimate:
 
     Attributes:
         process_bytes: Maximum memory of a process with all detectors, and with the describer unless
-            that has its own process. It includes libraries, fp32 weights, the largest weights a
-            second time while they load, a batch of images in every view, and the child process of
-            each detector from another package.
+            that has its own process. It includes libraries, fp32 weights, and a batch of images in
+            every view. The largest weights count twice, since they are copied while they load. Each
+            detector from another package adds the memory of its child process.
         tensor_bytes: Bytes that are sent between processes for one image: its prepared tensors,
             and its file (estimated size) if a detector reads images at their original size.
         pool_gmac: Billions of multiply-adds per image in each of the spec's `all_pools`, over all

@@ -111,8 +111,8 @@ class Meter:
     def batch(self, size: int, waited_s: float) -> None:
         """Count a batch of images.
 
-        The size is counted in a histogram, and also in a counter of images, because Ray derives the
-        sum of a histogram from its buckets.
+        The size is counted in a histogram and in a counter of images. The counter is needed because
+        Ray derives the sum of a histogram from its buckets.
 
         Args:
             size: The number of images in the batch.

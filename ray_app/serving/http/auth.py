@@ -46,10 +46,11 @@ class Paths:
 class BearerTokens:
     """The bearer tokens that an endpoint accepts.
 
-    Tokens come from digests in the config and from an environment variable, which are read once, and
-    from a file, which is read again when it changes. Each line of the file is a token, except empty
-    lines and lines that begin with #. If the file cannot be read or has no token, it accepts no
-    client. A token that is added to the file later and is too short is ignored and logged.
+    Tokens come from digests in the config and from an environment variable, which are read once.
+    Further tokens come from a file, which is read again when it changes. Each line of the file is a
+    token, except empty lines and lines that begin with #. If the file cannot be read or has no token,
+    this is logged, and only tokens from the other sources are accepted. If the file gets a token that
+    is too short, this token is ignored and logged.
 
     Args:
         access: The settings of the endpoint.
@@ -160,8 +161,8 @@ class AccessGuard:
 
     If the endpoint has no tokens and `access.anonymous` is set, requests from all machines are
     accepted. A request without a required token is answered with 401. A request from a web page of
-    another site is answered with 403, because the user of the browser may not know of the request.
-    Origins in `access.cors_origins` are exempt from this rule. For an accepted request,
+    another site is answered with 403, because the browser's user may not know of the request. Origins
+    in `access.cors_origins` are exempt from this rule. For an accepted request,
     `scope["state"]["owner"]` is the name of the token, or `anonymous`. WebSockets are closed.
 
     Args:

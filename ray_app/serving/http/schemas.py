@@ -70,7 +70,7 @@ class Mask(ApiModel):
 
 
 class DetectorAnswer(ApiModel):
-    """The score of one detector for the image."""
+    """The output of one detector for the image: its score, and its text or mask if it has one."""
 
     score: float | None = Field(description="log-odds of fake; null = no score", examples=[4.21])
     probability: float | None = Field(
