@@ -32,9 +32,10 @@ _PIPE_BYTES = 2**20
 
 
 class ChildProcess:
-    """A child process that starts on first use, and starts again after it died.
+    """Base of the classes that run a child process and exchange messages with it through pipes.
 
-    Only one thread at a time may use it. Use it as a context manager, or call `close()`.
+    A subclass starts the child on first use, and again after it died. Only one thread at a time may
+    use an object. Use it as a context manager, or call `close()`.
     """
 
     def __init__(self) -> None:
@@ -159,7 +160,16 @@ class ChildProcess:
 class ChildDeadline:
     """Kill a child process unless the `with` block ends within a time limit.
 
-    Only a kill can end a read from a child that hangs. It uses the `Popen` object of the child.
+    Only a kill can end a read from a child that hangs. The `Popen` object of the child is killed, so
+    that no other process with the same id is hit.
+
+    Args:
+        child: The child process.
+        limit_s: The time limit in seconds.
+
+    Attributes:
+        has_passed: Whether the time limit has passed, so that the child was killed.
+        limit_s: The time limit in seconds that was started last.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
@@ -230,14 +240,25 @@ _WATCHDOG = _Watchdog()
 
 
 def identify_process() -> tuple[int, str]:
-    """Return the id and the start time of this process, which `is_running` takes."""
+    """Return the id and the start time of this process.
+
+    Another process can pass them to `is_running` later.
+    """
     return os.getpid(), read_start_time(os.getpid()) or "?"
 
 
 def is_running(pid: int, started: str) -> bool:
     """Return whether the process with this id and this start time still runs.
 
-    A zombie does not count as running.
+    The start time distinguishes the process from a later process with the same id. A zombie does
+    not count as running.
+
+    Args:
+        pid: The process id.
+        started: The start time, as `identify_process` or `read_start_time` returned it.
+
+    Returns:
+        Whether that very process runs.
     """
     return read_start_time(pid) == started
 
@@ -248,7 +269,15 @@ def environment_without_secrets() -> dict[str, str]:
 
 
 def read_start_time(pid: int) -> str | None:
-    """Return the start time of a process in the format of the system, or None if it is not running."""
+    """Return the start time of a process in the system's own format.
+
+    Args:
+        pid: The process id.
+
+    Returns:
+        A text that can only be compared, such as clock ticks since boot. None if no process with
+        this id is running.
+    """
     if Path("/proc/self/stat").exists():
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

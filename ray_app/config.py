@@ -35,16 +35,16 @@ _SHALLOW = 10_000
 
 
 class Frozen(BaseModel):
-    """Base of every config, card and limit: immutable, and without unknown keys."""
+    """Base of every config, card, and set of limits: immutable, and unknown keys are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     retired_keys: ClassVar[Mapping[str, str]] = {}
-    """Keys that 1.0 retires. The value of each key is an instruction what to use instead."""
+    """Keys that version 1.0 removed, each with an instruction what to use instead."""
 
 
 class FileConfig(Frozen):
-    """Base of cards with relative paths, which start from the folder of the card's file."""
+    """Base of cards, whose relative paths start from the folder of the card's YAML file."""
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -78,11 +78,17 @@ class Section(BaseModel):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields that were set, as plain JSON in the order of the fields."""
+        """Return the fields that were set, as plain JSON in the order of the fields.
+
+        A field that was left at its default has no key.
+        """
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def get_set_fields(self) -> dict[str, Any]:
-        """Return the fields that were set, by key, for building another section."""
+        """Return the values of the fields that were set, by key, without conversion to JSON.
+
+        The values can be passed to the constructor of another section.
+        """
         fields = type(self).model_fields.items()
         return {
             field.alias or name: getattr(self, name)
@@ -344,12 +350,15 @@ def validate(
 
 
 def complete_from_run(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
-    """Fill in the keys that the user did not write from the config of a run, in all sections.
+    """Fill in the keys that the user did not write from the config of an existing run.
+
+    So a later command continues the run even if a default has changed since. Sections are completed
+    key by key. Training and `touchstone data` use this function.
 
     Args:
         config: The config with the keys that the user wrote.
-        begun: The config that the run was started with: plain JSON of the same model.
-        where: The name of the source in errors.
+        begun: The config that the run was started with, as plain JSON.
+        where: The name of the config's source, for error messages.
 
     Returns:
         The completed config. If it would be invalid, `config` is returned unchanged, and the later

@@ -33,7 +33,8 @@ class DescribedEnum(StrEnum):
 class Status(DescribedEnum):
     """The status of a listed file: `ok` if it has a score, or else the reason why it has none.
 
-    The list is closed. A row's `detail` column contains names, numbers, or messages.
+    The list is closed. Details, such as numbers or the message of a decoder, are in the column
+    `detail` of the file's result row.
     """
 
     OK = "ok", "scored"
@@ -223,7 +224,10 @@ class StorageError(ClusterError):
 
 @contextmanager
 def resumable(*kinds: type[BaseException]) -> Iterator[None]:
-    """Add the note RESUMABLE to exceptions of these types that leave the `with` block."""
+    """Add a note to exceptions of these types that leave the `with` block, and raise them again.
+
+    The note (`RESUMABLE`) tells the user that the same command resumes the run.
+    """
     try:
         yield
     except kinds as error:
@@ -232,10 +236,10 @@ def resumable(*kinds: type[BaseException]) -> Iterator[None]:
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line, for a row, for JSON, and for a terminal.
+    r"""Return a text as one printable line of up to 1,000 characters (`MAX_DETAIL_CHARACTERS`).
 
-    Characters that cannot be printed (line breaks, controls, lone surrogates) are escaped. Text
-    beyond `MAX_DETAIL_CHARACTERS` is cut.
+    Such a line fits in a result row, in JSON, and on a terminal. Characters that cannot be printed
+    are escaped: a line break becomes `\n`. A longer text is cut, and ends with `…`.
     """
     if not text.isprintable():
         text = "".join(
@@ -266,6 +270,9 @@ def is_image_error(error: Exception) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the type and the first line of an exception of another library, in one line."""
+    """Return the type and the first line of the message of another library's exception.
+
+    The result is one line, such as `ValueError: bad magic number`.
+    """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -23,7 +23,7 @@ class Listing:
         manifests: The numbers of the manifests. If a manifest is open, it is the last.
         blocks: The blocks of these manifests that are listed so far.
         pending: The blocks that have no rows yet.
-        following: The manifest and the portion that a listing writes next.
+        following: The numbers of the manifest and of its portion that a listing writes next.
         listed: The content of the open manifest so far; None if no manifest is open.
     """
 
@@ -50,7 +50,7 @@ class Listing:
 def open_archive(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
     """Return the archive of a config's source, from which the run directory is left out.
 
-    The source is not accessed yet. Raises ConfigError.
+    The source is not accessed yet. Raises ConfigError if a source or a filter is invalid.
     """
     skip = [RunDirectory.open(config.out).store.url] if config.out else []
     columns, limits, private = config.columns, config.container_limits, config.allow_private

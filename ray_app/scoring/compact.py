@@ -41,8 +41,9 @@ _WRITTEN = ("manifest", "ids", "scores", "masks", "features", "summaries", *_COP
 def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any]:
     """Write the current rows of a finished run as a new run with few files.
 
-    Rows of files that the last listing no longer found are left out. `touchstone score` with the
-    same source and `--out OUT` continues the new run; it scores no file again.
+    A file has one current row: the newest row that finished listings of the source have for it. Rows
+    of files that the last listing no longer found are left out. `touchstone score` with the same
+    source and `--out OUT` continues the new run; it scores no file again.
 
     Args:
         url: The run to read.

@@ -59,7 +59,7 @@ class ScoreConfig(Frozen):
     )
     out: str | None = Field(
         default=None,
-        description="the run directory; any fsspec URL; the same command resumes there",
+        description="the run directory; any fsspec URL; the same command resumes the run in it",
     )
     include: tuple[str, ...] = Field(
         default=(), description="only files whose path below the source matches this glob"
@@ -189,7 +189,7 @@ class ScoreConfig(Frozen):
 
 
 class Nodes(Frozen):
-    """Machines of one type."""
+    """The machines of one type in a cluster description."""
 
     name: str = Field(default="", description="the name of the machine type")
     count: int = Field(default=1, ge=1, description="number of machines")
@@ -206,7 +206,10 @@ class Nodes(Frozen):
 
 
 class ClusterDescription(Frozen):
-    """A cluster, shipped in configs/clusters or described in a file of yours."""
+    """The machines of a cluster, for which `touchstone plan` estimates the time of a run.
+
+    Descriptions are shipped in configs/clusters, or are YAML files of the user.
+    """
 
     name: str = Field(default="", description="the name of the cluster")
     nodes: tuple[Nodes, ...] = Field(min_length=1, description="the machines, by type")

@@ -51,9 +51,9 @@ def decide_run(
         The content of the new `summary.json`.
 
     Raises:
-        ConfigError: If the run is not finished, lacks scores of a detector of the card, has another
-            profile, or has settings that the card was not calibrated for, or if the card lacks the
-            operating point.
+        ConfigError: If the run is not finished or lacks scores of a detector of the card. Also if the
+            run has another profile (identifier and describer), or settings that the card was not
+            calibrated for. Also if the card lacks the operating point.
     """
     run, target = RunDirectory.open(url), RunDirectory.open(out)
     run_info = run.describe_finished()

@@ -10,8 +10,9 @@ from ray_app.inference import ScoringSpec
 def select_embeddings(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Select the detectors whose embeddings a run stores, and return the facts about each embedding.
 
-    The facts are all settings that determine the embedding of an image. If detectors share a backbone
-    and have equal embeddings, only those of the first detector are stored.
+    The facts are all settings that determine the embedding of an image. If detectors of a requested
+    backbone have equal embeddings, only those of the first detector are stored. The embeddings of a
+    detector that is requested by its own name are always stored.
 
     Args:
         spec: The ensemble of the run.

@@ -42,17 +42,19 @@ from ray_app.streams.stage import Stage
 def score_turn(
     turn: Turn, job: ScoringJob, layout: ScoringLayout, orders: OrderWriter, watch: StallWatchdog
 ) -> Iterator[BlockReport]:
-    """Run the pipeline over the blocks of a turn, and yield a report for each committed block.
+    """Score the blocks of a turn in one Ray Data pipeline, and yield a report for each of them.
 
-    If a block is not started, because of a stop or because its node will be taken away, there is no
+    A turn is the list of blocks that one pipeline scores. A block is committed when its rows are
+    written to the run directory. If a block is not started, because of a stop or because its node will be taken away, there is no
     report. Such a block has no part, so it stays pending.
 
     Args:
         turn: The blocks to score.
-        job: The data that every process needs.
-        layout: The processes. `orders.window` limits how many blocks are in progress.
-        orders: The orders to the workers. Whenever blocks finish, this function releases more.
-        watch: The watchdog, which stops a run without progress.
+        job: The data that every worker process needs.
+        layout: The kinds and numbers of worker processes.
+        orders: Tells the workers which blocks they may start. Whenever blocks finish, this function
+            releases more. `orders.window` limits how many blocks are in progress.
+        watch: The watchdog, which stops a run without progress. It is informed of each message.
 
     Yields:
         A report for each committed block.
@@ -70,7 +72,7 @@ def score_turn(
 
 
 def build_pools(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
-    """Return the stages of a layout as pools of worker processes.
+    """Return the stages of a run, each as a pool of worker processes for Ray Data.
 
     A scorer only waits for a free GPU. Decoders use the cores of a node that scorers do not use.
     """

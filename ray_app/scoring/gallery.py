@@ -84,10 +84,11 @@ def make_gallery(
     per_page: int = PER_PAGE,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Write HTML pages with thumbnails of a run's images, and return the content of `gallery.json`.
+    """Write HTML pages with thumbnails of a finished run's images and their results.
 
     Images are in the order of the archive, so the same run gives the same pages. An image that cannot
-    be read has a tile with the reason.
+    be read has a tile with the reason. The return value is the content of `gallery.json`: the
+    selection, the number of images, and the number of pages.
 
     Args:
         url: The run directory.

@@ -49,7 +49,7 @@ _MAX_NAMED = 3
 
 
 class ArchiveTally:
-    """Count an archive's rows, to compare them with the images of an ensemble's calibration.
+    """Counts of an archive's images by property, to compare them with an ensemble's calibration.
 
     Attributes:
         population: Images per bin of each property, such as the size of the image.
@@ -191,7 +191,11 @@ def describe_unlike(shifts: Sequence[document.ShiftSummary]) -> str | None:
 
 
 def list_shifts(tally: ArchiveTally) -> list[document.ShiftSummary]:
-    """Return the difference between the archive and the calibration images for each property."""
+    """Return for each property how much the archive differs from the images of the calibration.
+
+    A property is for example the format, the size, or the score. The difference is measured as a
+    population stability index (PSI).
+    """
     shifts = find_shifts(tally.population.bins())
     return [_summarise(feature, shift) for feature, shift in shifts.items()]
 
@@ -210,7 +214,7 @@ def _summarise(feature: str, shift: Shift) -> document.ShiftSummary:
 
 
 def decide_rows(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
-    """Return result rows with new verdicts, which the spec's ensemble computes from stored scores."""
+    """Return result rows with new verdicts and findings, which `spec` computes from stored scores."""
     has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
     scores = {
         name: pc.struct_field(rows["scores"].combine_chunks(), name).to_numpy(zero_copy_only=False)

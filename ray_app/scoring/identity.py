@@ -65,7 +65,7 @@ LoadCard = Callable[[str], DetectorCard]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings with which a command scores images.
+    """The complete settings with which a command scores images, in a new or an existing run.
 
     Attributes:
         config: The config, completed by the settings that the run stores.
@@ -91,7 +91,7 @@ class Settings:
 
     @cached_property
     def heads(self) -> StoredHeads | None:
-        """The detectors' heads that score stored embeddings; None if images are scored.
+        """The last layers of the detectors, which score stored embeddings; None for images.
 
         Raises:
             ConfigError: If a head was fitted on other embeddings.
@@ -103,6 +103,8 @@ class Settings:
 
     def spec(self, gpus: float) -> ScoringSpec:
         """Return the scoring specification for a cluster with this number of GPUs.
+
+        It contains all that workers need to score images: cards, precision, limits, and device.
 
         Raises:
             ConfigError: If the settings contradict each other.
@@ -180,8 +182,11 @@ class Settings:
     def changed_default(self) -> list[dict[str, str]]:
         """Compare the stored ensemble of the run with the default ensemble of this version.
 
+        The command prints the differences, because the run keeps the stored ensemble.
+
         Returns:
-            One `{key, run, today}` per difference. Empty if the user chose the ensemble.
+            One `{key, run, today}` per difference: the name of the setting, the value of the run, and
+            the value that a new run would have. Empty if the user chose the ensemble.
         """
         if not self.is_own_ensemble:
             return []
@@ -205,7 +210,9 @@ class Settings:
 
 
 def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
-    """Return the settings with which a command scores, in a new run or in an existing run.
+    """Complete the config of a command to the settings with which it scores.
+
+    In an existing run, settings that the user does not write are taken from the run.
 
     Args:
         config: The config of the command.
@@ -213,7 +220,8 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
 
     Raises:
         ConfigError: If a card or a perturbation is missing.
-        IdentityError: If a detector of the run can no longer be read.
+        IdentityError: If a detector of the run can no longer be read, or if `fpr` differs from that
+            of the run.
     """
     load, embeddings = cache(load_card), open_embeddings(config)
     if embeddings is not None:

@@ -54,7 +54,7 @@ LOAD_SHARE = 0.05
 
 @dataclass(frozen=True)
 class ScoringLayout:
-    """The processes of a run.
+    """The kinds and numbers of the worker processes of a run, and what each requests from Ray.
 
     Attributes:
         kind: In a `fused` layout, each process fetches, decodes, scores and commits whole blocks, so
@@ -69,7 +69,8 @@ class ScoringLayout:
         grows: Whether pools start processes on nodes that join the cluster later.
         short_of_memory: Whether memory, not the number of cores, limits the number of workers.
         labels: The labels of the nodes that processes may run on.
-        groups: The number of groups of detectors that take turns.
+        groups: The number of groups of detectors that take turns in a process; 1 if all detectors are
+            loaded together.
         reads_embeddings: Whether stored embeddings are scored, so that no image is decoded.
     """
 
@@ -166,6 +167,9 @@ def plan_layout(
 ) -> ScoringLayout:
     """Choose the number of processes for each stage by the cores, GPUs and memory of a cluster.
 
+    The maximum size of a block of images is chosen, too: a block should take about a minute at most,
+    or longer if groups of detectors take turns.
+
     Args:
         cost: The estimated work for one image, and the memory of a process.
         slots: The number of images per batch. A block has a multiple of this number.
@@ -240,8 +244,9 @@ def plan_groups(
 ) -> DetectorGroups | None:
     """Divide detectors into groups that take turns, if not all fit into the memory of a worker.
 
-    Without `worker_bytes`, the memory of a process follows from the number of processes on the
-    smallest node with which a run is fastest. On GPUs, all detectors are loaded together unless
+    A worker loads one group after another for each block of images. If `worker_bytes` is None, this
+    function chooses the number of processes on the smallest node with which the run is fastest, and
+    divides the node's memory among them. On GPUs, all detectors are loaded together unless
     `worker_bytes` is set, because their weights move from the memory of the node to the GPU.
 
     Args:

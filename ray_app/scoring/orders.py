@@ -16,11 +16,11 @@ ORDERS = "orders.json"
 
 @dataclass(frozen=True)
 class Orders:
-    """The orders that tell workers which blocks they may start.
+    """The orders that tell workers which blocks of images they may start.
 
     Attributes:
-        lease: The number of the command's lease.
-        turn: The number of the turn.
+        lease: The number of the command's lease. Workers ignore orders of another lease.
+        turn: The number of the turn, which is the list of blocks that one pipeline scores.
         released: The number of blocks of the turn that may start.
         is_stopped: Whether no further block may start.
         is_ended: Whether the turn ends after the blocks that are already listed.
@@ -47,7 +47,9 @@ def read_orders(store: Store, lease: int) -> Orders | None:
 
 
 class OrderWriter:
-    """Write the orders of a command whenever they change. Threads may share a writer.
+    """Write the orders of a command to the run directory whenever they change.
+
+    Threads may share a writer.
 
     Args:
         store: The run directory.

@@ -31,9 +31,10 @@ def load_thumbnails(
 ) -> dict[int, bytes | str]:
     """Return for each image id a thumbnail as JPEG, or the reason why there is none.
 
-    A file that was changed after scoring is not read. In a very large run, the listing entry that this
-    check needs may not be found within a third of `seconds`. A plain file is then shown without the
-    check, and a file in a container is not shown.
+    A file that was changed after scoring is not shown. The change is detected by the digest
+    `sha256` of the row, or else by the version of the file in the run's listing. In a very large run,
+    the entry of the listing may not be found within a third of `seconds`. A plain file without a
+    digest is then shown without the check, and a file in a container is not shown.
 
     Args:
         run: The run.

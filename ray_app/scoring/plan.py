@@ -70,6 +70,8 @@ def plan_run(
 ) -> plan_model.Plan:
     """Estimate the time and the cost of a run, and return the plan. Fetches weights.
 
+    The source is listed, and a sample of its files is scored on this machine to measure the speed.
+
     Args:
         config: The config of the run.
         probe: The number of members to score, to measure the speed. 0 predicts no speed.
@@ -79,7 +81,7 @@ def plan_run(
     Raises:
         ConfigError: If the source is empty, or a card is unknown.
         IdentityError: If `config.out` is the run of another command.
-        DetectorError: If weights are missing.
+        DetectorError: If weights are missing, or a licence was not accepted.
     """
     if not config.source:
         raise ConfigError("the argument SOURCE is missing", hint="run touchstone plan SOURCE")

@@ -68,7 +68,7 @@ class PlannedPool:
         at_once: The number of images that the pool works on at the same time, if each of them has a
             whole core or GPU.
         processes: The number of processes.
-        basis: For each stage whose seconds are not `measured`, how the seconds were found.
+        basis: For each stage whose seconds are not measured, `estimated` or `unknown`.
         detectors: The detectors that the processes load.
     """
 

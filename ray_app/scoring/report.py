@@ -83,9 +83,11 @@ def renew_summary(
 
 
 def count_current(run: RunDirectory, spec: ScoringSpec, rows: CurrentRows) -> dict[str, Any]:
-    """Return the keys of a summary for counts, guarantee, ensemble, and identity.
+    """Count the current rows, and return the keys of the summary that follow from them.
 
-    If the last summary has the same settings and version, only rows that changed since are read.
+    The keys are the counts, the comparison with the calibration (`guarantee`), the facts about the
+    ensemble, and the identity of the run. If the last summary has the same settings and version,
+    only rows that changed since are read.
 
     Args:
         run: The run.
@@ -93,7 +95,7 @@ def count_current(run: RunDirectory, spec: ScoringSpec, rows: CurrentRows) -> di
         rows: The current rows.
 
     Returns:
-        The content by key of the summary.
+        The values by key of the summary.
     """
     run_info = run.describe()
     identity = fingerprint(run_info["identity"])
@@ -218,7 +220,7 @@ def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
 
 
 def linked_folders(run: RunDirectory) -> NotedFolders:
-    """Return the symbolic links to folders that the last listing did not follow."""
+    """Return the number of links to folders that the last listing did not follow, and an example."""
     info = read_complete(run.store, list_complete_manifests(run.store)[-1])
     return (
         NotedFolders() if info is None else NotedFolders(info.linked_folders, info.linked_example)
@@ -226,7 +228,7 @@ def linked_folders(run: RunDirectory) -> NotedFolders:
 
 
 def closed_folders(run: RunDirectory) -> NotedFolders:
-    """Return the folders whose files the last listing could not list."""
+    """Return the number of folders that the last listing could not list, and an example."""
     info = read_complete(run.store, list_complete_manifests(run.store)[-1])
     return (
         NotedFolders() if info is None else NotedFolders(info.closed_folders, info.closed_example)
@@ -234,14 +236,21 @@ def closed_folders(run: RunDirectory) -> NotedFolders:
 
 
 def bad_fraction(summary: dict[str, Any]) -> float:
-    """Return the fraction of members that are images but have no score, from a run's summary."""
+    """Return the fraction of a run's files that are images but have no score.
+
+    The counts are those in `summary`, the content of the run's `summary.json`. Files in an
+    unsupported format do not count as bad.
+    """
     good = (Status.OK, Status.UNSUPPORTED_FORMAT)
     bad = sum(count for status, count in summary["statuses"].items() if status not in good)
     return bad / summary["members"] if summary["members"] else 0.0
 
 
 def has_read_nothing(summary: dict[str, Any]) -> bool:
-    """Return whether a run listed files, but could read none of them from storage."""
+    """Return whether a run listed files, but could read none of them from storage.
+
+    The counts are those in `summary`, the content of the run's `summary.json`.
+    """
     return bool(summary["members"]) and all(
         status.startswith("source_") for status, count in summary["statuses"].items() if count
     )

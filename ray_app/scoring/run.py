@@ -79,8 +79,10 @@ from ray_app.scoring.turns import Turn
 from ray_app.storage import Lease, apply_s3_settings, node_budget, strip_secrets
 from ray_app.streams.stage import ATTEMPTS
 
+# A run ends if no block is finished for this many seconds.
 STALL_S = 900.0
-# For members of this mean size or larger: large images also wait for each other.
+# The longer limit in seconds, for a run with a block whose members have more than these bytes on
+# average. Large images also wait for each other.
 HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20
 NOTICE_EVERY = 3  # Ticks, of a second each, between two checks for nodes that will be taken away.
 # The size of a node's object store as a fraction of the memory that Ray schedules on. The store has
@@ -114,9 +116,12 @@ class ScoringResult:
 def score_archive(config: ScoreConfig) -> ScoringResult:
     """Score the images in `config.source`, and write the results to the run directory `config.out`.
 
-    If the run directory contains an unfinished run of the same command, that run is resumed. Settings
-    that the config does not set are then taken from it. Exceptions after which the same call resumes
-    carry the note RESUMABLE.
+    If the run directory contains a run of the same command, that run continues. Its pending files are
+    scored. If none are pending, the source is listed again, and new or changed files are scored.
+    Settings that the config does not set are taken from the existing run. With `config.follow`, the
+    run continues until it is stopped.
+
+    Exceptions after which the same call resumes carry the note `RESUMABLE`.
 
     Args:
         config: The settings of the run, with `source` and `out`.
@@ -125,12 +130,14 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
         The exit code and the summary.
 
     Raises:
-        ConfigError: If a setting is wrong or the source is empty.
+        ConfigError: If a setting is wrong, a card is missing, or the source is missing or empty.
         IdentityError: If the directory is used by another command or another run is writing to it.
-        DetectorError: If a card, weights, or a licence are missing.
+        DetectorError: If weights are missing, a licence was not accepted, or a detector's process
+            cannot be started.
         StorageError: If the source or the run directory is unreachable.
         ClusterError: If the cluster has no capacity, or no block is finished for too long.
-        KeyboardInterrupt: If a stop was requested and blocks are left.
+        KeyboardInterrupt: If a signal, `max_hours`, or `max_cost` stopped the run before all files
+            were listed and scored.
     """
     if not config.source or not config.out:
         raise ConfigError(
@@ -174,7 +181,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
 def check_scoring(config: ScoreConfig) -> None:
     """Run the checks of `score_archive` that come before it writes anything. Fetches weights.
 
-    The exceptions are those of `score_archive`.
+    An evaluation calls this before it scores anything. The exceptions are those of `score_archive`.
     """
     directory = RunDirectory.open(config.out or "")
     check_settings(identity.resolve(config, directory), directory)
@@ -241,13 +248,13 @@ def _finish_unchanged(
 
 
 class ScoringRun:
-    """Run one scoring session on a run directory whose lease this command holds.
+    """Run one scoring session: the work of one command on a run directory.
 
     Args:
         settings: The settings of the command.
         directory: The run directory.
-        lease: The lease of the directory.
-        spec: The scoring specification.
+        lease: The lease, which allows only this command to write to the directory.
+        spec: The scoring specification: detectors, precision, limits, and device.
         start: The monotonic time at which the user's command started.
     """
 
@@ -278,12 +285,12 @@ class ScoringRun:
         self.session = ScoringSession(directory, settings_json, start, extra_facts=facts)
 
     def execute(self, layout: ScoringLayout, groups: DetectorGroups | None) -> ScoringResult:
-        """Run all steps on the cluster that this process has joined.
+        """List, score, and publish on the Ray cluster that this process has joined.
 
         Args:
-            layout: The processes to start.
+            layout: The kinds and numbers of worker processes to start.
             groups: Groups of detectors that take turns in these processes. None if all detectors fit
-                together.
+                into memory together.
         """
         self.layout, self.groups = layout, groups
         nodes = ray_cluster.working_nodes(self.config.cluster.labels)
@@ -389,8 +396,9 @@ class ScoringRun:
     def follow(self, plan: BlockPlan) -> NoReturn:
         """Score the files of the source, and new files as they appear, until the run is stopped.
 
-        The manifest and the session are finished at the end of each day. If the run is stopped after
-        all listed files are scored, the current manifest is also finished.
+        The manifest, which is the list of files, and the session are finished at the end of each day
+        in UTC. If the run is stopped after all listed files are scored, the current manifest is also
+        finished.
 
         Raises:
             KeyboardInterrupt: When the run is stopped.
@@ -562,7 +570,7 @@ class ScoringRun:
             time.sleep(_POLL_S if self.config.follow is None else _FOLLOW_POLL_S)
 
     def publish(self) -> None:
-        """Merge the parts of every listing into the published files."""
+        """Merge the rows of all blocks (parts) of every listing into a few published files."""
         self.directory.publish_all(each=ray_cluster.map_on_ray)
 
     def finish_unchanged(self) -> ScoringResult:
@@ -758,13 +766,18 @@ class _TurnState:
 
 
 def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
-    """Copy the weights of an ensemble to a URL from which all workers can load them, and return it.
+    """Return the URL from which all workers can load the weights of an ensemble.
 
-    Only the driver fetches weights from a hub, because a hub would refuse a thousand workers at once.
+    If no mirror is set, the weights are copied to the run directory. Only the driver fetches weights
+    from a hub, because a hub would refuse a thousand workers at once.
+
+    Args:
+        spec: The detectors, and the cards of the identifier and the describer.
+        run: The run directory.
 
     Returns:
-        $TOUCHSTONE_WEIGHTS_MIRROR if it is set, or else a copy in the run directory. None if all
-        weights are shipped.
+        $TOUCHSTONE_WEIGHTS_MIRROR if it is set, or else the URL of the copy. None if all weights are
+        shipped with Touchstone, so that workers need no copy.
     """
     if weights.MIRROR_VARIABLE in os.environ:
         return os.environ[weights.MIRROR_VARIABLE]
@@ -791,11 +804,13 @@ def groups_for(
     nodes: int,
     node_bytes: float | None,
 ) -> DetectorGroups | None:
-    """Divide the detectors of a run into groups that take turns, if not all fit into a process.
+    """Divide the detectors of a run into groups, if not all fit into the memory of a process.
+
+    The groups take turns: a process loads one group after another for each block of images.
 
     Args:
         config: The settings of the run.
-        spec: The detectors.
+        spec: The scoring specification, with the detectors.
         cpus: The cores of all nodes.
         gpus: The GPUs of all nodes.
         nodes: The number of nodes.
@@ -840,11 +855,11 @@ def layout_for(
 
     Args:
         config: The settings of the run.
-        spec: The detectors.
-        groups: Groups of detectors that take turns; None if all fit together.
-        cpus: The cores of the cluster.
-        gpus: The GPUs of the cluster.
-        memory_bytes: The memory of the cluster that Ray schedules on.
+        spec: The scoring specification, with the detectors.
+        groups: Groups of detectors that take turns in a process; None if all fit together.
+        cpus: The number of cores of the cluster.
+        gpus: The number of GPUs of the cluster.
+        memory_bytes: The bytes of memory that Ray schedules on in the whole cluster.
 
     Raises:
         ClusterError: If the cluster has less than one CPU.
@@ -880,11 +895,15 @@ def estimate_memory(
 
     Args:
         config: The settings of the run.
-        spec: The detectors.
-        groups: Groups of detectors that take turns; None if all fit together.
-        layout: The processes.
+        spec: The scoring specification, with the detectors.
+        groups: Groups of detectors that take turns in a process; None if all fit together.
+        layout: The processes of the run.
         nodes: The number of nodes.
-        node_bytes: The memory of the smallest node. None if it is not known.
+        node_bytes: The bytes of memory of the smallest node. None if they are not known.
+
+    Returns:
+        The bytes for detectors, for decoding large images, and for encoded files. Sizes that depend
+        on an unknown `node_bytes` are None.
     """
     decode_bytes = config.cluster.decode_bytes or (
         node_budget.compute_budget(node_bytes) if node_bytes else None
@@ -909,11 +928,15 @@ def estimate_memory(
 
 
 def check_detectors(settings: identity.Settings) -> None:
-    """Check licences and weights of all detectors, and that they run on this machine. Fetches weights.
+    """Check that all detectors of a command can be used on this machine. Fetches weights.
+
+    The licences must be accepted and the weights available. Detectors that run in a Python process of
+    their own (family `callable`) are started for a test.
 
     Raises:
-        ConfigError: If a detector cannot be started.
-        DetectorError: If a licence was not accepted, or weights are missing.
+        ConfigError: If the card of the identifier or the describer is missing or does not fit.
+        DetectorError: If a licence was not accepted, weights are missing, or a detector's process
+            cannot be started.
     """
     cards = {card.name: card for card in settings.cards}
     for card in cards.values():

@@ -51,6 +51,9 @@ def compute_cost(prices: Prices, hours: float, counts: Mapping[str, float]) -> d
         prices: The prices.
         hours: The hours in which the cluster was used.
         counts: `requests` (GET and HEAD over a network) and `bytes_read`. An unknown count is 0.
+
+    Returns:
+        The cost of the machines, of egress (the bytes that leave a store), and of both together.
     """
     compute = hours * prices.per_hour
     egress = counts.get(BYTES, 0) / GB * prices.egress_per_gb if counts.get(GETS) else 0.0
@@ -81,6 +84,18 @@ class Tally:
     """Sums over the committed blocks of a session.
 
     One thread adds blocks, and other threads call `read`. Times are of the monotonic clock.
+
+    Attributes:
+        began: The time at which this object was created.
+        first: The time of the first block; None before it.
+        last: The time of the last block.
+        blocks: The number of blocks.
+        images: The number of images.
+        first_images: The number of images in the first block.
+        bad: The number of images without a score.
+        peak_bytes: The maximum memory of a worker in bytes.
+        counts: The counters of the workers by name.
+        seconds: The seconds of all workers by stage.
     """
 
     def __init__(self) -> None:
@@ -132,7 +147,9 @@ class Tally:
 
 
 class ScoringSession:
-    """Sum the reports on committed blocks of a session, and write the session's file.
+    """Record one session, the work of one command on a run.
+
+    The session sums the reports on committed blocks, and is written to a file in `sessions/`.
 
     Args:
         run: The run directory.
@@ -302,7 +319,10 @@ class ScoringSession:
 
 
 def count_backbone_runs(counts: Mapping[str, int]) -> dict[str, document.Sharing]:
-    """Return from counters how often each shared backbone was requested, and how often it ran."""
+    """Return for each backbone that detectors share how often it was requested and how often it ran.
+
+    These numbers are among `counts`, the counters of the workers by name.
+    """
     runs = {
         name.removeprefix(RUNS): count for name, count in counts.items() if name.startswith(RUNS)
     }
@@ -313,7 +333,10 @@ def count_backbone_runs(counts: Mapping[str, int]) -> dict[str, document.Sharing
 
 
 def detector_times(counts: Mapping[str, int]) -> dict[str, document.DetectorTime]:
-    """Return from counters how long each detector took, and for how many images."""
+    """Return for each detector how long it took, and for how many images.
+
+    These numbers are among `counts`, the counters of the workers by name.
+    """
     images_by_name = {
         name.removeprefix(SEEN): images for name, images in counts.items() if name.startswith(SEEN)
     }

@@ -68,12 +68,12 @@ _READ_ONLY = "The given (NumPy array|buffer) is not writable"
 
 @dataclass(frozen=True)
 class BlockWork:
-    """The work that the stages did on a block so far.
+    """Measurements of the work on a block of images, summed over the stages so far.
 
     Attributes:
-        seconds: Seconds by stage.
-        counts: Counters by name.
-        peak_bytes: The maximum memory of a process.
+        seconds: Seconds by the name of the work, such as `fetch`, `decode`, or `score`.
+        counts: Counters by name, such as `bytes_read`.
+        peak_bytes: The maximum memory of a worker process in bytes.
         emulating: Names of nodes whose processor lacks bf16, which the run uses, and emulates it.
     """
 
@@ -83,7 +83,7 @@ class BlockWork:
     emulating: frozenset[str] = frozenset()
 
     def merge(self, other: "BlockWork") -> "BlockWork":
-        """Return the sum of two amounts of work."""
+        """Return the sums of both measurements, with the higher of the two peaks of memory."""
         counts = Counter(self.counts)
         # The sum of two counters would drop counts of 0, such as those of the second stage.
         counts.update(other.counts)
@@ -102,14 +102,16 @@ class OpenBlock:
     """A block in progress, with its members and their results so far, in the order of the members.
 
     Attributes:
-        ref: The block.
-        members: The rows of the manifest, one for each member.
-        work: The work so far.
-        batches: The prepared images. They are dropped after the last detectors that score all images.
-        outcomes: The results of decoding; empty until the first detectors have scored.
+        ref: The position of the block in the manifest.
+        members: The rows of the manifest, one for each file of the block (member).
+        work: The measured work so far.
+        batches: The decoded images as tensors. They are dropped after the last detectors that score
+            all images.
+        outcomes: The result of decoding each member; empty until the first detectors have scored.
         outputs: The outputs of the detectors so far.
         files: For each member that later pools decode again, its (image id, file); else None.
-        describer_images: The describer's image of each member; empty until the batches are dropped.
+        describer_images: The image of each member for the describer, which predicts prompts; empty
+            until the batches are dropped.
     """
 
     ref: BlockRef
@@ -141,13 +143,14 @@ class OpenBlock:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """The report on a committed block, whose part is written.
+    """The report on a committed block: its rows are written to the run directory as a part.
 
     Attributes:
-        ref: The block.
+        ref: The position of the block in the manifest.
         bad: The number of images without a score.
-        work: The work that the block took.
-        failures: The members on which Touchstone's own code failed; see `BlockTables`.
+        work: The measured work on the block.
+        failures: For each file on which Touchstone's own code failed, its name and the traceback; see
+            `BlockTables`.
     """
 
     ref: BlockRef
@@ -165,15 +168,17 @@ class NotStarted(TerminalMessage):
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """The data that every process of a session needs.
+    """The data that every worker process of a scoring session needs.
 
     Attributes:
         run: The run directory.
         spec: The scoring specification.
-        fetcher: Fetches the files.
-        attempt: The number of the session.
-        marker_dir: A folder for crash markers on the disk of each node.
-        mirror: The URL of the weights for nodes that have none; None if all weights are shipped.
+        fetcher: Reads the files of the archive.
+        attempt: The number of the session, which rows store in the column `attempt`.
+        marker_dir: A folder on the disk of each node. Its files name the images that are being
+            decoded, so that after a crash the image that caused it is known.
+        mirror: The URL from which workers load weights; None if the cluster has no other nodes, or
+            if all weights are shipped with Touchstone.
         decode_limit_s: The maximum seconds for decoding an image.
         decode_bytes: Memory that large images may use together on a node. None allows a quarter of
             the node's memory.
@@ -326,9 +331,9 @@ class BlockStage(Stage):
         )
 
     def _members_to_fit(self) -> int | None:
-        """Return the number of images for which the batch size is measured on a GPU.
+        """Return the number of images of a block, for which the batch size is measured on a GPU.
 
-        None keeps the size of the batches.
+        None keeps the batch size: on a CPU, or if the user chose the size.
         """
         spec = self._job.spec
         is_default = spec.device != "cpu" and spec.slots == default_slots(spec.device)
@@ -343,7 +348,10 @@ class BlockStage(Stage):
 
 
 class BlockScorer(BlockStage):
-    """Fetch, decode, score and commit one block after another on one core (the fused layout)."""
+    """Fetch, decode, score, and commit one block after another in one process on one core.
+
+    In the fused layout, in which each process does the whole work, this is the only stage.
+    """
 
     def _load(self) -> None:
         job, groups = self._job, self._job.groups
@@ -411,7 +419,10 @@ class BlockDecoder(BlockStage):
 
 
 class TensorScorer(BlockStage):
-    """Score prepared tensors with one pool of detectors, on a GPU if there is one."""
+    """Score prepared tensors with the detectors of one pool, on a GPU if there is one.
+
+    A pool has the detectors that share a process. Blocks pass from one pool to the next.
+    """
 
     def _load(self) -> None:
         """Load the pool's detectors, and in the last pool the describer.
@@ -439,8 +450,9 @@ class TensorScorer(BlockStage):
     def work(self, block: OpenBlock) -> OpenBlock:
         """Add the outputs of this pool's detectors to a block.
 
-        The last pool drops the block's tensors. After the first stage of a cascade, the block keeps
-        only the files that the second stage scores, and the images for the describer.
+        The last pool drops the block's tensors. In a cascade, the tensors are dropped after the first
+        stage. The block then keeps only the files that the second stage scores, and the images for
+        the describer.
         """
         from ray_app.inference.scorer import describer_inputs
 
@@ -487,9 +499,10 @@ class TensorScorer(BlockStage):
 
 
 class GroupTensorScorer(BlockStage):
-    """Score the prepared tensors of a block with groups of detectors that take turns.
+    """Score the prepared tensors of a block with groups of detectors that take turns in memory.
 
-    This stage replaces all `TensorScorer` and `BlockDescriber`.
+    If not all detectors fit into memory together, this stage replaces all stages `TensorScorer` and
+    `BlockDescriber`.
     """
 
     def _load(self) -> None:
@@ -509,7 +522,10 @@ class GroupTensorScorer(BlockStage):
 
 
 class BlockDescriber(BlockStage):
-    """Run a describer that is too large to share a process, after all detectors of a block."""
+    """Predict the prompts of a block's images with a describer that is too large to share a process.
+
+    This stage follows all detectors.
+    """
 
     def _load(self) -> None:
         from ray_app.inference.scorer import ImageDescriber
@@ -529,7 +545,10 @@ class BlockDescriber(BlockStage):
 
 
 class BlockCommitter(BlockStage):
-    """Write the rows of scored blocks. This is the last stage of the split layout."""
+    """Decide on the images of scored blocks, and write their rows.
+
+    This is the last stage of the split layout, in which decoders and scorers are separate processes.
+    """
 
     def work(self, block: OpenBlock) -> BlockReport:
         """Commit a block, and return the report of its part with the work of all stages."""

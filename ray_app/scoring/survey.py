@@ -92,7 +92,9 @@ def survey(
     max_bytes: int,
     progress: Callable[[int], object] | None = None,
 ) -> Survey:
-    """Count members and draw a sample of them.
+    """Count the files of an archive (members), their bytes, and the requests to read them.
+
+    A sample of the members is drawn at the same time.
 
     Args:
         items: The members, in the order of the listing.
@@ -224,7 +226,7 @@ class _Cursor:
 
 
 def find_earlier_work(settings: identity.Settings, spec: ScoringSpec) -> Listing | None:
-    """Return the manifests and pending blocks of the run that a command continues.
+    """Return the listed files of the run that a command continues, and which are left to score.
 
     Args:
         settings: The settings of the command.
@@ -270,9 +272,10 @@ def members_to_score(
 ) -> Iterable[ListedMember | ManifestMember]:
     """Return the members that a command would score.
 
-    For a new run these are all members of the source. For an unfinished run they are the members of
-    pending blocks, and for a finished run the members that are new or changed. Iterating raises
-    ConfigError if the source is empty, and StorageError if the source is unreachable.
+    For a new run, or a run that has listed nothing yet, these are all files of the source. For an
+    unfinished run, they are the files of the blocks without rows. For a finished run, they are the
+    files that are new or changed. Iterating raises ConfigError if the source is empty, and
+    StorageError if the source is unreachable.
 
     Args:
         settings: The settings of the command.
