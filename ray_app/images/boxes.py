@@ -44,7 +44,9 @@ class _Fields:
 
 
 def iter_boxes(data: bytes, position: int, end: int) -> Iterator[BmffBox]:
-    """Yield the boxes between two positions of a file. A box that exceeds the end stops the search.
+    """Yield the boxes (ISO 14496-12) between two positions of a file.
+
+    The search ends at a box that exceeds the end, or after 1,000 boxes (`MAX_BOXES`).
 
     Args:
         data: The file.
@@ -77,9 +79,10 @@ def find_coded_items(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def find_foreign_kinds(data: bytes) -> list[str]:
-    """Return the item types of an AVIF or HEIC of which the decoders can read no image.
+    """Return the item types of an AVIF or HEIC file in which the decoders can read no image.
 
-    The result is empty if the decoders can read any image of the file.
+    The types name the unreadable content in an error message; items with EXIF or XMP do not count.
+    The result is empty if the file has at least one image that the decoders can read.
     """
     kinds = {kind for kind, _, _ in _iter_items(data)} - {b"Exif", XMP_ITEM}
     return [] if kinds & {*_CODED} else sorted(kind.decode("ascii", "replace") for kind in kinds)

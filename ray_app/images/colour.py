@@ -18,19 +18,20 @@ _ICC_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB. An RGB image is returned unchanged.
+    """Convert an image of any mode to 8-bit RGB. An RGB image without transparency is not copied.
 
     Alpha is composited on white. Samples of more than 8 bits keep their high 8 bits. CMYK is
-    converted by its own profile, Lab to sRGB. The profile of an RGB image is not applied, because
-    the detectors' authors do not apply it.
+    converted by its own profile, or without one by Pillow's default. Lab is converted to sRGB. The
+    profile of an RGB image is not applied, because the detectors' authors do not apply it.
 
     Args:
         image: The decoded image.
-        flags: A set to which a flag is added for each conversion that could be done in other ways.
+        flags: A set to which a flag is added for each conversion: `grayscale`, `alpha`, `cmyk`, or
+            `broken_icc` for a profile that cannot be used.
         sample_bits: The bits per sample in the file.
 
     Raises:
-        InputError: The samples have no agreed values for black and white.
+        InputError: The samples have no agreed values for black and white, such as floats.
     """
     mode = image.mode
     if mode in _GREY or mode.startswith("I;16"):

@@ -71,9 +71,10 @@ Converter = Callable[[Image.Image, set[str], int], Image.Image]
 # to 255, in any channel. Among 3,557 real photographs, the most even ones have a range of 113 in
 # the sample, a deviation of 12.8, and a range of 73 in the reduced copy. One colour with Gaussian
 # noise of 5 levels is below all three limits, and so is a gradient of 16 levels from edge to edge.
-# A gradient of 24, a page with one word, and noise of 8 levels count as content. Pixels per side of
-# two samples on a grid. All of the 3,557 photographs pass at the first sample, whose cost is its
-# reads from memory.
+# A gradient of 24, a page with one word, and noise of 8 levels count as content.
+
+# Pixels per side of two samples on a grid. All of the 3,557 photographs pass at the first sample,
+# whose cost is its reads from memory.
 GLANCE_SIDE, SAMPLE_SIDE = 12, 32
 MAX_SAMPLE_RANGE = 48  # A larger range shows content, without further tests.
 MAX_DEVIATION = 6.0
@@ -133,7 +134,7 @@ class ImageFormat(NamedTuple):
         libraries: The names of the libraries with which Pillow decodes the format, each followed by
             Pillow's name for the library.
         check: A function that refuses a decoded image if its coded data was incomplete; None if
-            Pillow reports incomplete data.
+            `load` raises an exception for incomplete data.
         frames: A function that counts the frames; None if Pillow counts them.
         bits: A function that returns the bits per sample; None if Pillow reports them.
         multi_frame_flag: The flag for a file with more than one image.
@@ -334,12 +335,12 @@ def decode_image(
 ) -> DecodedImage:
     """Decode one encoded image, or the first of its frames, to RGB pixels and file facts.
 
-    EXIF orientation is recorded and not applied. No colour profile is applied, except for CMYK. All
-    limits are checked before pixels are decoded.
+    EXIF orientation is recorded and not applied, except for TIFF and HEIC, whose decoders apply it.
+    No colour profile is applied, except for CMYK. All limits are checked before pixels are decoded.
 
     Args:
         data: The encoded file.
-        limits: The intake limits.
+        limits: The limits on the size of files and images.
         convert: A function that converts the pixels in place of `colour.to_rgb`; see
             `PeekedImage.decode`.
 
@@ -360,7 +361,7 @@ def peek_image(data: bytes, limits: ImageLimits) -> PeekedImage:
 
     Args:
         data: The encoded file.
-        limits: The intake limits.
+        limits: The limits on the size of files and images.
 
     Returns:
         The image, which is not decoded yet, with the cost of decoding it.
@@ -433,7 +434,7 @@ def _read_header(
         The bits per sample in the file, which Pillow does not report for colour.
 
     Raises:
-        InputError: The metadata is over the limit, and the pixels need it.
+        InputError: The size is impossible, or the metadata is over the limit and the pixels need it.
     """
     builder.set_size(*image.size)
     builder.mode = image.mode
@@ -591,7 +592,11 @@ def _quieten_pillow() -> None:
 
 
 def has_content(pixels: Image.Image) -> bool:
-    """Return whether an RGB image has content: False if it has (nearly) one colour."""
+    """Return whether an RGB image has content: False if it has one colour, or nearly so.
+
+    The score of a detector for such an image would depend on its noise alone. The thresholds are the
+    constants of this module, whose comment has the measurements.
+    """
     width, height = pixels.size
     nearest = Image.Resampling.NEAREST
     glance = pixels.resize((min(width, GLANCE_SIDE), min(height, GLANCE_SIDE)), nearest)

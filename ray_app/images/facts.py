@@ -70,8 +70,10 @@ class ImageFileFacts:
         flags: The flags (`FLAG_MEANING`), sorted.
         decoder: The library that decoded the file, and its version.
         quality: The quality of a JPEG, 1 … 100 (`jpeg_quality`).
-        texture: See `measure_texture`; None if not measured.
-        graphics: See `measure_texture`; None if not measured.
+        texture: The mean difference of neighbouring pixels, 0 … 255 (`measure_texture`); None if not
+            measured.
+        graphics: How much the image looks like a poster, screenshot, or drawing, 0 … 1
+            (`measure_texture`); None if not measured.
     """
 
     sha256: str
@@ -104,7 +106,7 @@ class DecodedImage:
 
 
 class ImageRefused(InputError):  # noqa: N818 - it names a decision, not a failure
-    """The error for an image that is refused, with the facts known at that time.
+    """The error for an image that is refused: it gets a row with a status, and no score.
 
     Args:
         status: The status of the image's row.
@@ -135,7 +137,9 @@ class ImageRefused(InputError):  # noqa: N818 - it names a decision, not a failu
 
 
 def inspect_bytes(data: bytes) -> ImageFileFacts:
-    """Return facts with only the SHA-256 and the sniffed format of a file. Never raise.
+    """Return facts with only the SHA-256 and the sniffed format of a file.
+
+    This works for all bytes, and never raises an exception.
 
     Args:
         data: The bytes.
@@ -172,6 +176,8 @@ FLAT_MAX_STEP, SOFT_MAX_STEP, SHARP_MIN_STEP = 1, 23, 48  # Limits of flat, soft
 
 def add_texture(image: DecodedImage) -> DecodedImage:
     """Return the image with measured values of `texture` and `graphics` in its facts.
+
+    A detector's card may require ranges of these values; see `measure_texture` for their meaning.
 
     This takes about a third of a millisecond, whatever the size of the image.
     """

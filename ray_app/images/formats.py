@@ -199,9 +199,10 @@ def _describe_text(start: bytes) -> str | None:
 
 
 def are_line_ends_converted(data: bytes) -> bool:
-    """Return whether every LF of coded data follows a CR, as after a transfer by FTP in ASCII mode.
+    """Return whether FTP in ASCII mode has damaged coded image data by converting its line ends.
 
-    Text and periodic data may also have such line ends without a conversion.
+    After such a transfer, every LF follows a CR. Text and periodic data may have such line ends
+    without a conversion. Therefore part of the data must also look random and have several CR LF.
     """
     # An intact image has a lone LF among its first few hundred bytes.
     if _LONE_LF.search(data, 0, MAX_SEARCHED_BYTES):
@@ -241,10 +242,11 @@ def read_header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
 
 
 def find_declared_end(data: bytes, format_name: str) -> int | None:
-    """Return the offset at which a file ends according to its own structure, or None.
+    """Return the offset at which a file ends according to its own structure.
 
-    The offset may be beyond the bytes present. For JPEG and PNG it is the position of the last end
-    marker in the bytes. So appended data is not noticed if it also ends with an end marker.
+    The result is None if the structure does not state an end. The offset may be beyond the bytes
+    present. For JPEG and PNG it is the position of the last end marker in the bytes. So appended
+    data is not noticed if it also ends with an end marker.
     """
     if format_name in _END_MARKS:
         mark, length = _END_MARKS[format_name]
@@ -526,9 +528,10 @@ def read_exif_orientation(exif: bytes) -> int:
 
 
 def is_camera_raw(tiff: Tiff) -> bool:
-    """Return whether the first image of a TIFF is a preview of camera sensor data (DNG, NEF, …).
+    """Return whether a TIFF is a camera's raw file (DNG, NEF, …).
 
-    Such a preview must not be scored, because it is not the image that the file holds.
+    The first image of such a file is only a preview of the sensor data. It must not be scored in
+    place of the image that the file holds.
     """
     tags = tiff.directory()
     subfile = tiff.read_integers(tags[SUBFILE_TYPE]) if SUBFILE_TYPE in tags else ()

@@ -25,9 +25,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ray_app.errors import InputError, Status
 from ray_app.images.boxes import find_coded_items
 
-BIT_DEPTH = (
-    "bit_depth"  # The bits per sample of the file in an image's `info`; pi-heif uses this name.
-)
+# The key of an image's `info` for the bits per sample of its file. pi-heif uses this name.
+BIT_DEPTH = "bit_depth"
 MAX_CHUNKS = 1000  # Before the image of a WebP, which has three.
 ZERO_TAIL = 32  # Bytes. AV1 and HEVC end in a bit that is set, and at most a few bytes of padding.
 UNREAD_TAIL = 16  # Bytes. libwebp requests up to seven more than it needs.
@@ -144,7 +143,7 @@ def _scale_to_bytes(samples: "np.ndarray[Any, Any]", max_value: int) -> "np.ndar
 
 
 def extract_camera_preview(data: bytes) -> bytes:
-    """Return the largest JPEG preview in a camera's RAW file.
+    """Return the largest JPEG preview that the camera put into its RAW file.
 
     Args:
         data: The RAW file.

@@ -93,7 +93,7 @@ class JpegImage(JpegImageFile):
     """Pillow's JPEG image, with which only the header is read.
 
     Attributes:
-        segments: An iterator over the segments from the first frame header on.
+        segments: An iterator over the segments from the first frame header on. It can be used once.
     """
 
     segments: "Iterable[JpegSegment]" = ()
@@ -216,10 +216,10 @@ def open_header(data: bytes, flags: set[str], _: int = 0) -> JpegImage:
 
 
 def estimate_coefficient_bytes(image: JpegImageFile, data: bytes) -> int:
-    """Return the bytes of memory in which libjpeg holds the coefficients of a JPEG.
+    """Return the bytes of memory that libjpeg needs for the coefficients of a JPEG.
 
-    For a JPEG of several scans, it holds two bytes per sample of the whole image. For a JPEG of a
-    single scan, the result is 0.
+    A JPEG may code its image in several scans, for example a progressive JPEG. libjpeg then holds two
+    bytes per sample of the whole image. For a single scan, the result is 0.
 
     Args:
         image: The opened JPEG.

@@ -246,12 +246,19 @@ class DecodeCost(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        """Whether the decode must reserve part of its node's memory budget, or may take longer."""
+        """Whether the decode first has to reserve memory from the budget of its node.
+
+        It has to if it needs more than 384 MiB (`SMALL_BYTES`), or has more than 50 million pixels
+        (`LIMIT_PIXELS`), so that its time limit is longer, too.
+        """
         return self.peak_bytes > SMALL_BYTES or self.pixels > LIMIT_PIXELS
 
     @property
     def timeout_factor(self) -> float:
-        """The factor, at least 1, by which a time limit for this decode is multiplied."""
+        """The factor by which a time limit for this decode is multiplied.
+
+        It is 1 up to 50 million pixels (`LIMIT_PIXELS`), and grows with the number of pixels.
+        """
         return max(1.0, self.pixels / LIMIT_PIXELS)
 
 
@@ -320,6 +327,11 @@ class CrashMarker:
 
     Args:
         folder: The folder for the file, on the node's own disk.
+
+    Attributes:
+        path: The path of the file.
+        count: The number of calls of `note` and `clear`. It is odd during a decode.
+        patience: The factor by which the time limit of the current decode is multiplied.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -382,7 +394,7 @@ class Watchdog:
     """Ends this process with `EXIT_CODE` if a recorded decode takes longer than the wall limit.
 
     A hang then has the same effect as a crash. A thread checks the crash marker ten times per
-    limit. So a hang ends after 1.0 to 1.1 times the limit (multiplied by the marker's `timeout_factor`).
+    limit. So a hang ends after 1.0 to 1.1 times the limit, multiplied by the marker's `patience`.
     The thread can run because all decoders release the interpreter lock. `re` does not release it,
     so searches in a file must take at most linear time.
 

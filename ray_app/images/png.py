@@ -70,7 +70,7 @@ class PngImage(PngImageFile):
         return image
 
     def load_prepare(self) -> None:
-        """Fill the memory with a colour that hardly any row has, before rows are decoded."""
+        """Fill the memory with a colour that hardly any row consists of, before rows are decoded."""
         if self._im is None:
             self.im = Image.new(self.mode, self.size, _get_fill_colour(self.mode)).im
         super().load_prepare()
@@ -107,8 +107,8 @@ def open_header(data: bytes, flags: set[str], max_text_bytes: int) -> PngImageFi
 
     Args:
         data: The file.
-        flags: A set to which `irregular_png` is added for a broken chunk of metadata, and
-            `metadata_unread` for texts over the limit.
+        flags: A set to which `irregular_png` is added for a broken chunk of metadata. If texts or the
+            number of chunks are over the limit, `metadata_unread` is added.
         max_text_bytes: The maximum unpacked size of texts and profile together.
 
     Raises:
@@ -301,7 +301,7 @@ def load(image: PngImageFile, data: bytes, flags: set[str]) -> Image.Image:
     Args:
         image: The image that `open_header` returned.
         data: The file.
-        flags: A set to which `alpha` is added if pixels have a 16-bit colour that is declared
+        flags: A set to which `alpha` is added if the file declares a colour of 16 bits per sample as
             transparent.
 
     Raises:

@@ -77,18 +77,20 @@ class TiffImage(TiffImageFile):
 class TiffLayout(NamedTuple):
     """The layout of the samples of a TIFF's first page. Missing tags have their default values.
 
+    Numbers such as the compression are the codes of TIFF 6.0.
+
     Attributes:
         width: The width in pixels.
         length: The height in pixels.
-        bits: The bits per sample.
-        compression: The compression.
-        photometric: The colour space.
-        samples: The samples per pixel.
-        is_planar: Whether the samples are in separate planes.
-        formats: The formats of the samples.
-        extra: The meanings of extra samples.
-        ink_set: The set of inks.
-        subsampling: The subsampling of chrominance.
+        bits: The bits of each sample of a pixel.
+        compression: The code of the compression, such as 5 for LZW.
+        photometric: The code of the colour space, such as 2 for RGB.
+        samples: The number of samples per pixel.
+        is_planar: Whether each sample has a plane of its own, such as all red values.
+        formats: The code of the format of each sample, such as 3 for floats.
+        extra: The codes of the meanings of extra samples, such as alpha.
+        ink_set: The code of the set of inks, 1 for CMYK.
+        subsampling: The horizontal and vertical subsampling of the colour of YCbCr.
         tile: The width and height of a tile or strip in pixels.
         offsets: The offsets of the tiles or strips in the file.
         counts: The number of bytes of each tile or strip.
@@ -191,9 +193,9 @@ class TiffLayout(NamedTuple):
         return across * down * (self.samples if self.is_planar else 1)
 
     def find_missing(self) -> str | None:
-        """Return which data of the image is missing according to the tags, or None.
+        """Describe the strips, tiles, or bytes of the image that are missing according to the tags.
 
-        The result is also None if the tags state a size that no image has.
+        The result is None if nothing is missing, or if the tags state a size that no image has.
         """
         if max(self.width, self.length) >= 2**31:
             return None

@@ -15,9 +15,11 @@ _MODELS = ("ckpt_name", "unet_name")
 
 
 def read_graph(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Generator from a ComfyUI graph in either form; empty without a graph.
+    """Return the fields of a `Generator` from a ComfyUI graph, which describes how an image was made.
 
-    The record may be the graph itself, or may contain one or both forms of it.
+    The record may be the graph itself: as it was executed, or as the editor stores it. The record may
+    also contain one or both forms under the keys `prompt` and `workflow`. Without a graph, the result
+    is empty.
     """
     return (
         read_prompt(record)

@@ -93,7 +93,7 @@ def find_complex(texts: Texts) -> list[str]:
 def read_generator(
     texts: Texts, software: str = "", make: str = "", model: str = ""
 ) -> Generator | None:
-    """Return the generator that a file's metadata names, or None.
+    """Return the image generator that a file's metadata names, with its parameters, or None.
 
     Args:
         texts: The texts of the metadata by keyword, in any case.

@@ -213,7 +213,10 @@ def _decode_text(data: bytes) -> str:
 
 
 def find_iptc(segment: bytes) -> bytes:
-    """Return the IPTC-IIM records in a segment of Photoshop's image resources, or empty bytes."""
+    """Return the IPTC-IIM records in a JPEG segment with Photoshop's image resources.
+
+    The result is empty if the segment has none.
+    """
     if not segment.startswith(_PHOTOSHOP):
         return b""
     position = len(_PHOTOSHOP)

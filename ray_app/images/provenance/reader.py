@@ -135,6 +135,8 @@ class ProvenanceReader:
     ) -> statement.Provenance | None:
         """Read the statements of a file about its origin. Never raise an exception.
 
+        The statements are camera, software, generator, source type, C2PA manifest, and watermark.
+
         Args:
             data: The file.
             format_name: The sniffed format, None if unknown.
@@ -223,7 +225,7 @@ def has_manifest(data: bytes, format_name: str | None) -> bool:
 
 
 def build_unread(reason: str) -> statement.ContentCredentials:
-    """Return the `ContentCredentials` for a manifest that was not read, with the reason."""
+    """Return the `ContentCredentials` for a C2PA manifest that was not read, with the reason."""
     return statement.ContentCredentials(state="unreadable", ai_generated=False, problems=(reason,))
 
 

@@ -185,7 +185,7 @@ class Watermark(Frozen):
 
 
 def describe_signer(state: str, trust_lists: Sequence[str] = ()) -> str:
-    """Return a phrase that states whether the signer of a manifest is on a trust list.
+    """Return a phrase that states whether the signer of a C2PA manifest is on a trust list.
 
     The result is empty if the signature is not valid.
 

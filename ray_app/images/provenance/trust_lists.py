@@ -91,6 +91,12 @@ def update_cache(addresses: Mapping[str, str], *, offline: bool = False) -> Iter
     Args:
         addresses: The path or URL of each file by name (see `ADDRESSES`).
         offline: Whether to read only local files.
+
+    Yields:
+        The result for each file.
+
+    Raises:
+        ConfigError: The index `lists.json` in the cache has invalid content.
     """
     from ray_app.storage.store import (
         Store,  # Imported here, because decoder processes do not fetch.
