@@ -435,7 +435,7 @@ def add_moire(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="fraction of the light")],
 ) -> Image.Image:
-    """Add a moiré pattern by darkening with two interfering gratings, one of which is bent.
+    """Add a moiré pattern: darken by two interfering gratings, one of which is bent.
 
     The gratings have periods of two to three pixels. Their bend differs between the channels.
     """

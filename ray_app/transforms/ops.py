@@ -57,9 +57,9 @@ def gaussian_taps(size: int, sigma: float) -> Taps:
 
 
 def blur(image: Image.Image, taps: Taps) -> Image.Image:
-    """Apply `taps` along both axes of every channel, in float, rounding once.
+    """Blur by the weights `taps` along both axes of every channel, in float, rounding once.
 
-    The image is mirrored at its outermost pixels.
+    Outside, the image is mirrored at its outermost pixels.
     """
     from scipy.ndimage import correlate1d
 
@@ -69,9 +69,10 @@ def blur(image: Image.Image, taps: Taps) -> Image.Image:
 
 
 def opencv_taps(size: int) -> Taps:
-    """Return OpenCV's weights for a kernel of `size` (odd) from which it derives sigma.
+    """Return the weights of OpenCV's Gaussian blur with a kernel of `size` (odd) and no sigma.
 
-    From size 9 on, sigma is 0.3 · ((size − 1) / 2 − 1) + 0.8.
+    From size 9 on, OpenCV derives sigma from the size: 0.3 · ((size − 1) / 2 − 1) + 0.8. For smaller
+    sizes it has fixed weights.
     """
     if size in _SMALL_KERNELS:
         return np.array(_SMALL_KERNELS[size])
@@ -93,14 +94,15 @@ def scipy_blur(image: Image.Image, sigma: float) -> Image.Image:
 
 
 # Pillow's JPEG also replaces OpenCV's: for qualities 30 to 100 they give equal pixels (Pillow 13.0,
-# OpenCV 5.0). An image that is too long for a format (over 65,500 pixels for JPEG) is returned
-# unchanged.
+# OpenCV 5.0).
 def jpeg(image: Image.Image, quality: int, *, swap_channels: bool = False) -> Image.Image:
-    """Compress an RGB image as JPEG with halved chroma (4:2:0).
+    """Compress an RGB image as JPEG with halved chroma (4:2:0), and decode it again.
+
+    An image with a side of over 65,500 pixels, the limit of JPEG, is returned unchanged.
 
     Args:
         image: The image.
-        quality: Quality of the codec.
+        quality: Quality of the codec, 1 to 100.
         swap_channels: Whether to swap red and blue for the codec. This happens if RGB pixels are
             passed to OpenCV, which expects BGR: red instead of blue then loses most.
     """
@@ -114,11 +116,13 @@ def jpeg(image: Image.Image, quality: int, *, swap_channels: bool = False) -> Im
 
 
 def webp(image: Image.Image, quality: int, *, method: int = 4) -> Image.Image:
-    """Compress an RGB image as lossy WebP.
+    """Compress an RGB image as lossy WebP, and decode it again.
+
+    An image with a side of over 16,383 pixels, the limit of WebP, is returned unchanged.
 
     Args:
         image: The image.
-        quality: Quality of the codec.
+        quality: Quality of the codec, 1 to 100.
         method: Effort, 0 (fastest) to 6.
     """
     return _recompress(image, "WEBP", quality=quality, method=method)
@@ -130,9 +134,10 @@ def lossless_webp(image: Image.Image) -> Image.Image:
 
 
 def avif(image: Image.Image, quality: int) -> Image.Image:
-    """Compress an RGB image as AVIF at its second highest speed.
+    """Compress an RGB image as AVIF at its second highest speed, and decode it again.
 
-    The encoder uses one thread, so that the pixels do not depend on the number of cores.
+    The encoder uses one thread, so that the pixels do not depend on the number of cores. An image
+    with a side of over 65,535 pixels, the limit of AVIF, is returned unchanged.
     """
     return _recompress(image, "AVIF", quality=quality, speed=9, max_threads=1)
 
@@ -153,10 +158,10 @@ def _recompress(image: Image.Image, codec: str, **options: Any) -> Image.Image:
         return decoded.convert("RGB")
 
 
-# A result has at least one pixel per side. If it would exceed `MAX_PIXELS`, the image is returned
-# unchanged.
 def resize(image: Image.Image, size: Size, method: Filter) -> Image.Image:
     """Resize to (width, height) with Pillow, rows before columns in every version.
+
+    If the result would have more than 2²⁶ pixels (`MAX_PIXELS`), the image is returned unchanged.
 
     Args:
         image: The image.
@@ -171,7 +176,7 @@ def resize(image: Image.Image, size: Size, method: Filter) -> Image.Image:
 
 
 def scaled_size(size: Size, scale: float) -> Size:
-    """Return (width, height) times `scale`, rounded half to even."""
+    """Return (width, height) times `scale`, rounded half to even, and at least one pixel each."""
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
@@ -181,9 +186,10 @@ def capped_size(size: Size, long_edge: int) -> Size:
 
 
 def fitted_size(size: Size, screen: Size) -> Size:
-    """Return the size that fits a screen, keeping the aspect ratio.
+    """Return the size to which an image shrinks to fit a screen, keeping the aspect ratio.
 
-    The screen has the orientation of the image. A size that fits already is returned unchanged.
+    The screen is turned to the orientation of the image. A size that fits already is returned
+    unchanged.
     """
     scale = min(max(screen) / max(size), min(screen) / min(size), 1.0)
     return scaled_size(size, scale)
@@ -201,14 +207,15 @@ def random_square(
 ) -> Image.Image:
     """Crop to a square at a random position.
 
-    The side is drawn from a fraction of the short side to all of it, within `low` and `high`. If
-    the short side is below `low`, the side is the short side.
+    The maximum side is the short side of the image, or `high` if that is less. The minimum is a
+    fraction of the maximum, or `low` if that is more. If the short side is below `low`, the side is
+    the short side.
 
     Args:
         image: The image.
         low: Minimum side in pixels.
         high: Maximum side in pixels.
-        fraction: Minimum side as a fraction of the short side.
+        fraction: Minimum side as a fraction of the maximum side.
         rng: Random number generator.
     """
     max_side = min(*image.size, high)
@@ -252,14 +259,15 @@ def sharpen(image: Image.Image, percent: int, radius: float) -> Image.Image:
 
 
 class ImageSample(NamedTuple):
-    """An image with its mask and label.
+    """A training image with its mask and label, as augmentation policies take and return it.
 
     Attributes:
         image: The RGB image.
-        mask: A mask of mode L and equal size, 255 for altered pixels; or None.
+        mask: An image of mode L and equal size, 255 for pixels that a generator altered, and 0 for
+            others. None for an image without a mask.
         label: 1 for fake, 0 for real.
-        finished: Whether the policy gave the image its final geometry. Otherwise the card's
-            preprocessing follows.
+        finished: Whether the policy gave the image its final geometry. Otherwise the preprocessing
+            of the detector's card follows.
     """
 
     image: Image.Image
@@ -273,7 +281,7 @@ class ImageSample(NamedTuple):
 def transform_sample(
     sample: ImageSample, change: Change, change_mask: Change | None = None
 ) -> ImageSample:
-    """Transform an image and its mask.
+    """Transform an image and its mask by functions from image to image.
 
     Args:
         sample: The image and its mask.
@@ -285,7 +293,7 @@ def transform_sample(
 
 
 def resize_sample(sample: ImageSample, size: Size, filter: Resampling) -> ImageSample:
-    """Resize to (width, height), ignoring the aspect ratio.
+    """Resize an image and its mask to (width, height), ignoring the aspect ratio.
 
     Args:
         sample: The image and its mask.
@@ -300,12 +308,12 @@ def resize_sample(sample: ImageSample, size: Size, filter: Resampling) -> ImageS
 
 
 def crop_sample(sample: ImageSample, box: Box) -> ImageSample:
-    """Crop to the box (left, upper, right, lower)."""
+    """Crop an image and its mask to the box (left, upper, right, lower), in pixels."""
     return transform_sample(sample, lambda image: image.crop(box))
 
 
 def turn_quarters(sample: ImageSample, quarters: int) -> ImageSample:
-    """Rotate anticlockwise by `quarters` quarter turns."""
+    """Rotate an image and its mask anticlockwise by `quarters` quarter turns."""
     turns = (
         None,
         Image.Transpose.ROTATE_90,
@@ -317,19 +325,19 @@ def turn_quarters(sample: ImageSample, quarters: int) -> ImageSample:
 
 
 def mirror(sample: ImageSample) -> ImageSample:
-    """Swap left and right."""
+    """Swap left and right of an image and its mask."""
     return transform_sample(sample, lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 
 def flip_vertically(sample: ImageSample) -> ImageSample:
-    """Swap top and bottom."""
+    """Swap top and bottom of an image and its mask."""
     return transform_sample(sample, lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
 
 
 def rotate(sample: ImageSample, degrees: float, filter: Resampling) -> ImageSample:
-    """Rotate anticlockwise about the centre, keeping the frame.
+    """Rotate an image and its mask anticlockwise about the centre, keeping their size.
 
-    Pixels from outside are black, and unaltered in the mask.
+    Pixels from outside are black in the image, and 0 (unaltered) in the mask.
 
     Args:
         sample: The image and its mask.
@@ -344,7 +352,7 @@ def rotate(sample: ImageSample, degrees: float, filter: Resampling) -> ImageSamp
 
 
 def random_crop(sample: ImageSample, side: int, rng: np.random.Generator) -> ImageSample:
-    """Crop to `side` × `side` pixels at a random position.
+    """Crop an image and its mask to `side` × `side` pixels at a random position.
 
     A smaller image is first extended by mirroring.
 
@@ -363,7 +371,7 @@ def random_crop(sample: ImageSample, side: int, rng: np.random.Generator) -> Ima
 def resize_short_side(
     sample: ImageSample, short: int, filter: Resampling, rng: np.random.Generator
 ) -> ImageSample:
-    """Resize the shorter side to `short`, and the longer one in proportion.
+    """Resize the shorter side of an image and its mask to `short`, the longer one in proportion.
 
     The longer side is truncated, as torchvision's Resize does. A strip that is more than 16 times
     as long as wide is first cropped to a random part 16 times as long.
@@ -399,7 +407,7 @@ def crop_random_part(
     ratio_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> ImageSample:
-    """Crop to the part that torchvision's RandomResizedCrop would take.
+    """Crop an image and its mask to the part that torchvision's RandomResizedCrop would take.
 
     The part is the result of `draw_box`. If that is None, the part is the largest centred part with
     an allowed aspect ratio.
@@ -458,12 +466,12 @@ def _extend_by_mirroring(image: Image.Image, side: int) -> Image.Image:
 
 
 def edge_map(mask: Mask, width: int = 7) -> Mask:
-    """Return the pixels (H, W) near the outline of a mask.
+    """Return the pixels near the outline of a mask, as booleans of shape (H, W).
 
     A pixel is near the outline if it is in both the mask and its inverse after each is dilated by a
-    cross of `width` pixels. The border of the array is not an outline, so an empty or full mask has
-    no edge. MaskCLIP's reference rejects a side that is not longer than `width`; here it is treated
-    like any other.
+    cross of `width` pixels. The border of the array is not an outline. So a mask that touches the
+    border has no edge along it, and an empty or full mask has no edge. MaskCLIP's reference rejects
+    a side that is not longer than `width`; here it is treated like any other.
 
     Args:
         mask: The mask (H, W).

@@ -100,7 +100,10 @@ _RETIRED = frozenset(("vae", "img2img", "alter"))
 
 
 class Perturbation(Frozen):
-    """Steps that are applied one after another, and make one view of an image."""
+    """Steps that are applied one after another to an image, such as a blur and then JPEG.
+
+    The result is a view of the image, which is scored in addition to the unchanged image.
+    """
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9.,:+-]*$",
@@ -168,7 +171,10 @@ class Perturbation(Frozen):
 
     @property
     def keeps_place(self) -> bool:
-        """Whether a mask of the perturbed image also fits the original. A crop prevents this."""
+        """Whether a mask that a detector finds in the perturbed image also fits the original.
+
+        A crop prevents this.
+        """
         return all(step.keeps_place for step in self.steps)
 
     def facts(self) -> list[dict[str, Any]]:
@@ -179,7 +185,8 @@ class Perturbation(Frozen):
 def seed_of(sha256: str, name: str) -> int:
     """Return the seed for the random steps of a perturbation when it is applied to a file.
 
-    The seed is the first 8 bytes of the SHA-256 of `sha256` and `name` together.
+    The seed is the first 8 bytes of the SHA-256 of `sha256` and `name` together. So a file always
+    gets the same random changes, in any run and on any machine.
 
     Args:
         sha256: SHA-256 of the bytes of the file, in hex.
@@ -189,7 +196,10 @@ def seed_of(sha256: str, name: str) -> int:
 
 
 class DegradationFamily(Frozen):
-    """One step at five strengths (levels), in the order of the source, usually weakest first."""
+    """One step of a published suite, such as a blur, at five levels.
+
+    The levels are in the order of the source, usually with the weakest first.
+    """
 
     name: str = Field(description="name in the source, unless the note names another")
     group: str = Field(description="group of which the step `draw` draws at most one family")
@@ -293,7 +303,11 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
 
 
 def absent_views(names: Iterable[str]) -> tuple[AbsentView, ...]:
-    """Return the views that the named lists declare as absent, without duplicates."""
+    """Return the views that lists declare as absent, because Touchstone does not have them.
+
+    `names` are those of `load_perturbations`. Names of single steps are ignored, and each view is
+    returned once.
+    """
     lists = [read[0] for read in map(_read_list, names) if read]
     return tuple({view.name: view for view_list in lists for view in view_list.absent}.values())
 

@@ -29,10 +29,10 @@ class Unchanged(Frozen):
 
 
 class Flips(Frozen):
-    """The policy `flips`: a random crop and random orientation, without resampling or compression.
+    """The policy `flips`: a random crop, quarter turns, and mirroring; pixel values do not change.
 
-    With `crop`, the result is final. Without `crop`, the image keeps its size, and the card's
-    preprocessing follows.
+    With `crop`, the result is final. Without `crop`, the image keeps its size, and the preprocessing
+    of the detector's card follows.
     """
 
     crop: int | None = Field(
@@ -55,7 +55,7 @@ class Flips(Frozen):
 
 
 class CnnDetection(Frozen):
-    """The policy of CNNDetection; the result is final.
+    """The policy `cnndetection` (Wang et al. 2020); the result needs no further preprocessing.
 
     The short side becomes 256, then follow blur, JPEG, a random crop of 224, and mirroring. Another
     `crop` scales the 256 with it. The authors choose JPEG's encoder at random from OpenCV and
@@ -119,7 +119,7 @@ POLICIES: Mapping[str, type[Frozen]] = {
 
 
 class Augmentation(Frozen):
-    """The augmentation of training images."""
+    """The section of a training config that selects the augmentation policy for images."""
 
     policy: str = Field(default="none", description="name of the policy")
     arguments: Mapping[str, Any] = Field(

@@ -38,9 +38,9 @@ class InTheWild(Frozen):
     of the images is first resized by a factor within `scale`. Images smaller than the square are
     extended by mirroring.
 
-    Without `crop`, the result is a whole image, and the card's preprocessing follows. A fraction
-    `parts` of the images is first cropped. The shorter side is then resized to a random length
-    within `short_side`.
+    Without `crop`, the result is a whole image, and the preprocessing of the detector's card follows.
+    A fraction `parts` of the images is first cropped. The shorter side is then resized to a random
+    length within `short_side`, but enlarged by a fifth at most.
     """
 
     crop: int | None = Field(
@@ -69,7 +69,10 @@ class InTheWild(Frozen):
         description="fraction of images that are compressed by JPEG or, for one in four, WebP",
     )
     saved_twice: float = Field(
-        default=0.2, ge=0, le=1, description="fraction of images for a further save"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="fraction of images with a further compression, independently of `saved`",
     )
     quality: tuple[int, int] = Field(
         default=(55, 97), description="range of the quality of JPEG and WebP, both ends included"

@@ -77,7 +77,7 @@ def load_statistics(path: Path) -> RealStatistics:
     It is .npz with `blur_vals` (m,) and `res_vals` (n, 2) of (height, width).
 
     Raises:
-        ConfigError: The file cannot be read. The message names it.
+        ConfigError: The file cannot be read, or its arrays are invalid.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -105,7 +105,9 @@ def save_statistics(path: Path, statistics: RealStatistics) -> None:
 
 
 class RealMatching(Frozen):
-    """The policy of OpenFake v1, for fakes alone; the card's preprocessing follows.
+    """The policy of OpenFake v1, which makes fakes more like real photographs.
+
+    Real images stay unchanged. The preprocessing of the detector's card follows.
 
     Each step has `probability`, in this order. A bilinear resize gives the area of a random real
     image from `statistics`. A blur of σ = 0.3 follows if the fake is more than 1.2 times as sharp
@@ -155,10 +157,11 @@ def _add_red_noise(image: Image.Image, rng: Rng) -> Image.Image:
 
 
 class SocialMedia(Frozen):
-    """The policy of OpenFake v2, for both classes; the result is final.
+    """The policy of OpenFake v2, which imitates social media, for real and fake images.
 
-    The steps are a crop, colours, rotation, mirroring, blur, and at last a codec. If AVIF is not
-    among the codecs, WebP replaces it, as in the reference. One training should not mix the two.
+    The result needs no further preprocessing. The steps are a crop, changes of colour, rotation,
+    mirroring, blur, and at last a codec. If AVIF is not among the codecs, WebP replaces it, as in
+    the reference. One training should not mix the two.
     """
 
     crop: int = Field(
@@ -208,7 +211,7 @@ class SocialMedia(Frozen):
 
 
 def compress(image: Image.Image, rng: Rng, *, with_avif: bool) -> Image.Image:
-    """Compress by one of OpenFake's five methods, keeping the size.
+    """Compress an image by a random one of OpenFake's five methods, keeping its size.
 
     The probabilities are JPEG 0.45 (0.3 of them twice), WebP 0.20 (0.05 of them lossless), AVIF
     0.10, a long edge of 720 to 1080 with JPEG 0.10, and none 0.15. Compression follows the crop, so
@@ -358,7 +361,7 @@ _ANY_FILTER = (
 
 
 class CommunityForensicsPolicy(Frozen):
-    """The policy of Community Forensics; the result is final.
+    """The policy of Community Forensics; the result needs no further preprocessing.
 
     The short side becomes 440, every operation is applied zero to two times in random order, and a
     random crop of 384 follows. Another `crop` scales the 440 with it (256 for 224, as the authors
