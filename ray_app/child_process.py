@@ -114,9 +114,10 @@ class ChildProcess:
     def _exchange(self, limit_s: float) -> "Iterator[tuple[io.BufferedReader, ChildDeadline]]":
         """Yield the stream of answers, and the deadline of a request and its answer.
 
-        Three exceptions end the block early without leaving it. BrokenPipeError, and struct.error
-        of a short read, mean that the child exited. ValueError means that an answer does not match
-        the request. In the last case the child is closed, as it is for any other exception.
+        Three exceptions end the block early, and are not passed on. BrokenPipeError, and
+        struct.error of a short read, mean that the child exited. ValueError means that an answer does
+        not match the request: the child is closed. The child is also closed after any other
+        exception, which is passed on.
         """
         child = self._child
         assert child is not None
@@ -264,7 +265,10 @@ def is_running(pid: int, started: str) -> bool:
 
 
 def environment_without_secrets() -> dict[str, str]:
-    """Return the environment variables of this process, except those that `SECRETS` lists."""
+    """Return the environment variables of this process without secrets, for a child process.
+
+    The variables with the tokens of an endpoint and its clients (`SECRETS`) are left out.
+    """
     return {name: value for name, value in os.environ.items() if name not in SECRETS}
 
 

@@ -109,7 +109,17 @@ class AbstainReason(NamedTuple):
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the commands. They are part of the public contract."""
+    """Exit codes of the commands. They are part of the public contract.
+
+    Attributes:
+        DONE: The command has done its work.
+        BUG: An unexpected exception, which is a bug in Touchstone.
+        USAGE: An option, a file, or the run directory is wrong.
+        TOO_MANY_BAD: The run is finished, but too many files have no score.
+        DETECTOR: A detector cannot be used, for example because weights are missing.
+        CLUSTER: The cluster or a storage failed.
+        INTERRUPTED: The command was interrupted. The same command resumes the run.
+    """
 
     DONE = 0
     BUG = 1
@@ -207,13 +217,13 @@ class SourceError(InputError):
 
 
 class DetectorError(TouchstoneError):
-    """A card, its weights or its device is unusable."""
+    """A detector cannot be used: its card, weights, licence, process, or device is the reason."""
 
     exit_code = ExitCode.DETECTOR
 
 
 class ClusterError(TouchstoneError):
-    """The cluster has no capacity, or a run made no progress."""
+    """The Ray cluster has no capacity, or a run made no progress."""
 
     exit_code = ExitCode.CLUSTER
 

@@ -56,7 +56,11 @@ def remove_current_folder() -> None:
 
 
 def refuse_searched_library() -> None:
-    """Raise ConfigError if importing torch would load a shared library from the current folder."""
+    """Raise ConfigError if importing torch would run a shared library of the current folder.
+
+    NVIDIA's libraries, which torch loads, search the current folder for `libcuda.so.1`. The folder may
+    be an archive from an untrusted source.
+    """
     if library := _find_library(Path(), set()):
         raise ConfigError(
             f"the current folder contains {library}, which NVIDIA's libraries would load and run",

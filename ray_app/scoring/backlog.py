@@ -43,7 +43,7 @@ class Listing:
 
     @property
     def members(self) -> int:
-        """The number of members that these manifests list."""
+        """The number of files that these manifests list so far."""
         return self.blocks.members
 
 

@@ -42,7 +42,7 @@ class Prices(TrafficPrices):
 
 
 class ScoreConfig(Frozen):
-    """The settings of one scoring run."""
+    """The settings of one scoring run: the source, the run directory, the ensemble, and the limits."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "perceptual_hash": "remove it, and compute the hashes with touchstone data index SOURCE --hash phash",

@@ -65,7 +65,10 @@ class ArchiveTally:
         self.decoders, self.images = Counter[str](), 0
 
     def add(self, table: pa.Table) -> None:
-        """Add rows, which have `COLUMNS`, to the counts. Their verdicts have no influence."""
+        """Add result rows to the counts. The table must have the columns `COLUMNS`.
+
+        Only rows with a score are counted. Their verdicts have no influence.
+        """
         rows = table.filter(pc.is_valid(table["score"]))
         self.images += len(rows)
         detectors = [
@@ -131,7 +134,10 @@ def _card_digest(spec: ScoringSpec) -> str:
 
 
 def has_comparison(card: EnsembleCard) -> bool:
-    """Return whether the card has a guarantee or a population to compare an archive with."""
+    """Return whether an ensemble's card has data with which an archive can be compared.
+
+    The data are a guarantee, or statistics of the images of the calibration (`population`).
+    """
     return card.guarantee is not None or card.population is not None
 
 

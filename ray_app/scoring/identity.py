@@ -373,7 +373,10 @@ def _card_facts(ensemble: EnsembleCard, cards: Sequence[DetectorCard]) -> dict[s
 
 
 def has_guarantee(card: EnsembleCard) -> bool:
-    """Return whether an ensemble has a guarantee, which a user could waive."""
+    """Return whether an ensemble's card has something that `waive_guarantee` can waive.
+
+    This is a guarantee, settings of the calibration, or statistics of its images (`population`).
+    """
     return any(part is not None for part in (card.guarantee, card.settings, card.population))
 
 

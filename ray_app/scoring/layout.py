@@ -88,7 +88,10 @@ class ScoringLayout:
     reads_embeddings: bool = False
 
     def limited_to(self, blocks: int) -> "ScoringLayout":
-        """Return a copy of this layout with up to `blocks` workers per stage."""
+        """Return a copy of this layout with up to `blocks` workers per stage.
+
+        If a run has fewer blocks of images than workers, the other workers have no work.
+        """
         scorers = tuple(min(count, blocks) for count in self.scorers)
         return replace(self, scorers=scorers, decoders=min(self.decoders, blocks))
 

@@ -63,7 +63,11 @@ class OrderWriter:
         self._lock = threading.Lock()
 
     def begin_turn(self) -> int:
-        """Start the next turn, release its first `window` blocks, and return the turn's number."""
+        """Start the next turn, and return its number.
+
+        A turn is the list of blocks that one pipeline scores. Workers may start its first `window`
+        blocks.
+        """
         with self._lock:
             turn = self._orders.turn + 1
             self._write(replace(self._orders, turn=turn, released=self.window, is_ended=False))

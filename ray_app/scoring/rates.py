@@ -65,8 +65,8 @@ class PlannedPool:
     Attributes:
         seconds: The seconds that one process needs per image of the archive, by stage; None if
             unknown.
-        at_once: The number of images that the pool works on at the same time, if each of them has a
-            whole core or GPU.
+        at_once: The number of images that the pool works on at the same time. A process that has only
+            a part of a core or GPU counts as that part.
         processes: The number of processes.
         basis: For each stage whose seconds are not measured, `estimated` or `unknown`.
         detectors: The detectors that the processes load.

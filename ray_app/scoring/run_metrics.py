@@ -34,7 +34,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 BUSY = 0.5  # Processes that are idle for longer than they work are no bottleneck.
-MOSTLY = 0.95  # If a stage has this fraction of a process's time, the stage is not mentioned.
+MOSTLY = 0.95  # If a stage has this fraction of a process's time, its percentage is left out.
 DRIVER_BUSY = 0.7  # Of one core, in this process, including Ray's own threads.
 _STAGE_WORDS = {
     "fetch": ("storage", "waiting for it"),

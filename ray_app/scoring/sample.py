@@ -68,7 +68,13 @@ _ONE_CORE = {"OMP_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class SampledMember:
-    """The status of one member of the sample."""
+    """The result for one file of the sample.
+
+    Attributes:
+        member: The file, as the listing or the manifest has it.
+        status: The status of the file, such as `ok`.
+        detail: The detail of the status, or None.
+    """
 
     member: Item
     status: str
@@ -81,8 +87,9 @@ class SampleWork:
 
     Attributes:
         outcomes: The status of each member that was processed.
-        seconds: For each stage of the layout in order, the seconds of all processes by the names of
-            `StageClock`. If no detector scored, stages after the decoders are left out.
+        seconds: For each stage of the layout in order, the seconds of all processes by the name of the
+            work, such as `fetch` or `decode`. If no detector scored, stages after the decoders are left
+            out.
         counts: The counters of all stages together.
         rows: The result rows, a table for each block. Empty if no detector scored.
         processes: The number of processes that worked at the same time.

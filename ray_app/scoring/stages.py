@@ -208,7 +208,10 @@ class ScoringJob:
 
 
 class BlockStage(Stage):
-    """Base class of the stages of scoring. It loads detectors or decoders, and counts the work."""
+    """Base class of the stages of scoring, which run in worker processes of Ray Data.
+
+    It loads the detectors or decoders of a stage, and counts the work.
+    """
 
     def start(self, job: ScoringJob, pool: tuple[str, ...] | None = None) -> None:
         """Load the detectors or decoders of the stage, once per process.
@@ -348,7 +351,7 @@ class BlockStage(Stage):
 
 
 class BlockScorer(BlockStage):
-    """Fetch, decode, score, and commit one block after another in one process on one core.
+    """Fetch, decode, score, and commit one block of images after another on one core.
 
     In the fused layout, in which each process does the whole work, this is the only stage.
     """
@@ -366,7 +369,10 @@ class BlockScorer(BlockStage):
         self._counters = (self._reading, self._reading.fetcher, decoder, self._scoring)
 
     def work(self, ref: BlockRef) -> BlockReport | NotStarted:
-        """Score and commit a block, and return the report of its part."""
+        """Score and commit a block, and return the report on it.
+
+        If the run stops or this node will be taken away, the block is returned as `NotStarted`.
+        """
         if not self._may_start():
             return NotStarted(ref)
         members = read_block(self._job.run.store, ref)
@@ -384,7 +390,10 @@ class StoredBlockScorer(BlockStage):
         self._stored = StoredBlocks(self._job.spec, self._job.stored, self._clock)
 
     def work(self, ref: BlockRef) -> BlockReport | NotStarted:
-        """Score and commit a block, and return the report of its part."""
+        """Score and commit a block, and return the report on it.
+
+        If the run stops or this node will be taken away, the block is returned as `NotStarted`.
+        """
         if not self._may_start():
             return NotStarted(ref)
         members = read_block(self._job.run.store, ref)
@@ -408,7 +417,8 @@ class BlockDecoder(BlockStage):
     def work(self, ref: BlockRef) -> OpenBlock | NotStarted:
         """Return the members of a block with their images as prepared uint8 tensors.
 
-        If detectors keep the sizes of images, the result also contains the encoded files.
+        If detectors keep the sizes of images, the result also contains the encoded files. If the run
+        stops or this node will be taken away, the block is returned as `NotStarted`.
         """
         if not self._may_start():
             return NotStarted(ref)

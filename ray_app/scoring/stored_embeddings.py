@@ -68,7 +68,10 @@ class StoredEmbeddings:
         )
 
     def is_listed(self, target: RunDirectory) -> bool:
-        """Return whether a run has all finished manifests of the run that stores the embeddings."""
+        """Return whether another run has all finished manifests of the run with the embeddings.
+
+        A manifest is a list of files. If the other run has all of them, no embedding is new.
+        """
         return len(list_complete_manifests(target.store)) > self.run.last_finished()
 
     def copy_manifests(self, target: RunDirectory) -> None:

@@ -57,7 +57,8 @@ class Survey:
         unsized: The number of members that will be read and whose size the listing does not have.
         billed: The number of files and containers that are read over a network.
         gets: The number of GET requests that are needed to read all members.
-        kinds: The counts of a `PlannedKind`, for single files and for containers of each format.
+        kinds: For single files (`files`), and for containers of each format: the numbers of members,
+            bytes, and containers, by the field of `PlannedKind`.
         refused: Counts by status of members that the listing refuses, and of folders that it could
             not list.
         closed_folders: The folders that could not be listed.

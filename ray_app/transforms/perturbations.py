@@ -272,7 +272,10 @@ class PerturbationList(Frozen):
         return self
 
     def views(self, level: int = DEFAULT_LEVEL) -> Iterator[Perturbation]:
-        """Yield all views of the list, with each family at the given level (1 to 5)."""
+        """Yield all views of the list, with each family at the given level (1 to 5).
+
+        The names of the views of families end with the level: `gaussian-blur-3`.
+        """
         yield from self.perturbations
         for family in self.families:
             yield Perturbation(name=f"{family.name}-{level}", steps=(family.make_step(level - 1),))

@@ -20,7 +20,7 @@ ScreenSide = Annotated[int, Field(ge=8, le=8192)]
 _PLAN_EDGE = 256
 # Standard deviation around one half, on the 0–1 scale (Mertens, Kautz and Van Reeth 2007).
 _EXPOSURE_DEVIATION = 0.2
-# Radius of the blur of the weights, as a fraction of the longer side.
+# Standard deviation of the blur of the weights, as a fraction of the longer side.
 _BLUR_FRACTION = 1 / 16
 _DISPLAY_GAMMA = 2.2
 # Slope of a dot's rim between paper and solid ink. A scanner sees every dot over several pixels.

@@ -172,7 +172,7 @@ class ContentCredentials(Frozen):
 
 
 class Watermark(Frozen):
-    """A mark that a generator wrote into the pixels to identify itself."""
+    """An invisible mark that a generator wrote into the pixels to identify itself."""
 
     of: Line = Field(
         description="code whose mark it is", examples=["Stable Diffusion XL reference code"]

@@ -292,11 +292,13 @@ _KERNELS: tuple[npt.NDArray[np.float64], ...] = tuple(
 class MaskClipPolicy(Frozen):
     """The policy of MaskCLIP, for an image and its mask together.
 
-    The steps are scale, flips, light, JPEG, quarter turns, and blur; the card's squash to 512
-    follows. The reference, without arguments, is albumentations 1.3 on OpenCV. Equal here are: no
-    antialiasing when shrinking, the nearest mask pixel rounded down, a JPEG that treats RGB as BGR,
-    and OpenCV's fixed kernels for a Gaussian of 3, 5, and 7 pixels. torchvision's bilinear filter
-    is within one grey level.
+    The steps are scale, flips, light, JPEG, quarter turns, and blur. The resize to 512 × 512 by the
+    detector's card follows. The policy has no arguments.
+
+    The reference is albumentations 1.3 on OpenCV. Equal to it are: no antialiasing when shrinking,
+    the nearest mask pixel rounded down, a JPEG that treats RGB as BGR, and OpenCV's fixed kernels for
+    a Gaussian of 3, 5, and 7 pixels. Only torchvision's bilinear filter differs from OpenCV's, by up
+    to one grey level.
     """
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
