@@ -166,7 +166,7 @@ def require_perceptual_hash() -> None:
     if find_spec("imagehash") is None:
         raise ConfigError(
             "the perceptual hash (phash) requires the package ImageHash",
-            hint="pip install 'touchstone-forensics[phash]'",
+            hint="run pip install 'touchstone-forensics[phash]'",
         )
 
 

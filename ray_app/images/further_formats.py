@@ -4,10 +4,11 @@ These formats are HEIC, large WebP, PNM of more than 8 bits, and previews of cam
 functions that open a file return a Pillow image, whose header is read at opening and whose pixels
 are read at loading. If a package is not installed, the error names the package.
 
-`check_webp` and `check_items` find missing coded data. The following cannot be detected: zeros in
-place of uncompressed samples (BMP, TIFF); other bytes in place of lossy WebP, AVIF and HEIC, and of
-TIFF data that is compressed without a checksum; a JPEG with arithmetic coding that ends early,
-whose decoder must read zeros past the end.
+`check_webp` and `check_items` find missing coded data. The following cannot be detected:
+
+- Zeros in place of uncompressed samples (BMP, TIFF).
+- Other bytes in place of lossy WebP, AVIF and HEIC, or of TIFF data without a checksum.
+- A JPEG with arithmetic coding that ends early. Its decoder must read zeros past the end.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Turn pending blocks into committed parts in one Ray Data pipeline (`score_turn`).
 
     manifest ─ BlockRef ─> BlockDecoder ─ OpenBlock ─> TensorScorer ─ OpenBlock ─> … ─> BlockCommitter ─ BlockReport ─> driver
-    manifest ─ BlockRef ─> BlockScorer ─ BlockReport ─> driver                                            (without GPUs: all in one pool)
+    manifest ─ BlockRef ─> BlockScorer ─ BlockReport ─> driver                                            (fused layout: all in one pool)
     manifest ─ BlockRef ─> StoredBlockScorer ─ BlockReport ─> driver                                      (stored embeddings)
 
 At each arrow, a block of Ray Data is one row with a message about one block of the manifest:

@@ -248,8 +248,8 @@ def plan_groups(
     """Divide detectors into groups that take turns, if not all fit into the memory of a worker.
 
     A worker loads one group after another for each block of images. If `worker_bytes` is None, this
-    function chooses the number of processes on the smallest node with which the run is fastest, and
-    divides the node's memory among them. On GPUs, all detectors are loaded together unless
+    function chooses the number of processes with which the run is fastest. The processes of a node
+    share its memory. On GPUs, all detectors are loaded together unless
     `worker_bytes` is set, because their weights move from the memory of the node to the GPU.
 
     Args:

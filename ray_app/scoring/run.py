@@ -190,9 +190,13 @@ def check_scoring(config: ScoreConfig) -> None:
 def check_settings(settings: identity.Settings, directory: RunDirectory) -> None:
     """Check settings, source, and run directory before a file is written or a cluster is started.
 
-    The check fails for a directory of another command, an unknown card, a licence that was not
-    accepted, missing weights, a missing trust list, a missing or empty source, and settings for which
-    an ensemble was not calibrated.
+    The exceptions are those of `score_archive`. The check fails in these cases:
+
+    - The run directory belongs to another command.
+    - A card is unknown, weights are missing, or a licence was not accepted.
+    - A trust list is missing.
+    - The source is missing or empty.
+    - The ensemble was not calibrated for the settings.
     """
     config = settings.config
     directory.check_free()

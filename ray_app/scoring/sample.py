@@ -338,7 +338,7 @@ class _WorkerProcess:
         if self._deaths > MAX_DEATHS:
             raise ClusterError(
                 f"{self._deaths} processes died while they scored a sample, the last one with exit code {code}",
-                hint="if memory ran out, set cluster.workers to 1; to score no sample, use --probe 0",
+                hint="set cluster.workers to 1 if memory ran out, or use --probe 0 to score no sample",
             )
         self.__exit__()
         self.__enter__()

@@ -213,10 +213,15 @@ class SocialMedia(Frozen):
 def compress(image: Image.Image, rng: Rng, *, with_avif: bool) -> Image.Image:
     """Compress an image by a random one of OpenFake's five methods, keeping its size.
 
-    The probabilities are JPEG 0.45 (0.3 of them twice), WebP 0.20 (0.05 of them lossless), AVIF
-    0.10, a long edge of 720 to 1080 with JPEG 0.10, and none 0.15. Compression follows the crop, so
-    a network of up to 720 pixels never sees the shrinking, and larger ones get the image enlarged
-    again.
+    The methods have these probabilities:
+
+    - JPEG: 0.45. A fraction of 0.3 of these images is compressed twice.
+    - WebP: 0.20. A fraction of 0.05 of these images is compressed without loss.
+    - AVIF: 0.10.
+    - A resize to a long edge of 720 to 1080, with JPEG: 0.10. The image is enlarged again.
+    - No compression: 0.15.
+
+    Compression follows the crop, so a network with an input of up to 720 pixels never sees the resize.
 
     Args:
         image: The image.
