@@ -39,7 +39,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 MOMENTS = (
     ("ray_app.training.learner:Learner.step", 30),
     ("ray_app.training.checkpoints:mark_complete", 2),
-    ("ray_app.training.validate:judge", 1),
+    ("ray_app.training.validate:score_batches", 1),
     ("ray_app.training.checkpoints:_remove", 1),
     ("ray_app.training.run_directory:write_events", 3),
 )
