@@ -1,4 +1,4 @@
-"""Add weights that the user already has to the cache (`add_weights`)."""
+"""Copy weight files that the user already has into Touchstone's cache (`add_weights`)."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -12,13 +12,14 @@ from ray_app.errors import DetectorError
 
 
 class AddedWeights(NamedTuple):
-    """Weights that were copied to the cache.
+    """Weights of a detector or backbone that were copied to the cache.
 
     Attributes:
-        part: The detector or backbone.
+        part: Name of the detector or backbone.
         sha256: SHA-256 of the main file, in hex.
-        path: The main file in the cache.
-        lacking: For each detector that uses `part`, the names of its parts that are still missing.
+        path: Path of the main file in the cache.
+        lacking: For each detector that uses these weights, the detectors and backbones whose
+            weights it still lacks. An empty list means that the detector is complete.
     """
 
     part: str
@@ -41,6 +42,8 @@ class AddedWeights(NamedTuple):
 
 def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = None) -> AddedWeights:
     """Copy the files of weights that the user already has into the cache.
+
+    If the card states a SHA-256, it is checked. Otherwise, keys and shapes are checked.
 
     Args:
         name: The detector or backbone that the weights are for.

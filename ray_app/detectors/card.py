@@ -1,7 +1,8 @@
 """Define `DetectorCard`: everything that Touchstone knows about a detector.
 
-`load_card` reads a card from YAML, a bucket, or a server. `list_cards` and `list_variants` return the
-shipped cards and their variants. The module loads without torch, so a card is read in milliseconds.
+`load_card` reads a card from a YAML file on this machine, in a bucket, or on a server. `list_cards`
+returns the shipped cards. `list_variants` returns the variants of a card, which differ from it in a
+few keys. The module loads without torch, so a card is read in milliseconds.
 """
 
 import re
@@ -42,7 +43,10 @@ _SCHEMES = ("", "file", "s3", "gs", "https", "hf")
 
 
 class Architecture(Frozen):
-    """The network within its family, and the arguments that it is built with."""
+    """Which network of a detector family is built, and with which arguments.
+
+    A family is the code that builds similar networks, such as the classifiers of timm.
+    """
 
     name: str = Field(default="", description="name of the network in its family")
     arguments: Mapping[str, Any] = Field(
@@ -51,10 +55,10 @@ class Architecture(Frozen):
 
 
 class Weights(Frozen):
-    """The location of the weights, and how their keys map to the keys of the network."""
+    """Where a network's weight files are, and how their keys map to the keys of the network."""
 
     uri: str = Field(
-        description="a file next to the card, or a file://, s3://, gs://, https://, or "
+        description="the main file: a file next to the card, or a file://, s3://, gs://, https://, or "
         "`hf://organisation/repository@revision/file` URL with a 40-digit revision"
     )
     sha256: str | None = Field(
@@ -68,29 +72,32 @@ class Weights(Frozen):
     )
     beside: Mapping[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None] = Field(
         default={},
-        description="further files that must be in the same folder, such as the parts of a checkpoint, each "
-        "with its sha256 or null",
+        description="further files that must be in the folder of the main file, such as the parts of a "
+        "checkpoint, each with its sha256 or null",
     )
     unwrap: tuple[str, ...] = Field(
-        default=(), description="names under which a checkpoint may contain its state dict"
+        default=(), description="keys under which a checkpoint may contain its state dict"
     )
     keep: tuple[str, ...] = Field(
         default=(),
         exclude_if=not_,
-        description="tensors next to the state dict in the checkpoint that belong to it",
+        description="keys of tensors that are next to the state dict in the checkpoint but belong to it",
     )
     select: str = Field(
         default="",
-        description="only keys with this prefix are read, for files that contain more than this network",
+        description="prefix of the keys to read, for files that contain more than this network. The empty "
+        "text reads all keys",
     )
     strip_prefixes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=(), description="prefixes to remove from the keys, while every key has them"
+        default=(),
+        description="prefixes to remove from the keys. A prefix is removed repeatedly, as long as every key "
+        "has it",
     )
     prefix: str = Field(default="", description="prefix to add to every key after `strip_prefixes`")
     config: FileName | None = Field(
         default=None,
-        description="name of the checkpoint's own configuration next to it. It must not contradict the "
-        "card",
+        description="name of the checkpoint's own configuration file, which is in the folder of the main "
+        "file. It must not contradict the card",
     )
     obtain: str | None = Field(
         default=None,
@@ -128,9 +135,10 @@ class Weights(Frozen):
 
 
 class Backbone(FileConfig):
-    """A network whose features several detectors use, in configs/backbones/NAME.yaml.
+    """A network whose features several detectors use, described in configs/backbones/NAME.yaml.
 
-    Backbones with equal names run once on equal pixels.
+    If detectors in one process have the same backbone and the same input pixels, the backbone runs
+    once for all of them.
     """
 
     name: FileName = Field(description="name of the backbone")
@@ -143,7 +151,11 @@ class Backbone(FileConfig):
 
 
 class Output(Frozen):
-    """Which output of the network means fake, by a label, an index of two logits, or a sign."""
+    """Which output of the network means fake.
+
+    Exactly one of three keys is set. For a network with two logits, `fake_label` or `fake_index`
+    selects one of them. For a network with one logit, `sign` states its direction.
+    """
 
     labels: tuple[str, ...] = Field(default=(), description="labels of the two logits, in order")
     fake_label: str | None = Field(default=None, description="label that means fake, in any case")
@@ -178,8 +190,9 @@ class Output(Frozen):
     def index_among(self, labels: tuple[str, ...]) -> int:
         """Return the index of the logit that means fake, if the logits have these labels.
 
-        Upper and lower case are not distinguished. Raises ValueError if the card's fake label is
-        not among `labels`.
+        If the card states an index, it is returned and `labels` are ignored. Labels are compared
+        without regard to case. Raises ValueError unless `labels` contain the card's fake label
+        exactly once.
         """
         if self.fake_index is not None:
             return self.fake_index
@@ -192,7 +205,10 @@ class Output(Frozen):
 
 
 class Platt(Frozen):
-    """Platt scaling (1999): calibrated log-odds = slope × score + intercept."""
+    """Calibration by Platt scaling (1999): calibrated log-odds = slope × score + intercept.
+
+    A call with scores returns calibrated log-odds.
+    """
 
     slope: float = Field(gt=0, description="factor of the score")
     intercept: float = Field(description="constant term, in log-odds")
@@ -243,10 +259,10 @@ class Size(Frozen):
 
 
 class ValidRange(Frozen):
-    """Sizes of the images for which a score is meaningful.
+    """Limits of the image size within which a detector's score is meaningful.
 
-    The verdict on other images is abstain. If the network takes images at their own size, other
-    images get no score.
+    The verdict on images outside the limits is abstain. If the network takes images at their own
+    size, such images are not scored at all.
     """
 
     min_side_px: int = Field(default=1, ge=1, description="minimum of the shorter side, in pixels")
@@ -263,7 +279,7 @@ class ValidRange(Frozen):
     note: str | None = Field(default=None, description="reason for the limits")
 
     def describe_mismatch(self, width: int, height: int) -> str | None:
-        """Return a phrase that states why an image of this size is out of range, or None."""
+        """Return a phrase that states why an image of this size in pixels is out of range, or None."""
         if min(width, height) < self.min_side_px:
             return f"{width} × {height}, below the valid range ({self.min_side_px} px)"
         if self.max_side_px is not None and max(width, height) > self.max_side_px:
@@ -383,8 +399,8 @@ class DetectorCard(FileConfig):
     def gmac(self) -> float:
         """Billions of multiply-adds per image, or per megapixel if images keep their size.
 
-        The value is the one that the card states, or an estimate from the measured time of a
-        callable, or 0 if both are unknown.
+        The value is the one that the card states. Without it, the value of a callable is an
+        estimate from its measured time, and that of any other detector is 0.
         """
         return self.size.gmac if self.size else self.process.gmac if self.process else 0.0
 
@@ -392,7 +408,8 @@ class DetectorCard(FileConfig):
     def architecture_facts(self) -> dict[str, Any]:
         """Settings that determine which network is built, as plain JSON.
 
-        They are part of a run's identity.
+        They are part of a run's identity: the values that must stay equal when a scoring run is
+        resumed.
         """
         settings = {"family": self.family, **self.architecture.model_dump(mode="json")}
         return (
@@ -403,9 +420,10 @@ class DetectorCard(FileConfig):
 
     @property
     def scoring_facts(self) -> dict[str, Any]:
-        """Settings that determine the scores for given weights, as plain JSON.
+        """Settings that determine scores and verdicts for given weights, as plain JSON.
 
-        They are part of a run's identity.
+        They are part of a run's identity: the values that must stay equal when a scoring run is
+        resumed.
         """
         return {
             "architecture": self.architecture_facts,
@@ -421,18 +439,22 @@ class DetectorCard(FileConfig):
 
 
 def blind_to(cards: Iterable[DetectorCard]) -> tuple[str, ...]:
-    """Return sentences on what detectors cannot detect (`blind_to`), without duplicates."""
+    """Return sentences on what these detectors cannot detect, without duplicates.
+
+    The sentences are those of the key `blind_to` of the cards.
+    """
     return tuple(dict.fromkeys(sentence for card in cards for sentence in card.blind_to))
 
 
 def apply_run_settings(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard:
-    """Return a card with its settings replaced by those that a run recorded in its identity.
+    """Return a card with the settings that it had when a run was started.
 
-    Weights and descriptions stay those of the card.
+    A scoring run records the settings that affect scores. If the card has changed since, the
+    recorded settings replace those of the card. Weights and descriptions stay those of the card.
 
     Args:
-        card: The present card.
-        facts: The recorded `scoring_facts`. Empty if the run recorded none.
+        card: The card as it is now.
+        facts: The `scoring_facts` that the run recorded. Empty if the run recorded none.
     """
     current = {"abstains": {}, **card.scoring_facts}
     recorded = {**current, "abstains": {}, **facts} if facts else current
@@ -456,7 +478,7 @@ def apply_run_settings(card: DetectorCard, facts: Mapping[str, Any]) -> Detector
 
 
 def share_folder(card: DetectorCard, other: DetectorCard) -> DetectorCard:
-    """Return a card after making its relative paths relative to the folder of another card."""
+    """Make the relative paths of a card relative to the folder of another card, and return the card."""
     card._folder = other._folder
     if card.backbone is not None and other.backbone is not None:
         card.backbone._folder = other.backbone._folder
@@ -477,13 +499,14 @@ def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None
 
     Args:
         name_or_path: A name, path, or URL. `:VARIANT` at the end selects a variant.
-        changes: Keys that replace those of the card, section by section. A null removes a key.
+        changes: Keys that replace those of the card, section by section. A None removes a key.
 
     Returns:
         The validated card.
 
     Raises:
-        ConfigError: If there is no such card, or if the card is invalid.
+        ConfigError: If there is no such card or variant, if the card is invalid, or if its family
+            is retired.
         StorageError: If the URL is unreachable.
     """
     refuse_retired_family(str(name_or_path))
@@ -506,16 +529,19 @@ def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None
 
 
 def list_cards() -> list[DetectorCard]:
-    """Return all shipped cards, sorted by name, without variants.
+    """Read all detector cards that are shipped with Touchstone, without their variants.
 
     Returns:
-        The cards.
+        The cards, sorted by name.
     """
     return [load_card(path) for path in named_configs("detectors").values()]
 
 
 def list_added_cards() -> list[DetectorCard]:
-    """Return the cards that the user added, sorted by name, except those with a shipped name."""
+    """Read the detector cards that the user added, sorted by name.
+
+    A card with the name of a shipped detector is left out, because the name means the shipped one.
+    """
     shipped = named_configs("detectors")
     return [
         load_card(path) for name, path in added_configs("detectors").items() if name not in shipped
@@ -523,7 +549,9 @@ def list_added_cards() -> list[DetectorCard]:
 
 
 def list_variants(card: DetectorCard) -> Iterator[DetectorCard]:
-    """Yield the variants of a shipped card, as separate cards.
+    """Yield the variants of a shipped detector card as separate cards.
+
+    A variant has the name NAME:VARIANT and differs from the card in a few keys.
 
     Args:
         card: A shipped card.
@@ -536,15 +564,18 @@ def list_variants(card: DetectorCard) -> Iterator[DetectorCard]:
 
 
 def strip_variant(name: str) -> str:
-    """Return a detector's name without its variant. All variants share weights and licence."""
+    """Return a detector's name without its variant: "npr" for "npr:VARIANT".
+
+    All variants share weights and licence.
+    """
     return name.partition(":")[0]
 
 
 def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
-    """Split `:VARIANT` from a name or path. The variant is None if there is none.
+    """Split `:VARIANT` from the name or path of a detector card.
 
-    After the name of a detector, `:VARIANT` is a variant even if a file has the whole text as its
-    name.
+    Returns the name or path, and the variant or None. After the name of a detector, `:VARIANT` is a
+    variant even if a file has the whole text as its name.
     """
     base, _, variant = str(name_or_path).rpartition(":")
     is_variant = bool(base and _VARIANT.fullmatch(variant)) and (

@@ -18,7 +18,10 @@ from ray_app.detectors.preprocessing import Pixels
 
 
 class GoldenScore(Frozen):
-    """P(fake) that the authors of a detector published for one image."""
+    """The probability of fake that the authors of a detector published for one image.
+
+    `touchstone detectors verify` compares the detector's own result with it.
+    """
 
     name: str = Field(description="name of the image")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image file, in hex")
@@ -28,9 +31,10 @@ class GoldenScore(Frozen):
 
 
 class FormulaScore(Frozen):
-    """Expected log-odds in fp32 for a generated image, which needs no file.
+    """Expected log-odds of fake of a detector in fp32 for a generated test image.
 
-    `generate_formula_image` generates the image in the given size.
+    `generate_formula_image` generates the image in the given size, so that no file is needed.
+    `touchstone detectors verify` compares the detector's own result with the expected log-odds.
     """
 
     image: Literal["formula"] = Field(description="kind of the image")
@@ -57,7 +61,7 @@ Golden = Annotated[
 
 
 def generate_formula_image(width: int, height: int) -> Pixels:
-    """Generate an image with integer arithmetic, so every machine generates the same pixels.
+    """Generate a test image with integer arithmetic, so every machine generates the same pixels.
 
     Returns (height, width, 3) uint8 RGB. At column x and row y, the channels are 7x + 13y + ⌊xy /
     31⌋, 3x + 5y, and ⌊x² / 17⌋ + 11y, each modulo 256.
@@ -86,7 +90,10 @@ Facts = Mapping[FactName, Sequence[float | None]]
 
 
 class FactBound(Frozen):
-    """Range of an image property within which a verdict is meaningful."""
+    """Range of an image property, such as JPEG quality, within which a verdict is meaningful.
+
+    At least one of the limits is set. The verdict on an image outside them is abstain.
+    """
 
     below: float | None = Field(
         default=None, description="values less than this limit get no verdict"
@@ -118,7 +125,7 @@ class FactBound(Frozen):
         }
 
     def describe_mismatch(self, name: FactName, value: float) -> str:
-        """Return a phrase that states why an image with this value of a property is outside."""
+        """Return a phrase that states why an image with this value of a property is out of range."""
         is_low = self.below is not None and value < self.below
         bound = self.below if is_low else self.above
         position = f"{'below' if is_low else 'above'} the valid range ({bound:g})"
@@ -126,7 +133,7 @@ class FactBound(Frozen):
 
 
 class FragilityMetric(Frozen):
-    """Metrics of a detector on perturbed images.
+    """Metrics of a detector on images after one perturbation, such as JPEG compression.
 
     `touchstone evaluate SOURCE --perturb … --fragility FILE` writes them.
     """
@@ -172,19 +179,19 @@ class Fragility(Frozen):
         return {name: bound.facts for name, bound in self.abstains.items()}
 
     def with_recorded_limits(self, facts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-        """Return the section as JSON, but with the limits that a run recorded (`facts`).
+        """Return this section as JSON, with its limits replaced by those that a run recorded.
 
-        The descriptions stay those of the card.
+        `facts` are the recorded limits. The descriptions stay those of the card.
         """
         descriptions = {str(name): bound.what for name, bound in self.abstains.items()}
         bounds = {name: {"what": descriptions.get(name), **bound} for name, bound in facts.items()}
         return {**self.model_dump(mode="json"), "abstains": bounds}
 
     def describe_mismatches(self, facts: Facts) -> dict[int, str]:
-        """Return a phrase by index for each image outside the limits, which states why.
+        """Return why images are outside the limits, as a phrase by index of the image.
 
-        `facts` has one value per image and property; None means unknown. Images within the limits
-        are left out.
+        Images within the limits are left out. `facts` has one value per image, by property. None
+        means that the value is unknown, which counts as within the limits.
         """
         reasons: dict[int, str] = {}
         for name, bound in self.abstains.items():
@@ -229,12 +236,15 @@ class TrainingData(Frozen):
 
 
 class SeenNames(NamedTuple):
-    """Generators and sources that weights were trained on, for `TrainingData`.
+    """Names of the generators and sources that weights were trained on, for `TrainingData`.
+
+    A generator made the fakes, and a source is where real images come from.
 
     Attributes:
         generators: Globs over the names of generators.
         sources: Globs over the names of sources.
-        complete: Whether the weights were trained on no other generators and sources.
+        complete: Whether the weights were trained on no other generators and, if there are names of
+            sources, on no other sources.
     """
 
     generators: tuple[str, ...]
@@ -258,9 +268,10 @@ class SeenNames(NamedTuple):
         )
 
     def merge(self, base: TrainingData) -> Self:
-        """Return these names together with those of the weights that were fine-tuned (`base`).
+        """Return the names of fine-tuned weights: these names and those of the original weights.
 
-        If only one of the two lists names sources, the result is not complete.
+        `base` is the training data of the original weights. If only one of the two names sources,
+        the result is not complete.
         """
         complete = base.complete and self.complete and bool(base.sources) == bool(self.sources)
         generators, sources = (

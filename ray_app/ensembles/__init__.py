@@ -1,7 +1,9 @@
 """Turn detector scores into verdicts: ensemble cards, rules, thresholds, and cascades.
 
-The package also describes the population that a calibration holds for (`Population`) and the
-finding on the origin of a file (`find_origin`). Start at `load_ensemble_card` and `decide`.
+An ensemble card is a YAML file that names detectors and states how their scores become a verdict.
+Start at `load_ensemble_card`, which reads a card, and `decide`, which applies it. The package also
+describes the images that a calibration is valid for (`Population`). `find_origin` combines the
+verdict with what a file states about its own origin, such as Content Credentials.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,8 @@
 """Define the ensemble card: which detectors, how their scores combine, and the thresholds.
 
-`load_ensemble_card` reads an `EnsembleCard`, `build_ensemble` builds a card from detector names, and
-`get_decision_settings` returns the part of a card that belongs to the identity of a run.
+`load_ensemble_card` reads an `EnsembleCard` from YAML, and `build_ensemble` builds a card from
+detector names. `get_decision_settings` returns the part of a card that is recorded with a scoring
+run, so that a run can only be resumed with equal settings.
 """
 
 import math
@@ -24,7 +25,7 @@ MIN_GATED_MEMBERS = 3
 
 
 class EnsembleMember(Frozen):
-    """One detector in an ensemble."""
+    """One detector in an ensemble, with its weight and an optional calibration."""
 
     detector: str = Field(
         description="a shipped detector, or the path or URL of a detector card. `:VARIANT` after it selects "
@@ -41,10 +42,11 @@ class EnsembleMember(Frozen):
 
 
 class Thresholds(Frozen):
-    """Ensemble scores (log-odds of fake) that separate real, abstain, and fake.
+    """The two ensemble scores that separate the verdicts real, abstain, and fake.
 
-    The verdict is abstain if the score is between the two thresholds. The rates were measured when
-    the thresholds were chosen; null means that a rate was not measured.
+    A score is the log-odds of fake. The verdict is real at `real_below` and below, fake at
+    `fake_above` and above, and abstain in between. The other fields are error rates that were
+    measured when the thresholds were chosen. None means that a rate was not measured.
     """
 
     real_below: float = Field(
@@ -107,10 +109,10 @@ class Thresholds(Frozen):
 
 
 class Stacking(Frozen):
-    """Parameters of a logistic regression on calibrated member scores, fitted by `fit_stacking`.
+    """Parameters of the rule `stacked`: a logistic regression on the members' calibrated scores.
 
-    Log-odds = Σ coefficient × (score − mean) / scale + intercept. Each list has one number per
-    member, in the order of the members.
+    The combined log-odds are Σ coefficient × (score − mean) / scale + intercept. Each list has one
+    number per member, in the order of the ensemble's members. `fit_stacking` fits the parameters.
     """
 
     mean: tuple[float, ...] = Field(description="mean of each member's scores")
@@ -122,13 +124,13 @@ class Stacking(Frozen):
 
 
 class OutlierGate(Frozen):
-    """Limits beyond which `gated-mean` leaves a member out of the mean for an image.
+    """Limits of the rule `gated-mean`, which averages the members except outliers.
 
-    A member is left out if its modified z-score (Iglewicz and Hoaglin 1993) exceeds `deviations`.
-    The score is 0.6745 × the distance of the member's log-odds from the median of all members,
-    divided by the median of these distances. If the median distance is less than `floor`, `floor`
-    replaces it, so no member is left out if the members nearly agree. At least half of the members
-    always stay.
+    For each image, a member is left out if its modified z-score exceeds `deviations` (Iglewicz and
+    Hoaglin 1993). The z-score is 0.6745 × the distance of the member's log-odds from the median of
+    all members, divided by the median of these distances. If that median is less than `floor`,
+    `floor` replaces it, so no member is left out if the members nearly agree. At least half of the
+    members always stay.
     """
 
     deviations: float = Field(
@@ -142,7 +144,11 @@ class OutlierGate(Frozen):
 
 
 class CascadeStage(Frozen):
-    """Rule and calibration that combine the members' calibrated scores in a stage of a cascade."""
+    """How one stage of a cascade turns its members' calibrated scores into one score.
+
+    A cascade runs costly detectors only on images that cheap detectors leave uncertain. `rule`
+    combines the scores, then `calibration` is applied to the result.
+    """
 
     rule: SymmetricRule | Literal["stacked"] = Field(
         default="mean-logit", description="combination rule of the stage"
@@ -157,9 +163,10 @@ class CascadeStage(Frozen):
 class Cascade(Frozen):
     """Two stages: cheap members score every image, all members score the uncertain images.
 
-    An image enters the second stage if its first-stage score is in `band`. A sample of all images
-    (the fraction `audit_share`) also enters the second stage. The sample depends on the files'
-    bytes and not on scores, so it shows how the second stage would have scored the other images.
+    An image enters the second stage if its first-stage score is in `band`. A random sample of all
+    images, the audit, also enters the second stage; `audit_share` is its fraction. The audit
+    depends on the files' bytes and not on scores, so it shows how the second stage would have
+    scored the other images.
     """
 
     first: int = Field(
@@ -200,11 +207,13 @@ class Cascade(Frozen):
 
 
 class Guarantee(Frozen):
-    """Guarantee of the false-positive rate at the threshold `fake_above`, and its evidence.
+    """Upper limit of the false-positive rate at the threshold `fake_above`, and its evidence.
 
-    With `confidence`, the false-positive rate among real images of the calibration's population is
-    under `target_fpr`. The evidence is a set of `n_real` real images on which nothing else was
-    fitted. `false_positives` of them reached the threshold.
+    The guarantee holds with probability `confidence`: of real images like those of the calibration,
+    a fraction less than `target_fpr` gets the verdict fake. It holds if `upper_bound` is at most
+    `target_fpr`; otherwise reports call the rate measured. The evidence is a set of `n_real`
+    held-out real images on which nothing else was fitted. `false_positives` of them reached the
+    threshold.
     """
 
     target_fpr: float = Field(
@@ -213,7 +222,7 @@ class Guarantee(Frozen):
     confidence: float = Field(default=0.95, gt=0, lt=1, description="confidence of the guarantee")
     n_real: int = Field(
         ge=1,
-        description="number of real images on which only the threshold was checked and nothing was fitted",
+        description="number of held-out real images, on which nothing but the threshold was chosen",
     )
     false_positives: int = Field(
         ge=0, description="number of these real images that reached the threshold"
@@ -221,25 +230,26 @@ class Guarantee(Frozen):
     upper_bound: float = Field(
         ge=0,
         le=1,
-        description="the higher of the exact binomial upper bounds of the two sets of reals (Clopper and "
-        "Pearson 1934, one-sided)",
+        description="upper bound of the false-positive rate. The higher of two exact one-sided binomial "
+        "bounds (Clopper and Pearson 1934), of the held-out reals and of all labelled reals",
     )
     groups: int | None = Field(
         default=None,
         ge=1,
-        description="number of groups (sources, looks) of the labelled real images. null in cards of 0.10 "
-        "and before, which treated all images as independent",
+        description="number of groups of the labelled real images. A group has images of the same source "
+        "or with a similar look. null in cards of 0.10 and before, which treated all images as "
+        "independent",
     )
     effective: float | None = Field(
         default=None,
         gt=0,
-        description="number of independent images that the groups are worth. null in cards of 0.10 and "
-        "before",
+        description="number of independent images that are as informative as the groups. null in cards of "
+        "0.10 and before",
     )
     these_sources: bool = Field(
         default=False,
-        description="whether the guarantee holds only for archives with the sources of the labels in the "
-        "same proportions",
+        description="whether the guarantee holds only for archives with the same sources as the labelled "
+        "images, in the same proportions",
     )
 
     @model_validator(mode="before")
@@ -256,7 +266,10 @@ class Guarantee(Frozen):
 
 
 class OperatingPoint(Frozen):
-    """A threshold for one false-positive rate, with the rates measured on held-out images."""
+    """A threshold for one false-positive rate, with the error rates measured on held-out images.
+
+    A calibrated card has several of them. `choose_operating_point` selects one.
+    """
 
     rate: float = Field(gt=0, lt=1, description="false-positive rate that the threshold is for")
     threshold: float = Field(description="lowest score with the verdict fake, in log-odds")
@@ -299,7 +312,8 @@ class OperatingPoint(Frozen):
 class CalibrationSettings(Frozen):
     """Settings with which the scores for a calibration were computed.
 
-    Other settings change scores.
+    A calibration is valid only for these settings: another precision or resize mode gives other
+    scores, and another decoder gives other pixels.
     """
 
     precision: Mapping[str, Literal["bf16", "fp32"]] = Field(
@@ -314,16 +328,21 @@ class CalibrationSettings(Frozen):
 
 
 class EnsembleProfile(Frozen):
-    """Cards for predictions in addition to the verdict: of the generator and of the prompt."""
+    """Models that predict the generator and the prompt of an image, in addition to its verdict.
+
+    The identifier predicts which generator made an image. The describer predicts the prompt. At
+    least one of the two is set.
+    """
 
     identifier: str | None = Field(
         default=None,
-        description="identifier card, by name or path. It names the generator of every image that has an "
-        "embedding",
+        description="identifier card, by name or path. The identifier predicts the generator of every image "
+        "that has an embedding",
     )
     describer: str | None = Field(
         default=None,
-        description="describer card, by name or path. It predicts the prompt of an image, which is slow",
+        description="describer card, by name or path. The describer predicts the prompt of an image, which "
+        "is slow",
     )
     describe: Literal["flagged", "all"] = Field(
         default="flagged",
@@ -340,10 +359,10 @@ class EnsembleProfile(Frozen):
 class EnsembleCard(Frozen):
     """Everything that turns detector scores into a verdict.
 
-    The parts apply in this order: the members' calibrations, `rule`, `bias`, `calibration`,
-    `thresholds`. `touchstone detectors calibrate` writes `guarantee`, `operating_points`,
-    `settings`, and `population`. They state what the thresholds guarantee, and for which scores and
-    images.
+    The fields apply in this order: the members' calibrations, `rule` (which combines the members'
+    scores), `bias`, `calibration`, `thresholds`. `touchstone detectors calibrate` writes
+    `guarantee`, `operating_points`, `settings`, and `population`. These fields state which error
+    rate the thresholds guarantee, and for which scores and images.
     """
 
     name: str = Field(description="name in commands and results")
@@ -371,11 +390,12 @@ class EnsembleCard(Frozen):
     cascade: Cascade | None = Field(default=None, description="stages of rule `cascade`")
     guarantee: Guarantee | None = Field(
         default=None,
-        description="evidence for the false-positive rate. null if it was not calibrated",
+        description="upper limit of the false-positive rate, with its evidence. null if the ensemble was not "
+        "calibrated",
     )
     operating_points: tuple[OperatingPoint, ...] = Field(
         default=(),
-        description="further thresholds to choose from. `thresholds` decides",
+        description="further thresholds that `--fpr` can select. Without it, only `thresholds` decides",
         exclude_if=lambda points: not points,
     )
     settings: CalibrationSettings | None = Field(
@@ -430,7 +450,7 @@ class EnsembleCard(Frozen):
 
     @property
     def is_passthrough(self) -> bool:
-        """Whether the ensemble score is the calibrated score of its only member.
+        """Whether the ensemble has one member and adds nothing to the member's calibrated score.
 
         In this case, the member's calibration is also that of the ensemble.
         """
@@ -454,8 +474,8 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
     """Read an ensemble card by its shipped name or by its path.
 
     Args:
-        name_or_path: The name of a shipped ensemble, or the path of a card. Relative detector paths
-            in such a card are relative to the card.
+        name_or_path: The name of a shipped ensemble, or the path of a card. Paths of other cards in
+            a card that is not shipped are relative to that card.
 
     Returns:
         The validated card.
@@ -483,9 +503,10 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
 
 
 def find_ensemble(name_or_path: str) -> EnsembleCard | None:
-    """Load the ensemble card with a name or path, or return None if it is not an ensemble.
+    """Load an ensemble card by name or path, or return None if there is no such ensemble.
 
-    The name of an ensemble or detector never means a file in the current folder.
+    The name of an ensemble or detector never means a file in the current folder. Raises ConfigError
+    if the card is invalid.
     """
     if is_named("ensembles", name_or_path):
         return load_ensemble_card(name_or_path)
@@ -496,9 +517,9 @@ def find_ensemble(name_or_path: str) -> EnsembleCard | None:
 
 
 def build_ensemble(detectors: list[str]) -> EnsembleCard:
-    """Build an ensemble from detectors: the mean of their log-odds, with thresholds at zero.
+    """Build an uncalibrated ensemble of detectors: the mean of their log-odds, split at zero.
 
-    `--detector A --detector B` uses this ensemble.
+    The options `--detector A --detector B` of commands use this ensemble.
 
     Args:
         detectors: Names, paths, or URLs of detectors.
@@ -515,20 +536,22 @@ def build_ensemble(detectors: list[str]) -> EnsembleCard:
 
 
 def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
-    """Return the card with the thresholds for a false-positive rate.
+    """Return a card with the thresholds for another false-positive rate.
 
-    The guarantee becomes that of the operating point. If its upper bound exceeds the rate, reports
-    call the rate measured.
+    The card's guarantee becomes that of the operating point. If the upper bound of the operating
+    point exceeds the rate, reports call the rate measured and not guaranteed.
 
     Args:
         card: A card that `touchstone detectors calibrate` wrote.
         rate: The false-positive rate, an element of `list_rates(card)`.
 
     Returns:
-        A copy of the card with other thresholds and, if it has one, another guarantee.
+        The card itself if its thresholds are for this rate. Otherwise a copy with other thresholds
+        and, if it has a guarantee, another guarantee.
 
     Raises:
-        ConfigError: If the card has no thresholds for this rate.
+        ConfigError: If the rate is not between 0 and 1, if the card has no thresholds for this
+            rate, or if the card is a cascade with a threshold for another rate.
     """
     check_rate(rate)
     if card.thresholds.target_fpr is not None and math.isclose(card.thresholds.target_fpr, rate):
@@ -588,13 +611,14 @@ def check_rate(rate: float) -> None:
 
 
 def list_rates(card: EnsembleCard) -> list[float]:
-    """Return the false-positive rates that `choose_operating_point` accepts, sorted.
+    """Return the false-positive rates that `choose_operating_point` accepts for a card, sorted.
 
     Args:
         card: An ensemble card.
 
     Returns:
-        The rates in ascending order. Empty if the card has no operating points.
+        The rates in ascending order. For a cascade, only the rate of its thresholds. Empty if the
+        card has no operating points and its thresholds state no rate.
     """
     # A cascade's band fits one threshold only.
     rates = [] if card.cascade else [point.rate for point in card.operating_points]
@@ -605,10 +629,11 @@ def list_rates(card: EnsembleCard) -> list[float]:
 
 
 def get_decision_settings(card: EnsembleCard) -> dict[str, Any]:
-    """Return the settings of a card that affect verdicts, as plain JSON.
+    """Return the settings of an ensemble card that affect verdicts, as plain JSON.
 
-    The settings are part of a run's identity. Keys that the card leaves out are also left out of
-    the settings, so a run keeps its identity when new keys are added to cards.
+    The settings are part of a run's identity: the values that must stay equal when a run is
+    resumed. Optional keys that the card leaves out are also left out of the settings, so a run
+    keeps its identity when new keys are added to cards.
 
     Args:
         card: An ensemble card.

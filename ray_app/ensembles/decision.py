@@ -1,12 +1,14 @@
 """Combine detector scores into one score, one probability, and one verdict with a reason per image.
 
-`decide` does all steps. `combine` returns only the scores. `list_second_stage_reasons` and `select_audited`
-return which images the second stage of a cascade scores.
+`decide` does all steps. `combine` returns only the scores. A cascade runs costly detectors only on
+images that cheap detectors leave uncertain. `list_second_stage_reasons` and `select_audited` return
+which images these are.
 
-A rule combines the calibrated log-odds of the members. Each rule takes an (n, members) float64
-table and returns (n,) log-odds; NaN in any member gives NaN. The rules compute on log-odds alone,
-in forms that neither overflow nor underflow, because products of probabilities lose all digits if
-|x| exceeds 30. `fit_stacking` fits the rule `stacked`; scikit-learn is imported on first use.
+A rule combines the calibrated log-odds of the ensemble's members. Each rule takes an (n, members)
+float64 table and returns (n,) log-odds. NaN in any member gives NaN. The rules compute on log-odds
+alone, in forms that neither overflow nor underflow, because products of probabilities lose all
+digits if the log-odds exceed ±30. `fit_stacking` fits the rule `stacked`. It imports scikit-learn on
+first use.
 """
 
 import hashlib
@@ -40,17 +42,18 @@ IMAGE = ""
 
 @dataclass(frozen=True)
 class Decisions:
-    """The decisions on n images, as columns of equal length.
+    """The verdicts of an ensemble on n images, with their scores and reasons, one list per column.
 
     Attributes:
-        score: Ensemble scores (n,), log-odds of fake. NaN if a member has no score.
-        probability: Probabilities of fake (n,). NaN if a member has no score.
+        score: Ensemble scores (n,), log-odds of fake. NaN if a required member has no score.
+        probability: Probabilities of fake (n,). NaN if a required member has no score.
         calibrated: Whether the probabilities are calibrated.
-        verdict: "fake", "real", or "abstain".
-        reason: The reason why the verdict is abstain, or None for other verdicts.
-        detail: The variable part of the reason, such as names and numbers, or None.
-        second_look: Why all members of a cascade scored the image: "band" or "audit". None if the
-            first stage is enough. The whole column is None for other rules.
+        verdict: Per image "fake", "real", or "abstain".
+        reason: Per image the reason why the verdict is abstain, or None for other verdicts.
+        detail: Per image the variable part of the reason, such as names and numbers, or None.
+        second_look: Per image why it enters the second stage of a cascade: "band" if its
+            first-stage score is uncertain, "audit" if it is in the random sample, or None if it
+            does not enter. None instead of a list if the ensemble is not a cascade.
     """
 
     score: Column
@@ -72,29 +75,30 @@ def decide(
     audited: Sequence[bool] = (),
     blank: Sequence[bool] = (),
 ) -> Decisions:
-    """Apply an ensemble's rule, calibration, and thresholds to detector scores.
+    """Turn the scores of an ensemble's detectors into verdicts, for a batch of images.
 
-    If a member's score is missing or out of range, the verdict is abstain and the detail names
-    every such member; the other members are not reweighted. A blank image gets abstain whatever its
-    scores are. In a cascade, only the first members count for images that do not enter the second
-    stage.
+    The function applies the card's rule, calibration, and thresholds. If the score of a member
+    (a detector of the ensemble) is missing or out of range, the verdict is abstain and the detail
+    names every such member. The other members are not reweighted. A blank image gets abstain
+    whatever its scores are. In a cascade, an image that does not enter the second stage needs only
+    the scores of the first members.
 
     Args:
         card: The ensemble card.
-        scores: One column (n,) of log-odds of fake per member, in the card's order. NaN means no
-            score.
-        calibrations: Calibration per member. None means not calibrated.
+        scores: Log-odds of fake of n images, one column (n,) per member, by name and in the card's
+            order. NaN means no score.
+        calibrations: Calibration per member, by name. None means not calibrated.
         out_of_range: Per member and image, the reason why the image is outside the member's valid
             range, or None if it is inside. The key `IMAGE` has the reasons for the ensemble as a
             whole.
         remarks: Per member and image, the reason why the member gave no score, or None if it gave a
             score.
-        audited: Which images the audit of a cascade selected, see `select_audited`. Empty means
-            none.
-        blank: Which images have no content. Empty means none.
+        audited: Per image, whether the audit of a cascade selected it, see `select_audited`. Empty
+            means that it selected none.
+        blank: Per image, whether it has no content. Empty means that all images have content.
 
     Returns:
-        The decisions, in the order of the rows.
+        The verdicts with their scores and reasons, in the order of the images.
     """
     combined = combine(card, scores, calibrations, audited=audited)
     reasons = _abstain_reasons(scores, out_of_range or {}, remarks or {})
@@ -137,14 +141,17 @@ def combine(
     *,
     audited: Sequence[bool] = (),
 ) -> Column:
-    """Compute the ensemble score per image: rule, bias, then the ensemble's calibration.
+    """Combine the scores of an ensemble's members into one score per image.
+
+    The steps are the members' calibrations, the rule, the bias, and the ensemble's calibration.
 
     Args:
         card: The ensemble card.
-        scores: One column (n,) of log-odds of fake per member, in the card's order. NaN means no
-            score.
-        calibrations: Calibration per member. None means not calibrated.
-        audited: Which images the audit of a cascade selected. Empty means none.
+        scores: Log-odds of fake of n images, one column (n,) per member, by name and in the card's
+            order. NaN means no score.
+        calibrations: Calibration per member, by name. None means not calibrated.
+        audited: Per image, whether the audit of a cascade selected it, see `select_audited`. Empty
+            means that it selected none.
 
     Returns:
         Log-odds of fake (n,). NaN if the score of a required member is missing or infinite.
@@ -167,15 +174,20 @@ def list_second_stage_reasons(
 ) -> list[str | None] | None:
     """Return for each image the reason why it enters the second stage of a cascade.
 
+    The second stage of a cascade runs all detectors of the ensemble.
+
     Args:
         card: The ensemble card.
-        scores: Columns (n,) of log-odds. Only the columns of the first members are needed.
-        calibrations: Calibration per member. None means not calibrated.
-        audited: Which images the audit selected. Empty means none.
+        scores: Log-odds of fake of n images, one column (n,) per member, by name. Only the columns
+            of the first members are needed.
+        calibrations: Calibration per member, by name. None means not calibrated.
+        audited: Per image, whether the audit selected it, see `select_audited`. Empty means that it
+            selected none.
 
     Returns:
-        Per image "band", "audit", or None if the first stage is enough or has no score. None
-        instead of a list if the ensemble is not a cascade.
+        Per image "band" if its first-stage score is uncertain, else "audit" if the audit selected
+        it, else None. None also if the first stage has no score. None instead of a list if the
+        ensemble is not a cascade.
     """
     if card.cascade is None:
         return None
@@ -195,8 +207,9 @@ def list_second_stage_reasons(
 def is_audited(card: EnsembleCard, sha256: str) -> bool:
     """Return whether the audit of a cascade selects a file.
 
-    The selection depends only on the SHA-256 of the file's bytes, so it is the same on all
-    machines. The result is False if the ensemble is not a cascade.
+    The audit is a random sample of files that enter the second stage whatever their score is. It
+    depends only on the SHA-256 of the file's bytes, so it is the same on all machines. The result
+    is False if the ensemble is not a cascade.
     """
     if card.cascade is None:
         return False
@@ -206,6 +219,8 @@ def is_audited(card: EnsembleCard, sha256: str) -> bool:
 
 def select_audited(card: EnsembleCard, digests: Sequence[str | None]) -> list[bool]:
     """Return which files the audit of a cascade selects.
+
+    The audit is a random sample of files that enter the second stage whatever their score is.
 
     Args:
         card: The ensemble card.
@@ -222,9 +237,10 @@ def select_audited(card: EnsembleCard, digests: Sequence[str | None]) -> list[bo
 
 
 def score_first_stage(card: EnsembleCard, table: Table) -> Column:
-    """Return the first-stage score of a cascade: log-odds (n,).
+    """Return the first-stage scores of a cascade: log-odds of fake (n,).
 
-    `table` has the calibrated member scores (n, members), at least those of the first members.
+    `table` has the calibrated scores (n, members), with at least the columns of the members that
+    score every image.
     """
     assert card.cascade is not None
     return _score_stage(card.cascade.early, table[:, : card.first])
@@ -276,12 +292,12 @@ def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Platt | None]) 
 def make_abstain_reason(
     has_score: bool, outside: str | None, remark: str | None
 ) -> AbstainReason | None:
-    """Return the reason why a member's score of an image does not count, or None if it counts.
+    """Return the reason why a detector's score of an image does not count, or None if it counts.
 
     Args:
-        has_score: Whether the member gave a finite score.
-        outside: The reason why the image is outside the member's valid range, or None.
-        remark: The reason why the member gave no score, or None.
+        has_score: Whether the detector gave a finite score.
+        outside: The reason why the image is outside the detector's valid range, or None.
+        remark: The reason why the detector gave no score, or None.
     """
     if has_score:
         return None if outside is None else AbstainReason(Reason.OUT_OF_RANGE, outside)
@@ -411,10 +427,10 @@ def weighted(table: Table, weights: Column) -> Column:
 def gated_mean(table: Table, gate: OutlierGate) -> Column:
     """Return the mean log-odds per image over the members near the median of all members.
 
-    `OutlierGate` defines the distance. The result is between the lowest and the highest member. A
-    member's weight is bounded and becomes zero far from the median, so a higher score of one member
-    may lower the result. As with every rule, NaN of any member gives NaN, so the other members do
-    not outvote a member without a score.
+    `OutlierGate` defines which members are near. The result is between the lowest and the highest
+    member. The influence of a single member is bounded: far from the median, the member is left
+    out. A higher score of one member may therefore lower the result. As with every rule, NaN of any
+    member gives NaN, so the other members do not outvote a member without a score.
     """
     distance = np.abs(table - np.median(table, axis=1, keepdims=True))
     spread = np.maximum(np.median(distance, axis=1, keepdims=True), gate.floor)
@@ -456,9 +472,10 @@ INVERSE_REGULARIZATION = 1.0
 
 
 def fit_stacking(scores: Table, labels: Labels, seed: int = 0) -> Stacking:
-    """Fit a logistic regression on calibrated member scores.
+    """Fit the rule `stacked`: a logistic regression on the members' calibrated scores.
 
-    The log-odds that it predicts are right for images with the same fraction of fakes as `labels`.
+    The log-odds that it predicts are calibrated for images with the same fraction of fakes as
+    `labels`.
 
     Args:
         scores: Log-odds (n, members), in the card's order.

@@ -1,10 +1,11 @@
 """Find the origin of a file (`find_origin`): a finding and the grounds for it.
 
-Each ground has its error rate. The grounds are the statements in the file about its own origin
-(`images.provenance`) and the verdict of the detectors. They are sorted by `Strength`, strongest
-first. The finding comes from the strongest ground that supports a finding. A ground that
-contradicts it stays in the list and is marked. A finding changes no verdict, score, or measured
-rate. A statement that anyone can write or remove has no error rate.
+A ground is a piece of evidence: the verdict of the detectors, or a statement in the file about its
+own origin, such as signed Content Credentials (`images.provenance`). Each ground states its error
+rate, or why it has none: a statement that anyone can write or remove has no error rate. Grounds are
+sorted by `Strength`, strongest first. The finding comes from the strongest ground that supports a
+finding. A ground that contradicts the finding stays in the list and is marked. A finding changes no
+verdict, score, or measured rate.
 """
 
 from collections.abc import Iterator
@@ -46,11 +47,23 @@ _VERDICT_STATEMENTS = {
 
 
 class Strength(IntEnum):
-    """Rank of a ground; the lowest value is the strongest.
+    """Rank of a piece of evidence about a file's origin; the lowest value is the strongest.
 
     An image gains credibility by claiming to be from a camera, so a camera claim signed by an
     unknown signer ranks below a flag by the detectors. A file has no such reason to claim that a
     model generated it. If a file changed after it was signed, its signature does not count.
+
+    Attributes:
+        TRUSTED: Content Credentials by a trusted signer.
+        WATERMARK: The watermark of a generator in the pixels.
+        VALID_AI: Valid Content Credentials by an unknown signer, for a model.
+        DECLARED: Unsigned metadata which states that a model made the image.
+        FLAGGED: The detectors' verdict fake.
+        VALID_CAMERA: Valid Content Credentials by an unknown signer, for a camera.
+        BROKEN_AI: Content Credentials for a model, in a file that was changed afterwards.
+        NOT_FLAGGED: The detectors' verdict real or abstain.
+        WITHOUT_FINDING: A statement that supports no finding, such as unread metadata.
+        CAMERA: A camera named in unsigned EXIF data, which supports no finding.
     """
 
     TRUSTED = auto()
@@ -66,9 +79,12 @@ class Strength(IntEnum):
 
 
 class Ground(Frozen):
-    """A statement of one source about the origin of an image."""
+    """A piece of evidence about the origin of an image, with its error rate.
 
-    source: Source = Field(description="Source of the statement")
+    The source is the detectors or a statement in the file, such as Content Credentials.
+    """
+
+    source: Source = Field(description="source of the statement")
     says: str = Field(
         examples=["its Content Credentials, signed by Example, say that a model made it"],
         description="the statement, for people",
@@ -79,13 +95,13 @@ class Ground(Frozen):
 
 
 class Finding(NamedTuple):
-    """The finding on a file and its grounds.
+    """The conclusion on the origin of a file, and the evidence for and against it.
 
     Attributes:
-        finding: The conclusion on the origin of the file, as text for people. None if the file was
-            not scored and has no statement.
-        grounds: The statements about the origin, strongest first. Statements that contradict the
-            finding are marked.
+        finding: The conclusion, as text for people. None if the file was not scored and no
+            statement in it supports a conclusion.
+        grounds: The evidence, strongest first. Evidence that contradicts the finding is marked with
+            "against this".
     """
 
     finding: str | None
@@ -101,16 +117,16 @@ class _Statement(NamedTuple):
 
 @lru_cache(maxsize=1024)  # Most files have no statement, so their arguments repeat.
 def find_origin(provenance: str | None, verdict: str | None, thresholds: Thresholds) -> Finding:
-    """Return the finding on the origin of a file, and the grounds for it.
+    """Conclude the origin of a file from its own statements and from the detectors' verdict.
 
     Args:
-        provenance: Statements in the file, as JSON in the form of `Provenance.row`. None if there
-            are none.
+        provenance: Statements in the file about its origin, such as Content Credentials, as JSON in
+            the form of `Provenance.row`. None if there are none.
         verdict: The ensemble's verdict. None if the image has no score.
         thresholds: The ensemble's thresholds with their measured rates.
 
     Returns:
-        The finding and its grounds.
+        The conclusion, and the evidence for and against it.
     """
     statements = (
         []
@@ -151,7 +167,8 @@ def find_origin(provenance: str | None, verdict: str | None, thresholds: Thresho
 def describe_rates(thresholds: Thresholds) -> str:
     """Return a phrase with the rates at which detectors flag real and generated images.
 
-    The rates are those that were measured when the thresholds were chosen.
+    The rates are those that were measured when the thresholds were chosen. The phrase is "not
+    measured" if there are none.
     """
     measured = [
         f"{100 * rate:.3g} % of {f'{count:,} ' if count else ''}{kind} images"
@@ -188,7 +205,7 @@ def format_error_rates(
     Args:
         ensemble: Name of the ensemble. "" if it has none.
         thresholds: The thresholds with their rates. None if they are unknown.
-        confidence: The confidence of the upper bound. Defaults to 95 %.
+        confidence: The confidence of the upper bound, from 0 to 1. None means 0.95.
 
     Returns:
         Sentences for people.

@@ -1,7 +1,9 @@
-"""Describe the population of a calibration: the distribution of image properties per class.
+"""Describe the images that an ensemble was calibrated on, to compare an archive with them.
 
-`measure_population` counts labelled images into bins, and `PopulationTally` counts the images of an
-archive into the same bins. `measure_coverage` returns the formats and sizes of the labelled images.
+The description is a `Population`: the distribution of properties such as score, format, and size
+over the real and the fake images. `measure_population` counts labelled images into bins, and
+`PopulationTally` counts the images of an archive into the same bins. `measure_coverage` returns the
+formats and sizes of the labelled images.
 """
 
 import hashlib
@@ -26,7 +28,11 @@ FORMAT = "format"  # The only property with text values.
 
 
 class LabelledPart(Frozen):
-    """A part of the labelled images of a calibration. The parts are disjoint."""
+    """One of the disjoint parts of the labelled images of a calibration.
+
+    The rule is fitted on the part `fit`, probabilities are calibrated on `calibrate`, and thresholds
+    are chosen on `choose`.
+    """
 
     name: Literal["fit", "calibrate", "choose"] = Field(description="what the part is used for")
     n_real: NonNegativeInt = Field(description="number of real images")
@@ -39,9 +45,10 @@ class LabelledPart(Frozen):
 
 
 class Feature(Frozen):
-    """Distribution of one image property: the number of reals and fakes per bin.
+    """Distribution of one image property in a calibration: the number of reals and fakes per bin.
 
-    A property with numbers has `edges`, a property with text values has `words`.
+    For a property with numbers, such as the score, `edges` separate the bins. For a property with
+    text values, such as the format, each of `words` has a bin.
     """
 
     name: str = Field(description="name of the property")
@@ -68,10 +75,10 @@ class Feature(Frozen):
         return self
 
     def count(self, column: Values) -> Counts:
-        """Return the number of images in each bin of this property, int64 (k,).
+        """Return the number of images in each of the k bins of this property, int64 (k,).
 
-        `column` has the value of the property for each image (n,). An image without the property
-        (NaN, None) is not counted.
+        `column` has the value of the property for each of n images. An image without the property
+        (NaN or None) is not counted.
         """
         if self.words:
             counts = Counter(column)
@@ -102,8 +109,8 @@ class Seen(Frozen):
     ) -> str | None:
         """Return a phrase that states how an image is outside these formats and sizes, or None.
 
-        The result is None if the image is inside or if its format and size are unknown. The phrase
-        states limits and not the image's own size, so there are few different phrases.
+        None means that the image is inside. A format or size that is unknown counts as inside. The
+        phrase states limits and not the image's own size, so there are few different phrases.
 
         Args:
             format: Format of the image. None if unknown.
@@ -126,17 +133,17 @@ class Seen(Frozen):
 
 
 class Population(Frozen):
-    """Description of the images that a calibration was measured on.
+    """Description of the labelled images that an ensemble was calibrated on.
 
-    `features` has these properties: `score` (the ensemble's), `score:DETECTOR` (raw), `format`,
-    `megapixels`, `short_side_px`, `jpeg_quality`.
+    `features` has these properties: `score` (that of the ensemble), `score:DETECTOR` (the raw score
+    of each detector), `format`, `megapixels`, `short_side_px`, `jpeg_quality`.
     """
 
     what: str = Field(description="description of the images")
     prevalence: float = Field(
         gt=0,
         lt=1,
-        description="fraction of fakes for which the calibrated scores are probabilities",
+        description="fraction of fakes among all images at which the calibrated probabilities are right",
     )
     parts: tuple[LabelledPart, ...] = Field(description="disjoint parts of the labelled images")
     generators: tuple[str, ...] = Field(default=(), description="generators of the fakes")
@@ -157,10 +164,15 @@ class Population(Frozen):
 
 
 class PopulationTally:
-    """Count the images of an archive, batch by batch, into the bins of a population.
+    """Count the images of an archive, batch by batch, into the bins of a calibration's population.
+
+    The counts show whether the archive resembles the images that the ensemble was calibrated on.
+
+    Args:
+        features: The image properties of the population, with their bins.
 
     Attributes:
-        counts: Number of images per bin, int64 (k,), by feature.
+        counts: Number of images per bin, int64 (k,), by name of the property.
     """
 
     def __init__(self, features: Iterable[Feature]) -> None:
@@ -170,7 +182,11 @@ class PopulationTally:
         }
 
     def bins(self) -> dict[str, tuple[Counts, Counts, Counts]]:
-        """Return three counts per bin (k,) by feature: of this tally, of reals, and of fakes."""
+        """Return three counts per bin (k,), by name of the property.
+
+        The first counts are those of this tally. The second and third are those of the real and of
+        the fake images of the population.
+        """
         return {
             name: (
                 self.counts[name],
@@ -181,7 +197,11 @@ class PopulationTally:
         }
 
     def add(self, properties: Properties) -> None:
-        """Count a batch of images into the bins. Properties that are missing are not counted."""
+        """Count a batch of images into the bins.
+
+        `properties` has one value per image and property, from `compute_properties`. A property
+        without a column is not counted for these images.
+        """
         for name, feature in self._features.items():
             if name in properties:
                 self.counts[name] += feature.count(properties[name])
@@ -196,7 +216,7 @@ def compute_properties(
     height: npt.ArrayLike,
     quality: npt.ArrayLike | None = None,
 ) -> dict[str, Values]:
-    """Compute the properties of n images that a population describes, by feature name.
+    """Compute the properties of n images that a `Population` describes, by name.
 
     Args:
         score: Ensemble scores (n,), log-odds of fake.
@@ -236,10 +256,10 @@ def measure_population(
     prevalence: float,
     generators: Sequence[str] = (),
 ) -> Population:
-    """Describe labelled images as a population: count their properties per class and bin.
+    """Describe labelled images as a `Population`: count their properties per class and bin.
 
-    Numbers are binned by the deciles of the reals; a value that many reals share has its own bin. A
-    property that no real image has is left out.
+    The edges of bins of numbers are the deciles of the real images. A value that many real images
+    share has its own bin. A property that no real image has is left out.
 
     Args:
         what: Description of the images.
@@ -265,7 +285,10 @@ def measure_population(
 
 
 def measure_coverage(properties: Properties) -> Seen:
-    """Return the formats and the range of sizes that images have, for `Population.seen`."""
+    """Return the formats and the range of sizes of images, for `Population.seen`.
+
+    `properties` are those of the images, from `compute_properties`.
+    """
     ranges = {}
     for name in ("short_side_px", "megapixels"):
         numbers = np.asarray(properties.get(name, ()), np.float64)

@@ -1,1 +1,4 @@
-"""Run Python callables as detectors, each in a process (`process`) that executes `child`."""
+"""Run a user's Python callables as detectors, each in a child process of its own.
+
+The module `process` starts the child process, and `child` is the program that it executes.
+"""

@@ -1,7 +1,8 @@
-"""Write the card of a Python callable after a test in its process (`add_callable`).
+"""Add a Python callable as a detector: test it in its process and write its card.
 
-The card and a small file with the identity of the callable are written to the folder of the user's
-own cards, where commands find them by name.
+Start at `add_callable`. The card and a small JSON file are written to the folder of the user's own
+cards, where commands find them by name. The JSON file has the identity of the callable: versions and
+digests that show later whether the callable has changed.
 """
 
 import json
@@ -32,15 +33,18 @@ _PIXEL_STD = 0.00392156862745098
 
 
 class CallableAddition(NamedTuple):
-    """A request to add a callable.
+    """A request to add a Python callable as a detector.
 
     Attributes:
-        target: `module:function`, or the name of an entry point.
-        python: Path of the Python interpreter. None means the interpreter that is running.
-        folder: Working directory of the process.
+        target: `module:function`, or the name of an entry point in the group
+            `touchstone.callables`.
+        python: Path or name of the Python interpreter that has the callable. None means the
+            interpreter that is running.
+        folder: Working directory of the process that runs the callable.
         name: Name of the card. None derives it from `target`.
-        scores: Meaning of the scores that the callable returns. None means log-odds.
-        images: Type of the images that the callable gets: NumPy `arrays` or `pil` images.
+        scores: Meaning of the scores that the callable returns, "log-odds" or "probability" of
+            fake. None means log-odds.
+        images: Type of the images that the callable gets: NumPy "arrays" or "pil" images.
         limit_s: Maximum seconds per batch.
         licence: Licence of the callable. None means not stated.
     """
@@ -58,11 +62,13 @@ class CallableAddition(NamedTuple):
 class AddedCard(NamedTuple):
     """A card that `add_callable` wrote, and the result of the test of its callable.
 
+    The test lets the callable score three generated images.
+
     Attributes:
         card: The card.
         path: Path of the card.
-        opened: Description of the detector from its process.
-        score: Log-odds of the generated test image. None if the callable returned no score.
+        opened: Identity, libraries, and size limit that the callable's process reported.
+        score: Log-odds of fake of the last test image. None if the callable returned no score.
         failure: The reason why a test image got no score. None if all test images got a score.
     """
 
@@ -121,8 +127,10 @@ def add_callable(request: CallableAddition) -> AddedCard:
         The card and the result of the test.
 
     Raises:
-        ConfigError: If a shipped detector has the name, or if there is no folder for cards.
-        DetectorError: If the callable cannot be loaded, or returns no score and no mask.
+        ConfigError: If a shipped detector has the name, if the name is not valid for a card, or if
+            there is no folder for cards.
+        DetectorError: If the Python interpreter is not found, if the callable cannot be loaded, or
+            if it returns neither a score nor a valid mask.
     """
     request = request._replace(python=_find_python(request.python), folder=request.folder.resolve())
     name = request.name or _card_name(request)

@@ -303,7 +303,7 @@ def _find_distribution(module: Any) -> str | None:
     if not {"site-packages", "dist-packages"} & set(
         Path(getattr(module, "__file__", None) or "").parts
     ):
-        return None  # Searching all installed packages takes longer than most callables.
+        return None  # Searching all installed packages takes longer than importing most modules.
     packages_distributions: Any = getattr(
         importlib.metadata, "packages_distributions", dict
     )  # From Python 3.10.

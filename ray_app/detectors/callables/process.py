@@ -42,12 +42,14 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFF
 
 
 class OpenedDetector(NamedTuple):
-    """Description of a detector, which its process returns after loading.
+    """What the process of a callable reports after it has loaded the callable.
 
     Attributes:
-        identity: Everything that affects its scores.
-        libraries: Versions of its libraries, by name.
-        max_side_px: Maximum side of an image in pixels. None means no limit.
+        identity: Everything that affects the callable's scores: digests of its source and weight
+            files, and versions of its package and of Python.
+        libraries: Versions of installed libraries such as torch, by name.
+        max_side_px: Maximum side of an image that the callable takes, in pixels. None means no
+            limit.
     """
 
     identity: Mapping[str, Any]
@@ -60,7 +62,8 @@ class CallableScore(NamedTuple):
 
     Attributes:
         score: Log-odds of fake.
-        mask: Mask (h, w) uint8, 255 = certainly altered. None if there is none.
+        mask: Per pixel, how likely it was altered: (h, w) uint8, 255 = certainly. None if the
+            callable returned no mask.
     """
 
     score: float
@@ -68,18 +71,22 @@ class CallableScore(NamedTuple):
 
 
 class CallableProcess(ChildProcess):
-    """A callable in a child process. Any thread may call it; calls are serialised.
+    """A user's Python callable that scores images in a child process.
+
+    Any thread may call the methods; calls run one after the other.
 
     Args:
-        card: The detector card.
-        identity: Expected identity of the detector. A detector with another identity is refused.
-            None accepts any identity.
+        card: The detector card of the callable.
+        identity: Expected identity of the callable, from `read_identity`. If the callable that the
+            process loads has another identity, `open` raises DetectorError. None accepts any
+            identity.
         device: Device, such as "cpu" or "cuda:0".
 
     Attributes:
-        measured: Seconds and peak memory in bytes of the last batch in the child. None before the
-            first batch.
-        hint: Instruction for the user if the callable returned a wrong kind of answer, or None.
+        measured: Seconds that the last batch took, and peak memory of the child in bytes. None
+            before the first batch.
+        hint: Instruction for the user if the callable returned an output of the wrong kind, or
+            None.
     """
 
     def __init__(
@@ -93,10 +100,10 @@ class CallableProcess(ChildProcess):
         self.hint: str | None = None
 
     def open(self) -> OpenedDetector:
-        """Start the child and load the detector.
+        """Start the child process and load the callable in it.
 
-        Raises DetectorError with a hint if the detector is unavailable or has another identity than
-        expected.
+        Raises DetectorError with a hint if the callable cannot be loaded or has another identity
+        than expected.
         """
         with self._lock, tempfile.TemporaryFile() as errors:
             self._start(errors)
@@ -131,10 +138,11 @@ class CallableProcess(ChildProcess):
             return opened
 
     def score(self, images: Sequence[PixelArray]) -> list[CallableScore | str]:
-        """Return the output for each (height, width, 3) uint8 RGB image, or the reason for none.
+        """Return the score of each image, or the reason why it has none as text.
 
-        A batch that fails is repeated image by image. A child that has exited is started again.
-        Raises DetectorError like `open`.
+        Images are (height, width, 3) uint8 RGB. A batch that fails is repeated image by image. A
+        child process that has exited is started again. Raises DetectorError if it cannot be
+        started, like `open`.
         """
         with self._lock:
             outputs = self._score_batch(images)
@@ -241,9 +249,9 @@ class CallableProcess(ChildProcess):
 
 
 def require_startable(card: DetectorCard) -> None:
-    """Check that the card's Python interpreter runs on this machine and has the package.
+    """Check that the Python interpreter of a callable's card runs here and has the callable's module.
 
-    Neither the package nor weights are loaded. Raises DetectorError with a hint if the check fails.
+    Neither the module nor weights are loaded. Raises DetectorError with a hint if the check fails.
     """
     with CallableProcess(card, None) as process, tempfile.TemporaryFile() as errors:
         process._start(errors)
@@ -263,10 +271,11 @@ def require_startable(card: DetectorCard) -> None:
 
 
 def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
-    """Return the identity that the detector had when its card was written.
+    """Return the identity that a callable had when its card was written.
 
-    The identity is in the file that the card names as its weights. Raises DetectorError if the file
-    is unreadable.
+    The identity is everything that affects the callable's scores, such as digests of its source. It
+    is in the JSON file that the card names as its weights, in the card's `folder`. Raises
+    DetectorError if the file is unreadable.
     """
     path = folder / str(card.weights.config)
     try:
