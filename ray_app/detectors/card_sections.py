@@ -238,7 +238,7 @@ class TrainingData(Frozen):
 class SeenNames(NamedTuple):
     """Names of the generators and sources that weights were trained on, for `TrainingData`.
 
-    A generator made the fakes, and a source is where real images come from.
+    A generator made the fakes. A source is the origin of real images, such as a camera.
 
     Attributes:
         generators: Globs over the names of generators.

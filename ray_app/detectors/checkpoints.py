@@ -31,9 +31,10 @@ _SAVE_AS_SAFETENSORS = "ask its publisher for safetensors or, if you trust it, s
 
 
 def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
-    """Read the state dict of a file, with the key names of the network.
+    """Read the state dict of a checkpoint file, with the key names of the network.
 
-    `weights` describes how it is wrapped and named in the file. Raises DetectorError if the file is
+    `weights` is the section of a card that states the format of the file, the position of the
+    state dict in it, and how its keys map to those of the network. Raises DetectorError if the file is
     unreadable or contains no state dict.
     """
     import torch
@@ -57,7 +58,10 @@ def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
 
 
 def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
-    """Read the tensors of a safetensors file by name. Raises DetectorError."""
+    """Read the tensors of a safetensors file, by name.
+
+    Raises DetectorError if the file is unreadable.
+    """
     from safetensors.torch import load_file
 
     with _explaining(path, "safetensors weights", "safetensors"):
@@ -65,7 +69,10 @@ def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """Read the tensors of a safetensors file as NumPy arrays, without torch. Raises DetectorError."""
+    """Read the tensors of a safetensors file as NumPy arrays, by name, without torch.
+
+    Raises DetectorError if the file is unreadable.
+    """
     from safetensors.numpy import load_file
 
     with _explaining(path, "safetensors weights", "safetensors"):
@@ -131,10 +138,11 @@ def _strip_prefixes(
 
 
 def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
-    """Read the checkpoint's own configuration, a file that the card names.
+    """Read the checkpoint's own configuration, a JSON file such as config.json.
 
-    The file is in the folder of `weights`. Returns an empty mapping if the file does not exist.
-    Raises DetectorError if it is unreadable.
+    The card names the file. It is in the folder of the weight file `weights`. Returns an empty
+    mapping if the card names no file or the file does not exist. Raises DetectorError if it is
+    unreadable.
     """
     path = weights.parent / (card.weights.config or "")
     if not path.is_file():
@@ -218,7 +226,7 @@ def load_strictly(
 
 
 class FileKind(NamedTuple):
-    """The type of a file that should be a checkpoint.
+    """The type of a file, which a user gave as a checkpoint or its configuration.
 
     Attributes:
         name: "torch", "safetensors", "json", or "" for any other type.

@@ -1,7 +1,7 @@
 """Compile a detector with torch.compile and CUDA graphs if its scores stay the same.
 
-Start at `compile_checked`. Compiling takes about a minute per network and batch shape. It pays for
-runs of several hundred thousand images on a GPU, and never on a CPU.
+Start at `compile_checked`. Compiling takes about a minute per network and batch shape. It saves time
+only for runs of several hundred thousand images on a GPU, and never on a CPU.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def compile_checked(
 
     Args:
         detector: The detector, which is changed in place.
-        count: Images per batch.
+        count: Images per batch. The compiled network is for batches of this size.
         compiler: Compiles a network.
 
     Returns:

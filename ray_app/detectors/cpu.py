@@ -21,9 +21,9 @@ _CPUINFO = Path("/proc/cpuinfo")
 def cpu_precision() -> Literal["bf16", "fp32"]:
     """Return the precision that `auto` means on this CPU.
 
-    It is bf16 if the CPU multiplies bf16 faster than fp32. Set $TOUCHSTONE_CPU_PRECISION to
-    override it, for example to get equal scores on different machines. Raises ConfigError if the
-    variable has an invalid value.
+    It is bf16 if the CPU has instructions that multiply bf16 matrices, which are faster than fp32,
+    and fp32 otherwise. Set $TOUCHSTONE_CPU_PRECISION to bf16 or fp32 to override it, for example to
+    get equal scores on different machines. Raises ConfigError if the variable has another value.
     """
     match os.environ.get(CPU_PRECISION_VARIABLE, ""):
         case "bf16" | "fp32" as precision:

@@ -1,9 +1,9 @@
 """Score prepared pixels with one network on one device (`Detector`); start at `load_detector`.
 
-`build_network` and `load_network` turn a card into its network, which returns logits or a
-`Prediction`. `Detector.read` returns a `BatchPrediction`. The module of a family is imported only
-if a card needs it. Families of other packages are found by entry points in the group
-`touchstone.families`: modules with `build(card)`.
+`build_network` and `load_network` turn a detector's card (its YAML description) into its network,
+which returns logits or a `Prediction`. `Detector.read` returns a `BatchPrediction`. A family is the
+code that builds similar networks. Its module is imported only if a card needs it. Families of other
+packages are found by entry points in the group `touchstone.families`: modules with `build(card)`.
 """
 
 import importlib
@@ -41,11 +41,12 @@ BACKBONE = "backbone"  # The submodule that several detectors may share.
 
 
 def build_network(card: DetectorCard) -> nn.Module:
-    """Build the card's network in evaluation mode, randomly initialised, without network access.
+    """Build the network of a detector card in evaluation mode, with random weights.
 
-    The network maps (N, 3, H, W) to logits or a `Prediction`. Its last linear layer is treated as
-    the head (see `precision`). Raises DetectorError if the module of the family cannot be imported,
-    or if its constructor fails.
+    Nothing is downloaded. The network maps pixels (N, 3, H, W) to logits or a `Prediction`. Its
+    last linear layer is treated as the head, which stays in fp32 (see `lower_to_bf16`). Raises
+    DetectorError if the module of the card's family cannot be imported, or if the network cannot be
+    built from the card's arguments.
     """
     network_class: Any = None
     try:
@@ -73,9 +74,10 @@ def build_network(card: DetectorCard) -> nn.Module:
 
 
 def build_bare_network(card: DetectorCard) -> nn.Module:
-    """Build the card's network without weight data, on the meta device.
+    """Build the network of a detector card without weight data, on torch's meta device.
 
-    If a family cannot be built on the meta device, the network has random weights.
+    If a network cannot be built on the meta device, it has random weights instead. Raises
+    DetectorError if the network cannot be built at all.
     """
     try:
         with torch.device("meta"):
@@ -87,20 +89,22 @@ def build_bare_network(card: DetectorCard) -> nn.Module:
 def load_network(
     card: DetectorCard, files: Sequence[tuple[weights.WeightSet, Path]] = ()
 ) -> nn.Module:
-    """Build the card's network and load its weights.
+    """Build the network of a detector card and load its weights.
 
-    The submodule `backbone` is loaded from the backbone's own file if the card names a backbone. A
-    family may define `published_keys(state, network)` if the names in the file are not those of the
-    network. A network may define `attach(folder)` for files next to its weights, and
-    `reads_its_own_weights` if another engine loads them.
+    If the card names a backbone (a network that several detectors share), the submodule `backbone`
+    is loaded from the backbone's own file. The module of a family may define `published_keys(state,
+    network)`, which renames the tensors of a file to those of the network. A network may define
+    `attach(folder)`, which reads files next to its weights, and `reads_its_own_weights = True` if
+    another engine loads them.
 
     Args:
         card: The detector card.
-        files: The weights and their main files, from `weights.resolve_parts`. If empty, the
-            function calls it.
+        files: The weights and their main files, from `weights.resolve_parts`. If empty, the files
+            are found and, if missing, downloaded.
 
     Raises:
-        DetectorError: If a key or shape of a file does not fit. The message names it.
+        DetectorError: If the network cannot be built, if a file is missing or unreadable, or if one
+            of its keys or shapes does not fit. The message names it.
     """
     network = build_network(card)
     (head, path), *shared = files or weights.resolve_parts(card)
@@ -127,11 +131,12 @@ def load_backbone(
     Args:
         card: The detector card.
         network: The network with the submodule.
-        path: The file.
+        path: The main file of the weights.
         part: The weights that the file belongs to.
 
     Raises:
-        DetectorError: If a key or shape does not fit. The message names it.
+        DetectorError: If the file is unreadable, or if a key or shape does not fit. The message
+            names it.
     """
     backbone = network.get_submodule(BACKBONE)
     state = rename_keys(card, read_state_dict(path, part.weights), backbone)
@@ -179,12 +184,15 @@ GROUP_PIXELS = 2**22
 
 
 class Prediction(NamedTuple):
-    """The output of a network for a batch. A network may return its logits alone instead.
+    """The output of a detector's network for a batch of N images.
+
+    A network that only classifies may return its logits alone instead.
 
     Attributes:
         logits: Logits (N, 1 or 2). NaN if the text reply of a network states no verdict.
-        masks: Probabilities (N, H, W) that a pixel was altered, at the network's own size, or one
-            (h, w) uint8 mask per image, 255 = 1.
+        masks: Probabilities (N, H, W) that a pixel was altered, in the size of the network's input,
+            or one (h, w) uint8 mask per image with 255 for probability 1. None for networks without
+            masks.
         replies: A text per image, for networks that reply with text.
         failures: Per image, the reason why it has no score, or None.
     """
@@ -196,13 +204,15 @@ class Prediction(NamedTuple):
 
 
 class BatchPrediction(NamedTuple):
-    """The output of a detector for a batch. `inference.decision` stores each field by its name.
+    """The output of a detector for a batch of N images.
 
     Attributes:
         scores: Log-odds of fake (N,), float32. NaN means no score.
-        masks: uint8 masks, round(255 p), (N, H, W) or one per image.
+        masks: Probability p that a pixel was altered, as uint8 round(255 p): (N, H, W), or one
+            (h, w) mask per image. None for detectors without masks.
         replies: A text per image, for networks that reply with text.
-        embeddings: Embeddings (N, d), float32, for detectors that record them.
+        embeddings: Inputs of the network's last linear layer (N, d), float32. None unless
+            `Detector.keep_embeddings` was called.
         failures: Per image, the reason why it has no score, or None.
     """
 
@@ -228,8 +238,8 @@ class Detector:
         device: Device, such as "cpu" or "cuda:0".
         precision: "bf16" or "fp32".
         resize: "exact" or "fast", see `Preprocessing.prepare`.
-        slots: Images per batch.
-        weights_sha256: SHA-256 of the weights.
+        slots: Images per batch, if all images have the same size.
+        weights_sha256: SHA-256 of the weights, for `fingerprint`.
         compiled: Whether to compile the network with `torch.compile`.
         group_pixels: Pixels per batch if images keep their size. None selects the default of the
             device.
@@ -296,14 +306,17 @@ class Detector:
         }
 
     def prepare(self, image: Image.Image) -> Pixels:
-        """Return an RGB image as (height, width, 3) uint8 network input. Raises InputError."""
+        """Resize and crop an RGB image to the network's input, (height, width, 3) uint8.
+
+        Raises InputError if the resized image would not fit into memory.
+        """
         return self.card.preprocessing.prepare(image, self.resize)
 
     def keep_embeddings(self) -> None:
-        """Make `read` also return the embeddings, which are the inputs of the network's head.
+        """Make `read` also return embeddings: the inputs of the network's last linear layer.
 
-        Raises DetectorError if the network has no head. `read` raises it if the head's input is not
-        a single vector per image.
+        Raises DetectorError if the network has no linear layer. `read` raises it if the input of
+        the last one is not a single vector per image.
         """
         self._hook = self._hook or EmbeddingHook(self.card.name, self.network)
 
@@ -315,8 +328,9 @@ class Detector:
     def score(self, pixels: Pixels | torch.Tensor) -> npt.NDArray[np.float32]:
         """Return the log-odds of fake per image: (N, height, width, 3) uint8 → (N,) float32.
 
-        N may be any number. NaN and infinity of the network are returned as they are; the caller
-        gives such images the status `detector_failed`.
+        N may be any number. `pixels` are images from `prepare`. NaN and infinity of the network
+        are returned unchanged. The caller gives such images the status `detector_failed`. Raises
+        ValueError if type or shape of `pixels` is not that of the card.
         """
         images = torch.as_tensor(pixels)
         self._check(images)
@@ -378,10 +392,13 @@ class Detector:
 
 
 class Normalise(nn.Module):
-    """Normalise pixels x to (x / 255 − mean) / std.
+    """Normalise pixels x to (x / 255 − mean) / std, with a card's mean and std per channel.
 
     (N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last memory. Batches may be on any device.
     The result is on the module's device. Equal preprocessings give equal tensors.
+
+    Args:
+        preprocessing: The preprocessing of a card, which has mean and std.
     """
 
     scale: torch.Tensor
@@ -451,10 +468,12 @@ def load_detector(
     Args:
         name_or_path_or_card: A shipped name, the path or URL of a card, or a card.
         device: Device, such as "cpu", "cuda", or "cuda:0".
-        precision: "fp32", "bf16", or "auto" for bf16 if the device and the card support it.
+        precision: "fp32", "bf16", or "auto". "auto" means bf16 if the device multiplies bf16 faster
+            than fp32 and the card allows bf16, else fp32.
         resize: "exact" or "fast", see `Preprocessing.prepare`.
         slots: Images per batch. None means 4 on a CPU and 64 on a GPU.
-        offline: Whether to download nothing. None reads $TOUCHSTONE_OFFLINE and $HF_HUB_OFFLINE.
+        offline: Whether to use only weights on this machine or on the mirror. None reads
+            $TOUCHSTONE_OFFLINE and $HF_HUB_OFFLINE.
         compiled: Whether to compile the network with `torch.compile`. Compiling takes about a
             minute and makes long runs on a GPU faster.
 

@@ -15,13 +15,14 @@ Progress = Callable[[str], None]
 
 
 class FetchedWeights(NamedTuple):
-    """Weights of a detector on this machine.
+    """The weight files of a detector after they were fetched to this machine.
 
     Attributes:
         name: Name of the detector.
-        files: Files of all parts.
+        files: Paths of the files, with those of the backbone.
         size_bytes: Total size of the files in bytes.
-        published: URL on the mirror. None without a mirror.
+        published: URL of the detector's main file on the mirror. None if nothing was copied to a
+            mirror.
     """
 
     name: str
@@ -80,7 +81,8 @@ def fetch_detectors(
         The fetched weights, and the errors of detectors that could not be fetched.
 
     Raises:
-        DetectorError: If a disk has too little space.
+        DetectorError: If a disk has too little space. Space is not checked offline or if
+            $TOUCHSTONE_WEIGHTS_MIRROR is set.
     """
     # Offline or with a mirror, nothing is downloaded from the hub.
     if not weights.is_offline() and MIRROR_VARIABLE not in os.environ:

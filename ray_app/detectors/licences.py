@@ -1,6 +1,7 @@
-"""Record which licences the user accepted (`is_accepted`, `accept_licence`).
+"""Record which licences of weights the user accepted (`is_accepted`, `accept_licence`).
 
-Weights with terms that are not permissive are used only after the user accepts the licence.
+Weights with a licence that is not permissive are used only after the user accepts the licence. The
+user's config file records the accepted licences.
 """
 
 import os
@@ -34,17 +35,17 @@ _SECTION = re.compile(
 
 
 def is_accepted(card_name: str, licence: str, terms: str, accepted: Collection[str] = ()) -> bool:
-    """Return whether a card may be used: its terms are permissive or were accepted.
+    """Return whether a model may be used: its licence is permissive, or the user accepted it.
 
     A licence can be accepted in `accepted` or in the config file. The config file records the name
     of a detector with the licence that its card had at that time. If the licence changes, it must
     be accepted again. A card without a licence can only be accepted by its own name.
 
     Args:
-        card_name: Name of the card.
-        licence: Licence of the card.
-        terms: Terms of the licence, a key of `TERMS_IN_WORDS`.
-        accepted: Names of detectors or licences that the user accepts now.
+        card_name: Name of the model's card.
+        licence: Licence on the card.
+        terms: Kind of the licence, a key of `TERMS_IN_WORDS` such as "non-commercial".
+        accepted: Names of cards or licences that the user accepts for this call.
     """
     if terms == "permissive":
         return True
@@ -58,7 +59,11 @@ def is_accepted(card_name: str, licence: str, terms: str, accepted: Collection[s
 
 
 def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None:
-    """Raise DetectorError unless the terms of a card were accepted. See `is_accepted`."""
+    """Raise DetectorError unless the licence of a detector card is permissive or accepted.
+
+    `accepted` has the names of cards or licences that the user accepts for this call. The hint of
+    the error states how to accept the licence.
+    """
     if is_accepted(card.name, card.licence, card.terms, accepted):
         return
     name = strip_variant(card.name)
@@ -77,12 +82,12 @@ def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None
 
 @dataclass(frozen=True)
 class Acceptance:
-    """An accepted licence.
+    """A licence that the user accepted.
 
     Attributes:
-        name: Name of the detector or licence.
+        name: Name under which the licence is recorded: that of a card, or of the licence itself.
         licence: The licence.
-        file: The config file that records the licence. None if no file could be written.
+        file: The config file that records the licence. None if the file could not be written.
     """
 
     name: str
@@ -91,21 +96,21 @@ class Acceptance:
 
 
 def accept_licence(name: str) -> Acceptance:
-    """Record in the config file that a licence is accepted.
+    """Record in the user's config file that a licence is accepted.
 
-    Other keys and comments of the file stay. If there is no home folder or it is not writable,
-    nothing is recorded, and the caller has to pass the name to `is_accepted`. `name` is a detector,
-    the path of its card, or the id of a licence. Raises ConfigError if the name is unknown or the
-    file is damaged.
+    `name` is a detector, the path of its card, or the id of a licence. Other keys and comments of
+    the file stay. If there is no home folder or it is not writable, nothing is recorded. Then the
+    licence is accepted only in calls of `is_accepted` that get its name. Raises ConfigError if the
+    name is unknown or the file is damaged.
     """
     return remember_licence(*_find_licence(name))
 
 
 def remember_licence(name: str, licence: str) -> Acceptance:
-    """Record in the config file that the licence of a card is accepted.
+    """Record in the user's config file that a licence is accepted under a name.
 
-    `name` is a licence, or the name of a card of any kind, such as a detector or describer. Raises
-    ConfigError if the file is damaged.
+    `name` is the licence itself, or the name of a card of any kind, such as that of a detector or
+    of a pipeline. Raises ConfigError if the file is damaged.
     """
     path = config_file()
     if path is None or accepted_licences().get(name) == licence:
@@ -150,11 +155,11 @@ def _shared_licences(cards: Iterable[DetectorCard]) -> list[str]:
 
 
 def accepted_licences() -> dict[str, str]:
-    """Return the licences that the config file records as accepted, by name.
+    """Return the licences that the user's config file records as accepted, by name.
 
-    A name is that of a card or licence. A recorded licence may differ from the present licence of
-    the card: use `is_accepted`, which compares both. A missing or unreadable file has no records.
-    Raises ConfigError if the file is damaged.
+    A name is that of a card or of a licence. A recorded licence may differ from the present licence
+    of the card. Call `is_accepted` to compare both. The result is empty if the file is missing or
+    may not be read. Raises ConfigError if the file is damaged.
     """
     path = config_file()
     try:

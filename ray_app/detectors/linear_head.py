@@ -1,7 +1,8 @@
-"""Apply a linear head to stored embeddings, without the images (`LinearHead`).
+"""Score stored embeddings with a detector's linear head, without the images (`LinearHead`).
 
-A head suits all embeddings with equal `embedding_facts`. Heads are fitted by
-`ray_app.training.head`.
+An embedding is the input of the last linear layer of a detector's network, and the head is that
+layer. A head can score embeddings only if `embedding_facts` of both are equal.
+`ray_app.training.head` fits heads.
 """
 
 import functools
@@ -40,10 +41,10 @@ _SIDE_PX = 224  # Side of the test image for networks that keep the size of imag
 
 
 class LinearHead:
-    """Score stored embeddings with the head of a card, in fp32 on a CPU.
+    """Score stored embeddings with the last linear layer of a detector, in fp32 on a CPU.
 
     The weights of the backbone are not read. The constructor raises DetectorError if the card's
-    network has no linear head, or if its weights are missing or do not fit.
+    network has no linear layer, or if the weights of the layer are missing or do not fit.
 
     Args:
         card: The detector card.
@@ -86,12 +87,11 @@ class LinearHead:
 def embedding_facts(
     card: DetectorCard, *, precision: ResolvedPrecision, resize: ResizeMode
 ) -> dict[str, Any]:
-    """Return all settings that affect an embedding, as plain JSON.
+    """Return all settings that affect the embeddings of a detector, as plain JSON.
 
-    Cards with equal settings have equal embeddings of an image. The weights file is read, but the
-    network is built only without weight data (meta device). Among the keys, `sha256` is the digest
-    of the weights before the head, or of the backbone's file if the card names a backbone, and
-    `width` is the length of an embedding.
+    Cards with equal settings have equal embeddings of an image. The key `sha256` is the digest of
+    all weights before the head, with those of the backbone. The key `width` is the length of an
+    embedding. A weight file is read only if its SHA-256 on the card is not enough.
 
     Args:
         card: The detector card.

@@ -1,7 +1,7 @@
 """Lower networks to bf16 if that is safe (`lower_to_bf16`), and record embeddings (`EmbeddingHook`).
 
-Matrix products run in bf16, inside `autocast`. Norms, the head, and all other parameters stay in
-fp32.
+Matrix products run in bf16, inside `autocast`. Norms, the head (the last linear layer), and all
+other parameters stay in fp32. An embedding is the input of the head.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,8 +36,8 @@ def resolve_precision(
 
     Args:
         precision: The requested precision.
-        device: The device. For a CPU, the module `cpu` selects the precision.
-        preferred: The card's preference. "fp32" makes `auto` fp32.
+        device: The device, such as "cpu" or "cuda:0". For a CPU, `cpu_precision` decides.
+        preferred: The precision on the detector's card. "fp32" makes `auto` fp32.
     """
     if precision != "auto":
         return precision
@@ -47,7 +47,8 @@ def resolve_precision(
 def has_bf16(device: str) -> bool:
     """Return whether the precision `auto` may mean bf16 on a device.
 
-    The device must multiply bf16 matrices faster than fp32 matrices, without emulation.
+    The device must multiply bf16 matrices faster than fp32 matrices, without emulation. For a
+    CPU, $TOUCHSTONE_CPU_PRECISION overrides this.
     """
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -59,7 +60,8 @@ def exceeds_tolerance(
 ) -> bool:
     """Return whether scores differ from the expected scores by more than the tolerance.
 
-    If a score is finite in only one of the two arrays, the result is True.
+    `TOLERANCE` has the tolerance of each precision. If a score is finite in only one of the two
+    arrays, the result is True.
 
     Args:
         scores: Scores (n,).
@@ -132,7 +134,10 @@ def _input_in_fp32(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple
 
 @contextmanager
 def autocast(device: str, precision: ResolvedPrecision) -> Iterator[None]:
-    """Provide the context in which a lowered network must run. For fp32, it does nothing."""
+    """Provide the context in which a network must run after `lower_to_bf16`.
+
+    For the precision fp32, the context does nothing.
+    """
     with torch.autocast(
         torch.device(device).type,
         dtype=torch.bfloat16,
@@ -161,7 +166,10 @@ class Float32Linear(nn.Linear):
 
 
 class EmbeddingHook:
-    """Record the input of a network's head, which is the embedding.
+    """Record embeddings: the inputs of a network's head, which is its last linear layer.
+
+    The constructor registers a forward hook. It raises DetectorError if the network has no linear
+    layer. After each forward pass, call `take_embedding`.
 
     Args:
         name: Name of the detector, for errors.
@@ -176,10 +184,10 @@ class EmbeddingHook:
         head.register_forward_hook(self._record)
 
     def take_embedding(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings (N, d), float32, from which the head computed `logits`.
+        """Return the embeddings (N, d), float32, of the last forward pass.
 
-        Raises DetectorError if the head did not compute `logits`, or if its input is not a single
-        vector per image.
+        `logits` are the output of that pass. Raises DetectorError if they are not the output of the
+        head, or if the input of the head is not a single vector per image.
         """
         features, output = self._input, self._output
         self._input = self._output = None
@@ -194,9 +202,9 @@ class EmbeddingHook:
 
 
 def find_head(name: str, network: nn.Module) -> tuple[str, nn.Linear]:
-    """Return the name and layer of the head, which is the last linear layer.
+    """Return the name and layer of a network's head, which is its last linear layer.
 
-    `lower_to_bf16` uses the same layer. Raises DetectorError if there is no linear layer.
+    `name` is that of the detector, for errors. Raises DetectorError if there is no linear layer.
     """
     layers = [
         (path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)

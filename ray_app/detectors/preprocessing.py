@@ -61,9 +61,10 @@ class Resize(Frozen):
 
 
 class Preprocessing(Frozen):
-    """Preprocessing of an image before the network, as the authors of a detector did it.
+    """How an image becomes the input of a detector's network, as the authors of the detector did it.
 
-    Objects are hashable. Equal objects turn an image into equal tensors.
+    The steps are resize, crop or pad, and normalisation by mean and standard deviation. Objects are
+    hashable. Equal objects turn an image into equal tensors.
     """
 
     resize: Resize = Field(default=Resize(), description="how the image is resized")
@@ -123,15 +124,15 @@ class Preprocessing(Frozen):
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """(height, width) of every prepared image, or None if images keep their own size."""
+        """(height, width) of every prepared image, or None if it depends on the image."""
         side = self.center_crop or (self.resize.size if self.resize.mode == "squash" else None)
         return (side, side) if side else None
 
     def image_area(self, width: int, height: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a prepared image that are not padding.
+        """Return the rows and columns of a prepared image that are not padding, as slices.
 
-        `width` and `height` are those of the original image. Only the padding of `pad: corner` is
-        left out.
+        `width` and `height` are those of the original image in pixels. Only the padding of `pad:
+        corner` is left out.
         """
         if self.pad != "corner" or not self.resize.size:
             return slice(None), slice(None)

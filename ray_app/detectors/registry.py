@@ -1,7 +1,8 @@
-"""List the families of networks (`FAMILIES`), each with its module.
+"""List the families of detector networks (`FAMILIES`), each with its module.
 
-A module is imported when a card needs it. An entry names the network's class if the card's
-`architecture.arguments` are the arguments of the class. Otherwise the module has `build(card)`.
+A family is the code that builds similar networks, and a detector's card names its family. A module
+is imported when a card needs it. An entry MODULE:CLASS names the network's class: the card's
+`architecture.arguments` are its arguments. An entry MODULE has a function `build(card)`.
 """
 
 from ray_app.errors import ConfigError
@@ -46,9 +47,9 @@ RETIRED_FAMILIES = {
 
 
 def refuse_retired_family(name: str) -> None:
-    """Raise ConfigError if a family is retired. The hint names the replacement.
+    """Raise ConfigError if a family of networks is retired. The hint names the replacement.
 
-    `name` is a family, or a detector of a family, such as "detectzoo:safe".
+    `name` is a family, or a name that begins with a family, such as "detectzoo:safe".
     """
     family = name.partition(":")[0]
     if family in RETIRED_FAMILIES:

@@ -18,9 +18,10 @@ from ray_app.detectors.detector import BACKBONE, Detector
 class SharedBackbone(nn.Module):
     """Backbone that several detectors share, and that runs once per batch.
 
-    The first detector that requests the features of a batch runs the backbone. The other detectors
-    get the same features. A batch is recognised by object identity, and its features are kept until
-    the next batch.
+    A backbone computes features that the detectors' own layers use. The first detector that
+    requests the features of a batch runs the backbone, and the others get the same features. A
+    batch is the same only if it is the same tensor object. Its features are kept until the next
+    batch.
 
     Attributes:
         name: Name of the backbone.

@@ -34,13 +34,14 @@ Outcome = Literal["ok", "failed", "skipped"]
 
 
 class DetectorCheck(NamedTuple):
-    """A check and its result.
+    """A check of a detector on this machine, and its result.
 
     Attributes:
-        name: Name of the check.
+        name: Name of the check, such as "sha256" or "golden".
         outcome: "ok", "failed", or "skipped".
         told: The result as text for people. For a skipped check, the reason why it was skipped.
-        part: The part whose files were checked. "" for the detector as a whole.
+        part: Name of the detector or backbone whose files were checked. "" for a check of the
+            detector as a whole.
     """
 
     name: str
@@ -147,15 +148,15 @@ def check_keys(
 
     Args:
         card: The detector card.
-        part: The part that the file belongs to.
-        path: The file.
+        part: The part that the file belongs to: the detector's own weights or its backbone's.
+        path: The main file of the part.
         network: The card's network. None builds it.
 
     Returns:
         The result as a sentence for people.
 
     Raises:
-        DetectorError: If a key or shape does not fit.
+        DetectorError: If the file is unreadable, or if a key or shape does not fit.
     """
     from ray_app.detectors.detector import BACKBONE, build_bare_network, rename_keys
 

@@ -1,8 +1,9 @@
 """Find, fetch, and verify weight files: from a card's uri to files on this machine.
 
 Start at `resolve_weights`. It searches for a file next to its card, in the cache, on the mirror,
-and at its origin, which is the Hugging Face hub or any fsspec URL. It checks the SHA-256 of a file
-before the file is used. The module `checkpoints` reads the files.
+and at its origin, which is the Hugging Face hub or any fsspec URL. The mirror is a bucket or shared
+folder with copies, which $TOUCHSTONE_WEIGHTS_MIRROR names. The SHA-256 of a file is checked before
+the file is used. The module `checkpoints` reads the files.
 """
 
 import functools
@@ -33,13 +34,16 @@ _HUB_SHA256 = re.compile(r"[0-9a-f]{64}")  # The name of a large file in the hub
 
 @dataclass(frozen=True)
 class WeightSet:
-    """The files of one network: a detector's own, or those of a backbone.
+    """The weight files of one network: a detector's own files, or those of its backbone.
+
+    One of them is the main file, which the card's `uri` names. The others must be in the same
+    folder. Other functions call a weight set a part of a detector.
 
     Attributes:
-        name: The detector without its variant, or the backbone.
+        name: Name of the detector without its variant, or name of the backbone.
         weights: The section `weights` of the detector's or backbone's card.
-        folder: The folder of the card.
-        owner: The name of the detector card, for messages.
+        folder: Folder of the card, to which a relative `uri` is relative.
+        owner: Name of the detector card, for messages.
     """
 
     name: str
@@ -49,11 +53,14 @@ class WeightSet:
 
     @property
     def file_name(self) -> str:
-        """Name of the main file at its origin."""
+        """File name of the main file at its origin, such as `model.safetensors`."""
         return urlsplit(self.weights.uri).path.rpartition("/")[2]
 
     def at(self, path: Path) -> dict[Path, str | None]:
-        """Return each file with its SHA-256 on the card, or None. The main file `path` is first."""
+        """Return the path of each file with the SHA-256 that the card states for it, or None.
+
+        `path` is the path of the main file, which comes first.
+        """
         others = self.weights.beside.items()
         return {path: self.weights.sha256} | {path.parent / name: sha256 for name, sha256 in others}
 
@@ -63,7 +70,7 @@ class WeightSet:
 
 
 def list_parts(card: DetectorCard) -> list[WeightSet]:
-    """Return the parts of a card: the detector's own weights, then those of its backbone.
+    """Return the weight sets of a card: the detector's own, then that of its backbone, if any.
 
     All variants of a card share their files.
     """
@@ -75,7 +82,11 @@ def list_parts(card: DetectorCard) -> list[WeightSet]:
 
 
 def is_offline() -> bool:
-    """Return whether the hub must not be contacted ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE)."""
+    """Return whether the environment forbids downloads of weights from their origin.
+
+    It does if $TOUCHSTONE_OFFLINE or $HF_HUB_OFFLINE is set to a value other than 0 or false. The
+    mirror of weights is still used.
+    """
     return any(
         os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES
     )
@@ -88,8 +99,8 @@ def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
 
     Args:
         card: The detector card.
-        offline: Whether to skip the origin. None means `is_offline()`. The mirror in
-            $TOUCHSTONE_WEIGHTS_MIRROR, which `publish_weights` fills, is always used.
+        offline: Whether to skip the origin that the card names. None means `is_offline()`. The
+            mirror in $TOUCHSTONE_WEIGHTS_MIRROR, which `publish_weights` fills, is always used.
 
     Returns:
         The path of the main file.
@@ -102,14 +113,18 @@ def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
 
 
 def resolve_parts(card: DetectorCard, offline: bool | None = None) -> list[tuple[WeightSet, Path]]:
-    """Return each part of a card with its verified main file. See `resolve_weights`."""
+    """Return each weight set of a card with its verified main file, and fetch missing files.
+
+    Arguments and errors are those of `resolve_weights`.
+    """
     return [(part, resolve_part(part, offline)) for part in list_parts(card)]
 
 
 def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
-    """Return the verified main file of a part.
+    """Return the verified main file of a weight set, and fetch missing files.
 
-    The other files of the part are in the same folder. See `resolve_weights`.
+    The other files of the set are in the same folder. `offline` and errors are those of
+    `resolve_weights`.
     """
     offline = is_offline() if offline is None else offline
     path = _find_local(part) or _copy_from_mirror(part) or _fetch_from_origin(part, offline)
@@ -118,7 +133,7 @@ def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
 
 
 def find_local_file(part: WeightSet) -> Path | None:
-    """Return the main file of a part if all of its files are on this machine, else None.
+    """Return the main file of a weight set if all of its files are on this machine, else None.
 
     Nothing is hashed or fetched.
     """
@@ -132,7 +147,7 @@ def find_local_file(part: WeightSet) -> Path | None:
 
 
 def find_missing_files(part: WeightSet) -> tuple[Path, list[str]] | None:
-    """Return the main file of a part and the names of missing files next to it.
+    """Return the main file of an incomplete weight set and the names of the missing files.
 
     Returns None if no file is missing, or if the main file is missing too.
     """
@@ -151,9 +166,10 @@ def default_cache() -> Path:
 
 
 def cached_name(part: WeightSet) -> str:
-    """Return the relative path of a part's main file in the cache and on a mirror.
+    """Return the relative path of a weight set's main file in the cache and on a mirror.
 
-    The path depends on the SHA-256 or, if the card has none, on the uri.
+    The path contains digits of the main file's SHA-256 or, if the card states none, of a hash of
+    its uri.
     """
     weights = part.weights
     version = weights.sha256 or hashlib.sha256(weights.uri.encode()).hexdigest()
@@ -164,7 +180,7 @@ def cached_name(part: WeightSet) -> str:
 
 
 def cached_path(part: WeightSet) -> Path:
-    """Return the path of a part's main file in this machine's cache."""
+    """Return the path that a weight set's main file has in this machine's cache."""
     return default_cache() / cached_name(part)
 
 
@@ -186,9 +202,10 @@ def _list_candidates(part: WeightSet) -> list[Path]:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hex, computed once per process.
+    """Return the SHA-256 of a file in hex.
 
-    Raises OSError if the file is not readable.
+    In one process, a file is hashed again only if its size or modification time changes. Raises
+    OSError if the file is not readable.
     """
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns)
@@ -208,7 +225,7 @@ def weights_digest(card: DetectorCard) -> str:
         card: The detector card.
 
     Returns:
-        The SHA-256 in hex. If there is only one file, it is the SHA-256 of the file.
+        The SHA-256 in hex. For several files, it is computed from the SHA-256 of each file.
 
     Raises:
         DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
@@ -217,10 +234,10 @@ def weights_digest(card: DetectorCard) -> str:
 
 
 def combine_stated_digests(card: DetectorCard) -> str | None:
-    """Return one SHA-256 for all weight files, from the values that the card states.
+    """Return one SHA-256 for all weight files of a card, from the values that the card states.
 
-    It equals `weights_digest` of unchanged files, but no file is read. Returns None if the card
-    does not state the SHA-256 of every file.
+    It equals `weights_digest` if the files are those of the card, but no file is read. Returns None
+    if the card does not state the SHA-256 of every file.
     """
     digests = []
     for weights in (part.weights for part in list_parts(card)):
@@ -231,11 +248,11 @@ def combine_stated_digests(card: DetectorCard) -> str | None:
 
 
 def verify_weights(card: DetectorCard, path: Path) -> str:
-    """Verify the card's own weights at a path.
+    """Verify that files on this machine are the detector's own weights, by their SHA-256.
 
     Args:
         card: The detector card.
-        path: The main file.
+        path: The main file. The other files are in the same folder.
 
     Returns:
         The SHA-256 of the detector's own weights, in hex.
@@ -247,10 +264,11 @@ def verify_weights(card: DetectorCard, path: Path) -> str:
 
 
 def verify_part(part: WeightSet, path: Path) -> str:
-    """Verify the files of a part and return their SHA-256.
+    """Verify the files of a weight set by their SHA-256, and return one SHA-256 for all of them.
 
-    If the part has several files, the result is one SHA-256 computed from the SHA-256 of each file.
-    Raises DetectorError if a file has another SHA-256 than the card.
+    `path` is the main file. For several files, the result is computed from the SHA-256 of each
+    file. If the card states no SHA-256 for a file in the hub's cache, that of the hub is used.
+    Raises DetectorError if a file has another SHA-256.
     """
     main = _check_digest(part, path, part.weights.sha256)
     others = {
@@ -261,7 +279,10 @@ def verify_part(part: WeightSet, path: Path) -> str:
 
 
 def combine_digests(lines: Sequence[str]) -> str:
-    """Return the SHA-256 of several digests as lines of text, or a single digest unchanged."""
+    """Return one SHA-256 for several digests, which are hashed as lines of text.
+
+    A single digest is returned unchanged.
+    """
     return lines[0] if len(lines) == 1 else hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -384,13 +405,13 @@ def _fetch_from_hub(part: WeightSet, offline: bool) -> Path:
 
 
 def hub_file(part: WeightSet, name: str, offline: bool, *, dry_run: bool = False) -> Any:
-    """Return the path of a file in the hub's cache, and fetch the file if it is missing.
+    """Return the path of a file in the Hugging Face hub's cache, and fetch the file if missing.
 
     Args:
-        part: The part that the file belongs to.
+        part: The weight set that the file belongs to. Its uri is an hf:// URL.
         name: Name of the file.
         offline: Whether to use only the cache.
-        dry_run: Whether to fetch nothing and return a `DryRunFileInfo`.
+        dry_run: Whether to fetch nothing and return the hub's `DryRunFileInfo` instead of a path.
 
     Raises:
         DetectorError: If the file is not available.
@@ -463,15 +484,16 @@ def _missing(part: WeightSet, reason: str) -> DetectorError:
 def use_earlier_weights(
     card: DetectorCard, digest: str, mirrors: Sequence[str]
 ) -> DetectorCard | None:
-    """Return a card with earlier weights, which are identified by their SHA-256.
+    """Return a detector card with the weights that the detector had earlier.
 
     Args:
         card: The card as it is now.
         digest: The SHA-256 of the earlier weights.
-        mirrors: URLs to search in addition to the cache.
+        mirrors: URLs of mirrors to search in addition to the cache.
 
     Returns:
-        The changed card. None if the weights are not available or consist of several files.
+        The changed card. None if the weights are not available, or if the weights of the card
+        consist of several files or include a backbone.
     """
     [main, *others] = list_parts(card)
     if others or main.weights.beside:
@@ -492,11 +514,13 @@ def use_earlier_weights(
 
 
 def publish_weights(card: DetectorCard, mirror: str) -> str:
-    """Copy the weight files of a card to a bucket or shared folder, for workers to read.
+    """Copy the weight files of a card to a mirror, from which workers read them.
+
+    Files that are not on this machine are fetched first.
 
     Args:
         card: The detector card.
-        mirror: A folder or fsspec URL.
+        mirror: The mirror: a shared folder, or the fsspec URL of a bucket.
 
     Returns:
         The URL of the detector's main file.
@@ -509,9 +533,9 @@ def publish_weights(card: DetectorCard, mirror: str) -> str:
 
 
 def publish_part(part: WeightSet, mirror: str) -> str:
-    """Copy the files of a part to a mirror and return the URL of the main file.
+    """Copy the files of a weight set to a mirror and return the URL of the main file there.
 
-    See `publish_weights`.
+    `mirror` and errors are those of `publish_weights`.
     """
     from ray_app.storage.object_store import retrying_fsspec_for
 

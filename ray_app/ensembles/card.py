@@ -503,7 +503,7 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
 
 
 def find_ensemble(name_or_path: str) -> EnsembleCard | None:
-    """Load an ensemble card by name or path, or return None if there is no such ensemble.
+    """Load an ensemble card by name or path, or return None if neither is an ensemble.
 
     The name of an ensemble or detector never means a file in the current folder. Raises ConfigError
     if the card is invalid.

@@ -79,8 +79,8 @@ def decide(
 
     The function applies the card's rule, calibration, and thresholds. If the score of a member
     (a detector of the ensemble) is missing or out of range, the verdict is abstain and the detail
-    names every such member. The other members are not reweighted. A blank image gets abstain
-    whatever its scores are. In a cascade, an image that does not enter the second stage needs only
+    names every such member. The other members are not reweighted. The verdict on a blank image is
+    abstain for all scores. In a cascade, an image that does not enter the second stage needs only
     the scores of the first members.
 
     Args:
@@ -207,7 +207,7 @@ def list_second_stage_reasons(
 def is_audited(card: EnsembleCard, sha256: str) -> bool:
     """Return whether the audit of a cascade selects a file.
 
-    The audit is a random sample of files that enter the second stage whatever their score is. It
+    The audit is a random sample of files that enter the second stage with any score. It
     depends only on the SHA-256 of the file's bytes, so it is the same on all machines. The result
     is False if the ensemble is not a cascade.
     """
@@ -220,7 +220,7 @@ def is_audited(card: EnsembleCard, sha256: str) -> bool:
 def select_audited(card: EnsembleCard, digests: Sequence[str | None]) -> list[bool]:
     """Return which files the audit of a cascade selects.
 
-    The audit is a random sample of files that enter the second stage whatever their score is.
+    The audit is a random sample of files that enter the second stage with any score.
 
     Args:
         card: The ensemble card.

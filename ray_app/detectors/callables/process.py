@@ -42,7 +42,7 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFF
 
 
 class OpenedDetector(NamedTuple):
-    """What the process of a callable reports after it has loaded the callable.
+    """Report of the process of a callable after it has loaded the callable.
 
     Attributes:
         identity: Everything that affects the callable's scores: digests of its source and weight

@@ -30,9 +30,10 @@ SCORES: dict[Answer, float] = {"real": -1.0, "fake": 1.0, "unknown": math.nan}
 
 
 class AnswerWords(Frozen):
-    """Words of a reply that mean fake, and words that mean real.
+    """Words whose tokens mean fake, and words whose tokens mean real.
 
-    Each word is searched with and without a leading space, in the forms that are a single token.
+    Mode `first-token` compares the logits of these tokens; mode `reply` does not use them. Each
+    word counts with and without a leading space, in the forms that are a single token.
     """
 
     fake: tuple[str, ...] = Field(min_length=1, description="words that mean fake")
@@ -40,7 +41,7 @@ class AnswerWords(Frozen):
 
 
 class Dialogue(Frozen):
-    """Question about an image in the model's own chat template, and the words of the answers."""
+    """Question to a vision-language model about an image, in the model's own chat template."""
 
     mode: Literal["reply", "first-token"] = Field(
         description="`reply` generates a reply greedily and interprets it. `first-token` compares the "
@@ -53,7 +54,9 @@ class Dialogue(Frozen):
         description="text before the tokens of the image, the token itself, and the text after them"
     )
     end: str = Field(description="token that ends a reply")
-    answers: AnswerWords = Field(description="words that mean either answer")
+    answers: AnswerWords = Field(
+        description="words that mean either answer, for mode `first-token`"
+    )
     max_new_tokens: int = Field(default=10, ge=1, description="maximum number of tokens of a reply")
     max_tokens_per_batch: int = Field(
         default=8192, ge=1, description="maximum number of prompt tokens in a batch"

@@ -188,11 +188,12 @@ _SPACE, _CHANNELS = (-2, -1), (1,)
 
 
 def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-    """Remove the lower half of the band along each of `dims`, then clip negative values to 0.
+    """Remove the low frequencies of `dims`, then clip negative values to 0.
 
-    The shape stays, and the type is float32. The removed frequencies are −n // 4 to n // 4 − 1
-    cycles. Only the first frequency has no partner of the opposite sign, and the authors drop the
-    imaginary part that results. With a real transform, halving both partners gives the same result.
+    The shape stays, and the type is float32. A frequency is removed if it is in the lower half of
+    the band, −n // 4 to n // 4 − 1 cycles, along all of `dims` at once. Only the first frequency
+    has no partner of the opposite sign, and the authors drop the imaginary part that results. With
+    a real transform, halving both partners gives the same result.
     """
     # Not in bf16, which has no Fourier transform.
     with torch.autocast(features.device.type, enabled=False):
