@@ -1,1 +1,1 @@
-"""Jobs that create or move data: downloads, generated images, and shards."""
+"""Jobs that create or move data: download images, generate images, and pack files into shards."""

@@ -1,8 +1,9 @@
 """Read and write the parts of a job, and run its units of work (`run_units`).
 
-A part is a Parquet file in `parts/` with one row for each image of a unit of work. The process that
-worked on the unit writes it. A unit without a part is not done, so that a job that is started again
-runs only these units.
+A job divides its work into units, such as blocks of images to generate or shards to write. A part
+is a Parquet file in `parts/` with one row for each image of a unit. The process that did the unit
+writes the part. A unit without a part is not done. A job that is started again runs only these
+units.
 """
 
 import io
@@ -34,7 +35,7 @@ def write_part(
     Args:
         store: The store of the job's records.
         name: Name of the part, without extension.
-        rows: One row for each image of the unit.
+        rows: One row for each image of the unit of work.
         schema: Columns of the rows.
 
     Raises:
@@ -44,7 +45,7 @@ def write_part(
 
 
 def list_parts(store: Store) -> list[str]:
-    """Return the names of all parts in `store`, in order."""
+    """Return the names of all parts in `store`, in order. Each stands for a finished unit of work."""
     return [name.removesuffix(".parquet") for name in store.names(PARTS)]
 
 
@@ -54,7 +55,10 @@ def remove_part(store: Store, name: str) -> None:
 
 
 def read_parts(store: Store, names: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the name and the rows of each part in `names`, in that order; None for all parts."""
+    """Yield the name and the rows of parts, in the order of `names`.
+
+    A part has the rows of a finished unit of work. If `names` is None, all parts are read.
+    """
 
     def read(name: str) -> tuple[str, pa.Table]:
         return name, pq.read_table(io.BytesIO(store.read(f"{PARTS}/{name}.parquet")))
@@ -90,7 +94,7 @@ def run_units(
     lease: Lease,
     message: str,
 ) -> None:
-    """Run a function on all units of work, and show the progress.
+    """Run a function on all units of work of a job, and show the progress.
 
     Args:
         map_fn: Applies `work` to the units, in this process or on a cluster.
@@ -98,7 +102,8 @@ def run_units(
             them are `bad`.
         units: The units that are not done.
         progress: The progress line, which is closed at the end.
-        lease: The lease on the directory of the job.
+        lease: The lease that keeps other commands from the directory of the job. It is checked
+            after each unit.
         message: Text to show before the first unit.
 
     Raises:

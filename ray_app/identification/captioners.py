@@ -1,6 +1,7 @@
-"""Predict prompts with a network (`NetworkDescriber`).
+"""Predict the prompts of images with a network (`NetworkDescriber`).
 
-`build_describer` loads the describer of a card of any tier.
+A describer predicts the prompt from which an image was generated. `build_describer` loads the
+describer of a card: one with a network, or an index of prompts (`Retrieval`).
 
 A `PrefixNetwork` turns an embedding into a few tokens that GPT-2 continues (ClipCap: Mokady, Hertz,
 Bermano 2021, arXiv 2111.09734, its mapping by an MLP). A `CaptionNetwork` is a model of
@@ -46,7 +47,7 @@ _BUFFERS = (
 
 
 def build_describer(card: DescriberCard, *, device: str = "cpu") -> Describer:
-    """Load a describer on a device, with its weights.
+    """Load a describer, which predicts prompts of images, onto a device with its weights.
 
     Args:
         card: The describer card.
@@ -63,10 +64,11 @@ def build_describer(card: DescriberCard, *, device: str = "cpu") -> Describer:
 
 
 class NetworkDescriber:
-    """A describer with a network. The network of a dialogue runs in bf16 on a GPU.
+    """Predict the prompts of images with the network of a describer card.
 
-    All batches are padded to the same number of rows, so the caption of an image never depends on
-    the other images of its batch.
+    The network of the tier `dialogue` runs in bf16 on a GPU, all other networks in fp32. All
+    batches are padded to the same number of rows, so the caption of an image never depends on the
+    other images of its batch.
 
     Args:
         card: The describer card.
@@ -223,7 +225,10 @@ Network = PrefixNetwork | CaptionNetwork
 
 
 def build_network(card: DescriberCard, tokenizer: CaptionTokenizer) -> Network:
-    """Build the network of a describer card, without its weights. Raises DetectorError."""
+    """Build the network of a describer card, without its weights.
+
+    Raises DetectorError if the card's `architecture` does not describe a network.
+    """
     if card.tier == "prefix":
         return build_prefix(card.name, card.architecture, card.prefix)
     if card.tier == "captioner":
@@ -237,12 +242,15 @@ def build_network(card: DescriberCard, tokenizer: CaptionTokenizer) -> Network:
 
 
 def build_prefix(name: str, architecture: Mapping[str, Any], prefix: int) -> PrefixNetwork:
-    """Build the network of a prefix describer. Raises DetectorError.
+    """Build the network of a describer of the tier `prefix`, which reads embeddings.
 
     Args:
-        name: Name of the card, for errors.
+        name: Name of the describer card, for errors.
         architecture: The `width` of an embedding, and GPT-2's `config`.
         prefix: Number of tokens per embedding.
+
+    Raises:
+        DetectorError: If a key is missing, or if `config` has an unknown key.
     """
     from transformers import GPT2Config
 
@@ -252,9 +260,10 @@ def build_prefix(name: str, architecture: Mapping[str, Any], prefix: int) -> Pre
 
 
 def build_captioner(name: str, architecture: Mapping[str, Any]) -> CaptionNetwork:
-    """Build the network of a captioner, in evaluation mode.
+    """Build the network of a describer of the tier `captioner`, in evaluation mode.
 
-    `architecture` has a `model` type of transformers and its `config`. Raises DetectorError.
+    `architecture` has a `model` type of transformers, such as "git", and its `config`. Raises
+    DetectorError if transformers cannot build it, or if `config` has an unknown key.
     """
     _require_keys(name, architecture, ("model",))
     config = _build_config(name, architecture)
@@ -300,10 +309,10 @@ def _require_known(name: str, config: Mapping[str, Any], default: Any) -> None:
 
 
 def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[int]:
-    """Return the token ids of the card's question in the model's template.
+    """Return the token ids of a dialogue describer's question in the model's chat template.
 
-    The ids include the tokens of an image. Raises DetectorError if template and tokenizer do not
-    fit together.
+    The ids include the placeholder tokens of an image. Raises DetectorError if the template and the
+    tokenizer do not fit together.
     """
     from ray_app.detectors.families.internvl import expand_template
 
@@ -320,9 +329,9 @@ def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[in
 
 
 def load_body(network: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Load weights into a network if all keys and shapes fit.
+    """Load weights into the network of a describer if all keys and shapes fit.
 
-    `state` may have only one of several tied tensors.
+    If the network shares a tensor between layers (tied weights), `state` may have it only once.
 
     Args:
         network: A network of this module.
@@ -358,7 +367,10 @@ def load_body(network: nn.Module, state: Mapping[str, torch.Tensor], source: str
 
 
 def body_state(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights of a network to save: each tensor once, contiguous, on the CPU."""
+    """Return the weights of a describer's network for saving, by key.
+
+    Each tensor is contiguous and on the CPU. A tensor that layers share is included only once.
+    """
     by_memory: dict[int, tuple[str, torch.Tensor]] = {}
     for key, tensor in _body(network).state_dict().items():
         by_memory.setdefault(tensor.data_ptr(), (key, tensor))

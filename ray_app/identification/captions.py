@@ -1,7 +1,8 @@
 """Define predicted prompts (`Caption`), their predictors (`Describer`), and `Retrieval`.
 
-`Retrieval` is the describer without a network, in plain numpy. Describers with a network are in
-`ray_app.identification.captioners`, which loads a describer of any tier.
+A describer predicts the prompt from which an image was generated. `Retrieval` is the describer
+without a network, in plain numpy: it looks up the nearest known prompt. Describers with a network
+are in `ray_app.identification.captioners`, which loads a describer of any kind.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ _UNIT_TOLERANCE = 1e-2  # For rows in half precision.
 
 
 class Caption(NamedTuple):
-    """A predicted prompt.
+    """The predicted prompt of an image.
 
     Attributes:
         text: The prompt.
@@ -55,9 +56,9 @@ class Describer(Protocol):
         """Predict the prompt of each image, independent of the other images.
 
         Args:
-            images: Embeddings (n, d) float32 if the card names a detector, with NaN for an image
-                without an embedding. Otherwise pixels (n, H, W, 3) uint8, prepared with the card's
-                preprocessing.
+            images: Embeddings (n, d) float32 of the card's detector if the card names one, with a
+                row of NaN for an image without an embedding. Otherwise pixels (n, H, W, 3) uint8,
+                prepared with the card's preprocessing.
 
         Returns:
             A caption per image.
@@ -97,7 +98,9 @@ def describe_embeddings(
     batch: int,
     describe: DescribeBatch,
 ) -> list[Caption]:
-    """Call `describe` with batches of embeddings. Rows with NaN get the caption NOTHING.
+    """Call `describe` with batches of embeddings.
+
+    A row with NaN or infinity gets `NOTHING`, the caption of an image without an embedding.
 
     Args:
         card: The describer card, for errors.
@@ -126,9 +129,10 @@ def describe_embeddings(
 
 
 class Retrieval:
-    """Describe an image by the prompt of the nearest embedding in an index, by cosine.
+    """Predict the prompt of an image by the nearest embedding in an index of known prompts.
 
-    CLIP-retrieval and the CLIP Interrogator use the same method.
+    The nearest embedding has the highest cosine. CLIP-retrieval and the CLIP Interrogator use the
+    same method.
 
     Args:
         card: The describer card.
@@ -178,9 +182,10 @@ class Retrieval:
 
 
 def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensors of the file of a `Retrieval` index.
+    """Return the tensors of the file of a `Retrieval` index, by name.
 
-    `vectors` (n, d) are the embeddings of `prompts`. They must not be zero.
+    `vectors` (n, d) are the embeddings of the n images of `prompts`. They may have any length above
+    zero. Raises ValueError if `prompts` is empty or differs in number from `vectors`.
     """
     encoded = [prompt.encode() for prompt in prompts]
     if len(encoded) != len(vectors) or not encoded:

@@ -27,7 +27,10 @@ _NO_FACTS = {
 
 
 class OpenSet(Frozen):
-    """Rule that calls the generator of an image unknown if the confidence is below a threshold."""
+    """Rule of an identifier by which the generator of an image is not one of the known generators.
+
+    The generator is unknown if the confidence, computed by `method`, is below `threshold`.
+    """
 
     method: Literal["energy", "distance"] = Field(
         default="energy",
@@ -62,13 +65,14 @@ class _Card(FileConfig):
 
     @property
     def parts(self) -> tuple[WeightSet, ...]:
-        """The weight sets of the card, for functions of `ray_app.detectors.weights`."""
+        """The weight files of the card as a `WeightSet`, for `ray_app.detectors.weights`."""
         return (WeightSet(self.name, self.weights, self._folder, self.name),)
 
     def facts(self) -> dict[str, Any]:
-        """Return all settings that affect names or prompts, as plain JSON for a run's identity.
+        """Return all settings of the card that affect its predictions, as plain JSON.
 
-        Raises DetectorError if a file is missing.
+        They are part of a run's identity: the values that must stay equal when a run is resumed.
+        Raises DetectorError if a weight file is missing.
         """
         facts = self.model_dump(mode="json", exclude=_NO_FACTS)
         return facts | {"weights": [verify_part(part, resolve_part(part)) for part in self.parts]}
@@ -78,10 +82,11 @@ Card = TypeVar("Card", bound=_Card)
 
 
 class IdentifierCard(_Card):
-    """Card of an identifier, which classifies the embeddings of a detector by generator.
+    """Card of an identifier, which predicts the generator of an image from a detector's embedding.
 
-    For C generators, the weights file has `weight` (C, d) and `bias` (C,), and for the method
-    `distance` also `means` (C, d) and `whitening` (d, k).
+    An embedding is the input of the detector's last layer, a vector of d numbers. For C generators,
+    the weights file has the tensors `weight` (C, d) and, optionally, `bias` (C,). For the
+    `open_set` method `distance`, it also has `means` (C, d) and `whitening` (d, k).
     """
 
     detector: str = Field(description="name of the detector, a member of the ensemble")
@@ -116,9 +121,10 @@ class IdentifierCard(_Card):
         return tuple(self.families.get(name) or find_family(name) or name for name in self.classes)
 
     def facts(self) -> dict[str, Any]:
-        """Return all settings that affect names, with the family of each class, as plain JSON.
+        """Return all settings of the card that affect its predictions, as plain JSON.
 
-        The families are included because the index of generators may change.
+        They include the family of each generator, because the index of generators may change. They
+        are part of a run's identity. Raises DetectorError if a weight file is missing.
         """
         return super().facts() | {
             "families": dict(zip(self.classes, self.class_families, strict=True))
@@ -184,7 +190,7 @@ class DescriberCard(_Card):
 
     @property
     def parts(self) -> tuple[WeightSet, ...]:
-        """The weights and, if the tokenizer has its own file, the tokenizer."""
+        """The weight files of the card and, if the tokenizer has its own file, the tokenizer."""
         if self.tokenizer is None:
             return super().parts
         tokenizer = WeightSet(f"{self.name}-tokenizer", self.tokenizer, self._folder, self.name)
@@ -208,21 +214,29 @@ class DescriberCard(_Card):
 
 
 def load_identifier(name_or_path: str | Path) -> IdentifierCard:
-    """Load a shipped identifier by name, or any identifier by path. Raises ConfigError."""
+    """Load the card of a shipped identifier by name, or of any identifier by path.
+
+    An identifier predicts the generator of an image. Raises ConfigError if the card does not exist
+    or is invalid.
+    """
     recipe = "configs/train/identify.yaml --out DIR, which writes DIR/identifier.yaml"
     return _load_card(IdentifierCard, "identifiers", name_or_path, recipe)
 
 
 def load_describer(name_or_path: str | Path) -> DescriberCard:
-    """Load a shipped describer by name, or any describer by path. Raises ConfigError."""
+    """Load the card of a shipped describer by name, or of any describer by path.
+
+    A describer predicts the prompt of an image. Raises ConfigError if the card does not exist or is
+    invalid.
+    """
     recipe = "configs/train/prompt-prefix.yaml --out DIR, which writes DIR/describer.yaml"
     return _load_card(DescriberCard, "describers", name_or_path, recipe)
 
 
 def find_profile_card(name_or_path: str | Path) -> IdentifierCard | DescriberCard | None:
-    """Load an identifier or describer by shipped name or path, or return None if it is neither.
+    """Load the card of an identifier or describer by shipped name or path.
 
-    Raises ConfigError if the card is invalid.
+    Returns None if the name or path is neither of both. Raises ConfigError if the card is invalid.
     """
     if str(name_or_path) in named_configs("identifiers"):
         return load_identifier(name_or_path)

@@ -1,7 +1,8 @@
 """Look up generators in the index of known generators (configs/generators.yaml).
 
-The index has the name, other spellings, and the family of each generator. A name that is not in the
-index may still begin with its family: FAMILY/NAME is the label of a fine-tuned model.
+A generator is a model that generates images, such as a version of Stable Diffusion. The index has
+the name, other spellings, and the family of each generator. A name that is not in the index may
+still begin with its family: FAMILY/NAME is the label of a fine-tuned model.
 """
 
 import re
@@ -36,7 +37,7 @@ class GeneratorEntry(Frozen):
 
 @dataclass(frozen=True)
 class ResolvedGenerator:
-    """Generator or family in the index that a name means.
+    """The generator that a name means, as a name and a family in the index of known generators.
 
     Attributes:
         name: Name of the generator in the index. None if only its family is known.
@@ -74,7 +75,7 @@ class GeneratorIndex(Frozen):
     def entries_by_key(self) -> Mapping[str, ResolvedGenerator]:
         """Generator or family that a name means, by the spelling key of the name.
 
-        If a generator and a family have the same key, it means the generator.
+        If a generator and a family have the same key, the key means the generator.
         """
         entries = {key: ResolvedGenerator(None, name) for key, name in self.families_by_key.items()}
         for name, entry in self.generators.items():
@@ -98,9 +99,10 @@ def generator_index() -> GeneratorIndex:
 
 
 def find_generator(name: str) -> ResolvedGenerator | None:
-    """Return the generator that a name means, in any spelling, or None if it is unknown.
+    """Return the known generator that a name means, in any spelling, or None if it is unknown.
 
-    If the name is that of a family or has the form FAMILY/NAME, the result has only a family.
+    If the index has only the family of the name, the result has only a family. An example is
+    FAMILY/NAME, the label of a fine-tuned model.
     """
     index = generator_index()
     if entry := index.entries_by_key.get(spelling_key(name)):
@@ -116,7 +118,10 @@ def find_family(name: str) -> str | None:
 
 
 def find_title(name: str) -> str:
-    """Return the title of a generator, in any spelling of its name, or the name if unknown."""
+    """Return the title of a generator for people, or the name itself if the generator is unknown.
+
+    `name` is the name of the generator in any spelling.
+    """
     entry = find_generator(name)
     if entry is None or entry.name is None:
         return name
@@ -124,16 +129,16 @@ def find_title(name: str) -> str:
 
 
 def family_title(family: str) -> str:
-    """Return the title of a family, or the family itself if it is unknown."""
+    """Return the title of a family of generators for people, or its name if it is unknown."""
     entry = generator_index().families.get(family)
     return family if entry is None else entry.title
 
 
 def matches(query: str, name: str | None, family: str | None) -> bool:
-    """Return whether a query, in any spelling, means a generator or its family.
+    """Return whether the name in a query means a generator or its family.
 
     Args:
-        query: The name to search for.
+        query: Name of a generator or family, in any spelling.
         name: Name of the generator. None never matches.
         family: Family of the generator. None if it is unknown.
     """

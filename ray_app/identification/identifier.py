@@ -24,7 +24,7 @@ Reals = TypeVar("Reals", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
 
 class NamedGenerator(NamedTuple):
-    """The generator of an image. The fields are columns of a run.
+    """The predicted generator of an image. A scoring run stores the fields as columns.
 
     Attributes:
         predicted_generator: The most probable generator. None if the generator is unknown.
@@ -44,7 +44,7 @@ class NamedGenerator(NamedTuple):
 
 @dataclass(frozen=True)
 class Identified:
-    """The generators of n images.
+    """The predicted generators of n images, as arrays.
 
     Attributes:
         classes: The known generators.
@@ -88,9 +88,10 @@ class Identified:
         )
 
     def to_columns(self, has_score: Sequence[bool] | npt.NDArray[np.bool_]) -> dict[str, list[Any]]:
-        """Return the columns that a run stores on the generators, by name.
+        """Return the fields of `NamedGenerator` as columns of a scoring run, by name.
 
-        The values are None for images without a score or an embedding.
+        `has_score` has one value per image. The values of the columns are None for images without a
+        score or an embedding.
         """
         rows = [self.name_image(row) if scored else None for row, scored in enumerate(has_score)]
         return {
@@ -100,7 +101,9 @@ class Identified:
 
 
 class Identifier:
-    """Identify generators with the head of an identifier card.
+    """Predict the generators of images from embeddings, with the head of an identifier card.
+
+    The head is a linear layer, or computes cosines with a vector per generator.
 
     Args:
         card: The identifier card.
@@ -177,9 +180,10 @@ class Identifier:
         return np.asarray(rows @ weight.T + self._bias, np.float32)
 
     def confidence(self, vectors: Floats, logits: Floats) -> Floats:
-        """Return for each image the confidence (n,) that its generator is known. See `OpenSet`.
+        """Return for each image the confidence (n,) that its generator is a known one.
 
-        `vectors` are the embeddings (n, d), `logits` (n, C) their logits.
+        The card's `open_set.method` defines the confidence. `vectors` are the embeddings (n, d), and
+        `logits` (n, C) are their logits.
         """
         if self.card.open_set is not None and self.card.open_set.method == "distance":
             assert self._means is not None
@@ -207,7 +211,8 @@ def mahalanobis(vectors: Floats, means: Floats, whitening: Floats) -> Floats:
     Args:
         vectors: Vectors (n, d).
         means: Means (C, d).
-        whitening: Matrix (d, k) that transforms the covariance of all classes to the identity.
+        whitening: Matrix (d, k) that transforms the covariance, which all classes share, to the
+            identity.
     """
     # In float32, only rounding errors would remain of a difference of large squares.
     matrix = whitening.astype(np.float64)

@@ -44,12 +44,16 @@ class CaptionTokenizer:
     pad: int
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Return up to `max_tokens` token ids of a text. The last is the end token if all fit."""
+        """Return the token ids of a text and the end token, cut to `max_tokens` ids."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return [*ids, self.end][:max_tokens]
 
     def encode_targets(self, texts: Sequence[str], max_tokens: int) -> npt.NDArray[np.int32]:
-        """Return the token ids of n texts as an array (n, longest), padded with IGNORED."""
+        """Return the token ids of n texts as an array (n, longest), for training.
+
+        Each text has up to `max_tokens` ids. Shorter rows are padded with IGNORED, which the loss
+        ignores.
+        """
         rows = [self.encode(text, max_tokens) for text in texts]
         targets = np.full((len(rows), max(map(len, rows), default=1)), IGNORED, np.int32)
         for target, row in zip(targets, rows, strict=True):
@@ -99,10 +103,11 @@ def from_trained(tokenizer: tokenizers.Tokenizer) -> CaptionTokenizer:
 
 
 def read_tokenizer(card: DescriberCard, weights: Path) -> CaptionTokenizer:
-    """Read the tokenizer of a card from its own file, or from the header of `weights`.
+    """Read the tokenizer of a describer card from its own file, or from the header of `weights`.
 
     `architecture.tokens` of the card has the special tokens {begin, end, pad} as texts or ids.
-    Without this key, the special tokens are those of `train_tokenizer`. Raises DetectorError.
+    Without this key, the special tokens are those of `train_tokenizer`. Raises DetectorError if the
+    tokenizer is unreadable or lacks one of these tokens.
     """
     path = weights if card.tokenizer is None else resolve_part(card.parts[1])
     try:

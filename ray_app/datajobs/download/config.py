@@ -1,4 +1,7 @@
-"""Settings of `touchstone data collect` (`CollectConfig`), and the statuses of a URL (`MEANING`)."""
+"""Settings of `touchstone data collect` (`CollectConfig`), and the statuses of a URL (`MEANING`).
+
+The command downloads the images of a list of URLs.
+"""
 
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -113,7 +116,10 @@ class Limits(Frozen):
 
 
 class UrlRetryPolicy(RetryPolicy):
-    """Retries of one URL. The time limit includes waits for the limits on its host."""
+    """How often and for how long one URL is requested.
+
+    The time limit includes waits that the limits on the URL's host cause.
+    """
 
     attempts: int = Field(default=4, ge=1, description="maximum number of requests for one URL")
     base_s: float = Field(default=1.0, gt=0, description="first pause before a retry in seconds")
@@ -126,7 +132,7 @@ class UrlRetryPolicy(RetryPolicy):
 
 
 class CollectConfig(Frozen):
-    """Settings of `touchstone data collect`."""
+    """Settings of `touchstone data collect`, which downloads the images of a list of URLs."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "cluster": "one process fetches all URLs; raise limits.connections and limits.decoders"
@@ -209,7 +215,9 @@ class CollectConfig(Frozen):
 
 
 def parse_statuses(text: Any) -> tuple[str, ...]:
-    """Parse a comma-separated list of statuses of failed URLs.
+    """Parse a comma-separated list of statuses of failed URLs, such as "source_timeout".
+
+    `MEANING` lists the statuses.
 
     Raises:
         ValueError: If a status is unknown, or is not the status of a failure.

@@ -40,19 +40,20 @@ Watch = Callable[[Sequence[str]], None]
 
 
 def fetch_images(tasks: Sequence[Task], config: CollectConfig, sink: Sink, watch: Watch) -> None:
-    """Download the URLs of all tasks, and store images and rows.
+    """Download the URLs of all tasks, and store the images and a row on each URL.
 
     Args:
-        tasks: URLs to fetch.
+        tasks: The URLs to download.
         config: Limits and retries.
-        sink: Stores images and rows.
+        sink: Stores images and rows. It is closed at the end.
         watch: Function that is called at least once per second with the statuses of the URLs that
-            were finished since its last call. If it raises an exception, all rows are committed,
-            and the exception is passed on.
+            were finished since its last call. If it raises an exception, the rows of all finished
+            URLs are committed, and the exception is passed on.
 
     Raises:
         StorageError: If an image or a row cannot be written.
-        KeyboardInterrupt: If the process is interrupted, after all rows are committed.
+        KeyboardInterrupt: If the process is interrupted, after the rows of all finished URLs are
+            committed.
     """
     decoders = IsolatedDecoders(
         config.images,
@@ -274,8 +275,8 @@ class Host:
 
     Args:
         name: Name of the host.
-        rules: Limits on requests to a host.
-        clock: Returns the current time in seconds.
+        rules: Limits on the requests to a host.
+        clock: Function that returns the current time in seconds.
     """
 
     def __init__(
@@ -308,13 +309,16 @@ class Host:
             yield
 
     def count_answer(self) -> None:
-        """Reset the count of silent URLs after a useful response, and shorten the pauses."""
+        """Shorten the pauses after a useful response, and reset the count of URLs without any."""
         self._silent_urls = 0
         shorter = 0.8 * self._pause_s if self._pause_s > _MIN_PAUSE_S else 0.0
         self._pause_s = max(self._rules.pause_s, shorter)
 
     def count_silence(self) -> None:
-        """Count a URL without any response; after several in a row, refuse further requests."""
+        """Count a URL that ended without any response from the host.
+
+        After `give_up_after` such URLs in a row, `visit` refuses further requests.
+        """
         self._silent_urls += 1
         if self._silent_urls >= self._rules.give_up_after and self._refusal is None:
             message = f"not requested: {self.name} did not respond to {self._silent_urls} consecutive urls"
@@ -358,7 +362,10 @@ class Queue:
         self._waiting.setdefault(task.host, deque()).append(task)
 
     def next(self) -> Task | None:
-        """Start the next task whose host is below its limit, and return it; None if there is none."""
+        """Return the next task whose host is below its limit, or None if all hosts are at it.
+
+        The task counts as in progress until `remove` is called.
+        """
         host = next((h for h in self._waiting if self._in_progress[h] < self._limit), None)
         if host is None:
             return None

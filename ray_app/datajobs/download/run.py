@@ -1,9 +1,8 @@
 """Run `touchstone data collect`: `collect` is the entry point.
 
 `collect` reads a list of URLs, downloads the missing images, and writes the tables. A repeated call
-keeps the rows whose image exists (a file of the recorded size, or its shard), and fetches all other
-URLs.
-`Records` is the output directory, which has these files:
+keeps the rows of images that exist (a file of the recorded size, or its shard) and the rows of
+failed URLs. It fetches all other URLs. `Records` is the output directory, which has these files:
 
 - `collect.json`: the settings that may not change.
 - `parts/`: the committed rows. If an id has several rows, the last one counts.
@@ -54,8 +53,8 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
 
     Args:
         config: The list, the directory, and the limits.
-        retry: Statuses of failed URLs to request again. All other URLs with an outcome are left as
-            they are.
+        retry: Statuses of failed URLs to request again, such as "source_timeout". Failed URLs with
+            other statuses are not requested.
 
     Returns:
         The content of `summary.json`.
@@ -206,8 +205,9 @@ class State:
     """The content of an output directory.
 
     Attributes:
-        rows: The valid row of each id, with the columns of `OUTCOME`.
-        unrecorded_files: Files that no row names: their names, by the name without extension.
+        rows: The row of each id, with the columns of `OUTCOME`. A row is left out if its image does
+            not exist.
+        unrecorded_files: Names of image files that no row names, by the name without extension.
     """
 
     rows: pa.Table
@@ -220,7 +220,8 @@ class Records:
     Attributes:
         config: Settings of the collection.
         url: URL of the folder of the records, which are all files except the images.
-        images: The store of the images, which are files in `folder` or shards in `data`.
+        images: The store of the output directory. It has images as files in `folder`, or shards in
+            `data`.
         store: The store of the records.
     """
 
@@ -240,14 +241,14 @@ class Records:
         is_claimed(self.store, "collect.json", self._identity(), same=_SAME)
 
     def claim(self) -> None:
-        """Claim the directory for this command. Raise the same errors as `check`."""
+        """Record in the directory that it belongs to this command. Raise the errors of `check`."""
         claim_directory(self.store, "collect.json", self._identity(), same=_SAME)
 
     def _identity(self) -> dict[str, Any]:
         return {"format": 1, "form": self.config.form, "folder": self.config.folder}
 
     def read(self) -> State:
-        """Return the valid rows, and the files that no row names."""
+        """Return the rows of URLs with a result, and the image files that no row names."""
         rows = self._read_rows(list_parts(self.store)).sort_by("ended_at")
         is_failed = pc.not_equal(rows["status"], OK)
         if self.config.form == "files":
@@ -283,7 +284,7 @@ class Records:
         )
 
     def merge_parts(self) -> None:
-        """Merge many parts into one.
+        """Merge the parts into one if there are eight or more. A part is a file of committed rows.
 
         If the process is killed meanwhile, rows may be in two parts, which is harmless.
         """
@@ -363,7 +364,10 @@ def _strip_url_secrets(rows: pa.Table) -> pa.Table:
 
 @format_labels
 def collect_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return lines on the collected and the failed images, and the command to run next."""
+    """Return lines for people on collected and failed images, with the command to run next.
+
+    `summary` is the result of `collect`.
+    """
     out, records = (
         text_format.escape_invisible(summary["out"]),
         text_format.escape_invisible(summary["records"]),

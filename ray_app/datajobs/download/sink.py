@@ -42,14 +42,14 @@ def get_host(url: str) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """A URL to fetch.
+    """A URL of the list to download.
 
     Attributes:
         id: Unique id of the image.
         listed_url: The URL in the list, without secrets.
         url: The URL to request, which differs from `listed_url` after a redirect.
-        stem: Name of the file, without extension.
-        existing_files: Files of that name, such as those of a killed session.
+        stem: Name of the image file, without extension.
+        existing_files: Files with this stem that no row names, such as those of a killed session.
         columns: Columns of the list that a shard stores with the image.
         hops: Number of redirects so far.
         requests: Number of requests so far.
@@ -71,11 +71,11 @@ class Task:
 
 
 def make_row(task: Task, status: str, **columns: Any) -> Row:
-    """Make the row of `OUTCOME` of a finished task.
+    """Make the row on the result of a URL, with the columns of `OUTCOME`.
 
     Args:
-        task: The task.
-        status: Its status.
+        task: The URL, as a task.
+        status: Its status, a key of `MEANING` such as "ok".
         **columns: Values of further columns. All others are null.
     """
     request_columns = {
@@ -109,9 +109,10 @@ EXTENSIONS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in
 
 
 class Sink:
-    """Store images, as files or in shards, and the rows of all URLs.
+    """Store downloaded images, as files or in shards, and a row on the result of each URL.
 
-    Many threads may call `read` and `keep`, but only one thread at a time the other methods.
+    `read` and `keep` may be called from many threads. All other methods may be called from only one
+    thread at a time.
 
     Args:
         store: The output directory.
@@ -134,7 +135,10 @@ class Sink:
         self._shard: LocalShard | None = None
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a file of an earlier session, or raise FileNotFoundError."""
+        """Return the bytes of an image file of an earlier session.
+
+        Raises FileNotFoundError if the file does not exist.
+        """
         return self._store.read(self._prefix + name)
 
     def keep(
@@ -207,19 +211,22 @@ class Sink:
             self._publish()
 
     def commit(self) -> None:
-        """Write the rows that are not written yet, except those of the open shard."""
+        """Write the rows that are not written yet, except those of the shard that is not full."""
         rows, self._rows = self._rows, []
         if rows:
             write_part(self._records, secrets.token_hex(8), rows, OUTCOME)
 
     def publish(self) -> None:
-        """Write all rows, and upload the shard that is not full."""
+        """Write all rows that are not written yet, and upload the shard that is not full."""
         self.commit()
         if self._shard is not None:
             self._publish()
 
     def close(self) -> None:
-        """Discard the open shard and its rows, so that a later shard does not count them."""
+        """Discard the shard that is not uploaded and its rows.
+
+        The rows are discarded so that no later shard counts them as its own.
+        """
         shard, self._shard = self._shard, None
         if shard is not None:
             shard.drop()
@@ -261,9 +268,10 @@ def append_hash(plain: str, name: str) -> str:
 
 
 def make_file_stems(ids: Iterable[str]) -> tuple[list[str], int]:
-    """Return a file name without extension for each id; no two names differ only in case.
+    """Return a file name without extension for each id, in order.
 
-    The second value is the number of ids whose file name was changed because another id has it.
+    No two names are equal or differ only in case. The second value is the number of ids whose name
+    was changed because an earlier id has it.
     """
     used: set[str] = set()
     stems: list[str] = []

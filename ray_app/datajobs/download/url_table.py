@@ -43,7 +43,7 @@ class UrlTable:
 
     Attributes:
         rows: Columns of strings. Every row has a unique `id` and a `url`.
-        repeated: Number of dropped rows whose id and URL equal those of an earlier row.
+        repeated: Number of dropped rows with the id and URL of an earlier row.
         without_url: Number of dropped rows without a URL.
     """
 
@@ -61,7 +61,8 @@ def read_url_table(config: CollectConfig) -> UrlTable:
     """Read the list of URLs that `config.meta` names.
 
     Raises:
-        ConfigError: If the file is not a list of URLs, has no URLs, or gives one id to two URLs.
+        ConfigError: If the file is not a list of URLs or cannot be read, has no URLs, lacks a
+            column that the settings name, or gives one id to two URLs.
     """
     source = strip_secrets(canonicalize(config.meta))
     table = _convert_to_text(_read(config, source))

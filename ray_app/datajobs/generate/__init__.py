@@ -1,4 +1,4 @@
-"""Generate or inpaint labelled images from prompts, with pipelines of diffusers.
+"""Generate labelled images from prompts, or alter real images, with pipelines of diffusers.
 
 The entry point is `ray_app.datajobs.generate.run.generate_images`.
 """

@@ -42,7 +42,7 @@ class PipelineLora(Frozen):
 
 
 class PipelineCard(FileConfig):
-    """A pipeline of diffusers and its settings."""
+    """Card of a pipeline of diffusers that generates images: its model, licence, and settings."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the card, also in commands"
@@ -115,14 +115,22 @@ class PipelineCard(FileConfig):
 
     @property
     def label(self) -> str:
-        """Name of the generator in labels: its name in the index of generators, if it is there."""
+        """Name of the generator in the labels of its images.
+
+        It is the name in the index of known generators or, if the generator is not listed, that of
+        the card.
+        """
         name = self.generator or self.name
         generator = find_generator(name)
         return generator.name if generator is not None and generator.name else name
 
     @property
     def local_folder(self) -> Path | None:
-        """Absolute path of a local model; None if `model` is an id on the hub."""
+        """Absolute path of the model's folder. None if `model` is not a folder with a pipeline.
+
+        A folder with a pipeline has the file model_index.json. Other values of `model` are ids on
+        the hub.
+        """
         path = self._folder / self.model
         return (
             path.resolve() if path.is_absolute() and (path / "model_index.json").is_file() else None
@@ -131,7 +139,8 @@ class PipelineCard(FileConfig):
     def facts(self) -> dict[str, Any]:
         """Return the settings that determine the images, as JSON-compatible values.
 
-        They are part of the identity of an output directory.
+        They are part of the identity of an output directory: the values that must stay equal when a
+        job is resumed.
         """
         return self.model_dump(
             mode="json",
@@ -168,13 +177,15 @@ def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None
 
 
 def accept(name: str) -> Acceptance:
-    """Record that the user accepts a licence.
+    """Record in the user's config file that the licence of a pipeline is accepted.
 
     Args:
-        name: Name of a pipeline, path of its card, or id of a licence.
+        name: Name of a pipeline, path of its card, or id of a licence. The name of a detector is
+            also accepted.
 
     Raises:
-        ConfigError: If there is no such pipeline or licence.
+        ConfigError: If there is no such pipeline, detector, or licence, or if the config file is
+            damaged.
     """
     cards = [load_pipeline_card(path) for path in named_configs("generate").values()]
     for licence in {
@@ -195,10 +206,10 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class FileEncoding(Frozen):
-    """File formats and qualities, from which those of each generated image are drawn.
+    """File formats and qualities, from which those of each generated image are drawn at random.
 
-    If the mixture is like that of the real images, a detector cannot recognise fakes by their
-    files.
+    If the mixture is like that of the real images, a detector cannot recognise fakes by their file
+    format instead of their content.
     """
 
     format: tuple[Format, ...] = Field(
@@ -255,7 +266,7 @@ class RandomMaskConfig(Frozen):
 
 
 class GenerateConfig(Frozen):
-    """Settings of a job that generates images."""
+    """Settings of `touchstone data generate`, a job that generates images from prompts."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "like": "set encode.format to a list of formats and encode.quality to a range"

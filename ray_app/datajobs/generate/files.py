@@ -51,8 +51,8 @@ def make_fetcher(source: str, retry: RetryPolicy, *, allow_private: bool) -> Fet
     Args:
         source: Path or URL of the run, index, or archive.
         retry: Retries of reads.
-        allow_private: Whether to read from web servers that are not on the public Internet. A run
-            or an index also allows the servers that its own listing was allowed to read.
+        allow_private: Whether to read from web servers that are not on the public Internet. For a
+            run or an index, the servers that its own listing was allowed to read are allowed too.
     """
     fetcher = archives.create_fetcher([source], retry, allow_private=allow_private)
     if source and has_manifest(source):
@@ -61,7 +61,7 @@ def make_fetcher(source: str, retry: RetryPolicy, *, allow_private: bool) -> Fet
 
 
 def has_manifest(source: str) -> bool:
-    """Return whether a path or URL is a run or an index."""
+    """Return whether a path or URL is a scoring run or an index of labelled images."""
     if "::" in source or urls.get_scheme(source) in ("http", "https"):
         return False
     return RunDirectory(Store.open(source)).exists() or is_index(source)

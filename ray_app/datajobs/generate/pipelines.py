@@ -35,7 +35,12 @@ class InpaintingInput:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """An image of a pipeline, and whether its safety checker replaced it with a black image."""
+    """An image that a pipeline generated.
+
+    Attributes:
+        image: The image.
+        blanked: Whether the pipeline's safety checker replaced the image with a black one.
+    """
 
     image: Image.Image
     blanked: bool
@@ -43,7 +48,7 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class Model:
-    """The files of a model.
+    """Location and revision of the files of a pipeline's model.
 
     Attributes:
         location: A local folder, or an id on the hub.
@@ -57,7 +62,7 @@ class Model:
 
     @property
     def commit(self) -> str | None:
-        """Commit for the client of the hub; None if the model is local."""
+        """Commit of the model on the hub. None if the model is local."""
         return None if self.is_local else self.revision
 
 
@@ -178,10 +183,11 @@ def _silence_libraries() -> None:
 
 
 def find_model(card: config.PipelineCard) -> Model:
-    """Find the model of a card and its current revision.
+    """Find the model of a pipeline card and its current revision, without its weights.
 
     Raises:
-        DetectorError: If the model does not exist, or the hub denies access to it.
+        DetectorError: If the model does not exist, if the hub is unreachable or denies access to
+            it, or if the id on the hub is also a folder in the current folder.
     """
     folder = card.local_folder
     if folder is not None:

@@ -42,16 +42,16 @@ PromptRow = tuple[Mapping[str, Any], archives.ManifestMember | None]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and, for inpainting, a real image.
+    """A prompt to generate images from and, for inpainting, the real image to alter.
 
     Attributes:
         id: Unique id of the prompt.
         text: The prompt.
         negative: The negative prompt.
-        group: Group for `data split`.
-        split: Split of the images.
+        group: Group of the images. `touchstone data split` keeps a group in one split.
+        split: Split of the images, such as "train".
         image: The real image to alter. None for a task without images.
-        mask: URI of the mask that marks where to alter the image. None to draw a mask.
+        mask: URI of the mask that marks the part of the image to alter. None to draw a mask.
     """
 
     id: str
@@ -94,14 +94,19 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class GenerationBlock:
-    """Requests for images of one size, which are committed together when all are done."""
+    """Requests for images of one size, the unit of commit and resume.
+
+    Attributes:
+        number: Index of the block in the job.
+        requests: The requests.
+    """
 
     number: int
     requests: tuple[ImageRequest, ...]
 
     @property
     def name(self) -> str:
-        """Name of the block's part, which exists if and only if the block is done."""
+        """Name of the block's part, the file of its rows, which exists only if the block is done."""
         return f"{self.number:06}"
 
 
@@ -165,7 +170,10 @@ def cut_blocks(requests: Sequence[ImageRequest], block_images: int) -> list[Gene
 
 
 def hash_requests(requests: Sequence[ImageRequest]) -> str:
-    """Return the SHA-256 of all requests, which identifies the prompts and settings of a job."""
+    """Return the SHA-256 of all requests in hex.
+
+    Another list of prompts, or other settings of the images, give another value.
+    """
     digest = hashlib.sha256()
     for request in requests:
         image = request.prompt.image

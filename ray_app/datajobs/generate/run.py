@@ -51,7 +51,8 @@ from ray_app.streams.worker_pool import map_in_pool
 
 _STALL_S = 3600.0  # The first block waits until tens of gigabytes of weights are loaded.
 _WORKER_CPUS = 0.5
-_RETRIES = 5  # Per block whose process died. Repeated deaths are not the fault of the node.
+# Retries of a block whose process died. One death may be the fault of the node, many are not.
+_RETRIES = 5
 _SAME = "pipeline, prompts, seed and settings"
 _MEANING = {
     BLANKED: "the pipeline's safety checker replaced the image with a black one; no file was written",
@@ -65,7 +66,8 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
 
     Args:
         config: Settings of the job.
-        retry: Whether to generate blocks with failed images again.
+        retry: Whether to generate blocks with failed images again. Images that the pipeline's
+            safety checker blanked do not count as failed.
 
     Returns:
         The content of `summary.json`. Its `made` is 0 if no image was generated.
@@ -129,10 +131,10 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
 
 
 def resolve_card(config: GenerateConfig) -> PipelineCard:
-    """Load the card of a job, and apply the model and the revision of the config.
+    """Load the pipeline card of a job, with the model and the revision of the config, if set.
 
     Raises:
-        ConfigError: If the card is invalid.
+        ConfigError: If the card does not exist or is invalid.
     """
     card = load_pipeline_card(config.pipeline)
     # Other values are ids on the hub.
@@ -286,7 +288,10 @@ def _count_local_gpus(config: GenerateConfig) -> int:
 
 @format_labels
 def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return lines on the generated and the failed images, and commands that use them."""
+    """Return lines for people on generated and failed images, and commands that use them.
+
+    `summary` is the result of `generate_images`.
+    """
     out = text_format.escape_invisible(summary["out"])
     names = ", ".join(summary["generators"])
     yield (

@@ -52,9 +52,10 @@ SCHEMA = pa.schema(
 
 @dataclass
 class GenerationWorker:
-    """Generate the images of blocks with one pipeline.
+    """Generate the images of blocks with one pipeline, and write their files and rows.
 
-    The object is sent to worker processes. Each process loads the pipeline before its first block.
+    A call with a block does all its requests. The object is sent to worker processes. Each process
+    loads the pipeline before its first block.
 
     Attributes:
         store: The output directory.
@@ -63,7 +64,8 @@ class GenerationWorker:
         config: Settings of the job.
         device: Device of torch, such as "cpu" or "cuda".
         precision: Number format of the weights.
-        batch: Images per batch, as far as memory allows; 0 before the pipeline is loaded.
+        batch: Images per batch, which is halved when a batch does not fit into memory. 0 before the
+            pipeline is loaded.
     """
 
     store: Store

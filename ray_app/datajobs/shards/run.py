@@ -1,4 +1,4 @@
-"""Pack an archive into shards: `pack_archive` is the entry point.
+"""Pack an archive into shards, large files with many images each: start at `pack_archive`.
 
 It lists the archive once, writes the missing shards, and checks that no file was lost. Small jobs
 run in this process, larger ones in a pool on Ray. The output directory has these files:
@@ -76,7 +76,7 @@ _SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
 
 @apply_s3_settings
 def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
-    """Pack `config.source` into shards in `config.out`.
+    """Pack the files of `config.source` into shards in `config.out`, or resume an earlier call.
 
     The source is listed once. To pack files that are added later, use another directory.
 
@@ -214,10 +214,13 @@ def _workers(
 def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
     """Divide the listing in `store` into shards; every session gets the same shards.
 
+    A shard has consecutive whole blocks of the listing, at least one, and at most 65,536 files if
+    it has several.
+
     Args:
         store: The store with the listing.
         form: Format of the shards.
-        shard_bytes: Maximum size of the files in a shard in bytes. A shard has at least one block.
+        shard_bytes: Maximum size of the files in a shard of several blocks, in bytes.
     """
     runs: list[list[archives.BlockRef]] = []
     size = members = 0
@@ -271,7 +274,10 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
 
 @format_labels
 def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return lines on the packed and the unpacked files, and on how to read the shards."""
+    """Return lines for people on packed and unpacked files, and on how to read the shards.
+
+    `summary` is the result of `pack_archive`.
+    """
     out = text_format.escape_invisible(summary["out"])
     shards = text_format.pluralize(summary["shards"], f"{_SHARDS[summary['form']]} shard")
     members = text_format.pluralize(summary["members"], "file")

@@ -1,6 +1,6 @@
 """Write one shard: `WriteShard` reads its members, writes a local file, and then uploads it.
 
-A shard is the unit of work and of resuming. Members are not decoded: a shard has their bytes
+A member is one file of the source archive. A shard is the unit of work and of resuming. Members are not decoded: a shard has their bytes
 unchanged, their SHA-256, and the format that their first bytes show. `ParquetShard` has the layout
 of the Hugging Face hub, `WebDatasetShard` is a tar file. A member that cannot be read has a row in
 the part of the shard, and is not in the shard.
@@ -65,7 +65,7 @@ IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 @dataclass(frozen=True)
 class PackedMember:
-    """A member of an archive with its bytes.
+    """A file of the source archive (a member) with its bytes, as it goes into a shard.
 
     Attributes:
         key: Name in the shard, which is unique and safe in any file system.
@@ -118,7 +118,7 @@ class PackedMember:
 
 
 class LocalShard(ABC):
-    """A shard that is written to a local temporary file.
+    """A shard that is written to a local temporary file, one member of the archive after another.
 
     Its methods raise StorageError if the disk of the temporary folder is full.
 
@@ -293,7 +293,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class WriteShard:
-    """Write a shard with members of the listing in `store`. The object is sent to workers.
+    """Write shards with the files (members) of the listing in `store`.
+
+    A call writes one shard. The object is sent to worker processes.
 
     Attributes:
         store: The output directory, which has the listing.
@@ -356,7 +358,10 @@ def _add_member(
 
 
 def choose_column_names(columns: Collection[str]) -> dict[str, str]:
-    """Return the name in a shard of each source column: `input.NAME` if the name is reserved."""
+    """Return the name that each column of the source has in a shard.
+
+    A column keeps its name unless the name is reserved (`RESERVED`). Then it is `input.NAME`.
+    """
     names: dict[str, str] = {}
     for column in columns:
         name = column
