@@ -1,7 +1,7 @@
 """Compile a detector with torch.compile and CUDA graphs if its scores stay the same.
 
-Start at `compile_checked`. Compiling takes about a minute per network and batch shape. It saves time
-only for runs of several hundred thousand images on a GPU, and never on a CPU.
+Start at `compile_checked`. Compiling takes about a minute per network and batch shape. It saves
+time only for runs of several hundred thousand images on a GPU, and never on a CPU.
 """
 
 from collections.abc import Callable

@@ -61,7 +61,7 @@ class Resize(Frozen):
 
 
 class Preprocessing(Frozen):
-    """How an image becomes the input of a detector's network, as the authors of the detector did it.
+    """How an image becomes the input of a detector's network, as in the authors' own code.
 
     The steps are resize, crop or pad, and normalisation by mean and standard deviation. Objects are
     hashable. Equal objects turn an image into equal tensors.

@@ -7,8 +7,8 @@ which images these are.
 A rule combines the calibrated log-odds of the ensemble's members. Each rule takes an (n, members)
 float64 table and returns (n,) log-odds. NaN in any member gives NaN. The rules compute on log-odds
 alone, in forms that neither overflow nor underflow, because products of probabilities lose all
-digits if the log-odds exceed ±30. `fit_stacking` fits the rule `stacked`. It imports scikit-learn on
-first use.
+digits if the log-odds exceed ±30. `fit_stacking` fits the rule `stacked`. It imports scikit-learn
+on first use.
 """
 
 import hashlib
@@ -77,8 +77,8 @@ def decide(
 ) -> Decisions:
     """Turn the scores of an ensemble's detectors into verdicts, for a batch of images.
 
-    The function applies the card's rule, calibration, and thresholds. If the score of a member
-    (a detector of the ensemble) is missing or out of range, the verdict is abstain and the detail
+    The function applies the card's rule, calibration, and thresholds. If the score of a member (a
+    detector of the ensemble) is missing or out of range, the verdict is abstain and the detail
     names every such member. The other members are not reweighted. The verdict on a blank image is
     abstain for all scores. In a cascade, an image that does not enter the second stage needs only
     the scores of the first members.
@@ -207,9 +207,9 @@ def list_second_stage_reasons(
 def is_audited(card: EnsembleCard, sha256: str) -> bool:
     """Return whether the audit of a cascade selects a file.
 
-    The audit is a random sample of files that enter the second stage with any score. It
-    depends only on the SHA-256 of the file's bytes, so it is the same on all machines. The result
-    is False if the ensemble is not a cascade.
+    The audit is a random sample of files that enter the second stage with any score. It depends
+    only on the SHA-256 of the file's bytes, so it is the same on all machines. The result is False
+    if the ensemble is not a cascade.
     """
     if card.cascade is None:
         return False

@@ -30,8 +30,8 @@ FORMAT = "format"  # The only property with text values.
 class LabelledPart(Frozen):
     """One of the disjoint parts of the labelled images of a calibration.
 
-    The rule is fitted on the part `fit`, probabilities are calibrated on `calibrate`, and thresholds
-    are chosen on `choose`.
+    The rule is fitted on the part `fit`, probabilities are calibrated on `calibrate`, and
+    thresholds are chosen on `choose`.
     """
 
     name: Literal["fit", "calibrate", "choose"] = Field(description="what the part is used for")

@@ -182,8 +182,8 @@ class Identifier:
     def confidence(self, vectors: Floats, logits: Floats) -> Floats:
         """Return for each image the confidence (n,) that its generator is a known one.
 
-        The card's `open_set.method` defines the confidence. `vectors` are the embeddings (n, d), and
-        `logits` (n, C) are their logits.
+        The card's `open_set.method` defines the confidence. `vectors` are the embeddings (n, d),
+        and `logits` (n, C) are their logits.
         """
         if self.card.open_set is not None and self.card.open_set.method == "distance":
             assert self._means is not None

@@ -33,8 +33,8 @@ def normalise_prompt(prompt: str) -> str:
     r"""Remove the syntax of Stable Diffusion's and Midjourney's front ends from a prompt.
 
     Removed: leading image links, `<lora:…>` and similar tags, parameters such as `--ar 16:9`, `--no
-    x, y` with its values, the weights `::2` and `(word:1.3)`, brackets of emphasis, and BREAK. Kept:
-    the brackets of `\(so\)`, which are escaped, and both sides of `[from:to:0.5]`.
+    x, y` with its values, the weights `::2` and `(word:1.3)`, brackets of emphasis, and BREAK.
+    Kept: the brackets of `\(so\)`, which are escaped, and both sides of `[from:to:0.5]`.
     """
     text = _one_line(unicodedata.normalize("NFKC", prompt))
     for pattern in (_LEADING_URLS, _NETWORK, _UNWANTED, _PARAMETER, _PART_WEIGHT, _BREAK):

@@ -1,9 +1,9 @@
 """Write one shard: `WriteShard` reads its members, writes a local file, and then uploads it.
 
-A member is one file of the source archive. A shard is the unit of work and of resuming. Members are not decoded: a shard has their bytes
-unchanged, their SHA-256, and the format that their first bytes show. `ParquetShard` has the layout
-of the Hugging Face hub, `WebDatasetShard` is a tar file. A member that cannot be read has a row in
-the part of the shard, and is not in the shard.
+A member is one file of the source archive. A shard is the unit of work and of resuming. Members are
+not decoded: a shard has their bytes unchanged, their SHA-256, and the format that their first bytes
+show. `ParquetShard` has the layout of the Hugging Face hub, `WebDatasetShard` is a tar file. A
+member that cannot be read has a row in the part of the shard, and is not in the shard.
 """
 
 import hashlib

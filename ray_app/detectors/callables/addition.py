@@ -1,8 +1,8 @@
 """Add a Python callable as a detector: test it in its process and write its card.
 
 Start at `add_callable`. The card and a small JSON file are written to the folder of the user's own
-cards, where commands find them by name. The JSON file has the identity of the callable: versions and
-digests that show later whether the callable has changed.
+cards, where commands find them by name. The JSON file has the identity of the callable: versions
+and digests that show later whether the callable has changed.
 """
 
 import json

@@ -249,9 +249,10 @@ class CallableProcess(ChildProcess):
 
 
 def require_startable(card: DetectorCard) -> None:
-    """Check that the Python interpreter of a callable's card runs here and has the callable's module.
+    """Check that the Python of a callable's card runs on this machine and has the module.
 
-    Neither the module nor weights are loaded. Raises DetectorError with a hint if the check fails.
+    The module is that of the callable. Neither it nor weights are loaded. Raises DetectorError with
+    a hint if the check fails.
     """
     with CallableProcess(card, None) as process, tempfile.TemporaryFile() as errors:
         process._start(errors)
