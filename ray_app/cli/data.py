@@ -250,6 +250,12 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) 
     from ray_app.reports.format import escape_invisible
 
     if check:
+        given = sorted(name for name, value in values.items() if value not in (None, ()))
+        if given:
+            raise ConfigError(
+                f"--check writes no index, and --{given[0].replace('_', '-')} has no effect with it",
+                hint=f"run touchstone data split {at} --check",
+            )
         report = check_splits(at)
         report["remarks"] = find_index_faults(at, clip)
         options.echo_document(

@@ -344,13 +344,13 @@ def make_local_folder(path: "str | Path") -> "Path":
     try:
         if "://" in str(path):
             raise ConfigError(
-                f"--out must be a local folder, got {path}",
+                f"the output folder must be a local folder, got {path}",
                 hint="choose a local folder: this command cannot write to URLs",
             )
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"--out {path}: {error.strerror}",
+            f"{path}: {error.strerror}",
             hint="choose a local folder that you can write to",
         ) from None
     return folder

@@ -69,11 +69,14 @@ def _module_folder(folder: Path) -> Iterator[None]:
 
 PROBE_S = 5.0
 _MAX_MESSAGE_CHARACTERS = 400  # Of Ray's own message.
+_TIMED_OUT = "timed out during startup"  # Ray 2.60 raises a bare exception with this text.
 # A local Ray without a GPU: only files and results pass through the object store.
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 # With a GPU all prepared images pass through it. The first fraction is Ray's own default.
 _FRACTION_OF_MEMORY, _FRACTION_OF_SHARED_MEMORY = 0.3, 0.9
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 (its size is read, nothing is written)
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -166,22 +169,34 @@ def _join(address: str, ending: ExitStack) -> None:
 
 
 def _start(config: ClusterConfig, hidden: Iterable[str], ending: ExitStack) -> None:
-    """Start a local Ray that runs until `ending` closes."""
+    """Start a local Ray that runs until `ending` closes.
+
+    Ray gives its processes 30 s, which no setting changes (Ray 2.60). On a machine that is busy for
+    a moment they take longer, so a start that timed out is repeated once. The processes of the first
+    start end with this process.
+    """
     folder = ending.enter_context(private_ray(hidden))
     try:
         import ray
 
         with _kept_sigterm_handler(), _module_folder(folder.parent):
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=config.cpus or usable_cores(),
-                num_gpus=config.gpus,
-                object_store_memory=local_store_bytes(config),
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                _temp_dir=str(folder),
-            )
+            for is_last in (False, True):
+                try:
+                    ray.init(
+                        address="local",
+                        include_dashboard=False,
+                        num_cpus=config.cpus or usable_cores(),
+                        num_gpus=config.gpus,
+                        object_store_memory=local_store_bytes(config),
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                        _temp_dir=str(folder),
+                    )
+                    break
+                except Exception as error:
+                    if is_last or _TIMED_OUT not in str(error):
+                        raise
+                    _log.warning("the local Ray did not start within 30 s; starting it again")
     # Ray raises bare exceptions, too, for example if a node does not start in time.
     except Exception as error:
         raise ClusterError(

@@ -473,7 +473,7 @@ def _missing(part: WeightSet, reason: str) -> DetectorError:
         hint = f"fit it, since it is not published: touchstone detectors fetch {owner}, then touchstone detectors fit {owner} LABELS --install"
         return DetectorError(f"{owner}: no weights of its head, {weights.uri}: {reason}", hint=hint)
     is_head = part.name == strip_variant(owner)
-    subject = "no weights" if is_head else f"no weights of its backbone {part.name}"
+    subject = "no weights" if is_head else f"no files of its part {part.name}"
     first = weights.obtain or "run once with network access:"
     return DetectorError(
         f"{owner}: {subject}: {weights.uri}: {reason}",

@@ -43,6 +43,8 @@ def roc_points(images: ScoredImages, max_points: int = 256) -> list[tuple[float,
     Raises:
         ValueError: `max_points` is less than 17.
     """
+    if max_points < 17:
+        raise ValueError(f"max_points must be at least 17, got {max_points}")
     if not images.n_fake or not images.n_real:
         return []
     curve = images.curve

@@ -500,10 +500,15 @@ def _compute_right_share(prior: float, tpr: Rate, fpr: Rate, scored: int) -> Rig
 def _describe_limit(run: RunSummary, name: str, count: int) -> str:
     files = wording.pluralize(count, "file")
     if name == "decode_bytes":
-        node_bytes = (run.session.memory and run.session.memory.decode_bytes) or 0
+        node_bytes = run.session.memory and run.session.memory.decode_bytes
+        limit_text, doubled = (
+            (f"{wording.size(node_bytes)} of a node", str(2 * node_bytes))
+            if node_bytes
+            else ("of a node", "…")
+        )
         return (
-            f"decode_bytes ({wording.size(node_bytes)} of a node): {files} would have taken more memory; if the node has more, "
-            f"run the same command with --retry image_too_large --set cluster.decode_bytes={2 * node_bytes}"
+            f"decode_bytes ({limit_text}): {files} would have taken more memory; if the node has more, "
+            f"run the same command with --retry image_too_large --set cluster.decode_bytes={doubled}"
         )
     if name not in _MEANING:
         name = wording.escape_invisible(name)

@@ -85,7 +85,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> document.RunC
 
 def _count_table(table: pa.Table, detectors: list[str]) -> document.RunCounts:
     """Count the rows of one table."""
-    list_second_stage_reasons = (
+    second_stage_counts = (
         _count_values(table[schema.SECOND_LOOK])
         if schema.SECOND_LOOK in table.column_names
         else None
@@ -117,10 +117,10 @@ def _count_table(table: pa.Table, detectors: list[str]) -> document.RunCounts:
         verdicts=_count_values(table["verdict"]),
         verdict_reasons=_count_values(table["verdict_reason"]),
         second_look=None
-        if list_second_stage_reasons is None
+        if second_stage_counts is None
         else document.SecondLookSummary(
-            band=list_second_stage_reasons.get("band", 0),
-            audit=list_second_stage_reasons.get("audit", 0),
+            band=second_stage_counts.get("band", 0),
+            audit=second_stage_counts.get("audit", 0),
         ),
         flags=_count_values(table["flags"]),
         formats=_count_values(table["format"]),

@@ -169,11 +169,14 @@ class EndpointClient:
         if fpr is not None:
             check_rate(fpr)
             selected = next(info for info in served.ensembles if ensemble in (None, info.name))
-            rates = [f"{point.fpr:g}" for point in selected.operating_points]
-            self._refuse_unserved("operating point with fpr", [f"{fpr:g}"], rates)
+            rates = [point.fpr for point in selected.operating_points]
+            fpr = next((rate for rate in rates if math.isclose(rate, fpr)), fpr)
+            self._refuse_unserved(
+                "operating point with fpr", [str(fpr)], [str(rate) for rate in rates]
+            )
         query: Query = {
             "ensemble": ensemble or "",
-            "fpr": "" if fpr is None else f"{fpr:g}",
+            "fpr": "" if fpr is None else str(fpr),
             "masks": "true" if masks else "",
             "detector": tuple(detectors),
         }

@@ -48,6 +48,9 @@ def test_check_exits_2_if_splits_share_images(index, tmp_path, touchstone):
     assert any(line.startswith("LEAK by the same prompt: ") for line in lines)
     assert sum(line.startswith("  = /") for line in lines) == 5
     touchstone(f"data split {index} --out {tmp_path / 'whole'}")
+    ended = touchstone(f"data split {tmp_path / 'whole'} --check --seed 0")
+    assert ended.code == 2
+    assert "--check writes no index, and --seed has no effect with it" in ended.err
     ended = touchstone(f"data split {tmp_path / 'whole'} --check")
     assert ended.code == 0
     assert "the splits share nothing" in ended.out

@@ -146,6 +146,42 @@ def test_death_of_a_worker_is_reported_on_stderr_only(tmp_path):
     assert "died" in done.stderr
 
 
+TIMED_OUT = """
+import ray
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster
+from ray_app.errors import ClusterError
+
+start, attempts = ray.init, []
+
+def time_out(*given, **named):
+    attempts.append("timed out")
+    raise Exception("The current node timed out during startup. This could happen because ...")
+
+def time_out_once(*given, **named):
+    return start(*given, **named) if attempts else time_out()
+
+for ray.init in (time_out_once, time_out):
+    attempts.clear()
+    try:
+        with cluster(ClusterConfig(cpus=1)):
+            print("started after", len(attempts))
+    except ClusterError as error:
+        print("failed after", len(attempts), error.message)
+"""
+
+
+@pytest.mark.slow
+def test_local_ray_that_timed_out_is_started_once_more():
+    done = run_command([sys.executable, "-c", TIMED_OUT])
+    failed = (
+        "failed after 2 the local Ray did not start: The current node timed out during startup."
+    )
+    assert "started after 1" in done.stderr, done.stdout + done.stderr
+    assert failed in done.stdout
+    assert done.stderr.count("starting it again") == 2
+
+
 PINNED = """
 import os, sys
 import ray

@@ -39,3 +39,10 @@ def test_points_of_precision_and_recall_are_exact(case):
 def test_one_class_has_no_curve():
     fakes, reals = images([1.0, 2.0], []), images([], [1.0, 2.0])
     assert roc_points(fakes) == roc_points(reals) == precision_recall_points(fakes) == []
+
+
+def test_curves_reject_too_few_points_and_name_the_number():
+    scores = images([1.0], [0.0])
+    for points, minimum in ((roc_points, 17), (precision_recall_points, 16)):
+        with pytest.raises(ValueError, match=f"at least {minimum}, got {minimum - 1}"):
+            points(scores, max_points=minimum - 1)

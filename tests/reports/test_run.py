@@ -131,6 +131,11 @@ def test_limits_that_refuse_over_1_percent_are_announced():
     page = render_run_report(summary)
     assert "Limits refused 1.1 % of the archive, 34 files" in page
     assert "--set limits.max_pixels=500000000" in page
+    unknown = summary_with_refusals(refused)
+    del unknown["session"]["memory"]
+    text = "\n".join(summary_lines(unknown))
+    assert "decode_bytes (of a node): 3 files" in text
+    assert "--set cluster.decode_bytes=…" in text
     one_percent = summary_with_refusals({"max_pixels": 30})
     assert not [line for line in summary_lines(one_percent) if "LIMITS" in line]
     assert "imits refused" not in render_run_report(one_percent)

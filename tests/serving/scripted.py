@@ -137,8 +137,8 @@ class ScriptedEndpoint:
             return scripted()
         one = {"title": "", "fingerprint": "f", "rule": "mean-logit", "detectors": ["tiny"], "calibrated": False, "fake_above": 0.0,
                "real_below": 0.0, "demonstration": True,
-               "operating_points": [{"fpr": 0.01, "fingerprint": "g", "fake_above": 1.0, "real_below": 0.0,
-                                     "false_positive_rate": 0.01, "recall": None}]}  # fmt: skip
+               "operating_points": [{"fpr": rate, "fingerprint": "g", "fake_above": 1.0, "real_below": 0.0,
+                                     "false_positive_rate": 0.01, "recall": None} for rate in (0.01, 0.0123456789)]}  # fmt: skip
         limits = {"max_body_bytes": self.max_body_bytes, "max_files": self.max_files, "max_file_bytes": self.max_file_bytes,
                   "max_pixels": 10**6, "deadline_s": 30.0, "formats": ["JPEG"], "urls": False}  # fmt: skip
         body = {

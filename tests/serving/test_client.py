@@ -178,6 +178,7 @@ def test_option_that_is_not_served_is_rejected_unsent(endpoint, options, says, h
     [
         ({"detectors": ["slow", "slower"]}, {"detector": ["slow", "slower"]}),
         ({"fpr": 0.01}, {"fpr": "0.01"}),
+        ({"fpr": 0.0123456789}, {"fpr": "0.0123456789"}),
         ({"ensemble": "published", "masks": True}, {"ensemble": "published", "masks": "true"}),
     ],
 )
