@@ -5,7 +5,8 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response, Security
+from fastapi.security import HTTPBearer
 
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import errors, schemas
@@ -77,9 +78,11 @@ def scoring_router(pool: WorkerPool, config: ServeConfig, *, token_needed: bool)
     Args:
         pool: The workers, which score images.
         config: The settings of the endpoint.
-        token_needed: Whether requests need a token.
+        token_needed: Whether requests need a token. If so, /openapi.json declares it.
     """
-    router = APIRouter(prefix="/v1", tags=["score"], responses=errors.ERRORS)
+    # The middleware checks tokens (`auth.py`); this entry only declares them in /openapi.json.
+    bearer = [Security(HTTPBearer(auto_error=False))] if token_needed else []
+    router = APIRouter(prefix="/v1", tags=["score"], responses=errors.ERRORS, dependencies=bearer)
     limits = schemas.EndpointLimits(
         max_body_bytes=config.limits.max_body_bytes,
         max_files=config.limits.max_files,

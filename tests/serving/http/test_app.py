@@ -177,6 +177,10 @@ def test_everything_but_page_and_health_needs_a_token(monkeypatch):
         for path in ("/", "/healthz", "/openapi.json"):
             assert asking.get(path).status_code == 200, path
         assert asking.get("/readyz").status_code != 401, "a probe has no token"
+        document = asking.get("/openapi.json").json()
+    assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    assert document["paths"]["/v1/score"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert "security" not in document["paths"]["/healthz"]["get"]
 
 
 def test_cheapest_refusal_comes_first(monkeypatch):
