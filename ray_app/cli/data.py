@@ -250,10 +250,10 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) 
     from ray_app.reports.format import escape_invisible
 
     if check:
-        given = sorted(name for name, value in values.items() if value not in (None, ()))
-        if given:
+        ineffective = sorted(name for name, value in values.items() if value not in (None, ()))
+        if ineffective:
             raise ConfigError(
-                f"--check writes no index, and --{given[0].replace('_', '-')} has no effect with it",
+                f"--check writes no index, and --{ineffective[0].replace('_', '-')} has no effect with it",
                 hint=f"run touchstone data split {at} --check",
             )
         report = check_splits(at)

@@ -37,6 +37,9 @@ class Rate(click.ParamType[float]):
             param: The parameter.
             ctx: Context of the command.
 
+        Returns:
+            The rate.
+
         Raises:
             click.BadParameter: If the text is not a number, for example if it is a percentage.
         """

@@ -171,8 +171,8 @@ def _join(address: str, ending: ExitStack) -> None:
 def _start(config: ClusterConfig, hidden: Iterable[str], ending: ExitStack) -> None:
     """Start a local Ray that runs until `ending` closes.
 
-    Ray gives its processes 30 s, which no setting changes (Ray 2.60). On a machine that is busy for
-    a moment they take longer, so a start that timed out is repeated once. The processes of the first
+    Ray gives its processes 30 s, which no setting changes (Ray 2.60). If the machine is busy for
+    a moment, they take longer, so a start that timed out is repeated once. The processes of the first
     start end with this process.
     """
     folder = ending.enter_context(private_ray(hidden))
