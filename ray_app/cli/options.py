@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Rate(click.ParamType[float]):
+class RateParam(click.ParamType[float]):
     """A parameter type for a rate, given as a fraction such as 0.05."""
 
     name = "rate"
@@ -120,7 +120,7 @@ detectors_option = click.option(
 )
 fpr_option = click.option(
     "--fpr",
-    type=Rate(),
+    type=RateParam(),
     metavar="RATE",
     help="Use the ensemble's operating point for this false-positive rate, such as 0.05.  "
     "[default: the thresholds of its card]",

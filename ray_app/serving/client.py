@@ -6,6 +6,7 @@ with EndpointClient("http://localhost:8000") as endpoint:
 """
 
 import hashlib
+import logging
 import math
 import os
 import random
@@ -30,9 +31,12 @@ Query = dict[str, str | Sequence[str]]
 # Bytes of a part of a multipart body in addition to the file: boundary, headers, and name.
 PART_BYTES = 1024
 NAME_CHARACTERS = 120  # The name of a file is cut to this length.
+_log = logging.getLogger(__name__)
+
 # A request of several files may get these statuses although each file alone would not.
 SPLIT_STATUSES = frozenset({400, 408, 413, 415, 422, 500, 504})
 RETRIES = RetryPolicy(attempts=6, base_s=0.25, cap_s=8.0, deadline_s=300.0)
+NOTICED_S = 1.0  # A longer pause is announced, so that a person knows why nothing happens.
 BUSY = frozenset({429, 503})
 BROKEN = frozenset({500, 502, 504})
 NOT_ALLOWED = {
@@ -282,6 +286,8 @@ class EndpointClient:
                 if response is not None and response.status_code in (500, 504):
                     return response
                 raise self._make_final_error(response, problem, pause)
+            if pause >= NOTICED_S:
+                _log.warning("%s: %s; next attempt in %.0f s", self._url, problem, pause)
             time.sleep(pause)
 
     def _attempt(

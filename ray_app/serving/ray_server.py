@@ -174,6 +174,6 @@ def _require_no_cluster(at_cluster: ClusterConfig) -> None:
     is_connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     if named_cluster(at_cluster.address) or is_connected:
         raise ConfigError(
-            "touchstone serve --ray starts its own Ray, but this process is connected to a cluster, or RAY_ADDRESS or cluster.address names one",
+            "touchstone serve --ray starts its own Ray, but RAY_ADDRESS or cluster.address names a cluster, or this process is connected to one",
             hint="run serve deploy configs/serve/ensemble.yaml on the cluster, or unset RAY_ADDRESS and cluster.address",
         )

@@ -35,7 +35,8 @@ class Given(Archive):
     def __init__(self, *sections, **settings):
         super().__init__(["given"], **settings)
         self._given = [
-            section if hasattr(section, "found") else Items(tuple(section)) for section in sections
+            section if hasattr(section, "list_entries") else Items(tuple(section))
+            for section in sections
         ]
 
     def numbered_sections(self):

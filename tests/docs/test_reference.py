@@ -106,7 +106,9 @@ def test_key_has_the_meaning_of_its_field():
 
 def test_section_of_a_card_is_described_once():
     page = settings.pages()["card-detector"]
-    sentence = "The location of the weights, and how their keys map to the keys of the network.\n"
+    sentence = (
+        "Where a network's weight files are, and how their keys map to the keys of the network.\n"
+    )
     assert page.count(sentence) == 1
     assert page.count("prefix to add to every key") == len(
         ("backbone.weights.prefix", "weights.prefix")

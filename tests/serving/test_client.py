@@ -80,12 +80,14 @@ def test_transient_failure_is_retried(endpoint, trouble):
     assert len(endpoint.told) == 3
 
 
-def test_retry_waits_as_long_as_the_endpoint_says(endpoint):
+def test_retry_waits_as_long_as_the_endpoint_says(endpoint, monkeypatch, caplog):
+    monkeypatch.setattr("ray_app.serving.client.NOTICED_S", 0.3)
     endpoint.script = deque([refuse(503, Retry_After="0.3")])
     endpoint.describing = deque([refuse(503, "not_ready", Retry_After="0")] * 5)
     begin = time.monotonic()
     assert is_right(scored(endpoint))
     assert time.monotonic() - begin >= 0.3
+    assert f"{endpoint.url}: answered 503; next attempt in " in caplog.text
 
 
 @pytest.mark.parametrize(
