@@ -1,11 +1,12 @@
 """Read and write manifests, the lists of members that a run scores.
 
 Start reading at `ManifestInfo`, `BlockRef`, `read_blocks`, and `write_listed`. `listed_rows`
-converts members to Arrow rows. A manifest has these files in the run directory:
+converts members to Arrow rows. Manifest <n> is that of the n-th listing or retry, from 0. It has these
+files in the run directory:
 
     manifest/<n>/part-00000-00000.parquet   members; a row group is a block, a few blocks are a file
     manifest/<n>/blocks.parquet             for each block: its file, row group, members, and bytes
-    manifest/<n>/ids/                       the sorted ids that <n> adds, in files by their top bits; each id has the next word of its digest
+    manifest/<n>/ids/                       the sorted ids that <n> adds, in files by their top bits, each with further bits of its digest as a check
     manifest/<n>/vanished.parquet           all ids of earlier manifests that the listing of <n> did not find
     manifest/<n>/_complete                  counts, as JSON; written last; a manifest without this file is open
     manifest/<n>/<k>/                       portion <k>: the same files for the members listed since portion <k> - 1
@@ -291,11 +292,14 @@ def list_complete_manifests(store: Store) -> list[int]:
 def read_open_manifest(store: Store) -> ManifestInfo | None:
     """Return the info of the open manifest, which a listing has not completed yet.
 
+    A listing writes its manifest in portions, so that scoring can start before the listing ends.
+
     Args:
         store: The run directory.
 
     Returns:
-        The info of the last complete portion; None if no manifest with a portion is open.
+        The info up to the last complete portion. None if no manifest is open, or if the open
+        manifest has no complete portion yet.
     """
     return list_manifests(store)[1]
 

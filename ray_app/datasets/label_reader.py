@@ -34,7 +34,8 @@ class LabelFile:
 
     Attributes:
         place: A path or fsspec URL.
-        words: Further values of `label`, in lower case, which are returned as they are.
+        words: Values of `label`, in lower case, that are valid in addition to real and fake. The
+            reader returns them unchanged.
         resolves_uris: Whether to write `uri` as a run does, absolute and without secrets. A
             relative URI is relative to the file.
     """

@@ -81,9 +81,10 @@ class Intervals:
         return IntervalInfo.from_names(*names)
 
     def common_info(self, kinds: Sequence[str]) -> IntervalInfo:
-        """Return what intervals generalise to for several kinds of fakes, the same for all kinds.
+        """Return to which images the intervals of several kinds of fakes generalise.
 
-        If one kind has too few generators, the intervals of all kinds are for further images.
+        The answer is the same for all kinds. If one kind has too few generators, the intervals of
+        all kinds hold for new images of the same generators only, not for new generators.
         """
         infos = [self.read_info((kind,)) for kind in kinds]
         image_info = next((info for info in infos if info.fakes == "images"), None)

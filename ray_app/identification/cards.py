@@ -197,7 +197,7 @@ class DescriberCard(_Card):
         return (*super().parts, tokenizer)
 
     def precision_on(self, device: str) -> Literal["bf16", "fp32"]:
-        """Return the precision of the network on a device: bf16 for a dialogue on a GPU."""
+        """Return bf16 if the card has the tier `dialogue` and the device is a GPU, otherwise fp32."""
         return "bf16" if self.tier == "dialogue" and device.startswith("cuda") else "fp32"
 
     @model_validator(mode="after")

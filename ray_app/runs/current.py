@@ -198,7 +198,17 @@ class CurrentRows:
     def rows(
         self, *, status: str | None = None, vanished: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Yield the current rows as dictionaries, optionally only rows with one status."""
+        """Yield the current row of each file as a dictionary.
+
+        The current row is that of the last finished listing or retry that contains the file.
+
+        Args:
+            status: Only rows with this status. None for all.
+            vanished: Whether to include files that the last listing no longer found.
+
+        Yields:
+            The columns of a row and their values.
+        """
         for table in self.tables(vanished=vanished):
             if status is not None:
                 table = table.filter(pc.equal(table["status"].cast(pa.string()), status))

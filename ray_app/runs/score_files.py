@@ -26,7 +26,8 @@ class ScoreFile:
         manifest: The manifest of the first block.
         first: The first block.
         last: The last block.
-        until: The manifest of the last block if the file is merged, else -1.
+        until: The manifest of the last block, if the file was merged from files of several
+            manifests. -1 if all its blocks are from `manifest`.
     """
 
     manifest: int

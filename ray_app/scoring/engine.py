@@ -74,7 +74,8 @@ def score_turn(
 def build_pools(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
     """Return the stages of a run, each as a pool of worker processes for Ray Data.
 
-    A scorer only waits for a free GPU. Decoders use the cores of a node that scorers do not use.
+    A scorer mostly waits for its GPU, so it reserves few cores. Decoders use the other cores of the
+    node.
     """
 
     def pool(

@@ -356,7 +356,8 @@ def _groups(name: str) -> tuple[tuple[DegradationFamily, ...], ...]:
     read = _read_list(name)
     if read is None or not read[0].families:
         raise ConfigError(
-            f"{name} is not a list of families", hint="give a list such as ntire-2026"
+            f"{name}: the list of perturbations has no families",
+            hint="name a list that has families, such as ntire-2026",
         )
     groups: dict[str, list[DegradationFamily]] = {}
     for family in read[0].families:

@@ -407,7 +407,7 @@ class OpenDeepfakePreview(base.DatasetLayout):
         )
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Return the label, by which the published numbers are given."""
+        """Return the label as the subset, because the results are published per label."""
         return labels.label
 
 

@@ -458,7 +458,7 @@ def initialise(
     if position_keys := sorted(tables.keys() & mae_state.keys()):
         raise DetectorError(
             f"the MAE weights must be the published encoder, but contain {len(position_keys)} relative positions, such as {position_keys[0]}",
-            hint="use mae_pretrain_vit_base.pth; load a MaskCLIP checkpoint with its card",
+            hint="use mae_pretrain_vit_base.pth here, or set a MaskCLIP checkpoint as the weights of a MaskCLIP card instead",
         )
     load_strictly(encoder, {**mae_state, **tables}, "MAE")
     load_strictly(

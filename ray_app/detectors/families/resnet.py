@@ -120,7 +120,7 @@ class ResNetBody(nn.Module):
         )
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the features: (N, given, H, W) → (N, 4 × last of `channels`, rows, columns)."""
+        """Return the features: (N, C, H, W) → (N, 4 × the last of `channels`, rows, columns)."""
         return self.through(self.parts, pixels)
 
     def through(self, parts: Sequence[str], features: torch.Tensor) -> torch.Tensor:
