@@ -364,9 +364,9 @@ def create_fetcher(
 
 
 def canonical_name(source: str) -> str:
-    """Return the canonical spelling of a source, with its KIND:: if any, and without secrets.
+    """Return the canonical spelling of a source, without secrets.
 
-    It is the name of the source in the identity of a run.
+    The prefix `KIND::` of a source, which states its format, is kept. The result is the name of the source in the identity of a run.
 
     Args:
         source: The source as the user gave it.

@@ -171,32 +171,22 @@ def _join(address: str, ending: ExitStack) -> None:
 def _start(config: ClusterConfig, hidden: Iterable[str], ending: ExitStack) -> None:
     """Start a local Ray that runs until `ending` closes.
 
-    Ray gives its processes 30 s, which no setting changes (Ray 2.60). If the machine is busy for
-    a moment, they take longer, so a start that timed out is repeated once. The processes of the first
-    start end with this process.
+    Ray waits 30 s for its processes, and no setting changes that (Ray 2.60). They take longer if the
+    machine is busy for a moment, so a start that timed out is repeated once. The processes of the
+    first start end with this process.
     """
     folder = ending.enter_context(private_ray(hidden))
     try:
         import ray
 
         with _kept_sigterm_handler(), _module_folder(folder.parent):
-            for is_last in (False, True):
-                try:
-                    ray.init(
-                        address="local",
-                        include_dashboard=False,
-                        num_cpus=config.cpus or usable_cores(),
-                        num_gpus=config.gpus,
-                        object_store_memory=local_store_bytes(config),
-                        logging_level=logging.ERROR,
-                        log_to_driver=False,
-                        _temp_dir=str(folder),
-                    )
-                    break
-                except Exception as error:
-                    if is_last or _TIMED_OUT not in str(error):
-                        raise
-                    _log.warning("the local Ray did not start within 30 s; starting it again")
+            try:
+                _init_local_ray(config, folder)
+            except Exception as error:
+                if _TIMED_OUT not in str(error):
+                    raise
+                _log.warning("the local Ray did not start within 30 s; starting it again")
+                _init_local_ray(config, folder)
     # Ray raises bare exceptions, too, for example if a node does not start in time.
     except Exception as error:
         raise ClusterError(
@@ -205,6 +195,21 @@ def _start(config: ClusterConfig, hidden: Iterable[str], ending: ExitStack) -> N
         ) from error
     ending.callback(ray.shutdown)
     require_loopback()
+
+
+def _init_local_ray(config: ClusterConfig, folder: Path) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=config.cpus or usable_cores(),
+        num_gpus=config.gpus,
+        object_store_memory=local_store_bytes(config),
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        _temp_dir=str(folder),
+    )
 
 
 def _truncate(error: Exception) -> str:

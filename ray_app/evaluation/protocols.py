@@ -1,8 +1,9 @@
 """Read protocols, which define how to reproduce a published table, from YAML (`load_protocol`).
 
 A published table is a table of results in a paper. A protocol defines its images, rows, metrics,
-and rules, and has the published values.
-Each average that another project computes has its own name, even if the average is wrong.
+and rules, and has the published values. If a project computes an unusual or a wrong average, that
+average has a name of its own, so that its table can be reproduced.
+
 `read_traits` returns the release date or architecture of each generator, from labels or from a
 run's own columns. `ray_app.evaluation.protocol_rows` computes the table.
 """

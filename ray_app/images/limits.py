@@ -364,7 +364,7 @@ class CrashMarker:
         self._fields[1] = self.count
 
     def close(self) -> None:
-        """Remove the crash marker's file, when the process ends without a decode in progress."""
+        """Remove the file of the marker. Call this if no decode is in progress when the process ends."""
         self._fields.release()
         self._map.close()
         self.path.unlink(missing_ok=True)

@@ -303,8 +303,8 @@ class Metric:
         value: Computes the value. It raises `UndefinedError` with the reason if there is no value.
         outcomes: For a proportion, returns two masks: the images that are hits, and the images that
             count. `value` is then not needed.
-        of_both: Whether a proportion is over images of both classes. If its images come in groups,
-            its interval is computed by the jackknife.
+        of_both: Whether a proportion is over images of both classes. Its interval for grouped images
+            is then that of the jackknife.
         scale: The scale on which the jackknife works.
         interval: Computes the interval of this metric instead of the jackknife.
         method: Name of the method of the interval.

@@ -144,7 +144,7 @@ class SharedText(NamedTuple):
 
     @property
     def who(self) -> str:
-        """Names the files on the terminal, such as "cat.jpg" or "3 files, the first cat.jpg"."""
+        """Name of the files for the terminal, such as "cat.jpg" or "3 files, the first cat.jpg"."""
         first = wording.truncate(self.first, _MAX_WIDTH)
         return (
             first

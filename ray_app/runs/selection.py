@@ -179,14 +179,14 @@ def filter_by_generator(table: pa.Table, name: str) -> pa.Table:
 def require_known_generator(run: directory.RunDirectory, name: str) -> None:
     """Raise ConfigError if a run cannot contain rows with a predicted generator of this name.
 
-    The reason is that the run named no generators, or that neither the index of generators nor the
+    The reason is that the run did not identify generators, or that neither the index of generators nor the
     run contains the name.
     """
     if not run.exists():
         raise run.missing_run_error()
     if not (run.describe()["ensemble"].get("profile") or {}).get("identifier"):
         raise ConfigError(
-            f"{run.store.url}: this run named no generators",
+            f"{run.store.url}: this run did not identify generators",
             hint="score with an ensemble whose `profile` has an identifier",
         )
     if name == UNKNOWN or generators.find_generator(name) is not None:

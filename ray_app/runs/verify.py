@@ -89,7 +89,7 @@ def check_conservation(
     *,
     each: archives.MapFunction = archives.map_serial,
 ) -> int:
-    """Check that manifests and their rows have the same ids in the same order.
+    """Check that each manifest and its rows in `scores/` have the same ids in the same order.
 
     Args:
         run: The run directory.

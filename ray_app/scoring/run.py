@@ -289,7 +289,7 @@ class ScoringRun:
         self.session = ScoringSession(directory, settings_json, start, extra_facts=facts)
 
     def execute(self, layout: ScoringLayout, groups: DetectorGroups | None) -> ScoringResult:
-        """List, score, and publish on the Ray cluster that this process has joined.
+        """List the archive, score it, and publish its rows, on the Ray cluster of this process.
 
         Args:
             layout: The kinds and numbers of worker processes to start.

@@ -37,7 +37,8 @@ class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the 
     """The error for a URL whose content was not received.
 
     Attributes:
-        status: A `source_*` status, `image_too_large`, BAD_URL, or FORBIDDEN_ADDRESS.
+        status: A value of `Status` that starts with `source_`, `image_too_large`, BAD_URL, or
+            FORBIDDEN_ADDRESS.
         detail: The reason, without the URL and without addresses.
         passing: Whether a later request may succeed.
         wait_s: Seconds that the host asks to wait before the next request.

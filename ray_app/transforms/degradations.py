@@ -223,7 +223,9 @@ def quantise(
 @register_step("jpeg2000")
 def compress_jpeg2000(
     image: Image.Image,
-    strength: Annotated[float, Field(ge=1, le=1000, description="compression, to 1")],
+    strength: Annotated[
+        float, Field(ge=1, le=1000, description="compression ratio: 40 for 40 to 1")
+    ],
 ) -> Image.Image:
     """Compress as JPEG 2000."""
     encoded = io.BytesIO()

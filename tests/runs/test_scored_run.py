@@ -75,7 +75,7 @@ def test_images_are_selected_by_verdict_and_name(run):
     for wanted, message in (
         ({"verdict": "fakes"}, "unknown verdict 'fakes'; use one of: fake, abstain, real"),
         ({"status": "okay"}, "unknown status 'okay'; use one of: ok, empty_file"),
-        ({"generator": "midjourney"}, "this run named no generators"),
+        ({"generator": "midjourney"}, "this run did not identify generators"),
     ):
         with pytest.raises(ConfigError, match=message):
             run.images(**wanted)

@@ -39,7 +39,7 @@ __all__ = ["LAYOUTS", "DatasetLayout", "layout_names", "make_layout"]
 
 
 def layout_names() -> list[str]:
-    """Return the names that `make_layout` accepts. Names of layouts that are code come first."""
+    """Return the names that `make_layout` accepts: first those of Python classes, then of YAML files."""
     return [*LAYOUTS, *named_configs("layouts")]
 
 
