@@ -22,8 +22,8 @@ class Progress:
     """Count members of an archive against a total, and print the progress in one line.
 
     A member is one image file. The line has the count, the rate, the remaining time, and the number
-    of members without a score. The rate is that of the last minutes. The time before the first result is not counted, because it
-    would distort the rate.
+    of members without a score. The rate is that of the last minutes. The time before the first result
+    is not counted, because it would distort the rate.
 
     Args:
         total: The expected number of members; see also `grow`.
