@@ -87,7 +87,7 @@ class Reason(DescribedEnum):
     )
 
 
-VERDICT_PHRASES = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
+VERDICT_PHRASES = {"fake": "flagged as fake", "abstain": "left open", "real": "no evidence found"}
 # The finding on a file if nothing but the verdict of the detectors is known.
 DETECTOR_FINDINGS = {
     "fake": "flagged by detectors",

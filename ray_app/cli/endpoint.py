@@ -225,6 +225,7 @@ def score_at_endpoint(
 def _print_table(answers: Iterator[Mapping[str, Any]], is_demonstration: bool) -> None:
     from ray_app.reports import format as text_format
     from ray_app.reports import verdict_table
+    from ray_app.reports.check import reason_lines
     from ray_app.reports.text import terminal_width
 
     rows: list[dict[str, Any]] = []
@@ -236,6 +237,8 @@ def _print_table(answers: Iterator[Mapping[str, Any]], is_demonstration: bool) -
     finally:  # Show the rows that arrived before an error.
         if rows:
             click.echo(verdict_table(rows, terminal_width()))
+        for line in reason_lines([_with_reason(row) for row in rows]):
+            click.echo(line)
         for line in {
             text_format.escape_invisible(row["error_rates"])
             for row in rows
@@ -244,6 +247,11 @@ def _print_table(answers: Iterator[Mapping[str, Any]], is_demonstration: bool) -
             click.echo(line)
     if is_demonstration:
         click.echo(text_format.DEMONSTRATION)
+
+
+def _with_reason(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row with its file name as `uri`, and the message of its error as `detail`."""
+    return {**row, "uri": row["name"], "detail": (row.get("error") or {}).get("message")}
 
 
 def _make_row(answer: Mapping[str, Any]) -> dict[str, Any]:

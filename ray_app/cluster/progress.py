@@ -113,7 +113,7 @@ class Progress:
                 f"{rate:,.1f} img/s",
                 *([] if self._goes_on else [f"ETA {duration((self._total - self._done) / rate)}"]),
             ]
-        return "  ".join([*parts, f"bad {self._bad:,}"])
+        return "  ".join([*parts, f"no score {self._bad:,}"])
 
     def _remember(self, now: float) -> None:
         """Store the current count a few times a minute, and drop old counts.

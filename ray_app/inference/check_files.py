@@ -87,7 +87,7 @@ def check_files(
                 chunk, results = running.popleft()
                 for (name, file), result in zip(chunk, results.result(), strict=True):
                     row = _make_row(name, file, result)
-                    yield CheckedFile(row, _make_picture(file, row, picture_size))
+                    yield CheckedFile(row, _make_picture(file, picture_size))
                 running += ((chunk, pool.submit(score, chunk)) for chunk in islice(chunks, 1))
 
 
@@ -116,9 +116,7 @@ def _make_row(name: str, file: ReadFile, result: Result) -> dict[str, Any]:
     return {"uri": make_uri(name), **row, "provenance": provenance}
 
 
-def _make_picture(
-    file: ReadFile, row: dict[str, Any], size: ThumbnailLimits | None
-) -> bytes | None:
-    if file.picture is None or size is None:
+def _make_picture(file: ReadFile, size: ThumbnailLimits | None) -> bytes | None:
+    if file.picture is None or file.facts is None or size is None:
         return None
-    return encode_small_jpeg(file.picture, row["width"] or 1, row["height"] or 1, size)
+    return encode_small_jpeg(file.picture, file.facts, size)

@@ -8,11 +8,11 @@ other file.
 import io
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.preprocessing import Resize
-from ray_app.images import ImageLimits
+from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference.batch import Pixels
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import IsolatedDecoders
@@ -63,9 +63,7 @@ class ThumbnailMaker:
         image = self._children.prepare(data, self._request)
         (pixels,) = image.pixels
         assert pixels is not None
-        return encode_small_jpeg(
-            pixels, image.facts.width or 1, image.facts.height or 1, self._size
-        ), image.facts.sha256
+        return encode_small_jpeg(pixels, image.facts, self._size), image.facts.sha256
 
     def close(self) -> None:
         """End the child processes."""
@@ -80,23 +78,24 @@ def square(side_px: int) -> Preprocessing:
     return Preprocessing(resize=Resize(mode="squash", size=side_px))
 
 
-def encode_small_jpeg(pixels: Pixels, width: int, height: int, size: ThumbnailLimits) -> bytes:
-    """Encode an image that was squashed into a square as a small JPEG with its original shape.
+def encode_small_jpeg(pixels: Pixels, facts: ImageFileFacts, size: ThumbnailLimits) -> bytes:
+    """Encode an image that was squashed into a square as a small upright JPEG of its own shape.
 
     Args:
-        pixels: The squashed image, (side, side, 3) uint8.
-        width: Width of the original image in pixels.
-        height: Height of the original image in pixels.
+        pixels: The squashed image, (side, side, 3) uint8, as the file stores it.
+        facts: The properties of the file, which state its size in pixels and its orientation.
         size: Limits of the small image.
     """
-    image = Image.fromarray(pixels)
+    image, width, height = Image.fromarray(pixels), facts.width or 1, facts.height or 1
     longer = min(size.side_px, max(width, height))
     while True:
         scale = longer / max(width, height)
         shrunk = image.resize((max(1, round(width * scale)), max(1, round(height * scale))))
+        shrunk.getexif()[ExifTags.Base.Orientation] = facts.orientation or 1
+        upright = ImageOps.exif_transpose(shrunk)
         for quality in _QUALITIES:
             stream = io.BytesIO()
-            shrunk.save(stream, "JPEG", quality=quality)
+            upright.save(stream, "JPEG", quality=quality)
             if stream.tell() <= size.max_bytes or longer == 1:
                 return stream.getvalue()
         longer = max(1, longer * 3 // 4)

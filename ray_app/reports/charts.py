@@ -563,7 +563,7 @@ def _zone_labels(x: Axis, zones: tuple[float, float]) -> list[Label]:
             real >= 26,
         ),
         (Label(fake, 0, f"fake > {_plain(zones[1])}", "start", 0.5, -0.6, "zone"), fake <= 78),
-        (Label((real + fake) / 2, 0, "abstain", "middle", 0, -0.6, "zone"), fake - real >= 16),
+        (Label((real + fake) / 2, 0, "left open", "middle", 0, -0.6, "zone"), fake - real >= 16),
     ]
     return [label for label, fits in labels if fits]
 

@@ -40,7 +40,7 @@ _IN_CROWD, _TILE, _ALONE = (
     ThumbnailLimits(320, 40_000),
     ThumbnailLimits(960, 150_000),
 )
-_MAX_WIDTH, _MAX_GROUPS, _FEW = 100, 20, 10
+_MAX_WIDTH, _MAX_REASON_WIDTH, _MAX_GROUPS, _FEW = 100, 400, 20, 10
 _MAX_FOLDER_WIDTH = 240
 _NUMBERS = re.compile(r"\d[\d.,]*")
 _PROVENANCE = {
@@ -75,6 +75,10 @@ CAVEATS = {
         "Ask for the original file: a copy of a copy has lost much of what would decide.",
     ),
 }
+_PROBABILITY = (
+    "A calibrated probability assumes the fraction of fakes among the calibration images: where fakes are rarer, it is too "
+    "high."
+)
 ALWAYS = (
     "It says nothing about what the image shows. A true photograph misleads under a false caption."
 )
@@ -190,8 +194,8 @@ def name_rows(rows: Sequence[Row], images: Sequence[str]) -> list[str]:
         images: The paths and URLs that the user named.
 
     Returns:
-        Paths relative to the common folder of all named files, and URIs of files that are not
-        local.
+        Paths relative to the common folder of all named files, absolute paths if that folder is
+        `/`, and URIs of files that are not local.
     """
     folders = [
         os.path.dirname(os.path.abspath(local_path(image)))
@@ -199,8 +203,10 @@ def name_rows(rows: Sequence[Row], images: Sequence[str]) -> list[str]:
         if image != STDIN and get_scheme(image) == "file"
     ]
     base = os.path.commonpath(folders) if folders else ""
+    if base == "/":
+        base = ""  # Nothing to leave out: the names are absolute paths.
     return [
-        local_path(uri).removeprefix(base).removeprefix("/") if get_scheme(uri) == "file" else uri
+        local_path(uri).removeprefix(f"{base}/" if base else "") if get_scheme(uri) == "file" else uri
         for uri in (row["uri"] for row in rows)
     ]
 
@@ -305,6 +311,8 @@ def render_check(
         counts=_count_verdicts(rows),
         whys=list(whys.values()),
         remarks=_list_limits(facts, rows),
+        caveats=_list_caveats(rows),
+        probability_note=_PROBABILITY,
         verdict_choices=verdict_choices(rows),
         script_hash=script_hash("tiles.js"),
         version=version,
@@ -327,7 +335,7 @@ def _render_one(
         link=link,
         facts=facts,
         version=version,
-        headline=f"{name}: {finding}.",
+        headline=f"{name}: {finding}",
         picture=jpeg_uri(picture) if picture else None,
         why=explain(row),
         detectors=[(name, facts.detectors.get(name, ""), score) for name, score in scores.items()],
@@ -340,6 +348,7 @@ def _render_one(
         ],
         origin=_provenance_rows(row.get("provenance")),
         caveats=[*CAVEATS.get(row["verdict"] or "", ()), *facts.blind_to, ALWAYS],
+        probability_note=_PROBABILITY,
     )
 
 
@@ -374,18 +383,32 @@ def check_lines(
         lines.append(
             f"{wording.pluralize(len(rows), 'file')}: {', '.join(f'{phrase} {count:,}' for phrase, count in _count_verdicts(rows))}"
         )
-    whys = list(
+    lines += reason_lines(rows)
+    return [*lines, *_list_grounds(rows), *_list_limits(facts, rows)]
+
+
+def reason_lines(rows: Sequence[Row]) -> list[str]:
+    """Return lines for the terminal on why rows have no score, or a verdict that was left open.
+
+    Args:
+        rows: The rows. Their `uri` is the name of the file to show.
+
+    Returns:
+        A line for each reason, with the number of files and the name of the first. Empty if every
+        row has another verdict.
+    """
+    groups = list(
         group_texts((str(row["uri"]), text) for row in rows if (text := explain(row))).values()
     )
-    lines += [
-        f"{group.who}: {wording.truncate(group.text, 2 * _MAX_WIDTH)}"
-        for group in whys[:_MAX_GROUPS]
+    lines = [
+        f"{group.who}: {wording.truncate(group.text, _MAX_REASON_WIDTH)}"
+        for group in groups[:_MAX_GROUPS]
     ]
-    if len(whys) > _MAX_GROUPS:
+    if len(groups) > _MAX_GROUPS:
         lines.append(
-            f"… and {wording.pluralize(len(whys) - _MAX_GROUPS, 'other reason')}; use --json to get all of them"
+            f"… and {wording.pluralize(len(groups) - _MAX_GROUPS, 'other reason')}; use --json to get all of them"
         )
-    return [*lines, *_list_grounds(rows), *_list_limits(facts, rows)]
+    return lines
 
 
 def _list_grounds(rows: Sequence[Row]) -> Iterator[str]:
@@ -492,6 +515,17 @@ def _count_verdicts(rows: Sequence[Row]) -> list[tuple[str, int]]:
         for verdict, phrase in wording.VERDICT_PHRASES.items()
     ]
     return [*counts, ("not scored", sum(row["status"] != "ok" for row in rows))]
+
+
+def _list_caveats(rows: Sequence[Row]) -> list[tuple[str, Sequence[str]]]:
+    """Return the phrase of each verdict in `rows`, with sentences on what it does not mean."""
+    verdicts = {row["verdict"] for row in rows}
+    caveats: list[tuple[str, Sequence[str]]] = [
+        (wording.VERDICT_PHRASES[verdict], sentences)
+        for verdict, sentences in CAVEATS.items()
+        if verdict in verdicts
+    ]
+    return [*caveats, ("any verdict", (ALWAYS,))] if caveats else []
 
 
 def _count_signers(rows: Sequence[Row]) -> Counter[str]:

@@ -580,9 +580,9 @@ def headline(run: "RunSummary") -> str:
         return f"{none} that Touchstone reads: nothing was scored."
     parts = []
     if run.scored:
-        fake, abstained, real = (run.verdict(verdict) for verdict in VERDICT_PHRASES)
+        fake, left_open, real = (run.verdict(verdict) for verdict in VERDICT_PHRASES)
         parts.append(f"{count(fake) if fake else 'none'} flagged as fake")
-        parts += [f"{abstained:,} abstained"] if abstained else []
+        parts += [f"{left_open:,} left open"] if left_open else []
         parts += [f"{real:,} with no evidence found"] if real else []
     if run.not_scored:
         parts.append(f"{run.not_scored:,} could not be scored")

@@ -204,7 +204,7 @@ def _describe_nodes(plan: Plan) -> Lines:
         )
     yield (
         "layout",
-        f"{plan.layout}; {wording.pluralize(plan.blocks, 'block')} of up to {plan.block_members:,} files",
+        f"{plan.layout}; {wording.pluralize(plan.blocks, 'block')}, each of at most {plan.block_members:,} files",
     )
     for index, group in enumerate(plan.groups or (), 1):
         yield "turns", f"{index}: {', '.join(group)}"
@@ -249,9 +249,10 @@ def _describe_probe(plan: Plan) -> Lines:
         return
     action = "scored" if probe.scored else "decoded"
     processes = _count_processes(probe.processes, "process")
+    of_drawn = f" of {probe.drawn:,}" if probe.drawn > probe.members else ""
     yield (
         "probe",
-        f"{wording.pluralize(probe.members, 'file')}, drawn evenly, {action} by {processes} of this machine, as in a run",
+        f"{probe.members:,}{of_drawn} {'file' if (probe.drawn or probe.members) == 1 else 'files'}, drawn evenly, {action} by {processes} of this machine, as in a run",
     )
     low, high = map(wording.percent, probe.refused_share.interval or (0.0, 1.0))
     if not probe.refused:

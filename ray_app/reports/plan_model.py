@@ -213,7 +213,8 @@ class ProbeResult:
     """Results of the probe, which scores a sample of the members to measure the speed of a run.
 
     Attributes:
-        members: Number of members in the sample.
+        drawn: Number of members that were drawn for the sample.
+        members: Number of members in the sample. It is less than `drawn` if detectors are slow.
         scored: Number of members that detectors scored. 0 if the sample was only decoded.
         score_basis: `measured` or `estimated`, for the time of the detectors.
         device: Device of the planned run, such as `cpu`.
@@ -225,6 +226,7 @@ class ProbeResult:
         bytes_per_member: Mean size of a member.
     """
 
+    drawn: int = 0
     members: int = 0
     scored: int = 0
     score_basis: str = ""

@@ -129,7 +129,7 @@ def run_demo(folder: Path, *, images: Path | None = None, limit: int | None = No
 
 
 def select_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Select the rows that the demo prints: flagged, abstained, not scored, and real, each by score.
+    """Select the rows that the demo prints: flagged, left open, not scored, and real, each by score.
 
     If there are many rows, only the first rows of each group are returned.
     """
@@ -213,7 +213,7 @@ def _describe_verdicts(counts: Counter[str], expected: str | None) -> str:
     names = {
         "real": "no evidence found",
         "fake": "flagged as fake",
-        "abstain": "abstained",
+        "abstain": "left open",
         "none": "not scored",
     }
     if expected is None:

@@ -139,7 +139,7 @@ def plan_run(
         listing=listing,
         groups=[list(group) for group in groups.groups] if groups else None,
         **_describe_ensemble(spec, work),
-        probe=_probe(spec, work) if work else None,
+        probe=_probe(spec, work, len(source.sample)) if work else None,
         stages=[stage for pool in pools for stage in pool.stages()],
         bottleneck=find_bottleneck(spec, layout, used, pools, blocks, machines) if pools else None,
         forecast=time_s,
@@ -281,8 +281,8 @@ def _bytes_read(source: Survey, work: SampleWork | None) -> int:
     return source.size_bytes + round(source.unsized * mean)
 
 
-def _probe(spec: ScoringSpec, work: SampleWork) -> plan_model.ProbeResult:
-    """Return the statuses of the sample, with examples."""
+def _probe(spec: ScoringSpec, work: SampleWork, drawn: int) -> plan_model.ProbeResult:
+    """Return the statuses of the sample, with examples. `drawn` members were meant to be scored."""
     statuses, examples = dict[str, int](), dict[str, list[plan_model.ProbeExample]]()
     for outcome in work.outcomes:
         statuses[outcome.status] = statuses.get(outcome.status, 0) + 1
@@ -295,6 +295,7 @@ def _probe(spec: ScoringSpec, work: SampleWork) -> plan_model.ProbeResult:
     members = len(work.outcomes)
     refused = members - statuses.get(Status.OK, 0)
     return plan_model.ProbeResult(
+        drawn=drawn,
         members=members,
         scored=members if work.has_scored else 0,
         score_basis=MEASURED if work.has_scored else ESTIMATED,

@@ -41,6 +41,7 @@ def test_folder_becomes_a_table(score, photos, monkeypatch):
     shown = f"flagged by detectors 0.9000 {score_of(b'first'):+.2f} ok"
     assert lines[2].split()[1:] == shown.split()
     assert lines[3].endswith("corrupt_image")
+    assert "b: it does not decode" in lines
     assert "Demonstration" in lines[-1]
     assert lines.index(ERROR_RATES) == len(lines) - 2
 

@@ -22,12 +22,12 @@ def test_rate_counts_from_the_first_result_of_this_command():
     progress.advance(100, 1)
     clock.now = 110.0
     progress.advance(100, 2)
-    assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10.0 s  bad 3"
+    assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10.0 s  no score 3"
     progress = Progress(300, done=100, stream=io.StringIO(), clock=clock)
     progress.advance(50, 0)
     clock.now += 5.0
     progress.advance(50, 0)
-    assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10.0 s  bad 0"
+    assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10.0 s  no score 0"
 
 
 def test_rate_is_that_of_the_last_minutes():
@@ -40,7 +40,7 @@ def test_rate_is_that_of_the_last_minutes():
         clock.now += 1.0
         progress.advance(20 if second < 600 else 10, 0)
     assert (
-        progress.line(clock.now) == "score  18,000/100,000 (18%)  10.0 img/s  ETA 2 h 16 min  bad 0"
+        progress.line(clock.now) == "score  18,000/100,000 (18%)  10.0 img/s  ETA 2 h 16 min  no score 0"
     )
     clock.now += 100.0  # nothing ends
     assert "7.5 img/s" in progress.line(clock.now)

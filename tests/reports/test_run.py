@@ -169,7 +169,7 @@ def test_summary_counts_refusals_by_their_limit():
 
 def test_page_shows_counts_reasons_and_statuses(words):
     for said in (
-        "3,000 files: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored.",
+        "3,000 files: 150 flagged as fake, 40 left open, 2,800 with no evidence found, 10 could not be scored.",
         "150 5.0 %",
         "the score is between the two thresholds 38 95.0 %",
         "JPEG 2,741 91.4 %",
@@ -224,7 +224,7 @@ def test_null_and_absent_keys_give_the_same_page():
 def test_highest_scores_are_listed_with_their_container(words):
     assert "s3://picture-desk/harbour/boxes/box-11.tar › box-11/plates/" in words.replace("/ ", "/")
     assert "+7.69 0.9995 flagged as fake" in words
-    assert "+5.61 0.9964 abstained" in words
+    assert "+5.61 0.9964 left open" in words
     local = example_summary(top=[{**example_summary()["top"][0], "uri": "/archive/a b.jpg"}])
     assert '<a href="file:///archive/a%20b.jpg" rel="noreferrer">' in render_run_report(local)
 

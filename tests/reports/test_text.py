@@ -124,7 +124,7 @@ def test_summary_lines_of_a_finished_run():
     lines = summary_lines(example_summary(run="/data/my run"))
     text = "\n".join(lines)
     for said in (
-        "3,000 files: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored.",
+        "3,000 files: 150 flagged as fake, 40 left open, 2,800 with no evidence found, 10 could not be scored.",
         Status.CORRUPT_IMAGE.meaning,
         "e.g. s3://picture-desk/harbour/1987/scan-0012.jpg: broken data stream when reading image file",
         "e.g. s3://picture-desk/harbour/boxes/box-07.tar › box-07/0419.png",

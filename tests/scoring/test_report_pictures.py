@@ -9,7 +9,7 @@ import threading
 from contextlib import closing
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from ray_app.cli.main import main
 from ray_app.ensembles import load_ensemble_card
@@ -97,3 +97,23 @@ def test_small_picture_keeps_shape_and_bounds():
         with pytest.raises(InputError) as refused:
             small.make(bomb_png())
     assert refused.value.status is Status.IMAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_small_picture_is_upright(orientation):
+    stored = Image.new("RGB", (400, 200), "blue")
+    stored.paste("red", (0, 0, 200, 100))  # only the first quarter is red
+    stored.getexif()[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    stored.save(file, "JPEG", exif=stored.getexif(), quality=95)
+    with closing(ThumbnailMaker(BatchLimits(), ThumbnailLimits(100, 10_000))) as small:
+        data, _ = small.make(file.getvalue())
+    upright = ImageOps.exif_transpose(stored)
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.size == tuple(side // 4 for side in upright.size)
+        for x, y in ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
+            is_red, is_expected = (
+                image.getpixel((int(x * image.width), int(y * image.height)))[0] > 128
+                for image in (picture, upright)
+            )
+            assert is_red == is_expected

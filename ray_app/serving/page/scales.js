@@ -20,7 +20,7 @@ export function verdictScale(answer, ensemble, end) {
   return drawn("svg", { class: "scale", "aria-hidden": "true" },
     drawn("rect", { x: at(low, end), y: 6, width: `${50 * (clamp(high, end) - clamp(low, end)) / end}%`, height: 28, class: "band" }),
     drawn("line", { x1: 0, x2: "100%", y1: 20, y2: 20, class: "rail" }), ...cuts, marker,
-    label(0, "no evidence found"), high > low && label(at((high + low) / 2, end), "abstains", { "text-anchor": "middle" }),
+    label(0, "no evidence found"), high > low && label(at((high + low) / 2, end), "left open", { "text-anchor": "middle" }),
     label("100%", "fake", { "text-anchor": "end" }));
 }
 

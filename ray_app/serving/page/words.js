@@ -1,6 +1,6 @@
 /* Numbers, names, and answers as text, as in the run report. This module uses no elements and no requests. */
 
-export const VERDICTS = { fake: "flagged as fake", abstain: "abstained", real: "no evidence found" };
+export const VERDICTS = { fake: "flagged as fake", abstain: "left open", real: "no evidence found" };
 export const NONE = "–";
 
 const FLAGS = {
@@ -184,11 +184,11 @@ export function kindOf(answer) {
 /** Several verdicts in one sentence. */
 export function tally(items) {
   const of = (kind) => items.filter((item) => item.answer?.verdict === kind).length;
-  const [fake, abstained, real] = ["fake", "abstain", "real"].map(of);
+  const [fake, open, real] = ["fake", "abstain", "real"].map(of);
   const without = items.filter((item) => item.answer && !item.answer.verdict).length;
   const open = items.filter((item) => !item.answer).length;
   const parts = [`${fake || "none"} flagged as fake`];
-  if (abstained) parts.push(`${abstained} abstained`);
+  if (open) parts.push(`${open} left open`);
   if (real) parts.push(`${real} with no evidence found`);
   if (without) parts.push(`${without} could not be scored`);
   if (open) parts.push(`${open} not scored yet`);
