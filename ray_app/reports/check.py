@@ -206,7 +206,9 @@ def name_rows(rows: Sequence[Row], images: Sequence[str]) -> list[str]:
     if base == "/":
         base = ""  # Nothing to leave out: the names are absolute paths.
     return [
-        local_path(uri).removeprefix(f"{base}/" if base else "") if get_scheme(uri) == "file" else uri
+        local_path(uri).removeprefix(f"{base}/" if base else "")
+        if get_scheme(uri) == "file"
+        else uri
         for uri in (row["uri"] for row in rows)
     ]
 

@@ -249,10 +249,12 @@ def _describe_probe(plan: Plan) -> Lines:
         return
     action = "scored" if probe.scored else "decoded"
     processes = _count_processes(probe.processes, "process")
-    of_drawn = f" of {probe.drawn:,}" if probe.drawn > probe.members else ""
+    drawn = probe.drawn or probe.members
+    members = f"{probe.members:,} of {drawn:,}" if drawn > probe.members else f"{drawn:,}"
+    noun = "file" if drawn == 1 else "files"
     yield (
         "probe",
-        f"{probe.members:,}{of_drawn} {'file' if (probe.drawn or probe.members) == 1 else 'files'}, drawn evenly, {action} by {processes} of this machine, as in a run",
+        f"{members} {noun}, drawn evenly, {action} by {processes} of this machine, as in a run",
     )
     low, high = map(wording.percent, probe.refused_share.interval or (0.0, 1.0))
     if not probe.refused:

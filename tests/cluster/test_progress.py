@@ -40,7 +40,8 @@ def test_rate_is_that_of_the_last_minutes():
         clock.now += 1.0
         progress.advance(20 if second < 600 else 10, 0)
     assert (
-        progress.line(clock.now) == "score  18,000/100,000 (18%)  10.0 img/s  ETA 2 h 16 min  no score 0"
+        progress.line(clock.now)
+        == "score  18,000/100,000 (18%)  10.0 img/s  ETA 2 h 16 min  no score 0"
     )
     clock.now += 100.0  # nothing ends
     assert "7.5 img/s" in progress.line(clock.now)

@@ -9,6 +9,7 @@ before it lists anything.
 import json
 import math
 import os
+import shlex
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -290,9 +291,17 @@ def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
 
 
 def add_command(card: DetectorCard) -> str:
-    """Return the command that writes the card of this callable again."""
-    settings = _require_settings(card)
-    return f"touchstone detectors add {card.family}:{card.architecture.name} --python {settings.python} --folder {settings.folder}"
+    """Return the command that writes the card of this callable again, with the same options."""
+    settings, arguments = _require_settings(card), card.architecture.arguments
+    options = {
+        "--python": settings.python,
+        "--folder": settings.folder,
+        "--scores": arguments.get("scores", "log-odds"),
+        "--pictures": arguments.get("images", "arrays"),
+        "--licence": card.licence if card.terms != "none-stated" else None,
+    }
+    words = [f"{name} {shlex.quote(value)}" for name, value in options.items() if value]
+    return f"touchstone detectors add {card.family}:{card.architecture.name} {' '.join(words)}"
 
 
 def _describe_callable(card: DetectorCard) -> dict[str, Any]:

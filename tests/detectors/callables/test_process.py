@@ -129,6 +129,9 @@ def test_a_changed_source_is_another_detector(own_place):
     ):
         process.open()
     assert "touchstone detectors add callable:strange:two" in told.value.hint
+    assert told.value.hint.endswith(
+        f"--folder {own_place} --scores log-odds --pictures arrays --licence own"
+    )
 
 
 def test_callable_that_cannot_start_is_refused(own_place):
