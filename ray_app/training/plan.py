@@ -16,6 +16,7 @@ from ray_app.detectors import DetectorCard
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import ResolvedPrecision, autocast
 from ray_app.inference.spec import choose_precision
+from ray_app.reports.format import size as format_size
 from ray_app.training import job, networks
 from ray_app.training.config import Initial, TrainConfig
 
@@ -150,7 +151,7 @@ def format_source_lines(
         size = (
             ""
             if source["files"] is None
-            else f": {source['files']:,} files, {source['size_bytes'] / 1e9:,.1f} GB"
+            else f": {source['files']:,} files, {format_size(source['size_bytes'])}"
         )
         lines.append(
             f"{source['for'] + ' ':<10}{' '.join([*source['at'], *source['include']])}{size}; {source['counted']}"
@@ -159,7 +160,7 @@ def format_source_lines(
         for item in source["splits"]:
             text = f"{item['real'] + item['fake']:,} rows: {prefix}{item['real']:,} real, {prefix}{item['fake']:,} fake"
             lines.append(
-                f"          {item['split'] or 'no split'}  {text}{'' if item['taken'] else ', not taken'}"
+                f"          {item['split'] or 'no split'}  {text}{'' if item['taken'] else ', not used here'}"
             )
         published_subsets = [item for item in source["published"] if item["published"] is not None]
         lines += [
