@@ -418,6 +418,9 @@ def false_flags(
     if thresholds.false_positive_rate is None:
         return None
     fpr = measured_rate(thresholds.false_positive_rate, thresholds.n_real)
+    if thresholds.n_real and thresholds.upper_bound is not None:
+        # The bound on the card may be wider, because images of one family are alike.
+        fpr = fpr._replace(high=max(fpr.high, thresholds.upper_bound))
     shares: tuple[RightShare, ...] = ()
     if thresholds.true_positive_rate is not None:
         tpr = measured_rate(thresholds.true_positive_rate, thresholds.n_fake)

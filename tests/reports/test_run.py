@@ -65,6 +65,15 @@ def test_no_rate_and_no_interval_is_invented():
     assert share_right(0.5, 0.0, 0.0) is None
 
 
+def test_upper_bound_on_the_card_widens_the_interval():
+    plain = false_flags(thresholds(), scored=1000, raised=9, prior=0.01)
+    wider = false_flags(thresholds(upper_bound=0.1), scored=1000, raised=9, prior=0.01)
+    assert wider.expected.high == pytest.approx(100)
+    assert wider.expected.high > plain.expected.high
+    assert wider.expected.low == plain.expected.low
+    assert wider.shares[0].right_low < plain.shares[0].right_low
+
+
 def test_flags_within_the_expected_rate_are_explained_by_it():
     assert not false_flags(thresholds(), scored=2990, raised=150).is_explained_by_rate
     assert false_flags(thresholds(), scored=2990, raised=31).is_explained_by_rate
