@@ -1,7 +1,8 @@
 """Score encoded images in one process.
 
-`make_spec` turns the cards of an ensemble into a `ScoringSpec`. `BatchDecoder` decodes batches of
-images as the spec requires. `judge` turns the outputs of the detectors into decisions.
+A card is a YAML file that describes a detector or an ensemble. `make_spec` collects the cards and
+settings of an ensemble in a `ScoringSpec`. `BatchDecoder` decodes images, and prepares them in
+batches as the spec requires. `judge` turns the outputs of the detectors into verdicts.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,9 @@
 """Define the data that decoding passes to detectors.
 
-A `Batch` has one decoding result per member, and arrays with a fixed number of slots for the pixels
-of the images and of their perturbed views. Images that are not resized for a detector may stay
-encoded (`EncodedImages`).
+A `Batch` has one decoding result for each member, which is one file of an archive. It also has
+arrays of pixels with a fixed number of slots: one array for the images as they are, and one for each
+perturbed view, such as the images after JPEG compression. Images that are not resized for a detector
+may stay encoded (`EncodedImages`).
 """
 
 import logging
@@ -47,15 +48,16 @@ OWN_FAILURE = "Touchstone's own code failed: "
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """The result of decoding one member.
+    """The result of decoding one member, which is one file of an archive.
 
     Attributes:
-        status: `ok`, or the reason why the member has no pixels.
-        detail: Text with the numbers and names that explain the status. None for none.
+        status: `ok`, or the reason why the member has no pixels, such as `corrupt_image`.
+        detail: Text with the numbers and names that explain the status. None if there is no such
+            text.
         facts: Properties of the file. None if they are unknown.
-        provenance: What the file states about its origin, as JSON. None if the spec does not
-            request it, or if the file states nothing.
-        failure: The traceback, if a bug in Touchstone made the member fail.
+        provenance: What the file states about its origin, as JSON. None if the `ScoringSpec` does
+            not request it, or if the file states nothing.
+        failure: The traceback, if a bug in Touchstone made decoding fail. Otherwise None.
     """
 
     status: Status
@@ -66,9 +68,9 @@ class DecodeResult:
 
     @classmethod
     def from_failure(cls, error: Exception, facts: ImageFileFacts | None) -> "DecodeResult":
-        """Return the result for a member that failed because of a bug in Touchstone.
+        """Return the result for a file that a bug in Touchstone prevented from being decoded.
 
-        Only the hash and the format of `facts` are kept.
+        The status is DECODER_CRASHED. Only the hash and the format of `facts` are kept.
         """
         identity = None if facts is None else ImageFileFacts(facts.sha256, facts.format)
         trace = "".join(traceback.format_exception(error))
@@ -82,12 +84,13 @@ class DecodeResult:
 
 @dataclass(frozen=True)
 class PerturbedBatch:
-    """The images of a batch after one perturbation.
+    """The images of a batch after one perturbation, such as JPEG compression.
 
     Attributes:
-        pixels: As `Batch.pixels`, but images that are not resized are always `EncodedImages`.
-        sizes: For each member, the (width, height) of the perturbed image before it was resized for
-            detectors. None if the member has no perturbed image.
+        pixels: For each distinct preprocessing, one (slots, H, W, 3) array. `EncodedImages` if the
+            preprocessing does not resize.
+        sizes: For each file of the batch, the (width, height) of the perturbed image before it was
+            resized for detectors. None if there is no perturbed image.
     """
 
     pixels: tuple[BatchTensor, ...]
@@ -98,17 +101,21 @@ class PerturbedBatch:
 class Batch:
     """Decoded images in a fixed number of slots, which are the rows of the arrays.
 
+    A member is one file of an archive. A block is a group of members that one task scores, and is
+    divided into batches. Member i of a batch is in slot i.
+
     Attributes:
-        outcomes: The decoding result of each member, in slot order. Only the last batch of a block
-            has fewer members than slots.
+        outcomes: The decoding result of each member. Only the last batch of a block has fewer
+            members than slots.
         pixels: For each distinct preprocessing, one (slots, H, W, 3) array with zeros in unusable
             slots. If the preprocessing does not resize, one array or None per slot, or
             `EncodedImages`. Empty if no member could be decoded.
         sizes: The (width, height) of each member that has pixels, else None.
-        encoded: The files that are decoded again: for the second stage of a cascade, and for
-            detectors that read images in their own size. None for a file that does not decode.
-        views: The images after each perturbation of the spec. Empty if `pixels` is empty.
-        ids: The image ids of the members, if files are kept in the process that decoded them.
+        encoded: The files that are decoded again later. The second stage of a cascade needs them,
+            and detectors that read images in their own size. None for a file that does not decode.
+            Empty if no file is decoded again.
+        views: The images after each perturbation that the spec requests. Empty if `pixels` is empty.
+        ids: The image ids of the members. Empty if the ids are unknown.
     """
 
     outcomes: tuple[DecodeResult, ...]
@@ -132,7 +139,10 @@ class Batch:
 
     @property
     def files(self) -> list[MemberFile | None]:
-        """For each member, its image id and file if its file is decoded again, else None."""
+        """For each member, (image id, file) if the file is decoded again later, else None.
+
+        The second stage of a cascade decodes files again.
+        """
         ids = self.ids or (0,) * len(self.outcomes)
         files = self.encoded or (None,) * len(self.outcomes)
         return [
@@ -147,11 +157,18 @@ def count_file_bytes(file: File) -> int:
 
 
 def join_batches(batches: Sequence[Batch], slots: int) -> list[Batch]:
-    """Join batches of `slots` images each into one larger batch, which is returned in a list.
+    """Join decoded batches, so that a network processes their images in one forward pass.
 
-    The batches are returned unchanged in three cases: a preprocessing does not resize its images, a
-    batch has no pixels, or a batch before the last one is not full. The joined batch has neither
-    files nor ids.
+    The joined batch has neither files nor ids.
+
+    Args:
+        batches: Batches of `slots` images each. Only the last batch may have fewer images.
+        slots: The fixed number of images per batch.
+
+    Returns:
+        A list with only the joined batch. If the batches cannot be joined, the list has the batches
+        unchanged. They cannot be joined if a preprocessing does not resize its images, if a batch
+        has no pixels, or if a batch before the last one is not full.
     """
     is_full = all(batch.pixels and len(batch.outcomes) == slots for batch in batches[:-1]) and bool(
         batches[-1].pixels
@@ -191,13 +208,13 @@ CODEC_ERRORS = (OSError, ValueError, RuntimeError, Image.DecompressionBombError)
 
 @dataclass(frozen=True)
 class PreparedViews:
-    """The tensors of one image, unperturbed and in each view.
+    """The prepared tensors of one image: unperturbed, and after each requested perturbation.
 
     Attributes:
         tensors: One tensor of the unperturbed image per preprocessing. None if the tensor could not
             be prepared.
-        views: For each view, the size of the perturbed image and its tensors. None if the view
-            could not be prepared.
+        views: For each perturbation, the (width, height) of the perturbed image, and its tensor per
+            preprocessing. None if the perturbed image could not be prepared.
     """
 
     tensors: list[Pixels | None]
@@ -205,7 +222,9 @@ class PreparedViews:
 
 
 def apply_view(view: Perturbation, image: DecodedImage) -> Image.Image | None:
-    """Perturb an image. The result is None if a codec fails, and the same in every call.
+    """Return an image after a perturbation, or None if a codec cannot encode the image.
+
+    Random perturbations use a seed from the file's hash, so each call returns the same pixels.
 
     Raises:
         MemoryError: Memory runs out. This does not give None, because the available memory must not
@@ -218,14 +237,15 @@ def apply_view(view: Perturbation, image: DecodedImage) -> Image.Image | None:
 
 
 class DetectorInput(NamedTuple):
-    """A preprocessing and the detectors that read its images.
+    """A preprocessing, and the detectors that read the images which it prepares.
 
     Attributes:
-        preprocessing: How images are prepared for the detectors.
+        preprocessing: How images are resized and cropped for the detectors.
         shape: (height, width) of a prepared image, or None if images are not resized.
         detectors: Names of the detectors.
-        is_described: Whether the describer reads the images, too. Images are then prepared even if
-            no detector scores images of their size.
+        is_described: Whether the describer, which guesses the prompt of an image, also reads the
+            prepared images. Images are then prepared even if no detector scores images of their
+            size.
     """
 
     preprocessing: Preprocessing
@@ -244,7 +264,15 @@ class ImageDecoder(Protocol):
         """
 
     def prepare(self, target: DetectorInput, image: Image.Image) -> Pixels | None:
-        """Prepare an image for detectors, or return None if none of them scores it."""
+        """Prepare an image for the detectors of `target`.
+
+        Args:
+            target: The preprocessing and its detectors.
+            image: The RGB image.
+
+        Returns:
+            The (height, width, 3) pixels. None if none of the detectors scores the image.
+        """
 
 
 # Pixels of decoded images that are kept while their views are read. This is the number that goes
@@ -253,10 +281,11 @@ KEPT_PIXELS = 2**23
 
 
 class BatchImages:
-    """The files of a batch, each of which is decoded once for all its views.
+    """The encoded files of a batch, with a cache of decoded images.
 
-    A large image is decoded again for each view. The memory that it reserves on the node is
-    released as soon as one view was read, so the image cannot be kept.
+    Detectors read an image once unperturbed, and once after each perturbation. The cache avoids
+    decoding it each time. A large image is not kept, but decoded again. It would hold memory that all
+    processes of the node share.
 
     Args:
         decoder: Decodes the files, and counts them.
@@ -306,13 +335,16 @@ class BatchImages:
 
 
 class EncodedImages:
-    """The images of a batch in one preprocessing and one view, decoded when they are read.
+    """The images of a batch for one preprocessing, which are decoded only when a detector reads them.
+
+    They take the place of an array in `Batch.pixels` if the preprocessing does not resize. Such
+    images may be too large to keep all of them decoded.
 
     Args:
         decoder: Prepares the images for the detectors.
-        images: The files of the batch, which are decoded here.
-        target: The preprocessing and the detectors that read it.
-        view: The perturbation of the view. None for the unperturbed images.
+        images: The files of the batch.
+        target: The preprocessing, and the detectors that read its images.
+        view: The perturbation to apply before the preprocessing. None for the unperturbed images.
     """
 
     def __init__(
@@ -357,10 +389,10 @@ class EncodedImages:
 
 
 def images_at(images: Pixels | Ragged | EncodedImages, slots: Sequence[int]) -> dict[int, Pixels]:
-    """Return the images at some slots of a batch.
+    """Return the prepared images at some slots of a batch, and decode them if necessary.
 
     Args:
-        images: The images of the batch in one preprocessing, usually one that does not resize.
+        images: An entry of `Batch.pixels`: the images of the batch for one preprocessing.
         slots: The positions of the images in the batch.
 
     Returns:

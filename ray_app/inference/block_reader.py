@@ -1,6 +1,7 @@
-"""Read the members of a block as batches of uint8 tensors (`BlockReader`).
+"""Read the files of a block as batches of uint8 tensors (`BlockReader`).
 
-Bytes are fetched ahead of the decoder.
+A block is a group of files that one task scores. The bytes of the next files are fetched while the
+decoder decodes earlier ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,10 +30,13 @@ MEMBER_BYTES = "member_bytes"  # The name of a count.
 
 
 class BlockReader:
-    """Fetch and decode blocks of members on one core.
+    """Fetch and decode the members of blocks on one core.
+
+    A member is one file of the archive. A block is a group of members that one task scores.
 
     Args:
-        spec: Determines how many members are in a batch, and whether sidecars are read.
+        spec: Determines how many members are in a batch, and whether the sidecar of a file is read,
+            which states the file's origin.
         clock: Counts the seconds of fetching.
         fetcher: Reads the bytes of the members.
         decoder: Decodes these bytes. `close` of the reader closes the decoder.
@@ -65,18 +69,19 @@ class BlockReader:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The total encoded bytes of the members that this reader has read, as one counter.
+        """The counter `member_bytes`: the total encoded size of the files that were read.
 
-        The fetcher's `bytes_read` is larger if it also had to read other members of a container.
+        `bytes_read` of the fetcher can be larger, because reading a file from a container, such as
+        a tar, may also read its neighbours.
         """
         return {MEMBER_BYTES: self._member_bytes}
 
     def read(
         self, members: Sequence["ManifestMember"], results: list[DecodeResult] | None = None
     ) -> Iterator[Batch]:
-        """Yield the batches of a block, in slot order.
+        """Yield the members of a block in decoded batches, in the order of `members`.
 
-        A member that cannot be read or decoded leaves its slot empty.
+        A member that cannot be read or decoded leaves its slot of the batch empty.
 
         Args:
             members: The members of the block.

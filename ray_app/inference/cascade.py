@@ -37,12 +37,16 @@ KEPT_BYTES = 64 * 2**20
 
 
 class SecondStage:
-    """Decode undecided members again from their files, and score them with the second stage.
+    """Score the images of a cascade that its first stage leaves undecided.
+
+    The files of these images are decoded again, and scored by the costly detectors of the second
+    stage.
 
     Args:
-        spec: The detectors and views of the stage (see `ScoringSpec.for_stage`).
+        spec: The spec of the second-stage detectors (see `ScoringSpec.select_detectors`).
         scorer: Holds the loaded detectors.
-        decoder: The decoder of the process, whose crash marker and child process are used.
+        decoder: The decoder of the process. Its protection against files that crash the decoder
+            (`CrashSafeDecoder`) is also used here.
     """
 
     def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder) -> None:
@@ -61,17 +65,18 @@ class SecondStage:
         return readings.finish()
 
     def take_seconds(self) -> dict[str, float]:
-        """Return the seconds that each stage of scoring took since the last call."""
+        """Return the seconds since the last call by name of the step, such as `decode` or `score`."""
         seconds = self._clock.take()
         self._spent_ms += 1000 * sum(seconds.values())
         return seconds
 
     @property
     def counts(self) -> dict[str, int]:
-        """Totals since this object was created, by name of the count.
+        """Totals since this object was created, by name.
 
-        They are the members that were scored, the milliseconds that this took, and the images that
-        were decoded. Only time that `take_seconds` has returned counts.
+        `looked_again` counts the scored images, `looked_again_ms` the milliseconds for them, and
+        `decoded` the decoded images. The milliseconds include only time that `take_seconds` has
+        already returned.
         """
         return {
             RESCORED: self._scored,
@@ -81,24 +86,28 @@ class SecondStage:
 
 
 class CascadeScorer:
-    """Score the batches of a block with all detectors of one process, and add captions last.
+    """Score batches of images with all detectors of one process, and add captions last.
 
-    In a cascade, batches must carry their files (`BatchDecoder` with `keeps_files`).
+    It also scores an ensemble that is not a cascade, which has only a first stage. For a cascade,
+    the batches must contain their files (`BatchDecoder` with `keeps_files`), because the second
+    stage decodes undecided images again. A caption is the describer's guess at the prompt of an
+    image.
 
     Args:
         spec: The spec of the whole ensemble. Its first stage scores every batch.
-        scorer: Holds the loaded detectors: those of both stages, or those of one pool.
+        scorer: Holds the loaded detectors. They may be only some of the ensemble's detectors, if
+            the others are in other processes.
         decoder: Decodes undecided images again.
-        clock: Counts the seconds of all stages of scoring.
-        kept_bytes: Bytes of files and of describer inputs that are kept. When they reach this
-            limit, the second stage and the describer process the batches up to there. One batch may
-            exceed the limit.
+        clock: Counts the seconds of all steps of scoring, such as `decode`.
+        kept_bytes: Maximum size in bytes of the files and describer inputs that are kept. When they
+            reach this limit, the second stage and the describer process them. One batch may exceed
+            the limit.
         describing: The describer that adds captions. None for no captions.
 
     Attributes:
         detectors: The scorer with all detectors of the process.
         first: The scorer with the detectors of the first stage.
-        late: The second stage. None if the process has no detectors of it.
+        late: The second stage. None if the process has no second-stage detectors.
     """
 
     def __init__(
@@ -128,7 +137,10 @@ class CascadeScorer:
     def score(
         self, batches: Iterable[Batch], only: Collection[str] | None = None
     ) -> DetectorOutputs:
-        """Return the outputs of the detectors for all members of the batches, in order.
+        """Return the outputs of the detectors for all images of the batches, in order.
+
+        The second stage scores the images that the first stage leaves undecided. Captions are added
+        last.
 
         Args:
             batches: Decoded images.
@@ -153,14 +165,16 @@ class CascadeScorer:
         files: Sequence[MemberFile | None],
         first: DetectorOutputs,
     ) -> DetectorOutputs:
-        """Score undecided members with the second stage, and return all outputs of both stages.
-
-        If this process has no detectors of the second stage, `first` is returned unchanged.
+        """Score the images that the first stage of a cascade leaves undecided.
 
         Args:
-            outcomes: The decoding result of each member.
-            files: The file of each member. It may be None for a member that cannot be undecided.
+            outcomes: The decoding result of each image.
+            files: The image id and file of each image. None for an image that was not decoded.
             first: Outputs of the first stage.
+
+        Returns:
+            The outputs of both stages. If this process has no second-stage detectors, `first`
+            unchanged.
         """
         if self.late is None:
             return first

@@ -26,8 +26,9 @@ class CheckedFile(NamedTuple):
     """The result of one file.
 
     Attributes:
-        row: The result row.
-        picture: A small copy of the image as JPEG. None if there is none.
+        row: The result as JSON values, with the keys of `Result.to_dict`, `uri`, and `provenance`.
+        picture: A small copy of the image as JPEG. None if small copies are not requested, or if
+            the file does not decode.
     """
 
     row: dict[str, Any]
@@ -41,7 +42,9 @@ def check_files(
     accept_licences: Sequence[str] = (),
     picture_size: ThumbnailLimits | None = None,
 ) -> Generator[CheckedFile, None, None]:
-    """Score files, and yield the result row of each in order.
+    """Score files with an ensemble, and yield the result row of each file in order.
+
+    Child processes decode the files, so that a file cannot crash this process.
 
     Args:
         files: The files to score.

@@ -1,8 +1,9 @@
-"""Decide on each image of a block (`judge`) from the outputs of detectors (`DetectorOutputs`).
+"""Turn the outputs of detectors (`DetectorOutputs`) into a verdict on each image (`judge`).
 
-`DetectorOutputs` is a table with one row per image. Each column is identified by view, detector,
-and kind of output. Each field of `detectors.detector.BatchPrediction` is a kind, so a new field
-needs no code here. Importing this module does not import torch.
+`DetectorOutputs` is a table with one row per image. A column is identified by the view of the image
+(unchanged, or after one perturbation), the detector, and the kind of output, such as `scores`. Each
+field of `detectors.detector.BatchPrediction` is a kind, so a new field needs no code here. Importing
+this module does not import torch.
 """
 
 import functools
@@ -93,7 +94,15 @@ class DetectorOutputs:
         )
 
     def get(self, kind: str, view: str = CLEAN) -> dict[str, Any]:
-        """Return the columns of one kind and view, by detector."""
+        """Return the columns of one kind of output, such as `scores`, by detector.
+
+        Args:
+            kind: The kind of output.
+            view: The name of a perturbation. The default is the unchanged image.
+
+        Returns:
+            The columns. Empty if there is no such output.
+        """
         columns = {}
         for key, column in self.columns.items():
             if key.kind == kind and key.view == view:
@@ -101,7 +110,10 @@ class DetectorOutputs:
         return columns
 
     def by_view(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Return the columns of one kind in every view except `CLEAN`, by view and detector."""
+        """Return the outputs of one kind for perturbed images: {perturbation: {detector: column}}.
+
+        Outputs for the unchanged images are left out.
+        """
         columns: dict[str, dict[str, Any]] = {}
         for key, column in self.columns.items():
             if key.kind == kind and key.view != CLEAN:
@@ -110,7 +122,7 @@ class DetectorOutputs:
 
     @property
     def scores(self) -> Scores:
-        """The scores of the unchanged images, by detector."""
+        """The scores (log-odds of fake) of the unchanged images, by detector. NaN is no score."""
         return self.get(SCORES)
 
     @property
@@ -153,7 +165,15 @@ class DetectorOutputs:
     def sort(self, names: Iterable[str], views: Iterable[str]) -> "DetectorOutputs":
         """Return the columns in the order of `views`, and within a view in the order of `names`.
 
-        The unchanged images come first. Detectors in one process give their columns in this order.
+        The unchanged images come first. Use this after `merge`, so that the order does not depend on
+        which process ran which detector.
+
+        Args:
+            names: The names of the detectors.
+            views: The names of the perturbations.
+
+        Returns:
+            The outputs with the same columns, sorted.
         """
         detector_ranks = {name: rank for rank, name in enumerate(names)}
         view_ranks = {view: rank for rank, view in enumerate([CLEAN, *views])}
@@ -184,8 +204,8 @@ class DetectorOutputs:
     def without(self, rows: Collection[int]) -> "DetectorOutputs":
         """Return the outputs with masks, replies, captions, and failures set to None at `rows`.
 
-        The numeric columns keep their values at `rows`. Callers pass images without a score, and
-        the result row of such an image contains no numbers.
+        Use it to remove these outputs of images that have no score. Scores and embeddings at `rows`
+        are not changed, because the result row of an image without a score contains no numbers.
         """
         return DetectorOutputs({
             key: [None if row in rows else item for row, item in enumerate(column)] if key.kind in LISTS else column
@@ -219,15 +239,18 @@ def blank(kind: str, count: int, shape: Sequence[int] = ()) -> Any:
 def identified(
     spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float32]]
 ) -> identifier.Identified | None:
-    """Identify the generator of each image with the identifier of the spec.
+    """Predict with which generator each image was made.
+
+    The prediction is that of the identifier, a model that reads the embeddings of one detector. The
+    card of the ensemble may name an identifier.
 
     Args:
         spec: The spec of the whole ensemble.
         embeddings: The embeddings (n, d) of the images, by detector.
 
     Returns:
-        The generators of all images. None if the spec has no identifier, or if `embeddings` lacks
-        the detector whose embeddings the identifier reads.
+        The predictions for all images. None if the ensemble has no identifier, or if `embeddings`
+        lacks the detector whose embeddings the identifier reads.
 
     Raises:
         DetectorError: The weights of the identifier are missing.
@@ -239,9 +262,11 @@ def identified(
 
 
 def require_embeddings(spec: ScoringSpec) -> None:
-    """Check that identifier and describer were fitted on the embeddings that the spec computes.
+    """Check that an ensemble's identifier and describer fit the embeddings that they will read.
 
-    Embeddings in bf16 and in fp32 are treated as equal.
+    The identifier predicts the generator of an image, and the describer its prompt. Both may read
+    the embeddings of a detector. They must have been fitted on embeddings with the detector and
+    settings of the spec. Embeddings in bf16 and in fp32 are treated as equal.
 
     Raises:
         ConfigError: The embeddings differ. The message lists the differences.
@@ -318,10 +343,10 @@ class BlockResult:
 
     @property
     def findings(self) -> list[Finding]:
-        """The finding for each image: the conclusion on its origin, with the grounds for it.
+        """The finding for each image: the conclusion on its origin, with the evidence for it.
 
-        It considers what the file states about its origin, and the verdict. If an image has no
-        score, only the statements in its file are considered.
+        The evidence is the verdict, and what the file states about its origin. If an image has no
+        score, the only evidence is what its file states.
         """
         verdicts = [
             verdict if outcome.status is Status.OK else None
@@ -341,10 +366,10 @@ def judge(
     *,
     names: bool = True,
 ) -> BlockResult:
-    """Decide whether each image is fake, and identify its generator.
+    """Decide from the detectors' outputs whether each image is fake, and predict its generator.
 
-    The status becomes `detector_failed` if an image was decoded and no detector gave a score,
-    although at least one detector should have scored it.
+    The status of a decoded image becomes `detector_failed` if no detector gave a score. The status
+    stays `ok` if the image is outside the sizes that the detectors score.
 
     Args:
         spec: The spec that the images were scored with.
@@ -352,7 +377,7 @@ def judge(
         outputs: The outputs of the detectors.
         clock: Measures the time for identifying generators as the stage `identify`. None for no
             measurement.
-        names: Whether to identify generators, if the spec has an identifier.
+        names: Whether to predict the names of generators. Ignored if the ensemble has no identifier.
 
     Returns:
         The outcomes with changed statuses, the outputs, the decisions, and the generators.
@@ -400,10 +425,14 @@ def judge(
 
 
 def find_audited_members(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult]) -> list[bool]:
-    """Return for each member whether the audit of a cascade selects it.
+    """Return for each image whether the audit of a cascade selects it.
 
-    The audit selects members by the hash of their bytes. The second stage scores them even if the
-    first stage decided on them. The list is empty if the ensemble is not a cascade.
+    The second stage of a cascade scores the images that its first stage leaves undecided. To check
+    the first stage, it also scores a random sample of the other images, the audit. The hash of a
+    file decides whether it is in the sample.
+
+    Returns:
+        One bool per image. Empty if the ensemble is not a cascade.
     """
     return select_audited(
         spec.ensemble,
@@ -414,15 +443,18 @@ def find_audited_members(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResul
 def second_stage_rows(
     spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs
 ) -> list[int]:
-    """Return the rows, ascending, that the second stage of a cascade scores.
+    """Return the positions of the images that the second stage of a cascade must score.
+
+    They are the images that the first stage leaves undecided, and those that the audit selects as a
+    check. An image without a first-stage score is not among them.
 
     Args:
         spec: The spec of the whole ensemble.
-        outcomes: The decoding result of each member.
+        outcomes: The decoding result of each image.
         outputs: At least the outputs of the first stage.
 
     Returns:
-        The rows. Empty if the ensemble is not a cascade.
+        Indices into `outcomes`, ascending. Empty if the ensemble is not a cascade.
     """
     if spec.ensemble.cascade is None:
         return []
@@ -444,15 +476,18 @@ def second_stage_rows(
 def rows_to_describe(
     spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs
 ) -> list[int]:
-    """Return the rows of the images that get a caption, ascending.
+    """Return the positions of the images that get a caption, which is a guess at their prompt.
 
-    The profile of the ensemble requests captions either for all images with a score, or for the
+    The card of the ensemble requests captions either for all images with a score, or only for the
     images with the verdict `fake`.
 
     Args:
         spec: The spec of the whole ensemble.
         outcomes: The decoding result of each image.
         outputs: The outputs of all detectors.
+
+    Returns:
+        Indices into `outcomes`, ascending. Empty if the ensemble requests no captions.
     """
     profile = spec.ensemble.profile
     if profile is None or spec.describer is None:
@@ -485,17 +520,27 @@ def describe_replies(replies: Mapping[str, Sequence[str | None]]) -> dict[str, l
 
 
 def is_blank(flags: Sequence[str] | None) -> bool:
-    """Return whether the flags of an image state that it has no content to judge."""
+    """Return whether an image has no content to judge, such as a blank page.
+
+    `flags` are the flags of its `ImageFileFacts`. None counts as no flags.
+    """
     return NO_CONTENT in (flags or ())
 
 
 def collect_bounded_facts(
     spec: ScoringSpec, files: Sequence[ImageFileFacts | None]
 ) -> card_sections.Facts:
-    """Collect the facts of images for which a card of the spec sets bounds.
+    """Collect the facts of images on which a detector's decision to abstain depends.
+
+    The card of a detector can set bounds on facts, such as `jpeg_quality`. The detector abstains on
+    an image beyond a bound.
+
+    Args:
+        spec: The spec of the whole ensemble.
+        files: The facts of each file. None if they are unknown.
 
     Returns:
-        For each such fact, its value for each file. None for an unknown value.
+        For each fact that a card bounds, its value for each file. None for an unknown value.
     """
     fields = {name: card_sections.FACTS[name][0] for name in spec.bounded}
     return {
@@ -519,8 +564,9 @@ def describe_range_violations(
 
     Returns:
         By detector, the reason for each image, or None for an image in range. A detector for which
-        all images are in range is left out. If the card of the ensemble records the population of
-        its calibration, the key `IMAGE` has the reasons why images differ from that population.
+        all images are in range is left out. The card of the ensemble may record the sizes and
+        formats of the images that it was calibrated on. The key `IMAGE` then has the reasons why
+        images differ from these.
     """
     reasons: dict[str, list[str | None]] = {}
     population = spec.ensemble.population

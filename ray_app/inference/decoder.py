@@ -92,7 +92,7 @@ class StageClock:
             self._nested = outer + elapsed
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Add the seconds by stage that another worker measured for the same block of members."""
+        """Add seconds by stage, such as those that another worker measured for the same files."""
         for stage, elapsed in seconds.items():
             self.seconds[stage] += elapsed
 
@@ -152,15 +152,18 @@ class CrashSafeDecoder:
         self._closing.close()
 
     def read_crash_markers(self) -> None:
-        """Update which members have killed a worker of this node. Call it once per block."""
+        """Read from the crash markers which files have killed a process of this node.
+
+        These files are then decoded in a child process. Call this method before each block of files.
+        """
         if self._marker_dir is not None and self._marker is not None:
             self._suspects = CrashMarker.read_crashed_ids(self._marker_dir, own=self._marker.path)
 
     def is_suspect(self, image_id: int) -> bool:
-        """Return whether a member must be decoded in a child process.
+        """Return whether a file must be decoded in a child process.
 
-        This is true if the member killed a process. It is true for all members if `children` were
-        given, or if so many processes died that the decoding library is to blame.
+        This is true if decoding the file has killed a process. It is true for all files if
+        `children` were given, or if so many processes died that the decoding library is to blame.
         """
         return (
             self._always_isolates
@@ -170,9 +173,9 @@ class CrashSafeDecoder:
 
     @contextmanager
     def mark_crash(self, image_id: int, timeout_factor: float = 1.0) -> Iterator[None]:
-        """Name a member in the crash marker of this process for the `with` block.
+        """Write in the crash marker of this process which file the `with` block decodes.
 
-        If the process dies or hangs inside the block, later processes decode the member in a child
+        If the process dies or hangs inside the block, later processes decode the file in a child
         process. The block may take `timeout_factor` times the wall limit.
         """
         if self._marker is None:
@@ -194,7 +197,7 @@ class CrashSafeDecoder:
         and the image must not be used after the block.
 
         Args:
-            image_id: The member that is blamed for a crash.
+            image_id: The id of the file, which the crash marker names.
             data: The file, or the error of a file that is missing. The error is raised.
             clock: Measures the time for decoding and waiting.
             bytes_per_pixel: Memory for the image and all that is prepared from it, per pixel.
@@ -261,19 +264,23 @@ def _reserve_turn(
 
 
 class BatchDecoder:
-    """Decode images, and prepare them in batches as a spec requires.
+    """Decode images, and prepare them in batches for the detectors of a spec.
 
     Args:
-        spec: Has the preprocessings, views, limits, and batch size.
-        clock: Measures the time of each stage.
+        spec: Has the preprocessings, perturbations, limits, and batch size.
+        clock: Measures the time of each step, such as `decode` and `prepare`.
         marker_dir: Folder for crash markers (see `CrashSafeDecoder`).
-        hand_over: Whether images that are not resized are passed on as files. They are then decoded
-            when a detector reads them, in this process or in another (see `complete`).
-        keeps_files: Whether batches carry all files, since some members may be decoded again.
+        hand_over: Whether a batch contains encoded files in place of images that are not resized.
+            The process that scores the batch decodes the files (see `complete`).
+        keeps_files: Whether batches contain all files. A cascade needs this, because its second
+            stage decodes some files again.
         wall_limit_s: Seconds that decoding one image may take.
         budget: Memory for large images, which all processes of this node share.
-        careful: Decodes single images. Several `BatchDecoder`s may share it. None creates one from
-            the other arguments.
+        careful: The `CrashSafeDecoder` that decodes single images. Several `BatchDecoder`s may share
+            it. None creates one from `marker_dir`, `wall_limit_s`, and `budget`.
+
+    Attributes:
+        counts: `decoded`, the number of images that were decoded.
     """
 
     def __init__(
@@ -303,9 +310,10 @@ class BatchDecoder:
         self._scored = self._inputs[: len(spec.scored_preprocessings)]
 
     def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
-        """Return a decoder for another spec that shares the crash marker and the child process.
+        """Return a decoder for another spec, such as the second stage of a cascade.
 
-        The new decoder has its own counts, and reads no provenance.
+        Both decoders share the crash marker and the child process. The new decoder has its own
+        counts, and does not read what files state about their origin.
         """
         return BatchDecoder(replace(spec, provenance=None), clock, careful=self.careful)
 
@@ -314,15 +322,18 @@ class BatchDecoder:
         self.careful.close()
 
     def decode(self, fetched: Iterable[tuple[int, File | PreparedImage | InputError]]) -> Batch:
-        """Decode up to `slots` members, one after another.
+        """Decode and prepare the images of one batch, one after another.
 
-        The bytes of a member are released before the next member is requested, unless the batch
-        carries its file.
+        The bytes of a file are released before the next file is requested, unless the batch contains
+        the file.
 
         Args:
-            fetched: For each member, its image id and one of: the bytes of the file, a PIL image,
-                the error for a missing file, or a `PreparedImage`, which is not prepared again. For
-                a `PreparedImage`, the spec must have no views.
+            fetched: For each of up to `spec.slots` images, its id and one of: the bytes of the file,
+                a PIL image, the error for a missing file, or a `PreparedImage`. A `PreparedImage` is
+                not prepared again, and requires a spec without perturbations.
+
+        Returns:
+            The batch. An image that does not decode has the reason in `outcomes`, and no pixels.
         """
         ids, members, encoded = list[int](), list[_Member](), list[File | None]()
         for image_id, data in fetched:
@@ -372,10 +383,11 @@ class BatchDecoder:
         return any(self._spec.is_scored(name, width, height) for name in native)
 
     def complete(self, batch: Batch) -> Batch:
-        """Return a batch whose files detectors can read as images (`EncodedImages`).
+        """Make the encoded files of a batch readable for detectors.
 
-        Call it in the process that scores the batch, if the batch was decoded with `hand_over`. The
-        images may be large, so each is decoded only when a detector reads it.
+        Call it in the process that scores a batch that was decoded with `hand_over`. In the returned
+        batch, images that are not resized are `EncodedImages`. These images may be large, so each is
+        decoded only when a detector reads it. A batch without files is returned unchanged.
         """
         if not batch.encoded or not batch.pixels:
             return batch
@@ -557,10 +569,10 @@ class BatchDecoder:
 
 
 def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
-    """Return the memory in bytes that very large files may take together on a node.
+    """Return the memory budget of a node for encoded files over 64 MiB, in bytes.
 
-    These are encoded files that are larger than AHEAD_BYTES. At least one file of the maximum size
-    always fits.
+    A worker reads smaller files ahead without a budget. The budget has room for at least one file
+    of the maximum size.
 
     Args:
         decode_bytes: Memory that large images may take on the node.

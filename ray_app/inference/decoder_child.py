@@ -67,16 +67,18 @@ _STATM = Path("/proc/self/statm")
 
 
 class DecodeRequest(Frozen):
-    """A request to decode and prepare a file.
+    """A request to a child process to decode a file, and to prepare the image for detectors.
 
     Attributes:
-        preprocessings: The preprocessings to apply. Each that resizes gives one tensor. None
-            requests the RGB pixels instead of tensors.
-        resize: How images are resized.
-        provenance: How the provenance of the file is read. None does not read it.
-        native: Whether native code may read a C2PA manifest.
-        measured: Whether the facts include values that are measured on pixels.
-        sidecar_bytes: The number of bytes of the sidecar, which is sent after the file.
+        preprocessings: The preprocessings to apply. Each preprocessing that resizes gives one
+            tensor. None requests the RGB pixels instead of tensors.
+        resize: `exact` resizes with the libraries of the detectors' authors, `fast` with torch.
+        provenance: How to read what the file states about its origin. None does not read it.
+        native: Whether native code may read a C2PA manifest. False for a file with which that code
+            crashed.
+        measured: Whether the facts include values that are measured on pixels, such as `texture`.
+        sidecar_bytes: The size of the sidecar, a second file with statements on the origin. It is
+            sent after the file. 0 for no sidecar.
     """
 
     preprocessings: tuple[Preprocessing, ...] | None = None

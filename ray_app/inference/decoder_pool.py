@@ -171,7 +171,15 @@ class DecoderProcess(ChildProcess):
     def peek(self, data: bytes, request: DecodeRequest = _PIXELS) -> "PeekedFile":
         """Send a file to the child, which reads its header, and decodes it unless it is large.
 
-        Call `finish`, `decode`, or `close` of the result before you send another file.
+        A large image waits, so that the caller can first reserve memory for it. Call `finish`,
+        `decode`, or `close` of the result before you send another file.
+
+        Args:
+            data: The bytes of the file.
+            request: What to prepare. The default is the RGB pixels.
+
+        Returns:
+            The file, with the estimated cost of decoding it.
 
         Raises:
             ImageRefused: The child rejected the image, crashed (DECODER_CRASHED), or took too long
@@ -198,10 +206,15 @@ class DecoderProcess(ChildProcess):
     def finish(self, data: bytes, request: DecodeRequest, timeout_factor: float) -> Answer:
         """Let the child decode the large image whose header `peek` has read.
 
+        Use `PeekedFile.finish` instead, which calls this method.
+
         Args:
             data: The bytes of the file, as passed to `peek`.
             request: The request, as passed to `peek`.
             timeout_factor: Factor by which the wall limit is multiplied.
+
+        Returns:
+            The child's `Report` on the file, and the bytes of the prepared pixels.
 
         Raises:
             ImageRefused: The child rejected the image, crashed (DECODER_CRASHED), or took too long
@@ -364,11 +377,15 @@ class DecoderProcess(ChildProcess):
 
 
 class PeekedFile:
-    """A file whose header a child process has read. Call `decode`, `finish`, or `close` once.
+    """A file that was sent to a child process, which has read its header.
+
+    The child has also decoded the image, unless it is large. A large image is decoded only when
+    `decode` or `finish` is called, so that the caller can first reserve `demand.peak_bytes` of
+    memory. Call `decode` to get an image, `finish` to get the child's answer, or `close`.
 
     Attributes:
-        demand: The cost of decoding, with the memory of the child and of this process. A large
-            image is decoded only when `decode` or `finish` is called.
+        demand: The number of pixels, and the peak memory for decoding in the child and in this
+            process together. Both are 0 if the image is already decoded.
     """
 
     def __init__(
@@ -390,7 +407,9 @@ class PeekedFile:
         return inspect_bytes(self._data)
 
     def decode(self) -> DecodedImage:
-        """Wait until the image is decoded, and return it. Can be called once.
+        """Wait until the child has decoded the image, and return the image. Call it only once.
+
+        The file must have been sent with a request for RGB pixels, the default of `peek`.
 
         Raises:
             ImageRefused: The image is rejected.
@@ -399,7 +418,10 @@ class PeekedFile:
         return DecodedImage(Image.frombytes("RGB", _size(report.facts), pixels), report.facts)
 
     def finish(self) -> Answer:
-        """Wait until the image is decoded, and return the child's answer. Can be called once.
+        """Wait until the child has decoded and prepared the image. Call it only once.
+
+        Returns:
+            The child's `Report` on the file, and the bytes of the prepared pixels.
 
         Raises:
             ImageRefused: The image is rejected.
@@ -414,14 +436,21 @@ class PeekedFile:
             self._return_child()
 
     def close(self) -> None:
-        """Give up the image: end the child if it still waits for permission to decode it."""
+        """Cancel a large image that is not decoded yet, by ending the child process.
+
+        Does nothing if the image is decoded.
+        """
         if self._is_pending:
             self._is_pending = False
             self._child.close()
             self._return_child()
 
     def return_child_to(self, idle: "queue.SimpleQueue[DecoderProcess]") -> None:
-        """Set the queue that receives the child as soon as the child no longer needs this file."""
+        """Put the child process into a queue of idle children as soon as this file is finished.
+
+        That is now if the image is already decoded. Otherwise it is after `decode`, `finish`, or
+        `close`.
+        """
         self._idle = idle
         if not self._is_pending:
             self._return_child()
