@@ -1,4 +1,4 @@
-"""Move prepared pixels to a GPU, and choose the size of its batches.
+"""Move prepared pixels to a GPU, and choose how many images a forward pass has.
 
 `DeviceUpload` copies tensors to a GPU through reused pinned buffers (`PinnedRing`).
 `measure_batches` runs batches of increasing size, as far as memory allows, and `choose_batch_size`
@@ -150,10 +150,11 @@ class MeasuredBatch(NamedTuple):
 
 
 def batch_sizes(slots: int, max_size: int) -> list[int]:
-    """Return the batch sizes to measure, ascending.
+    """Return the batch sizes for `measure_batches` to measure, ascending.
 
-    Parts of `slots` come first: an eighth, a quarter, and a half, as far as these are integers. Then
-    come `slots` and its multiples by 2, 4, 8, …, up to `max_size`.
+    They are an eighth, a quarter, and a half of `slots`, as far as these are integers. Then come
+    `slots` and its multiples by 2, 4, 8, …, up to `max_size`. For 64 and 256, the result is 8, 16,
+    32, 64, 128, and 256.
 
     Args:
         slots: The number of images in a decoded batch.
@@ -168,15 +169,19 @@ def batch_sizes(slots: int, max_size: int) -> list[int]:
 def measure_batches(
     sizes: Iterable[int], run: Callable[[int], object], meter: DeviceMeter
 ) -> list[MeasuredBatch]:
-    """Measure batches of increasing size, until a batch is too large or takes long enough.
+    """Measure the speed of a forward pass with batches of increasing size.
 
-    A batch is too large if it takes more than the fraction `MAX_MEMORY` of the device's memory. It
-    is also too large if memory is exhausted, or if a kernel cannot index it with 32 bits.
+    Measuring stops before a batch that is too large, or after one that takes over `MAX_BATCH_S`
+    seconds. A batch is too large if it takes more than the fraction `MAX_MEMORY` of the device's
+    memory. It is also too large if memory is exhausted, or if a kernel cannot index it with 32 bits.
 
     Args:
         sizes: The batch sizes to measure, ascending.
         run: Runs one batch of the given size.
         meter: Measures time and memory of the device.
+
+    Returns:
+        One measurement for each size that is not too large. The smallest size is always included.
 
     Raises:
         RuntimeError: Even the smallest batch fails.

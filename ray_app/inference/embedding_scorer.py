@@ -18,7 +18,7 @@ MISSING = "no embedding of this image is stored"
 
 
 class EmbeddingScorer:
-    """Score members of blocks from stored embeddings, which the detectors computed earlier.
+    """Score images from embeddings that an earlier run stored, without reading the images.
 
     Args:
         spec: The spec of the ensemble.
@@ -31,11 +31,15 @@ class EmbeddingScorer:
     def score(
         self, outcomes: Sequence[DecodeResult], vectors: Mapping[str, npt.NDArray[np.float32]]
     ) -> DetectorOutputs:
-        """Return the outputs of all detectors for the n members of a block.
+        """Return the scores and embeddings of all detectors for n images.
 
         Args:
-            outcomes: The decoding result of each member.
+            outcomes: The decoding result of each image.
             vectors: Embeddings (n, d) by detector. A row of NaN is a missing embedding.
+
+        Returns:
+            The outputs. A decoded image without an embedding has no score. `failures` has the
+            reason.
         """
         scores, failures = {}, {}
         for name, head in self._heads.items():

@@ -72,7 +72,8 @@ SourceList = list[tuple[str | int | None, Any]]
 class Ensemble:
     """Score images with an ensemble of detectors on one device.
 
-    An ensemble combines the scores of its detectors into one verdict per image.
+    An ensemble combines the scores of its detectors into one verdict per image. A card is a YAML
+    file that describes an ensemble: its detectors, thresholds, and calibration.
 
     Several threads may share an ensemble, which then scores one call at a time. To score in
     parallel, give each thread its own `twin()`. A pickled ensemble loads its weights again when it
@@ -85,18 +86,19 @@ class Ensemble:
 
     Args:
         name_or_path: The name of a shipped ensemble, the path of a card, or a card.
-        fpr: Decide at the operating point of the card for this false-positive rate, such as 0.05.
-            Defaults to the thresholds of the card.
+        fpr: Decide with the thresholds that the card has for this false-positive rate, such as 0.05.
+            Defaults to the main thresholds of the card.
         device: `cpu`, `cuda`, `cuda:0`, or `auto` for a GPU if one is available.
         precision: `bf16`, `fp32`, or `auto` for the settings of the card and the device.
-        resize: `exact`, `fast`, or `auto` for the settings of the card.
+        resize: `exact` resizes with the libraries of the detectors' authors, `fast` with torch.
+            `auto` uses the setting of the card.
         limits: Limits on the size of an image.
         batch_size: Images per forward pass. Defaults to 4 on a CPU and 64 on a GPU.
         image_column: The column of a batch that has the images. Defaults to `bytes` or `image`, or
             to the only column whose first value is an image.
-        accept_licences: Detectors, or licences, whose terms you accept.
-        waive_guarantee: Allow settings that differ from the calibration of the card, so that its
-            guarantee does not cover the verdicts.
+        accept_licences: Names of detectors, or licences, whose terms you accept.
+        waive_guarantee: Allow a precision or resize mode that differs from the calibration of the
+            card. The false-positive rate that the card guarantees then does not hold.
         provenance: How to read what a file states about its origin.
         children: Child processes that decode the images. Defaults to decoding in this process.
 
@@ -178,7 +180,7 @@ class Ensemble:
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:
-        """The cards of the ensemble's detectors, by name."""
+        """The cards (YAML descriptions) of the ensemble's detectors, by name."""
         return self.spec.cards
 
     @overload
@@ -238,9 +240,12 @@ class Ensemble:
     def score_read(self, images: Iterable[Any]) -> list[result.Result]:
         """Score images that are already in memory, and return when all of them are scored.
 
+        `score` also reads files, but cannot use images that a child process has decoded.
+
         Args:
-            images: Bytes, PIL images, images that a child process prepared for the first stage of
-                `spec` (`PreparedImage`), and reasons for missing images (InputError).
+            images: For each image, the bytes of its file, a PIL image, a `PreparedImage`, or the
+                InputError with which reading failed. A `PreparedImage` must have the preprocessings
+                of the first stage of this ensemble's `spec`.
 
         Returns:
             One result for each image, in the same order.
@@ -597,7 +602,8 @@ def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensem
     """Load an ensemble of detectors, and return an `Ensemble` that scores images.
 
     Args:
-        name_or_path: The name of a shipped ensemble, or the path of the card of an ensemble.
+        name_or_path: The name of a shipped ensemble, or the path of its card, a YAML file that
+            describes an ensemble.
         **options: Keyword arguments of `Ensemble`.
 
     Returns:
@@ -619,7 +625,8 @@ def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
     """Load one detector as an ensemble that separates `real` from `fake` at log-odds 0.
 
     Args:
-        name_or_path: The name of a shipped detector, or the path of the card of a detector.
+        name_or_path: The name of a shipped detector, or the path of its card, a YAML file that
+            describes a detector.
         **options: Keyword arguments of `Ensemble`.
 
     Returns:

@@ -1,6 +1,7 @@
-"""Score with groups of detectors that take turns in one process (`GroupScorer`).
+"""Score with more detectors than fit into the memory of one process (`GroupScorer`).
 
-The groups take turns on the images of a block, since they do not fit into memory together.
+The detectors are divided into groups. The process loads one group, scores some images with it, and
+then loads the next group for the same images.
 """
 
 from collections import Counter
@@ -26,22 +27,22 @@ if TYPE_CHECKING:
 
 
 class GroupScorer:
-    """Score the batches of a block with groups of detectors, one group in memory at a time.
+    """Score batches of images with groups of detectors, one group in memory at a time.
 
-    The batches of a block are decoded once. As many batches as fit into `kept_bytes` are decoded,
-    and all groups score them before the next batches are decoded. The group that is still in memory
-    scores the next batches first. Images that are not resized stay encoded, and each group that
-    reads them decodes them.
+    As many batches as fit into `kept_bytes` are decoded, and all groups score them before the next
+    batches are decoded. The group that is still in memory scores the next batches first. Images
+    that are not resized stay encoded, and each group that reads them decodes them.
 
     Args:
         spec: The spec of the whole ensemble.
         groups: The groups of detectors (see `DetectorGroups`).
         decoder: Makes encoded images of batches readable (see `BatchDecoder.complete`), and decodes
             undecided images of a cascade again.
-        clock: Counts the seconds of all stages, including loading.
+        clock: Counts the seconds of all steps, including loading.
         kept_bytes: Memory for decoded batches. One batch may exceed the limit.
-        block_members: On a GPU, the number of images in a block. The best number of images per
-            forward pass is then measured for it. None uses the batch size of the spec.
+        block_members: The number of images in a block, which is what one task scores. On a GPU, the
+            best number of images per forward pass is then measured for blocks of this size. None
+            uses the batch size of the spec.
     """
 
     def __init__(
@@ -68,14 +69,15 @@ class GroupScorer:
     def counts(self) -> dict[str, int]:
         """The counts of all detectors and of the describer since the start, by name.
 
-        They are those of `CascadeScorer.counts`, also for groups that are no longer in memory.
+        The names are those of `CascadeScorer.counts`, such as `images seen by NAME`. Groups that are
+        no longer in memory are included.
         """
         counts = Counter(self._dropped_counts)
         counts.update(self._counts_in_memory())
         return counts
 
     def score(self, batches: Iterable[Batch]) -> DetectorOutputs:
-        """Return the outputs of all detectors for all members of the batches, in order."""
+        """Return the outputs of all detectors for all images of the batches, in order."""
         remaining, outputs = iter(batches), list[DetectorOutputs]()
         while (chunk := self._take_batches(remaining)) or not outputs:
             outputs.append(self._score_batches(chunk))

@@ -1,6 +1,7 @@
-"""Decide which detectors are in the memory of a process together (`group_detectors`).
+"""Divide detectors into groups that each fit into the memory of a process (`group_detectors`).
 
-The decision uses the sizes on the cards. Importing this module does not import torch.
+The sizes of the detectors come from their cards (YAML descriptions). Importing this module does not
+import torch.
 """
 
 from collections.abc import Iterable
@@ -17,13 +18,15 @@ KEPT_BYTES = 2**29
 
 @dataclass(frozen=True)
 class DetectorGroups:
-    """Groups of detectors of which a process holds one in memory at a time.
+    """Groups of detectors. A process has one group at a time in memory (see `GroupScorer`).
 
     Attributes:
         groups: The names of the detectors in each group. No group has detectors of both stages of a
-            cascade. A describer is the only name in the last group, under the name of its card.
+            cascade. If the ensemble has a describer, which guesses prompts, the last group has only
+            its name.
         process_bytes: Maximum memory of a process in bytes, with the images that it keeps.
-        kept_bytes: Memory in bytes for the images that all groups score in turn.
+        kept_bytes: Memory in bytes for decoded images, which are kept until all groups have scored
+            them.
         weights_bytes: Size of the weights of all groups together in bytes.
     """
 
@@ -61,17 +64,17 @@ def group_detectors(spec: ScoringSpec, limit_bytes: float) -> DetectorGroups | N
 def estimate_total_bytes(spec: ScoringSpec) -> int:
     """Return the maximum memory in bytes that all detectors of a spec need at the same time.
 
-    Detectors whose card requests their own process run next to the others, so each of these
-    processes counts.
+    If the cards of some detectors request their own processes, the memory of these processes is
+    included.
     """
     return ResourceEstimate.from_spec(spec).process_bytes + (len(spec.pools) - 1) * PROCESS_BYTES
 
 
 def largest_unit(spec: ScoringSpec) -> Group:
-    """Return the largest set of detectors that cannot be divided over several groups.
+    """Return the names of the detectors that must be loaded together and need the most memory.
 
-    Such a set is a single detector, or several detectors that share a backbone. The largest set is
-    the one that needs the most memory.
+    Detectors that share a backbone are loaded together. Any other detector, or a describer, can be
+    loaded alone. The memory of this set is the minimum for a process that scores.
     """
     return max(
         (unit for units in _list_units(spec) for unit in units),

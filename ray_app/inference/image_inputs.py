@@ -50,8 +50,9 @@ class ImageSource(NamedTuple):
         name: The path or URL, or else the position of the image in the call. None for a single
             image that has neither path nor URL.
         value: The image as the caller passed it.
-        picture: A value for displaying the image later that takes no extra memory: a local path, or
-            an object that the caller holds anyway. None if there is no such value.
+        picture: A local path or an object from which the image can be displayed later. It takes no
+            extra memory, because the caller keeps the object anyway. None if there is no such
+            value.
     """
 
     name: str | int | None

@@ -50,13 +50,13 @@ class ReadFile(NamedTuple):
 
 
 class IsolatedFiles:
-    """Read files in threads, and decode them in child processes, for a spec without views.
+    """Read files in threads, and decode them in child processes, before detectors need them.
 
-    The attribute `children` has the child processes, which may also decode images again. Call
-    `close` at the end.
+    The attribute `children` has the child processes. They can also decode images again, such as for
+    the second stage of a cascade. Call `close` at the end.
 
     Args:
-        spec: Has the preprocessings and limits.
+        spec: Has the preprocessings and limits. It must not request perturbed images.
         read: Returns the content of a file, given its name. Raises InputError if this fails.
         provenance: How to read what files state about their origin. None does not read it.
         picture_px: Side in pixels of the small image of each file. 0 makes no small images.

@@ -33,9 +33,10 @@ class NamedFiles:
     closed: Mapping[str, SourceError]
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """Return the content of a file.
+        """Return the content of a file that the user named.
 
-        A web URL must use https, and its host must have a public address.
+        A web URL must use https, and its host must have a public address. The content of a local
+        file includes its sidecar, a second file with statements on its origin.
 
         Raises:
             InputError: The file cannot be read, or is larger than `max_bytes`.

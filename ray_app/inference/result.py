@@ -32,8 +32,8 @@ _N_DISPLAYED = 8  # Results that a notebook shows of many.
 class Result:
     """The verdict of an ensemble on one image, with its reasons.
 
-    An ensemble may have a profile, which predicts the generator and the prompt of an image. Attributes
-    about these are None if the ensemble has no profile, or no prediction for this image.
+    Some ensembles also predict the generator and the prompt of an image. Attributes about the
+    generator or prompt are None if the ensemble makes no such prediction for this image.
 
     Examples:
         >>> result = ray_app.load_ensemble("default").score("photo.jpg")
@@ -49,11 +49,11 @@ class Result:
         verdict_reason: Why the verdict is `abstain`.
         probability: P(fake). The plain sigmoid of the score unless `calibrated`.
         calibrated: Whether the ensemble was calibrated on labelled images.
-        score: Log-odds of fake by the rule of the ensemble.
+        score: Log-odds of fake, which the ensemble combines from the scores of its detectors.
         scores: Log-odds of fake by detector. None for a detector without a score.
         facts: Format, size, and other properties of the file.
-        masks: A mask for each detector that localizes: (H, W) uint8 at the size of the network,
-            stretched over the whole image. 255 means surely altered.
+        masks: For each detector that finds altered pixels, a (H, W) uint8 array in the resolution of
+            its network. The array covers the whole image, and 255 means surely altered.
         finding: The conclusion on the origin of the image as text, from the strongest of the
             `grounds` that supports a conclusion. None if no ground does.
         grounds: What the file states about its origin, and what the detectors conclude, the
@@ -109,8 +109,8 @@ class Result:
         """Return the result as a dict of plain values for JSON.
 
         `facts` is replaced by `format`, `width`, `height`, and `sha256`. `masks`, `picture`, and
-        `demonstration` are left out. The attributes about a generator or a prompt are left out,
-        too, if the profile has no answer.
+        `demonstration` are left out. The attributes about a generator or a prompt are left out if
+        the ensemble predicts none.
         """
         row = {
             "source": self.source,

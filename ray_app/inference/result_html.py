@@ -1,4 +1,4 @@
-"""Render results as HTML for notebooks: one result (`card`) or the first of many (`cards`).
+"""Render results as HTML for notebooks: one result (`card`), or the next ones of many (`cards`).
 
 The HTML is self-contained: styles are inline, the image is a small JPEG in a data URI, and all text
 from file names and errors is escaped.
@@ -71,10 +71,12 @@ def card(
 def cards(
     results: Sequence[tuple[Mapping[str, Any], Any, bool]], n_read: int, count: int | None
 ) -> str:
-    """Render the next unread results of a `Results` iterator, with small images.
+    """Render the next unread results of a `Results` iterator as HTML, with small images.
+
+    A notebook calls this to display an iterator, which stays unread.
 
     Args:
-        results: For each result, its row, its image, and whether it is a demonstration.
+        results: For each result to render, its row, its image, and whether it is a demonstration.
         n_read: The number of results that were read before `results`.
         count: The number of all images. None if the number is unknown.
     """

@@ -1,8 +1,8 @@
 """Score batches of uint8 tensors with the detectors of an ensemble (`EnsembleScorer`).
 
 This module is the hot loop of scoring. It does not use Ray, so that it can be profiled alone.
-`ImageDescriber` predicts prompts for the images that a profile selects. `DetectorTimes` measures
-the time of each detector.
+`ImageDescriber` predicts prompts for all images or for those with the verdict `fake`, as the card of
+the ensemble requests. `DetectorTimes` measures the time of each detector.
 """
 
 import time
@@ -74,7 +74,7 @@ class ImageDescriber:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of members described since this object was created, as one counter."""
+        """The counter `described`: the number of images that got a caption from this object."""
         return {DESCRIBED: self.described}
 
     def add_captions(
@@ -83,11 +83,14 @@ class ImageDescriber:
         outputs: DetectorOutputs,
         inputs: DescriberInputs = (),
     ) -> DetectorOutputs:
-        """Return the outputs with captions added for the members that the profile selects.
+        """Return the outputs of detectors with a column of captions added.
+
+        A caption is a guess at the prompt. The card of the ensemble requests captions for all images
+        with a score, or only for those with the verdict `fake`. Other images get None.
 
         Args:
-            outcomes: The decoding result of each member.
-            outputs: The outputs of all detectors for the members.
+            outcomes: The decoding result of each image.
+            outputs: The outputs of all detectors for the images.
             inputs: The inputs of the describer (see `describer_inputs`). May be empty if the
                 describer reads embeddings.
         """
@@ -103,15 +106,14 @@ class ImageDescriber:
     def describe(
         self, rows: Sequence[int], outputs: DetectorOutputs, inputs: DescriberInputs = ()
     ) -> dict[int, Caption]:
-        """Predict captions for the members at `rows`, and return the captions by row.
+        """Predict captions for the images at `rows`, and return the captions by row.
 
-        A row is left out if the describer has no input for it, or returns a caption without a
-        likelihood. In the latter case, values in the network have overflowed, and the text is
-        meaningless.
+        A row is left out if the describer has no input for it. It is also left out if the caption
+        has no likelihood. Values in the network have then overflowed, and the text is meaningless.
 
         Args:
-            rows: The rows of the members to describe.
-            outputs: The outputs of all detectors for all members.
+            rows: The indices of the images to describe.
+            outputs: The outputs of all detectors for all images.
             inputs: The inputs of the describer (see `describer_inputs`). May be empty if the
                 describer reads embeddings.
         """
@@ -150,9 +152,9 @@ class ImageDescriber:
 
 
 def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
-    """Return the input of the describer for each member of a batch.
+    """Return what the describer, which guesses prompts, reads for each image of a batch.
 
-    An input is a (height, width, 3) uint8 array. It is None if the member has no pixels, or if the
+    An input is a (height, width, 3) uint8 array. It is None if the image has no pixels, or if the
     describer reads embeddings. The batch must be prepared for the first stage of `spec`.
     """
     if spec.describer_preprocessing is None or not batch.pixels:
@@ -199,12 +201,15 @@ class DetectorTimes:
         self._last_run_us: dict[shared_backbone.SharedBackbone, float] = {}
 
     def read(self, detector: Detector, pixels: torch.Tensor, images: int) -> BatchPrediction:
-        """Run a detector on a normalised batch, and measure its time.
+        """Run a detector on a normalised batch, measure its time, and return its outputs.
 
         Args:
             detector: The detector to run.
             pixels: The normalised batch.
-            images: The number of slots of the batch that have an image.
+            images: The number of slots of the batch that have an image. Only these are counted.
+
+        Returns:
+            The outputs of the detector for all slots.
         """
         module = getattr(detector.network, BACKBONE, None)
         # A backbone of another type is not shared.
@@ -221,7 +226,7 @@ class DetectorTimes:
         return prediction
 
     def settle(self) -> None:
-        """Wait until the device has run all batches since the last call, and count their times."""
+        """Wait until the device has run all batches, and add their measured times to `counts`."""
         readings, self._pending = self._pending, []
         if self._on_gpu and readings:
             readings[-1].end.synchronize()
@@ -256,9 +261,9 @@ class LoadedDetectors:
 
     Attributes:
         by_name: The loaded detectors, by name.
-        steps: The number of images that networks process at a time, as measured by
-            `EnsembleScorer.fit_batches`. A key is the number of slots of a decoded batch and a
-            preprocessing. Without an entry, networks process decoded batches unchanged.
+        steps: The number of images per forward pass, as `EnsembleScorer.fit_batches` has measured
+            it. The keys are (slots of a decoded batch, preprocessing). Without an entry, a forward
+            pass has the images of one decoded batch.
     """
 
     def __init__(self, spec: ScoringSpec, pool: Sequence[str] | None = None) -> None:
@@ -355,9 +360,9 @@ class EnsembleScorer:
     ) -> dict[str, int]:
         """Measure the best number of images per forward pass, and use it from now on.
 
-        The size of decoded batches and the identity of a run do not change. All batches still have
-        one shape, so a score does not depend on the other images in its batch. The number of images
-        may change the last bits of a score, as another model of GPU may.
+        The size of decoded batches, which is a setting of a run, does not change. All forward passes
+        still have one shape, so a score does not depend on the other images in its batch. Another
+        number of images may change the last bits of a score, as another model of GPU may.
 
         Args:
             pieces: The typical numbers of images that are scored together, such as in a block.
@@ -411,10 +416,12 @@ class EnsembleScorer:
         }
 
     def start(self, only: Collection[str] | None = None) -> "BlockReadings":
-        """Start to score a block, and return the object to which its batches are added.
+        """Start to score a sequence of batches, and return the object to which they are added.
+
+        `score` does all this for an iterable of batches.
 
         Args:
-            only: The names of the detectors that score the block. None uses all detectors.
+            only: The names of the detectors that score the batches. None uses all detectors.
         """
         users, columns = self._users, self._columns
         if only is not None:
@@ -427,7 +434,7 @@ class EnsembleScorer:
     def score(
         self, batches: Iterable[Batch], only: Collection[str] | None = None
     ) -> DetectorOutputs:
-        """Score the batches of a block, and return the outputs for all their members in order.
+        """Score batches, and return the outputs of the detectors for all their images in order.
 
         Args:
             batches: The decoded batches.
@@ -546,9 +553,9 @@ class EnsembleScorer:
 
 
 class BlockReadings:
-    """Score one block, batch after batch. Members without pixels get no score.
+    """Score batches one after another. `EnsembleScorer.start` creates this object.
 
-    Resized images go through the networks in batches of one fixed shape. Therefore a score never
+    Images that were not decoded get no score. Resized images go through the networks in batches of one fixed shape. Therefore a score never
     depends on the other images in the batch. Images that are not resized go through them one at a
     time, or on a GPU in groups of equal size. The GPU is synchronised only once, in `finish`. While
     the GPU computes, the next batch is decoded and copied to it.

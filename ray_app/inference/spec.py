@@ -1,9 +1,10 @@
 """Build a `ScoringSpec` with `make_spec`: a picklable object with all that a worker needs to score.
 
-`resolve_settings`, `departures`, and `list_uncalibrated_decoders` compare precision, resize mode,
-and decoders with those of a calibration. `ResourceEstimate` estimates from the cards what scoring
-costs: the memory of processes, the bytes sent between processes, and multiply-adds. Importing this
-module does not import torch.
+A card is a YAML file that describes a detector or an ensemble, with the settings of its calibration.
+`resolve_settings`, `departures`, and `list_uncalibrated_decoders` compare the settings for scoring
+with those of the calibration. `ResourceEstimate` estimates from the cards what scoring costs: the
+memory of processes, the bytes sent between processes, and multiply-adds. Importing this module does
+not import torch.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -51,8 +52,12 @@ def resolve_settings(
         resize: The requested resize mode.
         waived: Whether settings that differ from those of the calibration are allowed.
 
+    Returns:
+        The precision of each detector, and the resize mode.
+
     Raises:
-        ConfigError: The requested settings differ from those of the calibration.
+        ConfigError: The requested settings differ from those of the calibration, and `waived` is
+            False.
     """
     settings = card.settings
     if settings is None:
@@ -101,10 +106,11 @@ def departures(
 
 
 def list_decoders(card: EnsembleCard) -> set[str]:
-    """Return the decoders that this process uses for the image formats in the card's calibration.
+    """Return the decoders that this process uses for the image formats of a card's calibration.
 
-    A decoder is the name and version of a library. Another version may decode other pixels.
-    The set is empty if the card does not record the formats.
+    A decoder is a text with the name and version of a library. Another version may decode slightly
+    different pixels, so that the calibration no longer holds. The set is empty if the card does not
+    record the formats.
     """
     population = card.population and card.population.seen
     return {get_decoder_name(format) for format in population.formats} if population else set()
@@ -125,7 +131,10 @@ def list_uncalibrated_decoders(
 
 
 def describe_guarantee_departures(scored: Collection[str], decoded: Collection[str]) -> list[str]:
-    """Return the reasons why the guarantee of an ensemble does not hold. Empty if it holds.
+    """Return the reasons why the guaranteed false-positive rate of an ensemble does not hold.
+
+    The guarantee holds only with the settings and decoders of the ensemble's calibration. The list
+    is empty if it holds.
 
     Args:
         scored: Differences in the settings, from `departures`.
@@ -154,9 +163,10 @@ class StageSpec:
 
     Attributes:
         detectors: The names of the detectors, in the ensemble's order.
-        pools: The detectors by process. Detectors in the same pool share a process.
+        pools: The names of the detectors, grouped by the process that they share.
         scored: The distinct preprocessings of the detectors, in order of first use.
-        preprocessings: `scored`, followed in the first stage by the describer's preprocessing.
+        preprocessings: All preprocessings of the stage. They are those in `scored`, and in the first
+            stage also that of the describer, a model that guesses the prompt of an image.
     """
 
     detectors: tuple[str, ...]
@@ -169,27 +179,31 @@ class StageSpec:
 class ScoringSpec:
     """The cards, limits, and settings that determine scores. Equal specs give equal scores.
 
-    Settings that do not change scores are not part of a spec. `ResourceEstimate` has the cost of
-    scoring.
+    A card is a YAML file that describes a detector, an ensemble, or another model. Settings that do
+    not change scores are not part of a spec. `ResourceEstimate` has the cost of scoring.
 
     Attributes:
         ensemble: The card of the ensemble.
         cards: The detector cards by name, in the order of the ensemble.
         limits: Limits on the size of an image.
         precision: The precision (bf16 or fp32) by detector.
-        resize: The resize mode.
+        resize: `exact` resizes with the libraries of the detectors' authors, `fast` with torch.
         slots: The fixed number of images per batch.
-        device: The device of the detectors.
+        device: The PyTorch device of the detectors, such as `cuda`.
         provenance: How to read what files state about their origin. This adds a column and changes
             no score. None does not read it.
-        views: Perturbations. Each image is scored unperturbed and after each of these.
-        absent: For each requested view that is missing, by name, its kind and the reason.
-        features: For detectors whose embeddings are stored, the facts that determine the
-            embeddings.
-        identifier: The card of the identifier in the ensemble's profile. None if there is none.
-        describer: The card of the describer in the ensemble's profile. None if there is none.
-        reads_embeddings: Whether only the heads of detectors run, on stored embeddings. Images are
-            then not read.
+        views: Perturbations, such as JPEG compression. Each image is scored unperturbed, and after
+            each perturbation.
+        absent: Perturbations of a requested published list that Touchstone does not have. The keys
+            are their names, the values {"kind": …, "why": …}.
+        features: For each detector whose embeddings the run stores, the settings that determine the
+            embeddings, such as `width`.
+        identifier: The card of the model that predicts the generator of an image. None if the
+            ensemble has no such model.
+        describer: The card of the model that guesses the prompt of an image. None if the ensemble
+            has no such model.
+        reads_embeddings: Whether only the heads (last layers) of detectors run, on stored
+            embeddings. Images are then not read.
         stages: One stage, or two for a cascade, whose second stage scores only undecided images.
     """
 
@@ -214,12 +228,12 @@ class ScoringSpec:
 
     @property
     def passes(self) -> int:
-        """The number of times that a detector scores each image: unperturbed, and once per view."""
+        """The number of times that a detector scores each image: 1 + the number of perturbations."""
         return 1 + len(self.views)
 
     @property
     def is_cascade(self) -> bool:
-        """Whether undecided images are decoded again for detectors of a second stage."""
+        """Whether the ensemble is a cascade, which has a second stage for undecided images."""
         return len(self.stages) > 1
 
     @property
@@ -236,7 +250,7 @@ class ScoringSpec:
         return self.stages[1].detectors if self.is_cascade else ()
 
     def for_stage(self, stage: StageSpec) -> "ScoringSpec":
-        """Return the spec for decoding and scoring images in one of the stages.
+        """Return the spec with only the detectors of one stage, for decoding and scoring images.
 
         Use it only for scores. Verdicts require the spec of the whole ensemble.
         """
@@ -276,9 +290,10 @@ class ScoringSpec:
 
     @cached_property
     def embedded(self) -> dict[str, int]:
-        """The width of the embeddings by detector, for detectors whose embeddings are needed.
+        """The detectors that must return embeddings, with the number of values per embedding.
 
-        They are needed if they are stored, or if the identifier or the describer reads them.
+        Embeddings are needed if the run stores them. They are also needed if the model that predicts
+        the generator or the prompt of an image reads them.
         """
         profiled = {
             card.detector: card.embedding["width"]
@@ -303,9 +318,9 @@ class ScoringSpec:
 
     @cached_property
     def describer_preprocessing(self) -> Preprocessing | None:
-        """The preprocessing of the describer. None if no describer reads images.
+        """The preprocessing of the describer, a model that guesses the prompt of an image.
 
-        A describer may read embeddings instead.
+        None if the ensemble has no describer, or if the describer reads embeddings.
         """
         return self.describer.preprocessing if self.describer else None
 
@@ -313,8 +328,9 @@ class ScoringSpec:
     def has_describer_pool(self) -> bool:
         """Whether the describer runs in its own processes, after those of all detectors.
 
-        It does if its card requests this, or if the describer is large: if it has over 500 million
-        parameters, or takes over 500 billion multiply-adds per image.
+        The describer is a model that guesses the prompt of an image. It has its own processes if its
+        card requests this, or if it is large: over 500 million parameters, or over 500 billion
+        multiply-adds per image. False if the ensemble has no describer.
         """
         card = self.describer
         if card is None:
@@ -338,9 +354,10 @@ class ScoringSpec:
 
     @cached_property
     def all_pools(self) -> tuple[tuple[str, ...], ...]:
-        """The pools of the detectors, followed by that of a describer with its own processes.
+        """The names of the detectors, grouped by the process that they share (`pools`).
 
-        The only name in the describer's pool is that of its card.
+        If the describer, which guesses prompts, runs in its own processes, the last group has only
+        its name.
         """
         return (
             (*self.pools, (self.describer.name,))
@@ -378,7 +395,10 @@ class ScoringSpec:
 
     @cached_property
     def measured(self) -> tuple[FactName, ...]:
-        """Those facts in `bounded` that are measured on pixels, such as `texture`."""
+        """The bounded facts of an image that are measured on its pixels, such as `texture`.
+
+        A detector abstains on an image with a fact beyond the bound on its card (see `bounded`).
+        """
         return tuple(fact for fact in MEASURED if fact in self.bounded)
 
     def describe_range_violation(
@@ -416,7 +436,7 @@ class ScoringSpec:
 
     @cached_property
     def calibrations(self) -> dict[str, Platt | None]:
-        """The calibration of each detector, or None if the detector is not calibrated.
+        """The calibration of each detector's score, or None if the detector is not calibrated.
 
         The calibration in the ensemble's card replaces that in the detector's card.
         """
@@ -511,16 +531,22 @@ def make_spec(
 def profile_cards(
     ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]
 ) -> tuple[IdentifierCard | None, DescriberCard | None]:
-    """Load the cards of the identifier and the describer of an ensemble's profile.
+    """Load the cards of the two optional models in the `profile` section of an ensemble's card.
+
+    They are the identifier, which predicts the generator of an image, and the describer, which
+    guesses its prompt.
 
     Args:
         ensemble: The card of the ensemble.
         cards: The cards of the detectors, by name.
 
+    Returns:
+        The cards of the identifier and the describer. None for a model that the ensemble lacks.
+
     Raises:
-        ConfigError: A card reads embeddings of a detector that is not in the ensemble or not in the
-            first stage of the cascade. Or the describer has the name of a detector, or reads images
-            in their own sizes.
+        ConfigError: A model reads embeddings of a detector that does not score every image of the
+            ensemble. Or the describer has the name of a detector, or reads images in their own
+            sizes.
     """
     profile = ensemble.profile
     if profile is None:
@@ -588,18 +614,21 @@ class ResourceEstimate:
 
     Attributes:
         process_bytes: Maximum memory of a process with all detectors, and with the describer unless
-            that has its own process. It includes libraries, fp32 weights, and a batch of images in
-            every view. The largest weights count twice, since they are copied while they load. Each
-            detector from another package adds the memory of its child process.
+            that has its own process. It includes libraries, fp32 weights, and a batch of images
+            with all its perturbed copies. The largest weights count twice, since they are copied
+            while they load. Each detector from another package adds the memory of its child process.
         tensor_bytes: Bytes that are sent between processes for one image: its prepared tensors,
-            and its file (estimated size) if a detector reads images at their original size.
-        pool_gmac: Billions of multiply-adds per image in each of the spec's `all_pools`, over all
-            passes. For images at their original size, a megapixel is assumed. A cost that no card
-            states counts as 0. Detectors of a second stage are weighted with `second_stage_share`,
-            and the describer with `share_described`.
-        worst_gmac: Billions of multiply-adds for the largest image that every detector accepts.
-        second_stage_share: The expected fraction of images in the second stage.
-        share_described: The expected fraction of images that are described.
+            and its file (estimated size) if the file is decoded again.
+        pool_gmac: Expected billions of multiply-adds per image. There is one number for each process
+            in the spec's `all_pools`, which includes perturbed copies of the image. Images that are
+            not resized count as one megapixel. A detector of a second stage counts only for the
+            fraction `second_stage_share` of images, and the describer for `share_described`. A cost
+            that no card states counts as 0.
+        worst_gmac: Billions of multiply-adds if each detector scores the largest image that it
+            accepts.
+        second_stage_share: The expected fraction of images that the second stage of a cascade
+            scores. 1 without a second stage.
+        share_described: The expected fraction of images whose prompt is guessed.
     """
 
     process_bytes: int
@@ -662,13 +691,18 @@ def count_shared_once(
 ) -> dict[str, float]:
     """Return the sizes of detectors, with each shared backbone counted only once.
 
-    If several detectors share a backbone in one precision, the first counts in full. From each of
-    the others, the smallest size among them is subtracted.
+    Detectors share a backbone if its name and precision are equal. The first of them counts in full.
+    From the size of each further one, the size of the smallest of them is subtracted, because that
+    is about the size of the backbone.
 
     Args:
         sizes: The size or cost of each detector.
         spec: The spec of the detectors.
-        also: Returns a tuple that must also be equal for two detectors to share their backbone.
+        also: Returns further properties of a detector as a tuple. Detectors share a backbone only
+            if these are also equal.
+
+    Returns:
+        The size or cost that each detector adds.
     """
     counted, smallest = dict(sizes), dict[tuple[Any, ...], float]()
     keys = {

@@ -1,6 +1,7 @@
-"""Open the decoder and the scorer of a process (`open_scorer`).
+"""Create the decoder and the scorer of a process (`open_scorer`).
 
-The command line, the workers of a run, the plan, the Python API, and the endpoint use it.
+All code that scores images uses this module: the command line, the workers of a run, the estimate of
+a run's cost, the Python API, and the endpoint.
 """
 
 from collections.abc import Sequence
@@ -36,16 +37,17 @@ def open_decoder(
     careful: CrashSafeDecoder | None = None,
     hand_over: bool = False,
 ) -> BatchDecoder:
-    """Create the decoder of a process that loads no detectors.
+    """Create a decoder that prepares images for the first stage of an ensemble.
 
     Args:
-        spec: The spec of the whole ensemble. Images are prepared for its first stage. Batches of
-            a cascade carry their files.
+        spec: The spec of the whole ensemble. For a cascade, batches also contain the files, which
+            the second stage decodes again.
         clock: Counts the seconds of decoding.
-        careful: Decodes single images. If it is None, images are decoded in this process, without a
-            wall limit and without waiting for memory of the node.
-        hand_over: Whether images that are not resized are passed on as files. They are then decoded
-            when a detector reads them, in this process or in another.
+        careful: Decodes single images, and protects the process from files that crash it. If it is
+            None, images are decoded in this process, without a wall limit and without waiting for
+            memory of the node.
+        hand_over: Whether a batch contains encoded files in place of images that are not resized.
+            The process that scores the batch decodes the files (see `BatchDecoder.complete`).
     """
     return BatchDecoder(
         spec.for_stage(spec.stages[0]),
@@ -79,10 +81,11 @@ def open_scorer(
             spec.
         careful: See `open_decoder`.
         hand_over: See `open_decoder`.
-        kept_bytes: Maximum size in bytes of the files of a cascade, and of images for the describer,
-            that are kept until undecided images are scored again. None is the default limit.
-        loaded: Detectors that are already in memory.
-        describing: A describer that is already in memory.
+        kept_bytes: Maximum size in bytes of the files for the second stage of a cascade, and of the
+            images for the describer, that are kept at a time. None is the default limit.
+        loaded: Detectors that are already in memory. None loads them.
+        describing: A describer that is already in memory. None loads it if `pool` is None and the
+            spec has a describer.
 
     Raises:
         DetectorError: Weights are missing.

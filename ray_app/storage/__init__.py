@@ -1,8 +1,8 @@
 """Read and write files on any storage that fsspec supports.
 
-`Store` reads and writes the files of a run. `Fetcher` reads listed files. `list_objects` lists the
-files of a source. `RetryPolicy` configures retries. `Lease` prevents a second command from writing
-to the same directory.
+`Store` reads and writes the files of a run. `list_objects` lists the files of a source, such as an
+S3 prefix, and `Fetcher` reads them. `RetryPolicy` configures retries. `Lease` prevents a second
+command from writing to the same directory.
 """
 
 from typing import TYPE_CHECKING

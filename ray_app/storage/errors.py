@@ -127,11 +127,11 @@ _URL = re.compile(r"https?://[^\s'\"]+")
 
 
 class ObjectChangedError(OSError):
-    """The error for an object that does not have the requested version."""
+    """The error for a file whose version is not the requested one, because it has changed."""
 
 
 class ShortReadError(OSError):
-    """The error for a response that has fewer or other bytes than the store announced."""
+    """The error for a response whose bytes are incomplete, or not those that were requested."""
 
 
 def require_version(listed: str, current: str) -> None:
@@ -148,9 +148,11 @@ def require_version(listed: str, current: str) -> None:
 
 
 def require_length(received: int, announced: int | None) -> None:
-    """Raise ShortReadError if the number of received bytes differs from the announced number.
+    """Raise ShortReadError if a response is not as long as its headers announced.
 
-    If `announced` is None, nothing is checked.
+    Args:
+        received: The number of bytes that were received.
+        announced: The number of bytes in the headers of the response. None checks nothing.
     """
     if announced is not None and received != announced:
         raise ShortReadError(f"received {received} of {announced} bytes")
@@ -167,13 +169,13 @@ def make_too_large_error(size: int, max_bytes: int) -> InputError:
 
 
 def translate(error: BaseException, uri: str) -> SourceError:
-    """Convert an exception of a library into the error of one member.
+    """Convert an exception of a library into the error for one file that cannot be read.
 
-    The row of the member shows the status and the text of this error.
+    The result row of the file shows the status and the text of this error.
 
     Args:
         error: The exception.
-        uri: The uri of the member, which the text of the error begins with.
+        uri: The uri of the file, which the text of the error begins with.
 
     Raises:
         BaseException: The exception itself, if it is not about storage.
@@ -187,7 +189,10 @@ def translate(error: BaseException, uri: str) -> SourceError:
 
 
 def make_folder_error(error: BaseException) -> SourceError:
-    """Convert an exception of a library into the error of a folder that cannot be listed.
+    """Convert an exception of a library into the error for a folder that cannot be listed.
+
+    Returns:
+        The error. Its text has the reason, but not the name of the folder.
 
     Raises:
         BaseException: The exception itself, if it is not about storage.
@@ -231,9 +236,10 @@ def is_missing(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Return whether the exception shows that the condition of a request was not met.
+    """Return whether the exception shows that the condition of a write was not met.
 
-    Such conditions are that a file does not exist yet, or that it has a certain version.
+    Conditional writes (If-None-Match, If-Match) require that a file does not exist yet, or that it
+    has a certain version.
     """
     return isinstance(error, FileExistsError) or _classify(error) is Status.SOURCE_CHANGED
 

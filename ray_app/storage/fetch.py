@@ -32,7 +32,9 @@ _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
 def read_ahead(
     jobs: Iterable[tuple[int, Callable[[threading.Event], T]]], *, depth_bytes: int, threads: int
 ) -> Iterator[T | InputError]:
-    """Run jobs in threads ahead of their use, and yield the results in order.
+    """Run jobs in threads before their results are needed, and yield the results in order.
+
+    A job usually reads one file. The limit on bytes bounds the memory for results.
 
     Args:
         jobs: Pairs of the number of bytes to reserve and the function to call. The function gets an
@@ -75,7 +77,7 @@ def read_ahead(
 
 
 class Fetchable(Protocol):
-    """The attributes of a file or container that a `Fetcher` can read."""
+    """The attributes that a file, or a container such as a tar, needs to be read by a `Fetcher`."""
 
     @property
     def uri(self) -> str:
@@ -83,7 +85,7 @@ class Fetchable(Protocol):
 
     @property
     def version(self) -> str:
-        """The version that was listed. "" accepts any version."""
+        """The version, such as an ETag, that the listing found. "" accepts any version."""
 
     @property
     def size_bytes(self) -> int:
@@ -97,11 +99,12 @@ class Fetcher:
 
     Args:
         policy: How requests are retried. None uses the default policy.
-        signed: The URLs of sources as the user gave them, with their secrets. If a member's uri is
-            one of these URLs without its secrets, the member is read with the secrets.
+        signed: The URLs that the user gave, with their secrets, such as the signature of a presigned
+            URL. Listings contain URLs without secrets. To read such a URL, the fetcher adds the
+            secrets again.
         guard: The web servers that may be requested. None for the servers of `signed` and the
             public Internet.
-        retrier: Retries requests, in place of a retrier for `policy`.
+        retrier: The object that retries requests. None creates one for `policy`.
         gate: Limits concurrent requests over a network. None creates a limiter for this fetcher
             alone.
     """
@@ -188,15 +191,16 @@ class Fetcher:
     def prefetch(
         self, members: Iterable[Fetchable], *, depth_bytes: int, max_bytes: int
     ) -> Iterator[bytes | InputError]:
-        """Read members ahead of their use, and yield each member's bytes or error.
-
-        Results have the order of `members`.
+        """Read files before they are needed, and yield the bytes or the error of each file in order.
 
         Args:
-            members: The members, which are all in the same kind of store.
+            members: The files, which are all in the same kind of store.
             depth_bytes: The maximum number of bytes that are requested or not yielded yet. A larger
-                member is read alone.
-            max_bytes: The maximum size of a member. A larger member is refused without a request.
+                file is read alone.
+            max_bytes: The maximum size of a file. A larger file is refused without a request.
+
+        Yields:
+            The bytes of a file, or the error if it cannot be read.
         """
         remaining = iter(members)
         first = next(remaining, None)
@@ -239,9 +243,9 @@ class Fetcher:
     def prefetch_ranges(
         self, uri: str, version: str, ranges: Iterable[tuple[int, int]], *, depth_bytes: int
     ) -> Iterator[bytes | InputError]:
-        """Read ranges of one object ahead of their use, and yield each range's bytes or error.
+        """Read ranges of one object before they are needed, and yield their bytes in order.
 
-        Results have the order of `ranges`.
+        If a range cannot be read, its error is yielded.
 
         Args:
             uri: The uri of the object.

@@ -1,6 +1,6 @@
 """Request URLs from untrusted sources without access to the internal network (`GuardedClient`).
 
-`fetch_image` fetches the image for `touchstone check URL`. `storage.ssrf` decides which URLs and
+An untrusted URL could name a server of the internal network (SSRF). `fetch_image` fetches the image for `touchstone check URL`. `storage.ssrf` decides which URLs and
 addresses are allowed. aiohttp does not follow redirects by itself here, because each next URL must
 be checked again, and its host may have other limits.
 """
@@ -37,15 +37,17 @@ class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the 
     """The error for a URL whose content was not received.
 
     Attributes:
-        status: A value of `Status` that starts with `source_`, `image_too_large`, BAD_URL, or
-            FORBIDDEN_ADDRESS.
+        status: The kind of failure: a value of `Status` that starts with `source_`,
+            `image_too_large`, BAD_URL, or FORBIDDEN_ADDRESS.
         detail: The reason, without the URL and without addresses.
         passing: Whether a later request may succeed.
-        wait_s: Seconds that the host asks to wait before the next request.
+        wait_s: Seconds that the host requests to wait before the next request. None if it does not
+            state a time.
         answered: Whether the host answered at all.
         asked: Whether a request was made. It is False if the URL is refused before any request.
         http_status: The HTTP status of the response, None without a response.
-        sha256: The SHA-256 of the received bytes if the bytes are the reason, otherwise None.
+        sha256: The SHA-256 of the received bytes, if the bytes are not acceptable. None for any other
+            failure.
     """
 
     def __init__(

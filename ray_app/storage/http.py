@@ -1,9 +1,10 @@
 """Make requests to plain web servers without retries: `head`, `get`, and `get_range`.
 
-`Guard` decides which servers may be requested. fsspec's own session requests hosts that the user
-names, with any address. All other hosts come from a list, a label, or a redirect. They are
-requested through the SSRF guard (`storage.ssrf`), which connects only to public addresses. The
-functions raise SourceError, or exceptions of aiohttp, which `storage.errors` translates.
+`Guard` decides which servers may be requested. A host that the user names may have any address. All
+other hosts are in URLs that the user did not write, such as a row of a list or the target of a
+redirect. They are requested through the SSRF guard (`storage.ssrf`), which connects only to public
+addresses. The functions raise SourceError, or exceptions of aiohttp, which `storage.errors`
+translates.
 """
 
 import asyncio
@@ -57,7 +58,7 @@ class Guard:
         return Guard(self.named | other.named, self.allow_private or other.allow_private)
 
     def trusts(self, url: str) -> bool:
-        """Return whether a URL may be requested without a check of its host's address."""
+        """Return whether a URL may be requested even if its host has a private address."""
         origin = _get_origin(url)
         return origin is not None and (self.allow_private or origin in self.named)
 
@@ -65,13 +66,16 @@ class Guard:
 def head(url: str, guard: Guard, *, timeout_s: float) -> dict[str, Any]:
     """Return the size of a file on a web server, and its version headers, without its content.
 
-    The keys of the result are `size`, `ETag`, and `Last-Modified`. A value is None if the server
-    does not state it. If the server refuses a HEAD request, a GET request is made.
+    If the server refuses a HEAD request, a GET request is made.
 
     Args:
         url: The URL.
         guard: The servers that may be requested.
         timeout_s: Seconds for the request.
+
+    Returns:
+        A dict with the keys `size`, `ETag`, and `Last-Modified`. A value is None if the server does
+        not state it.
     """
 
     async def request() -> dict[str, Any]:

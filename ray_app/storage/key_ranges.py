@@ -86,7 +86,9 @@ def _find_object(url: str) -> ObjectInfo | None:
 def list_divisions(source: str) -> list[KeyRange]:
     """Divide a large S3 prefix at its folders into ranges that can be listed in parallel.
 
-    The result is empty if the source is not on S3, or if its listing has only one page.
+    Returns:
+        The ranges in the order of keys. Empty if the source is not on S3, or if its listing has only
+        one page.
 
     Raises:
         StorageError: The store is unreachable or refuses the request.
@@ -112,10 +114,11 @@ class RangeReader:
     """An iterable of the files in one range of S3 keys, sorted by uri. It can be iterated once.
 
     Pages of the listing (up to 1000 keys each) are read until the end of the range, or until `stop`
-    is called. Iterating raises ConfigError and StorageError, like `list_objects`.
+    is called. A worker that has nothing to do can then list `rest`. Iterating raises ConfigError or
+    StorageError if the listing fails.
 
     Attributes:
-        rest: The part of the range that was not read. None if the whole range was read.
+        rest: The part of the range that was not read after `stop`. None if the whole range was read.
     """
 
     def __init__(self, keys: KeyRange) -> None:
@@ -124,10 +127,11 @@ class RangeReader:
         self.rest: KeyRange | None = None
 
     def stop(self, *, here: bool = False) -> None:
-        """Stop the iteration at the end of the current page of the listing.
+        """Stop the iteration early, so that the attribute `rest` has the unread part of the range.
 
-        With `here`, it stops directly after the last yielded file. The page of that file must then
-        be requested again to read the rest.
+        Args:
+            here: Whether to stop directly after the last yielded file. Its page must then be
+                requested again to read `rest`. False stops at the end of the page.
         """
         self._stops, self._stops_here = True, here
 

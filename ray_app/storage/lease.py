@@ -1,4 +1,4 @@
-"""Prevent two processes from writing to one directory, by numbered files in its folder `lease`.
+"""Prevent two processes from writing to one directory at the same time (`Lease`).
 
 `lease/00042.json` describes the process that made the 42nd claim on the directory (`Holder`). The
 store creates each file exclusively, so only one of several processes gets the next number. The
@@ -40,7 +40,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lease on a directory.
+    """The process that has claimed a directory, so that it is the only writer there.
+
+    A file in the folder `lease` of the directory has these values as JSON.
 
     Attributes:
         host: The name of the process's machine.
@@ -48,8 +50,8 @@ class Holder:
         pid: The process id.
         started: The start time of the process, which distinguishes it from other processes with the
             same id.
-        token: A random token of this claim.
-        beat: The number of heartbeats so far.
+        token: Random hex digits, by which a process recognises the file that it wrote itself.
+        beat: The number of heartbeats so far. It shows other machines that the process is alive.
         released: Whether the process has released the directory.
     """
 
@@ -68,7 +70,10 @@ class Holder:
         return cls(platform.node(), host_identity(), pid, started, secrets.token_hex(16))
 
     def died_here(self) -> bool:
-        """Return whether the process is known to be dead. Only its own machine can detect this."""
+        """Return whether the process ran on this machine and has ended.
+
+        Return False for a process on another machine, where this cannot be detected.
+        """
         return self.machine == host_identity() and not is_running(self.pid, self.started)
 
     def encode(self) -> bytes:
@@ -77,7 +82,10 @@ class Holder:
 
 
 def find_newest_claim(store: Store) -> int:
-    """Return the number of the newest claim on a directory, 0 if there is none."""
+    """Return the number of times that processes have claimed a directory to write to it.
+
+    It is the `Lease.number` of the newest claim. 0 means that no process has claimed the directory.
+    """
     names = filter(_NAME.fullmatch, store.names(_FOLDER))
     return max((_parse_number(f"{_FOLDER}/{name}") for name in names), default=0)
 
@@ -176,9 +184,10 @@ class Lease:
             _log.warning("lease_left_behind reason=%r", error.message)
 
     def facts(self) -> dict[str, Any]:
-        """Return the entries of this lease in the summary of a run.
+        """Return what the summary of a run states about this lease.
 
-        The result is `{"unguarded": True}` if the store does not exclude a second writer, else empty.
+        The result is `{"unguarded": True}` if the store cannot prevent a second process from
+        writing to the directory, else empty.
         """
         return {} if self.is_guarded else {"unguarded": True}
 

@@ -27,18 +27,20 @@ _UNFINISHED = ".touchstone-"  # A killed writer leaves a file with this prefix. 
 
 @dataclass
 class NotedFolders:
-    """A count of folders of one kind that a listing found, such as links to folders.
+    """The number of folders that a listing skipped for one reason, for a note in a report.
+
+    An example is links to folders, which are not followed.
 
     Attributes:
         count: The number of folders.
-        example: The path of the first of these folders.
+        example: The path of the first of these folders. "" if there is none.
     """
 
     count: int = 0
     example: str = ""
 
     def add(self, other: "NotedFolders") -> None:
-        """Add the count of another listing to this count."""
+        """Add the folders of another listing to this count."""
         self.count, self.example = self.count + other.count, self.example or other.example
 
 
@@ -47,9 +49,10 @@ _linked: ContextVar[NotedFolders | None] = ContextVar("linked folders", default=
 
 @contextlib.contextmanager
 def count_linked_folders() -> Iterator[NotedFolders]:
-    """Count the links to folders that listings in this thread find, inside a `with` block.
+    """Count the links to folders that listings find during a `with` block.
 
-    Listings do not follow these links. Reports show their number.
+    Listings do not follow these links. Reports show their number. The yielded count grows while the
+    block lists folders, in the same thread.
     """
     linked = NotedFolders()
     token = _linked.set(linked)

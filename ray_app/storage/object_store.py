@@ -52,10 +52,10 @@ def open_fsspec(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def retrying_fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the fsspec file system for a URL, and the path in it, for use without `Store`.
+    """Return an fsspec file system for a URL whose client retries requests, and the path in it.
 
-    Unlike that of `open_fsspec`, its client retries requests. The exceptions of fsspec are raised
-    unchanged.
+    Use it for code that calls fsspec directly, such as a library. `Store` and `Fetcher` retry
+    themselves, and use `open_fsspec`. The exceptions of fsspec are raised unchanged.
     """
     if urls.get_scheme(url) == "file":
         return open_fsspec(url)
@@ -86,16 +86,19 @@ def _disable_retries(fs: Any) -> None:
 def open_for_reading(url: str) -> tuple[Any, str]:
     """Return the fsspec file system for a URL that is only read, and the path in it.
 
-    A repository of the Hugging Face Hub is opened at the commit that this process saw first. The
-    function raises ConfigError like `open_fsspec`, and the exceptions of the hub's client.
+    A repository of the Hugging Face Hub is opened at the commit that this process saw first, so that
+    all reads see one state. Exceptions of the hub's client are raised unchanged.
+
+    Raises:
+        ConfigError: The scheme is unknown, or its package is missing.
     """
     return (filesystem(), pin_commit(url)) if urls.get_scheme(url) == "hf" else open_fsspec(url)
 
 
 def filesystem() -> Any:
-    """Return this process's HfFileSystem for the current HF_ENDPOINT.
+    """Return this process's file system of the Hugging Face Hub, for the current HF_ENDPOINT.
 
-    Listings are cached, because commits do not change.
+    It caches listings. Use it only with paths from `pin_commit`, because a commit does not change.
     """
     return _filesystem(os.getpid(), os.environ.get("HF_ENDPOINT"))
 
@@ -109,10 +112,14 @@ def _filesystem(pid: int, endpoint: str | None) -> Any:
 
 
 def pin_commit(url: str) -> str:
-    """Return the HfFileSystem path of a URL, with its branch replaced by a commit.
+    """Return the path of an hf:// URL in HfFileSystem, with its branch replaced by a commit.
 
-    It is the commit to which the branch pointed when this process first asked for it. The function
-    raises FileNotFoundError and the exceptions of httpx.
+    The branch pointed to this commit when the process first called this function for it. Thus all
+    reads of the process see one state of the repository.
+
+    Raises:
+        FileNotFoundError: The repository or the branch does not exist. Exceptions of httpx are
+            raised unchanged.
     """
     fs = filesystem()
     resolved = fs.resolve_path(url)

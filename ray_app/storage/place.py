@@ -40,13 +40,16 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class ClosedFolder(ObjectInfo):
-    """A folder in a listing whose files could not be listed completely. `error` is the reason."""
+    """A folder whose files could not be listed completely, as an entry of a listing.
+
+    `error` has the reason. The listing continues with the next folder.
+    """
 
     error: SourceError
 
 
 class ClosedFile(ObjectInfo):
-    """A file in a listing whose size and version could not be read."""
+    """A file whose size and version could not be read, as an entry of a listing."""
 
     __slots__ = ()
 

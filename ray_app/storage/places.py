@@ -1,6 +1,6 @@
-"""Implement the kinds of storage: `S3`, `Web`, and `Fsspec` for all other stores.
+"""Read and write files on S3 (`S3`), web servers (`Web`), and all other stores (`Fsspec`).
 
-`choose_backend` chooses one of them, or `storage.local.Local`, by the scheme of a URL.
+`choose_backend` returns one of these backends, or `storage.local.Local`, for the scheme of a URL.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -230,10 +230,10 @@ class Fsspec(Backend):
 
 
 class S3(Fsspec):
-    """The backend for S3. It makes its own requests if those of s3fs do not fit a run.
+    """The backend for S3, with requests that s3fs does not make (`storage.s3`).
 
-    One request is enough to read a file or to check that it exists. A read can require a version.
-    If a request that deletes many files fails for some, the error names one of them.
+    One request is enough to read a file or to check that it exists. A read fails if the file does
+    not have the given version. If some of many files cannot be deleted, the error names one file.
     """
 
     max_deletes = s3.MAX_DELETED

@@ -40,9 +40,9 @@ async def take(
     start: int,
     length: int,
 ) -> bytes:
-    """Return `length` bytes of an object from `start` out of the response to a range request.
+    """Return the requested bytes from the response to a range request.
 
-    The response has only these bytes, or the whole object if the server ignores ranges.
+    The response has only the requested bytes, or the whole object if the server ignores ranges.
 
     Args:
         chunks: The body of the response.

@@ -48,20 +48,20 @@ class RetryPolicy(Frozen):
 
 
 class CancelledError(Exception):
-    """The error for a request whose result is no longer needed."""
+    """The error that ends a request whose caller has set its `cancelled` event."""
 
 
 class AdaptiveLimiter:
-    """Limits how many requests run at the same time.
+    """Limits how many requests run at the same time. Each request runs in a `with` block.
 
-    The limit is halved when a store asks for fewer requests. It is raised by one after as many
-    answers as the limit, up to `width`.
+    The limit is halved when a store requests a lower rate. With a limit of N, it is raised by one
+    after N successful requests, up to `width`.
 
     Args:
         width: The maximum of the limit.
 
     Attributes:
-        entered: The number of requests, including repeated requests.
+        entered: The total number of requests so far, including repeated requests.
     """
 
     def __init__(self, width: int) -> None:
@@ -88,7 +88,7 @@ class AdaptiveLimiter:
 
 
 class Attempt:
-    """One attempt at a request. Its `with` block gets the seconds that remain.
+    """One attempt at a request. `with attempt as timeout_s` gives the seconds until the deadline.
 
     An exception in the block ends the attempt, but is not raised from it. `Retrier.attempts` then
     yields another attempt, or raises the exception.

@@ -85,9 +85,10 @@ C = TypeVar("C", bound=HasS3Config)
 
 
 def apply_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
-    """Decorate a function that takes a config, so that its S3 requests use the config's settings.
+    """Decorate a function whose first argument is a config with a section `s3`.
 
-    The settings also apply to processes that the function starts.
+    While the function runs, its requests to S3 use the settings of this section. The settings also
+    apply to processes that the function starts.
     """
 
     @wraps(function)
@@ -108,9 +109,12 @@ def apply_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Conc
 
 
 def get_worker_variables() -> dict[str, str]:
-    """Return the environment variables that decide how this process makes its requests to S3.
+    """Return the environment variables with which other processes make the same requests to S3.
 
-    Processes on other machines need them to make requests in the same way. They contain no secrets.
+    An example is AWS_REQUEST_PAYER. Pass them to workers on other machines. They contain no secrets.
+
+    Returns:
+        The values by name. Variables that are not set are left out.
     """
     return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
 

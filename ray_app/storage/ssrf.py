@@ -90,7 +90,10 @@ _lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")
 
 
 def is_address(text: str) -> bool:
-    """Return whether the host of a URL is an IP address, for which no resolver is called."""
+    """Return whether the host of a URL is an IP address, not a name.
+
+    aiohttp calls no resolver for an address, so it must be checked separately.
+    """
     try:
         ip_address(text)
     except ValueError:
@@ -99,7 +102,7 @@ def is_address(text: str) -> bool:
 
 
 def is_public_address(text: str) -> bool:
-    """Return whether an address belongs to the public Internet.
+    """Return whether an IP address belongs to the public Internet.
 
     An IPv4 address that is embedded in an IPv6 address is checked as IPv4. Addresses with a scope
     are not public.
@@ -201,8 +204,9 @@ class UrlRefused(Exception):  # noqa: N818 - The name is that of a decision, not
 
     Args:
         message: The reason, None if the reason must not be shown.
-        limit: The limit that was exceeded, None if the reason is not a number.
-        observed: The number that exceeded it.
+        limit: The limit that was exceeded, such as the maximum length of a URL. None if the reason
+            is not a limit.
+        observed: The number that exceeded `limit`.
     """
 
     def __init__(
@@ -271,7 +275,9 @@ def check_url(
 
 
 def check_public_url(text: str) -> URL:
-    """Check a URL from a list, a label, or a redirect, and return the URL to request.
+    """Check a URL that the user did not write, and return the URL to request.
+
+    Such URLs come from a list of images, a file of labels, or a redirect.
 
     The scheme must be http or https. The host must be a full domain name or a public IP address.
     The URL may have any port, and may have spaces.

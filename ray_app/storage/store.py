@@ -159,8 +159,16 @@ class Store:
     def create(self, path: str, data: bytes) -> bool:
         """Write `data` to `path` if there is no file, and return whether this call wrote it.
 
-        If several processes write the same path, only one gets True. Each should write different
-        data, because after a lost response the content shows whose write succeeded.
+        If several processes write the same path, only one gets True. If the response to a successful
+        write is lost, the retry finds the file, and the content shows which process wrote it.
+        Therefore each process should write different data.
+
+        Args:
+            path: The path of the file.
+            data: Its content.
+
+        Returns:
+            True if this call wrote the file. False if there was a file.
         """
         url = self._resolve(path)
         for attempt in self._attempts("write", url):
@@ -170,9 +178,10 @@ class Store:
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether `create` can guarantee that only one of several writers succeeds.
+        """Whether this kind of store has conditional writes, on which `create` depends.
 
-        A server may still ignore the condition of the write (see `Lease`).
+        With them, only one of several writers succeeds. A server may still ignore the condition,
+        which `Lease` detects.
         """
         return self._backend.is_exclusive
 
