@@ -1,9 +1,9 @@
 """Define the data that decoding passes to detectors.
 
 A `Batch` has one decoding result for each member, which is one file of an archive. It also has
-arrays of pixels with a fixed number of slots: one array for the images as they are, and one for each
-perturbed view, such as the images after JPEG compression. Images that are not resized for a detector
-may stay encoded (`EncodedImages`).
+arrays of pixels with a fixed number of slots: one array for the images as they are, and one for
+each perturbed view, such as the images after JPEG compression. Images that are not resized for a
+detector may stay encoded (`EncodedImages`).
 """
 
 import logging
@@ -114,7 +114,8 @@ class Batch:
         encoded: The files that are decoded again later. The second stage of a cascade needs them,
             and detectors that read images in their own size. None for a file that does not decode.
             Empty if no file is decoded again.
-        views: The images after each perturbation that the spec requests. Empty if `pixels` is empty.
+        views: The images after each perturbation that the spec requests. Empty if `pixels` is
+            empty.
         ids: The image ids of the members. Empty if the ids are unknown.
     """
 
@@ -284,8 +285,8 @@ class BatchImages:
     """The encoded files of a batch, with a cache of decoded images.
 
     Detectors read an image once unperturbed, and once after each perturbation. The cache avoids
-    decoding it each time. A large image is not kept, but decoded again. It would hold memory that all
-    processes of the node share.
+    decoding it each time. A large image is not kept, but decoded again. It would hold memory that
+    all processes of the node share.
 
     Args:
         decoder: Decodes the files, and counts them.
@@ -335,7 +336,7 @@ class BatchImages:
 
 
 class EncodedImages:
-    """The images of a batch for one preprocessing, which are decoded only when a detector reads them.
+    """The images of a batch for one preprocessing, each decoded only when a detector reads it.
 
     They take the place of an array in `Batch.pixels` if the preprocessing does not resize. Such
     images may be too large to keep all of them decoded.

@@ -65,7 +65,7 @@ class SecondStage:
         return readings.finish()
 
     def take_seconds(self) -> dict[str, float]:
-        """Return the seconds since the last call by name of the step, such as `decode` or `score`."""
+        """Return the seconds since the last call by step, such as `decode` or `score`."""
         seconds = self._clock.take()
         self._spent_ms += 1000 * sum(seconds.values())
         return seconds

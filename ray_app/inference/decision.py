@@ -2,8 +2,8 @@
 
 `DetectorOutputs` is a table with one row per image. A column is identified by the view of the image
 (unchanged, or after one perturbation), the detector, and the kind of output, such as `scores`. Each
-field of `detectors.detector.BatchPrediction` is a kind, so a new field needs no code here. Importing
-this module does not import torch.
+field of `detectors.detector.BatchPrediction` is a kind, so a new field needs no code here.
+Importing this module does not import torch.
 """
 
 import functools
@@ -165,8 +165,8 @@ class DetectorOutputs:
     def sort(self, names: Iterable[str], views: Iterable[str]) -> "DetectorOutputs":
         """Return the columns in the order of `views`, and within a view in the order of `names`.
 
-        The unchanged images come first. Use this after `merge`, so that the order does not depend on
-        which process ran which detector.
+        The unchanged images come first. Use this after `merge`, so that the order does not depend
+        on which process ran which detector.
 
         Args:
             names: The names of the detectors.
@@ -377,7 +377,8 @@ def judge(
         outputs: The outputs of the detectors.
         clock: Measures the time for identifying generators as the stage `identify`. None for no
             measurement.
-        names: Whether to predict the names of generators. Ignored if the ensemble has no identifier.
+        names: Whether to predict the names of generators. Ignored if the ensemble has no
+            identifier.
 
     Returns:
         The outcomes with changed statuses, the outputs, the decisions, and the generators.

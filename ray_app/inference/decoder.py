@@ -154,7 +154,8 @@ class CrashSafeDecoder:
     def read_crash_markers(self) -> None:
         """Read from the crash markers which files have killed a process of this node.
 
-        These files are then decoded in a child process. Call this method before each block of files.
+        These files are then decoded in a child process. Call this method before each block of
+        files.
         """
         if self._marker_dir is not None and self._marker is not None:
             self._suspects = CrashMarker.read_crashed_ids(self._marker_dir, own=self._marker.path)
@@ -276,8 +277,8 @@ class BatchDecoder:
             stage decodes some files again.
         wall_limit_s: Seconds that decoding one image may take.
         budget: Memory for large images, which all processes of this node share.
-        careful: The `CrashSafeDecoder` that decodes single images. Several `BatchDecoder`s may share
-            it. None creates one from `marker_dir`, `wall_limit_s`, and `budget`.
+        careful: The `CrashSafeDecoder` that decodes single images. Several `BatchDecoder`s may
+            share it. None creates one from `marker_dir`, `wall_limit_s`, and `budget`.
 
     Attributes:
         counts: `decoded`, the number of images that were decoded.
@@ -324,13 +325,13 @@ class BatchDecoder:
     def decode(self, fetched: Iterable[tuple[int, File | PreparedImage | InputError]]) -> Batch:
         """Decode and prepare the images of one batch, one after another.
 
-        The bytes of a file are released before the next file is requested, unless the batch contains
-        the file.
+        The bytes of a file are released before the next file is requested, unless the batch
+        contains the file.
 
         Args:
-            fetched: For each of up to `spec.slots` images, its id and one of: the bytes of the file,
-                a PIL image, the error for a missing file, or a `PreparedImage`. A `PreparedImage` is
-                not prepared again, and requires a spec without perturbations.
+            fetched: For each of up to `spec.slots` images, its id and one of: the bytes of the
+                file, a PIL image, the error for a missing file, or a `PreparedImage`. A
+                `PreparedImage` is not prepared again, and requires a spec without perturbations.
 
         Returns:
             The batch. An image that does not decode has the reason in `outcomes`, and no pixels.
@@ -385,9 +386,10 @@ class BatchDecoder:
     def complete(self, batch: Batch) -> Batch:
         """Make the encoded files of a batch readable for detectors.
 
-        Call it in the process that scores a batch that was decoded with `hand_over`. In the returned
-        batch, images that are not resized are `EncodedImages`. These images may be large, so each is
-        decoded only when a detector reads it. A batch without files is returned unchanged.
+        Call it in the process that scores a batch that was decoded with `hand_over`. In the
+        returned batch, images that are not resized are `EncodedImages`. These images may be large,
+        so each is decoded only when a detector reads it. A batch without files is returned
+        unchanged.
         """
         if not batch.encoded or not batch.pixels:
             return batch

@@ -173,7 +173,8 @@ def measure_batches(
 
     Measuring stops before a batch that is too large, or after one that takes over `MAX_BATCH_S`
     seconds. A batch is too large if it takes more than the fraction `MAX_MEMORY` of the device's
-    memory. It is also too large if memory is exhausted, or if a kernel cannot index it with 32 bits.
+    memory. It is also too large if memory is exhausted, or if a kernel cannot index it with 32
+    bits.
 
     Args:
         sizes: The batch sizes to measure, ascending.

@@ -86,8 +86,8 @@ class Ensemble:
 
     Args:
         name_or_path: The name of a shipped ensemble, the path of a card, or a card.
-        fpr: Decide with the thresholds that the card has for this false-positive rate, such as 0.05.
-            Defaults to the main thresholds of the card.
+        fpr: Decide with the thresholds that the card has for this false-positive rate, such as
+            0.05. Defaults to the main thresholds of the card.
         device: `cpu`, `cuda`, `cuda:0`, or `auto` for a GPU if one is available.
         precision: `bf16`, `fp32`, or `auto` for the settings of the card and the device.
         resize: `exact` resizes with the libraries of the detectors' authors, `fast` with torch.

@@ -69,8 +69,8 @@ class GroupScorer:
     def counts(self) -> dict[str, int]:
         """The counts of all detectors and of the describer since the start, by name.
 
-        The names are those of `CascadeScorer.counts`, such as `images seen by NAME`. Groups that are
-        no longer in memory are included.
+        The names are those of `CascadeScorer.counts`, such as `images seen by NAME`. Groups that
+        are no longer in memory are included.
         """
         counts = Counter(self._dropped_counts)
         counts.update(self._counts_in_memory())

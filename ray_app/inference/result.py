@@ -52,8 +52,8 @@ class Result:
         score: Log-odds of fake, which the ensemble combines from the scores of its detectors.
         scores: Log-odds of fake by detector. None for a detector without a score.
         facts: Format, size, and other properties of the file.
-        masks: For each detector that finds altered pixels, a (H, W) uint8 array in the resolution of
-            its network. The array covers the whole image, and 255 means surely altered.
+        masks: For each detector that finds altered pixels, a (H, W) uint8 array in the resolution
+            of its network. The array covers the whole image, and 255 means surely altered.
         finding: The conclusion on the origin of the image as text, from the strongest of the
             `grounds` that supports a conclusion. None if no ground does.
         grounds: What the file states about its origin, and what the detectors conclude, the

@@ -1,8 +1,8 @@
 """Score batches of uint8 tensors with the detectors of an ensemble (`EnsembleScorer`).
 
 This module is the hot loop of scoring. It does not use Ray, so that it can be profiled alone.
-`ImageDescriber` predicts prompts for all images or for those with the verdict `fake`, as the card of
-the ensemble requests. `DetectorTimes` measures the time of each detector.
+`ImageDescriber` predicts prompts for all images or for those with the verdict `fake`, as the card
+of the ensemble requests. `DetectorTimes` measures the time of each detector.
 """
 
 import time
@@ -85,8 +85,8 @@ class ImageDescriber:
     ) -> DetectorOutputs:
         """Return the outputs of detectors with a column of captions added.
 
-        A caption is a guess at the prompt. The card of the ensemble requests captions for all images
-        with a score, or only for those with the verdict `fake`. Other images get None.
+        A caption is a guess at the prompt. The card of the ensemble requests captions for all
+        images with a score, or only for those with the verdict `fake`. Other images get None.
 
         Args:
             outcomes: The decoding result of each image.
@@ -360,9 +360,9 @@ class EnsembleScorer:
     ) -> dict[str, int]:
         """Measure the best number of images per forward pass, and use it from now on.
 
-        The size of decoded batches, which is a setting of a run, does not change. All forward passes
-        still have one shape, so a score does not depend on the other images in its batch. Another
-        number of images may change the last bits of a score, as another model of GPU may.
+        The size of decoded batches, which is a setting of a run, does not change. All forward
+        passes still have one shape, so a score does not depend on the other images in its batch.
+        Another number of images may change the last bits of a score, as another model of GPU may.
 
         Args:
             pieces: The typical numbers of images that are scored together, such as in a block.
@@ -555,10 +555,11 @@ class EnsembleScorer:
 class BlockReadings:
     """Score batches one after another. `EnsembleScorer.start` creates this object.
 
-    Images that were not decoded get no score. Resized images go through the networks in batches of one fixed shape. Therefore a score never
-    depends on the other images in the batch. Images that are not resized go through them one at a
-    time, or on a GPU in groups of equal size. The GPU is synchronised only once, in `finish`. While
-    the GPU computes, the next batch is decoded and copied to it.
+    Images that were not decoded get no score. Resized images go through the networks in batches of
+    one fixed shape. Therefore a score never depends on the other images in the batch. Images that
+    are not resized go through them one at a time, or on a GPU in groups of equal size. The GPU is
+    synchronised only once, in `finish`. While the GPU computes, the next batch is decoded and
+    copied to it.
     """
 
     def __init__(self, scorer: EnsembleScorer, columns: "_Columns") -> None:

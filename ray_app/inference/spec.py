@@ -1,10 +1,10 @@
 """Build a `ScoringSpec` with `make_spec`: a picklable object with all that a worker needs to score.
 
-A card is a YAML file that describes a detector or an ensemble, with the settings of its calibration.
-`resolve_settings`, `departures`, and `list_uncalibrated_decoders` compare the settings for scoring
-with those of the calibration. `ResourceEstimate` estimates from the cards what scoring costs: the
-memory of processes, the bytes sent between processes, and multiply-adds. Importing this module does
-not import torch.
+A card is a YAML file that describes a detector or an ensemble, with the settings of its
+calibration. `resolve_settings`, `departures`, and `list_uncalibrated_decoders` compare the settings
+for scoring with those of the calibration. `ResourceEstimate` estimates from the cards what scoring
+costs: the memory of processes, the bytes sent between processes, and multiply-adds. Importing this
+module does not import torch.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -165,8 +165,8 @@ class StageSpec:
         detectors: The names of the detectors, in the ensemble's order.
         pools: The names of the detectors, grouped by the process that they share.
         scored: The distinct preprocessings of the detectors, in order of first use.
-        preprocessings: All preprocessings of the stage. They are those in `scored`, and in the first
-            stage also that of the describer, a model that guesses the prompt of an image.
+        preprocessings: All preprocessings of the stage. They are those in `scored`, and in the
+            first stage also that of the describer, a model that guesses the prompt of an image.
     """
 
     detectors: tuple[str, ...]
@@ -228,7 +228,7 @@ class ScoringSpec:
 
     @property
     def passes(self) -> int:
-        """The number of times that a detector scores each image: 1 + the number of perturbations."""
+        """The number of times that a detector scores each image: 1 + number of perturbations."""
         return 1 + len(self.views)
 
     @property
@@ -292,8 +292,8 @@ class ScoringSpec:
     def embedded(self) -> dict[str, int]:
         """The detectors that must return embeddings, with the number of values per embedding.
 
-        Embeddings are needed if the run stores them. They are also needed if the model that predicts
-        the generator or the prompt of an image reads them.
+        Embeddings are needed if the run stores them. They are also needed if the model that
+        predicts the generator or the prompt of an image reads them.
         """
         profiled = {
             card.detector: card.embedding["width"]
@@ -328,8 +328,8 @@ class ScoringSpec:
     def has_describer_pool(self) -> bool:
         """Whether the describer runs in its own processes, after those of all detectors.
 
-        The describer is a model that guesses the prompt of an image. It has its own processes if its
-        card requests this, or if it is large: over 500 million parameters, or over 500 billion
+        The describer is a model that guesses the prompt of an image. It has its own processes if
+        its card requests this, or if it is large: over 500 million parameters, or over 500 billion
         multiply-adds per image. False if the ensemble has no describer.
         """
         card = self.describer
@@ -616,14 +616,15 @@ class ResourceEstimate:
         process_bytes: Maximum memory of a process with all detectors, and with the describer unless
             that has its own process. It includes libraries, fp32 weights, and a batch of images
             with all its perturbed copies. The largest weights count twice, since they are copied
-            while they load. Each detector from another package adds the memory of its child process.
+            while they load. Each detector from another package adds the memory of its child
+            process.
         tensor_bytes: Bytes that are sent between processes for one image: its prepared tensors,
             and its file (estimated size) if the file is decoded again.
-        pool_gmac: Expected billions of multiply-adds per image. There is one number for each process
-            in the spec's `all_pools`, which includes perturbed copies of the image. Images that are
-            not resized count as one megapixel. A detector of a second stage counts only for the
-            fraction `second_stage_share` of images, and the describer for `share_described`. A cost
-            that no card states counts as 0.
+        pool_gmac: Expected billions of multiply-adds per image. There is one number for each
+            process in the spec's `all_pools`, which includes perturbed copies of the image. Images
+            that are not resized count as one megapixel. A detector of a second stage counts only
+            for the fraction `second_stage_share` of images, and the describer for
+            `share_described`. A cost that no card states counts as 0.
         worst_gmac: Billions of multiply-adds if each detector scores the largest image that it
             accepts.
         second_stage_share: The expected fraction of images that the second stage of a cascade
@@ -691,9 +692,9 @@ def count_shared_once(
 ) -> dict[str, float]:
     """Return the sizes of detectors, with each shared backbone counted only once.
 
-    Detectors share a backbone if its name and precision are equal. The first of them counts in full.
-    From the size of each further one, the size of the smallest of them is subtracted, because that
-    is about the size of the backbone.
+    Detectors share a backbone if its name and precision are equal. The first of them counts in
+    full. From the size of each further one, the size of the smallest of them is subtracted, because
+    that is about the size of the backbone.
 
     Args:
         sizes: The size or cost of each detector.

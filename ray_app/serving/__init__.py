@@ -1,4 +1,4 @@
-"""Serve ensembles over HTTP: the API `v1`, its web page, and a Ray Serve application."""
+"""Serve ensembles of detectors over HTTP, with a web page, on one machine or on Ray Serve."""
 
 from ray_app.serving.config import ServeConfig
 

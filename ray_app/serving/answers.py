@@ -49,15 +49,16 @@ def make_scored_answer(
     timings: schemas.Timings,
     request_id: str,
 ) -> schemas.ImageAnswer:
-    """Return the answer for one scored image of a block.
+    """Return the answer for one image of a batch that was scored.
 
     Args:
-        plan: The ensembles of the endpoint.
+        plan: The ensembles and optional detectors of the endpoint.
         ensemble: The ensemble that gave the verdict.
-        block: The verdicts of the ensemble on all images of the block.
-        finding: The finding about this image, and its grounds.
-        outputs: Outputs of the ensemble's detectors and of the optional detectors.
-        row: The row of the image in the block.
+        block: The verdicts of the ensemble on all images of the batch.
+        finding: The conclusion on the origin of this image, and the evidence for it.
+        outputs: Outputs of the ensemble's detectors, and of the optional detectors that the request
+            names.
+        row: The index of the image in the batch.
         name: The name of the file as the client sent it.
         size_bytes: Size of the file.
         provenance: What the file states about its origin.
@@ -138,7 +139,7 @@ def make_refused_answer(
 def make_facts(
     facts: ImageFileFacts, size_bytes: int, provenance: Provenance | None = None
 ) -> schemas.ImageFacts:
-    """Return the properties of an image file for an answer. An unknown property is None.
+    """Return the section `image` of an answer: the properties of the file. An unknown one is None.
 
     Args:
         facts: Properties of the file.
@@ -156,7 +157,11 @@ def make_facts(
 
 
 def make_ensemble_name(ensemble: ServedEnsemble) -> schemas.EnsembleName:
-    """Return the name, the fingerprint, and the operating point of an ensemble, for an answer."""
+    """Return the section `ensemble` of an answer, which identifies what gave the verdict.
+
+    It has the name of the ensemble, the SHA-256 of its settings (fingerprint), and the
+    false-positive rate of its thresholds.
+    """
     return schemas.EnsembleName(
         name=ensemble.name, fingerprint=ensemble.fingerprint, fpr=ensemble.fpr
     )
@@ -227,7 +232,11 @@ def _make_guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
 
 
 def list_detector_infos(plan: EnsemblePlan) -> list[schemas.DetectorInfo]:
-    """Return the descriptions of the detectors of all ensembles, then of the optional detectors."""
+    """Return the description of each detector for clients.
+
+    The detectors of the ensembles come first. Optional detectors, which score only if a request
+    names them, are last.
+    """
     return [
         schemas.DetectorInfo(
             name=name,

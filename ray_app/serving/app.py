@@ -37,7 +37,7 @@ def build(config: ServeConfig) -> Application:
     Bearer tokens come from the environment of the cluster's nodes, or from files.
 
     Raises:
-        ConfigError: The config or the cards contradict each other.
+        ConfigError: The settings contradict each other, or the ensembles cannot be served together.
         DetectorError: A licence is not accepted.
     """
     spec, max_requests = plan_ensembles(config).spec, config.limits.max_requests
@@ -107,9 +107,10 @@ class Replica:
         config: The settings of the endpoint.
 
     Raises:
-        ConfigError: The cards contradict each other.
+        ConfigError: The ensembles cannot be served together, for example because they were
+            calibrated with different settings.
         DetectorError: A licence is not accepted, weights are missing, or a detector gives no score
-            for an ordinary image.
+            for the built-in test image.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -125,7 +126,10 @@ class Replica:
         return create_app(self._config, self._pool, self._meter, echo_request_id=False)
 
     async def check_health(self) -> None:
-        """Raise ClusterError if the worker has been down too long. Serve then replaces the replica."""
+        """Raise ClusterError if the worker process has been down for over two minutes.
+
+        Ray Serve calls this method, and replaces a replica for which it raises.
+        """
         if not self._pool.is_healthy:
             raise ClusterError(
                 "the worker process of this replica does not start",

@@ -119,7 +119,8 @@ class EndpointClient:
     def describe(self) -> Ensembles:
         """Return the ensembles, optional detectors, and limits of the endpoint.
 
-        They are fetched only once.
+        An optional detector scores only if a request names it. The first call fetches the answer,
+        and later calls return the same object.
 
         Returns:
             The answer of `GET /v1/ensembles`.
@@ -155,13 +156,14 @@ class EndpointClient:
             images: Local paths, (name, bytes), or (name, InputError) of a file that cannot be read.
             ensemble: The name of an ensemble of the endpoint. Defaults to the first ensemble.
             masks: Whether to request masks.
-            detectors: Optional detectors that also score the images.
-            fpr: The false-positive rate of an operating point of the ensemble. Defaults to the
-                thresholds of its card.
+            detectors: Names of optional detectors of the endpoint that also score the images.
+            fpr: Decide with the thresholds that the ensemble has for this false-positive rate, such
+                as 0.05. Defaults to its main thresholds.
 
         Raises:
-            ConfigError: The endpoint does not serve the ensemble, a detector, or the operating
-                point, or `fpr` is not a fraction. This is raised before an image is read.
+            ConfigError: The endpoint does not serve the ensemble or a detector, or the ensemble has
+                no thresholds for `fpr`, or `fpr` is not a fraction. This is raised before an image
+                is read.
             ClusterError: The endpoint is unreachable or stays busy. This is raised by the call, or
                 while you iterate over the results.
         """
@@ -463,9 +465,10 @@ def parse_retry_after(header: str | None) -> float | None:
 
 
 def parse_refusal(response: httpx.Response) -> dict[str, Any]:
-    """Return the error in a refused response: {code, message, limit, observed, request_id}.
+    """Return the JSON with which an endpoint refused a request.
 
-    If a proxy answered instead of the endpoint, the code is derived from the HTTP status.
+    Its keys are `code`, `message`, `limit`, `observed`, and `request_id`. If a proxy answered
+    instead of the endpoint, the code is derived from the HTTP status.
     """
     try:
         body = response.json()

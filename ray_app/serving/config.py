@@ -1,7 +1,7 @@
 """Define the settings of an endpoint (`ServeConfig`).
 
-The settings are the `args` of a Ray Serve application, and of `touchstone serve`. The defaults suit a
-laptop.
+An endpoint scores images over HTTP. `touchstone serve` and the Ray Serve application read the
+settings from the `args` of a Serve config file. The defaults suit a laptop.
 """
 
 from collections.abc import Mapping
@@ -221,8 +221,8 @@ def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, 
         name_or_path: The name of a shipped config, or a path. None for no file.
 
     Returns:
-        The `args` of the application, a description of their place in the file for error messages,
-        and the `logging_config`.
+        A tuple of the `args` of the application (the values of a `ServeConfig`), a text for error
+        messages that states where they are in the file, and the `logging_config`.
 
     Raises:
         ConfigError: The file does not exist, is not a Serve config with one application, or has an

@@ -1,7 +1,7 @@
-"""Answer encoded images with the ensembles of an endpoint (`Engine`), without HTTP and Ray.
+"""Score the images of an endpoint's requests (`Engine`), without HTTP and Ray.
 
-Images are decoded in child processes and scored in this process. The decoder, the networks, and the
-decisions are those of a batch run.
+Images are decoded in child processes and scored in this process. The code for decoding, scoring,
+and deciding is that of a batch run, so the same image gets the same score.
 """
 
 import gc
@@ -54,9 +54,11 @@ class ScoreRequest:
         data: The encoded file.
         name: The name of the file as the client sent it.
         ensemble: Name of the ensemble. None for the first ensemble.
-        fpr: The false-positive rate of an operating point. None for the thresholds of the card.
-        detectors: Names of optional detectors.
-        masks: Whether the answer has masks.
+        fpr: Decide with the thresholds that the ensemble has for this false-positive rate. None for
+            its main thresholds.
+        detectors: Names of optional detectors that also score the image. They have no part in the
+            verdict.
+        masks: Whether the answer has masks of altered pixels.
         request_id: The id of the HTTP request.
         is_alone: Whether the HTTP request has no other image. If the image is refused, the whole
             request is then answered with an error status.
@@ -78,14 +80,17 @@ class ScoreRequest:
 class EncodedAnswer:
     """The answer for one image, as JSON for the HTTP process.
 
+    An image is refused if it cannot be scored, for example because its file is corrupt.
+
     Attributes:
         status: The HTTP status.
         body: The JSON of an `ImageAnswer`. If a refused image is alone in its request, the JSON of
             an `Error`.
         ensemble: Name of the ensemble.
         verdict: The verdict. None for a refused image.
-        refused: The code of the refusal. None for a scored image.
-        timings: Seconds of each stage. None for a refused image.
+        refused: The reason for the refusal as a code, such as `corrupt_image`. None for a scored
+            image.
+        timings: Seconds for decoding, waiting, and scoring. None for a refused image.
     """
 
     status: int
@@ -98,14 +103,14 @@ class EncodedAnswer:
 
 @dataclass
 class PendingImage:
-    """An image of a request between decoding and its answer.
+    """An image of a request, which is decoded and waits to be scored.
 
     Attributes:
-        request: The request.
-        ensemble: The ensemble that the request selects, at the selected operating point.
+        request: The image file, and the options that the client set.
+        ensemble: The ensemble that the request selects, with the thresholds that it selects.
         prepared: The decoded image. None if it was refused.
         pixels: The pixels of the image by preprocessing. None for a preprocessing that does not
-            resize: the image is then decoded when a detector reads it.
+            resize. The image is then decoded when a detector reads it.
         refused: The reason why the image is refused. None if it is not refused.
         decode_s: Seconds that decoding took so far.
     """
@@ -127,16 +132,17 @@ class PendingImage:
 class Engine:
     """Score encoded images with the ensembles of an endpoint, in one process.
 
-    Several threads may call `decode` at the same time, but only one may call `answer`. Call `close`
-    when you are done.
+    Call `decode` for each image, and then `answer` for a batch of decoded images. Several threads
+    may call `decode` at the same time, but only one may call `answer`. Call `close` at the end.
 
     Args:
         config: The settings of the endpoint.
 
     Raises:
-        ConfigError: The cards contradict each other.
+        ConfigError: The ensembles cannot be served together, for example because they were
+            calibrated with different settings.
         DetectorError: A licence is not accepted, weights are missing, or a detector gives no score
-            for an ordinary image.
+            for the built-in test image.
         TouchstoneError: A decoder process did not start.
     """
 
@@ -196,9 +202,10 @@ class Engine:
         self._decoders.close()
 
     def decode(self, request: ScoreRequest) -> PendingImage:
-        """Decode the image of a request for the detectors that score it first.
+        """Decode the image of a request, and prepare it for the detectors that score every image.
 
-        They are the first stage of the ensemble and the optional detectors that the request names.
+        These are the first stage of the ensemble, and the optional detectors that the request
+        names. The second stage of a cascade, which scores only undecided images, is not included.
 
         Args:
             request: The request with the bytes of the image.
@@ -208,7 +215,8 @@ class Engine:
             raised.
 
         Raises:
-            KeyError: The ensemble, the operating point, or a detector is not served.
+            KeyError: The ensemble or a detector is not served, or the ensemble has no thresholds
+                for the requested false-positive rate.
         """
         image = PendingImage(request, self.served.find(request.ensemble, request.fpr))
         spec = image.ensemble.spec
@@ -223,7 +231,8 @@ class Engine:
     def answer(self, images: Sequence[PendingImage]) -> list[EncodedAnswer]:
         """Score decoded images, and return their answers.
 
-        Images that select the same ensemble, operating point, and optional detectors share a batch.
+        Images whose requests have equal options are scored as one batch. These options are the
+        ensemble, the false-positive rate, and the optional detectors.
 
         Args:
             images: Up to `slots` images.

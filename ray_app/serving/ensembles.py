@@ -1,5 +1,6 @@
-"""Determine which ensembles an endpoint serves, and at which operating points (`load_ensembles`).
+"""Read the ensembles that an endpoint serves, with all their thresholds (`load_ensembles`).
 
+An ensemble has an operating point, a pair of thresholds, for each of several false-positive rates.
 Importing this module does not import torch.
 """
 
@@ -31,10 +32,10 @@ class ServedEnsemble:
     An operating point is a pair of thresholds for one false-positive rate.
 
     Attributes:
-        spec: All settings that determine its scores and verdicts.
-        fingerprint: SHA-256 of the settings that determine scores and verdicts, as in the identity
-            of a batch run. Equal fingerprints give equal scores and verdicts.
-        error_rates: A sentence on the measured error rates, to show with its verdicts.
+        spec: All settings that determine scores and verdicts.
+        fingerprint: SHA-256 of the settings that determine scores and verdicts. Equal fingerprints
+            give equal scores and verdicts, also in a batch run.
+        error_rates: A sentence on the measured error rates, to show with the verdicts.
     """
 
     spec: ScoringSpec
@@ -106,12 +107,13 @@ class ServedEnsembles:
 
 
 def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
-    """Read the cards of an endpoint's ensembles, and return their scoring settings.
+    """Read the cards (YAML files) of an endpoint's ensembles, and return their scoring settings.
 
-    No weights are read.
+    No weights are read, so this also checks a config on a machine without the weights.
 
     Raises:
-        ConfigError: The cards contradict each other, or a card has no operating point for `fpr`.
+        ConfigError: The ensembles cannot be served together, for example because they were
+            calibrated with different settings. Or a card has no thresholds for `fpr`.
         DetectorError: A licence is not accepted.
     """
     cards = [load_ensemble_card(name) for name in config.ensembles]
@@ -137,12 +139,14 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
 
 
 def load_ensembles(config: ServeConfig) -> ServedEnsembles:
-    """Read the cards of an endpoint's ensembles, and compute the fingerprints of the ensembles.
+    """Read the cards (YAML files) of an endpoint's ensembles, and compute their fingerprints.
 
-    Fingerprints depend on the hashes of the weights.
+    A fingerprint is the SHA-256 of all settings that determine scores and verdicts. It depends on
+    the hashes of the weights, so the weights must be available.
 
     Raises:
-        ConfigError: The cards contradict each other, or a card has no operating point for `fpr`.
+        ConfigError: The ensembles cannot be served together, for example because they were
+            calibrated with different settings. Or a card has no thresholds for `fpr`.
         DetectorError: A licence is not accepted, or weights are missing.
     """
     plan = plan_ensembles(config)
@@ -156,8 +160,9 @@ def fetch_weights(config: ServeConfig) -> None:
     """Fetch those weights of an endpoint's detectors that are missing on this machine.
 
     Raises:
-        ConfigError: The cards contradict each other.
-        DetectorError: A licence is not accepted, or weights are missing.
+        ConfigError: The ensembles cannot be served together, for example because they were
+            calibrated with different settings.
+        DetectorError: A licence is not accepted, or weights cannot be fetched.
     """
     for card in plan_ensembles(config).spec.cards.values():
         resolve_weights(card)

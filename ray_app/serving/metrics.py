@@ -97,11 +97,16 @@ class Meter:
         self._observe("request_seconds", seconds, {"route": route})
 
     def stage(self, name: str, seconds: float) -> None:
-        """Count the seconds that one image spent in a stage: decode, wait, score, or total."""
+        """Record the seconds that one image spent in a stage.
+
+        Args:
+            name: `decode`, `wait`, `score`, or `total`.
+            seconds: The time in this stage.
+        """
         self._observe("stage_seconds", seconds, {"stage": name})
 
     def refused(self, code: str) -> None:
-        """Count one refused request or image by the code of the refusal."""
+        """Count one refused request or image. `code` is the reason, such as `overloaded`."""
         self._add("refusals", 1, {"code": code})
 
     def verdict(self, ensemble: str, verdict: str) -> None:
@@ -109,7 +114,7 @@ class Meter:
         self._add("verdicts", 1, {"ensemble": ensemble, "verdict": verdict})
 
     def batch(self, size: int, waited_s: float) -> None:
-        """Count a batch of images.
+        """Count one batch of images that a worker has scored.
 
         The size is counted in a histogram and in a counter of images. The counter is needed because
         Ray derives the sum of a histogram from its buckets.

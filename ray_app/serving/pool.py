@@ -45,14 +45,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageQuery:
-    """The options that a client set for one image: the fields of `ScoreRequest` without the file.
+    """The options that a client set for one image.
+
+    The HTTP process sends them to a worker, which adds the file to make a `ScoreRequest`.
 
     Attributes:
         name: The name of the file.
         ensemble: Name of the ensemble. None for the first ensemble.
-        fpr: The false-positive rate of an operating point. None for the thresholds of the card.
-        detectors: Names of optional detectors.
-        masks: Whether the answer has masks.
+        fpr: Decide with the thresholds that the ensemble has for this false-positive rate. None for
+            its main thresholds.
+        detectors: Names of optional detectors that also score the image. They have no part in the
+            verdict.
+        masks: Whether the answer has masks of altered pixels.
         request_id: The id of the HTTP request.
         is_alone: Whether the HTTP request has no other image.
     """
@@ -68,7 +72,14 @@ class ImageQuery:
 
 @dataclass(frozen=True)
 class ImageReply:
-    """The answer for an image: its HTTP status, its JSON, and the code if the image was refused."""
+    """The answer of a worker for one image.
+
+    Attributes:
+        status: The HTTP status.
+        body: The JSON for the client.
+        refused: The reason for a refusal as a code, such as `corrupt_image`. None for a scored
+            image.
+    """
 
     status: int
     body: bytes
@@ -93,14 +104,18 @@ class Served:
 
     @property
     def names(self) -> list[schemas.EnsembleName]:
-        """Names, fingerprints, and operating points of the ensembles."""
+        """What identifies each ensemble: name, SHA-256 of the settings, and false-positive rate."""
         return [
             schemas.EnsembleName(name=info.name, fingerprint=info.fingerprint, fpr=info.fpr)
             for info in self.ensembles
         ]
 
     def check(self, request: ImageQuery) -> None:
-        """Raise Refusal if a requested ensemble, operating point, or detector is not served."""
+        """Raise Refusal if the endpoint cannot score an image with the requested options.
+
+        This is the case if the ensemble or a detector is not served. It is also the case if the
+        ensemble has no thresholds for `fpr`.
+        """
         names = [info.name for info in self.ensembles]
         if request.ensemble is not None and request.ensemble not in names:
             raise Refusal(
@@ -158,7 +173,7 @@ class WorkerProcess:
         """Wait until the worker has loaded its detectors, and return what it serves.
 
         Raises:
-            ConfigError: The cards contradict each other.
+            ConfigError: The ensembles cannot be served together.
             DetectorError: The worker could not load the detectors.
         """
         self.frames.connection.settimeout(START_TIMEOUT_S)
@@ -194,10 +209,13 @@ class WorkerProcess:
 
 
 def start_workers(config: ServeConfig, count: int) -> tuple[list[WorkerProcess], Served]:
-    """Start workers, wait until all of them have loaded their detectors, and return what they serve.
+    """Start worker processes, and wait until all of them have loaded their detectors.
+
+    Returns:
+        The workers, and the ensembles and detectors that each of them serves.
 
     Raises:
-        ConfigError: The cards contradict each other.
+        ConfigError: The ensembles cannot be served together.
         DetectorError: A worker could not load the detectors.
     """
     workers = [WorkerProcess(config) for _ in range(count)]
@@ -271,8 +289,8 @@ class WorkerPool:
         """Score one image, and return its answer. There is no time limit.
 
         Raises:
-            Refusal: The ensemble, an operating point, or a detector is not served. Or `MAX_DEATHS`
-                workers have died while they processed the image.
+            Refusal: The ensemble or a detector is not served, or the ensemble has no thresholds for
+                `fpr`. Or `MAX_DEATHS` workers have died while they processed the image.
         """
         self.served.check(request)
         self._count_in_flight(+1)
@@ -291,7 +309,7 @@ class WorkerPool:
         return ImageReply(header["status"], frame.data, header["refused"])
 
     async def require_ready(self) -> None:
-        """Raise Refusal if the endpoint cannot score images.
+        """Raise Refusal if the endpoint cannot score images now. `/readyz` calls this.
 
         If no image was scored in the last `READY_S` seconds, a built-in test image is scored.
         """

@@ -59,8 +59,8 @@ def endpoint(
         logs: A `logging_config` of Serve, for all its processes.
 
     Raises:
-        ConfigError: The host, the port, or `logs` is not allowed, a cluster is named, or the cards
-            contradict each other.
+        ConfigError: The host, the port, or `logs` is not allowed, `at_cluster` names a running
+            cluster, or the ensembles cannot be served together.
         DetectorError: A licence is not accepted, or weights are missing.
         ClusterError: The endpoint does not start.
     """

@@ -31,10 +31,11 @@ class Refusal(Exception):  # noqa: N818 - The name is that of a decision, not of
     """Refuse a request with an HTTP status and the JSON `{code, message, limit, observed}`.
 
     Args:
-        code: A key of MESSAGES, or an image status.
-        message: The reason. None for the text in MESSAGES.
-        limit: The limit that was exceeded, if the refusal is about a number.
-        observed: The number that exceeded it.
+        code: The reason as a code. It is a key of MESSAGES, such as `overloaded`, or the status of
+            an image that cannot be scored, such as `corrupt_image`.
+        message: The reason for people. None for the text in MESSAGES.
+        limit: The limit that was exceeded. None if the reason is not a limit.
+        observed: The number that exceeded `limit`.
         headers: Headers of the answer, such as Retry-After, which a 503 always has.
     """
 
@@ -63,7 +64,10 @@ class Refusal(Exception):  # noqa: N818 - The name is that of a decision, not of
         return cls(str(error.status), error.detail, limit=error.limit, observed=error.observed)
 
     def body(self, request_id: str) -> dict[str, object]:
-        """Return the JSON object for the client. It contains no information on this machine."""
+        """Return the refusal as a JSON object for the client.
+
+        It has no information on this machine, such as paths.
+        """
         return {
             "code": self.code,
             "message": self.message,

@@ -73,8 +73,8 @@ def serve(
         logs: A `logging_config` of Ray Serve.
 
     Raises:
-        ConfigError: The host, the port, or `logs` is not allowed, or the cards contradict each
-            other.
+        ConfigError: The host, the port, or `logs` is not allowed, or the ensembles cannot be served
+            together.
         DetectorError: A licence is not accepted, weights are missing, or a worker could not start.
     """
     address.require_tokens_or_loopback(config, host)

@@ -39,7 +39,7 @@ _log = logging.getLogger("ray_app.serving.worker")
 
 
 class EndpointWorker:
-    """Score the images that arrive through a socket, and send answers until the other end closes.
+    """Score the images that the HTTP process sends through a socket, and send back the answers.
 
     Args:
         engine: The engine that scores the images.
@@ -56,7 +56,11 @@ class EndpointWorker:
         self._received = self._answered = 0
 
     def run(self) -> None:
-        """Answer images until the HTTP process ends."""
+        """Answer images until the HTTP process ends.
+
+        This method also returns after 20 images in a row without a score, since the cause is then
+        probably the device. The HTTP process then starts a new worker.
+        """
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
         while batch := self._take_batch():
             answered = self._engine.answer([image for _, image in batch])
@@ -136,13 +140,15 @@ def _describe(engine: Engine) -> WorkerFrame:
 
 
 def main(descriptor: int) -> int:
-    """Run a worker: load the detectors that the first message names, then score images.
+    """Run a worker process: load the detectors of the endpoint, then score images.
+
+    The HTTP process sends the settings of the endpoint in its first message.
 
     Args:
         descriptor: File descriptor of the socket to the HTTP process.
 
     Returns:
-        The exit code.
+        The exit code: 1 if the detectors cannot be loaded, else 0.
     """
     # Ctrl-C reaches all processes of a terminal. The HTTP process ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -99,9 +99,9 @@ class Fetcher:
 
     Args:
         policy: How requests are retried. None uses the default policy.
-        signed: The URLs that the user gave, with their secrets, such as the signature of a presigned
-            URL. Listings contain URLs without secrets. To read such a URL, the fetcher adds the
-            secrets again.
+        signed: The URLs that the user gave, with their secrets, such as the signature of a
+            presigned URL. Listings contain URLs without secrets. To read such a URL, the fetcher
+            adds the secrets again.
         guard: The web servers that may be requested. None for the servers of `signed` and the
             public Internet.
         retrier: The object that retries requests. None creates one for `policy`.
@@ -191,7 +191,7 @@ class Fetcher:
     def prefetch(
         self, members: Iterable[Fetchable], *, depth_bytes: int, max_bytes: int
     ) -> Iterator[bytes | InputError]:
-        """Read files before they are needed, and yield the bytes or the error of each file in order.
+        """Read files before they are needed, and yield their bytes in order.
 
         Args:
             members: The files, which are all in the same kind of store.

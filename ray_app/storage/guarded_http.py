@@ -1,8 +1,9 @@
 """Request URLs from untrusted sources without access to the internal network (`GuardedClient`).
 
-An untrusted URL could name a server of the internal network (SSRF). `fetch_image` fetches the image for `touchstone check URL`. `storage.ssrf` decides which URLs and
-addresses are allowed. aiohttp does not follow redirects by itself here, because each next URL must
-be checked again, and its host may have other limits.
+An untrusted URL could name a server of the internal network (SSRF). `fetch_image` fetches the image
+for `touchstone check URL`. `storage.ssrf` decides which URLs and addresses are allowed. aiohttp
+does not follow redirects by itself here, because each next URL must be checked again, and its host
+may have other limits.
 """
 
 import asyncio
@@ -46,8 +47,8 @@ class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the 
         answered: Whether the host answered at all.
         asked: Whether a request was made. It is False if the URL is refused before any request.
         http_status: The HTTP status of the response, None without a response.
-        sha256: The SHA-256 of the received bytes, if the bytes are not acceptable. None for any other
-            failure.
+        sha256: The SHA-256 of the received bytes, if the bytes are not acceptable. None for any
+            other failure.
     """
 
     def __init__(

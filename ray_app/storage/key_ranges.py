@@ -87,8 +87,8 @@ def list_divisions(source: str) -> list[KeyRange]:
     """Divide a large S3 prefix at its folders into ranges that can be listed in parallel.
 
     Returns:
-        The ranges in the order of keys. Empty if the source is not on S3, or if its listing has only
-        one page.
+        The ranges in the order of keys. Empty if the source is not on S3, or if its listing has
+        only one page.
 
     Raises:
         StorageError: The store is unreachable or refuses the request.
@@ -114,11 +114,12 @@ class RangeReader:
     """An iterable of the files in one range of S3 keys, sorted by uri. It can be iterated once.
 
     Pages of the listing (up to 1000 keys each) are read until the end of the range, or until `stop`
-    is called. A worker that has nothing to do can then list `rest`. Iterating raises ConfigError or
-    StorageError if the listing fails.
+    is called. The caller can list `rest` later. Iterating raises ConfigError or StorageError if the
+    listing fails.
 
     Attributes:
-        rest: The part of the range that was not read after `stop`. None if the whole range was read.
+        rest: The part of the range that was not read after `stop`. None if the whole range was
+            read.
     """
 
     def __init__(self, keys: KeyRange) -> None:

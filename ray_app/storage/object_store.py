@@ -54,8 +54,8 @@ def open_fsspec(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def retrying_fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return an fsspec file system for a URL whose client retries requests, and the path in it.
 
-    Use it for code that calls fsspec directly, such as a library. `Store` and `Fetcher` retry
-    themselves, and use `open_fsspec`. The exceptions of fsspec are raised unchanged.
+    Use it for code that calls fsspec directly. `Store` and `Fetcher` retry requests themselves, and
+    use `open_fsspec`. The exceptions of fsspec are raised unchanged.
     """
     if urls.get_scheme(url) == "file":
         return open_fsspec(url)
@@ -86,8 +86,8 @@ def _disable_retries(fs: Any) -> None:
 def open_for_reading(url: str) -> tuple[Any, str]:
     """Return the fsspec file system for a URL that is only read, and the path in it.
 
-    A repository of the Hugging Face Hub is opened at the commit that this process saw first, so that
-    all reads see one state. Exceptions of the hub's client are raised unchanged.
+    A repository of the Hugging Face Hub is opened at the commit that this process saw first, so
+    that all reads see one state. Exceptions of the hub's client are raised unchanged.
 
     Raises:
         ConfigError: The scheme is unknown, or its package is missing.

@@ -111,7 +111,8 @@ def apply_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Conc
 def get_worker_variables() -> dict[str, str]:
     """Return the environment variables with which other processes make the same requests to S3.
 
-    An example is AWS_REQUEST_PAYER. Pass them to workers on other machines. They contain no secrets.
+    An example is AWS_REQUEST_PAYER. Pass them to workers on other machines. They contain no
+    secrets.
 
     Returns:
         The values by name. Variables that are not set are left out.

@@ -159,9 +159,9 @@ class Store:
     def create(self, path: str, data: bytes) -> bool:
         """Write `data` to `path` if there is no file, and return whether this call wrote it.
 
-        If several processes write the same path, only one gets True. If the response to a successful
-        write is lost, the retry finds the file, and the content shows which process wrote it.
-        Therefore each process should write different data.
+        If several processes write the same path, only one gets True. If the response to a
+        successful write is lost, the retry finds the file, and the content shows which process
+        wrote it. Therefore each process should write different data.
 
         Args:
             path: The path of the file.
@@ -178,10 +178,9 @@ class Store:
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether this kind of store has conditional writes, on which `create` depends.
+        """Whether `create` lets only one of several writers succeed on this kind of store.
 
-        With them, only one of several writers succeeds. A server may still ignore the condition,
-        which `Lease` detects.
+        A server may still ignore the condition of the write, which `Lease` detects.
         """
         return self._backend.is_exclusive
 

@@ -1,9 +1,9 @@
 """Build the HTTP side of the endpoint as one FastAPI application (`create_app`).
 
-The application combines routes, page, guards, headers, and metering. Guards are middleware that refuse
-requests. `install` defines their order, with the cheapest checks first. Outside the guards,
-`semantics.LingeringClose` and `semantics.HeadAsGet` apply rules of HTTP to all answers, including the
-answers of guards.
+The application has the routes of the API, the web page, and middleware. Guards are middleware that
+refuse requests, for example without a token. `install` defines their order, with the cheapest
+checks first. Outside the guards, `semantics.LingeringClose` and `semantics.HeadAsGet` apply rules
+of HTTP to all answers, including the answers of guards.
 """
 
 import hashlib
@@ -78,7 +78,8 @@ def create_app(
         config: The settings of the endpoint.
         pool: The workers, which score images.
         meter: Counts requests and refusals.
-        echo_request_id: Whether answers have the id of their request in a header (see `Envelope`).
+        echo_request_id: Whether answers have the id of their request in the header X-Request-Id. It
+            must be False behind Ray Serve's proxy, which adds this header itself.
     """
 
     @asynccontextmanager
@@ -112,16 +113,20 @@ def install(
     *,
     echo_request_id: bool = True,
 ) -> auth.BearerTokens:
-    """Add to an application the middleware that checks requests, from the outermost layer inwards.
+    """Add all middleware of an endpoint to an application.
+
+    The middleware checks tokens and limits, adds headers, and formats errors. `create_app` calls
+    this function.
 
     Args:
         app: The application.
         config: The settings of the endpoint.
         meter: Counts requests and refusals. None does not count.
-        echo_request_id: Whether answers have the id of their request in a header (see `Envelope`).
+        echo_request_id: Whether answers have the id of their request in the header X-Request-Id. It
+            must be False behind Ray Serve's proxy, which adds this header itself.
 
     Returns:
-        The tokens of the endpoint.
+        The bearer tokens that the endpoint accepts.
 
     Raises:
         ConfigError: A token is too short.
@@ -180,10 +185,10 @@ def is_request_id(client_id: str) -> bool:
 class Envelope(errors.Layer):
     """Give each request an id, add the common headers to each answer, and count requests.
 
-    Answers of guards are included. If `is_request_id` accepts the id that the client sent, that id is
-    used, and otherwise 16 random hex digits. The id is in `scope["state"]["request_id"]`. The headers
-    forbid browsers sniffing, framing, referrers, and use by other sites. Answers of `/v1` are not
-    cached, and the page may use only its own files.
+    This also applies to requests that other middleware refuses. If the client sent a valid id (see
+    `is_request_id`), that id is used, and otherwise 16 random hex digits. The id is in
+    `scope["state"]["request_id"]`. The headers forbid browsers sniffing, framing, referrers, and
+    use by other sites. Answers of `/v1` are not cached, and the page may use only its own files.
 
     Args:
         app: The application inside this layer.

@@ -118,7 +118,8 @@ class BearerTokens:
 def with_token_digests(access: Access) -> Access:
     """Return access settings in which digests replace the tokens of the environment variable.
 
-    The settings are for processes that do not inherit the variable.
+    Pass these settings to processes that do not inherit the variable, such as replicas on Ray. A
+    digest is the SHA-256 of a token, and checks the token without containing it.
 
     Raises:
         ConfigError: A token is shorter than 16 characters.

@@ -61,7 +61,10 @@ def respond(refusal: Refusal, request_id: str) -> Response:
 
 
 def get_request_id(scope: Scope) -> str:
-    """Return the id that `Envelope` gave to a request, or "" if there is no such layer."""
+    """Return the id of a request, for answers and logs.
+
+    The middleware `Envelope` gives the id. Without this middleware, return "".
+    """
     return str(scope.get("state", {}).get("request_id", ""))
 
 
@@ -81,7 +84,10 @@ async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -
 
 
 class Layer:
-    """Base class of a middleware that handles HTTP requests, and passes all other events on."""
+    """Base class of ASGI middleware. Subclasses override `handle` for HTTP requests.
+
+    Lifespan events and WebSockets are passed to the inner application unchanged.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -160,7 +160,11 @@ class Backpressure(Layer):
                 self.leave(is_answered=200 <= status < 300)
 
     def estimate_wait_s(self) -> float:
-        """Return the seconds until the running requests are likely to be answered. 0 if unknown."""
+        """Return the seconds until all running requests are likely to be answered.
+
+        The mean interval between answers is used. Return 0 before the first answers, or if no
+        request is running.
+        """
         if self._answers < _MIN_ANSWERS or not self.running:
             return 0.0
         elapsed_s = self._clock() - self._last_answer
@@ -169,7 +173,7 @@ class Backpressure(Layer):
         return self.running * interval_s - min(interval_s, elapsed_s)
 
     def require_slot(self) -> None:
-        """Raise Refusal unless a request may take a slot now."""
+        """Raise Refusal (503) if all slots are taken, or if a new request would wait too long."""
         wait_s = self.estimate_wait_s()
         if self.running >= self.max_requests:
             raise self._overloaded("all slots are taken", self.max_requests, self.running)
@@ -188,7 +192,7 @@ class Backpressure(Layer):
         )
 
     def enter(self) -> None:
-        """Take a slot for a request whose body has arrived."""
+        """Take a slot for a request whose body has arrived. Call `leave` when it has ended."""
         if not self.running:
             self._last_answer = (
                 self._clock()
@@ -196,7 +200,12 @@ class Backpressure(Layer):
         self.running += 1
 
     def leave(self, *, is_answered: bool) -> None:
-        """Release a slot, and if the request was answered, measure the interval between answers."""
+        """Release the slot of a request that has ended.
+
+        Args:
+            is_answered: Whether the request was answered with success. The time since the last such
+                answer is then added to the mean interval between answers.
+        """
         self.running -= 1
         if not is_answered:
             return
