@@ -52,8 +52,7 @@ class DecodeResult:
 
     Attributes:
         status: `ok`, or the reason why the member has no pixels, such as `corrupt_image`.
-        detail: Text with the numbers and names that explain the status. None if there is no such
-            text.
+        detail: Text with the numbers and names that explain the status, or None.
         facts: Properties of the file. None if they are unknown.
         provenance: What the file states about its origin, as JSON. None if the `ScoringSpec` does
             not request it, or if the file states nothing.
@@ -90,7 +89,7 @@ class PerturbedBatch:
         pixels: For each distinct preprocessing, one (slots, H, W, 3) array. `EncodedImages` if the
             preprocessing does not resize.
         sizes: For each file of the batch, the (width, height) of the perturbed image before it was
-            resized for detectors. None if there is no perturbed image.
+            resized for detectors. None for an image that could not be perturbed.
     """
 
     pixels: tuple[BatchTensor, ...]
@@ -316,7 +315,7 @@ class BatchImages:
 
     @contextmanager
     def open(self, slot: int) -> Iterator[DecodedImage | None]:
-        """Yield the decoded image in a slot, or None if the slot has no file.
+        """Yield the decoded image at a position (slot) of the batch, or None if it has no file.
 
         Entering the block raises InputError if the image is rejected.
         """

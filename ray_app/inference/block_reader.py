@@ -87,6 +87,9 @@ class BlockReader:
             members: The members of the block.
             results: A list to which the decoding result of each member is appended. None if the
                 results are not needed.
+
+        Yields:
+            A batch of up to `spec.slots` members.
         """
         from ray_app.archives.uri_lists import looks_like_list
 

@@ -128,7 +128,10 @@ class CascadeScorer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The counts of the detectors, the second stage, and the describer, by name."""
+        """The counts of the detectors, the second stage, and the describer, by name.
+
+        Examples are `images seen by NAME`, `looked_again`, and `described`.
+        """
         counts = Counter(self.detectors.counts)
         for counter in (self.late, self._describing):
             counts.update(counter.counts if counter else {})
@@ -145,6 +148,9 @@ class CascadeScorer:
         Args:
             batches: Decoded images.
             only: The names of the first-stage detectors that score the batches. None for all.
+
+        Returns:
+            The outputs with one row per image. An image without a second-stage score has NaN there.
         """
         remaining, outputs = iter(batches), list[DetectorOutputs]()
         while True:

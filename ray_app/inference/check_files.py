@@ -51,6 +51,9 @@ def check_files(
         spec: The ensemble, its settings, and the limits on images.
         accept_licences: Names of detectors, or licences, whose terms the user accepts.
         picture_size: The size of the small image of each file. None makes no small images.
+
+    Yields:
+        The result row and the small image of one file.
     """
     isolated = IsolatedFiles(
         spec,

@@ -51,8 +51,9 @@ class OutputKey(NamedTuple):
     """The key of a column in `DetectorOutputs`.
 
     Attributes:
-        view: The name of the view. `CLEAN` is the unchanged image.
-        detector: The name of the detector or describer.
+        view: The name of the perturbation of the image. `CLEAN`, which is "", is the unchanged
+            image.
+        detector: The name of the detector, or of the describer that writes captions.
         kind: The kind of output, such as `scores` or `masks`.
     """
 
@@ -101,7 +102,7 @@ class DetectorOutputs:
             view: The name of a perturbation. The default is the unchanged image.
 
         Returns:
-            The columns. Empty if there is no such output.
+            The columns. Empty if no detector has this output.
         """
         columns = {}
         for key, column in self.columns.items():
@@ -122,7 +123,7 @@ class DetectorOutputs:
 
     @property
     def scores(self) -> Scores:
-        """The scores (log-odds of fake) of the unchanged images, by detector. NaN is no score."""
+        """The log-odds of fake of the unchanged images, by detector. NaN is a missing score."""
         return self.get(SCORES)
 
     @property
@@ -329,7 +330,7 @@ class BlockResult:
         outputs: The outputs of the detectors.
         scores: The scores of the unchanged images in `outputs`, by detector in the order of the
             ensemble.
-        decisions: The decisions of the ensemble.
+        decisions: The verdicts of the ensemble, with their reasons, scores, and probabilities.
         identified: The generators of the images. None if the spec has no identifier.
         thresholds: The thresholds that the ensemble decides with.
     """
@@ -431,6 +432,10 @@ def find_audited_members(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResul
     The second stage of a cascade scores the images that its first stage leaves undecided. To check
     the first stage, it also scores a random sample of the other images, the audit. The hash of a
     file decides whether it is in the sample.
+
+    Args:
+        spec: The spec of the whole ensemble.
+        outcomes: The decoding result of each image.
 
     Returns:
         One bool per image. Empty if the ensemble is not a cascade.

@@ -73,7 +73,9 @@ STAGES = ("fetch", "wait", "decode", "prepare", "load", "score", "identify", "de
 class StageClock:
     """Measure the wall seconds that one worker thread spends in each stage of scoring.
 
-    The time of a stage that is timed inside another stage counts only for the inner stage.
+    The stages are those in `STAGES`, such as `fetch`, `decode`, and `score`. Use
+    `with clock("decode"):` to measure a stage. If a stage is timed inside another stage, its time
+    counts only for the inner stage.
     """
 
     def __init__(self) -> None:
@@ -202,6 +204,9 @@ class CrashSafeDecoder:
             data: The file, or the error of a file that is missing. The error is raised.
             clock: Measures the time for decoding and waiting.
             bytes_per_pixel: Memory for the image and all that is prepared from it, per pixel.
+
+        Yields:
+            The decoded image.
 
         Raises:
             InputError: The image is rejected.
@@ -573,12 +578,15 @@ class BatchDecoder:
 def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
     """Return the memory budget of a node for encoded files over 64 MiB, in bytes.
 
-    A worker reads smaller files ahead without a budget. The budget has room for at least one file
-    of the maximum size.
+    A worker reads smaller files ahead without a budget. At least one file of the maximum size fits
+    into the budget.
 
     Args:
         decode_bytes: Memory that large images may take on the node.
         limits: Limits on an image, with the maximum size of a file.
+
+    Returns:
+        The number of bytes.
     """
     return max(decode_bytes // 4, limits.max_bytes)
 

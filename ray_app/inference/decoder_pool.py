@@ -176,7 +176,7 @@ class DecoderProcess(ChildProcess):
 
         Args:
             data: The bytes of the file.
-            request: What to prepare. The default is the RGB pixels.
+            request: The tensors to prepare. The default requests the RGB pixels instead.
 
         Returns:
             The file, with the estimated cost of decoding it.

@@ -159,6 +159,9 @@ def batch_sizes(slots: int, max_size: int) -> list[int]:
     Args:
         slots: The number of images in a decoded batch.
         max_size: The maximum size above `slots`.
+
+    Returns:
+        The batch sizes.
     """
     parts = [slots // part for part in (8, 4, 2, 1) if slots % part == 0]
     while 2 * parts[-1] <= max_size:

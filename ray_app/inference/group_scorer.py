@@ -40,9 +40,9 @@ class GroupScorer:
             undecided images of a cascade again.
         clock: Counts the seconds of all steps, including loading.
         kept_bytes: Memory for decoded batches. One batch may exceed the limit.
-        block_members: The number of images in a block, which is what one task scores. On a GPU, the
-            best number of images per forward pass is then measured for blocks of this size. None
-            uses the batch size of the spec.
+        block_members: The number of images in a block, which is what one task scores. Pass it
+            on a GPU, so that the best number of images per forward pass is measured for blocks of
+            this size. None uses the batch size of the spec.
     """
 
     def __init__(

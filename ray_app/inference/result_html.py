@@ -34,7 +34,7 @@ _DEMONSTRATION = (
 def card(
     row: Mapping[str, Any], picture: Any, *, demonstration: bool = False, side: int = SIDE_PX
 ) -> str:
-    """Render one result with its image and a bar per detector.
+    """Render one result as HTML, with its image and a bar for the score of each detector.
 
     Args:
         row: The result, as `Result.to_dict` returns it.
@@ -79,6 +79,9 @@ def cards(
         results: For each result to render, its row, its image, and whether it is a demonstration.
         n_read: The number of results that were read before `results`.
         count: The number of all images. None if the number is unknown.
+
+    Returns:
+        The HTML.
     """
     total = "" if count is None else f" of {count:,}"
     header = (

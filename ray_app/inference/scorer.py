@@ -93,6 +93,9 @@ class ImageDescriber:
             outputs: The outputs of all detectors for the images.
             inputs: The inputs of the describer (see `describer_inputs`). May be empty if the
                 describer reads embeddings.
+
+        Returns:
+            The outputs with the captions.
         """
         with self._clock("describe"):
             captions_by_row = self.describe(
@@ -106,7 +109,7 @@ class ImageDescriber:
     def describe(
         self, rows: Sequence[int], outputs: DetectorOutputs, inputs: DescriberInputs = ()
     ) -> dict[int, Caption]:
-        """Predict captions for the images at `rows`, and return the captions by row.
+        """Predict captions, which are guesses at the prompt, for the images at `rows`.
 
         A row is left out if the describer has no input for it. It is also left out if the caption
         has no likelihood. Values in the network have then overflowed, and the text is meaningless.
@@ -116,6 +119,9 @@ class ImageDescriber:
             outputs: The outputs of all detectors for all images.
             inputs: The inputs of the describer (see `describer_inputs`). May be empty if the
                 describer reads embeddings.
+
+        Returns:
+            The captions by row.
         """
         available = [row for row in rows if self._has_input(row, outputs, inputs)]
         captions: dict[int, Caption] = {}
@@ -422,6 +428,9 @@ class EnsembleScorer:
 
         Args:
             only: The names of the detectors that score the batches. None uses all detectors.
+
+        Returns:
+            The object whose `add` takes a batch, and whose `finish` returns the outputs.
         """
         users, columns = self._users, self._columns
         if only is not None:
@@ -439,6 +448,9 @@ class EnsembleScorer:
         Args:
             batches: The decoded batches.
             only: The names of the detectors that score the batches. None uses all detectors.
+
+        Returns:
+            The outputs with one row per image, in the order of the batches.
         """
         readings = self.start(only)
         for batch in batches:

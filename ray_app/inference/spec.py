@@ -133,12 +133,14 @@ def list_uncalibrated_decoders(
 def describe_guarantee_departures(scored: Collection[str], decoded: Collection[str]) -> list[str]:
     """Return the reasons why the guaranteed false-positive rate of an ensemble does not hold.
 
-    The guarantee holds only with the settings and decoders of the ensemble's calibration. The list
-    is empty if it holds.
+    The guarantee holds only with the settings and decoders of the ensemble's calibration.
 
     Args:
         scored: Differences in the settings, from `departures`.
         decoded: Differences in the decoders, from `list_uncalibrated_decoders`.
+
+    Returns:
+        The reasons as texts. Empty if the guarantee holds.
     """
     differences_by_step = {"scored": scored, "decoded": decoded}
     return [
@@ -238,12 +240,12 @@ class ScoringSpec:
 
     @property
     def first(self) -> tuple[str, ...]:
-        """The detectors of the first stage, which score every image."""
+        """The names of the detectors of the first stage, which score every image."""
         return self.stages[0].detectors
 
     @property
     def late(self) -> tuple[str, ...]:
-        """The detectors of a cascade's second stage, which score undecided images.
+        """The names of the detectors of a cascade's second stage, which score undecided images.
 
         Empty if the ensemble is not a cascade.
         """
@@ -313,7 +315,10 @@ class ScoringSpec:
 
     @cached_property
     def scored_preprocessings(self) -> tuple[Preprocessing, ...]:
-        """The preprocessings that detectors read. Perturbed views are prepared only for these."""
+        """The distinct preprocessings whose images detectors read.
+
+        Perturbed images are prepared only for these, and not for the describer.
+        """
         return _deduplicate(stage_tensor for stage in self.stages for stage_tensor in stage.scored)
 
     @cached_property

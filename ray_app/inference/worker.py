@@ -48,6 +48,9 @@ def open_decoder(
             memory of the node.
         hand_over: Whether a batch contains encoded files in place of images that are not resized.
             The process that scores the batch decodes the files (see `BatchDecoder.complete`).
+
+    Returns:
+        The decoder.
     """
     return BatchDecoder(
         spec.for_stage(spec.stages[0]),
@@ -87,6 +90,9 @@ def open_scorer(
         describing: A describer that is already in memory. None loads it if `pool` is None and the
             spec has a describer.
 
+    Returns:
+        The decoder and the scorer.
+
     Raises:
         DetectorError: Weights are missing.
     """
@@ -117,17 +123,20 @@ def open_group_scorer(
     kept_bytes: float,
     block_members: int | None = None,
 ) -> "tuple[BatchDecoder, GroupScorer]":
-    """Create a scorer for groups of detectors that take turns in memory, and its decoder.
+    """Create a scorer for more detectors than fit into memory together, and its decoder.
 
-    The first group of detectors is loaded.
+    The detectors are in groups, of which one at a time is in memory. The first group is loaded.
 
     Args:
         spec: The spec of the whole ensemble.
         groups: The groups of detectors (see `DetectorGroups`).
         clock: Counts the seconds of all stages.
-        careful: Decodes single images.
-        kept_bytes: See `GroupScorer`.
-        block_members: See `GroupScorer`.
+        careful: Decodes single images, and protects the process from files that crash it.
+        kept_bytes: Memory for decoded batches (see `GroupScorer`).
+        block_members: On a GPU, the number of images that one task scores (see `GroupScorer`).
+
+    Returns:
+        The decoder and the scorer.
 
     Raises:
         DetectorError: Weights are missing.

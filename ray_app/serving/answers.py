@@ -63,8 +63,11 @@ def make_scored_answer(
         size_bytes: Size of the file.
         provenance: What the file states about its origin.
         masks: Whether the answer has masks.
-        timings: The seconds of each stage.
+        timings: The seconds for decoding, waiting, and scoring.
         request_id: The id of the request.
+
+    Returns:
+        The answer.
     """
     spec, decisions = ensemble.spec, block.decisions
     facts = block.outcomes[row].facts
@@ -139,12 +142,15 @@ def make_refused_answer(
 def make_facts(
     facts: ImageFileFacts, size_bytes: int, provenance: Provenance | None = None
 ) -> schemas.ImageFacts:
-    """Return the section `image` of an answer: the properties of the file. An unknown one is None.
+    """Return the section `image` of an answer.
 
     Args:
         facts: Properties of the file.
         size_bytes: Size of the file.
         provenance: What the file states about its origin. None if it was not read.
+
+    Returns:
+        The properties of the file. An unknown property is None.
     """
     names = ("format", "width", "height", "mode", "frames", "orientation", "icc", "decoder")
     return schemas.ImageFacts(
@@ -168,7 +174,7 @@ def make_ensemble_name(ensemble: ServedEnsemble) -> schemas.EnsembleName:
 
 
 def list_ensemble_infos(served: ServedEnsembles) -> list[schemas.EnsembleInfo]:
-    """Return the description of each ensemble for clients, the default ensemble first."""
+    """Return what `GET /v1/ensembles` states about each ensemble, the default ensemble first."""
     return [
         _make_ensemble_info(points[0], points[1:], is_default=index == 0)
         for index, points in enumerate(served.points.values())
@@ -232,7 +238,7 @@ def _make_guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
 
 
 def list_detector_infos(plan: EnsemblePlan) -> list[schemas.DetectorInfo]:
-    """Return the description of each detector for clients.
+    """Return what `GET /v1/detectors` states about each detector.
 
     The detectors of the ensembles come first. Optional detectors, which score only if a request
     names them, are last.

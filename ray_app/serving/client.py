@@ -160,6 +160,9 @@ class EndpointClient:
             fpr: Decide with the thresholds that the ensemble has for this false-positive rate, such
                 as 0.05. Defaults to its main thresholds.
 
+        Yields:
+            The result of one image.
+
         Raises:
             ConfigError: The endpoint does not serve the ensemble or a detector, or the ensemble has
                 no thresholds for `fpr`, or `fpr` is not a fraction. This is raised before an image

@@ -221,8 +221,8 @@ def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, 
         name_or_path: The name of a shipped config, or a path. None for no file.
 
     Returns:
-        A tuple of the `args` of the application (the values of a `ServeConfig`), a text for error
-        messages that states where they are in the file, and the `logging_config`.
+        A tuple of the `args` of the application (the values of a `ServeConfig`), their location
+        in the file as a text for error messages, and the `logging_config`.
 
     Raises:
         ConfigError: The file does not exist, is not a Serve config with one application, or has an

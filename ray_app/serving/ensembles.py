@@ -88,14 +88,14 @@ class ServedEnsembles:
     points: Mapping[str, Sequence[ServedEnsemble]]
 
     def find(self, name: str | None, fpr: float | None) -> ServedEnsemble:
-        """Return the ensemble that a request selects, at the requested operating point.
+        """Return the ensemble that a request selects, with the thresholds that it selects.
 
         Args:
             name: The name of the ensemble. None selects the first ensemble.
-            fpr: The false-positive rate of the operating point. None selects the first point.
+            fpr: The false-positive rate of the thresholds. None selects the default thresholds.
 
         Raises:
-            KeyError: The ensemble or the operating point is not served.
+            KeyError: The ensemble is not served, or has no thresholds for `fpr`.
         """
         points = self.points[name or next(iter(self.points))]
         if fpr is None:

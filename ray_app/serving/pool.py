@@ -104,7 +104,7 @@ class Served:
 
     @property
     def names(self) -> list[schemas.EnsembleName]:
-        """What identifies each ensemble: name, SHA-256 of the settings, and false-positive rate."""
+        """The name, SHA-256 of the settings, and false-positive rate of each ensemble."""
         return [
             schemas.EnsembleName(name=info.name, fingerprint=info.fingerprint, fpr=info.fpr)
             for info in self.ensembles

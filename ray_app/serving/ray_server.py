@@ -58,6 +58,9 @@ def endpoint(
         at_cluster: The settings of the Ray that is started.
         logs: A `logging_config` of Serve, for all its processes.
 
+    Yields:
+        The URL of the endpoint.
+
     Raises:
         ConfigError: The host, the port, or `logs` is not allowed, `at_cluster` names a running
             cluster, or the ensembles cannot be served together.

@@ -177,6 +177,9 @@ def translate(error: BaseException, uri: str) -> SourceError:
         error: The exception.
         uri: The uri of the file, which the text of the error begins with.
 
+    Returns:
+        The error.
+
     Raises:
         BaseException: The exception itself, if it is not about storage.
     """

@@ -245,13 +245,14 @@ class Fetcher:
     ) -> Iterator[bytes | InputError]:
         """Read ranges of one object before they are needed, and yield their bytes in order.
 
-        If a range cannot be read, its error is yielded.
-
         Args:
             uri: The uri of the object.
             version: The version that the object must have. "" accepts any version.
             ranges: Pairs of the start and the length of a range.
             depth_bytes: The maximum number of bytes that are requested or not yielded yet.
+
+        Yields:
+            The bytes of a range, or the error if it cannot be read.
         """
         jobs = (
             (length, partial(self.fetch_range, uri, version, start, length))

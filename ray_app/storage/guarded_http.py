@@ -87,7 +87,7 @@ class FetchRules:
         port: The only allowed port, or None for any port.
         is_literal_allowed: Whether a URL may have an IP address as its host. The address itself
             must also be allowed.
-        bare_names: Whether a host name may have no dot.
+        bare_names: Whether a host name may have no dot, as in `localhost`.
         keep_alive: Whether to keep connections open, and to keep the checked addresses of a name
             for five minutes.
     """

@@ -72,7 +72,7 @@ class Holder:
     def died_here(self) -> bool:
         """Return whether the process ran on this machine and has ended.
 
-        Return False for a process on another machine, where this cannot be detected.
+        Return False for a process on another machine, because this machine cannot detect its end.
         """
         return self.machine == host_identity() and not is_running(self.pid, self.started)
 

@@ -89,6 +89,12 @@ def open_for_reading(url: str) -> tuple[Any, str]:
     A repository of the Hugging Face Hub is opened at the commit that this process saw first, so
     that all reads see one state. Exceptions of the hub's client are raised unchanged.
 
+    Args:
+        url: The URL.
+
+    Returns:
+        The file system and the path.
+
     Raises:
         ConfigError: The scheme is unknown, or its package is missing.
     """
@@ -116,6 +122,12 @@ def pin_commit(url: str) -> str:
 
     The branch pointed to this commit when the process first called this function for it. Thus all
     reads of the process see one state of the repository.
+
+    Args:
+        url: The URL of a file or folder in a repository.
+
+    Returns:
+        The path with the commit. The path of a bucket, which has no commits, is unchanged.
 
     Raises:
         FileNotFoundError: The repository or the branch does not exist. Exceptions of httpx are

@@ -51,6 +51,9 @@ async def take(
         start: The position of the first byte.
         length: The number of bytes.
 
+    Returns:
+        The bytes, which are fewer than `length` if the object ends.
+
     Raises:
         ShortReadError: The response has too few bytes, or bytes of another range.
         SourceError: The server does not support ranges, and `start` is too far into the object.

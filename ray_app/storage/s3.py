@@ -478,6 +478,9 @@ def page(
         after: The NextContinuationToken of the previous page, None for the first page.
         above: The key after which the listing begins.
         limit: The maximum number of keys on the page.
+
+    Returns:
+        The response to ListObjectsV2, with keys such as `Contents` and `NextContinuationToken`.
     """
     position = {"ContinuationToken": after} if after else {"StartAfter": above} if above else {}
     return _send_request(
@@ -508,6 +511,9 @@ def pages(
         gate: Limits concurrent requests.
         delimiter: "/" lists one level. "" lists all keys below the prefix.
         above: The key after which the listing begins.
+
+    Yields:
+        A page: the response to ListObjectsV2, with keys such as `Contents`.
     """
     after: str | None = None
     while True:

@@ -80,6 +80,9 @@ def create_app(
         meter: Counts requests and refusals.
         echo_request_id: Whether answers have the id of their request in the header X-Request-Id. It
             must be False behind Ray Serve's proxy, which adds this header itself.
+
+    Returns:
+        The application.
     """
 
     @asynccontextmanager
