@@ -173,6 +173,8 @@ class CascadeScorer:
     ) -> DetectorOutputs:
         """Score the images that the first stage of a cascade leaves undecided.
 
+        It also scores the few images that the audit of the cascade selects as a check.
+
         Args:
             outcomes: The decoding result of each image.
             files: The image id and file of each image. None for an image that was not decoded.

@@ -98,12 +98,12 @@ class Ensemble:
             to the only column whose first value is an image.
         accept_licences: Names of detectors, or licences, whose terms you accept.
         waive_guarantee: Allow a precision or resize mode that differs from the calibration of the
-            card. The false-positive rate that the card guarantees then does not hold.
+            card. The card's guarantee on false positives then does not cover the verdicts.
         provenance: How to read what a file states about its origin.
         children: Child processes that decode the images. Defaults to decoding in this process.
 
     Raises:
-        ConfigError: No ensemble has this name, or its card has no operating point for `fpr`.
+        ConfigError: No ensemble has this name, or its card has no thresholds for `fpr`.
         DetectorError: Weights are missing, or a licence is not accepted.
     """
 

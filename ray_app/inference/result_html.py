@@ -42,6 +42,9 @@ def card(
             be read.
         demonstration: Whether to add the note that the result is a demonstration.
         side: Maximum width and height of the image in pixels.
+
+    Returns:
+        The HTML.
     """
     jpeg = None if picture is None or row["status"] != Status.OK else thumbnail(picture, side)
     name = _escape(

@@ -160,8 +160,8 @@ class EndpointClient:
             fpr: Decide with the thresholds that the ensemble has for this false-positive rate, such
                 as 0.05. Defaults to its main thresholds.
 
-        Yields:
-            The result of one image.
+        Returns:
+            An iterator over the results.
 
         Raises:
             ConfigError: The endpoint does not serve the ensemble or a detector, or the ensemble has

@@ -1,7 +1,7 @@
 """Define the settings of an endpoint (`ServeConfig`).
 
-An endpoint scores images over HTTP. `touchstone serve` and the Ray Serve application read the
-settings from the `args` of a Serve config file. The defaults suit a laptop.
+An endpoint scores images over HTTP. Its settings are the `args` in a config file of Ray Serve, which
+`touchstone serve` also reads. The defaults suit a laptop.
 """
 
 from collections.abc import Mapping

@@ -94,6 +94,9 @@ class ServedEnsembles:
             name: The name of the ensemble. None selects the first ensemble.
             fpr: The false-positive rate of the thresholds. None selects the default thresholds.
 
+        Returns:
+            The ensemble with its thresholds.
+
         Raises:
             KeyError: The ensemble is not served, or has no thresholds for `fpr`.
         """

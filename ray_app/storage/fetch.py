@@ -251,8 +251,8 @@ class Fetcher:
             ranges: Pairs of the start and the length of a range.
             depth_bytes: The maximum number of bytes that are requested or not yielded yet.
 
-        Yields:
-            The bytes of a range, or the error if it cannot be read.
+        Returns:
+            An iterator over the bytes of each range, or the error if the range cannot be read.
         """
         jobs = (
             (length, partial(self.fetch_range, uri, version, start, length))
