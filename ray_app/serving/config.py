@@ -1,6 +1,6 @@
 """Define the settings of an endpoint (`ServeConfig`).
 
-An endpoint scores images over HTTP. Its settings are the `args` in a config file of Ray Serve, which
+An endpoint scores images over HTTP. Its settings are the `args` in a Ray Serve config file, which
 `touchstone serve` also reads. The defaults suit a laptop.
 """
 
