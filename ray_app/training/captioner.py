@@ -1,8 +1,9 @@
 """Train a describer, which is a network that predicts the prompt of an image.
 
-`make_plan` decides on the network, and `build_caption_network` builds it. `make_captioning_job`
-prepares the training data. In each worker, `make_caption_learner` returns the `CaptionLearner` that
-makes the training steps, and `embedding_batches` yields its batches of embeddings.
+`make_captioning_job` prepares the training data. It calls `make_plan`, which decides the network's
+architecture and tokenizer. In each worker, `make_caption_learner` returns the `CaptionLearner` that
+makes the training steps. If the network reads embeddings instead of pixels, `embedding_batches`
+yields the worker's batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,11 +42,12 @@ TOKENIZER = "tokenizer.json"
 
 
 class CaptionLearner(Learner):
-    """A network that learns to predict the prompts of images or embeddings.
+    """Trains the network of a describer, which predicts the prompts of images or embeddings.
 
-    A batch has the arrays `row` (n,), `usable` (n,), and `image` (n, H, W, 3) uint8 or `embedding`
-    (n, d). The loss is the mean cross-entropy of all prompt tokens in this process's batch. The
-    prompts of unreadable images do not count.
+    A batch of n images has the arrays `row` (n,), the row numbers in the training split, and
+    `usable` (n,), whether the image could be read. It also has `image` (n, H, W, 3) uint8 or
+    `embedding` (n, d). The loss is the mean cross-entropy of all prompt tokens in this process's
+    batch. The prompts of unreadable images do not count.
     """
 
     def __init__(
@@ -87,13 +89,20 @@ class CaptionLearner(Learner):
         )
 
     def prepare(self, batch: Batch) -> tuple[Batch, int]:
-        """Return the batch with the array `targets` added, and the number of tokens to predict."""
+        """Return the batch with the array `targets` added, and the number of tokens to predict.
+
+        `targets` (n, L) has the token numbers of each image's prompt. The number of tokens is at
+        least 1.
+        """
         targets = self._targets[batch["row"]].astype(np.int64)
         targets[~batch["usable"]] = IGNORED
         return {**batch, "targets": targets}, max(int((targets != IGNORED).sum()), 1)
 
     def answer(self, part: Batch) -> torch.Tensor:
-        """Return the logits (n, L, V) of the prompt tokens of one part of a batch."""
+        """Return the logits (n, L, V) of the prompt tokens of one micro-batch.
+
+        L is the number of tokens of a prompt, and V is the size of the tokenizer's vocabulary.
+        """
         if self._normalise is None:
             inputs = torch.tensor(part["embedding"], device=self.device)
         else:
@@ -106,12 +115,13 @@ class CaptionLearner(Learner):
         return answer
 
     def loss(self, answer: torch.Tensor, part: Batch, count: int) -> BatchLoss:
-        """Return the cross-entropy of the prompt tokens of one part of a batch.
+        """Return the cross-entropy of the prompt tokens of one micro-batch.
 
         Args:
             answer: Logits (n, L, V) of the tokens.
-            part: The part of the batch, with `targets`.
-            count: Number of tokens in the whole batch, which divides the sum over the part.
+            part: The micro-batch, with `targets`.
+            count: Number of tokens in this process's batch of the step. The summed loss of the
+                micro-batch is divided by it.
         """
         targets = torch.from_numpy(part["targets"]).to(self.device).flatten()
         total = nn.functional.cross_entropy(
@@ -120,7 +130,7 @@ class CaptionLearner(Learner):
         return BatchLoss(total / count, {})
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return the weights as a describer's file stores them, and the optimiser's state."""
+        """Return the weights as a describer's weight file names them, and the optimiser's state."""
         return captioners.body_state(self.network), self.optimiser.state_dict()
 
     def restore(self, folder: Path) -> None:
@@ -132,9 +142,10 @@ class CaptionLearner(Learner):
 
 
 def make_decoder_inputs(targets: torch.Tensor, tokenizer: CaptionTokenizer) -> torch.Tensor:
-    """Return the decoder's input for each target (n, L), which is the token before the target.
+    """Return the decoder's input for teacher forcing: `targets` (n, L), shifted by one token.
 
-    The first input is `begin`, and inputs after the end of a prompt are `pad`.
+    The first input of each prompt is the token `begin`. Inputs after the end of a prompt are the
+    token `pad`.
     """
     begin = torch.full_like(targets[:, :1], tokenizer.begin)
     shifted = torch.cat([begin, targets[:, :-1]], dim=1)
@@ -156,13 +167,16 @@ def _freeze_without_gradient(
 
 @dataclass(frozen=True)
 class DescriberPlan:
-    """The network of a describer to train.
+    """The architecture, tokenizer, and initial weights of a describer to train.
+
+    A describer is a model that predicts prompts.
 
     Attributes:
-        architecture: The key `architecture` of the describer's card, complete.
-        prefix: Number of tokens that an embedding becomes.
+        architecture: The key `architecture` of the describer's card, with all values filled in.
+        prefix: Number of tokens into which the network turns an embedding.
         tokenizer: The tokenizer of the prompts.
-        start: The card whose weights the network starts from. None for random weights.
+        start: The card of the describer whose weights the network starts from. None for random
+            weights.
     """
 
     architecture: dict[str, Any]
@@ -172,7 +186,7 @@ class DescriberPlan:
 
 
 def require_section(config: Recipe) -> Describe:
-    """Return the recipe's section `describe`. Raise ConfigError if there is none."""
+    """Return the recipe's section `describe`. Raise ConfigError if the recipe lacks it."""
     if config.describe is None:
         raise ConfigError(
             f"{config.name}: method describe needs the section `describe`",
@@ -189,14 +203,21 @@ def make_plan(
     prompts: Sequence[str] = (),
     tokenizer: str | None = None,
 ) -> DescriberPlan:
-    """Return the plan of the describer's network that a recipe trains.
+    """Decide the architecture and tokenizer of the describer that a recipe trains.
+
+    If the recipe's `describe.start` names a describer, its architecture and tokenizer are used.
+    Otherwise the architecture is that of the recipe.
 
     Args:
         recipe: Name of the recipe, for errors.
         section: The recipe's section `describe`.
-        width: Length of an embedding, for the tier prefix.
-        prompts: Training prompts, on which a tokenizer is trained if there is none yet.
-        tokenizer: JSON of the tokenizer that an earlier session trained.
+        width: Length of an embedding, which the tier prefix reads. None for the tier captioner.
+        prompts: Training prompts, on which a tokenizer is trained if `tokenizer` is None.
+        tokenizer: JSON of the tokenizer that an earlier session of this training stored. None if
+            there is none.
+
+    Returns:
+        The plan, from which `build_caption_network` builds the network.
 
     Raises:
         ConfigError: The card of `start` has another tier or embedding size, or the model of
@@ -264,9 +285,12 @@ def build_caption_network(name: str, section: Describe, plan: DescriberPlan, see
 
     Args:
         name: Name of the recipe, for errors.
-        section: The recipe's section `describe`.
-        plan: The plan of the network.
+        section: The recipe's section `describe`, whose tier decides the kind of network.
+        plan: The architecture and initial weights, see `make_plan`.
         seed: Seed of random weights.
+
+    Returns:
+        The network in training mode. All of its parameters have `requires_grad`.
     """
     with seeded(seed):
         network: Any = (
@@ -283,10 +307,11 @@ def build_caption_network(name: str, section: Describe, plan: DescriberPlan, see
 
 
 def make_captioning_job(job: TrainingJob) -> TrainingJob:
-    """Return a copy of the job with the training data of a describer as `captions`.
+    """Return a copy of the job whose field `captions` has the training data of a describer.
 
-    If the tier is captioner, the copy's card has the preprocessing of the captioner. A new
-    tokenizer is trained once and stored in the training's directory.
+    If the tier is captioner, the images are prepared as the describer needs them: `preprocessing`
+    of the copy's card is replaced. A new tokenizer is trained once and stored in the training's
+    directory.
 
     Raises:
         ConfigError: The section `describe` is invalid.
@@ -327,13 +352,18 @@ def make_captioning_job(job: TrainingJob) -> TrainingJob:
 def make_caption_learner(
     job: TrainingJob, captions: CaptionData, device: str, rank: int
 ) -> CaptionLearner:
-    """Return the learner of one worker, with the weights that training starts from.
+    """Return the learner of one worker, which makes its training steps.
+
+    Its network has the weights that training starts from.
 
     Args:
         job: The job, see `make_captioning_job`.
         captions: The training data of the describer, which are `job.captions`.
         device: Device of the worker.
         rank: Rank of the worker.
+
+    Returns:
+        The learner, at step 0.
     """
     config, plan = job.config, captions.plan
     network = build_caption_network(config.name, require_section(config), plan, config.loop.seed)
@@ -349,7 +379,9 @@ def embedding_batches(
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """Yield one worker's batches of embeddings, from step `first` to the last step.
 
-    A batch has `row`, `image_id`, and `usable` (n,), and `embedding` (n, d).
+    A batch of n images has the arrays `row`, the row numbers in the training split, `image_id`, and
+    `usable`, each (n,), and `embedding` (n, d). An image that could not be read is not usable, and
+    its embedding is 0.
 
     Args:
         job: The job.

@@ -52,10 +52,10 @@ Rows = npt.NDArray[np.int64]
 
 
 class CaptionedRows(NamedTuple):
-    """The predictions for some rows of a split.
+    """The predicted prompts of some images of a split, the i-th for the i-th row.
 
     Attributes:
-        rows: Row numbers (n,).
+        rows: Row numbers (n,) of the images in the split.
         captions: The predicted prompts (n,).
     """
 
@@ -73,8 +73,8 @@ def describe(
 
     Args:
         job: The job.
-        findings: The facts about the splits (`Splits.findings`).
-        claim: The content of `train.json`.
+        findings: The numbers of images and the digest of each split (`Splits.findings`).
+        claim: The content of `train.json`, which records the recipe and the data of the directory.
         fit: Runs the training loop of a job until its last step is in a checkpoint.
 
     Returns:
@@ -115,13 +115,17 @@ def describe(
 def plan_describer(
     config: TrainConfig, card: DetectorCard, splits: Splits, steps: int
 ) -> dict[str, Any]:
-    """Return the plan of a dry run of the method `describe`, as plain JSON.
+    """Return what `touchstone train --dry-run` shows for the method `describe`, as plain JSON.
 
     Args:
         config: The settings.
-        card: The training card.
+        card: The card of the recipe's detector, with the changes that the recipe makes to it.
         splits: The splits with prompts.
         steps: Number of training steps.
+
+    Returns:
+        `method`, `name`, `tier`, `detector`, and `batch` of the recipe, `images` by split, and
+        `data` (`Splits.findings`). `steps` is 0 for the tier retrieval, which trains no network.
     """
     section = require_section(config)
     counts = {name: facts["images"] for name, facts in splits.findings["splits"].items()}
@@ -159,10 +163,13 @@ def _predict_nearest(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRo
 
 
 def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
-    """Return the prompt of the nearest training image for each image of the other splits.
+    """Return the prompt of the nearest training image for each validation and test image.
 
-    If the recipe's tier is retrieval, the index of the training images is the describer, and is
-    written to the training's directory.
+    The embeddings of the training images with their prompts form an index. If the recipe's tier is
+    retrieval, this index is the describer, and is written to the training's directory.
+
+    Returns:
+        The predictions, by the name of the split.
     """
     embedded = embeddings.read_embeddings(job.out, "train")
     prompts = embeddings.get_label_column(job.rows("train"), embedded.rows, "prompt")
@@ -176,13 +183,16 @@ def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
 
 
 def predict_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
-    """Export the network of a checkpoint as a describer, and return its predictions by split.
+    """Export the network of a checkpoint as a describer, and predict validation and test prompts.
 
     The describer is written to the training's directory.
 
     Args:
         job: The job.
         folder: The checkpoint as a local folder.
+
+    Returns:
+        The predictions, by the name of the split.
     """
     from safetensors.torch import load_file
 
@@ -317,10 +327,13 @@ def write_describer(
     """Write the card of a describer whose weights are in the folder, and read the card back.
 
     Args:
-        folder: A local folder.
-        recipe: The recipe.
-        facts: Further keys of the card.
+        folder: A local folder with the weights.
+        recipe: The recipe, from which name, title, licence, and source of the card come.
+        facts: Further keys of the card, such as `tier` and `architecture`.
         start: The card whose weights the training started from. None for random weights.
+
+    Returns:
+        The card as loaded from the file.
     """
     content = {
         **export.make_profile_facts(recipe, folder / WEIGHTS, recipe.name),
@@ -343,12 +356,18 @@ def _inherit_licence(recipe: Recipe, start: DescriberCard | None) -> str:
 
 
 def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> bytes:
-    """Add the measured metric of one split to a describer's card, and return the card as YAML.
+    """Add the fraction of exactly predicted prompts to a describer's card as a published metric.
+
+    If no prompt could be compared, the card gets no metric.
 
     Args:
         card: The card as YAML.
         recipe: The recipe.
-        metrics: The metrics of the split by name, as `measure_prompts` returns them.
+        metrics: The metrics of the test split, or of validation without a test split, as
+            `measure_prompts` returns them.
+
+    Returns:
+        The new card as YAML.
     """
     exact = metrics["exact"]
     published = {
@@ -366,7 +385,7 @@ def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> by
 def measure_prompts(
     truth: Sequence[str], predicted: Sequence[str] | str
 ) -> dict[str, dict[str, Any]]:
-    """Compare predicted prompts with the true prompts.
+    """Measure the fraction of predicted prompts that equal the true prompts.
 
     If there are more than `MAX_IMAGES`, a random sample of that size is compared.
 
@@ -375,8 +394,9 @@ def measure_prompts(
         predicted: Predicted prompts (n,), or a text with the reason why there are none.
 
     Returns:
-        `exact`: the fraction of predictions that have the words of the true prompt in the same
-        order. Letter case and punctuation do not count.
+        A dict with one metric, `exact`, as plain JSON with its confidence interval: the fraction of
+        predictions that have the words of the true prompt in the same order. Letter case and
+        punctuation do not count. Without predictions, its value is None.
     """
     if isinstance(predicted, str):
         return {"exact": values.undefined(predicted).to_dict()}

@@ -78,7 +78,7 @@ class Embeddings:
 
 
 def load_scoring_detector(job: TrainingJob) -> "Detector":
-    """Load the detector of the job's card as `touchstone score` does."""
+    """Load the detector of the job's card on the workers' device, as `touchstone score` does."""
     from ray_app.detectors import load_detector
 
     return load_detector(job.card, device=job.layout.device)
@@ -90,7 +90,7 @@ def compute_embeddings(
     *,
     load_detector: DetectorLoader = load_scoring_detector,
 ) -> None:
-    """Compute and store the requested embeddings that are not stored yet.
+    """Compute and store the requested embeddings that are not in the training's directory yet.
 
     Args:
         job: The job.
@@ -124,12 +124,12 @@ def compute_embeddings(
 
 
 def store_block(out: Store, split: str, first: int, embedded: Embeddings) -> None:
-    """Store one block of a split's embeddings as a file.
+    """Store the embeddings of one block, which is `loop.batch` rows of a split, as a file.
 
     Args:
         out: The directory of the training.
         split: Name of the split.
-        first: Position of the block's first row among the requested rows.
+        first: Position of the block's first row among the requested rows. It names the file.
         embedded: The embeddings.
     """
     _write_block(
@@ -146,7 +146,8 @@ def read_embeddings(out: Store, split: str) -> Embeddings:
     """Return all stored embeddings of a split.
 
     Raises:
-        TouchstoneError: The split has no embeddings, or they were computed in two precisions.
+        TouchstoneError: None of the split's images could be read, or some embeddings were computed
+            in bf16 and others in fp32.
     """
     blocks = [
         block for block in _read_blocks(out.subdir(f"{FOLDER}/{split}")) if len(block["rows"])
@@ -182,13 +183,13 @@ def get_label_column(rows: pa.Table, indices: Integers, name: str) -> list[Any]:
 
 
 def describe_embeddings(card: DetectorCard, embedded: Embeddings) -> dict[str, Any]:
-    """Return the facts on which embeddings depend, as plain JSON.
+    """Return what decided the values of embeddings, such as the backbone and the precision.
 
-    The card of an identifier or describer that reads such embeddings contains these facts. See
-    `detectors.linear_head.embedding_facts`.
+    An identifier or describer reads embeddings, so its card contains this plain JSON. Only equal
+    embeddings can be passed to it. See `detectors.linear_head.embedding_facts`.
 
     Args:
-        card: Card of the detector.
+        card: Card of the detector that computed the embeddings.
         embedded: The embeddings.
     """
     facts = embedding_facts(
@@ -199,7 +200,10 @@ def describe_embeddings(card: DetectorCard, embedded: Embeddings) -> dict[str, A
 
 
 def get_groups(rows: pa.Table, indices: Integers) -> list[str]:
-    """Return the group names of some rows. A row without a group gets a name of its own.
+    """Return the value of the label column `group` for some rows.
+
+    Images of one group, such as those of one prompt or scene, must not be in two folds of a
+    cross-validation. A row without a group gets a name that no other row has.
 
     Args:
         rows: The labelled rows of a split.
@@ -272,7 +276,10 @@ def embed_images(
 
 
 class BlockEmbedder:
-    """Computes the embeddings of blocks of rows and stores them in the training's directory."""
+    """Computes the embeddings of blocks of rows, and stores them in the training's directory.
+
+    A block is up to `loop.batch` rows of one split. Its embeddings are one file.
+    """
 
     def __init__(self, job: TrainingJob, load_detector: DetectorLoader) -> None:
         job.prepare_process()
@@ -281,10 +288,11 @@ class BlockEmbedder:
         self._detector.keep_embeddings()
 
     def embed_block(self, block: "_Block") -> tuple[int, list[dict[str, Any]]]:
-        """Compute and store the embeddings of a block.
+        """Compute and store the embeddings of a block of rows.
 
         Returns:
-            The number of rows of the block, and a note on each row that could not be read.
+            The number of rows of the block, and a note on each image that could not be read, as
+            `file_notes.note_images` returns them.
         """
         embedded = embed(self._detector, self._loader(block.split), block.rows)
         notes = file_notes.note_images(
@@ -313,7 +321,7 @@ class BlockEmbedder:
 class Embedder(Stage):
     """A stage of Ray Data whose processes compute and store the embeddings of blocks of rows.
 
-    Each process has a `BlockEmbedder`.
+    A block is up to `loop.batch` rows of one split. Each process has a `BlockEmbedder`.
     """
 
     def start(self, *args: Any) -> None:
@@ -407,10 +415,10 @@ def _require_readable(job: TrainingJob, split: str, count: int) -> None:
 
 
 def require_own_weights(job: TrainingJob) -> None:
-    """Raise ConfigError if the recipe changes the detector by `initial`, `card`, or `lora`.
+    """Raise ConfigError if the recipe changes the detector whose embeddings it uses.
 
-    An identifier or describer reads the embeddings that `touchstone score` computes, which are
-    those of the unchanged detector.
+    The keys `initial`, `card`, and `lora` change it. An identifier or describer must learn from the
+    embeddings that `touchstone score` computes later, which are those of the unchanged detector.
     """
     config = job.config
     if config.initial.start != "card" or config.card or config.lora:

@@ -226,17 +226,23 @@ def describe_sources(recipe: config.Recipe) -> str:
 
 
 def data_name(recipe: config.Recipe) -> str:
-    """Return the name of a recipe's data; without a name, the URLs of the training data."""
+    """Return the name of a recipe's training data for cards.
+
+    If the recipe has no name of its data, return the URLs of the data, or "not named" without URLs.
+    """
     return recipe.data.name or describe_sources(recipe) or "not named"
 
 
 def make_profile_facts(recipe: config.Recipe, weights: Path, title: str) -> dict[str, Any]:
-    """Return the keys that cards of identifiers and describers share: names, weights, and data.
+    """Return the card keys that identifiers and describers share, from the recipe.
 
     Args:
         recipe: The recipe.
         weights: The file of the weights, in the folder of the card.
         title: The title if the recipe has none.
+
+    Returns:
+        The values of the keys `name`, `title`, `weights`, `training_data`, and `notes`.
     """
     return {
         "name": recipe.name,
@@ -377,7 +383,9 @@ def make_card_figures(
     *,
     each_generator: bool = True,
 ) -> tuple[PublishedMetric, ...]:
-    """Return the metrics of one split for a card, without those that are undefined.
+    """Return the metrics of one split in the form in which a card publishes them.
+
+    Undefined metrics are left out.
 
     Args:
         figures: The metrics of the split and of its generators.
@@ -454,9 +462,9 @@ _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
 
 
 def find_best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, float]:
-    """Return the stored checkpoint that is best by the recipe's metric, with its value.
+    """Return the stored checkpoint that is best by the recipe's metric, with the metric's value.
 
-    Checkpoints that were not validated yet are validated first.
+    The metric is `validation.metric`. Checkpoints that were not validated yet are validated first.
 
     Raises:
         ClusterError: No checkpoint has a value of the metric.
@@ -483,10 +491,12 @@ def finish(
 ) -> dict[str, Any]:
     """Choose the best checkpoint, evaluate and calibrate it, export it, and write the report.
 
+    Call this function when the last training step is in a checkpoint.
+
     Args:
         job: The job.
-        findings: The facts about the splits (`Splits.findings`).
-        claim: The content of `train.json`.
+        findings: The numbers of images and the digest of each split (`Splits.findings`).
+        claim: The content of `train.json`, which records the recipe and the data of the directory.
 
     Returns:
         The content of `metrics.json`.
@@ -614,8 +624,8 @@ def write_curves(
 
     Args:
         out: The directory of the training.
-        history: The metrics of all steps.
-        validations: The metrics of all validations.
+        history: The metrics of each training step, such as `step` and `loss`.
+        validations: The metrics of each validation, with the `step` of the checkpoint.
     """
     out.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode())
     lines = [

@@ -1,8 +1,9 @@
 """Record the files of a training that could not be read, and masks that mark nothing or everything.
 
-A process that meets such a file writes a note to the training's directory (`note_images`,
-`write_notes`). Reports and logs name each file once, even if there are several notes on it:
-`list_unreadable`, `describe_misread_masks`, and the lines of `FileLog` while the training runs.
+A process that meets such a file writes a note to the training's directory. A note is a JSON record
+of the image and its problem (`note_images`, `write_notes`). Reports and logs name each file once,
+even if there are several notes on it: `list_unreadable`, `describe_misread_masks`, and the lines of
+`FileLog` while the training runs.
 """
 
 import json
@@ -41,13 +42,17 @@ _COLUMNS = (
 def note_images(
     rows: pa.Table, split: str, details: Mapping[int, str], *, step: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return a note on each image in `details`: a record of the image's URI and its problem.
+    """Return a note on each image in `details`: a JSON record of the image and its problem.
 
     Args:
         rows: The labelled rows of the split.
         split: Name of the split.
         details: The problem of each image, by row number.
-        step: The step that needed the images. None if no step did.
+        step: The training step that loaded the images. None if they were not loaded for a step.
+
+    Returns:
+        Notes with the keys `step`, `split`, `image_id`, `uri`, `member`, `mask`, and `detail`, the
+        problem.
     """
     columns = rows.select([name for name in _COLUMNS if name in rows.schema.names])
     members = [rows_to_members(columns.slice(number, 1).combine_chunks())[0] for number in details]
@@ -66,16 +71,16 @@ def note_images(
 
 
 def write_notes(out: Store, folder: str, name: str, notes: Sequence[Mapping[str, Any]]) -> None:
-    """Write the notes of work without training steps to a file, which they replace.
+    """Write the notes on files that one task outside of the training steps could not use.
 
-    Such work is the evaluation of a split, or the embedding of a block. `StepNotes` writes the
-    notes of training steps.
+    Such a task is the evaluation of a split, or the embedding of a block of rows. Notes of an
+    earlier attempt at the task are replaced. `StepNotes` writes the notes of training steps.
 
     Args:
         out: The directory of the training.
         folder: Folder of the notes.
-        name: Name of the work, which becomes the name of the file.
-        notes: The notes. If there are none, the file is deleted.
+        name: Name of the task, such as `validation`, which becomes the name of the file.
+        notes: The notes, see `note_images`. If there are none, the file is deleted.
     """
     path = f"{folder}/{name}.jsonl"
     if notes:
@@ -85,9 +90,10 @@ def write_notes(out: Store, folder: str, name: str, notes: Sequence[Mapping[str,
 
 
 class StepNotes:
-    """Collects the notes of one worker on unreadable images and odd masks in its steps.
+    """Collects notes on the unreadable images and odd masks that one worker's steps load.
 
-    A mask is odd if it marks nothing or everything.
+    A note is a JSON record of the image and its problem. A mask is odd if it marks nothing or
+    everything.
 
     Args:
         out: The directory of the training.
@@ -127,13 +133,17 @@ class StepNotes:
             self._masks.add(note)
 
     def write(self, first: int) -> None:
-        """Write the notes added since the last call to files that are named by step `first`."""
+        """Write the notes added since the last call to files, which are named by their first step.
+
+        Args:
+            first: The first step that the notes cover.
+        """
         self._unreadable.write(first)
         self._masks.write(first)
 
 
 def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
-    """Return the fakes of a batch whose stored masks mark nothing or everything.
+    """Return the fake images of a batch whose stored masks mark nothing or everything.
 
     The keys are row numbers, and the values are "empty" or "full".
     """
@@ -147,12 +157,19 @@ def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
 
 
 def list_unreadable(out: Store) -> list[dict[str, Any]]:
-    """Return the first note on each unreadable image, with the number of notes as `times`."""
+    """Return one note per unreadable image of a training, as `note_images` makes them.
+
+    If an image has several notes, the first is returned. The added key `times` is the number of
+    notes on the image.
+    """
     return list(_merge(read_history(out, UNREADABLE)).values())
 
 
 def write_unreadable(out: Store) -> list[dict[str, Any]]:
-    """Write a line per unreadable image to `unreadable.jsonl`, and return the notes."""
+    """Write a JSON line per unreadable image to `unreadable.jsonl`, and return the notes.
+
+    There is one note per image; see `list_unreadable`.
+    """
     notes = list_unreadable(out)
     lines = ({name: value for name, value in note.items() if name != "mask"} for note in notes)
     out.write(f"{UNREADABLE}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -160,7 +177,10 @@ def write_unreadable(out: Store) -> list[dict[str, Any]]:
 
 
 def describe_misread_masks(out: Store) -> str | None:
-    """Return a warning about masks of fakes that mark nothing or everything, or None."""
+    """Return a warning about the masks of fakes that mark nothing or everything.
+
+    The warning has counts and examples. Return None if no such mask was noted.
+    """
     tally = CoverageTally()
     for note in _merge(read_history(out, MASKS)).values():
         tally.add(note["mask"], note["detail"])
@@ -168,7 +188,14 @@ def describe_misread_masks(out: Store) -> str | None:
 
 
 def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile, ...] | None:
-    """Return up to `MAX_NAMED` noted images for a training's report, or None without notes."""
+    """Return up to `MAX_NAMED` unreadable files for the report of a training.
+
+    Args:
+        unreadable: The notes on the files, as `list_unreadable` returns them.
+
+    Returns:
+        The files. None if there are no notes.
+    """
     return (
         tuple(
             UnreadableFile(**{name: note[name] for name in UnreadableFile.__dataclass_fields__})
@@ -184,12 +211,23 @@ def describe_note(note: Mapping[str, Any]) -> str:
 
 
 def join_examples(notes: Iterable[Mapping[str, Any]]) -> str:
-    """Return a few of the noted images, each with its reason, as text for a message."""
+    """Return a few of the noted images, each with its reason, as text for a message.
+
+    Args:
+        notes: Notes, see `note_images`.
+
+    Returns:
+        Up to `MAX_EXAMPLES` images, separated by semicolons.
+    """
     return "; ".join([describe_note(note) for note in _merge(notes).values()][:MAX_EXAMPLES])
 
 
 class FileLog:
-    """Makes log lines about unusable files. Each file is named once, also across sessions."""
+    """Makes log lines about files that could not be read, from the notes of all workers.
+
+    Each file is named once. Files that an earlier session of the training noted are not named
+    again. A single line warns of masks that mark nothing or everything.
+    """
 
     def __init__(self, out: Store) -> None:
         self._out = out
@@ -203,7 +241,10 @@ class FileLog:
             print(line, file=sys.stderr, flush=True)
 
     def new_lines(self) -> Iterator[str]:
-        """Yield log lines for notes that were added to the training's directory since last time."""
+        """Yield log lines for notes that any worker has written since the previous call.
+
+        The first call covers the notes written since this object was created.
+        """
         for name in self._new_names(UNREADABLE):
             yield from self.lines(
                 map(json.loads, self._out.read(f"{UNREADABLE}/{name}").splitlines())

@@ -1,7 +1,7 @@
-"""Fit a linear head to labelled images, on the features of a published backbone.
+"""Fit a linear head to your labelled images, on the features of a published backbone.
 
-`fit_labelled_images` reads the labels and the images, and writes the head with its card. It does
-not start Ray.
+`fit_labelled_images` runs the command `touchstone detectors fit`. It reads the labels and the
+images, and writes the head with its card. It does not start Ray.
 """
 
 import hashlib
@@ -73,14 +73,16 @@ class FittedHead(NamedTuple):
 
     Attributes:
         name: Name of the new detector.
-        base: The card with the backbone.
-        classifier: The classifier.
+        base: The card of the detector whose backbone computed the features.
+        classifier: The linear classifier, `svm` or `logistic`.
         labels: Name of the labels file.
         real: Number of real images.
         fake: Number of fakes.
-        aucs: The ROC AUC of each fold.
-        seen: Generators and sources of the images.
-        groups: Number of groups of images. 0 if the labels have no groups.
+        aucs: The ROC AUC of each fold of the cross-validation. A fold with images of one class has
+            none.
+        seen: Generators and sources of the images that the head was fitted to.
+        groups: Number of groups of images, none of which a fold divides. 0 if the labels have no
+            groups.
     """
 
     name: str
@@ -363,10 +365,14 @@ def save_head(path: Path, head: LogOddsHead) -> str:
 
 
 def install_head(base: DetectorCard, weights: Path) -> Path:
-    """Install a fitted head in the cache as the weights of a card without a published head.
+    """Install a fitted head in the weight cache for a card whose authors published no head.
 
     The card, and ensembles that name the card, then score with this head. It replaces a head that
     was installed before. Runs record the hash of the head.
+
+    Args:
+        base: The card, which describes the backbone.
+        weights: The file of the fitted head.
 
     Returns:
         The path in the cache.

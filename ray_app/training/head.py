@@ -1,8 +1,8 @@
 """Fit a linear head to vectors of images (`fit_head`), and measure it on images it did not see.
 
-`detectors fit`, the method `linear-probe`, and the method `identify` call these functions. They
-differ in the labels: real and fake, or the number of a generator. scikit-learn fits, and is
-imported only then.
+The vectors are embeddings. The command `detectors fit` and the methods `linear-probe` and
+`identify` call these functions. The first two fit real and fake, and `identify` fits generators.
+scikit-learn fits, and is imported only then.
 """
 
 import math
@@ -213,7 +213,7 @@ def cross_validate_auc(
 
 
 def require_enough(labels: Labels) -> None:
-    """Check that there are enough images of both classes for a head and its validation.
+    """Check that there are at least `MIN_PER_CLASS` real and as many fake images to fit a head.
 
     Args:
         labels: (n,), 1 for fake.
@@ -231,11 +231,13 @@ def require_enough(labels: Labels) -> None:
 
 
 def even_weights(labels: Labels, groups: Groups, power: float = 0.0) -> Weights:
-    """Return image weights (n,), which add up to n, so that large groups do not dominate a class.
+    """Return image weights (n,) that keep large groups from dominating a class.
+
+    The weights add up to n.
 
     Args:
         labels: Class labels (n,).
-        groups: (n,) names of groups.
+        groups: (n,) names of groups, such as generators or scenes.
         power: The weight of a group with m images of a class is proportional to m to this power.
             With 0, all groups weigh the same. With 1, all images weigh the same.
     """
@@ -261,10 +263,10 @@ def balanced_weights(labels: Labels, weights: Weights | None = None) -> Weights:
 
 
 def compute_spread(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Return the standard deviation (d,) of each column of `rows` (n, d), with a lower bound.
+    """Return the standard deviation (d,) of each column of `rows` (n, d), to scale the columns.
 
-    The bound is 5 % of the median. Without it, dividing by the deviation would give a column that
-    hardly varies a large influence.
+    The result is at least 5 % of the median deviation. Without this bound, dividing by the
+    deviation would give a column that hardly varies a large influence.
     """
     spread = rows.std(axis=0, dtype=np.float64)
     return np.asarray(np.maximum(spread, 0.05 * float(np.median(spread)) or 1e-6), np.float64)

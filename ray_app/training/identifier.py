@@ -1,8 +1,10 @@
-"""Fit a head over generators to embeddings (`fit`), and calibrate its temperature over folds.
+"""Fit and calibrate an identifier, which names the generator of a fake image from its embedding.
 
-Settings are chosen and calibrated on training images alone. Each image is judged by a head that saw
-no image of its group. Validation images are used only by `find_threshold`, which sets the
-confidence below which a generator is unknown. `assign_classes` maps labelled rows to the classes.
+`assign_classes` gives each labelled row a class, usually its generator. `fit` fits a linear head
+that predicts the class. It chooses the head's settings and calibrates its probabilities by a
+cross-validation of the training images. In it, a head judges an image only if it saw no image of
+the same group. Validation images are used only by `find_threshold`, which sets the confidence below
+which a generator is called unknown.
 """
 
 import math
@@ -38,14 +40,15 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FittedIdentifier:
-    """A fitted head with its calibration.
+    """A fitted head that predicts generators, with its calibration.
 
     Attributes:
-        tensors: The tensors of an identifier's file.
-        scale: Scale of a cosine head; 1 for a linear head.
-        c: The chosen inverse strength of the penalty.
-        temperature: The number that divides the logits.
-        losses: Mean log loss over images that the heads did not see, by `c`.
+        tensors: The tensors of the identifier's weight file, by name.
+        scale: The factor by which a cosine head multiplies cosines. 1 for a linear head.
+        c: The chosen inverse strength of the penalty, as in scikit-learn.
+        temperature: The number that divided the logits to calibrate them. 1 if they are not
+            calibrated.
+        losses: Mean log loss over images that the heads did not see, by the value of `c`.
         why_not: The reason why the head is not calibrated. None if it is.
     """
 
@@ -93,13 +96,18 @@ def fit(vectors: Vectors, codes: Labels, groups: Groups, config: Identify) -> Fi
 
 
 def fit_distances(vectors: Vectors, codes: Labels) -> dict[str, Vectors]:
-    """Return the tensors of the Mahalanobis distance: `means` (C, d) and `whitening` (d, d).
+    """Return the tensors from which an identifier computes Mahalanobis distances to its classes.
 
-    All classes have one covariance, shrunk as by Ledoit and Wolf (2004).
+    A large distance to all classes shows an unknown generator. All classes have one covariance,
+    shrunk as by Ledoit and Wolf (2004).
 
     Args:
         vectors: Embeddings (n, d).
-        codes: Classes (n,).
+        codes: Classes (n,), 0 … C − 1.
+
+    Returns:
+        `means` (C, d), the mean of each class, and `whitening` (d, d). The product of `whitening`
+        with a difference of embeddings has the Mahalanobis distance as its length.
     """
     from sklearn.covariance import LedoitWolf
 
@@ -116,17 +124,18 @@ def fit_distances(vectors: Vectors, codes: Labels) -> dict[str, Vectors]:
 
 
 def find_threshold(confidence: Vectors, abstains: float) -> float:
-    """Return the confidence below which an image counts as that of an unknown generator.
+    """Return the confidence below which an identifier calls the generator of an image unknown.
 
-    At most a given fraction of the images of known generators is expected to be below it.
+    The threshold is a low quantile of the given confidences. The expected fraction of images of
+    known generators below it is at most `abstains`, for example 0.05.
 
-    The confidence of a new image that is like the n given ones is below the k-th smallest with
-    probability k / (n + 1) (order statistics; as in split conformal prediction). k is the largest
-    number for which that is at most `abstains`.
+    The exact rule is that of split conformal prediction. Of n given confidences, the k-th smallest
+    is returned. The confidence of a new image is below it with probability k / (n + 1). k is the
+    largest number for which that is at most `abstains`.
 
     Args:
         confidence: Confidence (n,) of images of known generators that nothing was fitted on.
-        abstains: The fraction.
+        abstains: Maximum fraction of images of known generators that may be called unknown.
 
     Raises:
         ConfigError: There are too few images for this fraction.
@@ -176,13 +185,14 @@ def _find_temperature(
 
 @dataclass(frozen=True)
 class ClassAssignments:
-    """The classes of n labelled rows.
+    """The class of each of n labelled rows, usually the generator of the image.
 
     Attributes:
-        names: Name (n,) of each row's class, also if the identifier does not have the class. `real`
+        names: Name (n,) of each row's class, also if the identifier will not have the class. `real`
             for real images, None if the generator is unknown.
-        held_out: Whether each row's generator is held out (n,), so that nothing is fitted on it.
-        absent: Held-out names that match no row.
+        held_out: Whether each row's generator is in `held_out` of the recipe (n,). Nothing is
+            fitted on such a row, and the test split counts it as an unknown generator.
+        absent: Names in `held_out` of the recipe that match no row.
     """
 
     names: list[str | None]
@@ -194,15 +204,19 @@ class ClassAssignments:
         return np.flatnonzero([name in classes for name in self.names] & ~self.held_out)
 
     def names_at(self, rows: Rows) -> list[str | None]:
-        """Return the class names of some rows."""
+        """Return the class names of the rows with these numbers."""
         return [self.names[row] for row in rows]
 
 
 def get_class_name(config: Identify, generator: str) -> str:
-    """Return the class of a fake: its generator as configs/generators.yaml names it, or its family.
+    """Return the class of a fake image, to which an identifier assigns its generator.
+
+    If `level` of the section is `generator`, the class is the name in configs/generators.yaml. If
+    it is `family`, the class is the generator's family. A generator that is not listed is a class
+    of its own.
 
     Args:
-        config: The recipe's section `identify`, whose `level` decides.
+        config: The recipe's section `identify`.
         generator: Name of the generator in any spelling.
     """
     entry = find_generator(generator)
@@ -265,9 +279,14 @@ def select_classes(
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return the names of an identifier's classes, and the image counts of classes left out.
 
+    A class is left out if it has too few training images.
+
     Args:
         config: The recipe's section `identify`.
         rows: The classes of the training rows.
+
+    Returns:
+        The sorted names, and the number of training images of each class that is left out, by name.
 
     Raises:
         ConfigError: A class has too few images and may not be left out, there are fewer than two

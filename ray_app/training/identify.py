@@ -1,9 +1,10 @@
-"""Train an identifier of generators from labelled images: `identify`.
+"""Train an identifier, which names the generator of a fake image, from labelled images: `identify`.
 
 It computes embeddings, on Ray Data if the job uses Ray, and writes OUT/identifier.yaml. If it is
 interrupted, the same command computes only missing embeddings. `metrics.json` is written last.
 `make_identifier` fits the head, sets its threshold, and writes the card. `measure_split` measures
-known generators with and without abstaining, unknown generators, and real images.
+the identifier on known generators, unknown generators, and real images. An identifier abstains,
+which means that it names no generator, if its confidence is low.
 """
 
 import json
@@ -54,12 +55,13 @@ _NONE_KNOWN = "no image of a known generator"
 
 @dataclass(frozen=True)
 class LabelledEmbeddings:
-    """The embeddings of one split.
+    """The embeddings of one split with the labels that fitting an identifier needs.
 
     Attributes:
         vectors: Embeddings (n, d).
-        names: Class names (n,) of the images.
-        groups: Groups (n,) of the images.
+        names: Class names (n,) of the images, usually their generators.
+        groups: Group names (n,). Images of one group, such as one scene, are in one fold of the
+            cross-validation.
     """
 
     vectors: Vectors
@@ -72,10 +74,10 @@ class TrainedIdentifier:
     """A trained identifier, whose files are written, with its metrics.
 
     Attributes:
-        card: The card.
-        fitted: The head with its calibration.
+        card: The card of the identifier.
+        fitted: The fitted head with its calibration.
         figures: The metrics by split, as `measure_split` returns them.
-        predicted: The predicted generators of the images, by split.
+        predicted: The predicted generator of each image, by split.
     """
 
     card: IdentifierCard
@@ -94,17 +96,21 @@ def make_identifier(
 ) -> TrainedIdentifier:
     """Fit an identifier's head, set its threshold, measure it, and write head and card.
 
-    The head is fitted on `train`, its threshold on `validation`, and it is measured on `validation`
-    and `test`.
+    The head is fitted on `train`. Its threshold, the confidence below which it names no generator,
+    is set on `validation`. It is measured on `validation` and `test`.
 
     Args:
-        folder: A local folder.
+        folder: A local folder, to which the files are written.
         recipe: The recipe.
         card: Card of the detector that computed the embeddings.
-        embedding: Facts that decided the embeddings (`detectors.linear_head.embedding_facts`).
+        embedding: The settings that affect the embeddings
+            (`detectors.linear_head.embedding_facts`).
         splits: The embeddings by split. `train` has images of `classes` only, the others of any
             class.
         classes: Names of the classes.
+
+    Returns:
+        The identifier with its metrics.
 
     Raises:
         ConfigError: A class has no training image, or validation is too small.
@@ -338,9 +344,9 @@ class IdentifierRequest:
         tables: The labelled rows by split.
         named: The classes of these rows by split.
         classes: Names of the identifier's classes.
-        left_out: Number of images of each class that was left out because it has too few.
-        rows: Row numbers to use, by split. Those of the test split include real images and fakes
-            by other generators.
+        left_out: Number of training images of each class that was left out because it has too few.
+        rows: Row numbers to use, by split. Those of the test split include real images and fakes by
+            generators that are not a class.
     """
 
     tables: Mapping[str, pa.Table]
@@ -359,8 +365,8 @@ def identify(
 
     Args:
         job: The job.
-        findings: The facts about the splits (`Splits.findings`).
-        claim: The content of `train.json`.
+        findings: The numbers of images and the digest of each split (`Splits.findings`).
+        claim: The content of `train.json`, which records the recipe and the data of the directory.
 
     Returns:
         The content of `metrics.json`.
@@ -431,8 +437,8 @@ def write_identifier(
         card: Card of the detector that computed the embeddings.
         out: The directory of the training, which has the embeddings.
         request: The rows to use.
-        facts: Facts for the document: `environment` and `data`.
-        started_at: Start of the work, on the monotonic clock.
+        facts: The keys `environment` and `data` of `metrics.json`, with their values.
+        started_at: Start of the work, on the monotonic clock, to record its duration.
 
     Returns:
         The content of `metrics.json`.
@@ -513,12 +519,17 @@ def write_identifier(
 
 
 def plan_identifier(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str, Any]:
-    """Return the plan of a dry run: classes, numbers of images by split, and what is held out.
+    """Return what `touchstone train --dry-run` shows for the method `identify`, as plain JSON.
 
     Args:
         config: The settings.
-        card: The training card.
+        card: The card of the detector that computes the embeddings.
         splits: The splits.
+
+    Returns:
+        Keys such as `classes`, `left_out`, the number of training images of classes that have too
+        few, `held_out`, the generators that nothing is fitted on, and `splits`, the numbers of
+        images by split and class.
 
     Raises:
         ConfigError: As in `identify`.

@@ -1,8 +1,8 @@
 """Describe a training for its processes: `TrainingJob`, plain data without a reference to Ray.
 
-`plan_workers` divides the machines among the processes. On Ray, the sum of all requests stays below
-what the cluster has, because a request that never fits waits without a message. The CPUs of a
-process are those that Ray accounts for; the number of threads is a separate field.
+`plan_workers` divides CPUs and GPUs among the processes. On Ray, all processes together request
+less than the cluster has, because Ray waits without a message for resources that never become free.
+The CPUs of a process are those that Ray accounts for. Its number of threads is a separate field.
 """
 
 import math
@@ -142,15 +142,17 @@ class TrainingJob:
         config: The recipe, and the settings of this training.
         card: The card of the network to train, see `networks.training_card`.
         out: The directory of the training.
-        layout: The processes.
+        layout: The number of processes of each kind, and their CPUs, GPUs, and threads.
         total_steps: Number of training steps.
         milestones: Steps after which the network is validated, the last step included.
         tables: The labelled rows of `train`, `validation`, and, if there is one, `test`.
-        order: The rows of each step.
+        order: Computes which rows a training step loads.
         is_on_ray: Whether the processes are those of a Ray cluster. Otherwise one process does
-            everything, or those of torchrun do.
-        captions: The data that a describer learns from. None for other methods.
-        statistics: Statistics of real images for openfake-v1. None for other policies.
+            everything, or torchrun started the processes.
+        captions: The data that a describer, a model that predicts prompts, learns from. None for
+            other methods.
+        statistics: Sizes and sharpness of real training images, which the augmentation policy
+            openfake-v1 uses. None for other policies.
         mirror: URL from which other machines read the initial weights. None if there are no other
             machines.
         guard: The web servers from which images may be fetched.
@@ -171,7 +173,7 @@ class TrainingJob:
     guard: Guard = field(default_factory=Guard)
 
     def prepare_process(self) -> None:
-        """Configure this process for the job.
+        """Configure this process for the job. Call this method before it loads weights or computes.
 
         Weights are read from the job's `mirror`, if it has one. On a CPU, torch computes with the
         layout's number of threads.
@@ -203,6 +205,9 @@ class TrainingJob:
         return self.captions is not None and self.captions.vectors is not None
 
     def is_due(self, step: int) -> bool:
-        """Return whether a checkpoint has to be written after a step."""
+        """Return whether the training loop has to write a checkpoint after a number of steps.
+
+        Checkpoints are due at each milestone, and every `faults.checkpoint_every` steps.
+        """
         every = self.config.faults.checkpoint_every
         return step in self.milestones or (every is not None and step % every == 0)

@@ -1,11 +1,12 @@
 """Make the steps of the training loop: `Learner` improves a network batch by batch.
 
-It runs alone, under DDP, or under FSDP2 (`distribute`). The subclasses `detector.DetectorLearner`
-and `captioner.CaptionLearner` define the loss.
+A learner runs in one process, or in several under DDP or FSDP2 (`distribute`). The subclasses
+`detector.DetectorLearner` and `captioner.CaptionLearner` define the loss.
 
 Gradients are averaged over the processes. Batch normalisation is computed by each process alone,
-and the saved running means and variances are those of rank 0. So a network with such norms learns
-slightly differently if the number of processes changes; a network without them learns the same.
+and the saved running means and variances are those of rank 0. So a network with batch normalisation
+learns slightly differently if the number of processes changes. A network without it learns the
+same.
 """
 
 import json
@@ -49,12 +50,13 @@ def make_optimiser(config: Optimiser, network: nn.Module) -> torch.optim.Optimiz
 def make_parameter_groups(
     network: nn.Module, weight_decay: float, spare: bool
 ) -> list[dict[str, object]]:
-    """Return the parameters that learn, in groups of equal weight decay.
+    """Return the parameters that learn, in groups of equal weight decay, for a torch optimiser.
 
     Args:
         network: The network.
         weight_decay: The weight decay.
-        spare: Exempt parameters of one dimension or less, such as biases and norms, as timm does.
+        spare: Whether parameters of one dimension or less, such as biases and norms, have no weight
+            decay, as in timm.
     """
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not spare or not weight_decay:
@@ -97,7 +99,10 @@ def compute_rate(schedule: Schedule, rate: float, step: int, total: int) -> floa
 
 
 def count_warmup_steps(schedule: Schedule, total: int) -> int:
-    """Return the number of warm-up steps; `warmup` below 1 is a fraction of all steps, rounded."""
+    """Return the number of warm-up steps of a training with `total` steps.
+
+    If `schedule.warmup` is below 1, it is a fraction of all steps, and the result is rounded.
+    """
     return round(schedule.warmup if schedule.warmup >= 1 else schedule.warmup * total)
 
 
@@ -128,18 +133,18 @@ class StepMetrics(NamedTuple):
 
 
 class Learner:
-    """A network that learns from a recipe on one device, alone or as one of `world` processes.
+    """Base class of a network that learns from a recipe on one device, step by step.
 
-    A step depends only on the recipe, the batches, and (seed, step, rank). A training that is
-    saved, loaded elsewhere, and continued gives the same weights as one that never stopped. With
-    dropout or batch normalisation, this holds for the same number of processes. Dropout draws from
-    torch's global generator, which every step seeds.
+    It is alone, or one of `world` processes. A step depends only on the recipe, the batches, and
+    (seed, step, rank). A training that is saved, loaded elsewhere, and continued gives the same
+    weights as one that never stopped. With dropout or batch normalisation, this holds only for an
+    equal number of processes. Dropout draws from torch's global generator, which every step seeds.
 
     Attributes:
         network: The network that learns, without wrappers. If `is_divided`, its parameters are the
             parts of this process (FSDP2).
-        step_number: Number of finished steps, which is also the position in the data.
-        precision: `bf16` or `fp32`, as the recipe's setting means on this device.
+        step_number: Number of finished steps. It also decides which images come next.
+        precision: `bf16` or `fp32`, resolved from the recipe's setting for this device.
         is_divided: Whether the processes divide the network among them.
     """
 
@@ -182,30 +187,30 @@ class Learner:
         self.optimiser = make_optimiser(recipe.optimiser, network)
 
     def prepare(self, batch: Batch) -> tuple[Batch, int]:
-        """Return the arrays that `answer` and `loss` need, and the divisor of the loss.
+        """Prepare the batch of a step before it is divided into micro-batches.
 
         Args:
             batch: This process's part of the batch of a step.
 
         Returns:
-            The batch with further arrays if needed, and the count by which the sum of the losses is
-            divided.
+            The batch with the arrays that `answer` and `loss` need, and the divisor of the loss, by
+            default the number of images.
         """
         return batch, len(batch["usable"])
 
     def answer(self, part: Batch) -> Any:
-        """Return the network's output for one part of a batch."""
+        """Return the network's output for one micro-batch, a part of this process's batch."""
         raise NotImplementedError
 
     def loss(self, answer: Any, part: Batch, count: int) -> BatchLoss:
-        """Return the loss of one part of a batch.
+        """Return the loss of one micro-batch.
 
-        The losses of all parts add up to the loss of this process's batch. Unusable images count
-        as zero.
+        The losses of all micro-batches add up to the loss of this process's batch. Unusable images
+        count as zero.
 
         Args:
-            answer: The output of `answer` for this part.
-            part: The part of the batch.
+            answer: The output of `answer` for this micro-batch.
+            part: The micro-batch: a slice of each array that `prepare` returned.
             count: The divisor of the loss, as `prepare` returns it for the batch.
         """
         raise NotImplementedError
@@ -328,9 +333,9 @@ class Learner:
             ) from error
 
     def load(self, folder: Path) -> None:
-        """Continue from a checkpoint of any strategy and number of processes.
+        """Continue from a checkpoint, whichever strategy and number of processes wrote it.
 
-        Every process calls this method with a folder of its own.
+        Every process calls this method with a local folder of its own.
 
         Raises:
             DetectorError: The checkpoint is of another network.
@@ -364,11 +369,13 @@ def world_size() -> int:
 
 
 def distribute(network: nn.Module, strategy: Strategy, device: str) -> nn.Module:
-    """Return the module to call instead of `network`, which is the network itself in one process.
+    """Wrap a network for training in several processes, and return the module to call.
+
+    In one process, return the network itself.
 
     Args:
         network: The network, already on its device.
-        strategy: `ddp` or `fsdp2`.
+        strategy: `ddp` if each process holds the whole network, `fsdp2` if the processes divide it.
         device: The device.
     """
     if world_size() == 1:

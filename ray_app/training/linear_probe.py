@@ -1,4 +1,7 @@
-"""Fit a linear head on embeddings for the method `linear-probe`, and store it as a checkpoint."""
+"""Train a linear head on frozen features for the method `linear-probe`: `probe`.
+
+The head is fitted to stored embeddings, and the network with this head is stored as a checkpoint.
+"""
 
 import json
 import tempfile

@@ -55,7 +55,8 @@ class TrainingSample(NamedTuple):
         label: 1 for fake, 0 for real.
         mask: Mask (H, W), 1 at altered pixels. None without masks.
         edge: Edge (H, W), 1 at pixels of the mask's edge. None without masks.
-        coverage: How much of the image the stored mask of a fake marks as altered.
+        coverage: How much of the image the stored mask marks as altered: "part", "empty", or
+            "full". "part" without a stored mask.
     """
 
     image: Pixels
@@ -115,14 +116,16 @@ class BatchLoader:
         rows: Sequence[int] | sampling.Positions,
         positions: Sequence[int] | sampling.Positions,
     ) -> Batch:
-        """Load a batch of B rows, each augmented by the random stream of its position.
+        """Load a batch of B rows.
 
-        A row gives the same image whenever its position is the same. An image that cannot be read
-        is black and not usable, and its `detail` is "STATUS: REASON".
+        The position of a row seeds the augmentation of its image. A row with an equal position
+        always gives the same image. An image that cannot be read is black and not usable, and its
+        `detail` is "STATUS: REASON".
 
         Args:
-            rows: Row numbers (B,).
-            positions: Positions (B,) in the whole training.
+            rows: Row numbers (B,) in the labelled table.
+            positions: Positions (B,). A position counts all images that the training loads, from 0,
+                over all epochs.
 
         Returns:
             Arrays by name.
@@ -177,14 +180,17 @@ class BatchLoader:
     ) -> Batch:
         """Load the images of one worker for several steps as one batch.
 
-        Images that are neighbours in a container are then read together. See `load` and
-        `SampleOrder.shard`.
+        Images that are neighbours in a container, such as a tar file, are then read together. See
+        `load` and `SampleOrder.shard`.
 
         Args:
-            order: The order of the rows.
+            order: Computes the rows of each step.
             steps: Numbers of the steps.
             rank: Rank of the worker.
             world: Number of workers.
+
+        Returns:
+            The batch, with the images of the first step first.
         """
         shares = [order.shard(step, rank, world) for step in steps]
         rows, positions = (np.concatenate(parts) for parts in zip(*shares, strict=True))
@@ -195,20 +201,25 @@ class BatchLoader:
         rows: Sequence[int] | sampling.Positions,
         positions: Sequence[int] | sampling.Positions,
     ) -> Iterator[tuple[int, TrainingSample | InputError]]:
-        """Yield the index of each requested row with its sample, or with the error of reading it.
+        """Yield the sample of each requested row, or the error of reading it.
 
-        The samples may have different sizes. Their order is the storage order.
+        The first item of a pair is the index in `rows`. The order is that of the files in storage.
+        The samples may have different sizes.
 
         Args:
-            rows: Row numbers (B,).
-            positions: Positions (B,) in the whole training.
+            rows: Row numbers (B,) in the labelled table.
+            positions: Positions (B,) of the rows in the whole training, which seed the
+                augmentation.
         """
         return self._iter_members(self._take_members(rows), positions)
 
     def iter_images(
         self, rows: Sequence[int] | sampling.Positions
     ) -> Iterator[tuple[int, Image.Image | InputError]]:
-        """Yield each row number with its RGB image or the error of reading it, in storage order."""
+        """Yield each row number with its decoded RGB image, or with the error of reading it.
+
+        The images are not augmented or resized. Their order is that of the files in storage.
+        """
         for slot, data in self._read(self._take_members(rows)):
             try:
                 yield int(rows[slot]), self._decode(data)
@@ -330,11 +341,12 @@ def load_run(
 ) -> list[tuple[int, Batch]]:
     """Return one worker's batches for consecutive steps, each with the number of its step.
 
-    Images of different steps that are neighbours in a container are read together.
+    Images of different steps that are neighbours in a container, such as a tar file, are read
+    together.
 
     Args:
         loader: The loader.
-        order: The order of the rows.
+        order: Computes the rows of each step.
         steps: Numbers of the steps.
         rank: Rank of the worker.
         world: Number of workers.
@@ -351,9 +363,9 @@ def load_run(
 
 
 def count_run_steps(job: TrainingJob) -> int:
-    """Return how many steps `load_run` loads together, from 1 to `MAX_RUN`.
+    """Return how many consecutive steps `load_run` should load together, from 1 to `MAX_RUN`.
 
-    The images of these steps for one worker have up to `RUN_BYTES`, unless one step has more.
+    The images of these steps for one worker take up to `RUN_BYTES`, unless one step takes more.
     """
     height, width = job.card.preprocessing.shape or (1, 1)
     planes = 5 if job.has_masks else 3
@@ -396,12 +408,14 @@ def make_training_loader(job: TrainingJob) -> BatchLoader:
 
 
 def measure_real_images(loader: BatchLoader, count: int, seed: int) -> RealStatistics:
-    """Measure areas and sharpness of up to `count` real images, drawn from the loader's rows.
+    """Measure areas and sharpness of up to `count` random real images of the loader.
+
+    The augmentation policy openfake-v1 makes fakes more similar to these statistics.
 
     Args:
         loader: The loader.
         count: Maximum number of images.
-        seed: Seed of the drawing.
+        seed: Seed of the random choice.
 
     Raises:
         ConfigError: No real image can be read.

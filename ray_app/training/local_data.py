@@ -36,10 +36,11 @@ STALL_S = 900.0
 
 
 class StepRuns(Dataset[Any]):
-    """A torch dataset whose item n is the batches of the n-th run of steps.
+    """A torch dataset whose item n has the batches of the n-th run of steps.
 
-    If a run cannot be loaded, the item is the error instead. Each loading process opens the files
-    that it needs. The rows are mapped into memory, so that all processes share them.
+    A run is a few consecutive steps, whose images are read together. If a run cannot be loaded, the
+    item is the error instead. Each loading process opens the files that it needs. The rows are
+    mapped into memory, so that all processes share them.
 
     Args:
         job: The job.

@@ -1,12 +1,12 @@
-"""Run the training loop: `train`.
-
-`train` does the same in one process, under torchrun, and in Ray Train.
+"""Run the training loop in one process, under torchrun, or in Ray Train: `train`.
 
 However a process ends, the next attempt resumes from the last complete checkpoint. The number of
-its step is the whole position in the data. Before each step, the workers exchange one number to
-agree whether to make the step, to check for a notice that a machine will be taken away, or to stop.
-They also do so while they wait for a batch: Ray Data gives no more work to the loaders of a machine
-that will be taken away, so there may be no further step after which to save.
+its step is enough to know which images come next.
+
+Before each step, the workers exchange one number, a `Vote`. They agree whether to make the step, to
+check for a notice that a machine will be taken away, or to stop. They also vote while they wait for
+a batch. Ray Data gives no more work to the loaders of a machine that will be taken away, so there
+may be no further step after which to save.
 """
 
 import time
@@ -75,7 +75,10 @@ def _open_batches(job: TrainingJob, worker: Worker, first: int) -> Any:
 
 
 def make_learner(job: TrainingJob, worker: Worker) -> Learner:
-    """Return this worker's learner, of a describer if the method is `describe`, else a detector."""
+    """Return the object that makes this worker's training steps.
+
+    It trains a describer if the recipe's method is `describe`, otherwise a detector.
+    """
     if job.captions is not None:
         from ray_app.training.captioner import make_caption_learner
 
