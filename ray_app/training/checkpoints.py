@@ -1,7 +1,8 @@
 """Store, list, and delete the checkpoints of a training.
 
-A checkpoint is a folder below `checkpoints/`. Its marker, the file `DONE`, is written when all of
-its other files are in storage. Only a checkpoint with this marker is complete and counts.
+A checkpoint is a folder below `checkpoints/` in the training's directory. When all of its files are
+in storage, the file `DONE` is written to it. A checkpoint without this file is incomplete, and a
+training never resumes from it.
 """
 
 import json
@@ -41,7 +42,10 @@ class CheckpointEntry(NamedTuple):
 
 
 def make_checkpoint_name(step: int) -> str:
-    """Return a new folder name for a checkpoint, so that two attempts never share a folder."""
+    """Return a new, unique folder name for the checkpoint of a step.
+
+    Two attempts that save the same step get different names, so that they never share a folder.
+    """
     return f"step-{step:08d}-{secrets.token_hex(4)}"
 
 
@@ -154,7 +158,10 @@ def count_folders(out: Store) -> int:
 
 
 def refuse_older(out: Store) -> None:
-    """Raise ConfigError if the directory has checkpoints of Touchstone 0.27 or older."""
+    """Raise ConfigError if a training's directory has checkpoints of Touchstone 0.27 or older.
+
+    This version cannot resume from them.
+    """
     if out.folders(_OLD_FOLDER):
         raise ConfigError(
             f"{out.url}/{_OLD_FOLDER} holds checkpoints of Touchstone 0.27 or older",
@@ -215,12 +222,12 @@ class CheckpointWriter:
 
 @contextmanager
 def fetch_checkpoint(out: Store, name: str, files: Iterable[str] | None = None) -> Iterator[Path]:
-    """Provide a checkpoint as a local folder inside the block.
+    """Provide the files of a checkpoint as a local folder inside the `with` block.
 
     Args:
         out: The directory of the training.
         name: Name of the checkpoint.
-        files: The files that are needed; None for all.
+        files: The files that are needed. None for all.
 
     Raises:
         StorageError: A file cannot be read.
@@ -232,9 +239,10 @@ def fetch_checkpoint(out: Store, name: str, files: Iterable[str] | None = None) 
 
 @contextmanager
 def provide_local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
-    """Provide files of a store as a local folder inside the block.
+    """Provide files of a store as a local folder inside the `with` block.
 
-    The folder of a local store is provided itself, without a copy.
+    If the store is local, its own folder is provided, without a copy. Otherwise the files are
+    copied to a temporary folder.
 
     Args:
         source: The store.

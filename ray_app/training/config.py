@@ -87,7 +87,7 @@ class FaultTolerance(Frozen):
 
 
 class Initial(Frozen):
-    """The weights that a training starts from."""
+    """The weights that a training starts from: random, those of a detector, or files."""
 
     start: Literal["random", "card", "pretrained"] = Field(
         default="card",
@@ -173,13 +173,15 @@ class Optimiser(Frozen):
 
 
 class Schedule(Frozen):
-    """The learning rate over the T steps of a training, counted from 0.
+    """The curve of the learning rate over the steps of a training.
 
-    The rate rises linearly over W warm-up steps and then follows a curve.
+    The rate rises linearly over the warm-up steps. Then it is constant, or falls along a line or a
+    cosine to the fraction `floor` of `Optimiser.rate`.
 
-    With warm-up, step s < W has rate × (s + 1) / W. Afterwards, with p = (s − W) / (T − W), the
-    factor of the rate is 1 − p for linear, (1 + cos πp) / 2 for cosine, and 1 for constant. Linear
-    and cosine are scaled to end at `floor` in step T.
+    The exact formulas for step s of T steps, from 0, with W warm-up steps: before W, the factor of
+    the rate is (s + 1) / W. Afterwards, with p = (s − W) / (T − W), the curve is 1 − p for linear,
+    (1 + cos πp) / 2 for cosine, and 1 for constant. Linear and cosine are scaled to end at `floor`
+    in step T.
     """
 
     shape: Literal["linear", "cosine", "constant"] = Field(
@@ -241,7 +243,7 @@ class Loop(Frozen):
 
 
 class Validation(Frozen):
-    """When the validation split is measured, and how that chooses the best checkpoint."""
+    """When a training measures its validation split, and by which metric it picks a checkpoint."""
 
     every: int | None = Field(
         default=None, ge=1, description="steps between validations; null = once per epoch"
@@ -296,9 +298,10 @@ class Export(Frozen):
 
 
 class Identify(Frozen):
-    """Settings of method `identify`, which trains an identifier of generators.
+    """Settings of method `identify`, which trains an identifier: it names the generator of a fake.
 
-    The settings decide which generators it distinguishes, by which head, and when it names none.
+    The settings decide which generators the identifier distinguishes, which kind of head it has,
+    and how uncertain it must be to name no generator.
     """
 
     level: Literal["generator", "family"] = Field(
@@ -398,7 +401,11 @@ class Describe(Frozen):
 
 
 class Recipe(Frozen):
-    """Everything that decides the result of a training: model, data, loss, schedule, and export."""
+    """The part of a training config that decides the result, such as data, loss, and schedule.
+
+    The same recipe gives the same training steps on any cluster. `TrainConfig` adds the directory
+    of the results and the processes.
+    """
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9.-]*$", description="name of the recipe and of the new card"
@@ -475,7 +482,7 @@ class TrainConfig(Recipe):
 
 
 class FitHeadConfig(Frozen):
-    """Settings of `touchstone detectors fit`."""
+    """Settings of `touchstone detectors fit`, which fits a linear head to your labelled images."""
 
     card: str = Field(description="the card that names the backbone")
     labels: str = Field(

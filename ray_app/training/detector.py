@@ -2,8 +2,9 @@
 
 `load_trained` returns the network of a checkpoint, to score with or to export.
 
-A loss is a sum over usable images, divided by the number of all images of the batch, usable or not.
-The losses of parts of a batch, in one process or in several, thus add up to the loss of the batch.
+A loss is a sum over usable images, divided by the number of all images of the batch. Images that
+could not be read are not usable, but count in the divisor. The losses of parts of a batch, in one
+process or in several, thus add up to the loss of the batch.
 """
 
 from pathlib import Path
@@ -33,7 +34,7 @@ from ray_app.training.networks import (
 
 
 class DetectorLearner(Learner):
-    """A detector's network that learns from batches of `BatchLoader.load`."""
+    """Trains a detector's network, step by step, with batches that `BatchLoader.load` returns."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class DetectorLearner(Learner):
         )
 
     def answer(self, part: Batch) -> NetworkOutput:
-        """Return logits of one part of a batch, and mask logits if the network predicts masks."""
+        """Return the logits of one micro-batch, and mask logits if the network predicts masks."""
         # torch.tensor copies, because arrays of an object store are read-only.
         images = torch.tensor(part["image"]).to(self.device)
         answer: NetworkOutput = self._model(
@@ -96,12 +97,12 @@ class DetectorLearner(Learner):
         return answer
 
     def loss(self, answer: NetworkOutput, part: Batch, count: int) -> BatchLoss:
-        """Return the loss of one part of a batch; see `compute_batch_loss`.
+        """Return the loss of one micro-batch; see `compute_batch_loss`.
 
         Args:
-            answer: The outputs of the network.
-            part: The part of the batch.
-            count: Number of images of this process's batch.
+            answer: The outputs of the network for the micro-batch.
+            part: The micro-batch.
+            count: Number of images of this process's batch, by which the loss is divided.
         """
         return compute_batch_loss(self.recipe.loss, self.card.output, answer, part, count)
 
@@ -208,15 +209,16 @@ def _match_layout(parameter: nn.Parameter, value: Any) -> Any:
 def compute_batch_loss(
     loss: Loss, output: Output, answer: NetworkOutput, batch: Batch, count: int
 ) -> BatchLoss:
-    """Return the loss of one part of a batch. Unusable images count as zero.
+    """Return a detector's loss for one micro-batch. Images that could not be read count as zero.
 
     Args:
-        loss: The recipe's section `loss`.
-        output: The card's section `output`, which defines the logits.
-        answer: The outputs of the network for N images.
+        loss: The recipe's section `loss`, which names the loss.
+        output: The section `output` of the detector's card, which defines the meaning of the
+            logits.
+        answer: The outputs of the network for the N images of the micro-batch.
         batch: Arrays of `BatchLoader.load`: `label` (N,) with 1 for fake, `usable` (N,), and
             `group` (N,). The loss maskclip also needs `mask` and `edge` (N, S, S).
-        count: Number of images of this process's batch, of which the N images are a part.
+        count: Number of images of this process's batch. The sum over the N images is divided by it.
     """
     device = answer.logits.device
     usable = np.flatnonzero(batch["usable"])

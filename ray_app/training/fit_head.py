@@ -97,7 +97,7 @@ class FittedHead(NamedTuple):
 
     @property
     def folds(self) -> str:
-        """The number of folds and the range of their AUC, as text."""
+        """The number of folds and the range of their ROC AUC, as text for the terminal."""
         return f"mean of {len(self.aucs)} folds, {min(self.aucs):.3f} to {max(self.aucs):.3f}"
 
     def lines(self, card: Path, installed: Path | None) -> list[str]:

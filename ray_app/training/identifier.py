@@ -200,7 +200,7 @@ class ClassAssignments:
     absent: tuple[str, ...] = ()
 
     def select_rows(self, classes: Sequence[str]) -> Rows:
-        """Return the rows of these classes that are not held out, ascending."""
+        """Return the row numbers of these classes, ascending and without held-out generators."""
         return np.flatnonzero([name in classes for name in self.names] & ~self.held_out)
 
     def names_at(self, rows: Rows) -> list[str | None]:
@@ -212,8 +212,8 @@ def get_class_name(config: Identify, generator: str) -> str:
     """Return the class of a fake image, to which an identifier assigns its generator.
 
     If `level` of the section is `generator`, the class is the name in configs/generators.yaml. If
-    it is `family`, the class is the generator's family. A generator that is not listed is a class
-    of its own.
+    it is `family`, the class is the generator's family. A generator that no list has is a class of
+    its own.
 
     Args:
         config: The recipe's section `identify`.

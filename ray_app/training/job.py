@@ -196,12 +196,18 @@ class TrainingJob:
 
     @property
     def is_validated(self) -> bool:
-        """Whether validations choose the best checkpoint. Only method `describe` has none."""
+        """Whether the best checkpoint is chosen by a validation metric.
+
+        False for method `describe`, which keeps the last checkpoint.
+        """
         return self.config.method != "describe"
 
     @property
     def has_vectors(self) -> bool:
-        """Whether training steps read stored embeddings instead of images."""
+        """Whether training steps read stored embeddings instead of images.
+
+        This is so if a describer of the tier prefix is trained.
+        """
         return self.captions is not None and self.captions.vectors is not None
 
     def is_due(self, step: int) -> bool:

@@ -133,10 +133,10 @@ class StepMetrics(NamedTuple):
 
 
 class Learner:
-    """Base class of a network that learns from a recipe on one device, step by step.
+    """Trains a network by a recipe on one device, step by step. Subclasses define the loss.
 
-    It is alone, or one of `world` processes. A step depends only on the recipe, the batches, and
-    (seed, step, rank). A training that is saved, loaded elsewhere, and continued gives the same
+    A learner is alone, or one of `world` processes. A step depends only on the recipe, the batches,
+    and (seed, step, rank). A training that is saved, loaded elsewhere, and continued gives the same
     weights as one that never stopped. With dropout or batch normalisation, this holds only for an
     equal number of processes. Dropout draws from torch's global generator, which every step seeds.
 

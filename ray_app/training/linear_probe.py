@@ -55,7 +55,10 @@ def probe(job: TrainingJob) -> None:
 
 
 def load_frozen_detector(job: TrainingJob) -> "Detector":
-    """Load a detector with the recipe's backbone and an untrained head, to compute embeddings."""
+    """Load a detector that computes embeddings with the recipe's backbone, to fit a head to them.
+
+    The head of this detector is not trained, so its scores mean nothing.
+    """
     network = networks.build_training_network(job.config, job.card).eval().requires_grad_(False)
     return validate.build_detector(job.card, network, device=job.layout.device)
 

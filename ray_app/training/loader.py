@@ -55,8 +55,8 @@ class TrainingSample(NamedTuple):
         label: 1 for fake, 0 for real.
         mask: Mask (H, W), 1 at altered pixels. None without masks.
         edge: Edge (H, W), 1 at pixels of the mask's edge. None without masks.
-        coverage: How much of the image the stored mask marks as altered: "part", "empty", or
-            "full". "part" without a stored mask.
+        coverage: How much of the image the stored mask of a fake marks as altered: "part", "empty",
+            or "full". "part" for other images.
     """
 
     image: Pixels

@@ -1,8 +1,8 @@
-"""Build the network that a recipe trains, and turn it into the one that its card describes.
+"""Build the network that a recipe trains, and convert it after training for scoring.
 
 `build_training_network` builds the network that learns, with LoRA adapters if the recipe has them
-(arXiv 2106.09685, by peft). `make_deployable` returns the network of the card; it adds the adapters
-to the weights.
+(arXiv 2106.09685, by peft). `make_deployable` merges the adapters into the weights, and returns the
+plain network that the detector's card describes.
 """
 
 import copy
@@ -66,16 +66,20 @@ def build_training_network(recipe: Recipe, card: DetectorCard) -> nn.Module:
 
 
 def build_untrained_network(recipe: Recipe, card: DetectorCard) -> nn.Module:
-    """Build the network without initial weights, so that a checkpoint can be loaded into it."""
+    """Build the network that a recipe trains, with random weights.
+
+    A checkpoint can be loaded into it. The recipe's initial weights are not read.
+    """
     with seeded(recipe.loop.seed):
         return _prepare_to_learn(_build(recipe, card), recipe, card)
 
 
 def make_deployable(network: nn.Module, card: DetectorCard) -> nn.Module:
-    """Return the trained network as `build_network(card)` builds it, in evaluation mode.
+    """Return the trained network in the form that scoring uses, in evaluation mode.
 
-    Norms are folded into convolutions, and adapters are added to weights. The given network does
-    not change.
+    The result has the modules that `build_network(card)` builds. LoRA adapters are added to the
+    weights. Batch norms of a network `residual.ResidualNet` are folded into its convolutions. The
+    given network does not change.
 
     Raises:
         DetectorError: The network does not fit the card.
@@ -119,9 +123,10 @@ class NetworkOutput(NamedTuple):
 
 
 class TrainingModule(nn.Module):
-    """A network as training calls it: normalised pixels (N, 3, H, W) in, `NetworkOutput` out.
+    """Wraps a detector's network so that a call returns a `NetworkOutput`.
 
-    It is a module because DDP and FSDP act on `forward`.
+    The input are normalised pixels (N, 3, H, W). It is a module because DDP and FSDP act on
+    `forward`.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -129,7 +134,7 @@ class TrainingModule(nn.Module):
         self.network = network
 
     def forward(self, pixels: torch.Tensor) -> NetworkOutput:
-        """Compute the output of a batch."""
+        """Compute the logits of a batch of normalised pixels (N, 3, H, W)."""
         return (
             NetworkOutput(*self.network.logits(pixels))
             if isinstance(self.network, maskclip.MaskClip)
@@ -239,9 +244,10 @@ def _get_submodule(network: nn.Module, recipe: Recipe, part: str) -> nn.Module:
 
 
 def add_adapters(network: nn.Module, lora: LoraSettings) -> None:
-    """Add a LoRA adapter to every module whose name ends in one of `targets`, in place.
+    """Add LoRA adapters to a network in place, so that few parameters learn.
 
-    Only the adapters and the `whole` modules learn. New adapters do not change the output.
+    Every module whose name ends in one of `lora.targets` gets an adapter. Only the adapters and the
+    modules that `lora.whole` names learn. New adapters do not change the output.
 
     Raises:
         ConfigError: No module has such a name, or peft is not installed.

@@ -1,7 +1,7 @@
-"""Plan a training before anything is started, for `touchstone train --dry-run`: `plan_training`.
+"""Predict the steps and the memory of a training, for `touchstone train --dry-run`.
 
-Memory is counted and measured: parameters, gradients, and optimiser state from the network's
-tensors, activations from one image.
+`plan_training` trains nothing. It counts the bytes of parameters, gradients, and optimiser state
+from the network's tensors. It measures the bytes of activations with one image on the CPU.
 """
 
 import math
@@ -26,13 +26,17 @@ _MIB = 2**20
 def plan_training(
     config: TrainConfig, card: DetectorCard, rows: int, layout: job.TrainingLayout
 ) -> dict[str, Any]:
-    """Return the plan of a training as plain JSON.
+    """Predict the number of steps and the memory of a training, as plain JSON.
 
     Args:
         config: The settings.
         card: The card of the network to train.
         rows: Number of rows of an epoch.
-        layout: The processes.
+        layout: The number of workers and their resources.
+
+    Returns:
+        `steps`, `epochs`, `batch`, `images_per_worker_and_step`, `micro_batch`, `memory` (see
+        `estimate_memory`), `layout`, and names. `format_plan` formats them for the terminal.
     """
     steps = config.loop.steps or max(
         1, math.ceil((config.loop.epochs or 1.0) * rows / config.loop.batch - 1e-9)
@@ -65,7 +69,11 @@ def estimate_memory(
         config: The settings.
         card: The card of the network to train.
         micro_batch: Images that one worker computes at once.
-        layout: The processes.
+        layout: The number of workers and their resources.
+
+    Returns:
+        `bytes` by purpose, such as `gradients`, with their sum `together`. `counts` has the number
+        of `parameters`, and how many of them are `learning`.
     """
     network = networks.build_training_network(
         config.model_copy(update={"initial": Initial(start="random")}), card
@@ -122,7 +130,7 @@ def measure_activation_bytes(
 
 
 def format_plan(plan: Mapping[str, Any]) -> list[str]:
-    """Return the plan as lines for the terminal."""
+    """Return the plan of a dry run, see `plan_training`, as lines for the terminal."""
     layout, memory = plan["layout"], plan["memory"]
     lines = [
         f"{plan['name']}: {plan['steps']:,} steps of {plan['batch']:,} images, {plan['epochs']:g} epochs"
@@ -140,11 +148,14 @@ def format_plan(plan: Mapping[str, Any]) -> list[str]:
 def format_source_lines(
     sources: Iterable[Mapping[str, Any]], *, one_class: bool = False
 ) -> list[str]:
-    """Return lines for the terminal on the files, splits, and documented faults of each source.
+    """Return lines for the terminal on each data source of a training, for a dry run.
+
+    The lines show the files, the images per split, and known faults of published data.
 
     Args:
         sources: The surveys of the sources (`survey.survey`).
-        one_class: Whether the data may have one class only. Otherwise such a split gets a warning.
+        one_class: Whether the data may have only real or only fake images. Otherwise a split that
+            lacks one of them gets a warning.
     """
     lines, counts = [], defaultdict[str, Counter[str]](Counter)
     for source in sources:

@@ -1,4 +1,4 @@
-"""Show the progress line of a training: `TrainingProgress`."""
+"""Show the progress of a training on the terminal: `TrainingProgress`."""
 
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -25,7 +25,12 @@ class TrainingProgress(Progress):
         self._line: Mapping[str, Any] = {}
 
     def show(self, line: Mapping[str, Any]) -> None:
-        """Show the metrics of a step. The key `judged` is the text of the last validation."""
+        """Show the metrics of a training step.
+
+        Args:
+            line: The metrics, such as `step` and `loss`. The key `judged` has the result of the
+                last validation as text.
+        """
         self._done, self._line = line["step"] + 1, line
         self.advance(0, 0)
 

@@ -2,10 +2,13 @@
 
     runs of steps ──> one pool of `Loader` for each rank, on any node: rows, fetched, decoded, augmented ──> get_dataset_shard in the worker
 
-Ray Train receives `make_step_dataset` and `Shards`, and a worker takes its `batches`. The stream
-consists of step numbers alone, because arithmetic decides which rows a step has
-(ray_app.datasets.sampling). So the position of a training in its data is its step. Each rank has an
-execution of its own, in order: `streaming_split` would hand blocks to the first rank that asks.
+A run of steps is a few consecutive step numbers. Only these numbers pass through the dataset,
+because a step's number decides its rows (ray_app.datasets.sampling). So a training resumes its data
+at the number of a step. Ray Train receives `make_step_dataset` and `Shards`, and a worker takes its
+`batches`.
+
+Each rank has an execution of its own, in order. Ray's `streaming_split` would instead give each
+block to the first rank that requests one.
 """
 
 import math
@@ -35,7 +38,11 @@ HAND_OVER_SHARE = 0.4
 
 
 class SharedJob(TypedDict):
-    """A job in Ray's object store. In a dict, Ray passes on the reference instead of the job."""
+    """A dict with a reference to a job in Ray's object store.
+
+    Ray replaces a bare argument that is a reference by the object. In a dict, it passes on the
+    reference.
+    """
 
     job: "ray.ObjectRef[TrainingJob]"
 
@@ -46,7 +53,7 @@ def read_job(shared: SharedJob) -> TrainingJob:
 
 
 class Loader(Stage):
-    """A stage of Ray Data that loads the batches of one rank for a run of consecutive steps."""
+    """A stage of Ray Data that loads the batches of one rank for a few consecutive steps."""
 
     def start(self, *args: Any) -> None:
         """Create the loader of images in this process.
@@ -59,15 +66,23 @@ class Loader(Stage):
         self._loader, self._order = make_training_loader(job), job.order
 
     def work(self, message: range) -> Loaded:
-        """Return the number and the batch of each step of a run; see `BatchLoader.load`."""
+        """Load the batches of consecutive steps.
+
+        Args:
+            message: The numbers of the steps.
+
+        Returns:
+            The number and the batch of each step; see `BatchLoader.load`.
+        """
         return load_run(self._loader, self._order, message, self._rank, self._world)
 
 
 def make_step_dataset(shared: SharedJob) -> "Dataset":
-    """Return a dataset of the steps after the last complete checkpoint.
+    """Return a dataset of the step numbers after the last complete checkpoint.
 
-    A row of the dataset is a run of steps: the numbers of a few consecutive steps.
-    Ray Train's controller calls this function before each start of its workers.
+    A row of the dataset is a run of steps: the numbers of a few consecutive steps. `Shards` adds
+    the loading of their images. Ray Train's controller calls this function before each start of its
+    workers.
     """
     job = read_job(shared)
     latest = checkpoints.latest_checkpoint(job.out)
@@ -80,7 +95,10 @@ def make_step_dataset(shared: SharedJob) -> "Dataset":
 
 
 class Shards(DataConfig):
-    """Gives each rank of Ray Train a dataset of all steps with its own part of the images."""
+    """Tells Ray Train which images each rank gets: its own part of the images of every step.
+
+    Each rank has a dataset of all steps, and a pool of `Loader` processes.
+    """
 
     def __init__(self, shared: SharedJob) -> None:
         super().__init__()
@@ -131,7 +149,8 @@ def batches(first: int) -> Iterator[Batch]:
 
     Raises:
         TouchstoneError: A loader raised it.
-        ClusterError: The stream begins at another step, so the workers have to be started again.
+        ClusterError: The next batch is not of the step that the network needs. The workers have to
+            be started again.
     """
     arriving: Iterator[Loaded] = messages(get_dataset_shard(TRAIN), ahead=AHEAD)
     for loaded in arriving:

@@ -102,14 +102,15 @@ def list_milestones(order: sampling.SampleOrder, total: int, every: int | None) 
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """The data of a training.
+    """The data of a training, as `prepare_data` returns them.
 
     Attributes:
         splits: The splits with their labelled rows.
-        order: The order of the training rows.
+        order: Computes which training rows a step loads.
         total_steps: Number of training steps.
         milestones: Steps after which the network is validated.
-        guard: The web servers from which images that lists name may be fetched.
+        guard: The web servers from which images may be fetched, if a list of images names their
+            URLs.
     """
 
     splits: Splits
@@ -120,10 +121,11 @@ class PreparedTraining:
 
 
 def list_initial_cards(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
-    """Return the weights that training starts from, each as a card of its own.
+    """Return a card for each set of weights that a training starts from.
 
-    They are the weights of the detector's card, or the files under the recipe's `initial.weights`.
-    A start at random has no such files, so the list is empty.
+    The caller checks their licences and fetches or publishes their files. The list has the
+    detector's card, or one card per file under the recipe's `initial.weights`. It is empty if the
+    weights are random.
     """
     if config.initial.start == "card":
         return [card]
@@ -176,15 +178,20 @@ def prepare_data(
     each: MapFunction = map_serial,
     reading: MapFunction = map_serial,
 ) -> PreparedTraining:
-    """Index the sources that are not indexed yet, into `data/`, and divide their rows into splits.
+    """List the images of the recipe's sources with their labels, and divide them into splits.
 
-    If the method is `describe`, all images have prompts, and no prompt is in two splits.
+    The list of a source, its index, is stored below `data/` in the training's directory. A source
+    that has an index is not listed again. If the method is `describe`, all images have prompts, and
+    no prompt is in two splits.
 
     Args:
         config: The settings.
         out: The directory of the training.
         each: Runs the tasks of indexing, in this process or on Ray.
         reading: Runs the tasks that read images.
+
+    Returns:
+        The splits, and the steps that follow from their size.
 
     Raises:
         ConfigError: The sources do not make valid splits.
@@ -214,15 +221,17 @@ def prepare_data(
 def make_opener(
     out: Store, each: MapFunction, reading: MapFunction, guards: list[Guard]
 ) -> Callable[[DatasetSource], pa.Table]:
-    """Return a function that opens the rows of a source.
+    """Return a function that takes a data source and returns its labelled rows.
 
-    Sources that read the same files are indexed once, even if each split takes other rows of them.
+    The function lists the images of the source if the training's directory has no index of them.
+    Sources that read the same files share an index, even if each split takes other rows of it.
 
     Args:
         out: The directory of the training.
         each: Runs the tasks of indexing.
         reading: Runs the tasks that read images.
-        guards: Receives the guard of each opened source.
+        guards: A list to which the function adds the web servers that each source may fetch images
+            from.
     """
 
     def open_source(source: DatasetSource) -> pa.Table:
@@ -242,7 +251,10 @@ def make_opener(
 
 
 def locate_index(source: DatasetSource, out: Store) -> Store:
-    """Return the folder of a source's index, which all sources that read the same files share."""
+    """Return the folder for the index of a source, which lists the images with their labels.
+
+    Two sources that differ only in the rows that they select share this folder.
+    """
     content = source.model_dump_json(exclude={"split", "generators", "allow_private"})
     return out.subdir(f"data/{hashlib.sha256(content.encode()).hexdigest()[:12]}")
 
@@ -262,9 +274,12 @@ def make_job(
         config: The settings.
         card: The card of the network to train, see `networks.training_card`.
         out: The directory of the training.
-        layout: The processes.
+        layout: The number of workers and their resources.
         prepared: The data.
         is_on_ray: Whether the processes are those of a Ray cluster.
+
+    Returns:
+        The job. If other machines take part, its initial weights are copied to storage for them.
 
     Raises:
         ConfigError: The batch cannot be divided equally among the workers.
@@ -378,12 +393,13 @@ class TrainingResult(NamedTuple):
 def train(config: TrainConfig, *, dry_run: bool = False) -> TrainingResult:
     """Train by a recipe into `config.out`, and resume if an earlier session was interrupted.
 
-    An error after which the same call resumes the training carries the note RESUMABLE.
+    An error after which the same call resumes the training has the note `errors.RESUMABLE`, which
+    the command line prints.
 
     Args:
         config: The settings.
         dry_run: Return only the plan. A dry run starts no cluster and trains nothing. It needs no
-            `out`; if there is one, the index of the images is written there.
+            `out`. If there is one, the list of the labelled images is written there.
 
     Returns:
         The result. Under torchrun, only that of rank 0 has facts.

@@ -1,8 +1,9 @@
-"""Manage the directory of a training: its claim, and the history files with metrics of its steps.
+"""Manage the directory of a training: `train.json`, and the history files with step metrics.
 
-The claim is `train.json`. It records which recipe and data the directory belongs to
-(`claim_recipe`, `check_claim`). A session that resumes must have the same recipe and data. It may
-use other machines, another number of workers, and other settings of checkpoints.
+`train.json` is the claim of a training on its directory. It records the recipe and the data that
+the directory belongs to (`claim_recipe`, `check_claim`). A session that resumes must have the same
+recipe and data. It may use other machines, another number of workers, and other settings of
+checkpoints.
 
 A history file is named by its first step and is written with a checkpoint. A session that resumes
 at step s deletes the files that begin at s or later. So each step is recorded once, however often
@@ -41,7 +42,7 @@ Line = Mapping[str, Any]
 
 
 class HistoryWriter:
-    """Collects the lines of one rank between two checkpoints, and writes them to a history file.
+    """Collects JSON lines of one rank, and writes them to one history file per checkpoint.
 
     A line is a JSON object about one step or image, such as the metrics of a step.
 
@@ -60,7 +61,13 @@ class HistoryWriter:
         self._lines.append(line)
 
     def write(self, first: int) -> list[Line]:
-        """Write the lines added since the last call as the file of step `first`; return them."""
+        """Write the lines added since the last call to a history file, and return the lines.
+
+        Without lines, no file is written.
+
+        Args:
+            first: The first step that the lines are about, which names the file.
+        """
         lines, self._lines = self._lines, []
         if lines:
             text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -90,12 +97,14 @@ def read_history(out: Store, folder: str) -> Iterator[dict[str, Any]]:
 
 
 def write_events(out: Store, first: int, lines: Iterable[Line], *, prefix: str = "train") -> None:
-    """Write lines as curves for TensorBoard, one curve per number except step and time.
+    """Write the metrics of steps to a TensorBoard event file in the training's directory.
+
+    There is one curve per number in the lines, except `step` and `time`.
 
     Args:
         out: The directory of the training.
         first: The first step of the lines, for the name of the file.
-        lines: The lines.
+        lines: The metrics of each step, by name.
         prefix: Group of the curves.
     """
     name = f"{_EVENTS}{first:08d}.{prefix}"
@@ -103,7 +112,13 @@ def write_events(out: Store, first: int, lines: Iterable[Line], *, prefix: str =
 
 
 def make_event_file(lines: Iterable[Line], prefix: str) -> bytes:
-    """Return a TensorBoard event file with a scalar `prefix/key` per finite number of each line."""
+    """Return the bytes of a TensorBoard event file.
+
+    Args:
+        lines: The metrics of each step, by name. Each finite number becomes a scalar, except `step`
+            and `time`.
+        prefix: Group of the curves. A scalar is named `prefix/key`.
+    """
     from tensorboardX import SummaryWriter
 
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +144,8 @@ _PACKAGES = ("ray", "torch", "torchvision", "timm", "transformers", "peft", "num
 def extract_recipe(config: TrainConfig) -> dict[str, Any]:
     """Return the part of a config that decides what is learned, as plain JSON without secrets.
 
-    It excludes title, source, departures, and the section `export`, which may change later.
+    A training can resume only with an equal part. Texts that may change later are left out: the
+    title, the source, the departures from it, and the section `export`.
     """
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
     content: dict[str, Any] = strip_all_secrets(
@@ -141,10 +157,11 @@ def extract_recipe(config: TrainConfig) -> dict[str, Any]:
 
 
 def restore_config(config: TrainConfig, out: Store) -> TrainConfig:
-    """Complete a config with the settings of the training that exists in its directory.
+    """Fill in the settings of a config that the user did not set, from the training in `out`.
 
-    Only settings that the user did not set are completed. Those that differ from today's defaults
-    are printed. If there is no training, the config is returned unchanged.
+    The defaults of this version may differ from those with which the training started. Settings
+    that differ from today's defaults are printed. If `out` has no training, the config is returned
+    unchanged.
     """
     claim = read_claim(out)
     if claim is None:
@@ -161,7 +178,10 @@ def restore_config(config: TrainConfig, out: Store) -> TrainConfig:
 
 
 def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
-    """Return the content of `train.json`, or None if no training has claimed the directory.
+    """Check that a directory is free or belongs to this recipe, and return its `train.json`.
+
+    Returns:
+        The content of `train.json`. None if no training has used the directory.
 
     Raises:
         ConfigError: The directory belongs to another kind of command.
@@ -178,7 +198,12 @@ def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
-    """Claim the directory for this recipe, or check an existing claim. Return the claim.
+    """Record in `train.json` that a directory belongs to this recipe.
+
+    If the file exists, check that it records the same recipe.
+
+    Returns:
+        The content of `train.json`.
 
     Raises:
         ConfigError: The directory belongs to another kind of command.
@@ -198,15 +223,18 @@ def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
 
 
 def claim_data(out: Store, claim: dict[str, Any], findings: Mapping[str, Any]) -> None:
-    """Add the digests of the splits to the claim. If it has digests, check that they are equal.
+    """Record in `train.json` which data the directory's training uses.
+
+    The data are recorded as a digest of each split. If the file has digests, check that they are
+    equal.
 
     Args:
         out: The directory of the training.
         claim: The content of `train.json`, which is updated.
-        findings: The facts about the splits (`Splits.findings`).
+        findings: The numbers of images and the digest of each split (`Splits.findings`).
 
     Raises:
-        IdentityError: A source has changed since the claim.
+        IdentityError: The data differ from the recorded ones, because a source has changed.
     """
     digests = {name: split["digest"] for name, split in findings["splits"].items()}
     if "data" not in claim["identity"]:
@@ -225,7 +253,7 @@ def read_claim(out: Store) -> dict[str, Any] | None:
 
 
 def write_claim(out: Store, claim: Mapping[str, Any]) -> None:
-    """Write the claim of a training, which is the content of its file `train.json`."""
+    """Write `train.json`, which records the recipe and the data that a directory belongs to."""
     out.write(FILE, json.dumps(claim, indent=2, ensure_ascii=False).encode())
 
 
@@ -239,7 +267,7 @@ def _require_equal(out: Store, actual: Mapping[str, Any], expected: Mapping[str,
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return versions and platform of this process, as plain JSON."""
+    """Return the versions of Touchstone, Python, and packages, and the platform, as plain JSON."""
     facts: dict[str, Any] = {
         "touchstone": __version__,
         "python": platform.python_version(),

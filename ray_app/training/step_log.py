@@ -1,4 +1,4 @@
-"""Record the steps of a worker (`StepLog`): metrics, images that they saw, and unreadable files."""
+"""Record the training steps of a worker, with their metrics and unreadable files: `StepLog`."""
 
 import time
 from typing import Any
@@ -14,7 +14,9 @@ MIN_IMAGES = 200
 
 
 class StepLog:
-    """Records the steps of one worker, in memory until the next checkpoint.
+    """Records the training steps of one worker, in memory until the next checkpoint.
+
+    With each checkpoint, `write` stores the records in the training's directory.
 
     Args:
         job: The job.
@@ -36,7 +38,7 @@ class StepLog:
     def add(
         self, batch: Batch, metrics: StepMetrics, precision: str, waited_s: float, started_at: float
     ) -> None:
-        """Record a step.
+        """Record a step, and show its metrics on the progress line.
 
         Args:
             batch: This worker's part of the images.
@@ -46,7 +48,7 @@ class StepLog:
             started_at: Start of the step, on the monotonic clock.
 
         Raises:
-            TouchstoneError: Too many images could not be read.
+            TouchstoneError: The fraction of unreadable images exceeds `faults.max_bad_fraction`.
         """
         job = self._job
         if job.config.faults.record_samples:
@@ -83,7 +85,11 @@ class StepLog:
         self._worker.show(self._line)
 
     def show_validation(self, text: str) -> None:
-        """Show the text of the last validation with the last step. Called by rank 0."""
+        """Show the result of the last validation on the progress line. Called by rank 0.
+
+        Args:
+            text: The result, see `validate.describe_last`.
+        """
         self._line["judged"] = text
         self._worker.show(self._line)
 
@@ -103,7 +109,11 @@ class StepLog:
         )
 
     def write(self, step: int) -> None:
-        """Write the records of the steps before `step` that are not written yet."""
+        """Write the records that are not written yet to the training's directory.
+
+        Args:
+            step: The number of finished steps. The next records start at this step.
+        """
         self._samples.write(self._first)
         self._notes.write(self._first)
         if lines := self._history.write(self._first):
@@ -111,7 +121,7 @@ class StepLog:
         self._first = step
 
     def name_files(self) -> None:
-        """Print the files that any worker could not read, each once. Called by rank 0."""
+        """Print which files could not be read, by any worker, each file once. Called by rank 0."""
         assert self._files is not None, "only rank 0 has the log of files"
         for text in self._files.new_lines():
             self._worker.say(text)

@@ -1,10 +1,10 @@
 """Run the training loop in several workers of Ray Train: `fit`.
 
-Ray Train's `fit` runs in an actor (`TrainingSession`), so that this process handles signals itself
-and can end the session at any time: it kills the actor, which takes Ray Train's controller and the
-workers with it. Workers report to the same actor, and ask it whether to stop. `join_process_group`
-connects the workers. The store of torch.distributed needs no secret, so it listens on the address
-of one node only.
+Ray Train's own `fit` runs in an actor (`TrainingSession`). So this process, the driver, handles
+signals itself and can end the session at any time: it kills the actor, which takes Ray Train's
+controller and the workers with it. Workers report to this actor, and ask it whether to stop.
+`join_process_group` connects the workers. The store of torch.distributed needs no secret, so it
+listens on the address of one node only.
 """
 
 import logging
@@ -62,14 +62,15 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class SessionReport:
-    """The reports that the actor of a training session has received from the workers.
+    """What the workers of a training session have reported, for the driver that shows it.
 
     Attributes:
         line: The metrics of the last reported step.
         steps: Number of reported steps of this session.
-        beats: Number of signs of life that validations have sent.
+        beats: Number of reports that a validation advances.
         said: Lines for the user that the driver has not read yet.
-        failure: A pickled error of a worker that another attempt would repeat.
+        failure: A pickled error of a worker. It is set only if a restart of the worker would raise
+            the error again.
         is_saved: Whether the workers have saved because they were asked to stop.
     """
 
@@ -81,7 +82,10 @@ class SessionReport:
     is_saved: bool = False
 
     def error(self) -> TouchstoneError | None:
-        """Return the error of a worker that another attempt would repeat, or None."""
+        """Return the error that ends the session, or None if there is none.
+
+        A restart of the worker would raise this error again.
+        """
         return None if self.failure is None else pickle.loads(self.failure)  # noqa: S301  (pickled by a worker of this session)
 
 
@@ -111,7 +115,7 @@ class TrainingSession:
         return None
 
     def report(self, line: dict[str, Any], steps: int) -> None:
-        """Store the metrics of rank 0's latest step.
+        """Store the metrics of rank 0's latest step, which the driver shows.
 
         Args:
             line: The metrics of the step.
@@ -124,11 +128,16 @@ class TrainingSession:
         self._report = replace(self._report, said=(*self._report.said, text))
 
     def beat(self) -> None:
-        """Count a sign that a validation advances, so that the driver does not stop the session."""
+        """Record that a validation advances.
+
+        The driver stops a session that neither makes steps nor calls this method for too long.
+        """
         self._report = replace(self._report, beats=self._report.beats + 1)
 
     def fail(self, failure: bytes, *, only_before_steps: bool = False) -> None:
-        """Store an error that another attempt would repeat.
+        """Store the error of a worker that a restart of the worker would raise again.
+
+        The driver then ends the session. Only the first error is stored.
 
         Args:
             failure: The pickled error.
@@ -302,9 +311,10 @@ class SharedDevices(Backend):
 
 
 class OwnProcessGroup(TorchConfig):
-    """Keeps Ray Train from creating the process group, which `join_process_group` does.
+    """Keeps Ray Train from creating the process group of torch.
 
-    Ray Train's own store would listen on every address of the node.
+    `join_process_group` creates it instead, because Ray Train's store would listen on every address
+    of the node.
     """
 
     @property
@@ -342,14 +352,15 @@ def open_listener(host: str) -> socket.socket:
 def open_store(
     host: str, port: int, world_size: int, timeout: timedelta, listener: socket.socket | None
 ) -> TCPStore:
-    """Return a client of torch's TCPStore, or its server if `listener` is given.
+    """Return torch's TCPStore, by which the workers find each other.
 
     Args:
         host: Address of the server.
         port: Port of the server.
         world_size: Number of workers.
         timeout: Timeout of an operation.
-        listener: The socket that the server uses. None for a client.
+        listener: The socket of the server, in the worker that runs it. None in other workers, which
+            get a client.
     """
     if listener is None:
         return TCPStore(host, port, world_size, is_master=False, timeout=timeout)
@@ -385,7 +396,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 class RayWorker(Worker):
-    """A worker of Ray Train."""
+    """A worker of Ray Train, which reports its steps to a `TrainingSession`."""
 
     def __init__(self, session: "ActorHandle[TrainingSession]") -> None:
         context, device = ray.train.get_context(), ray.train.torch.get_device()

@@ -1,7 +1,7 @@
 """Measure a checkpoint on labelled rows, with the scores that the exported detector will have.
 
-The training loop calls `validate_checkpoint`, which stores metrics by step in `validations/`. At
-the end of a training, `evaluate_splits` measures the best checkpoint.
+The training loop calls `validate_checkpoint`, which stores the metrics of a checkpoint in
+`validations/`. At the end of a training, `evaluate_splits` measures the best checkpoint.
 """
 
 import json
@@ -42,12 +42,13 @@ NOT_SAVED = "0" * 64  # In place of the digest of weights that are in no file ye
 
 @dataclass(frozen=True)
 class SplitEvaluation:
-    """The scores and metrics of the chosen network on one split.
+    """The scores and metrics of the best checkpoint on one split.
 
     Attributes:
         judged: The scores of the images.
-        figures: The metrics.
-        mistakes: The worst mistakes, as thumbnails with facts.
+        figures: The metrics by name.
+        mistakes: The images that the detector misjudged with the most certain scores, as thumbnails
+            with facts.
         device: Name of the device that computed the scores.
     """
 
@@ -62,7 +63,7 @@ def validate_checkpoint(
 ) -> bool:
     """Score a checkpoint on the validation rows that the recipe selects, and store the metrics.
 
-    All workers call this function, and each takes its part of the rows.
+    All workers call this function, and each scores its part of the rows.
 
     Args:
         job: The job.
@@ -70,7 +71,7 @@ def validate_checkpoint(
         worker: This worker.
 
     Returns:
-        Whether the checkpoint was validated. Otherwise the training was asked to stop meanwhile.
+        True if the metrics are stored. False if the training was asked to stop meanwhile.
     """
     with checkpoints.fetch_checkpoint(job.out, checkpoint.name, [WEIGHTS]) as folder:
         rows = np.array_split(select_validation_rows(job), worker.world)[worker.rank]
@@ -87,7 +88,10 @@ def validate_checkpoint(
 
 
 def validate_alone(job: TrainingJob, checkpoint: checkpoints.CheckpointEntry) -> None:
-    """Validate a checkpoint outside of the loop; see `validate_checkpoint`."""
+    """Validate a checkpoint in this process alone, outside of the training loop.
+
+    See `validate_checkpoint`, which stores the metrics.
+    """
     validate_checkpoint(job, checkpoint, Worker(device=job.layout.device))
 
 
@@ -111,7 +115,15 @@ def select_validation_rows(job: TrainingJob) -> Rows:
 
 
 def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation]:
-    """Score and measure the validation and test splits with the network in a checkpoint folder."""
+    """Score and measure the validation and test splits with the network of a checkpoint.
+
+    Args:
+        job: The job.
+        folder: The checkpoint as a local folder.
+
+    Returns:
+        The scores and metrics, by the name of the split.
+    """
     evaluations = {}
     for split in ("validation", "test"):
         if split in job.tables:
@@ -137,7 +149,7 @@ def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation
 
 
 def compute_metrics(job: TrainingJob, split: str, judged: "ScoredRows") -> dict[str, Any]:
-    """Return the metrics of a split, with those of masks if there are any.
+    """Return the metrics of a split, with those of masks if the detector predicts masks.
 
     Args:
         job: The job.
@@ -145,7 +157,7 @@ def compute_metrics(job: TrainingJob, split: str, judged: "ScoredRows") -> dict[
         judged: The scores of its images.
 
     Returns:
-        Metrics by name. `unreadable` counts the rows without a score.
+        Metrics by name, such as `auc`. `unreadable` counts the rows without a score.
     """
     generators = (
         job.rows(split)["input"].combine_chunks().field("generator").take(judged.rows).to_pylist()
@@ -159,14 +171,18 @@ def compute_metrics(job: TrainingJob, split: str, judged: "ScoredRows") -> dict[
 
 
 def run_on_device(job: TrainingJob, function: Callable[..., Any], *args: Any) -> Any:
-    """Return `function(job, *args)`, computed on the device of a worker.
+    """Call `function(job, *args)` on a machine that has the device of the job's workers.
 
-    It runs in this process or, for a job on Ray, as a task.
+    For a job on Ray, the function runs as a Ray task with the resources of a worker. Otherwise it
+    runs in this process.
 
     Args:
         job: The job.
         function: A function at the top level of a module.
         *args: Further arguments of the function.
+
+    Returns:
+        The result of the function.
 
     Raises:
         TouchstoneError: The function raised it.
@@ -197,12 +213,17 @@ def _run_in_task(job: TrainingJob, function: Callable[..., Any], *args: Any) -> 
 def run_on_checkpoint(
     job: TrainingJob, name: str, function: Callable[[TrainingJob, Path], Any]
 ) -> Any:
-    """Return `function(job, folder)` for the folder of a stored checkpoint; see `run_on_device`.
+    """Call `function(job, folder)` with a stored checkpoint as a local folder.
+
+    The function runs where `run_on_device` runs it.
 
     Args:
         job: The job.
         name: Name of the checkpoint.
         function: A function at the top level of a module.
+
+    Returns:
+        The result of the function.
     """
     return run_on_device(job, _with_folder, name, function)
 
@@ -289,14 +310,17 @@ def read_validations(out: Store) -> list[dict[str, Any]]:
 
 
 def describe_last(job: TrainingJob) -> str:
-    """Return the metric and the step of the last validation as a short text."""
+    """Return the metric and the step of the last validation as text, such as "auc 0.9312 at 2,000".
+
+    The text is empty if the metric is undefined.
+    """
     metric, last = job.config.validation.metric, read_validations(job.out)[-1]
     value = last.get(metric)
     return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
 
 
 def list_unjudged_checkpoints(job: TrainingJob) -> list[checkpoints.CheckpointEntry]:
-    """List the checkpoints that still have to be validated, because a session ended before that."""
+    """List the checkpoints that must be validated, because a session ended before it did so."""
     if not job.is_validated:
         return []
     validated_steps = {metrics["step"] for metrics in read_validations(job.out)}
@@ -316,7 +340,10 @@ def remove_validations_after(out: Store, step: int) -> None:
 
 
 def remove_superseded_checkpoints(job: TrainingJob) -> None:
-    """Delete all checkpoints but the last, the best `faults.keep`, and those to be validated."""
+    """Delete the checkpoints that a training no longer needs.
+
+    The last checkpoint, the best `faults.keep`, and those that must be validated stay.
+    """
     metric, steps_to_validate, values = job.config.validation.metric, frozenset[int](), {}
     if job.is_validated:  # Otherwise the last checkpoints stay.
         validated = read_validations(job.out)
@@ -344,7 +371,11 @@ def is_better(metric: str, value: float, other: float) -> bool:
 
 
 def is_out_of_patience(job: TrainingJob) -> bool:
-    """Return whether `validation.patience` checkpoints were validated since the best one."""
+    """Return whether training should stop early, because validations do not improve any more.
+
+    This is so if `validation.patience` checkpoints were validated since the best one. Without this
+    setting, return False.
+    """
     config = job.config.validation
     if config.patience is None:
         return False
@@ -361,17 +392,18 @@ def is_out_of_patience(job: TrainingJob) -> bool:
 
 
 class ScoredRows(NamedTuple):
-    """A detector's outputs for labelled images, with one entry per readable image in batch order.
+    """A detector's scores for the readable ones among some labelled images.
 
     Attributes:
-        rows: (n,) int64 row numbers in the split.
+        rows: (n,) int64 row numbers in the split, in batch order.
         labels: (n,) int64, 1 for fake.
         scores: (n,) float64 log-odds of fake.
-        unreadable: int64 numbers of rows without a score.
+        unreadable: int64 numbers of the rows whose images could not be read. They have no score.
         pixels: Metrics of the predicted masks (`metrics.pixel_figures`) over all images with a
             mask. None if the detector predicts no masks.
         reasons: The reason why a row has no score, by row number.
-        odd_masks: "empty" or "full" by row number, for fakes with such masks.
+        odd_masks: By row number of fakes whose stored mask marks nothing or everything: "empty" or
+            "full".
     """
 
     rows: npt.NDArray[np.int64]
@@ -383,7 +415,7 @@ class ScoredRows(NamedTuple):
     odd_masks: Mapping[int, str] = {}
 
     def to_json(self) -> list[Any]:
-        """Return the fields from which metrics are computed, as plain JSON."""
+        """Return the fields except `reasons` and `odd_masks` as plain JSON; see `from_json`."""
         return [*(values.tolist() for values in self[:4]), self.pixels]
 
     @classmethod
@@ -407,13 +439,14 @@ def build_detector(
     precision: Precision = "auto",
     slots: int | None = None,
 ) -> Detector:
-    """Build a detector around the network of `load_trained`, which then belongs to the detector.
+    """Build a detector around a trained network, to score images before the network is exported.
 
-    Its scores are those that `load_detector` will compute from the exported files.
+    Its scores are those that `load_detector` will compute from the exported files. The network then
+    belongs to the detector.
 
     Args:
         card: The card of the detector.
-        network: A network as the card describes it.
+        network: The network that `load_trained` returns.
         device: `cpu`, `cuda`, or `cuda:N`.
         precision: `auto`, `bf16`, or `fp32`.
         slots: Images of a forward pass. None for the default of the device.

@@ -1,4 +1,4 @@
-"""Write a network's weights as files that its own library loads unchanged: `write_weights`.
+"""Write a network's weights as files that timm or transformers loads unchanged: `write_weights`.
 
 timm loads them by path or folder, transformers by folder.
 """
@@ -41,18 +41,18 @@ def _hide_progress_bar() -> Iterator[None]:
 
 
 def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weights:
-    """Write `model.safetensors` and the configuration that timm or transformers read first.
+    """Write `model.safetensors`, and the configuration file that timm or transformers needs.
 
-    Tensors are written in fp32 under the names that the library itself writes. A backbone that the
-    card names is left out, because it is a file of its own.
+    Tensors are written in fp32 under the names that the library itself writes. If the card names a
+    backbone, its tensors are left out, because the backbone is a file of its own.
 
     Args:
         network: The network as `families.build_network(card)` builds it.
-        card: The training card.
+        card: The training card, see `networks.training_card`.
         folder: A local folder.
 
     Returns:
-        The card's section on the weights.
+        The section `weights` of the new card, with the file's name and SHA-256.
     """
     if card.family == "transformers-classifier":
         _write_transformers(network, card, folder)
@@ -97,7 +97,10 @@ def measure_size(card: DetectorCard) -> Size | None:
 
 
 def list_labels(output: Output) -> tuple[str, ...]:
-    """Return the name of each logit in the network's order: the card's labels, or real and fake."""
+    """Return the name of each output of a network, in order, for its configuration file.
+
+    The names are the card's labels, or else `real` and `fake`.
+    """
     if output.labels:
         return output.labels
     if output.sign is not None:

@@ -1,7 +1,7 @@
-"""Define a process that trains: `Worker` is the interface that the loop uses.
+"""Define the interface `Worker`, by which the training loop uses the process that it runs in.
 
-`ray_app.training.local.LocalWorker` is a process without Ray, and
-`ray_app.training.trainer.RayWorker` is a process of Ray Train.
+`ray_app.training.local.LocalWorker` implements it for a process without Ray, and
+`ray_app.training.trainer.RayWorker` for a process of Ray Train.
 """
 
 import json
@@ -17,7 +17,10 @@ from ray_app.training.learner import Batch
 
 
 class Worker:
-    """A process that trains, alone or in a process group of torch.
+    """The process that runs the training loop, alone or in a process group of torch.
+
+    This class is a single process that shows nothing. Subclasses load batches, and pass on messages
+    and signals to stop.
 
     Attributes:
         rank: Number of this worker, from 0.
@@ -29,10 +32,14 @@ class Worker:
         self.rank, self.world, self.device = rank, world, device
 
     def batches(self, job: TrainingJob, first: int) -> Iterator[Batch | None]:
-        """Return this worker's part of each step from `first` on, in order. Loading starts at once.
+        """Yield this worker's part of the batch of each step, in order. Loading starts at once.
 
-        A None in place of a batch means that none has come yet, so that the caller can do
-        something else.
+        If the next batch has not arrived yet, None is yielded, so that the caller can do something
+        else meanwhile.
+
+        Args:
+            job: The job.
+            first: Number of the first step.
         """
         raise NotImplementedError
 
@@ -41,24 +48,34 @@ class Worker:
         return False
 
     def is_notice_due(self) -> bool:
-        """Return whether all workers must call `has_notice` now. Only rank 0 ever returns True."""
+        """Return whether it is time to check for the loss of a machine.
+
+        If so, all workers must call `has_notice`. Only rank 0 ever returns True.
+        """
         return False
 
     def has_notice(self) -> bool:
-        """Return whether a machine of the workers will be taken away. Called by all workers."""
+        """Return whether the cluster will take away a worker's machine, such as a spot machine.
+
+        All workers call this method.
+        """
         return False
 
     def show(self, line: dict[str, Any]) -> None:
-        """Report a step. Called by rank 0."""
+        """Show the metrics of a training step to the user. Called by rank 0."""
 
     def beat(self) -> None:
-        """Report that a validation advances."""
+        """Report that a validation advances, so that the training is not stopped as stalled."""
 
     def say(self, text: str) -> None:
         """Print a line for the user. Called by rank 0."""
 
     def agree(self, vote: int) -> int:
-        """Return the greatest vote of all workers. All workers call it."""
+        """Return the greatest vote of all workers. All workers call this method, and wait.
+
+        Args:
+            vote: This worker's vote on the next action, see `loop.Vote`.
+        """
         if self.world == 1:
             return vote
         votes = torch.tensor(vote, device=self.device)
@@ -66,14 +83,17 @@ class Worker:
         return int(votes.item())
 
     def broadcast(self, value: Any) -> Any:
-        """Return the value of rank 0, which is plain JSON. All workers call it, and wait."""
+        """Return the value that rank 0 passed, which must be plain JSON.
+
+        All workers call this method, and wait.
+        """
         return self.gather(value)[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all workers, which are plain JSON. All workers call it, and wait.
+        """Return the values that all workers passed, ordered by rank. They must be plain JSON.
 
-        torch's own functions for objects unpickle what arrives. Anyone who can connect to the port
-        of a worker could then run code in it.
+        All workers call this method, and wait. torch's own functions for objects unpickle what
+        arrives. Anyone who can connect to the port of a worker could then run code in it.
         """
         if self.world == 1:
             return [value]

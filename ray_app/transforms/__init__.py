@@ -1,5 +1,6 @@
 """Transform images before a network sees them.
 
-Perturbations imitate what happens to images after they are published. Augmentation policies change
-training images; most are taken from papers.
+A perturbation imitates what happens to an image after it is published, such as JPEG compression. It
+tests how robust a detector is. An augmentation policy changes training images at random; most
+policies are taken from papers.
 """

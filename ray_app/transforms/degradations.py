@@ -1,8 +1,8 @@
-"""Define steps with one parameter `strength` each, named as in robustness suites.
+"""Define steps of perturbations with one parameter, `strength`, named as in robustness suites.
 
-The steps are blurs, changes of colour and tone, noises, compression, and crops. The formulas are
-from papers and from the published levels of ARNIQA (Agnolucci et al. 2024, arXiv 2310.14918), on
-which NTIRE 2026 builds (arXiv 2604.11487).
+A step is a function that changes an image. The steps are blurs, changes of colour and tone, noises,
+compression, and crops. The formulas are from papers and from the published levels of ARNIQA
+(Agnolucci et al. 2024, arXiv 2310.14918), on which NTIRE 2026 builds (arXiv 2604.11487).
 """
 
 import io
@@ -57,9 +57,9 @@ def blur_by_lens(
     image: Image.Image,
     strength: Annotated[float, Field(ge=0.5, le=64, description="radius of the disk in pixels")],
 ) -> Image.Image:
-    """Blur as out of focus, by the mean over a disk.
+    """Blur an image like a lens that is out of focus, by the mean over a disk of pixels.
 
-    The rim of the disk counts by the fraction of each pixel that the disk covers.
+    A pixel at the rim has as much weight as the fraction of it that the disk covers.
     """
     reach, fine = math.ceil(strength), 9
     coordinates = (np.arange((2 * reach + 1) * fine) + 0.5) / fine - reach - 0.5
@@ -74,7 +74,7 @@ def blur_by_motion(
     rng: Rng,
     strength: Annotated[float, Field(ge=1, le=64, description="length of the line in pixels")],
 ) -> Image.Image:
-    """Blur as in motion, by the mean along a line in a random direction."""
+    """Blur an image like a moving camera, by the mean along a line in a random direction."""
     angle, half = rng.uniform(0, math.pi), (strength - 1) / 2
     reach = math.ceil(half) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(float)
@@ -91,10 +91,10 @@ def blur_by_glass(
     rng: Rng,
     strength: Annotated[float, Field(ge=0.5, le=16, description="reach in pixels")],
 ) -> Image.Image:
-    """Blur as through frosted glass (Hendrycks and Dietterich 2019).
+    """Blur an image as through frosted glass (Hendrycks and Dietterich 2019).
 
-    The image is blurred, every pixel is taken from up to `strength` pixels away, and it is blurred
-    again.
+    The image is blurred, its pixels are displaced, and it is blurred again. Twice, every pixel
+    takes the value of a random pixel up to `strength` pixels away along each axis.
     """
     taps = ops.gaussian_taps(2 * math.ceil(strength) + 1, 0.4 + 0.2 * strength)
     pixels, max_offset = np.asarray(ops.blur(image, taps)), math.ceil(strength)
@@ -189,7 +189,10 @@ def cast_colour(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="fraction of the light")],
 ) -> Image.Image:
-    """Tint the light: multiply the channels by 1 + `strength` of a random direction."""
+    """Tint the image: multiply red, green, and blue by different random factors.
+
+    The factors are 1 + `strength` times the components of a random unit vector.
+    """
     direction = rng.standard_normal(3)
     return _to_image(
         _to_values(image)
@@ -203,7 +206,7 @@ def shift_channels(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=255, description="largest shift, of 255")],
 ) -> Image.Image:
-    """Add a random value to each channel."""
+    """Add a random value, from −`strength` to `strength`, to all pixels of each colour channel."""
     return _to_image(
         _to_values(image) + (rng.uniform(-1, 1, 3) * strength / 255).astype(np.float32)
     )
@@ -214,7 +217,7 @@ def quantise(
     image: Image.Image,
     strength: Annotated[float, Field(ge=2, le=256, description="steps per channel")],
 ) -> Image.Image:
-    """Reduce each channel to equally spaced values. Black and white do not change."""
+    """Reduce each colour channel to `strength` equally spaced values. Black and white stay."""
     steps = round(strength)
     table = np.arange(256) * steps // 256 * 255 / (steps - 1)
     return image.point(np.rint(table).astype(int).tolist() * 3)
@@ -227,7 +230,7 @@ def compress_jpeg2000(
         float, Field(ge=1, le=1000, description="compression ratio: 40 for 40 to 1")
     ],
 ) -> Image.Image:
-    """Compress as JPEG 2000."""
+    """Compress the image as JPEG 2000 at the ratio `strength`, and decode it again."""
     encoded = io.BytesIO()
     resolutions = min(8, max(int(math.log2(min(image.size))), 1))
     image.copy().save(
@@ -284,7 +287,7 @@ def add_shot_noise(
     rng: Rng,
     strength: Annotated[float, Field(ge=1, le=10000, description="photons of white")],
 ) -> Image.Image:
-    """Add the Poisson noise of a sensor."""
+    """Add the Poisson noise of a camera's sensor, in which white is `strength` photons."""
     return _to_image((rng.poisson(_to_values(image) * strength) / strength).astype(np.float32))
 
 
@@ -337,9 +340,10 @@ def change_contrast(
         float, Field(ge=-1, le=1, description="slope; 0 is a little steeper than the image")
     ],
 ) -> Image.Image:
-    """Change the contrast by a cubic spline.
+    """Raise or lower the contrast by a smooth tone curve, a cubic spline.
 
-    It maps 0.3 to 0.25 − `strength` / 4 and 0.7 to 0.75 + `strength` / 4, and keeps 0, ½, and 1.
+    The curve maps 0.3 to 0.25 − `strength` / 4 and 0.7 to 0.75 + `strength` / 4, and keeps 0, ½,
+    and 1.
     """
     from scipy.interpolate import CubicSpline
 
@@ -355,9 +359,10 @@ def bend_tones(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="standard deviation of the handles")],
 ) -> Image.Image:
-    """Change tones by a cubic Bézier curve from black to white.
+    """Change brightness by a random smooth tone curve, a cubic Bézier curve from black to white.
 
-    The heights of its handles are ¼ and ¾ plus normal deviates.
+    The heights of its two control points are ¼ and ¾ plus Gaussian noise with the standard
+    deviation `strength`.
     """
     low, high = np.clip([0.25, 0.75] + rng.standard_normal(2) * strength, 0, 1)
     t = np.arange(256) / 255
@@ -375,7 +380,11 @@ def equalise(
         float, Field(ge=1, le=64, description="limit of a bin, in means of the histogram")
     ],
 ) -> Image.Image:
-    """Equalise the luma by CLAHE (Zuiderveld 1994) on 8 × 8 tiles; the colours follow."""
+    """Raise local contrast by CLAHE (Zuiderveld 1994) on 8 × 8 tiles of the luma.
+
+    The change of the luma is added to red, green, and blue. `strength` limits the contrast: a bin
+    of a tile's histogram has up to `strength` times the mean count.
+    """
     grey = np.asarray(image.convert("L"))
     height, width = grey.shape
     tiles = [np.array_split(np.arange(side), min(8, side)) for side in grey.shape]
@@ -426,7 +435,10 @@ def pixelate(
         float, Field(ge=0, le=0.9, description="sides shrink to 0.95 − strength^0.6")
     ],
 ) -> Image.Image:
-    """Shrink and enlarge by the nearest pixel."""
+    """Pixelate the image: shrink it and enlarge it again, both by the nearest pixel.
+
+    The sides shrink to 0.95 − `strength`^0.6 of their length.
+    """
     small = ops.scaled_size(image.size, 0.95 - strength**0.6)
     return ops.resize(ops.resize(image, small, "nearest"), image.size, "nearest")
 
@@ -464,9 +476,10 @@ def add_watermark(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=32, description="largest change, of 255")],
 ) -> Image.Image:
-    """Add an invisible mark by spread spectrum (Cox et al. 1997).
+    """Add an invisible watermark by spread spectrum (Cox et al. 1997).
 
-    The mark is a random 8 × 8 pattern of middle frequencies, with a random sign per block.
+    The watermark is a random 8 × 8 pattern of middle frequencies, with a random sign per block of 8
+    × 8 pixels.
     """
     from scipy.fft import idctn
 
@@ -502,9 +515,10 @@ def crop_another_shape(
     rng: Rng,
     strength: Annotated[float, Field(ge=0.05, le=1, description="fraction of the area")],
 ) -> Image.Image:
-    """Crop to a part at a random position, with another aspect ratio.
+    """Crop to a part at a random position, with another aspect ratio than the image.
 
-    The aspect ratio is 3:4 to 4:3 times that of the image, at random.
+    Width ÷ height of the part is 3/4 to 4/3 times that of the image, at random. `strength` is the
+    fraction of the area.
     """
     shape = math.sqrt(math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3))))
     width = min(max(round(image.width * math.sqrt(strength) * shape), 1), image.width)

@@ -1,9 +1,9 @@
-"""Provide image operations for perturbations and augmentation.
+"""Provide the image operations from which perturbations and augmentation policies are built.
 
 They are blur, codecs, resizes and crops, noise and tone, and geometry of an image with its mask.
 Random numbers come only from a generator that the caller passes. The operations equal those of the
-papers' libraries to the pixel; if Pillow replaces OpenCV, torchvision, or scipy, the function says
-so.
+libraries that the papers used, to the pixel. If Pillow replaces OpenCV, torchvision, or scipy, the
+function's docstring or a comment mentions it.
 """
 
 import io
@@ -50,16 +50,22 @@ Mask = npt.NDArray[np.bool_]
 
 
 def gaussian_taps(size: int, sigma: float) -> Taps:
-    """Return `size` (odd) weights of a Gaussian of `sigma` pixels, which sum to 1."""
+    """Return the weights of a Gaussian blur along one axis, which sum to 1.
+
+    Args:
+        size: Number of weights, odd.
+        sigma: Standard deviation in pixels.
+    """
     taps = np.exp(-0.5 * ((np.arange(size) - size // 2) / sigma) ** 2)
     normalised: Taps = taps / taps.sum()
     return normalised
 
 
 def blur(image: Image.Image, taps: Taps) -> Image.Image:
-    """Blur by the weights `taps` along both axes of every channel, in float, rounding once.
+    """Blur an image by the weights `taps` along both axes of every channel.
 
-    Outside, the image is mirrored at its outermost pixels.
+    The result is computed in float and rounded once. Outside its border, the image is continued by
+    mirroring it at its outermost pixels.
     """
     from scipy.ndimage import correlate1d
 
@@ -188,8 +194,12 @@ def capped_size(size: Size, long_edge: int) -> Size:
 def fitted_size(size: Size, screen: Size) -> Size:
     """Return the size to which an image shrinks to fit a screen, keeping the aspect ratio.
 
-    The screen is turned to the orientation of the image. A size that fits already is returned
-    unchanged.
+    The screen is turned to portrait or landscape like the image. If the image fits already, its
+    size is returned.
+
+    Args:
+        size: Width and height of the image.
+        screen: Width and height of the screen, in any order.
     """
     scale = min(max(screen) / max(size), min(screen) / min(size), 1.0)
     return scaled_size(size, scale)
@@ -205,11 +215,11 @@ def centre_crop(image: Image.Image, fraction: float) -> Image.Image:
 def random_square(
     image: Image.Image, low: int, high: int, fraction: float, rng: np.random.Generator
 ) -> Image.Image:
-    """Crop to a square at a random position.
+    """Crop to a square with a random side at a random position.
 
-    The maximum side is the short side of the image, or `high` if that is less. The minimum is a
-    fraction of the maximum, or `low` if that is more. If the short side is below `low`, the side is
-    the short side.
+    The maximum side is the short side of the image, or `high` if that is less. The minimum side is
+    `fraction` of the maximum, or `low` if that is more. If the short side is below `low`, the side
+    is the short side.
 
     Args:
         image: The image.
@@ -266,8 +276,8 @@ class ImageSample(NamedTuple):
         mask: An image of mode L and equal size, 255 for pixels that a generator altered, and 0 for
             others. None for an image without a mask.
         label: 1 for fake, 0 for real.
-        finished: Whether the policy gave the image its final geometry. Otherwise the preprocessing
-            of the detector's card follows.
+        finished: Whether a policy gave the image its final size. If not, the image is then resized
+            and cropped as the detector's card requires.
     """
 
     image: Image.Image
@@ -281,12 +291,15 @@ class ImageSample(NamedTuple):
 def transform_sample(
     sample: ImageSample, change: Change, change_mask: Change | None = None
 ) -> ImageSample:
-    """Transform an image and its mask by functions from image to image.
+    """Apply a function from image to image to a training image and to its mask.
 
     Args:
         sample: The image and its mask.
         change: Transforms the image.
-        change_mask: Transforms the mask; None to use `change`.
+        change_mask: Transforms the mask. None to use `change`.
+
+    Returns:
+        The sample with the new image and mask.
     """
     mask = sample.mask and (change_mask or change)(sample.mask)
     return sample._replace(image=change(sample.image), mask=mask)
@@ -407,10 +420,10 @@ def crop_random_part(
     ratio_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> ImageSample:
-    """Crop an image and its mask to the part that torchvision's RandomResizedCrop would take.
+    """Crop an image and its mask to a random part, as torchvision's RandomResizedCrop does.
 
     The part is the result of `draw_box`. If that is None, the part is the largest centred part with
-    an allowed aspect ratio.
+    an allowed aspect ratio. The part is not resized.
 
     Args:
         sample: The image and its mask.
@@ -436,13 +449,16 @@ def draw_box(
     ratio_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> Box | None:
-    """Draw a random box within an image. Return None if ten drawn boxes exceed the image.
+    """Draw the box of a random crop, with a random area and aspect ratio.
 
     Args:
         size: Width and height of the image.
         area_range: Minimum and maximum fraction of the area.
         ratio_range: Minimum and maximum of width ÷ height, which is drawn on a log scale.
         rng: Random number generator.
+
+    Returns:
+        The box as (left, upper, right, lower) in pixels. None if ten drawn boxes exceed the image.
     """
     width, height = size
     for _ in range(10):
@@ -466,16 +482,17 @@ def _extend_by_mirroring(image: Image.Image, side: int) -> Image.Image:
 
 
 def edge_map(mask: Mask, width: int = 7) -> Mask:
-    """Return the pixels near the outline of a mask, as booleans of shape (H, W).
+    """Return which pixels of a mask are near its outline, as booleans (H, W).
 
-    A pixel is near the outline if it is in both the mask and its inverse after each is dilated by a
-    cross of `width` pixels. The border of the array is not an outline. So a mask that touches the
-    border has no edge along it, and an empty or full mask has no edge. MaskCLIP's reference rejects
-    a side that is not longer than `width`; here it is treated like any other.
+    A band along the outline is marked: the pixels that are in both the mask and its inverse after
+    each is dilated by a cross of `width` pixels. The border of the array is not an outline. So a
+    mask that touches the border has no edge along it, and an empty or full mask has no edge.
+    MaskCLIP's reference code rejects a side that is not longer than `width`. This function accepts
+    such a side.
 
     Args:
         mask: The mask (H, W).
-        width: Width of the edge in pixels, odd.
+        width: Size of the dilating cross in pixels, odd.
 
     Raises:
         ValueError: The width is even or not positive.
@@ -503,16 +520,16 @@ def resize_rows_first(
 ) -> Image.Image:
     """Resize an image, or its upper left part, along the rows first and then along the columns.
 
-    Pillow before 13 always does this, and rounds in between. Pillow 13 chooses the order that is
-    less work, which for tall images whose aspect ratio changes is the other one. Two calls keep the
-    order of the versions with which the detectors' authors measured. The intermediate image is
-    `size[0]` wide and as high as the image.
+    Pillow before 13 always resizes in this order, and rounds in between. Pillow 13 chooses the
+    order that is less work, which differs for tall images whose aspect ratio changes. Two calls
+    keep the order of the Pillow versions with which the detectors' authors measured. The
+    intermediate image is `size[0]` wide and as high as the image.
 
     Args:
         image: The image.
         size: Width and height of the result.
         filter: Filter of Pillow.
-        part: Width and height of the upper left part, which may be fractions of pixels; None for
+        part: Width and height of the upper left part, which may be fractions of pixels. None for
             the whole image.
     """
     width, height = part or image.size

@@ -1,7 +1,9 @@
-"""Read perturbations of images by name (`load_perturbations`), and apply them.
+"""Find perturbations by name (`load_perturbations`), and apply them to images.
 
-A name is that of a shipped list, the path of a YAML file, or steps such as `jpeg:75`.
-`absent_views` returns the views of published suites that Touchstone does not have, with reasons.
+A perturbation is one or more steps, such as a blur and then JPEG, that change an image. It tests
+how robust a detector is. A name is that of a shipped list, the path of a YAML file, or steps such
+as `jpeg:75`. `absent_views` returns the perturbations of published suites that Touchstone does not
+have, with reasons.
 """
 
 import hashlib
@@ -77,11 +79,12 @@ def draw_families(
     least: Annotated[int, Field(ge=1, description="smallest number of families")] = 1,
     spread: Annotated[float, Field(gt=0, description="standard deviation of levels")] = 2.5,
 ) -> Image.Image:
-    """Apply random families of a list, one after another, each at a random level.
+    """Apply random degradations of a list, one after another, each at a random level.
 
-    At most one family of each group is applied. The number of families, the groups, and the family
-    within a group are drawn uniformly. Levels follow the right half of a normal distribution, so
-    weak levels are more likely. NTIRE 2026 applies this to half of its images.
+    A family is one degradation of the list, such as a blur, at five levels. At most one family of
+    each group is applied. The number of families, the groups, and the family within a group are
+    drawn uniformly. Levels follow the right half of a normal distribution, so weak levels are more
+    likely. NTIRE 2026 applies this to half of its images.
     """
     groups = _groups(list)
     bounds = min(least, len(groups)), min(most, len(groups))
@@ -155,10 +158,10 @@ class Perturbation(Frozen):
         return image
 
     def check(self) -> None:
-        """Check that all steps can run on this machine.
+        """Check that all steps can run on this machine: functions of the user can be imported.
 
         Raises:
-            ConfigError: A step cannot run.
+            ConfigError: A function cannot be imported.
         """
         for step in self.steps:
             if step.op == "call":
@@ -166,7 +169,7 @@ class Perturbation(Frozen):
 
     @property
     def calls_own_code(self) -> bool:
-        """Whether a step calls a function of the user."""
+        """Whether a step calls a function that the user wrote (the step `call`)."""
         return any(step.op == "call" for step in self.steps)
 
     @property
@@ -178,7 +181,7 @@ class Perturbation(Frozen):
         return all(step.keeps_place for step in self.steps)
 
     def facts(self) -> list[dict[str, Any]]:
-        """Return the steps as plain JSON without default values, as in a run's identity."""
+        """Return the steps as plain JSON without default values, to record them in a run."""
         return [step.model_dump(mode="json", exclude_defaults=True) for step in self.steps]
 
 
@@ -196,9 +199,9 @@ def seed_of(sha256: str, name: str) -> int:
 
 
 class DegradationFamily(Frozen):
-    """One step of a published suite, such as a blur, at five levels.
+    """One degradation of a published robustness suite, such as a blur, at five levels.
 
-    The levels are in the order of the source, usually with the weakest first.
+    The levels are in the order of the suite, usually with the weakest first.
     """
 
     name: str = Field(description="name in the source, unless the note names another")
@@ -223,7 +226,11 @@ class DegradationFamily(Frozen):
         return self
 
     def make_step(self, number: int) -> Step:
-        """Return the step with the parameters of a level. The first level has the number 0."""
+        """Return the step at a level, with the parameters of this level.
+
+        Args:
+            number: Index of the level, 0 for the first and 4 for the last.
+        """
         level = {key: values[number] for key, values in self.levels.items()}
         where = f"{self.name}, level {number + 1}"
         try:
@@ -237,7 +244,10 @@ class DegradationFamily(Frozen):
 
 
 class AbsentView(Frozen):
-    """A view that the published source of a list has, but Touchstone does not."""
+    """A perturbation that a published suite has, but Touchstone's list of this suite has not.
+
+    It is listed so that reports can show the difference, with the reason.
+    """
 
     name: str = Field(description="name in the source")
     kind: KindOfView = "degradation"
@@ -245,7 +255,7 @@ class AbsentView(Frozen):
 
 
 class PerturbationList(Frozen):
-    """The content of a YAML file that lists perturbations."""
+    """A list of perturbations, as read from a YAML file such as that of a robustness suite."""
 
     name: str = Field(description="name of the list")
     source: str = Field(description="origin of the list")
@@ -272,9 +282,9 @@ class PerturbationList(Frozen):
         return self
 
     def views(self, level: int = DEFAULT_LEVEL) -> Iterator[Perturbation]:
-        """Yield all views of the list, with each family at the given level (1 to 5).
+        """Yield all perturbations of the list, each degradation family at the given level (1 to 5).
 
-        The names of the views of families end with the level: `gaussian-blur-3`.
+        The names of the perturbations of families end with the level: `gaussian-blur-3`.
         """
         yield from self.perturbations
         for family in self.families:
@@ -286,8 +296,8 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
 
     Args:
         names: Shipped lists (`standard`, `sidbench`, …), paths of YAML files, or steps such as
-            `jpeg:75` and `blur:2+jpeg:50` (see `number_parameters`). Families of a list are at
-            level 3, or at the level after a colon: `ntire-2026:5`.
+            `jpeg:75` and `blur:2+jpeg:50` (see `number_parameters`). Some lists have degradations
+            at five levels. They are at level 3, or at the level after a colon: `ntire-2026:5`.
 
     Raises:
         ConfigError: A name is unknown, a step cannot run here, or two perturbations of one name
@@ -306,10 +316,13 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
 
 
 def absent_views(names: Iterable[str]) -> tuple[AbsentView, ...]:
-    """Return the views that lists declare as absent, because Touchstone does not have them.
+    """Return the perturbations that published suites have, but Touchstone has not, with reasons.
 
-    `names` are those of `load_perturbations`. Names of single steps are ignored, and each view is
-    returned once.
+    Each is returned once.
+
+    Args:
+        names: Names that `load_perturbations` accepts. The lists among them declare what is absent.
+            Names of single steps are ignored.
     """
     lists = [read[0] for read in map(_read_list, names) if read]
     return tuple({view.name: view for view_list in lists for view in view_list.absent}.values())

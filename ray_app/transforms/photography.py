@@ -1,7 +1,7 @@
-"""Define steps of photographers and their devices.
+"""Define steps of perturbations that photographers and their devices apply to real photographs.
 
 The steps imitate denoising, merged exposures, screenshots, prints, and photographs of screens and
-prints. Cameras and people do this to real photographs, so a detector must not flag the result.
+prints. A real photograph stays real after such steps, so a detector must not flag the result.
 """
 
 import math
@@ -39,10 +39,11 @@ def denoise(
     ],
     window: Annotated[int, Field(ge=3, le=31, description="side of the window in pixels")] = 5,
 ) -> Image.Image:
-    """Denoise by Lee's (1980) local Wiener filter.
+    """Remove noise as a camera does, by Lee's (1980) local Wiener filter.
 
-    Every value moves towards the mean of its `window` × `window` neighbours by sigma² divided by
-    their variance: level areas become smooth, and edges stay.
+    Every value moves towards the mean of its `window` × `window` neighbours. The more the variance
+    of the neighbours exceeds `sigma`², the less it moves. So level areas become smooth, and edges
+    stay.
     """
     from scipy.ndimage import uniform_filter
 
@@ -65,12 +66,12 @@ def merge_exposures(
     image: Image.Image,
     stops: Annotated[float, Field(gt=0, le=4, description="stops down and up")],
 ) -> Image.Image:
-    """Map tones locally by merging the image with a darker and a brighter exposure.
+    """Lighten shadows and darken lights, as a phone does by merging several exposures.
 
-    Well exposed pixels have more weight (Mertens, Kautz and Van Reeth 2007, "Exposure Fusion"). The
-    exposures are computed from the one image (linear light by gamma 2.2, clipped at white). The
-    weights are blurred over a sixteenth of the longer side instead of the paper's pyramid. Shadows
-    become lighter, and lights darker.
+    The darker and the brighter exposure are computed from the image (linear light by gamma 2.2,
+    clipped at white). Well exposed pixels have more weight (Mertens, Kautz and Van Reeth 2007,
+    "Exposure Fusion"). The weights are blurred over a sixteenth of the longer side instead of the
+    paper's pyramid.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -114,10 +115,11 @@ def show_on_screen(
         Field(description="width and height of the screen in pixels, turned as the image is"),
     ],
 ) -> Image.Image:
-    """Take a screenshot: the image, resized to fit, between uniform grey bars.
+    """Imitate a screenshot: show the image on a screen, between uniform grey bars.
 
-    The bars take at least 8 to 22 % of the height, and are dark or light. The filter is bilinear,
-    as in a phone's compositor, without a codec.
+    The image is resized to fit the screen, which is turned to portrait or landscape like the image.
+    The bars above and below it together take at least 8 to 22 % of the height, at random. They are
+    dark or light. The filter is bilinear, as in a phone's compositor, without a codec.
     """
     width, height = (
         (max(screen), min(screen)) if image.width > image.height else (min(screen), max(screen))
@@ -175,7 +177,7 @@ def set_levels(
     black: Annotated[int, Field(ge=0, le=254, description="value of black")] = 0,
     white: Annotated[int, Field(ge=1, le=255, description="value of white")] = 255,
 ) -> Image.Image:
-    """Reduce the contrast as paper or a screen does: 0–255 becomes `black` to `white`."""
+    """Reduce the contrast as paper or a screen does: 0–255 is mapped to `black`–`white`."""
     return image.point(np.rint(np.linspace(black, white, 256)).astype(int).tolist() * 3)
 
 
@@ -187,7 +189,11 @@ def halftone(
         float, Field(ge=0, le=1, description="spread of dots on paper, of the full scale")
     ] = 0.15,
 ) -> Image.Image:
-    """Print and scan: clustered dots of ink with soft rims, by a cosine screen (Ulichney 1987)."""
+    """Imitate a print that is scanned: draw each channel as a grid of dots of ink.
+
+    Darker areas have larger dots (clustered dots by a cosine screen, Ulichney 1987). The dots have
+    soft rims. The grids of the channels have different angles.
+    """
     pixels = np.array(image)
     height, width = pixels.shape[:2]
     heights, fractions = _make_screen()
