@@ -1,4 +1,7 @@
-"""Make the options of a click command from the fields of a config class: `ConfigCommand`."""
+"""Make the options of a click command from the fields of a pydantic config class.
+
+A command uses the class `ConfigCommand`.
+"""
 
 import types
 from collections.abc import Mapping

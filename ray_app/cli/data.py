@@ -165,9 +165,9 @@ def _accept(
 def generate(
     config_file: str, assignments: tuple[str, ...], retry: bool, as_json: bool, **values: Any
 ) -> int:
-    """Generate labelled images with a diffusion pipeline.
+    """Generate fake images with a diffusion pipeline, labelled for training and evaluation.
 
-    CONFIG is the name of a shipped pipeline, the path of a pipeline card, or a YAML file with the settings of a job.
+    CONFIG is the name of a shipped pipeline, or a YAML file: a card that describes a pipeline, or the settings of a job.
 
     \b
     touchstone data generate flux.1-dev --prompts prompts.txt --out flux
@@ -310,6 +310,8 @@ def index(
     out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **values: Any
 ) -> int:
     """List the images of SOURCE with their labels, for training and evaluation.
+
+    A layout, set by --layout, reads the labels of images that are stored in one way, such as a folder per class.
 
     \b
     Layouts: columns · folders · openfake · openfake-csv · openfake-ood · opensdi · community-forensics

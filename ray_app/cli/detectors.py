@@ -18,10 +18,16 @@ from ray_app.errors import DetectorError, ExitCode
 
 
 def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
-    """Add the option `--mirror` to a command.
+    """Add the option `--mirror URL` to a click command.
 
-    Its value is a folder or bucket. While the command runs, weights are searched there before any
-    hub.
+    The URL is a folder or bucket with copies of weight files. While the command runs, weights are
+    searched there before they are downloaded from a hub.
+
+    Args:
+        command: The function of the command.
+
+    Returns:
+        The function with the option. It gets no additional argument.
     """
     help_text = "Folder or bucket to search for the weights first; `fetch --to` fills one.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
     return click.option(

@@ -1,4 +1,7 @@
-"""Run an endpoint (the command `serve`), and send files to it (`score --endpoint URL`)."""
+"""Run an HTTP endpoint that scores images (`serve`), and send files to it.
+
+`score_at_endpoint` implements the command `touchstone score --endpoint URL`.
+"""
 
 import os
 import signal
@@ -144,7 +147,10 @@ ENDPOINT_PARAMETERS = frozenset(
 
 
 def endpoint_options(command: Command) -> Command:
-    """Add the options `--endpoint URL` and `--token-file FILE` to a command."""
+    """Add the options `--endpoint URL` and `--token-file FILE` to a click command.
+
+    With them, `touchstone score` sends files to a running endpoint; see `score_at_endpoint`.
+    """
     text = (
         "Send local files and folders to this endpoint, and print its verdicts instead of writing a run. "
         "--ensemble must then be an ensemble that the endpoint serves, --fpr one of its operating points, and --detector one of its "

@@ -1,4 +1,7 @@
-"""The commands `evaluate`, `compare`, and `leaderboard`."""
+"""The commands `evaluate`, `compare`, and `runs leaderboard` of `touchstone`.
+
+They measure detectors on labelled images, compare two runs, and rank evaluations.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -153,7 +156,9 @@ def compare(
 )
 @options.json_option
 def leaderboard(evaluations: tuple[str, ...], figure: str, as_json: bool) -> int:
-    """Rank the systems of several evaluations of the same labelled images.
+    """Rank the detectors and ensembles of several evaluations of the same labelled images.
+
+    Each DIR is the output of `touchstone evaluate`.
 
     \b
     touchstone runs leaderboard figures-a figures-b

@@ -23,14 +23,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class RateParam(click.ParamType[float]):
-    """A parameter type for a rate, given as a fraction such as 0.05."""
+    """A click parameter type for a rate, given as a fraction such as 0.05."""
 
     name = "rate"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Return the rate as a float.
+        """Convert the text of a rate, such as "0.05", to a float.
 
         Args:
             value: The text that the user gave.
@@ -38,7 +38,7 @@ class RateParam(click.ParamType[float]):
             ctx: Context of the command.
 
         Returns:
-            The rate.
+            The rate. Its range is not checked.
 
         Raises:
             click.BadParameter: If the text is not a number, for example if it is a percentage.
@@ -50,13 +50,14 @@ class RateParam(click.ParamType[float]):
 
 
 class ShippedName(click.ParamType[str]):
-    """A click parameter type for a config file: its path, or its name if it is shipped or added.
+    """A click parameter type for a config file, given as a path or by its name.
 
-    Shell completion offers the names, or files if no name matches.
+    Files that are shipped with Touchstone or that the user added have names, such as `quick`. Shell
+    completion offers the names, or files if no name matches.
 
     Args:
-        *kinds: Kinds of config files, such as `detectors`, `ensembles`, or `train`. Without a
-            kind, the value is any path.
+        *kinds: Kinds of config files whose names are offered, such as `detectors`, `ensembles`, or
+            `train`. Without a kind, the value is any path.
     """
 
     name = "text"
@@ -154,9 +155,15 @@ overrides = click.option(  # The value is YAML.
 
 
 def source_options(command: Command) -> Command:
-    """Add the parameters that `touchstone plan` and `touchstone score` share to a command.
+    """Add the argument SOURCE and the options `--config`, `--ensemble`, and `--detector`.
 
-    These are the argument SOURCE and the options `--config`, `--ensemble`, and `--detector`.
+    These are the parameters that the commands `touchstone plan` and `touchstone score` share.
+
+    Args:
+        command: The function of the command.
+
+    Returns:
+        The function with the parameters.
     """
     for option in reversed(_SOURCE_OPTIONS):
         command = option(command)
@@ -248,7 +255,12 @@ def accept_licences(accept: "Callable[[str], Acceptance]", names: Sequence[str])
 
 
 def parse_time(text: str) -> "datetime":
-    """Parse an ISO time in UTC, or a duration before now such as "24h".
+    """Parse an ISO time such as "2026-11-26T08:30", or a duration before now such as "24h".
+
+    A time without a time zone is in UTC.
+
+    Returns:
+        The time, with its time zone.
 
     Raises:
         BadParameter: If the text is neither.
@@ -286,9 +298,9 @@ def load_config(
         kind: The kind of config file, such as `score`.
         name_or_path: The name or the path of the config file. None for no file.
         model: The class of the config.
-        values: Values of options by key; None and () mean that an option was not set. Two
-            underscores separate a section from its key.
-        assignments: The values of `--set`.
+        values: Values of options by config key. None and () mean that an option was not set. Two
+            underscores separate a section from its key, such as `data__name`.
+        assignments: The values of `--set`, such as `loop.batch=64`.
 
     Returns:
         The validated config.
@@ -326,7 +338,7 @@ def load_config(
 
 
 def to_yaml(model: Any) -> str:
-    """Return a pydantic model as YAML."""
+    """Return the values of a pydantic model as YAML, in the order of its fields."""
     import yaml
 
     text: str = yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,4 +1,7 @@
-"""Commands that show a run: `results` lists rows, `gallery` and `masks` write images."""
+"""Commands that show the results of a run: `results`, `runs gallery`, and `runs masks`.
+
+`results` lists the rows of images. The other two write HTML pages and masks.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -317,7 +320,7 @@ def gallery(
     help="Also write masks of files that are missing from the last listing.",
 )
 def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
-    """Write the masks of a run as 8-bit PNG files; white marks altered pixels.
+    """Write the predicted masks of a run as 8-bit PNG files; white marks altered pixels.
 
     \b
     touchstone runs masks run --out masks --min-area 0.05

@@ -1,6 +1,7 @@
-"""Commands on archives and runs: `demo`, `plan`, `score`, and most commands of `touchstone runs`.
+"""Commands that score archives or process finished runs.
 
-The latter are `report`, `decide`, `compact`, and `verify`.
+They are `demo`, `plan`, and `score`, and `report`, `decide`, `compact`, and `verify` of `touchstone
+runs`.
 """
 
 import tempfile
@@ -212,7 +213,7 @@ def score(
     help="Show the images with the 12 highest scores.  [default: the setting of the run]",
 )
 def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
-    """Write the report of a run again with different options.
+    """Write the report of a finished run again, for example with another expected fraction of fakes.
 
     \b
     touchstone runs report run --prior 0.05
@@ -257,7 +258,8 @@ def decide(
 ) -> int:
     """Apply another ensemble card to the scores of a run, and write the new verdicts to another run.
 
-    RUN must have scores of every detector of the card. Its current rows are written to NEW.
+    An ensemble card names detectors, and the rule and thresholds that turn their scores into verdicts. RUN must have scores of every
+    detector of the card. NEW gets the newest row of each file.
 
     \b
     touchstone runs decide run --ensemble stricter.yaml --out stricter-run
@@ -279,7 +281,7 @@ def decide(
 def compact(run: str, out: str, unguarded: bool) -> int:
     """Rewrite a finished run as a new run with fewer files.
 
-    NEW has the current rows of OLD. `touchstone score` can continue NEW.
+    NEW has only the newest row of each file of OLD. `touchstone score` can continue NEW.
 
     \b
     touchstone runs compact run compacted
@@ -295,7 +297,7 @@ def compact(run: str, out: str, unguarded: bool) -> int:
 @click.argument("run", metavar="RUN")
 @options.json_option
 def verify(run: str, as_json: bool) -> int:
-    """Check that every file of a finished run has exactly one row, and that the summary agrees.
+    """Check that every file of a finished run has exactly one row, and that the summary agrees with the rows.
 
     \b
     touchstone runs verify run

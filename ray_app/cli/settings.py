@@ -1,6 +1,7 @@
 """The commands `ensembles`, `recipes`, `protocols`, `config`, and `doctor` of `touchstone`.
 
-`ensembles`, `recipes`, and `protocols` list and show the YAML files that are shipped.
+`ensembles`, `recipes`, and `protocols` list and show the YAML files that are shipped. A recipe
+configures a training, and a protocol an evaluation.
 """
 
 import json

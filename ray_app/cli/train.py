@@ -1,4 +1,4 @@
-"""The commands `train` and `detectors fit`."""
+"""The commands `train` and `detectors fit`, which train detectors with your labelled images."""
 
 import json
 from typing import Any
@@ -39,7 +39,8 @@ def train(
 ) -> int:
     """Train a detector, an identifier, or a describer with a recipe.
 
-    CONFIG is the name of a shipped recipe, or the path of a YAML file.
+    An identifier names the generator of a fake, and a describer predicts its prompt. CONFIG is the name of a shipped recipe, or the path
+    of a YAML file.
 
     \b
     touchstone train quick --out runs/quick
@@ -84,8 +85,8 @@ def train(
 def fit(index: str | None, labels: str | None, accepted: tuple[str, ...], **values: Any) -> int:
     """Fit a linear head on the backbone of a detector, with your labelled images.
 
-    INDEX has a row for each image, with the columns `uri` (relative to INDEX), `label` (real, fake, 0, or 1), and optionally `group`,
-    `family`, or `source`.
+    INDEX has a row for each image, with the columns `uri` (relative to INDEX) and `label` (real, fake, 0, or 1). An optional column
+    `group`, `family`, or `source` keeps its groups of images undivided in the cross-validation.
 
     \b
     touchstone detectors fit unifd mine.csv --out heads/mine

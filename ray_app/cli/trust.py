@@ -43,6 +43,9 @@ _MIN_SAMPLE = 50  # Images in a sample of the whole archive.
 def calibrate(as_json: bool, **values: Any) -> int:
     """Calibrate detectors with labelled images, and write an ensemble card with a bound on false positives.
 
+    The labelled images are those of a run. An ensemble card names detectors, and the rule and thresholds that turn their scores into
+    verdicts.
+
     \b
     touchstone detectors calibrate run --labels labels.csv --out mine.yaml
     """

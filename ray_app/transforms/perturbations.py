@@ -174,9 +174,10 @@ class Perturbation(Frozen):
 
     @property
     def keeps_place(self) -> bool:
-        """Whether a mask that a detector finds in the perturbed image also fits the original.
+        """Whether each part of an image keeps its position, so that masks of both images match.
 
-        A crop prevents this.
+        If True, a mask that a detector finds in the perturbed image also fits the original. A crop
+        prevents this.
         """
         return all(step.keeps_place for step in self.steps)
 
@@ -244,9 +245,9 @@ class DegradationFamily(Frozen):
 
 
 class AbsentView(Frozen):
-    """A perturbation that a published suite has, but Touchstone's list of this suite has not.
+    """A perturbation that a published suite has, but Touchstone's list of the suite has not.
 
-    It is listed so that reports can show the difference, with the reason.
+    Evaluations show it with the reason.
     """
 
     name: str = Field(description="name in the source")

@@ -1,9 +1,9 @@
 """Create the augmentation policy (`make_policy`) that a config (`Augmentation`) names.
 
-This module also defines the simple policies. `none` changes nothing. `flips` keeps every pixel's
-value, for detectors that depend on traces in single pixels (touchstone-tiny). `cnndetection` is the
-policy of CNNDetection (Wang et al. 2020, arXiv 1912.11035): blur, JPEG, and crop.
-UniversalFakeDetect uses this policy, too.
+An augmentation policy changes training images at random. This module also defines the simple
+policies. `none` changes nothing. `flips` keeps every pixel's value, for detectors that depend on
+traces in single pixels (touchstone-tiny). `cnndetection` is the policy of CNNDetection (Wang et al.
+2020, arXiv 1912.11035): blur, JPEG, and crop. UniversalFakeDetect uses this policy, too.
 """
 
 from collections.abc import Mapping
@@ -29,10 +29,11 @@ class Unchanged(Frozen):
 
 
 class Flips(Frozen):
-    """The policy `flips`: a random crop, quarter turns, and mirroring; pixel values do not change.
+    """The augmentation policy `flips`, which keeps the values of pixels.
 
-    With `crop`, the result is final. Without `crop`, the image keeps its size, and the preprocessing
-    of the detector's card follows.
+    The steps are a random crop, quarter turns, and mirroring. With `crop`, the result needs no
+    further preprocessing. Without `crop`, the image keeps its size, and the resize and crop of the
+    detector's card follow.
     """
 
     crop: int | None = Field(
@@ -55,11 +56,14 @@ class Flips(Frozen):
 
 
 class CnnDetection(Frozen):
-    """The policy `cnndetection` (Wang et al. 2020); the result needs no further preprocessing.
+    """The augmentation policy `cnndetection` (Wang et al. 2020): blur, JPEG, and a random crop.
 
-    The short side becomes 256, then follow blur, JPEG, a random crop of 224, and mirroring. Another
-    `crop` scales the 256 with it. The authors choose JPEG's encoder at random from OpenCV and
-    Pillow, which give equal pixels (ray_app.transforms.ops), so it is not chosen here.
+    The short side is resized to 256 pixels. Then follow blur, JPEG, a random crop to a square of
+    224 pixels, and mirroring. Another `crop` scales the 256 pixels with it. The result needs no
+    further preprocessing.
+
+    The authors choose JPEG's encoder at random from OpenCV and Pillow. The two give equal pixels
+    (ray_app.transforms.ops), so this policy always uses Pillow.
     """
 
     crop: int = Field(
@@ -145,7 +149,7 @@ class Augmentation(Frozen):
 
 
 class Policy(Protocol):
-    """An augmentation policy.
+    """A function that changes a training image at random, together with its mask.
 
     All randomness comes from `rng`. Equal states of `rng` give equal images on any worker.
     """
@@ -159,13 +163,16 @@ def make_policy(
 ) -> Policy:
     """Create the augmentation policy that a config names, with its arguments.
 
-    Policies that end in a crop crop to `side`, unless their arguments set another side.
+    If the policy requires an argument `crop`, its default is `side`.
 
     Args:
         config: The config.
-        side: The side in pixels of the network's square input; None if it takes any size.
-        statistics: The statistics that openfake-v1 matches fakes to; None for those in the file of
-            the config. Other policies need none.
+        side: The side in pixels of the network's square input. None if the network takes any size.
+        statistics: Sizes and sharpness of real images, which only openfake-v1 needs. None for those
+            in the file that the config names.
+
+    Returns:
+        The policy, to be called with an image and a random number generator.
 
     Raises:
         ConfigError: An argument is unknown or invalid, or something that the policy needs is

@@ -1,9 +1,9 @@
-"""Register perturbation steps (`STEPS`). A step is a function with the decorator `register_step`.
+"""Register the steps from which perturbations of images are built, such as `jpeg` (`STEPS`).
 
-The signature of the function is the schema of the step: its parameters are the keys that a list may
-have, with their types, bounds, defaults, and descriptions. Lists, documents, and errors take names
-and parameters from here. A new step is one decorated function in `steps`, `degradations`, or
-`photography`.
+A step is a function with the decorator `register_step`. Its signature is the schema of the step:
+its parameters are the keys of the step in YAML, with their types, bounds, defaults, and
+descriptions. The reference documentation and error messages also take names and parameters from the
+signature. To add a step, write one decorated function in `steps`, `degradations`, or `photography`.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,14 +22,19 @@ Function = TypeVar("Function", bound=Callable[..., Image.Image])
 
 
 class Step(Frozen):
-    """A step with its parameters, as in a list: `{op: jpeg, quality: 75}`.
+    """A step of a perturbation with its parameters, as in YAML: `{op: jpeg, quality: 75}`.
+
+    Each registered step has a subclass, whose fields are the parameters.
 
     Attributes:
         function: Takes an RGB image, the parameters by name, and `rng` if the step is random.
         is_random: Whether `function` takes `rng`, a random number generator.
-        keeps_place: Whether the content of an image keeps its position, in fractions of the sides.
-        number: The parameter that `op:NUMBER` sets, or None if a number alone is not enough.
-        check_parameters: Raises ValueError for parameters that are incompatible.
+        keeps_place: Whether each part of an image keeps its position, as a fraction of the sides. A
+            crop does not.
+        number: The parameter that a number sets in the short form, such as `quality` in `jpeg:75`.
+            None if the step has no short form.
+        check_parameters: Raises ValueError for parameters that are incompatible. None if the types
+            and bounds are enough.
     """
 
     function: ClassVar[Callable[..., Image.Image]]
@@ -68,15 +73,16 @@ STEPS: dict[str, type[Step]] = {}
 def register_step(
     op: str, *, keeps_place: bool = True, check: Callable[..., None] | None = None
 ) -> Callable[[Function], Function]:
-    """Register a function as the step `op`.
+    """Return a decorator that registers a function as a step of perturbations.
 
     The function takes an RGB image of any size and returns one. If the step is impossible for an
     image, for example because of a codec's maximum side, the function returns the image unchanged.
-    The first line of its docstring describes the step in the documents.
+    The first paragraph of its docstring describes the step in the reference documentation.
 
     Args:
-        op: The name of the step in lists.
-        keeps_place: Whether the content of an image keeps its position, in fractions of the sides.
+        op: The name of the step in YAML, such as `jpeg`.
+        keeps_place: Whether each part of an image keeps its position, as a fraction of the sides. A
+            crop does not.
         check: Gets all parameters by name, and raises ValueError if they are incompatible.
     """
 
@@ -110,7 +116,13 @@ def register_step(
 
 
 def make_step(facts: Mapping[str, Any]) -> Step:
-    """Create the step that the key `op` of `facts` names. The other keys are its parameters.
+    """Create a step from its mapping in YAML, such as `{op: jpeg, quality: 75}`.
+
+    Args:
+        facts: The mapping. `op` names the step, and the other keys are its parameters.
+
+    Returns:
+        The validated step.
 
     Raises:
         ValueError: The step does not exist, or a parameter is invalid.
@@ -122,7 +134,10 @@ def make_step(facts: Mapping[str, Any]) -> Step:
 
 
 def number_parameters() -> dict[str, str]:
-    """Return for each step the name of the parameter that the number in `op:NUMBER` sets."""
+    """Return which parameter the number of a short form such as `jpeg:75` sets, for each step.
+
+    An example item is `"jpeg": "quality"`. Steps without a short form are not included.
+    """
     return {op: model.number for op, model in STEPS.items() if model.number}
 
 

@@ -1,4 +1,7 @@
-"""Define steps: codecs, resizes, blur, noise, crops, tone, and a function of the user."""
+"""Define the basic steps of perturbations, such as `jpeg`, `resize`, and `crop`.
+
+A step is a function that changes an image. The step `call` runs a function of the user.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -225,11 +228,11 @@ def call(
         Mapping[str, Any], Field(description="arguments of the function, by name")
     ] = {},
 ) -> Image.Image:
-    """Call a function of yours.
+    """Call a function that you wrote, as a step of a perturbation.
 
     The function receives the RGB image and `arguments` by name, and returns a PIL image. If the
     function has a parameter `rng`, it also receives a NumPy generator. If the function raises
-    ValueError, this view of the image has no score.
+    ValueError, the perturbed image has no score.
     """
     function = import_function(path)
     extra = {"rng": rng} if "rng" in signature(function).parameters else {}

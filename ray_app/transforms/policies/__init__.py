@@ -1,1 +1,1 @@
-"""Define the augmentation policies of training recipes."""
+"""Define augmentation policies, which change training images at random."""

@@ -1,9 +1,10 @@
-"""Define the policy `in-the-wild`, which imitates the history of images before they are archived.
+"""Define the augmentation policy `in-the-wild`, which imitates what happens to images online.
 
-The steps are resizes, crops, blur, noise, sharpening, tone, screenshots, and one or two saves as
-JPEG or WebP. They are those of NTIRE 2026's challenge on robust detection in the wild (arXiv
-2604.11487) that need no network. Real and generated images go through equal steps, so neither size,
-format, nor compression separates the classes. The fractions and strengths are Touchstone's own.
+Between its publication and an archive, an image goes through resizes, crops, blur, noise,
+sharpening, tone, screenshots, and one or two saves as JPEG or WebP. The steps are those of NTIRE
+2026's challenge on robust detection in the wild (arXiv 2604.11487) that need no network. Real and
+generated images go through equal steps, so neither size, format, nor compression separates the
+classes. The fractions and strengths are Touchstone's own.
 """
 
 import math
@@ -32,15 +33,15 @@ _LARGE = 1500
 
 
 class InTheWild(Frozen):
-    """The policy `in-the-wild`: resize, degrade, and compress square parts or whole images.
+    """The augmentation policy `in-the-wild`: resize, degrade, and compress training images.
 
-    With `crop`, the result is a square part with this side, and it is final. A fraction `resized`
-    of the images is first resized by a factor within `scale`. Images smaller than the square are
-    extended by mirroring.
+    With `crop`, the result is a square with this side, and needs no further preprocessing. A
+    fraction `resized` of the images is first resized by a factor within `scale`. Images smaller
+    than the square are extended by mirroring.
 
-    Without `crop`, the result is a whole image, and the preprocessing of the detector's card follows.
-    A fraction `parts` of the images is first cropped. The shorter side is then resized to a random
-    length within `short_side`, but enlarged by a fifth at most.
+    Without `crop`, the result is an image of any size. The resize and crop of the detector's card
+    follow. A fraction `parts` of the images is first cropped. The shorter side is then resized to a
+    random length within `short_side`, but enlarged by a fifth at most.
     """
 
     crop: int | None = Field(

@@ -1,10 +1,11 @@
-"""Define the augmentation policies of papers.
+"""Define augmentation policies that papers describe, following the authors' code.
 
-They are OpenFake's two, MaskCLIP's, and that of Community Forensics (Park and Owens 2025, arXiv
-2411.04125). OpenFake's make fakes more like real photographs (v1), and imitate what social media do
-to images (v2). They follow the authors' code. Pillow replaces OpenCV in v1, and torchvision in v2,
-which itself calls Pillow for such images. `RealStatistics` are the sizes and the sharpness of real
-training images, which v1 matches fakes to.
+`RealMatching` is OpenFake's first version (v1), which makes fakes more like real photographs.
+`SocialMedia` is its second (v2), which imitates what social media do to images. `MaskClipPolicy` is
+that of MaskCLIP, and `CommunityForensicsPolicy` that of Community Forensics (Park and Owens 2025,
+arXiv 2411.04125). Pillow replaces OpenCV in v1, and torchvision in v2, which itself calls Pillow
+for such images. `RealStatistics` are the sizes and the sharpness of real training images, which v1
+matches fakes to.
 """
 
 from collections.abc import Callable, Mapping
@@ -60,10 +61,11 @@ class RealStatistics:
 
 
 def sharpness(image: Image.Image) -> float:
-    """Return the variance of the Laplacian of the luma, in grey levels squared.
+    """Return the sharpness of an image: the variance of the Laplacian of its luma.
 
-    It is the measure of blur in `real_train_stats.npz`. The 3 × 3 Laplacian (0 1 0, 1 −4 1, 0 1 0)
-    has the border mirrored at the centres of its pixels, as OpenCV's.
+    The unit is grey levels squared. OpenFake's file `real_train_stats.npz` has this measure. The 3
+    × 3 Laplacian (0 1 0, 1 −4 1, 0 1 0) has the border mirrored at the centres of its pixels, as
+    OpenCV's.
     """
     luma = np.pad(np.asarray(image.convert("L"), np.int16), 1, mode="reflect")
     centre = luma[1:-1, 1:-1]
@@ -72,9 +74,10 @@ def sharpness(image: Image.Image) -> float:
 
 
 def load_statistics(path: Path) -> RealStatistics:
-    """Read statistics in the authors' format.
+    """Read sizes and sharpness of real images from a file in the format of OpenFake's authors.
 
-    It is .npz with `blur_vals` (m,) and `res_vals` (n, 2) of (height, width).
+    The format is .npz with `blur_vals` (m,), the sharpness, and `res_vals` (n, 2) of (height,
+    width).
 
     Raises:
         ConfigError: The file cannot be read, or its arrays are invalid.
@@ -105,15 +108,16 @@ def save_statistics(path: Path, statistics: RealStatistics) -> None:
 
 
 class RealMatching(Frozen):
-    """The policy of OpenFake v1, which makes fakes more like real photographs.
+    """The augmentation policy of OpenFake v1, which makes fakes more like real photographs.
 
-    Real images stay unchanged. The preprocessing of the detector's card follows.
+    Real images stay unchanged. A fake gets four changes in this order, each with `probability`.
+    First, a bilinear resize gives it the area of a random real image of `statistics`. Second, a
+    blur of σ = 0.3 follows if the fake is more than 1.2 times as sharp as a random real image.
+    Third is noise of σ = 5, and fourth JPEG of quality 70 to 94. The resize and crop of the
+    detector's card follow.
 
-    Each step has `probability`, in this order. A bilinear resize gives the area of a random real
-    image from `statistics`. A blur of σ = 0.3 follows if the fake is more than 1.2 times as sharp
-    as a random real image. Then come noise of σ = 5 and JPEG of quality 70 to 94. As in the
-    authors' code, JPEG treats RGB as BGR, and the noise is in red alone: OpenCV's `randn` reads one
-    deviation as (5, 0, 0, 0).
+    As in the authors' code, JPEG treats RGB as BGR, and the noise is in red alone: OpenCV's `randn`
+    reads one deviation as (5, 0, 0, 0).
     """
 
     statistics: InstanceOf[RealStatistics] = Field(
@@ -157,11 +161,12 @@ def _add_red_noise(image: Image.Image, rng: Rng) -> Image.Image:
 
 
 class SocialMedia(Frozen):
-    """The policy of OpenFake v2, which imitates social media, for real and fake images.
+    """The augmentation policy of OpenFake v2, which imitates what social media do to images.
 
-    The result needs no further preprocessing. The steps are a crop, changes of colour, rotation,
-    mirroring, blur, and at last a codec. If AVIF is not among the codecs, WebP replaces it, as in
-    the reference. One training should not mix the two.
+    It changes real and fake images. The steps are a crop, changes of colour, rotation, mirroring,
+    blur, and at last a compression such as JPEG. The result needs no further preprocessing. If this
+    Pillow cannot write AVIF, WebP replaces it, as in the authors' code. Set `avif` if only some
+    machines of a training can write AVIF.
     """
 
     crop: int = Field(
@@ -211,7 +216,7 @@ class SocialMedia(Frozen):
 
 
 def compress(image: Image.Image, rng: Rng, *, with_avif: bool) -> Image.Image:
-    """Compress an image by a random one of OpenFake's five methods, keeping its size.
+    """Compress an image by a random method of OpenFake's five, and decode it again.
 
     The methods have these probabilities:
 
@@ -221,12 +226,13 @@ def compress(image: Image.Image, rng: Rng, *, with_avif: bool) -> Image.Image:
     - A resize to a long edge of 720 to 1080, with JPEG: 0.10. The image is enlarged again.
     - No compression: 0.15.
 
-    Compression follows the crop, so a network with an input of up to 720 pixels never sees the resize.
+    The image keeps its size. The policy compresses after its crop. So for a network with an input
+    of up to 720 pixels, the resize has no effect.
 
     Args:
         image: The image.
         rng: Random number generator.
-        with_avif: Whether to use AVIF; if not, WebP replaces it.
+        with_avif: Whether to use AVIF. If not, WebP replaces it.
     """
     method = rng.choice(
         ["jpeg", "webp", "avif", "small-jpeg", "none"], p=[0.45, 0.20, 0.10, 0.10, 0.15]
@@ -295,15 +301,15 @@ _KERNELS: tuple[npt.NDArray[np.float64], ...] = tuple(
 
 
 class MaskClipPolicy(Frozen):
-    """The policy of MaskCLIP, for an image and its mask together.
+    """The augmentation policy of MaskCLIP, for an image and its mask together.
 
     The steps are scale, flips, light, JPEG, quarter turns, and blur. The resize to 512 × 512 by the
     detector's card follows. The policy has no arguments.
 
-    The reference is albumentations 1.3 on OpenCV. Equal to it are: no antialiasing when shrinking,
-    the nearest mask pixel rounded down, a JPEG that treats RGB as BGR, and OpenCV's fixed kernels for
-    a Gaussian of 3, 5, and 7 pixels. Only torchvision's bilinear filter differs from OpenCV's, by up
-    to one grey level.
+    The result equals that of the authors' library, albumentations 1.3 on OpenCV, in these details:
+    no antialiasing when shrinking, the nearest mask pixel rounded down, a JPEG that treats RGB as
+    BGR, and OpenCV's fixed kernels for a Gaussian of 3, 5, and 7 pixels. Only torchvision's
+    bilinear filter differs from OpenCV's, by up to one grey level.
     """
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
@@ -368,12 +374,14 @@ _ANY_FILTER = (
 
 
 class CommunityForensicsPolicy(Frozen):
-    """The policy of Community Forensics; the result needs no further preprocessing.
+    """The augmentation policy of Community Forensics. Its result needs no further preprocessing.
 
-    The short side becomes 440, every operation is applied zero to two times in random order, and a
-    random crop of 384 follows. Another `crop` scales the 440 with it (256 for 224, as the authors
-    do). The authors choose JPEG's encoder at random from OpenCV and Pillow, which give equal pixels
-    (ray_app.transforms.ops), so it is not chosen here.
+    The short side is resized to 440 pixels. Then each of the operations in `OPERATIONS` is applied
+    zero to two times, in random order. At last, a random square of 384 pixels is cropped. Another
+    `crop` scales the 440 pixels with it, for example to 256 for a crop of 224, as the authors do.
+
+    The authors choose JPEG's encoder at random from OpenCV and Pillow. The two give equal pixels
+    (ray_app.transforms.ops), so this policy always uses Pillow.
     """
 
     crop: int = Field(
@@ -407,7 +415,10 @@ class CommunityForensicsPolicy(Frozen):
         return ops.random_crop(sample, self.crop, rng)._replace(finished=True)
 
     def draw(self, rng: Rng) -> list[str]:
-        """Return the names of the operations for one image, in the order of application."""
+        """Draw the operations for one image, and return their names in the order of application.
+
+        The names are keys of `OPERATIONS`. A name may occur several times.
+        """
         repeats = rng.integers(*self.repeats, size=len(OPERATIONS), endpoint=True)
         return [str(name) for name in rng.permutation(np.repeat(list(OPERATIONS), repeats))]
 
