@@ -50,7 +50,7 @@ def check(
     as_csv: bool,
     html: str | None,
 ) -> int:
-    """Check a few images: files, folders, https URLs, or `-` for stdin.
+    """Check whether a few images are fake: files, folders, https URLs, or `-` for stdin.
 
     \b
     touchstone check photo.jpg

@@ -39,8 +39,8 @@ def train(
 ) -> int:
     """Train a detector, an identifier, or a describer with a recipe.
 
-    An identifier names the generator of a fake, and a describer predicts its prompt. CONFIG is the name of a shipped recipe, or the path
-    of a YAML file.
+    An identifier names the generator of a fake, and a describer predicts the prompt of an image. CONFIG is the name of a shipped
+    recipe, or the path of a YAML file.
 
     \b
     touchstone train quick --out runs/quick
@@ -86,7 +86,7 @@ def fit(index: str | None, labels: str | None, accepted: tuple[str, ...], **valu
     """Fit a linear head on the backbone of a detector, with your labelled images.
 
     INDEX has a row for each image, with the columns `uri` (relative to INDEX) and `label` (real, fake, 0, or 1). An optional column
-    `group`, `family`, or `source` keeps its groups of images undivided in the cross-validation.
+    `group`, `family`, or `source` names groups of images, which the cross-validation does not divide.
 
     \b
     touchstone detectors fit unifd mine.csv --out heads/mine

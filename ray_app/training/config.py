@@ -27,7 +27,7 @@ images.
 
 
 class Workers(Frozen):
-    """The processes that train."""
+    """How many processes train, and the CPUs, GPUs, and image loaders of each."""
 
     count: int = Field(default=1, ge=1, description="number of processes that train")
     least: int | None = Field(
@@ -58,7 +58,7 @@ class Workers(Frozen):
 
 
 class FaultTolerance(Frozen):
-    """The checkpoints of a training, and the failures that it tolerates."""
+    """When a training saves checkpoints, and which failures it tolerates."""
 
     checkpoint_every: int | None = Field(
         default=None,
@@ -176,7 +176,7 @@ class Schedule(Frozen):
     """The curve of the learning rate over the steps of a training.
 
     The rate rises linearly over the warm-up steps. Then it is constant, or falls along a line or a
-    cosine to the fraction `floor` of `Optimiser.rate`.
+    cosine to a fraction of `Optimiser.rate`.
 
     The exact formulas for step s of T steps, from 0, with W warm-up steps: before W, the factor of
     the rate is (s + 1) / W. Afterwards, with p = (s − W) / (T − W), the curve is 1 − p for linear,
@@ -201,7 +201,7 @@ class Schedule(Frozen):
 
 
 class Loop(Frozen):
-    """The length of a training, its batches, and its precision."""
+    """The length of a training, its batch size, and its numeric precision."""
 
     batch: int = Field(ge=1, description="images of a step, over all processes")
     micro_batch: int | None = Field(
@@ -403,8 +403,8 @@ class Describe(Frozen):
 class Recipe(Frozen):
     """The part of a training config that decides the result, such as data, loss, and schedule.
 
-    The same recipe gives the same training steps on any cluster. `TrainConfig` adds the directory
-    of the results and the processes.
+    On any cluster, an equal recipe gives equal training steps. `TrainConfig` adds the directory of
+    the results and the processes.
     """
 
     name: str = Field(

@@ -168,6 +168,9 @@ def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
     The embeddings of the training images with their prompts form an index. If the recipe's tier is
     retrieval, this index is the describer, and is written to the training's directory.
 
+    Args:
+        job: The job, whose embeddings are in the training's directory.
+
     Returns:
         The predictions, by the name of the split.
     """
@@ -277,10 +280,13 @@ def write_index(
 ) -> DescriberCard:
     """Write a describer of the tier retrieval to FOLDER/describer.yaml, and return its card.
 
+    Such a describer returns the prompt of the most similar training image.
+
     Args:
         folder: A local folder.
         recipe: The recipe.
-        sees: The card's keys `detector` and `embedding`.
+        sees: The card's keys `detector` and `embedding`, which define the embeddings that the
+            describer reads.
         vectors: Embeddings (n, d) of the training images.
         prompts: Prompts (n,) of the training images.
     """

@@ -185,12 +185,15 @@ def get_label_column(rows: pa.Table, indices: Integers, name: str) -> list[Any]:
 def describe_embeddings(card: DetectorCard, embedded: Embeddings) -> dict[str, Any]:
     """Return what decided the values of embeddings, such as the backbone and the precision.
 
-    An identifier or describer reads embeddings, so its card contains this plain JSON. Only equal
-    embeddings can be passed to it. See `detectors.linear_head.embedding_facts`.
+    An identifier or describer reads embeddings, so its card contains these settings. They show
+    later which embeddings it accepts. See `detectors.linear_head.embedding_facts`.
 
     Args:
         card: Card of the detector that computed the embeddings.
         embedded: The embeddings.
+
+    Returns:
+        The settings as plain JSON.
     """
     facts = embedding_facts(
         card, precision="bf16" if embedded.precision == "bf16" else "fp32", resize="exact"
@@ -203,11 +206,14 @@ def get_groups(rows: pa.Table, indices: Integers) -> list[str]:
     """Return the value of the label column `group` for some rows.
 
     Images of one group, such as those of one prompt or scene, must not be in two folds of a
-    cross-validation. A row without a group gets a name that no other row has.
+    cross-validation.
 
     Args:
         rows: The labelled rows of a split.
         indices: Row numbers.
+
+    Returns:
+        The name of each row's group. A row without a group gets a name that no other row has.
     """
     names = get_label_column(rows, indices, "group")
     return [

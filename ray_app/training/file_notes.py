@@ -194,7 +194,7 @@ def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile,
         unreadable: The notes on the files, as `list_unreadable` returns them.
 
     Returns:
-        The files. None if there are no notes.
+        The files. None without notes.
     """
     return (
         tuple(

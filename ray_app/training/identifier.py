@@ -129,7 +129,7 @@ def find_threshold(confidence: Vectors, abstains: float) -> float:
     The threshold is a low quantile of the given confidences. The expected fraction of images of
     known generators below it is at most `abstains`, for example 0.05.
 
-    The exact rule is that of split conformal prediction. Of n given confidences, the k-th smallest
+    The exact rule is that of split conformal prediction. The k-th smallest of n given confidences
     is returned. The confidence of a new image is below it with probability k / (n + 1). k is the
     largest number for which that is at most `abstains`.
 
@@ -228,7 +228,9 @@ def get_class_name(config: Identify, generator: str) -> str:
 def assign_classes(
     config: Identify, labels: Sequence[str], generators: Sequence[str]
 ) -> ClassAssignments:
-    """Return the classes of labelled rows.
+    """Return the class of each labelled row, which is the name that an identifier should predict.
+
+    The class of a fake is its generator or its family, see `get_class_name`.
 
     Args:
         config: The recipe's section `identify`.

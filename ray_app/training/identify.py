@@ -227,7 +227,8 @@ def _list_published(
 def measure_split(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
     """Measure how well an identifier names the generators of n images, as plain JSON.
 
-    A generator is known if it is a class of the identifier.
+    A generator is known if it is a class of the identifier. The identifier abstains if it gives an
+    image no name.
 
     Args:
         predicted: The predictions for the images.
@@ -238,11 +239,11 @@ def measure_split(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]
         generators, and of real images (0 if `real` is a class).
         `figures`: the metrics. `accuracy`, `top_3`, `top_5`, `macro_f1`, `weighted_f1`,
         `family_accuracy`, and `family_macro_f1` are computed as if every image of a known generator
-        got its best name. `calibration_error` is that of the probability of the best name.
-        `abstained`, `unknown_abstained`, and `reals_abstained` are the fractions of images of known
-        generators, of unknown generators, and of real images without a name. `accuracy_of_named` is
-        the accuracy on the named images of known generators. `open_set_auroc` is that of known
-        against unknown generators.
+        got its first-ranked name. `calibration_error` is that of the probability of this name.
+        `abstained`, `unknown_abstained`, and `reals_abstained` are the fractions of images without
+        a name: of known generators, of unknown generators, and of real images. `accuracy_of_named`
+        is the accuracy on the named images of known generators. `open_set_auroc` is that of telling
+        known from unknown generators by confidence.
         `classes`: the classes with `n`, `recall`, `precision`, `f1`, and `abstained`.
         `pairs`: the wrong names of known generators as [true, predicted, n].
         `unknown`: the unknown generators with `n`, `abstained`, and `nearest`, the class that is

@@ -333,7 +333,7 @@ class Learner:
             ) from error
 
     def load(self, folder: Path) -> None:
-        """Continue from a checkpoint, whichever strategy and number of processes wrote it.
+        """Continue from a checkpoint of any strategy and any number of processes.
 
         Every process calls this method with a local folder of its own.
 

@@ -146,10 +146,13 @@ def _ignore_loader_deaths() -> Iterator[None]:
 
 @contextmanager
 def raise_on_loader_death() -> Iterator[None]:
-    """Raise ClusterError if a process that loads images dies or is silent inside the block.
+    """Convert torch's error about a dead or silent process of a DataLoader to a ClusterError.
 
-    torch notices a death by a signal to this process, and raises at once, even in the middle of
-    other work.
+    Run the code that iterates over batches inside this `with` block. If such a process dies, torch
+    notices it by a signal to this process, and raises at once, even in the middle of other work.
+
+    Raises:
+        ClusterError: A process that loads images died or did not answer.
     """
     try:
         yield

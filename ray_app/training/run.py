@@ -1,6 +1,7 @@
 """Run one training from its recipe to its results: `train`.
 
-`train` claims the directory, indexes the images and divides them into splits, learns, evaluates,
+`train` records in `train.json` that the directory belongs to the recipe, and indexes the images,
+which means that it lists them with their labels. It divides them into splits, trains, evaluates,
 and exports. Every step can be interrupted anywhere; the same command resumes from what is in
 storage. `prepare_data` returns the labelled rows of each split, and `make_job` the job that the
 workers get. The recipe's method decides what is learned and written: `finish`,
@@ -462,7 +463,11 @@ def _train(
 
 
 def uses_ray(config: TrainConfig) -> bool:
-    """Return whether Ray runs the training: several workers, or a cluster that has a name."""
+    """Return whether Ray runs the training.
+
+    Ray is used for several workers or for a cluster that `cluster.address` names, but not under
+    torchrun.
+    """
     is_on_cluster = named_cluster(config.cluster.address) is not None
     return not is_under_torchrun() and (config.workers.count > 1 or is_on_cluster)
 

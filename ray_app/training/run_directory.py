@@ -112,12 +112,15 @@ def write_events(out: Store, first: int, lines: Iterable[Line], *, prefix: str =
 
 
 def make_event_file(lines: Iterable[Line], prefix: str) -> bytes:
-    """Return the bytes of a TensorBoard event file.
+    """Make a TensorBoard event file with a curve for each metric.
 
     Args:
         lines: The metrics of each step, by name. Each finite number becomes a scalar, except `step`
             and `time`.
         prefix: Group of the curves. A scalar is named `prefix/key`.
+
+    Returns:
+        The bytes of the file.
     """
     from tensorboardX import SummaryWriter
 

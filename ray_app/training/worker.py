@@ -32,14 +32,15 @@ class Worker:
         self.rank, self.world, self.device = rank, world, device
 
     def batches(self, job: TrainingJob, first: int) -> Iterator[Batch | None]:
-        """Yield this worker's part of the batch of each step, in order. Loading starts at once.
-
-        If the next batch has not arrived yet, None is yielded, so that the caller can do something
-        else meanwhile.
+        """Return this worker's part of the batch of each step, in order. Loading starts at once.
 
         Args:
             job: The job.
             first: Number of the first step.
+
+        Returns:
+            An iterator over batches. It yields None if the next batch has not arrived yet, so that
+            the caller can do something else meanwhile.
         """
         raise NotImplementedError
 
@@ -71,10 +72,13 @@ class Worker:
         """Print a line for the user. Called by rank 0."""
 
     def agree(self, vote: int) -> int:
-        """Return the greatest vote of all workers. All workers call this method, and wait.
+        """Agree with all workers on the next action. All workers call this method, and wait.
 
         Args:
-            vote: This worker's vote on the next action, see `loop.Vote`.
+            vote: This worker's vote, see `loop.Vote`.
+
+        Returns:
+            The greatest vote of all workers.
         """
         if self.world == 1:
             return vote

@@ -163,7 +163,7 @@ def saturate(
         Field(ge=-2, le=4, description="factor; 0 is grey, below 0 are the complementary colours"),
     ],
 ) -> Image.Image:
-    """Multiply the saturation of HSV."""
+    """Multiply the saturation of all colours in HSV by `strength`."""
     values = _to_values(image)
     top = values.max(axis=-1, keepdims=True)
     return _to_image(top - np.float32(strength) * (top - values))
@@ -315,7 +315,10 @@ def brighten(
     image: Image.Image,
     strength: Annotated[float, Field(ge=0, le=2, description="rise of the middle, times two")],
 ) -> Image.Image:
-    """Brighten by the parabola through (0, 0), (½, ½ + `strength` / 2), and (1, 1), clipped."""
+    """Brighten by a tone curve: the parabola through (0, 0), (½, ½ + `strength` / 2), and (1, 1).
+
+    The result is clipped.
+    """
     return _bend_tones(image, strength)
 
 
@@ -324,7 +327,10 @@ def darken(
     image: Image.Image,
     strength: Annotated[float, Field(ge=0, le=1, description="fall of the middle, times two")],
 ) -> Image.Image:
-    """Darken by the parabola through (0, 0), (½, ½ − `strength` / 2), and (1, 1), clipped."""
+    """Darken by a tone curve: the parabola through (0, 0), (½, ½ − `strength` / 2), and (1, 1).
+
+    The result is clipped.
+    """
     return _bend_tones(image, -strength)
 
 
@@ -500,7 +506,7 @@ def crop_anywhere(
     rng: Rng,
     strength: Annotated[float, Field(ge=0.05, le=1, description="fraction of both sides")],
 ) -> Image.Image:
-    """Crop to a part at a random position."""
+    """Crop to a part at a random position, with `strength` of the width and of the height."""
     width, height = ops.scaled_size(image.size, strength)
     left, top = (
         int(rng.integers(image.width - width + 1)),

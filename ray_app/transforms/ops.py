@@ -50,11 +50,14 @@ Mask = npt.NDArray[np.bool_]
 
 
 def gaussian_taps(size: int, sigma: float) -> Taps:
-    """Return the weights of a Gaussian blur along one axis, which sum to 1.
+    """Compute the weights of a Gaussian blur along one axis.
 
     Args:
         size: Number of weights, odd.
         sigma: Standard deviation in pixels.
+
+    Returns:
+        The weights (`size`,), which sum to 1.
     """
     taps = np.exp(-0.5 * ((np.arange(size) - size // 2) / sigma) ** 2)
     normalised: Taps = taps / taps.sum()
@@ -192,14 +195,16 @@ def capped_size(size: Size, long_edge: int) -> Size:
 
 
 def fitted_size(size: Size, screen: Size) -> Size:
-    """Return the size to which an image shrinks to fit a screen, keeping the aspect ratio.
+    """Compute the size to which an image shrinks to fit a screen, keeping the aspect ratio.
 
-    The screen is turned to portrait or landscape like the image. If the image fits already, its
-    size is returned.
+    The screen is turned to portrait or landscape like the image.
 
     Args:
         size: Width and height of the image.
         screen: Width and height of the screen, in any order.
+
+    Returns:
+        Width and height. They equal `size` if the image fits already.
     """
     scale = min(max(screen) / max(size), min(screen) / min(size), 1.0)
     return scaled_size(size, scale)

@@ -227,10 +227,13 @@ class DegradationFamily(Frozen):
         return self
 
     def make_step(self, number: int) -> Step:
-        """Return the step at a level, with the parameters of this level.
+        """Create the step at a level, with the parameters of this level.
 
         Args:
             number: Index of the level, 0 for the first and 4 for the last.
+
+        Returns:
+            The step, which can be applied to an image.
         """
         level = {key: values[number] for key, values in self.levels.items()}
         where = f"{self.name}, level {number + 1}"
@@ -317,13 +320,14 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
 
 
 def absent_views(names: Iterable[str]) -> tuple[AbsentView, ...]:
-    """Return the perturbations that published suites have, but Touchstone has not, with reasons.
-
-    Each is returned once.
+    """Return the perturbations that published suites have, but Touchstone has not.
 
     Args:
         names: Names that `load_perturbations` accepts. The lists among them declare what is absent.
             Names of single steps are ignored.
+
+    Returns:
+        The absent perturbations with reasons, each once.
     """
     lists = [read[0] for read in map(_read_list, names) if read]
     return tuple({view.name: view for view_list in lists for view in view_list.absent}.values())
