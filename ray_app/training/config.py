@@ -403,8 +403,8 @@ class Describe(Frozen):
 class Recipe(Frozen):
     """The part of a training config that decides the result, such as data, loss, and schedule.
 
-    On any cluster, an equal recipe gives equal training steps. `TrainConfig` adds the directory of
-    the results and the processes.
+    Training steps depend only on the recipe, not on the cluster. `TrainConfig` adds the directory
+    of the results and the processes.
     """
 
     name: str = Field(

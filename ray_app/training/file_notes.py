@@ -225,8 +225,8 @@ def join_examples(notes: Iterable[Mapping[str, Any]]) -> str:
 class FileLog:
     """Makes log lines about files that could not be read, from the notes of all workers.
 
-    Each file is named once. Files that an earlier session of the training noted are not named
-    again. A single line warns of masks that mark nothing or everything.
+    Up to `MAX_NAMED` files are named, each once. Files that an earlier session of the training
+    noted are not named again. A single line warns of masks that mark nothing or everything.
     """
 
     def __init__(self, out: Store) -> None:

@@ -61,12 +61,15 @@ class HistoryWriter:
         self._lines.append(line)
 
     def write(self, first: int) -> list[Line]:
-        """Write the lines added since the last call to a history file, and return the lines.
+        """Write the lines added since the last call to a history file.
 
         Without lines, no file is written.
 
         Args:
             first: The first step that the lines are about, which names the file.
+
+        Returns:
+            The lines.
         """
         lines, self._lines = self._lines, []
         if lines:

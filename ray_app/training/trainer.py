@@ -62,7 +62,7 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class SessionReport:
-    """What the workers of a training session have reported, for the driver that shows it.
+    """The state of a training session, as its workers reported it to the driver.
 
     Attributes:
         line: The metrics of the last reported step.
