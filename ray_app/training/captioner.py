@@ -134,7 +134,7 @@ class CaptionLearner(Learner):
         return captioners.body_state(self.network), self.optimiser.state_dict()
 
     def restore(self, folder: Path) -> None:
-        """Load weights and optimiser state from a local folder. Each process has its own folder."""
+        """Load the weights and the optimiser's state of a checkpoint from its local folder."""
         captioners.load_body(self.network, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
         self.optimiser.load_state_dict(
             torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu")

@@ -1,8 +1,8 @@
-"""Define the settings of a training.
+"""Define the settings of a training: `TrainConfig`, the file that `touchstone train` reads.
 
-A `Recipe` is everything that decides the result, so that the same recipe makes the same steps on
-any cluster. A `TrainConfig` adds the directory and the processes of one training to a recipe. This
-module does not import torch.
+The settings that decide the result are its base class, `Recipe`. An equal recipe gives equal
+training steps on any cluster. `TrainConfig` adds the directory and the processes of one training.
+This module does not import torch.
 """
 
 from collections.abc import Mapping

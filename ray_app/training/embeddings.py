@@ -227,8 +227,8 @@ def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddin
     A row that cannot be read has no embedding, and its reason is in `Embeddings.unreadable`.
 
     Args:
-        detector: A detector that keeps embeddings.
-        loader: Reads the rows.
+        detector: A detector whose method `keep_embeddings` was called.
+        loader: Reads and prepares the images of the rows.
         rows: Ascending row numbers (n,).
     """
     labels, unreadable = dict[int, int](), dict[int, str]()
@@ -334,7 +334,7 @@ class Embedder(Stage):
         """Load the detector into this process.
 
         Args:
-            *args: The shared job, and the function that loads the detector.
+            *args: A `ray_data.SharedJob`, and the function that loads the detector.
         """
         from ray_app.training.ray_data import read_job
 

@@ -323,7 +323,7 @@ class InheritedLicence(NamedTuple):
 
 
 def infer_terms(licence: str) -> Terms:
-    """Return the class of terms that a licence's name implies, one of `STRICTNESS`.
+    """Return which terms of use a licence's name implies, one of `STRICTNESS`.
 
     `CC BY-NC 4.0` is non-commercial. An unknown name is restricted, and an empty name none-stated.
     """

@@ -206,7 +206,7 @@ def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile,
 
 
 def describe_note(note: Mapping[str, Any]) -> str:
-    """Return a line with the path of a noted image and the reason why it could not be read."""
+    """Return a line with the path of an unreadable image and the reason, from the note on it."""
     return escape_invisible(f"{file_name(note['uri'], note['member'])}: {note['detail']}")
 
 
@@ -236,7 +236,7 @@ class FileLog:
         self._has_warned = bool(self._read[MASKS])
 
     def print_new(self) -> None:
-        """Print `new_lines` to the standard error stream."""
+        """Print the log lines of `new_lines` to the standard error stream."""
         for line in self.new_lines():
             print(line, file=sys.stderr, flush=True)
 
@@ -258,7 +258,11 @@ class FileLog:
             yield f"train  warning: {warning}"
 
     def lines(self, notes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-        """Yield a log line for each image in `notes` that no earlier line named."""
+        """Yield a log line for each noted file that no earlier line named.
+
+        Args:
+            notes: Notes on files that could not be read, see `note_images`.
+        """
         for key, note in _merge(notes).items():
             if key in self._named:
                 continue

@@ -233,7 +233,7 @@ def load_backbone_detector(
 
 
 def find_labels(path: str) -> str:
-    """Return the path of a labels file, or of the index.parquet in a folder."""
+    """Return the path of a labels file. In a folder, it is index.parquet."""
     inside = Path(path) / "index.parquet"
     return str(inside) if "://" not in path and inside.is_file() else path
 
@@ -243,7 +243,8 @@ def read_labels(path: str, folds: str | None = None) -> list[LabelledImage]:
 
     Args:
         path: Path or fsspec URL of the file.
-        folds: The column of the groups. By default the first of `GROUPINGS` that the file has.
+        folds: The column whose values are the groups that the cross-validation does not divide. By
+            default the first of `GROUPINGS` that the file has.
 
     Raises:
         ConfigError: The file cannot be read, or a row is invalid. The message names file and row.

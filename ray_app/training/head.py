@@ -157,9 +157,10 @@ def fit_folds(
     settings: HeadSettings = HeadSettings(),  # noqa: B008 - immutable
     weights: Weights | None = None,
 ) -> Iterator[tuple[Head, Labels]]:
-    """Fit a head per fold to its seen rows, and yield it with the unseen rows.
+    """Fit one head per fold, to check it on images that it did not see.
 
-    A fold whose seen rows are of one class only is left out.
+    Each head is fitted to the fold's seen rows, and is yielded with the fold's unseen rows. A fold
+    whose seen rows are of one class only is left out.
 
     Args:
         vectors: (n, d).

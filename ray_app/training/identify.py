@@ -528,9 +528,9 @@ def plan_identifier(config: TrainConfig, card: DetectorCard, splits: Splits) -> 
         splits: The splits.
 
     Returns:
-        Keys such as `classes`, `left_out`, the number of training images of classes that have too
-        few, `held_out`, the generators that nothing is fitted on, and `splits`, the numbers of
-        images by split and class.
+        The settings of the head, and `classes`. `left_out` has the number of training images of
+        each class with too few images. `held_out` names the generators that nothing is fitted on.
+        `splits` has the numbers of images by split and class.
 
     Raises:
         ConfigError: As in `identify`.

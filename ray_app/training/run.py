@@ -371,7 +371,7 @@ class TrainingResult(NamedTuple):
     is_plan: bool = False
 
     def lines(self) -> list[str]:
-        """Return the result as lines for the terminal."""
+        """Return the metrics or the plan as lines for the terminal."""
         method = self.facts.get("method", "")
         if self.is_plan:
             plan_by_method = {

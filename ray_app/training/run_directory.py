@@ -57,7 +57,7 @@ class HistoryWriter:
         self._lines: list[Line] = []
 
     def add(self, line: Line) -> None:
-        """Keep a line until the next `write`."""
+        """Keep a line in memory until the next `write`."""
         self._lines.append(line)
 
     def write(self, first: int) -> list[Line]:

@@ -90,9 +90,9 @@ class SessionReport:
 
 
 class TrainingSession:
-    """The Ray actor of a training session.
+    """The Ray actor of a training session, in which Ray Train runs.
 
-    It runs Ray Train, and passes messages between the workers and the driver.
+    It passes messages between the workers and the driver, the process of the command.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class TrainingSession:
 
     @ray.method(concurrency_group="fit")
     def fit(self, shared: ray_data.SharedJob) -> str | None:
-        """Run Ray Train for a job. Return the reason of a failure, or None."""
+        """Run Ray Train for a job. Return the reason if Ray Train failed, or None."""
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -124,7 +124,7 @@ class TrainingSession:
         self._report = replace(self._report, line=line, steps=self._report.steps + steps)
 
     def say(self, text: str) -> None:
-        """Store a line for the user, which the driver prints."""
+        """Store a line of text of a worker, which the driver prints for the user."""
         self._report = replace(self._report, said=(*self._report.said, text))
 
     def beat(self) -> None:

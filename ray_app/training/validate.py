@@ -333,7 +333,10 @@ def list_unjudged_checkpoints(job: TrainingJob) -> list[checkpoints.CheckpointEn
 
 
 def remove_validations_after(out: Store, step: int) -> None:
-    """Delete the metrics of checkpoints after `step`, at which training resumes."""
+    """Delete the validation metrics of checkpoints after `step`, at which a training resumes.
+
+    The training makes and validates these checkpoints again.
+    """
     for metrics in read_validations(out):
         if metrics["step"] > step:
             out.delete(f"{FOLDER}/{metrics['step']:08d}.json")

@@ -115,7 +115,10 @@ def jitter_pixels(
     rng: Rng,
     strength: Annotated[float, Field(ge=0.01, le=8, description="standard deviation in pixels")],
 ) -> Image.Image:
-    """Move pixels by random offsets, which are normally distributed, five times in a row."""
+    """Move every pixel by a random offset, five times in a row.
+
+    Offsets are normally distributed with the standard deviation `strength`, in pixels.
+    """
     from scipy.ndimage import map_coordinates
 
     values = np.asarray(image, np.float32)
@@ -250,7 +253,7 @@ def add_impulse_noise(
     rng: Rng,
     strength: Annotated[float, Field(ge=0, le=1, description="fraction of the values")],
 ) -> Image.Image:
-    """Set a random fraction of the values to black or white, with equal probability."""
+    """Set a random fraction of the channel values to black or white, with equal probability."""
     pixels = np.array(image)
     noise = rng.random(pixels.shape, np.float32)
     pixels[noise < strength / 2] = 0

@@ -185,12 +185,15 @@ def resize(image: Image.Image, size: Size, method: Filter) -> Image.Image:
 
 
 def scaled_size(size: Size, scale: float) -> Size:
-    """Return (width, height) times `scale`, rounded half to even, and at least one pixel each."""
+    """Return width and height times `scale`, rounded half to even, and at least one pixel each."""
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
 def capped_size(size: Size, long_edge: int) -> Size:
-    """Return the size with a longer side of at most `long_edge`, keeping the aspect ratio."""
+    """Return the size of an image after its longer side is shrunk to at most `long_edge`.
+
+    The aspect ratio is kept. A size that is small enough is returned unchanged.
+    """
     return scaled_size(size, min(long_edge / max(size), 1.0))
 
 

@@ -47,7 +47,7 @@ class Step(Frozen):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters by name."""
+        """The parameters of the step by name, such as `{"quality": 75}`."""
         return {name: value for name, value in self if name != "op"}
 
     def __call__(self, image: Image.Image, rng: Rng) -> Image.Image:

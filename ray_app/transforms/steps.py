@@ -172,7 +172,7 @@ def crop(
     image: Image.Image,
     share: Annotated[float, Field(gt=0, le=1, description="fraction of both sides that stays")],
 ) -> Image.Image:
-    """Crop the centre of the image."""
+    """Crop the centre of the image, with `share` of its width and of its height."""
     return ops.centre_crop(image, share)
 
 

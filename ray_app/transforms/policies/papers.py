@@ -99,7 +99,7 @@ def load_statistics(path: Path) -> RealStatistics:
 
 
 def save_statistics(path: Path, statistics: RealStatistics) -> None:
-    """Write statistics that `load_statistics` reads.
+    """Write sizes and sharpness of real images to a file that `load_statistics` reads.
 
     A size is stored as its area × 1, because the policy needs only the area.
     """
