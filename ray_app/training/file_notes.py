@@ -260,8 +260,7 @@ class FileLog:
     def lines(self, notes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         """Yield a log line for each noted file that no earlier line named.
 
-        Args:
-            notes: Notes on files that could not be read, see `note_images`.
+        `notes` are on files that could not be read, see `note_images`.
         """
         for key, note in _merge(notes).items():
             if key in self._named:
