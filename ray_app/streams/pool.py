@@ -41,7 +41,7 @@ from ray_app.streams.stage import (
 class Pool:
     """The settings of the processes (Ray actors) that run one stage of a stream.
 
-    If a process dies, Ray repeats its message without a limit.
+    If a process dies, Ray repeats the item that it worked on, without a limit.
 
     Attributes:
         stage: The class of which each process has one instance.
@@ -63,7 +63,7 @@ class Pool:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
-        """Return the arguments of Ray Data's `map_batches` that start the processes."""
+        """Return the keyword arguments with which Ray Data's `map_batches` starts this pool."""
         strategy = ActorPoolStrategy(
             min_size=1,
             initial_size=self.size,
@@ -80,10 +80,12 @@ class Pool:
 
 
 class ItemSource(Datasource):
-    """A source for Ray Data that reads the items of an iterator, one row each, in one task.
+    """A data source for Ray Data that yields the items of an iterator.
+
+    One task reads the whole iterator. Each item becomes one row.
 
     Args:
-        items: A function that returns the iterator. It is called in the generator task.
+        items: A function that returns the iterator. It is called in that task.
     """
 
     def __init__(self, items: Callable[[], Iterator[Any]]) -> None:
@@ -101,7 +103,10 @@ class ItemSource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
-        """Return the single generator task that reads the source. The arguments have no effect."""
+        """Return the single task that reads all items.
+
+        Ray Data calls this method. The arguments have no effect.
+        """
         items = self._items
         return [
             ReadTask(
@@ -119,9 +124,10 @@ def dataset(
     store_bytes: float | None = None,
     stall_s: float | None = None,
 ) -> Dataset:
-    """Return a Ray Data pipeline of items through pools, which starts when it is iterated.
+    """Return a lazy Ray Data pipeline that passes items through pools.
 
-    The settings of other pipelines in this process do not change.
+    The pipeline starts when its results are read with `messages`. It has Ray Data settings of its
+    own, so other pipelines in this process keep theirs.
 
     Args:
         items: A function that returns the items. It is called in the generator task.
@@ -131,6 +137,9 @@ def dataset(
             Ray decide.
         stall_s: The pipeline fails after this many seconds without a result of any pool. None sets
             no limit.
+
+    Returns:
+        The pipeline. Each row is a serialised result.
     """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # The errors are raised, too.
     context = DataContext.get_current().copy()
@@ -157,7 +166,15 @@ def dataset(
 
 
 def add_pools(steps: Dataset, pools: Sequence[Pool]) -> Dataset:
-    """Return a dataset extended by pools, through which items pass after its last step."""
+    """Append pools to a pipeline that `dataset` returned, and return the longer pipeline.
+
+    Args:
+        steps: The pipeline.
+        pools: The pools that every item also passes, in order, after the present pools.
+
+    Returns:
+        The longer pipeline. `steps` is unchanged.
+    """
     for pool in pools:
         steps = steps.map_batches(pool.stage, **pool.options())
     return steps
@@ -173,8 +190,8 @@ def stream(
 ) -> Generator[Any, None, None]:
     """Pass items through one pool after another, and yield the last pool's result for each item.
 
-    If a stage returns a `TerminalMessage`, later stages pass it on, and it is yielded as the
-    result. Close the generator to end all processes early.
+    A stage can end the work on an item early by returning a `TerminalMessage`. Later stages skip
+    it, and it is yielded as the result of the item. Close the generator to end all processes early.
 
     Args:
         items: A function that returns the items. It is called in a generator task.
@@ -196,14 +213,14 @@ def stream(
 def messages(
     pipeline: Dataset | DataIterator, *, ahead: int = 0, stall_s: float | None = None
 ) -> Generator[Any, None, None]:
-    """Yield the results of a pipeline that `dataset` returned.
+    """Run a pipeline that `dataset` returned, and yield its results.
 
     If you do not read all results, close the generator to end all processes.
 
     Args:
         pipeline: The dataset, or an iterator over it.
-        ahead: Number of messages to fetch before they are requested.
-        stall_s: The `stall_s` of the dataset, for the error.
+        ahead: Number of results to fetch before the caller requests them.
+        stall_s: The `stall_s` that the dataset was built with, which the error message states.
 
     Raises:
         TouchstoneError: A stage raised it. For any other exception of a stage, the message contains

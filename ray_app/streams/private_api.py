@@ -1,6 +1,8 @@
 """Import private names of Ray Data that have no public substitute.
 
-For each name, a comment has the reason, and the fallback for a version of Ray without the name.
+`EXECUTION_CALLBACKS` slows the polling of Ray Data's scheduler, which otherwise takes a whole core.
+A comment at each import states why the private name is needed, and what happens if a version of Ray
+lacks it.
 """
 
 import logging

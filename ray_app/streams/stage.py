@@ -4,9 +4,10 @@ A `Stage` is a class that runs in a separate process, takes a message, and retur
 `serialize` turns a message into a Ray block. `Attempts` counts the processes that died while they
 worked on one block of images.
 
-A Ray block has one row. `message` is a pickle, `buffers` are the arrays to which it refers, one
-after another, and `bounds` are their positions. So tensors are copied only once, into the block,
-and are read from Ray's object store in place.
+A Ray block is a table with one row and three columns. The column `message` is a pickle. The column
+`buffers` has all arrays to which the pickle refers, one after another. The column `bounds` has the
+positions of these arrays. Tensors are therefore copied only once, into the block, and are read from
+Ray's object store in place.
 """
 
 import pickle
@@ -36,20 +37,20 @@ OUT_OF_MEMORY_HINT = (
 
 @dataclass(frozen=True)
 class TerminalMessage:
-    """Base class of messages that no further stage processes.
+    """Base class of a result that skips all later stages, such as `StageFailure`.
 
-    Later stages pass such a message on unchanged, to the reader of the stream.
+    Later stages pass it on unchanged, so the reader of the stream gets it.
     """
 
 
 @dataclass(frozen=True)
 class StageFailure(TerminalMessage):
-    """The message that a stage failed, which the reader of the stream raises as an exception.
+    """The message that a stage failed. `messages` in `streams.pool` raises its exception.
 
-    It carries the whole exception, because Ray would keep only the exception's text.
+    The message contains the exception itself, because Ray would keep only the exception's text.
 
     Attributes:
-        error: The exception. Exceptions of other types are converted by `to_touchstone_error`.
+        error: The exception of the stage, after `to_touchstone_error`.
     """
 
     error: TouchstoneError
@@ -79,7 +80,11 @@ class Stage:
         return table if isinstance(message, TerminalMessage) else serialize(self.take(message))
 
     def take(self, message: Any) -> Any:
-        """Return the result of `work` for a message, or its exception as a `StageFailure`."""
+        """Process a message with `work`, and return its result. No exception is raised.
+
+        If `start` or `work` raised an exception, the result is a `StageFailure` with this
+        exception.
+        """
         try:
             return self._failure or self.work(message)
         except Exception as error:
@@ -92,15 +97,21 @@ class Stage:
         )
 
     def start(self, *arguments: Any) -> None:
-        """Load the data that the stage needs, once per process. Subclasses override this method."""
+        """Load the data that the stage needs, such as weights, once per process.
+
+        Subclasses override this method. The default loads nothing.
+        """
 
     def work(self, message: Any) -> Any:
-        """Process a message, and return the message for the next stage."""
+        """Process a message, and return the message for the next stage. Subclasses override it."""
         raise NotImplementedError
 
 
 def serialize(message: Any) -> pa.Table:
-    """Return a message as a Ray block, a table with one row."""
+    """Return a message, which may be any object that pickle supports, as a Ray block.
+
+    A Ray block is a table with one row. `deserialize` is the inverse.
+    """
     pickled: list[pickle.PickleBuffer] = []
     head = pickle.dumps(message, protocol=5, buffer_callback=pickled.append)
     raw = [buffer.raw() for buffer in pickled]
@@ -143,9 +154,10 @@ def deserialize(table: pa.Table) -> Any:
 
 
 def to_touchstone_error(error: Exception, stage: str) -> TouchstoneError:
-    """Return an exception of a stage as a TouchstoneError with a hint.
+    """Convert any exception of a stage to a TouchstoneError, which has a hint for the user.
 
-    A TouchstoneError is returned unchanged. Otherwise, the message begins with the stage's name.
+    A TouchstoneError is returned unchanged. The message of any other error begins with `stage`, the
+    name of the stage.
     """
     if isinstance(error, TouchstoneError):
         return error
@@ -163,16 +175,17 @@ ATTEMPTS = "attempts"
 
 
 class Attempts:
-    """Count how many workers died while one stage worked on a block of images.
+    """Stop a run if one block of images kills worker after worker.
 
-    Ray restarts a worker that died, and repeats its block without a limit. This class ends that
-    after `MAX_DEATHS` deaths. During each attempt at a block, a file exists in the run directory.
-    So the files that a new attempt finds are those of workers that died.
+    A block is a group of images that one worker scores. Ray restarts a worker that died, and
+    repeats its block without a limit. This class raises an error after `MAX_DEATHS` deaths. It
+    writes a file to the run directory at the start of each attempt at a block, and deletes the file
+    at the end. The files that a new attempt finds are therefore those of workers that died.
 
     Args:
         store: The run directory.
-        lease: The number of this command's claim on the run directory (`Lease.number`). So the
-            deaths of earlier commands do not count.
+        lease: A number that differs for each command that works on the run directory
+            (`Lease.number`). Deaths of workers of earlier commands therefore do not count.
         stage: The name of the stage.
     """
 
@@ -181,15 +194,16 @@ class Attempts:
 
     @contextmanager
     def count(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
-        """Count an attempt at a block of images while the `with` block runs.
+        """Record an attempt at a block of images while the `with` block runs.
 
         Args:
             ref: The block of images.
-            first_uri: The URI of its first member, for error messages.
+            first_uri: The URI of the block's first file, for error messages.
 
         Raises:
-            ClusterError: `MAX_DEATHS` workers died while they worked on the block, or memory ran
-                out.
+            ClusterError: Before the `with` block, if `MAX_DEATHS` workers already died while they
+                worked on this block of images. From the `with` block, if the attempt ran out of
+                memory.
         """
         block = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
         folder = f"{self._folder}/{ref.manifest:05d}-{ref.block:08d}"
