@@ -1,8 +1,8 @@
 """Load detectors and score images: cards, preprocessing, weights, and networks.
 
-A detector is a network that scores how likely an image is fake. Its card is a YAML file with
-everything that Touchstone knows about it. Start at `load_detector`. Cards and preprocessing load
-without torch. The other modules load on first use.
+A detector is a network that scores how likely an image is fake: generated or altered by a model.
+Its card is a YAML file with everything that Touchstone knows about it. Start at `load_detector`.
+Cards and preprocessing load without torch. The other modules load on first use.
 """
 
 from typing import TYPE_CHECKING

@@ -14,12 +14,15 @@ from ray_app.errors import DetectorError
 class AddedWeights(NamedTuple):
     """Weights of a detector or backbone that were copied to the cache.
 
+    A backbone is a part of a network that several detectors share and that has its own files.
+
     Attributes:
         part: Name of the detector or backbone.
         sha256: SHA-256 of the main file, in hex.
         path: Path of the main file in the cache.
-        lacking: For each detector that uses these weights, the detectors and backbones whose
-            weights it still lacks. An empty list means that the detector is complete.
+        lacking: By name of each detector that uses these weights, what it still needs: the names of
+            its own weights or its backbone, if their files are not on this machine. An empty list
+            means that the detector has all files.
     """
 
     part: str
@@ -28,7 +31,10 @@ class AddedWeights(NamedTuple):
     lacking: dict[str, list[str]]
 
     def lines(self, file: Path) -> list[str]:
-        """Return the result as lines for people. `file` is the file that the user added."""
+        """Return text for people: where the weights are, and what each detector still lacks.
+
+        `file` is the file that the user added.
+        """
         lines = [f"{file}: the weights of {self.part}; copied to {self.path}"]
         for detector, lacking in self.lacking.items():
             status = (

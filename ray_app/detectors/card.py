@@ -207,7 +207,8 @@ class Output(Frozen):
 class Platt(Frozen):
     """Calibration by Platt scaling (1999): calibrated log-odds = slope × score + intercept.
 
-    A call with scores returns calibrated log-odds.
+    The score is the detector's own log-odds. Call the object with scores to get calibrated
+    log-odds.
     """
 
     slope: float = Field(gt=0, description="factor of the score")
@@ -233,7 +234,11 @@ class Platt(Frozen):
 
 
 class PublishedMetric(Frozen):
-    """A value of a metric that was published for a detector, identifier, or describer."""
+    """A published value of a metric, such as a detector's AUC on a named image set.
+
+    It is on the card of a detector, of an identifier, which names the generator of an image, or of
+    a describer, which guesses the prompt of an image.
+    """
 
     set: str = Field(description="name of the image set")
     metric: str = Field(description="name of the metric")
@@ -247,7 +252,7 @@ class PublishedMetric(Frozen):
 
 
 class Size(Frozen):
-    """Size of the network."""
+    """Size of a network: its parameters, its tensors, and the multiply-adds per image."""
 
     parameters: int = Field(ge=1, description="number of parameters")
     tensors: int = Field(ge=1, description="number of entries of the state dict")
@@ -261,8 +266,8 @@ class Size(Frozen):
 class ValidRange(Frozen):
     """Limits of the image size within which a detector's score is meaningful.
 
-    The verdict on images outside the limits is abstain. If the network takes images at their own
-    size, such images are not scored at all.
+    For an image outside the limits, the verdict is abstain: neither real nor fake. If the network
+    takes images at their own size, such an image is not scored at all.
     """
 
     min_side_px: int = Field(default=1, ge=1, description="minimum of the shorter side, in pixels")
@@ -279,7 +284,11 @@ class ValidRange(Frozen):
     note: str | None = Field(default=None, description="reason for the limits")
 
     def describe_mismatch(self, width: int, height: int) -> str | None:
-        """Return a phrase that states why an image of this size in pixels is out of range, or None."""
+        """Return why an image is outside the limits, or None if it is within the limits.
+
+        `width` and `height` are those of the image in pixels. A result is, for example, "90 × 90,
+        below the valid range (224 px)".
+        """
         if min(width, height) < self.min_side_px:
             return f"{width} × {height}, below the valid range ({self.min_side_px} px)"
         if self.max_side_px is not None and max(width, height) > self.max_side_px:
@@ -397,10 +406,11 @@ class DetectorCard(FileConfig):
 
     @property
     def gmac(self) -> float:
-        """Billions of multiply-adds per image, or per megapixel if images keep their size.
+        """Cost of the network: billions of multiply-adds per image.
 
-        The value is the one that the card states. Without it, the value of a callable is an
-        estimate from its measured time, and that of any other detector is 0.
+        For a network that takes images at their own size, the cost is per megapixel. The value is
+        that of `size.gmac` on the card. A card without `size` has cost 0, unless its detector is a
+        callable, whose cost is estimated from its measured time.
         """
         return self.size.gmac if self.size else self.process.gmac if self.process else 0.0
 
@@ -478,7 +488,18 @@ def apply_run_settings(card: DetectorCard, facts: Mapping[str, Any]) -> Detector
 
 
 def share_folder(card: DetectorCard, other: DetectorCard) -> DetectorCard:
-    """Make the relative paths of a card relative to the folder of another card, and return the card."""
+    """Set the folder of a card to that of another card, in place, and return the first card.
+
+    Relative paths of weights are relative to this folder. A card that was built from changed data
+    needs it, because only `load_card` sets a folder.
+
+    Args:
+        card: The card that is changed.
+        other: The card that was loaded from a file.
+
+    Returns:
+        The changed card.
+    """
     card._folder = other._folder
     if card.backbone is not None and other.backbone is not None:
         card.backbone._folder = other.backbone._folder
@@ -488,8 +509,8 @@ def share_folder(card: DetectorCard, other: DetectorCard) -> DetectorCard:
 def default_slots(device: str) -> int:
     """Return the default number of images per batch: 4 on a CPU, 64 on a GPU.
 
-    Batches of more than 4 images do not make a CPU core faster, and a single image would take the
-    time of a whole batch.
+    A CPU core is not faster with more than 4 images. Smaller batches are padded, so a single image
+    takes the time of a whole batch.
     """
     return 4 if device == "cpu" else 64
 
@@ -498,15 +519,16 @@ def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None
     """Read a detector card by shipped name, path, or fsspec URL.
 
     Args:
-        name_or_path: A name, path, or URL. `:VARIANT` at the end selects a variant.
+        name_or_path: A name, path, or URL. `:VARIANT` at the end selects a variant: a version of
+            the detector that differs in a few keys of the card.
         changes: Keys that replace those of the card, section by section. A None removes a key.
 
     Returns:
         The validated card.
 
     Raises:
-        ConfigError: If there is no such card or variant, if the card is invalid, or if its family
-            is retired.
+        ConfigError: If there is no such card or variant, if the card is invalid, or if the card
+            needs an adapter of an earlier version.
         StorageError: If the URL is unreachable.
     """
     refuse_retired_family(str(name_or_path))
@@ -566,7 +588,7 @@ def list_variants(card: DetectorCard) -> Iterator[DetectorCard]:
 def strip_variant(name: str) -> str:
     """Return a detector's name without its variant: "npr" for "npr:VARIANT".
 
-    All variants share weights and licence.
+    Accepted licences and the files in the cache of weights are named after it.
     """
     return name.partition(":")[0]
 

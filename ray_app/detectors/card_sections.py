@@ -92,7 +92,8 @@ Facts = Mapping[FactName, Sequence[float | None]]
 class FactBound(Frozen):
     """Range of an image property, such as JPEG quality, within which a verdict is meaningful.
 
-    At least one of the limits is set. The verdict on an image outside them is abstain.
+    At least one of the limits is set. For an image outside them, the verdict is abstain: neither
+    real nor fake.
     """
 
     below: float | None = Field(
@@ -117,7 +118,7 @@ class FactBound(Frozen):
 
     @property
     def facts(self) -> dict[str, float]:
-        """The limits that are set, by name."""
+        """The limits that are set, such as {"below": 30.0}."""
         return {
             name: bound
             for name, bound in (("below", self.below), ("above", self.above))
@@ -125,7 +126,15 @@ class FactBound(Frozen):
         }
 
     def describe_mismatch(self, name: FactName, value: float) -> str:
-        """Return a phrase that states why an image with this value of a property is out of range."""
+        """Return a phrase that states why an image is outside the limits.
+
+        Args:
+            name: The property, such as "jpeg_quality".
+            value: Value of the property for the image. It must be outside the limits.
+
+        Returns:
+            The phrase, such as "JPEG quality 20, below the valid range (30)".
+        """
         is_low = self.below is not None and value < self.below
         bound = self.below if is_low else self.above
         position = f"{'below' if is_low else 'above'} the valid range ({bound:g})"
@@ -162,8 +171,9 @@ class FragilityMetric(Frozen):
 class Fragility(Frozen):
     """Perturbations that break a detector, and limits beyond which its verdict is abstain.
 
-    The limits do not change scores. A property that is unknown for an image, such as the JPEG
-    quality of a PNG, counts as within the limits.
+    A limit is a range of an image property, such as the JPEG quality. Limits do not change scores.
+    A property that is unknown for an image, such as the JPEG quality of a PNG, counts as within the
+    limits.
     """
 
     measured: tuple[FragilityMetric, ...] = Field(
@@ -175,23 +185,39 @@ class Fragility(Frozen):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The limits as plain JSON, part of a run's identity. Empty if there are none."""
+        """The limits as plain JSON, such as {"jpeg_quality": {"below": 30.0}}.
+
+        Empty if there are no limits. A scoring run records them. They must be unchanged when the
+        run is resumed.
+        """
         return {name: bound.facts for name, bound in self.abstains.items()}
 
     def with_recorded_limits(self, facts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         """Return this section as JSON, with its limits replaced by those that a run recorded.
 
-        `facts` are the recorded limits. The descriptions stay those of the card.
+        A run that is resumed keeps its limits, even if the card has changed. Descriptions of the
+        limits are those of the card.
+
+        Args:
+            facts: The property `facts` of the section when the run was started.
+
+        Returns:
+            The section `fragility` of a card.
         """
         descriptions = {str(name): bound.what for name, bound in self.abstains.items()}
         bounds = {name: {"what": descriptions.get(name), **bound} for name, bound in facts.items()}
         return {**self.model_dump(mode="json"), "abstains": bounds}
 
     def describe_mismatches(self, facts: Facts) -> dict[int, str]:
-        """Return why images are outside the limits, as a phrase by index of the image.
+        """Find the images outside the limits.
 
-        Images within the limits are left out. `facts` has one value per image, by property. None
-        means that the value is unknown, which counts as within the limits.
+        Args:
+            facts: By property, such as "jpeg_quality", one value per image. None means that the
+                value is unknown, which counts as within the limits.
+
+        Returns:
+            By index of the image, a phrase that states why the image is outside the limits. Images
+                within the limits are left out.
         """
         reasons: dict[int, str] = {}
         for name, bound in self.abstains.items():
@@ -236,15 +262,16 @@ class TrainingData(Frozen):
 
 
 class SeenNames(NamedTuple):
-    """Names of the generators and sources that weights were trained on, for `TrainingData`.
+    """Names of the generators and image sources that a detector's weights were trained on.
 
-    A generator made the fakes. A source is the origin of real images, such as a camera.
+    A generator is a model that made fakes. A source is the origin of real images, such as a camera.
+    The names go into the section `training_data` of a card.
 
     Attributes:
-        generators: Globs over the names of generators.
-        sources: Globs over the names of sources.
-        complete: Whether the weights were trained on no other generators and, if there are names of
-            sources, on no other sources.
+        generators: Glob patterns that match the names of the generators.
+        sources: Glob patterns that match the names of the sources.
+        complete: Whether no name is unknown: all generators are listed and, if any sources are
+            listed, all sources are.
     """
 
     generators: tuple[str, ...]
@@ -253,11 +280,17 @@ class SeenNames(NamedTuple):
 
     @classmethod
     def from_labels(cls, makers: Iterable[str], sources: Iterable[str]) -> Self:
-        """Return the generators and sources that the labels of training images name.
+        """Collect the names of generators and sources from the labels of training images.
+
+        An empty text, "real", or "unknown" means that the name of a generator or source is not
+        known.
 
         Args:
-            makers: Generators of all fakes.
-            sources: Sources of all real images, such as `real:camera` or `camera`.
+            makers: Name of the generator, for every fake.
+            sources: Name of the source, for every real image, such as `real:camera` or `camera`.
+
+        Returns:
+            The distinct names that are known, as glob patterns.
         """
         generators, all_generators_known = _globs(makers)
         source_globs, all_sources_known = _globs(source.removeprefix("real:") for source in sources)
@@ -268,10 +301,16 @@ class SeenNames(NamedTuple):
         )
 
     def merge(self, base: TrainingData) -> Self:
-        """Return the names of fine-tuned weights: these names and those of the original weights.
+        """Add the names of the original weights to those of fine-tuned weights.
 
-        `base` is the training data of the original weights. If only one of the two names sources,
-        the result is not complete.
+        The object itself has the names of the fine-tuning.
+
+        Args:
+            base: Training data of the original weights, from their card.
+
+        Returns:
+            The names of both. `complete` is False if either of them is incomplete, or if only one
+                of them lists sources.
         """
         complete = base.complete and self.complete and bool(base.sources) == bool(self.sources)
         generators, sources = (
@@ -298,7 +337,7 @@ ASSUMED_BYTES = 3 * 2**30
 class CallableSettings(Frozen):
     """Settings of the process that runs a Python callable as a detector.
 
-    No setting affects scores.
+    A callable is Python code of a user. No setting affects scores.
     """
 
     python: str = Field(
@@ -326,14 +365,14 @@ class CallableSettings(Frozen):
 
     @property
     def memory_bytes(self) -> int:
-        """Expected memory of one process, in bytes."""
+        """Measured peak memory of one process in bytes, or 3 GiB if it was not measured."""
         return self.peak_bytes or ASSUMED_BYTES
 
     @property
     def gmac(self) -> float:
-        """Cost per megapixel in billions of multiply-adds, converted from the measured time.
+        """Estimated cost per megapixel in billions of multiply-adds, to compare it with networks.
 
-        The conversion assumes the speed of one core (`GMAC_PER_S`), and one second per megapixel if
-        the time was not measured.
+        The cost is the measured time × `GMAC_PER_S`, the assumed speed of one core. If the time was
+        not measured, it is assumed to be one second per megapixel.
         """
         return GMAC_PER_S * (self.seconds or 1.0)

@@ -1,4 +1,8 @@
-"""Write the cards of detectors, ensembles, identifiers, and describers: `write_card`."""
+"""Write cards, the YAML files that describe models: `write_card`.
+
+The models are detectors, ensembles of detectors, identifiers, and describers. An identifier names
+the generator of an image. A describer guesses its prompt.
+"""
 
 import posixpath
 from collections.abc import Mapping
@@ -55,7 +59,14 @@ def card_text(card: Card, *, is_compact: bool = False) -> str:
 
 
 def describe_backbone(backbone: Backbone) -> str | dict[str, Any]:
-    """Return the value of a card's key `backbone`: a shipped name, or all keys and values."""
+    """Return a backbone in the form that the key `backbone` of a card has.
+
+    A backbone is a part of a network that several detectors share.
+
+    Returns:
+        The name, if a backbone with this name and equal values is shipped with Touchstone.
+            Otherwise all keys and values.
+    """
     shipped = named_configs("backbones").get(backbone.name)
     # The comparison ignores the folders that the two were read from.
     if (

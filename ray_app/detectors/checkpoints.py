@@ -138,11 +138,19 @@ def _strip_prefixes(
 
 
 def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
-    """Read the checkpoint's own configuration, a JSON file such as config.json.
+    """Read the configuration that was published with a checkpoint, such as config.json.
 
-    The card names the file. It is in the folder of the weight file `weights`. Returns an empty
-    mapping if the card names no file or the file does not exist. Raises DetectorError if it is
-    unreadable.
+    It may have the labels of the logits, and must not contradict the card.
+
+    Args:
+        card: The detector card, whose `weights.config` names the file.
+        weights: Path of the main weight file. The configuration is in its folder.
+
+    Returns:
+        The configuration. Empty if the card names no file or the file does not exist.
+
+    Raises:
+        DetectorError: If the file is unreadable.
     """
     path = weights.parent / (card.weights.config or "")
     if not path.is_file():
@@ -163,13 +171,17 @@ def require_fit(
     *,
     without: str | None = None,
 ) -> "dict[str, torch.Tensor]":
-    """Check that a state dict fits a network, and return the network's tensors that it replaces.
+    """Check that a state dict has exactly the keys and shapes of a network.
 
     Args:
         network: The network.
         state: The tensors of a file, with the network's key names.
         where: The file, for the error message.
         without: Prefix of a submodule that is loaded from another file. None if there is none.
+
+    Returns:
+        The network's own tensors by key, which `state` can replace. Those of the submodule
+            `without` are left out.
 
     Raises:
         DetectorError: If a key or shape does not fit. The message names it.
@@ -208,7 +220,7 @@ def load_strictly(
     *,
     without: str | None = None,
 ) -> None:
-    """Load a state dict into a network if all keys and shapes fit.
+    """Load a state dict into a network, if it has exactly the keys and shapes of the network.
 
     Args:
         network: The network.

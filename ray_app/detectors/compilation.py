@@ -31,10 +31,11 @@ def compile_checked(
     """Compile the network of a detector, and keep the compiled network if its scores agree.
 
     The original and the compiled network score a batch of generated images. Two passes of the
-    compiled network must agree with the original within the tolerance of the precision, because the
-    first pass only records the CUDA graph that later passes replay. Networks without a static graph
-    of their own are not compiled: those that keep the size of images, reply with text, have a
-    backbone, or record embeddings.
+    compiled network must agree with the original, because the first pass only records the CUDA
+    graph that later passes replay. `precision.TOLERANCE` is the largest allowed difference.
+
+    A network is not compiled if it keeps the size of images, replies with text, has a backbone, or
+    records embeddings. Such a network has no static graph of its own.
 
     Args:
         detector: The detector, which is changed in place.

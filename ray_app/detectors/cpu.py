@@ -1,6 +1,6 @@
-"""Select the precision that `auto` means on a CPU (`cpu_precision`), for all other modules.
+"""Select bf16 or fp32 for networks on a CPU if the user requests the precision `auto`.
 
-The module does not import torch, which takes seconds.
+Start at `cpu_precision`. The module does not import torch, which takes seconds.
 """
 
 import os

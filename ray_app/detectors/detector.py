@@ -1,9 +1,12 @@
-"""Score prepared pixels with one network on one device (`Detector`); start at `load_detector`.
+"""Load a detector, and score images with it: `load_detector` and `Detector`.
 
-`build_network` and `load_network` turn a detector's card (its YAML description) into its network,
-which returns logits or a `Prediction`. `Detector.read` returns a `BatchPrediction`. A family is the
-code that builds similar networks. Its module is imported only if a card needs it. Families of other
-packages are found by entry points in the group `touchstone.families`: modules with `build(card)`.
+A detector is a network with a card, its YAML description. `build_network` builds the network of a
+card with random weights. `load_network` also loads its weights. A network returns logits or a
+`Prediction`. `Detector.read` converts these to a `BatchPrediction`, which has log-odds of fake.
+
+A family is the code that builds similar networks. Its module is imported only if a card needs it.
+Other packages can add families: an entry point in the group `touchstone.families` names a module
+with a function `build(card)`.
 """
 
 import importlib
@@ -44,9 +47,11 @@ def build_network(card: DetectorCard) -> nn.Module:
     """Build the network of a detector card in evaluation mode, with random weights.
 
     Nothing is downloaded. The network maps pixels (N, 3, H, W) to logits or a `Prediction`. Its
-    last linear layer is treated as the head, which stays in fp32 (see `lower_to_bf16`). Raises
-    DetectorError if the module of the card's family cannot be imported, or if the network cannot be
-    built from the card's arguments.
+    last linear layer is treated as the head, which stays in fp32 (see `lower_to_bf16`).
+
+    A family is the code that builds similar networks, and the card names it. Raises DetectorError
+    if the family's module cannot be imported, or if the network cannot be built from the card's
+    arguments.
     """
     network_class: Any = None
     try:
@@ -76,8 +81,9 @@ def build_network(card: DetectorCard) -> nn.Module:
 def build_bare_network(card: DetectorCard) -> nn.Module:
     """Build the network of a detector card without weight data, on torch's meta device.
 
-    If a network cannot be built on the meta device, it has random weights instead. Raises
-    DetectorError if the network cannot be built at all.
+    The result shows the keys and shapes that a weight file must have, at little cost. If a network
+    cannot be built on the meta device, it has random weights instead. Raises DetectorError if the
+    network cannot be built at all.
     """
     try:
         with torch.device("meta"):
@@ -92,15 +98,20 @@ def load_network(
     """Build the network of a detector card and load its weights.
 
     If the card names a backbone (a network that several detectors share), the submodule `backbone`
-    is loaded from the backbone's own file. The module of a family may define `published_keys(state,
-    network)`, which renames the tensors of a file to those of the network. A network may define
-    `attach(folder)`, which reads files next to its weights, and `reads_its_own_weights = True` if
-    another engine loads them.
+    is loaded from the backbone's own file.
+
+    The module of the card's family may define `published_keys(state, network)`, which renames the
+    tensors of a file to those of the network. The network may define `attach(folder)`, which reads
+    further files from the folder of its weights. If the network has `reads_its_own_weights = True`,
+    the tensors of its own file are not loaded here.
 
     Args:
         card: The detector card.
         files: The weights and their main files, from `weights.resolve_parts`. If empty, the files
             are found and, if missing, downloaded.
+
+    Returns:
+        The network in evaluation mode.
 
     Raises:
         DetectorError: If the network cannot be built, if a file is missing or unreadable, or if one
@@ -146,14 +157,18 @@ def load_backbone(
 def rename_keys(
     card: DetectorCard, state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
-    """Rename the tensors of a file to the names of the network, or of its backbone.
+    """Rename the tensors of a weight file to the names that a network uses.
 
-    The names change only if the card's family defines `published_keys`.
+    Only a family of networks whose module defines `published_keys` renames tensors. For any other
+    family, `state` is returned.
 
     Args:
-        card: The detector card.
+        card: The detector card, which names the family.
         state: The tensors of the file.
-        network: The network, or its backbone.
+        network: The network that the file belongs to: that of the card, or its backbone.
+
+    Returns:
+        The tensors with the new names.
 
     Raises:
         DetectorError: If the family cannot rename the tensors.
@@ -190,9 +205,9 @@ class Prediction(NamedTuple):
 
     Attributes:
         logits: Logits (N, 1 or 2). NaN if the text reply of a network states no verdict.
-        masks: Probabilities (N, H, W) that a pixel was altered, in the size of the network's input,
-            or one (h, w) uint8 mask per image with 255 for probability 1. None for networks without
-            masks.
+        masks: The probability that a pixel was altered. Either a tensor (N, H, W) in the size of
+            the network's input, or a list with one (h, w) uint8 mask per image, 255 for probability
+            1. None for networks without masks.
         replies: A text per image, for networks that reply with text.
         failures: Per image, the reason why it has no score, or None.
     """
@@ -208,8 +223,8 @@ class BatchPrediction(NamedTuple):
 
     Attributes:
         scores: Log-odds of fake (N,), float32. NaN means no score.
-        masks: Probability p that a pixel was altered, as uint8 round(255 p): (N, H, W), or one
-            (h, w) mask per image. None for detectors without masks.
+        masks: The probability that a pixel was altered, as uint8 from 0 to 255. Either a tensor (N,
+            H, W), or a list with one (h, w) mask per image. None for detectors without masks.
         replies: A text per image, for networks that reply with text.
         embeddings: Inputs of the network's last linear layer (N, d), float32. None unless
             `Detector.keep_embeddings` was called.
@@ -245,9 +260,11 @@ class Detector:
             device.
 
     Attributes:
+        network: The network on the device.
+        normalise: Module that converts pixels to the input of `read`.
         fingerprint: All settings that affect a score, as plain JSON.
-        kinds: The fields of `BatchPrediction` that are not None. Embeddings are None until
-            `keep_embeddings` is called.
+        kinds: The fields of `BatchPrediction` that this detector can fill, such as "scores" and
+            "masks".
     """
 
     def __init__(
@@ -315,8 +332,8 @@ class Detector:
     def keep_embeddings(self) -> None:
         """Make `read` also return embeddings: the inputs of the network's last linear layer.
 
-        Raises DetectorError if the network has no linear layer. `read` raises it if the input of
-        the last one is not a single vector per image.
+        Raises DetectorError if the network has no linear layer. If the input of that layer is not a
+        single vector per image, the next call of `read` raises DetectorError.
         """
         self._hook = self._hook or EmbeddingHook(self.card.name, self.network)
 
@@ -348,7 +365,10 @@ class Detector:
 
     @torch.inference_mode()
     def read(self, normalised: torch.Tensor) -> BatchPrediction:
-        """Run the network on the output of `normalise`, without waiting for a GPU to finish."""
+        """Run the network on normalised pixels, without waiting for a GPU to finish.
+
+        `normalised` (N, 3, H, W) float32 is the output of the module `Detector.normalise`.
+        """
         with torch.autocast(
             self._device_type,
             dtype=torch.bfloat16,
@@ -369,7 +389,11 @@ class Detector:
         )
 
     def batch_size_for(self, width: int, height: int) -> int:
-        """Return the number of images of this size per batch, if images keep their size."""
+        """Return how many images of this size, in pixels, form a batch. It is at least 1.
+
+        Call it only if the card keeps the size of images (`card.preprocessing.shape` is None). The
+        number of images in other batches is `slots`.
+        """
         return max(1, self._group_pixels // max(width * height, 1))
 
     def _check(self, images: torch.Tensor) -> None:
@@ -414,7 +438,7 @@ class Normalise(nn.Module):
         self.register_buffer("shift", (-mean / std).float())
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalise a batch. See the class for shapes."""
+        """Normalise a batch of pixels: (N, H, W, 3) uint8 → (N, 3, H, W) float32."""
         # Whole rows at once: broadcasting over three channels is five times slower.
         count, height, width, _ = pixels.shape
         rows = (
@@ -519,10 +543,21 @@ def _check_device(device: str) -> str:
 
 
 def fake_index(card: DetectorCard, checkpoint: Mapping[str, Any]) -> int:
-    """Return the index of the logit that means fake.
+    """Return the index of the logit that means fake. It is 0 if there is only one logit.
 
-    The index is that of the card's fake label among the labels of the checkpoint or, if it has
-    none, of the card. Raises DetectorError if card and checkpoint contradict each other.
+    If the card states no index, it states the label that means fake. The index is the position of
+    this label in the labels of the logits, which are those of the checkpoint or, if the checkpoint
+    has none, of the card.
+
+    Args:
+        card: The detector card.
+        checkpoint: The configuration that was published with the checkpoint. May be empty.
+
+    Returns:
+        The index, 0 or 1.
+
+    Raises:
+        DetectorError: If the label is missing, or if card and checkpoint contradict each other.
     """
     _require_agreement(card.architecture.arguments, checkpoint, card.name)
     if card.output.sign is not None:

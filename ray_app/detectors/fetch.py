@@ -41,11 +41,16 @@ class FetchedWeights(NamedTuple):
 
 
 def find_fetchable(accepted: Sequence[str], progress: Progress) -> Iterator[DetectorCard]:
-    """Yield each shipped card whose weights can be fetched and whose terms are accepted.
+    """Yield each shipped card whose weights can be fetched and whose licence the user accepts.
+
+    A card is left out if its licence is not accepted, or if a person has to obtain the weights.
 
     Args:
-        accepted: Detectors or licences whose terms the user accepts.
+        accepted: Names of detectors or licences that the user accepts for this call.
         progress: Receives a line for each card that is left out.
+
+    Yields:
+        A card whose weights `fetch_detectors` can fetch.
     """
     for card in list_cards():
         manual_parts = [

@@ -46,6 +46,9 @@ def is_accepted(card_name: str, licence: str, terms: str, accepted: Collection[s
         licence: Licence on the card.
         terms: Kind of the licence, a key of `TERMS_IN_WORDS` such as "non-commercial".
         accepted: Names of cards or licences that the user accepts for this call.
+
+    Returns:
+        Whether the model may be used.
     """
     if terms == "permissive":
         return True

@@ -89,14 +89,19 @@ def embedding_facts(
 ) -> dict[str, Any]:
     """Return all settings that affect the embeddings of a detector, as plain JSON.
 
-    Cards with equal settings have equal embeddings of an image. The key `sha256` is the digest of
-    all weights before the head, with those of the backbone. The key `width` is the length of an
-    embedding. A weight file is read only if its SHA-256 on the card is not enough.
+    An embedding is the input of the head, the last linear layer of the network. If two cards have
+    equal settings, their embeddings of an image are equal. The head of one can then score stored
+    embeddings of the other.
 
     Args:
         card: The detector card.
         precision: Precision of the network.
         resize: "exact" or "fast", see `Preprocessing.prepare`.
+
+    Returns:
+        The settings. `sha256` is the digest of all weights before the head, with those of the
+            backbone. Weight files are read only if the SHA-256 values on the card do not suffice.
+            `width` is the length of an embedding.
 
     Raises:
         DetectorError: If the detector has no embedding, or if weights are missing.

@@ -186,8 +186,9 @@ class EmbeddingHook:
     def take_embedding(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the embeddings (N, d), float32, of the last forward pass.
 
-        `logits` are the output of that pass. Raises DetectorError if they are not the output of the
-        head, or if the input of the head is not a single vector per image.
+        An embedding is the input of the head, the last linear layer. `logits` are the output of the
+        forward pass. Raises DetectorError if they are not the output of the head, or if the input
+        of the head is not a single vector per image.
         """
         features, output = self._input, self._output
         self._input = self._output = None
@@ -215,7 +216,11 @@ def find_head(name: str, network: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def make_embedding_error(name: str) -> DetectorError:
-    """Return the error for a detector whose network provides no embedding."""
+    """Return the error for a network whose logits are not those of a linear layer on one vector.
+
+    Such a network has no embedding, which is the input of the last linear layer. `name` is that of
+    the detector.
+    """
     return DetectorError(
         f"{name}: no embedding to store, because its logits are not the output of a linear layer on one vector per image",
         hint="leave it out of --features; only linear heads on a backbone and common classifiers have embeddings",

@@ -129,10 +129,16 @@ class Preprocessing(Frozen):
         return (side, side) if side else None
 
     def image_area(self, width: int, height: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a prepared image that are not padding, as slices.
+        """Return the area of a prepared image that is not padding, for example to cut a mask.
 
-        `width` and `height` are those of the original image in pixels. Only the padding of `pad:
-        corner` is left out.
+        Only the padding of `pad: corner`, which is at the bottom and right, is left out.
+
+        Args:
+            width: Width of the original image in pixels.
+            height: Height of the original image in pixels.
+
+        Returns:
+            The rows and the columns of the area, as slices.
         """
         if self.pad != "corner" or not self.resize.size:
             return slice(None), slice(None)
@@ -140,14 +146,21 @@ class Preprocessing(Frozen):
         return slice(rows), slice(columns)
 
     def prepare(self, image: Image.Image, resize: ResizeMode = "exact") -> Pixels:
-        """Resize and crop an RGB image to the network's input: (height, width, 3) uint8.
+        """Resize and crop an RGB image to the network's input.
 
-        The result is C-contiguous and writable. `exact` resizes with the authors' library. `fast`
-        resizes with torch if the result differs by at most one grey level, which holds for bilinear
-        filters. With bicubic filters, torch's 16-bit weights differ by two levels in one value of a
-        million, so `fast` then does the same as `exact`. For thumbnails and for OpenCV's filter,
-        `fast` also does the same as `exact`. Raises InputError if the image is so long and thin
-        that the resized image would not fit into memory.
+        Args:
+            image: The image.
+            resize: "exact" resizes with the authors' library. "fast" replaces Pillow's bilinear
+                filter by torch's, which differs by at most one grey level. In all other cases,
+                "fast" does the same as "exact". Pillow's bicubic filter is not replaced, because
+                torch's 16-bit weights differ by two levels in one value of a million.
+
+        Returns:
+            Pixels (height, width, 3) uint8, C-contiguous and writable.
+
+        Raises:
+            InputError: If the image is so long and thin that the resized image would not fit into
+                memory.
         """
         if self.resize.mode == "thumbnail" and self.resize.size:
             return self._crop(_thumbnail(image, self.resize.size))

@@ -16,10 +16,12 @@ def keep_freed_memory() -> None:
 
     By default, glibc returns the memory of a batch's activations to the system, and for the next
     batch each page is faulted in and cleared again. That costs 10 % of the CPU time of ViT-S/384 on
-    one core, and 19 % of the default ensemble's. glibc reads its environment variables
-    (MALLOC_TRIM_THRESHOLD_ and others) only when a process starts. `load_ensemble` and `touchstone
-    check` score in a process that is already running, and among Ray's workers only those that load
-    a detector should keep memory. Other C libraries keep their default behaviour.
+    one core, and 19 % of the default ensemble's.
+
+    Environment variables such as MALLOC_TRIM_THRESHOLD_ are no alternative, because glibc reads
+    them only when a process starts. `load_ensemble` and `touchstone check` score in a process that
+    is already running. Ray's workers that load no detector should not keep memory. Other C
+    libraries keep their default behaviour.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

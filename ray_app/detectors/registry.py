@@ -1,8 +1,9 @@
 """List the families of detector networks (`FAMILIES`), each with its module.
 
 A family is the code that builds similar networks, and a detector's card names its family. A module
-is imported when a card needs it. An entry MODULE:CLASS names the network's class: the card's
-`architecture.arguments` are its arguments. An entry MODULE has a function `build(card)`.
+is imported when a card needs it. There are two kinds of entries. For MODULE:CLASS, the class is the
+network, and the card's `architecture.arguments` are its arguments. For MODULE, the function
+`build(card)` of the module returns the network.
 """
 
 from ray_app.errors import ConfigError
@@ -47,9 +48,13 @@ RETIRED_FAMILIES = {
 
 
 def refuse_retired_family(name: str) -> None:
-    """Raise ConfigError if a family of networks is retired. The hint names the replacement.
+    """Raise ConfigError for a family of networks that an earlier version had.
 
-    `name` is a family, or a name that begins with a family, such as "detectzoo:safe".
+    Such a family was an adapter for another package. The hint of the error names the example module
+    that replaces it.
+
+    Args:
+        name: A family, or a name that begins with a family, such as "detectzoo:safe".
     """
     family = name.partition(":")[0]
     if family in RETIRED_FAMILIES:

@@ -36,8 +36,9 @@ _HUB_SHA256 = re.compile(r"[0-9a-f]{64}")  # The name of a large file in the hub
 class WeightSet:
     """The weight files of one network: a detector's own files, or those of its backbone.
 
-    One of them is the main file, which the card's `uri` names. The others must be in the same
-    folder. Other functions call a weight set a part of a detector.
+    A backbone is a part of a network that several detectors share. One of the files is the main
+    file, which the card's `uri` names. The other files must be in the same folder. Other functions
+    call a weight set a part of a detector.
 
     Attributes:
         name: Name of the detector without its variant, or name of the backbone.
@@ -57,9 +58,13 @@ class WeightSet:
         return urlsplit(self.weights.uri).path.rpartition("/")[2]
 
     def at(self, path: Path) -> dict[Path, str | None]:
-        """Return the path of each file with the SHA-256 that the card states for it, or None.
+        """List the files of the set in a folder, each with the SHA-256 that the card states for it.
 
-        `path` is the path of the main file, which comes first.
+        Args:
+            path: Path of the main file. The other files are in the same folder.
+
+        Returns:
+            The SHA-256 by path, or None if the card states none. The main file comes first.
         """
         others = self.weights.beside.items()
         return {path: self.weights.sha256} | {path.parent / name: sha256 for name, sha256 in others}
@@ -72,7 +77,8 @@ class WeightSet:
 def list_parts(card: DetectorCard) -> list[WeightSet]:
     """Return the weight sets of a card: the detector's own, then that of its backbone, if any.
 
-    All variants of a card share their files.
+    A weight set is the files of one network. A variant of a detector has a weight set with the same
+    name, but may state other files.
     """
     parts = [WeightSet(strip_variant(card.name), card.weights, card.folder, card.name)]
     if card.backbone is not None:
@@ -115,7 +121,17 @@ def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
 def resolve_parts(card: DetectorCard, offline: bool | None = None) -> list[tuple[WeightSet, Path]]:
     """Return each weight set of a card with its verified main file, and fetch missing files.
 
-    Arguments and errors are those of `resolve_weights`.
+    Args:
+        card: The detector card.
+        offline: Whether to fetch only from the mirror, and not from the origin that the card names.
+            None means `is_offline()`.
+
+    Returns:
+        The detector's own weight set, then that of its backbone, if any, each with the path of its
+            main file.
+
+    Raises:
+        DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
     """
     return [(part, resolve_part(part, offline)) for part in list_parts(card)]
 
@@ -123,8 +139,16 @@ def resolve_parts(card: DetectorCard, offline: bool | None = None) -> list[tuple
 def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
     """Return the verified main file of a weight set, and fetch missing files.
 
-    The other files of the set are in the same folder. `offline` and errors are those of
-    `resolve_weights`.
+    Args:
+        part: The weight set.
+        offline: Whether to fetch only from the mirror, and not from the origin that the card names.
+            None means `is_offline()`.
+
+    Returns:
+        The path of the main file. The other files of the set are in the same folder.
+
+    Raises:
+        DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
     """
     offline = is_offline() if offline is None else offline
     path = _find_local(part) or _copy_from_mirror(part) or _fetch_from_origin(part, offline)
@@ -147,9 +171,14 @@ def find_local_file(part: WeightSet) -> Path | None:
 
 
 def find_missing_files(part: WeightSet) -> tuple[Path, list[str]] | None:
-    """Return the main file of an incomplete weight set and the names of the missing files.
+    """Find a weight set on this machine that has its main file, but lacks other files.
 
-    Returns None if no file is missing, or if the main file is missing too.
+    Args:
+        part: The weight set.
+
+    Returns:
+        The path of the main file and the names of the missing files. None if no file is missing, or
+            if the main file is missing too.
     """
     for path in filter(Path.is_file, _list_candidates(part)):
         if missing := [file.name for file in part.at(path) if not file.is_file()]:
@@ -166,10 +195,10 @@ def default_cache() -> Path:
 
 
 def cached_name(part: WeightSet) -> str:
-    """Return the relative path of a weight set's main file in the cache and on a mirror.
+    """Return where the main file of a weight set is, relative to the cache or to a mirror.
 
-    The path contains digits of the main file's SHA-256 or, if the card states none, of a hash of
-    its uri.
+    The path is like `npr-0123456789abcdef.pth`. The digits are the first of the main file's SHA-256
+    or, if the card states none, of a hash of its uri.
     """
     weights = part.weights
     version = weights.sha256 or hashlib.sha256(weights.uri.encode()).hexdigest()
@@ -234,10 +263,10 @@ def weights_digest(card: DetectorCard) -> str:
 
 
 def combine_stated_digests(card: DetectorCard) -> str | None:
-    """Return one SHA-256 for all weight files of a card, from the values that the card states.
+    """Return one SHA-256 for all weight files of a card, without reading any file.
 
-    It equals `weights_digest` if the files are those of the card, but no file is read. Returns None
-    if the card does not state the SHA-256 of every file.
+    It is computed from the SHA-256 values that the card states. It equals `weights_digest` if the
+    files are those of the card. Returns None if the card does not state the SHA-256 of every file.
     """
     digests = []
     for weights in (part.weights for part in list_parts(card)):
@@ -266,9 +295,18 @@ def verify_weights(card: DetectorCard, path: Path) -> str:
 def verify_part(part: WeightSet, path: Path) -> str:
     """Verify the files of a weight set by their SHA-256, and return one SHA-256 for all of them.
 
-    `path` is the main file. For several files, the result is computed from the SHA-256 of each
-    file. If the card states no SHA-256 for a file in the hub's cache, that of the hub is used.
-    Raises DetectorError if a file has another SHA-256.
+    If the card states no SHA-256 for a file in the cache of the Hugging Face hub, the hub's own
+    SHA-256 is used.
+
+    Args:
+        part: The weight set.
+        path: The main file. The other files are in the same folder.
+
+    Returns:
+        The SHA-256 in hex. For several files, it is computed from the SHA-256 of each file.
+
+    Raises:
+        DetectorError: If a file has another SHA-256.
     """
     main = _check_digest(part, path, part.weights.sha256)
     others = {
@@ -484,16 +522,18 @@ def _missing(part: WeightSet, reason: str) -> DetectorError:
 def use_earlier_weights(
     card: DetectorCard, digest: str, mirrors: Sequence[str]
 ) -> DetectorCard | None:
-    """Return a detector card with the weights that the detector had earlier.
+    """Return a card with the weights that a scoring run was started with.
+
+    A run that is resumed needs these weights, even if the card names other weights by now.
 
     Args:
         card: The card as it is now.
         digest: The SHA-256 of the earlier weights.
-        mirrors: URLs of mirrors to search in addition to the cache.
+        mirrors: URLs of folders with copies of weights to search, after the cache.
 
     Returns:
         The changed card. None if the weights are not available, or if the weights of the card
-        consist of several files or include a backbone.
+            consist of several files or include a backbone.
     """
     [main, *others] = list_parts(card)
     if others or main.weights.beside:
@@ -533,9 +573,19 @@ def publish_weights(card: DetectorCard, mirror: str) -> str:
 
 
 def publish_part(part: WeightSet, mirror: str) -> str:
-    """Copy the files of a weight set to a mirror and return the URL of the main file there.
+    """Copy the files of a weight set to a mirror.
 
-    `mirror` and errors are those of `publish_weights`.
+    Files that are not on this machine are fetched first.
+
+    Args:
+        part: The weight set.
+        mirror: The mirror: a shared folder, or the fsspec URL of a bucket.
+
+    Returns:
+        The URL of the main file on the mirror.
+
+    Raises:
+        DetectorError: If a file is not available or cannot be written.
     """
     from ray_app.storage.object_store import retrying_fsspec_for
 

@@ -90,7 +90,7 @@ class AddedCard(NamedTuple):
         }
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people, with the command to run next."""
+        """Return text for people: the card's path, the test result, and the command to run next."""
         card = self.card
         mask = " and returned a mask" if card.masks else ""
         result = (
@@ -109,9 +109,10 @@ class AddedCard(NamedTuple):
 
 
 def is_callable(name: str) -> bool:
-    """Return whether a name means a Python callable, as in `callable:MODULE:FUNCTION`.
+    """Return whether a text means a Python callable, such as `callable:MODULE:FUNCTION`.
 
-    Raises ConfigError for a retired adapter.
+    A text that is the path of an existing file or folder is not a callable. Raises ConfigError if
+    the text names an adapter of an earlier version, such as `detectzoo:safe`.
     """
     refuse_retired_family(name)
     return name.startswith("callable:") and not Path(name).exists()

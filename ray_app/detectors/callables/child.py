@@ -1,14 +1,16 @@
 """Run a callable in this process, which gets RGB pixels and returns scores and masks.
 
-Only `callables.process` starts this program. It runs as a file in any Python from 3.9 that has
-NumPy and the callable's packages. It uses one other file of Touchstone, `child_messages`, and
-nothing else of Touchstone is on its path.
+A callable is Python code of a user that works as a detector. Only `callables.process` starts this
+program. It runs as a file in any Python from 3.9 that has NumPy and the callable's packages. It
+uses one other file of Touchstone, `child_messages`, and nothing else of Touchstone is on its path.
 
-Messages contain JSON text and binary data. The first request names the callable, and its answer has
-the `identity`. Each further request has the `sizes` (width, height) of images, followed by their
-pixels. Its answer has one float64 per image, the height and width (2 × uint32) of each mask (0, 0 =
-none), and the masks with one byte per pixel, 255 = certainly altered. If the callable failed, the
-JSON has `error` and possibly `hint`.
+Messages contain JSON text and binary data. The first request names the callable. The JSON of its
+answer has the `identity`: versions and digests that show whether the callable has changed. Each
+further request has the `sizes` (width, height) of images, followed by their pixels.
+
+The binary data of an answer begins with one float64 score per image. The height and width of each
+mask follow, as 2 × uint32, with 0, 0 for no mask. The masks come last, with one byte per pixel, 255
+= certainly altered. If the callable failed, the JSON has `error` and possibly `hint`.
 """
 
 from __future__ import annotations

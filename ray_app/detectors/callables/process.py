@@ -1,9 +1,11 @@
 """Run a callable in a separate process, possibly with another interpreter (`CallableProcess`).
 
-If a batch ends in a crash, a hang, an exception, or a wrong answer, it is repeated image by image,
-so only the images that cause the failure get no score. If a process cannot start, a DetectorError
-is raised. The module does not import torch, because the driver of a run calls `require_startable`
-before it lists anything.
+A callable is Python code of a user that works as a detector. If a batch ends in a crash, a hang, an
+exception, or a wrong answer, it is repeated image by image. Only the images that cause the failure
+therefore get no score. If a process cannot start, a DetectorError is raised.
+
+The module does not import torch, because the driver of a run calls `require_startable` before it
+lists the images.
 """
 
 import json
@@ -139,11 +141,19 @@ class CallableProcess(ChildProcess):
             return opened
 
     def score(self, images: Sequence[PixelArray]) -> list[CallableScore | str]:
-        """Return the score of each image, or the reason why it has none as text.
+        """Score images with the callable.
 
-        Images are (height, width, 3) uint8 RGB. A batch that fails is repeated image by image. A
-        child process that has exited is started again. Raises DetectorError if it cannot be
-        started, like `open`.
+        A batch that fails is repeated image by image. If the child process has exited, it is
+        started again.
+
+        Args:
+            images: Images (height, width, 3) uint8 RGB.
+
+        Returns:
+            For each image, its score, or a text with the reason why it has no score.
+
+        Raises:
+            DetectorError: If the child process cannot be started.
         """
         with self._lock:
             outputs = self._score_batch(images)
@@ -250,10 +260,10 @@ class CallableProcess(ChildProcess):
 
 
 def require_startable(card: DetectorCard) -> None:
-    """Check that the Python of a callable's card runs on this machine and has the module.
+    """Check that the process of a callable can start on this machine.
 
-    The module is that of the callable. Neither it nor weights are loaded. Raises DetectorError with
-    a hint if the check fails.
+    The card's Python interpreter must run and find the module of the callable. The module and its
+    weights are not loaded. Raises DetectorError with a hint if the check fails.
     """
     with CallableProcess(card, None) as process, tempfile.TemporaryFile() as errors:
         process._start(errors)
@@ -273,10 +283,10 @@ def require_startable(card: DetectorCard) -> None:
 
 
 def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
-    """Return the identity that a callable had when its card was written.
+    """Read the identity that a callable had when its card was written.
 
     The identity is everything that affects the callable's scores, such as digests of its source. It
-    is in the JSON file that the card names as its weights, in the card's `folder`. Raises
+    is in a JSON file in the card's `folder`, which `weights.config` of the card names. Raises
     DetectorError if the file is unreadable.
     """
     path = folder / str(card.weights.config)
@@ -291,7 +301,11 @@ def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
 
 
 def add_command(card: DetectorCard) -> str:
-    """Return the command that writes the card of this callable again, with the same options."""
+    """Return the shell command that writes the card of a callable again, for hints to the user.
+
+    The user needs it if the callable has changed since its card was written. Its options are those
+    that the card records.
+    """
     settings, arguments = _require_settings(card), card.architecture.arguments
     options = {
         "--python": settings.python,
