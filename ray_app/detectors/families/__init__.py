@@ -1,1 +1,5 @@
-"""Build networks, with one module per family. `detectors.registry` lists the families."""
+"""Build the networks of detectors, with one module per family.
+
+A family is the code that builds similar networks, such as the classifiers of timm.
+`detectors.registry` lists the families.
+"""

@@ -1,11 +1,14 @@
 """Build the `aeroblade` family, which scores how well an autoencoder reconstructs an image.
 
-The autoencoder is that of a generator. LPIPS measures the distance of image and reconstruction, and
-nothing is trained. `backbone` is the autoencoder. The card's own file has the linear layers of
-LPIPS, and torchvision's VGG-16 is next to it, of which the first four convolutions are used.
-Sources: Ricker et al., CVPR 2024 (arXiv 2401.17879); LPIPS: Zhang et al., CVPR 2018 (arXiv
-1801.03924); the autoencoder of Stable Diffusion (`KlAutoencoder`), with diffusers' key names:
-Rombach et al., CVPR 2022 (arXiv 2112.10752).
+An image from a generator is reconstructed better by the autoencoder of this generator than a real
+image. LPIPS, a perceptual distance, compares the image and its reconstruction. Nothing is trained.
+
+The card's `backbone` is the autoencoder: that of Stable Diffusion (`KlAutoencoder`), with
+diffusers' key names. The card's own file has the linear layers of LPIPS. torchvision's VGG-16 file
+must be next to it, because LPIPS uses the first four convolutions of VGG-16.
+
+Sources: Ricker et al., CVPR 2024 (arXiv 2401.17879). LPIPS: Zhang et al., CVPR 2018 (arXiv
+1801.03924). Autoencoder: Rombach et al., CVPR 2022 (arXiv 2112.10752).
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +56,7 @@ class KlAutoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent, latent, 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the reconstruction of a batch of pixels."""
+        """Reconstruct a batch of pixels (N, 3, H, W) from −1 to 1. The shape stays."""
         mean, _ = self.quant_conv(self.encoder(pixels)).chunk(2, 1)
         decoded: torch.Tensor = self.decoder(self.post_quant_conv(mean))
         return decoded
@@ -206,7 +209,11 @@ class _Attention(nn.Module):
 
 
 def rename_attention(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the attention layers of a file to diffusers' present names."""
+    """Rename the attention layers of a file from diffusers' old names to its current names.
+
+    diffusers had the old names until 0.18. For example, `query` becomes `to_q`. All other tensors
+    keep their names.
+    """
     renamed = {}
     for key, tensor in state.items():
         *path, layer, leaf = key.split(".") if key.count(".") > 1 else ("", key)
@@ -229,9 +236,9 @@ EPS = 1e-10
 class Aeroblade(nn.Module):
     """AEROBLADE: pixels (N, 3, H, W) from −1 to 1 → minus the reconstruction error (N, 1).
 
-    The error is the distance of image and reconstruction. An output near 0 means likely fake. If a
-    side is not a multiple of 8, its last rows or columns are dropped. VGG's weights are buffers,
-    which `attach` loads.
+    The error is the LPIPS distance of an image and its reconstruction. An output near 0 means
+    likely fake. If a side is not a multiple of 8, its last rows or columns are dropped. The weights
+    of VGG-16 come from a second file, so call `attach` before `forward`.
     """
 
     shift: torch.Tensor
@@ -254,7 +261,10 @@ class Aeroblade(nn.Module):
             self.register_buffer(f"bias{index}", torch.zeros(width), persistent=False)
 
     def attach(self, folder: Path) -> None:
-        """Load VGG's convolutions from torchvision's file in a folder. Raises DetectorError."""
+        """Load the convolutions of VGG-16 from torchvision's file in a folder.
+
+        Raises DetectorError if the file is missing, unreadable, or that of another network.
+        """
         path = folder / VGG
         if not path.is_file():
             raise DetectorError(
@@ -270,9 +280,10 @@ class Aeroblade(nn.Module):
         self.take_vgg(read_state_dict(path, weights), str(path))
 
     def take_vgg(self, state: Mapping[str, torch.Tensor], where: str) -> None:
-        """Load the four convolutions from a state dict of torchvision's VGG-16.
+        """Load the four convolutions that LPIPS uses from a state dict of torchvision's VGG-16.
 
-        Raises DetectorError if one is missing or has another shape. `where` names the file.
+        `where` names the file, for the error message. Raises DetectorError if a tensor is missing
+        or has another shape.
         """
         for index in CONVOLUTIONS:
             for leaf in ("weight", "bias"):
@@ -285,7 +296,7 @@ class Aeroblade(nn.Module):
                 buffer.copy_(state[key])
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W) from −1 to 1 → minus the error (N, 1)."""
         height, width = (side // 8 * 8 for side in pixels.shape[2:])
         pixels = pixels[..., :height, :width]
         # The authors store 8-bit files, so values are clipped and rounded down to a grey level.
@@ -295,7 +306,11 @@ class Aeroblade(nn.Module):
         return -self.distance(pixels, rebuilt)
 
     def distance(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Return the mean distance (N, 1) of two batches over positions of LPIPS' second layer."""
+        """Return the LPIPS distance (N, 1) of two batches of pixels (N, 3, H, W), image by image.
+
+        Only the second of the five layers of LPIPS is used, and its distances are averaged over all
+        positions.
+        """
         difference = (self._features(first) - self._features(second)).square()
         weighted: torch.Tensor = self.get_submodule(f"lin{LAYER}.model")(difference)
         return weighted.mean((2, 3))
@@ -317,12 +332,19 @@ class Aeroblade(nn.Module):
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
-    """Rename the keys of autoencoder files with older names to the keys of the network."""
+    """Rename the tensors of an autoencoder's file to the names of the network.
+
+    Only files of old versions of diffusers have other names. A file for another network is returned
+    unchanged.
+    """
     return rename_attention(state) if isinstance(network, KlAutoencoder) else state
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card, without weights. Raises DetectorError."""
+    """Build the network of a card, without weights.
+
+    Raises DetectorError if the card names no backbone, or has `architecture.arguments`.
+    """
     if card.backbone is None:
         raise DetectorError(
             f"{card.name}: family aeroblade requires an autoencoder",

@@ -1,7 +1,7 @@
 """Build the `aide` family: noise filters on patches, and a CLIP ConvNeXt on the whole image.
 
-The patches are those with the least and those with the most texture. The key names are the
-authors'. Source: Yan et al., ICLR 2025 (arXiv 2406.19435).
+The patches are those with the least and those with the most texture. Start at `Aide`. The names of
+the tensors are those of the authors' file. Source: Yan et al., ICLR 2025 (arXiv 2406.19435).
 """
 
 import math
@@ -32,10 +32,12 @@ def cosine_basis(side: int, device: torch.device) -> torch.Tensor:
 
 
 def patch_grades(pixels: torch.Tensor) -> torch.Tensor:
-    """Return the grade of texture of each patch: (N, C, H, W) → (N, rows × columns), row by row.
+    """Grade how much texture each patch has: (N, C, H, W) → (N, rows × columns), row by row.
 
-    Patches are `STEP` pixels apart. A grade is the mean of ln(1 + |coefficient|) over each of six
-    bands of the sum of both frequencies. Each band has twice the weight of the one below.
+    Patches have 32 × 32 pixels and are `STEP` pixels apart. A higher grade means more texture. The
+    DCT coefficients of a patch are divided into six bands, from low to high frequencies. The mean
+    of ln(1 + |coefficient|) of each band is added to the grade. Each band has twice the weight of
+    the band below it.
     """
     basis = cosine_basis(PATCH, pixels.device)
     total = torch.arange(PATCH, device=pixels.device)
@@ -56,7 +58,7 @@ def patch_grades(pixels: torch.Tensor) -> torch.Tensor:
 def extreme_patches(pixels: torch.Tensor) -> torch.Tensor:
     """Return four patches per image, two with the least and two with the most texture.
 
-    The result is (N, 4, C, 32, 32). The order is: least, most, second least, second most.
+    (N, C, H, W) → (N, 4, C, 32, 32). The order is: least, most, second least, second most.
     """
     columns = (pixels.shape[-1] - PATCH) // STEP + 1
     ranks = patch_grades(pixels).argsort(dim=1)
@@ -70,9 +72,14 @@ def extreme_patches(pixels: torch.Tensor) -> torch.Tensor:
 
 
 class NoiseNet(ResNetBody):
-    """ResNet-50 on 30 filtered maps: (N, 30, H, W) → (N, 4 × the last of `channels`).
+    """ResNet-50 on the outputs of AIDE's 30 noise filters: (N, 30, H, W) → features (N, width).
 
-    Published files contain the layer `fc`, but the network does not use it.
+    The width is 4 × the last of `channels`. Published files contain the layer `fc`, but the network
+    does not use it.
+
+    Args:
+        layers: Blocks per stage.
+        channels: Channels per stage.
     """
 
     def __init__(self, layers: Sequence[int], channels: Sequence[int]) -> None:
@@ -80,7 +87,7 @@ class NoiseNet(ResNetBody):
         self.fc = nn.Linear(4 * channels[-1], 1000)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the mean of the features. See the class for shapes."""
+        """Return the mean of the last feature map: (N, 30, H, W) → (N, width)."""
         return self.features(maps).mean(dim=(-2, -1))
 
 
@@ -123,7 +130,7 @@ class Aide(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), 0 to 1 → logits (N, 2) of real and fake."""
         if min(pixels.shape[-2:]) < PATCH:
             return pixels.new_full((len(pixels), 2), torch.nan)
         # Not in bf16, which would select other patches.

@@ -1,7 +1,7 @@
-"""Build the family `callable`: any Python callable, run in a separate process.
+"""Build the family `callable`: Python code of a user, run in a separate process.
 
-`callables.process` starts the process. The input of the "network" is pixels from 0 to 255, so the
-card of a callable has mean 0 and standard deviation 1/255.
+`callables.process` starts the process. The code gets pixels from 0 to 255. The card of a callable
+therefore has mean 0 and standard deviation 1/255, with which `Normalise` leaves pixels unchanged.
 """
 
 import math
@@ -23,9 +23,10 @@ PIXEL_STD = 1 / 255
 class CallableNetwork(nn.Module):
     """A callable as a network: pixels (N, 3, H, W), 0 to 255 → log-odds of fake (N, 1) and masks.
 
-    If the callable fails on an image, the score of the image is NaN, and `failures` has the reason.
-    The network has no parameters: `attach` reads the identity of the detector, `to` starts its
-    process for a device. Copies share the process.
+    A callable is Python code of a user, which runs in a process of its own. If it fails on an
+    image, the score of the image is NaN, and `failures` of the prediction has the reason. The
+    network has no parameters. Call `attach`, then `to`, which starts the process for a device.
+    Copies of the network share the process.
 
     Args:
         card: The detector card.
@@ -40,16 +41,19 @@ class CallableNetwork(nn.Module):
         self._process: CallableProcess | None = None
 
     def attach(self, files: Path) -> None:
-        """Read the identity that the detector had when its card was written.
+        """Read the identity that the callable had when its card was written.
 
-        `files` is the card's folder. Raises DetectorError.
+        The identity is everything that affects the callable's scores, such as digests of its
+        source. `to` compares it with the present callable. `files` is the card's folder. Raises
+        DetectorError if the file of the identity is unreadable.
         """
         self._identity = read_identity(self._card, files)
 
     def to(self, *where: Any, **how: Any) -> Self:
-        """Start the process for a device.
+        """Start the process of the callable for a device, such as "cpu" or "cuda:0".
 
-        Raises DetectorError if the detector is unavailable or has another identity than expected.
+        Raises DetectorError if the callable cannot be loaded, or if it has changed since its card
+        was written.
         """
         if where and isinstance(where[0], str) and self._process is None:
             self._process = CallableProcess(self._card, self._identity, where[0])
@@ -58,7 +62,10 @@ class CallableNetwork(nn.Module):
         return self
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), 0 to 255 → log-odds of fake and masks.
+
+        Raises DetectorError if the process is not started.
+        """
         if self._process is None:
             raise DetectorError(
                 f"{self._card.name}: its process is not started",
@@ -91,7 +98,11 @@ class CallableNetwork(nn.Module):
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card, without its process. Raises DetectorError."""
+    """Build the network of a card, without starting its process.
+
+    Raises DetectorError if the card has no section `process`, or if its mean and standard deviation
+    change pixels.
+    """
     if card.process is None:
         raise DetectorError(
             f"{card.name}: the card has no `process` section",

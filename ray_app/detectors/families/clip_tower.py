@@ -1,7 +1,7 @@
-"""Build CLIP's two towers with OpenAI's key names.
+"""Build CLIP's image tower and text tower with OpenAI's key names.
 
-`build_tower` builds the image tower (`VisionTower`) from the arguments of a card, and `Clip` has
-both towers. `openai_names` renames the tensors of files with transformers' names. Source: Radford
+`build_tower` builds the image tower (`VisionTower`) from the arguments of a card. `Clip` has both
+towers. `openai_names` renames the tensors of files that have transformers' names. Source: Radford
 et al. 2021 (arXiv 2103.00020).
 """
 
@@ -37,15 +37,15 @@ _IN_A_BLOCK = {
 
 
 class VisionFeatures(NamedTuple):
-    """Features of a batch from a vision tower.
+    """Features of a batch of N images from CLIP's image tower.
 
     Attributes:
-        class_token: The class token after `ln_post`, (N, width).
-        taps: Output of `ln_2` (before the MLP) of each requested layer, in the requested order, (N,
-            1 + patches, width).
+        class_token: The class token of the last layer after `ln_post`, (N, width).
+        taps: For each layer in `VisionTower.taps`, the input of its MLP (output of `ln_2`), (N, 1 +
+            patches, width). The class token comes first.
         projected: The class token in the space shared with texts, not normalised, (N, embed_dim).
             Without a projection, the class token.
-        class_tokens: The class token of every layer's `ln_2`, (N, layers, width), 98 kB per image.
+        class_tokens: The class token in the input of every layer's MLP, (N, layers, width).
     """
 
     class_token: torch.Tensor
@@ -63,9 +63,14 @@ class QuickGELU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with packed projections: (N, tokens, width) → the same shape.
+    """Self-attention of tokens (N, tokens, width). The shape stays.
 
-    The keys are those of `nn.MultiheadAttention`.
+    One matrix projects to query, key, and value.
+    The key names are those of `nn.MultiheadAttention`.
+
+    Args:
+        width: Width of the tokens.
+        heads: Attention heads.
     """
 
     # `lower_to_bf16` stores these parameters in bf16, as it does with weights of linear layers.
@@ -79,7 +84,11 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Apply self-attention. `mask` (tokens, tokens) is True if a row may attend to a column."""
+        """Apply self-attention: (N, tokens, width) → the same shape.
+
+        `mask` (tokens, tokens) is True if the token of the row may attend to the token of the
+        column. None allows all.
+        """
         packed = functional.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         query, key, value = packed.view(*packed.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         attended, _ = headwise_attention(self, query, key, value, mask)
@@ -88,7 +97,9 @@ class Attention(nn.Module):
 
 
 class ClipBlock(nn.Module):
-    """Pre-norm transformer block: (N, tokens, width) → the same shape, and the MLP's input.
+    """Pre-norm transformer block that also returns the input of its MLP.
+
+    (N, tokens, width) → two tensors of the same shape.
 
     Args:
         width: Width of the tokens.
@@ -111,7 +122,7 @@ class ClipBlock(nn.Module):
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the block's output, and the output of `ln_2`."""
+        """Return the block's output, and the input of its MLP, which is the output of `ln_2`."""
         tokens = tokens + self.attn(self.ln_1(tokens), mask)
         normed = self.ln_2(tokens)
         return tokens + self.mlp(normed), normed
@@ -169,7 +180,7 @@ class VisionTower(nn.Module):
         heads: Heads per block.
         embed_dim: Width of the projection. None for a file without the projection.
         quick_gelu: True for OpenAI's weights, False for those of open_clip's `ViT-L-14`.
-        taps: Layers whose `ln_2` output `VisionFeatures.taps` has.
+        taps: Indices of the layers whose tokens `VisionFeatures.taps` contains.
     """
 
     def __init__(
@@ -198,7 +209,7 @@ class VisionTower(nn.Module):
         self.proj = None if embed_dim is None else nn.Parameter(drawn(width, embed_dim, std=scale))
 
     def forward(self, pixels: torch.Tensor) -> VisionFeatures:
-        """Return the features of a batch of images. See the class for shapes."""
+        """Return the features of a batch of images (N, 3, image_size, image_size), normalised."""
         tokens, tapped, class_tokens = self.transformer(self.embed(pixels), taps=self.taps)
         class_token = self.ln_post(tokens[:, 0])
         return VisionFeatures(class_token, tapped, project(class_token, self.proj), class_tokens)
@@ -214,7 +225,10 @@ class VisionTower(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
-        """Widths of the features that a linear head can use, by their names in cards."""
+        """Widths of the features that a linear head can use, by the names that cards give them.
+
+        The names are "class-token" and "projected".
+        """
         width = self.ln_post.normalized_shape[0]
         return {
             "class-token": width,
@@ -223,10 +237,11 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer: embedded tokens → (N, embed_dim), not normalised.
+    """CLIP's text transformer: embedded tokens (N, context, width) → features (N, embed_dim).
 
-    The defaults are those of ViT-L/14. The input is embedded tokens (N, context, width) before the
-    positional embeddings, so it can contain learned prompts. `token_embedding` embeds token ids.
+    The features are not normalised. The input is embedded tokens instead of token ids, so it can
+    contain learned prompts. The tower adds the positional embeddings. `token_embedding` embeds
+    token ids. The defaults are those of ViT-L/14.
 
     Args:
         vocabulary: Number of token ids.
@@ -235,7 +250,7 @@ class TextTower(nn.Module):
         layers: Number of blocks.
         heads: Heads per block.
         embed_dim: Width of the projection.
-        quick_gelu: See `VisionTower`.
+        quick_gelu: Whether MLPs have QuickGELU instead of GELU, as for OpenAI's weights.
     """
 
     def __init__(
@@ -291,7 +306,7 @@ def project(features: torch.Tensor, projection: torch.Tensor | None) -> torch.Te
 
 
 def drawn(*shape: int, std: float) -> torch.Tensor:
-    """Return random numbers with standard deviation `std`.
+    """Return a tensor of random numbers with standard deviation `std`, to initialise parameters.
 
     Their distribution is uniform, because torch imports a compiler to draw normal numbers on the
     meta device.
@@ -300,12 +315,15 @@ def drawn(*shape: int, std: float) -> torch.Tensor:
 
 
 def build_tower(arguments: Mapping[str, Any], owner: str, where: str) -> VisionTower:
-    """Build a vision tower, randomly initialised.
+    """Build CLIP's image tower, randomly initialised.
 
     Args:
         arguments: The arguments of `VisionTower`.
         owner: Name of the card, for the error message.
         where: Section of the card with the arguments, for the error message.
+
+    Returns:
+        The tower.
 
     Raises:
         DetectorError: If an argument is unknown or missing.
@@ -319,9 +337,18 @@ def build_tower(arguments: Mapping[str, Any], owner: str, where: str) -> VisionT
 
 
 def openai_names(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Rename the tensors of an image tower from transformers' names to `prefix` + OpenAI's names.
+    """Rename the tensors of CLIP's image tower from transformers' names to OpenAI's names.
 
-    All other tensors keep their names, so that the loader reports them.
+    Query, key, and value projections of a layer are packed into one tensor. A tensor that is not
+    part of the tower keeps its name, so that the loader reports it.
+
+    Args:
+        state: The tensors of a file.
+        prefix: Text before each new name, such as "backbone.".
+
+    Returns:
+        The renamed tensors. If the file does not have transformers' names, its tensors are
+            unchanged.
     """
     root = next((key.removesuffix(_FIRST) for key in state if key.endswith(_FIRST)), None)
     if root is None:

@@ -1,11 +1,12 @@
-"""Build the `clip-tuned` family: a linear head on a trained CLIP tower, both in one file.
+"""Build the families `clip-tuned` and `gapl`: a trained CLIP image tower with a head.
 
-The `gapl` family has a head that attends to prototypes of generators. C2P-CLIP (Tan et al., AAAI
-2025, arXiv 2408.09647) trained low-rank additions, which its file has merged into the weights.
-Effort (Yan et al., ICML 2025, arXiv 2411.15633) trained the smallest singular components of the
-attention's weights, which its file stores separately. They are merged when the file is read, as are
-the low-rank additions of GAPL (Qin et al., CVPR 2026, arXiv 2512.12982). The key names are those of
-transformers.
+Tower and head are in one file. In `clip-tuned`, the head is a linear layer. In `gapl` (Qin et al.,
+CVPR 2026, arXiv 2512.12982), it attends to prototypes, learned vectors.
+
+The published methods trained only a part of the tower. The file of C2P-CLIP (Tan et al., AAAI 2025,
+arXiv 2408.09647) has this part merged into the weights. The files of Effort (Yan et al., ICML 2025,
+arXiv 2411.15633) and GAPL store it separately, as low-rank factors, and `published_keys` merges it.
+The files have transformers' key names.
 """
 
 from collections.abc import Mapping
@@ -28,12 +29,15 @@ _HEADS = ("model.fc.", "fc.", "head.")
 class Gapl(nn.Module):
     """GAPL's network: pixels (N, 3, H, W), normalised → logits (N, 1).
 
+    CLIP's class token attends to prototypes, which are learned vectors. A linear layer scores the
+    result.
+
     Args:
         tower: The arguments of `VisionTower`.
         prototypes: Number of prototypes.
         width: Width of a prototype.
         heads: Heads of the attention to the prototypes.
-        alpha: Scale of the tower's low-rank additions in a file.
+        alpha: Scale of the low-rank factors that `published_keys` merges into the tower.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class Gapl(nn.Module):
         self.fc = nn.Linear(width, 1, bias=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), normalised → logits (N, 1)."""
         trace = functional.normalize(self.foren_proj(self.backbone(pixels).class_token), dim=1)
         prototypes = self.prototype.expand(len(trace), -1, -1)
         logits: torch.Tensor = self.fc(
@@ -59,10 +63,11 @@ class Gapl(nn.Module):
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card.
+    """Build the network of a card of the family `clip-tuned`.
 
-    The card's `architecture.arguments` are `tower` (the arguments of `VisionTower`), `feature`, and
-    `normalise`. Raises DetectorError.
+    The card's `architecture.arguments` are those of `FrozenLinear` named `feature` and `normalise`,
+    and `tower`, which has the arguments of `VisionTower`. Raises DetectorError if an argument is
+    invalid.
     """
     head: dict[str, Any] = dict(card.architecture.arguments)
     arguments = head.pop("tower", None)
@@ -77,9 +82,9 @@ def build(card: DetectorCard) -> nn.Module:
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
-    """Rename a file's tensors to those of the network.
+    """Merge low-rank factors of a file into its weights, and rename its tensors for the network.
 
-    All other tensors keep their names, so that the loader reports them.
+    Tensors that the network does not know keep their names, so that the loader reports them.
     """
     renamed = {}
     for key, tensor in merged(state, getattr(network, "alpha", 0)).items():

@@ -30,9 +30,9 @@ _NAME = re.compile(r"(tf_)?efficientnet_lite([0-4])")
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's padding, so that the map shrinks only by the stride.
+    """Convolution with TensorFlow's padding: each side of the output is ⌈input side / stride⌉.
 
-    If the padding is odd, the additional line is at the bottom and at the right.
+    If the padding of a side is odd, the additional line is at the bottom or at the right.
     """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -53,20 +53,20 @@ class SameConv2d(nn.Conv2d):
 
 
 class LiteBlock(nn.Module):
-    """Inverted bottleneck: expand, convolve channel by channel, project.
+    """Inverted bottleneck: expand the channels, convolve each channel separately, project.
 
-    The block of the first stage does not expand.
+    If `wider` is 1, as in the first stage, the block does not expand.
 
     Args:
         channels: Input channels.
         out: Output channels.
         kernel: Side of the kernel.
         stride: Stride of the channelwise convolution.
-        wider: Expansion factor.
+        wider: Factor by which the block expands the number of channels.
         like: The network whose methods `conv` and `norm` build the layers of the block.
 
     Attributes:
-        pairs: Names of each convolution and its norm.
+        pairs: Names of the block's layers: each convolution with the batch norm after it.
     """
 
     def __init__(
@@ -197,9 +197,10 @@ class EfficientNetLite(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> dict[str, torch.Tensor]:
-        """Return the tensors of the network without norms, each norm folded into its convolution.
+        """Return the state dict of the equal network without batch norms.
 
-        The tensors of the classifier are left out.
+        Each batch norm is folded into the convolution before it. The classifier is left out. The
+        network must have been built with `norms=True`.
         """
         state = {}
         for where, conv, norm in self._pairs():

@@ -1,9 +1,12 @@
-"""Build the `fatformer` family: CLIP with adapters on Haar bands, compared with prompts.
+"""Build the `fatformer` family: CLIP with adapters, which compares an image with text prompts.
 
-The adapters process Haar bands of the patches, and the prompts attend to the image. The key names
-are the authors'. The authors' file contains both towers of CLIP, duplicates of shared parts under
-other names, and the wavelet's filters. `published_keys` removes the duplicates and filters. Source:
-Liu et al., CVPR 2024 (arXiv 2312.16649).
+Adapters are small trained layers in CLIP's image tower. They process the Haar wavelet bands of the
+patches. There is a prompt for real and a prompt for fake. Their learned tokens attend to the image.
+Start at `FatFormer`.
+
+The key names are the authors'. The authors' file contains duplicates of tensors under other names,
+and the constant filters of the wavelet. `published_keys` removes both. Source: Liu et al., CVPR
+2024 (arXiv 2312.16649).
 """
 
 import math
@@ -31,13 +34,15 @@ FILTERS = (".dwt_transform.", ".idwt_transform.")
 class FatFormer(nn.Module):
     """FatFormer's network: pixels (N, 3, H, W), normalised → logits (N, 2) of real and fake.
 
+    A logit is the similarity of the image to the prompt of a class, real or fake.
+
     Args:
         tower: The arguments of CLIP's vision tower.
         text: The arguments of CLIP's text tower.
-        adapters: Number of the tower's blocks with an adapter. They are evenly spaced and include
-            the last block.
+        adapters: Number of blocks of the vision tower that have an adapter. They are evenly spaced
+            and include the last block.
         bottleneck: Inner width of an adapter.
-        prompts: Number of learned tokens per class.
+        prompts: Number of learned tokens per prompt.
     """
 
     def __init__(
@@ -71,7 +76,7 @@ class FatFormer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return as logits (N, 2) the similarity of an image to the prompts of both classes."""
+        """Score a batch of images: (N, 3, H, W), normalised → logits (N, 2) of real and fake."""
         model, count = self.clip_model, len(pixels)
         tokens, _, _ = model.visual.transformer(model.visual.embed(pixels))
         image = clip_tower.project(model.visual.ln_post(tokens), model.visual.proj)
@@ -94,10 +99,11 @@ class FatFormer(nn.Module):
 
 
 class ImagePrompts(nn.Module):
-    """Prompts of both classes for an image: (N, tokens, width) → (N, 2, context, width).
+    """Make a prompt for real and one for fake from an image's tokens.
 
-    The prompts have fixed tokens and learned tokens, and the learned ones attend to the image. The
-    spelling `patch_basaed_enhancer` is that of the file.
+    (N, tokens, width) → (N, 2, context, width). A prompt has fixed tokens and learned tokens. The
+    learned tokens attend to the image. The spelling `patch_basaed_enhancer` is that of the authors'
+    file.
 
     Args:
         width: Width of the tokens.
@@ -120,7 +126,7 @@ class ImagePrompts(nn.Module):
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the prompts. See the class for shapes."""
+        """Return the prompts for real and fake: (N, tokens, width) → (N, 2, context, width)."""
         count = len(image)
         learned = self.ctx.expand(count, -1, -1)
         attended, _ = self.patch_basaed_enhancer(learned, image, image, need_weights=False)
@@ -131,7 +137,9 @@ class ImagePrompts(nn.Module):
 
 
 class AdaptedBlock(clip_tower.ClipBlock):
-    """CLIP block with an adapter parallel to its MLP. Both get the output of the attention.
+    """CLIP block with an adapter (small trained layers) parallel to its MLP.
+
+    The MLP and the adapter both get the output of the attention, and their outputs are added.
 
     Args:
         width: Width of the tokens.
@@ -147,18 +155,18 @@ class AdaptedBlock(clip_tower.ClipBlock):
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the block's output, and the output of `ln_2`."""
+        """Return the block's output, and the input of its MLP, which is the output of `ln_2`."""
         tokens = tokens + self.attn(self.ln_1(tokens), mask)
         normed = self.ln_2(tokens)
         return tokens + self.mlp(normed) + self.forgery_aware_adapter(tokens), normed
 
 
 class Adapter(nn.Module):
-    """Adapter: (N, 1 + patches, width) → the values to add to the tokens.
+    """Adapter of a CLIP block: tokens (N, 1 + patches, width) → the values to add to the tokens.
 
-    It has a bottleneck per token, and attention among the Haar bands of the patches. The published
-    names are reversed: `intra_band` attends over the four bands of a position, `inter_band` over
-    the positions of a band.
+    It has a bottleneck for each token, and attention among the Haar wavelet bands of the patches.
+    The published names are the reverse of what one expects: `intra_band` attends over the four
+    bands of a position, `inter_band` over the positions of a band.
 
     Args:
         width: Width of the tokens.
@@ -184,7 +192,7 @@ class Adapter(nn.Module):
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the values to add. See the class for shapes."""
+        """Return the values to add to the tokens: (N, 1 + patches, width) → the same shape."""
         narrow = functional.relu(self.first_conv_layer(tokens.transpose(1, 2)))
         added = 0.1 * self.second_conv_layer(narrow).transpose(1, 2)
         frequencies = self.freq_scale * self._frequencies(tokens[:, 1:])
@@ -243,10 +251,11 @@ def _refine(module: Any, tokens: torch.Tensor) -> torch.Tensor:
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> dict[str, torch.Tensor]:
-    """Return a file's tensors without duplicates, Haar filters, and the unused token embedding.
+    """Remove the tensors of a file that the network does not need.
 
-    A duplicate that differs from the first copy, or a filter that is not Haar's, stays, so that the
-    loader reports it.
+    They are duplicates under another name, the constant Haar filters, and the unused token
+    embedding. A duplicate that differs from the first copy stays, and so does a filter that is not
+    Haar's, so that the loader reports them.
     """
     return {
         key: tensor

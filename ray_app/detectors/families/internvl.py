@@ -1,7 +1,8 @@
 """Build the `internvl` family: a vision-language model that answers whether an image is real.
 
-The model is transformers' own InternVL class, without code from a hub. `Dialogue` is the question
-on the card. `answer_of` interprets replies like the authors of the published baseline.
+The model is the InternVL class of transformers, without code from a hub. `Dialogue` has the
+question, which the card states. `Interrogator` asks this question about each image. `score_of`
+turns a reply into a score, like the authors of the published baseline.
 """
 
 import math
@@ -30,10 +31,10 @@ SCORES: dict[Answer, float] = {"real": -1.0, "fake": 1.0, "unknown": math.nan}
 
 
 class AnswerWords(Frozen):
-    """Words whose tokens mean fake, and words whose tokens mean real.
+    """The words that mean fake and the words that mean real in a model's first token.
 
-    Mode `first-token` compares the logits of these tokens; mode `reply` does not use them. Each
-    word counts with and without a leading space, in the forms that are a single token.
+    Only mode `first-token` uses them: it compares the logits of their tokens. Each word is tried
+    with and without a leading space. Forms that are not a single token are ignored.
     """
 
     fake: tuple[str, ...] = Field(min_length=1, description="words that mean fake")
@@ -41,7 +42,10 @@ class AnswerWords(Frozen):
 
 
 class Dialogue(Frozen):
-    """Question to a vision-language model about an image, in the model's own chat template."""
+    """Question to a vision-language model about an image, in the model's own chat template.
+
+    It is part of a card's `architecture.arguments`.
+    """
 
     mode: Literal["reply", "first-token"] = Field(
         description="`reply` generates a reply greedily and interprets it. `first-token` compares the "
@@ -69,18 +73,25 @@ class Dialogue(Frozen):
         return self
 
     def expanded_prompt(self, image_tokens: int) -> str:
-        """Return the text of the prompt, with `image_tokens` repetitions of the image token."""
+        """Return the text of the prompt: the template with question and image placeholder.
+
+        The placeholder has `image_tokens` repetitions of the image token, one for each feature
+        vector of the image.
+        """
         return expand_template(self.template, self.image, image_tokens, self.question)
 
 
 def expand_template(template: str, image: Sequence[str], image_tokens: int, question: str) -> str:
-    """Fill in a template with the tokens of an image at {image} and the question at {question}.
+    """Fill in a chat template: an image's placeholder at {image} and the question at {question}.
 
     Args:
         template: The chat template.
         image: Text before the image tokens, the image token, and the text after the image tokens.
-        image_tokens: Number of tokens of the image.
+        image_tokens: Number of times that the image token is repeated.
         question: Text of the question.
+
+    Returns:
+        The text of the prompt.
     """
     before, token, after = image
     return template.replace("{image}", f"{before}{token * image_tokens}{after}").replace(
@@ -89,7 +100,7 @@ def expand_template(template: str, image: Sequence[str], image_tokens: int, ques
 
 
 class DialogueTokens(NamedTuple):
-    """A dialogue as token ids.
+    """The question about an image and the possible answers, encoded as token ids.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -106,7 +117,7 @@ class DialogueTokens(NamedTuple):
     real: list[int]
 
     def text(self, reply: list[int]) -> str:
-        """Decode a reply up to its end token."""
+        """Decode the token ids of a reply to text, up to the token that ends the reply."""
         ids = reply[: reply.index(self.end)] if self.end in reply else reply
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
@@ -117,10 +128,13 @@ def tokenise(
     """Encode a dialogue with the tokenizer next to the weights.
 
     Args:
-        dialogue: The dialogue.
+        dialogue: The question and its answers.
         files: Folder of the weights.
         image_tokens: Number of tokens of an image.
         image_token_id: Token id of the image token in the model's configuration.
+
+    Returns:
+        The dialogue as token ids.
 
     Raises:
         DetectorError: If the tokenizer is missing or does not fit the dialogue.
@@ -171,10 +185,10 @@ def _single_tokens(
 
 
 def answer_of(reply: str) -> Answer:
-    """Return the answer in a reply, with the authors' order of checks.
+    """Interpret a reply of the model as "real", "fake", or "unknown".
 
-    If "real" occurs anywhere, the answer is real, even in "not real" and "unreal". Otherwise, "ai"
-    or "generated" makes it fake, also within other words.
+    The rules are those of the authors. If "real" occurs anywhere, the answer is real, even in "not
+    real" and "unreal". Otherwise, "ai" or "generated" makes it fake, also within other words.
     """
     text = reply.lower()
     if "real" in text:
@@ -183,7 +197,7 @@ def answer_of(reply: str) -> Answer:
 
 
 def score_of(reply: str) -> float:
-    """Return the score of a reply: +1 for fake, −1 for real, NaN if it has neither answer."""
+    """Return the score of a reply: +1 for fake, −1 for real, NaN for neither answer."""
     return SCORES[answer_of(reply)]
 
 
@@ -192,7 +206,7 @@ def build(card: DetectorCard) -> nn.Module:
 
     `architecture.arguments` has the fields of `Dialogue` and those of transformers' InternVLConfig.
     Weights are not initialised: eight billion random numbers would take minutes and be overwritten.
-    Raises DetectorError.
+    Raises DetectorError if an argument is invalid.
     """
     arguments = dict(card.architecture.arguments)
     try:
@@ -237,8 +251,12 @@ def published_keys(
 class Interrogator(nn.Module):
     """Ask the model about each image: (N, 3, H, W) → logits (N, 1), log-odds of fake.
 
-    With mode `reply`, the prediction also contains the replies. Call `attach` with the folder of
-    the weights first, to load the tokenizer.
+    With mode `reply`, the logits are the scores of the replies, and the prediction also contains
+    the replies. Call `attach` with the folder of the weights first, to load the tokenizer.
+
+    Args:
+        chat: The vision-language model.
+        dialogue: The question and its answers.
     """
 
     def __init__(self, chat: Any, dialogue: Dialogue) -> None:
@@ -248,16 +266,20 @@ class Interrogator(nn.Module):
         self._tokens: DialogueTokens | None = None
 
     def attach(self, files: Path) -> None:
-        """Load the tokenizer next to the weights. Raises DetectorError."""
+        """Load the tokenizer from the folder of the weights.
+
+        Raises DetectorError if the tokenizer is missing or does not fit the question on the card.
+        """
         config = self.chat.config
         self._tokens = tokenise(
             self.dialogue, files, config.image_seq_length, config.image_token_id
         )
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Ask the model about each image of a batch. See the class for shapes.
+        """Ask the model about each image of a batch: (N, 3, H, W) → logits (N, 1) and replies.
 
-        All prompts are equal, so nothing is padded.
+        All prompts are equal, so nothing is padded. Raises DetectorError if `attach` was not
+        called.
         """
         if self._tokens is None:
             raise DetectorError(
@@ -293,7 +315,7 @@ class Interrogator(nn.Module):
 
 
 def merge_predictions(parts: list[Prediction]) -> Prediction:
-    """Merge the predictions for parts of a batch into one prediction."""
+    """Merge the predictions for consecutive parts of a batch into one prediction."""
     replies = tuple(reply for part in parts for reply in part.replies or ())
     return Prediction(torch.cat([part.logits for part in parts]), replies=replies or None)
 

@@ -16,7 +16,10 @@ from ray_app.errors import DetectorError
 
 
 class PatchNetwork(nn.Module):
-    """Base class of networks that average the features of all patches and compute one logit."""
+    """Base class of networks that score an image by the mean of its patches' features.
+
+    Subclasses define `features`, and the linear layer `fc` turns the mean into one logit.
+    """
 
     fc: nn.Linear
 
@@ -25,7 +28,7 @@ class PatchNetwork(nn.Module):
         raise NotImplementedError
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch: (N, 3, H, W) → (N, 1)."""
+        """Score a batch of images: pixels (N, 3, H, W) → log-odds (N, 1) of fake."""
         # In float64: Tiny-LaDeDa's eight means nearly cancel in its head, and a float32 mean over
         # 126 × 126 cells moves its logit by 0.005.
         logits: torch.Tensor = self.fc(
@@ -34,9 +37,9 @@ class PatchNetwork(nn.Module):
         return logits
 
     def logit_map(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the logit of every patch, (N, 1, rows, columns).
+        """Return the logit of every patch: pixels (N, 3, H, W) → (N, 1, rows, columns).
 
-        The mean is the logit of the image, because the head is linear.
+        The mean of these logits is the logit of the image, because the head is linear.
         """
         return functional.conv2d(
             self.features(pixels), self.fc.weight[:, :, None, None], self.fc.bias
@@ -50,7 +53,7 @@ class LaDeDa9(PatchNetwork):
     least 9 px, or 10 px with the residual `npr`, which drops the last row or column of an odd side.
 
     Args:
-        residual: Residual of the pixels, see `residual_of`.
+        residual: The filter of the pixels before the first layer, see `resnet.residual_of`.
         layers: Blocks per stage.
         width: Channels of the first layer.
     """
@@ -76,7 +79,10 @@ class LaDeDa9(PatchNetwork):
         self.fc = nn.Linear(channels, 1)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the features of patches at every eighth pixel."""
+        """Return the features of the 9 × 9 px patches at every eighth pixel.
+
+        Pixels (N, 3, H, W) → (N, channels, rows, columns).
+        """
         features: torch.Tensor = self.relu(
             self.bn1(self.conv2(self.conv1(residual_of(pixels, self.residual))))
         )
@@ -86,7 +92,13 @@ class LaDeDa9(PatchNetwork):
 
 
 class TinyBlock(nn.Module):
-    """1 × 1 and 3 × 3 convolutions with stride 2 and norms, without shortcut and padding."""
+    """1 × 1 convolution, then 3 × 3 convolution with stride 2, each with batch norm and ReLU.
+
+    The block has no shortcut and no padding.
+
+    Args:
+        width: Input and output channels.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -110,12 +122,13 @@ class TinyLaDeDa(PatchNetwork):
 
     The network has four convolutions of eight channels and 1,297 parameters. Sides are at least 5
     px, or 6 px with the residual `npr`, which drops the last row or column of an odd side.
-    `residual` must be the one that the weights were trained on. Logits with another residual are
-    wrong, even if they look plausible. With the published WildRF file, they are in the tens, as
-    with its own residual. With the ForenSynth file, they are in the thousands.
+
+    The residual must be that of the training. Otherwise, the logits are wrong, even if they look
+    plausible. With another residual, the published WildRF file gives logits in the tens, as with
+    the right one. The ForenSynth file gives thousands.
 
     Args:
-        residual: Residual of the pixels, see `residual_of`.
+        residual: The filter of the pixels before the first layer, see `resnet.residual_of`.
         width: Number of channels.
     """
 
@@ -129,7 +142,10 @@ class TinyLaDeDa(PatchNetwork):
         self.fc = nn.Linear(width, 1)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the features of patches at every second pixel."""
+        """Return the features of the patches at every second pixel.
+
+        Pixels (N, 3, H, W) → (N, channels, rows, columns).
+        """
         features: torch.Tensor = self.layer1(
             self.relu(self.bn1(self.conv2(self.conv1(residual_of(pixels, self.residual)))))
         )
@@ -142,7 +158,8 @@ _NETWORKS: dict[str, type[PatchNetwork]] = {"ladeda9": LaDeDa9, "tiny-ladeda": T
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card, without weights: (N, 3, H, W) → logits (N, 1).
 
-    Raises DetectorError.
+    The card's `architecture.name` is `ladeda9` or `tiny-ladeda`. Raises DetectorError if the name
+    or the argument `residual` is unknown.
     """
     name = card.architecture.name
     if name not in _NETWORKS:

@@ -1,7 +1,8 @@
-"""Merge low-rank parts of weights (`merged`), and build the `vit-tuned` family.
+"""Merge low-rank factors into weights (`merged`), and build the `vit-tuned` family.
 
-The family is a vision transformer of timm, trained with low-rank additions (LoRA, arXiv
-2106.09685), as in Dual Data Alignment (Chen et al., NeurIPS 2025, arXiv 2505.14359).
+The family is a vision transformer of timm. Its training only changed low-rank additions to the
+weights (LoRA, arXiv 2106.09685), as in Dual Data Alignment (Chen et al., NeurIPS 2025, arXiv
+2505.14359). A weight file stores the original weights and the factors of the additions.
 """
 
 from collections.abc import Mapping
@@ -26,11 +27,21 @@ _OFFSET = 0.1  # Patches that DINOv2's code adds to the target side when it resa
 
 
 def merged(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
-    """Merge the low-rank parts of a file into one weight per layer, in double precision.
+    """Merge the low-rank factors of a file into its weights, in double precision.
 
-    The product of two low-rank factors is added to the weight. It is scaled by the singular values
-    that the file stores for the factors, or by alpha / rank if the file stores none. With alpha 0,
-    factors without singular values stay unmerged. Raises DetectorError if shapes do not fit.
+    The product of two low-rank factors is added to the weight of their layer. It is scaled by
+    singular values if the file stores them, as files of Effort do. Otherwise it is scaled by alpha
+    / rank.
+
+    Args:
+        state: The tensors of the file.
+        alpha: The alpha of LoRA. With 0, factors without singular values stay unmerged.
+
+    Returns:
+        One weight per layer, and all other tensors of the file.
+
+    Raises:
+        DetectorError: If the shapes of factors and weight do not fit.
     """
     result = dict(state)
     for form in (form for form in _FORMS if form[3] or alpha):
@@ -66,8 +77,8 @@ def merged(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.T
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card.
 
-    `architecture.name` is a name of timm. `architecture.arguments` except `alpha` are the arguments
-    of `timm.create_model`. Raises DetectorError.
+    `architecture.name` is a name of timm. `architecture.arguments` are the arguments of
+    `timm.create_model`, and `alpha`, the scale of the low-rank factors in the weight file.
     """
     import timm  # Other users of this module do not need it.
 
@@ -81,9 +92,10 @@ def build(card: DetectorCard) -> nn.Module:
 
 
 def published_keys(state: Mapping[str, torch.Tensor], network: Any) -> dict[str, torch.Tensor]:
-    """Rename a file's tensors to timm's names, and resample positions to the network's grid.
+    """Merge the low-rank factors of a file into its weights, and rename its tensors for timm.
 
-    The resampling is bicubic without antialias, as in DINOv2.
+    If the file is for another image size, its position embeddings are resampled to the network's
+    grid. The resampling is bicubic without antialias, as in DINOv2.
     """
     renamed = {
         key.replace("base_model.model.", "").replace("base_model.fc.", "head."): tensor

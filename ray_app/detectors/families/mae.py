@@ -1,9 +1,11 @@
-"""Build the masked autoencoder's image encoder (`MaeVit`, ViT-B/16) as a dense backbone.
+"""Build the image encoder of a masked autoencoder (`MaeVit`, ViT-B/16), for mask networks.
 
-It has windows and relative positions. The module also has `headwise_attention` for CPUs, and
-`fused_maps` and `predicted_in_fp32` for mask decoders. The keys are those of the published MAE
-encoder, with additional tables of relative positions. Sources: He et al. 2021 (arXiv 2111.06377),
-Li et al. 2022 (arXiv 2112.01526, decomposed positions).
+Most of its blocks attend within windows, and positions are relative. The families `iml-vit` and
+`maskclip` use the encoder. `fused_maps` and `predicted_in_fp32` are for the decoders that turn its
+tokens into masks. `headwise_attention` is a faster attention for CPUs.
+
+The keys are those of the published MAE encoder, with additional tables of relative positions.
+Sources: He et al. 2021 (arXiv 2111.06377), Li et al. 2022 (arXiv 2112.01526, decomposed positions).
 """
 
 from collections import OrderedDict
@@ -67,9 +69,9 @@ class MaeVit(nn.Module):
         )
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the tokens before the first block.
+        """Return the tokens before the first block: pixels (N, 3, S, S) → (N, S/16, S/16, width).
 
-        The table of positions, without that of the class token, is resampled to the image's grid.
+        The pretrained position embeddings are resampled to the image's grid and added.
         """
         table = torch.unflatten(
             self.pos_embed[:, 1:], 1, (PRETRAINED_GRID, PRETRAINED_GRID)
@@ -82,15 +84,16 @@ class MaeVit(nn.Module):
 
 
 class MaeBlock(nn.Module):
-    """Pre-norm block on a map of tokens: (N, H, W, width) → the same shape.
+    """Pre-norm transformer block on a map of tokens: (N, H, W, width) → the same shape.
 
-    In training, a branch is dropped per image at the rate `drop_path`.
+    In training, the attention or the MLP is skipped at random for single images, at the rate
+    `drop_path`.
 
     Args:
         width: Width of the tokens.
         heads: Attention heads.
         side: Side of an attention window, in tokens.
-        drop_path: Rate at which a branch is dropped in training.
+        drop_path: Rate at which attention or MLP is skipped in training.
     """
 
     def __init__(self, width: int, heads: int, side: int, drop_path: float) -> None:
@@ -106,7 +109,7 @@ class MaeBlock(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Apply attention and MLP."""
+        """Apply attention and MLP, each with a residual: (N, H, W, width) → the same shape."""
         tokens = tokens + self._drop_branch(self.attn(self.norm1(tokens)))
         return tokens + self._drop_branch(self.mlp(self.norm2(tokens)))
 
@@ -118,11 +121,11 @@ class MaeBlock(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention within windows of side × side tokens, with decomposed relative positions.
+    """Self-attention within windows of side × side tokens: (N, H, W, width) → the same shape.
 
-    (N, H, W, width) → the same shape. The map is padded at the bottom and the right to whole
-    windows, and the padding takes part in the attention. A window of the map's size is global
-    attention.
+    A bias depends on the relative row and column of two tokens (decomposed relative positions). The
+    map is padded at the bottom and the right to whole windows, and the padding takes part in the
+    attention. If `side` is the side of the map, the attention is global.
 
     Args:
         width: Width of the tokens.
@@ -143,7 +146,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Apply the attention. See the class for shapes."""
+        """Apply the attention to a map of tokens: (N, H, W, width) → the same shape."""
         height, width = tokens.shape[1:3]
         windows, shape = self._windows(self.qkv(tokens))
         query, key, value = torch.unflatten(windows, -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -172,9 +175,15 @@ class WindowAttention(nn.Module):
         return mixed
 
     def relative_bias(self, query: torch.Tensor) -> torch.Tensor:
-        """Return the bias of an unscaled query for each key's relative row and column.
+        """Return the bias that is added to the attention scores of each query and key of a window.
 
-        (N, heads, side², width) → (…, side², side²).
+        It depends on the query and on the relative row and column of the key.
+
+        Args:
+            query: Queries (N, heads, side², width per head), not scaled.
+
+        Returns:
+            The bias (N, heads, side², side²).
         """
         query = torch.unflatten(query, 2, (self.side, self.side))
         rows = torch.einsum("nhyxd,ykd->nhyxk", query, self.rel_pos_h[self.offsets])
@@ -211,14 +220,14 @@ class WindowAttention(nn.Module):
 def fused_maps(
     maps: Iterable[torch.Tensor], convolution: nn.Conv2d, size: Sequence[int]
 ) -> torch.Tensor:
-    """Apply a 1 × 1 convolution to maps that are enlarged to `size` and concatenated.
+    """Enlarge feature maps to one size, concatenate them, and apply a 1 × 1 convolution.
 
-    The convolution is linear and bilinear weights sum to one. Each map therefore goes through its
-    part of the convolution at its own size first. The enlarged map has fewer channels, and no map
-    with all channels is in memory.
+    The result is computed in another order that needs less memory: each map first goes through its
+    part of the convolution, and the results are enlarged and added. This is equal, because the
+    convolution is linear and bilinear weights sum to one.
 
     Args:
-        maps: Maps (N, C, ·, ·).
+        maps: Maps (N, C, ·, ·). Their channels together are the input channels of the convolution.
         convolution: The 1 × 1 convolution.
         size: Height and width of the result.
 
@@ -258,12 +267,13 @@ def headwise_attention(
     dropout: float = 0.0,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention, with the signature of transformers' registry.
+    """Compute attention one head after the other in bf16 on a CPU, which is faster there.
 
-    In bf16 on a CPU, the scores of a single head (1024² × 2 bytes) stay in the cache, and oneDNN's
-    matrix products are faster than torch's fused kernel, which computes bf16 at the speed of fp32:
-    14 against 37 ms for 12 heads of 1024 tokens. The fused kernel is used on
-    other devices and in training, because backpropagation head by head is far slower.
+    The signature is that of transformers' attention registry. The scores of a single head (1024² ×
+    2 bytes) stay in the cache, and oneDNN's matrix products are faster than torch's fused kernel,
+    which computes bf16 at the speed of fp32: 14 against 37 ms for 12 heads of 1024 tokens. The
+    fused kernel is used on other devices, with a mask or dropout, and in training, because
+    backpropagation head by head is far slower.
 
     Args:
         module: Not used.

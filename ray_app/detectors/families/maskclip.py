@@ -1,8 +1,8 @@
-"""Build the `maskclip` family (OpenSDI, CVPR 2025): a CLIP that classifies, a MAE that localises.
+"""Build the `maskclip` family: CLIP classifies an image, and a MAE encoder finds altered pixels.
 
-CLIP is frozen. The module also has the losses and initial weights for training. `MaskClip` is the
-network, with the reference's 778 keys. `MaskDecoder` is its decoder, which fuses a pyramid of four
-scales and adds the output of an attention to a text feature at every position.
+`MaskClip` is the network, with the reference's 778 keys. CLIP is frozen. `losses`,
+`trainable_parameters`, and `initialise` are for training. `MaskDecoder` turns tokens into a mask.
+Source: OpenSDI, CVPR 2025.
 """
 
 import math
@@ -53,13 +53,15 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class MaskDecoder(nn.Module):
-    """Decoder: token map (N, tokens_width, G, G), text feature (width) → logits (N, 1, 4G, 4G).
+    """Decode a token map (N, tokens_width, G, G) to log-odds (N, 1, 4G, 4G) of altered pixels.
 
-    The defaults have 6,088,385 parameters.
+    Maps of four sizes are computed from the tokens and fused. A text feature attends to the fused
+    map, and the result of this attention is added at every position. The defaults have 6,088,385
+    parameters.
 
     Args:
         tokens_width: Channels of the token map.
-        width: Channels of the decoder.
+        width: Channels of the decoder, and length of the text feature.
     """
 
     def __init__(self, tokens_width: int = 768, width: int = 256) -> None:
@@ -90,7 +92,10 @@ class MaskDecoder(nn.Module):
         self.predict = nn.Conv2d(width, 1, 1)
 
     def forward(self, tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Return the mask's logits. See the class for shapes."""
+        """Return the log-odds (N, 1, 4G, 4G) that a position was altered.
+
+        `tokens` are (N, tokens_width, G, G), and `text` is the text feature (width).
+        """
         fused = mae.fused_maps(
             (stage(tokens) for stage in self.stages),
             self.linear_fuse,
@@ -102,7 +107,15 @@ class MaskDecoder(nn.Module):
         return mae.predicted_in_fp32(self.predict, features)
 
     def attend_to_text(self, fused: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Attend to the whole map with the text as the only query: (N, width)."""
+        """Attend to all positions of a map, with a text feature as the only query.
+
+        Args:
+            fused: The map (N, width, H, W).
+            text: The text feature (width).
+
+        Returns:
+            The output of the attention (N, width).
+        """
         tokens = fused.flatten(2).transpose(1, 2)
         key, value = torch.unflatten(self.to_kv(tokens), -1, (2, HEADS, -1)).permute(2, 0, 3, 1, 4)
         query = self.to_q(text).view(1, HEADS, 1, -1).expand(len(fused), -1, -1, -1)
@@ -156,12 +169,15 @@ class MaskClip(nn.Module):
         self._known_texts: tuple[object, torch.Tensor] | None = None
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Return logits and masks of a batch. See the class for shapes."""
+        """Return logits (N, 2) and masks (N, S, S) for pixels (N, 3, S, S), normalised for CLIP."""
         logits, mask_logits = self.logits(pixels)
         return Prediction(logits, mask_logits.sigmoid())
 
     def logits(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the class logits (N, 2) and the mask's logits (N, S, S), for training."""
+        """Return the logits (N, 2) of real and fake, and the mask's logits (N, S, S), for training.
+
+        `pixels` are (N, 3, S, S), normalised for CLIP.
+        """
         side = self._clip_size()
         resized = functional.interpolate(
             pixels, size=(side, side), mode="bilinear", align_corners=True
@@ -218,7 +234,7 @@ class MaskClip(nn.Module):
 
 
 class PromptLearner(nn.Module):
-    """Learned vectors before "an image.", one sequence for real and one for fake.
+    """Two texts for CLIP, one for real and one for fake: learned vectors, then "an image.".
 
     Args:
         prompts: Number of learned vectors per class.
@@ -239,7 +255,15 @@ class PromptLearner(nn.Module):
         )
 
     def forward(self, embedding: nn.Embedding) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the embedded texts (2, 77, width), real then fake, and the position of the end."""
+        """Return both texts as embedded tokens, for `TextTower`.
+
+        Args:
+            embedding: CLIP's embedding of token ids.
+
+        Returns:
+            The embedded texts (2, context, width), real then fake, and the position (2,) of the end
+                token in each.
+        """
         learned = torch.cat([self.ctx_neg, self.ctx_pos])
         embedded = embedding(self.tokens).expand(2, -1, -1)
         first_fixed = 1 + learned.shape[1]
@@ -249,9 +273,11 @@ class PromptLearner(nn.Module):
 
 
 class Aggregator(nn.Module):
-    """Localise: MAE tokens with CLIP's patches added, decoded to the mask's logits (N, S, S).
+    """Find altered pixels: pixels (N, 3, S, S) and CLIP's tokens → the mask's logits (N, S, S).
 
-    The decoder attends to the text feature of the class fake.
+    A MAE encoder computes tokens of the image. CLIP's patch tokens are added after seven of its
+    blocks by cross-attention. A `MaskDecoder` turns the tokens into the mask. It also gets CLIP's
+    text feature of the class fake.
 
     Args:
         vit_model: The MAE encoder.
@@ -275,12 +301,15 @@ class Aggregator(nn.Module):
     def forward(
         self, pixels: torch.Tensor, patches: list[torch.Tensor], fake_text: torch.Tensor
     ) -> torch.Tensor:
-        """Return the mask's logits (N, S, S).
+        """Return the mask's logits (N, S, S), the log-odds that a pixel was altered.
 
         Args:
             pixels: Pixels (N, 3, S, S).
-            patches: CLIP's patch tokens (N, P, clip_width), per tap.
-            fake_text: Text feature of fake, (embed_dim).
+            patches: CLIP's patch tokens (N, P, clip_width), for each of the seven layers in `TAPS`.
+            fake_text: CLIP's text feature of the class fake, (embed_dim).
+
+        Returns:
+            The logits.
         """
         tokens = self.vit_model.embed(pixels)
         for index, block in enumerate(self.vit_model.blocks):
@@ -294,9 +323,14 @@ class Aggregator(nn.Module):
 
 
 class ClipToMae(nn.Module):
-    """Cross-attention from CLIP's patches to MAE tokens (N, G, G, width), over the whole map.
+    """Cross-attention that adds CLIP's features to MAE tokens (N, G, G, width).
 
-    CLIP's patches are the queries.
+    CLIP's patch tokens are the queries, and the MAE tokens are keys and values. The attention is
+    over the whole map.
+
+    Args:
+        clip_width: Width of CLIP's patch tokens.
+        width: Width of the MAE tokens.
     """
 
     def __init__(self, clip_width: int, width: int) -> None:
@@ -308,10 +342,15 @@ class ClipToMae(nn.Module):
         self.output_proj = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width, eps=1e-5))
 
     def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        """Attend from CLIP's patches to MAE tokens.
+        """Return the values to add to the MAE tokens.
 
-        `patches` (N, P, clip_width) are those of a square grid. The output has the shape of
-        `tokens`.
+        Args:
+            tokens: MAE tokens (N, G, G, width).
+            patches: CLIP's patch tokens (N, P, clip_width) of a square grid, which is resized to G
+                × G.
+
+        Returns:
+            The values, with the shape of `tokens`.
         """
         side = math.isqrt(patches.shape[1])
         context = torch.unflatten(patches.transpose(1, 2), 2, (side, side))
@@ -339,9 +378,14 @@ class ClipToMae(nn.Module):
 
 
 class ClassTokens(nn.Module):
-    """Classify: (N, 7, width) → logits (N, 2).
+    """Classify an image by CLIP's class tokens of seven layers: (N, 7, width) → logits (N, 2).
 
-    CLIP's class tokens of all taps attend to each other, and their mean is compared with each text.
+    The class tokens attend to each other. Their mean is compared with the text features of real and
+    fake.
+
+    Args:
+        width: Width of the class tokens.
+        embed_dim: Width of the text features.
     """
 
     def __init__(self, width: int, embed_dim: int) -> None:
@@ -350,9 +394,17 @@ class ClassTokens(nn.Module):
         self.projector = nn.Sequential(nn.Linear(width, embed_dim, bias=False))
 
     def forward(self, tokens: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """Return the products of the mean class token with both text features as logits (N, 2).
+        """Return the logits (N, 2) of real and fake.
 
-        The products are not cosines, because the mean is not normalised. They are not scaled.
+        A logit is the dot product of the mean class token and a text feature. It is neither scaled
+        nor a cosine, because the mean is not normalised.
+
+        Args:
+            tokens: CLIP's class tokens of seven layers (N, 7, width).
+            texts: Text features of real and fake (2, embed_dim).
+
+        Returns:
+            The logits.
         """
         for layer in self.layers:
             tokens = layer(tokens)
@@ -360,7 +412,13 @@ class ClassTokens(nn.Module):
 
 
 class ClassTokenLayer(nn.Module):
-    """Attention layer with a norm after the residual: (N, 7, width) → the same shape."""
+    """Self-attention of class tokens, with a norm after the residual.
+
+    (N, 7, width) → the same shape.
+
+    Args:
+        width: Width of the tokens.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -369,18 +427,18 @@ class ClassTokenLayer(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Apply the attention. See the class for shapes."""
+        """Apply the attention to class tokens (N, 7, width). The shape stays."""
         normed: torch.Tensor = self.dropout(self.layer_norm(tokens + self.multihead_attn(tokens)))
         return normed
 
 
 class Losses(NamedTuple):
-    """Losses of a batch.
+    """Losses of a batch in the training of `MaskClip`.
 
     Attributes:
-        detection: Cross-entropy of real and fake.
-        mask: Binary cross-entropy per pixel.
-        edge: Binary cross-entropy at edges, times 20.
+        detection: Cross-entropy of the class, real or fake.
+        mask: Binary cross-entropy of the mask, the mean over all pixels.
+        edge: Binary cross-entropy of the mask at the edges of altered areas, times 20.
     """
 
     detection: torch.Tensor
@@ -400,16 +458,20 @@ def losses(
     masks: torch.Tensor,
     edges: torch.Tensor | None = None,
 ) -> Losses:
-    """Compute the losses of a batch from logits and in fp32, so that mixed precision is safe.
+    """Compute the losses of a batch for the training of `MaskClip`.
 
-    The edge term is the mean over all pixels of all images, including those without an edge.
+    They are computed from logits and in fp32, so that mixed precision is safe. The edge term is the
+    mean over all pixels of all images, including those without an edge.
 
     Args:
         logits: Class logits (N, 2) of `MaskClip.logits`.
         mask_logits: Mask logits (N, S, S) of `MaskClip.logits`.
         labels: Labels (N,) int64, 1 = fake.
-        masks: Masks (N, S, S) of 0 and 1.
-        edges: Edges (N, S, S) of 0 and 1. None leaves out the edge term.
+        masks: Masks (N, S, S) of 0 and 1, 1 = altered.
+        edges: Edges of altered areas (N, S, S) of 0 and 1. None leaves out the edge term.
+
+    Returns:
+        The losses.
     """
     with torch.autocast(mask_logits.device.type, enabled=False):
         pixels = functional.binary_cross_entropy_with_logits(
@@ -434,13 +496,13 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def initialise(
     network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Load the published MAE encoder and CLIP as initial weights, in place.
+    """Load the published MAE encoder and CLIP into a new `MaskClip`, as the start of a training.
 
-    Relative positions become zero, and prompts are drawn from a normal distribution. Fusion and
-    decoder keep their values.
+    The tables of relative positions become zero. The learned vectors of the prompts are drawn from
+    a normal distribution. All other parameters keep their values.
 
     Args:
-        network: The network.
+        network: The network, which is changed in place.
         mae_state: Tensors of the published MAE encoder.
         clip_state: Tensors of CLIP, 446 with OpenAI's names.
 
