@@ -31,7 +31,7 @@ class AddedWeights(NamedTuple):
     lacking: dict[str, list[str]]
 
     def lines(self, file: Path) -> list[str]:
-        """Return text for people: where the weights are, and what each detector still lacks.
+        """Return text for people: the path of the weights, and what each detector still lacks.
 
         `file` is the file that the user added.
         """

@@ -187,7 +187,7 @@ class Fragility(Frozen):
     def facts(self) -> dict[str, Any]:
         """The limits as plain JSON, such as {"jpeg_quality": {"below": 30.0}}.
 
-        Empty if there are no limits. A scoring run records them. They must be unchanged when the
+        An empty result means no limits. A scoring run records them. They must be unchanged when the
         run is resumed.
         """
         return {name: bound.facts for name, bound in self.abstains.items()}

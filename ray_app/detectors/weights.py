@@ -195,7 +195,7 @@ def default_cache() -> Path:
 
 
 def cached_name(part: WeightSet) -> str:
-    """Return where the main file of a weight set is, relative to the cache or to a mirror.
+    """Return the path of a weight set's main file relative to the cache or to a mirror.
 
     The path is like `npr-0123456789abcdef.pth`. The digits are the first of the main file's SHA-256
     or, if the card states none, of a hash of its uri.
