@@ -1,7 +1,7 @@
 """Build the `residual` family: a small network on the output of fixed high-pass filters.
 
-`Tiling`, `feature_map`, and `mean_features` run a convolutional network in tiles, for images that
-are too large for one pass.
+Start at `ResidualNet`. Other families use `feature_map` and `mean_features`, which run a
+convolutional network in tiles, for images that are too large for one pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,11 +37,11 @@ Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 def residual_bank() -> torch.Tensor:
-    """Return eight 3×3 high-pass filters at the four positions of a 2×2 cell: (32, 3, 4, 4).
+    """Return the fixed high-pass filters of `ResidualNet`: weights (32, 3, 4, 4) for stride 2.
 
-    The filters are for a convolution with stride 2. Every filter sums to zero, so flat colour
-    vanishes. The four positions stay separate, so that the next layer can detect patterns of period
-    two, which both a sensor's mosaic and an upsampling layer leave.
+    The 32 filters are eight 3 × 3 filters, each at the four positions of a 2 × 2 cell. Every filter
+    sums to zero, so flat colour vanishes. The four positions stay separate, so that the next layer
+    can detect patterns of period two, which both a sensor's mosaic and an upsampling layer leave.
     """
     # NumPy, because torch would import its compiler for the assignment on the meta device, where
     # networks are built without values.
@@ -57,10 +57,10 @@ def residual_bank() -> torch.Tensor:
 class ResidualNet(nn.Module):
     """Small network: pixels (N, 3, H, W) in grey levels around zero → log-odds (N, 1) of fake.
 
-    The network clips high-pass residuals and applies three convolutions. It computes mean and mean
-    square of every feature over the image, and one logit. The card has mean 128/255 and std 1/255;
-    H and W are at least 16. Grey levels up to 256 are exact in bfloat16, so a bf16 run has the
-    exact residuals.
+    The network clips high-pass residuals and applies three convolutions. It computes the mean and
+    the root mean square of every feature over the image, and one logit from them. The card has mean
+    128/255 and std 1/255. H and W are at least 16. Grey levels up to 256 are exact in bfloat16, so
+    a bf16 run has the exact residuals.
 
     Args:
         widths: Channels of the convolutions.
@@ -87,7 +87,7 @@ class ResidualNet(nn.Module):
         self.head = nn.Linear(2 * widths[-1], 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes and units."""
+        """Score a batch of images: pixels (N, 3, H, W), −128 to 127 → log-odds (N, 1) of fake."""
         features = functional.hardtanh_(
             functional.conv2d(pixels, self.residual, stride=2), -CLIP, CLIP
         )
@@ -103,7 +103,10 @@ class ResidualNet(nn.Module):
         return logits
 
     def without_norms(self) -> "ResidualNet":
-        """Return an equal network in evaluation mode with norms folded into convolutions."""
+        """Return an equal network without batch norms, in evaluation mode.
+
+        Each batch norm is folded into its convolution.
+        """
         folded = ResidualNet(self.widths)
         folded.head.load_state_dict(self.head.state_dict())
         for index, conv in enumerate(self.convs):
@@ -116,13 +119,15 @@ class ResidualNet(nn.Module):
 
 
 class Tiling(NamedTuple):
-    """Sizes for cutting an image into tiles. `size` and `halo` are multiples of `stride`.
+    """Sizes for running a network on an image tile by tile.
+
+    A tile is processed with a halo, a margin of pixels that its features also depend on. `size` and
+    `halo` are multiples of `stride`.
 
     Attributes:
         size: Side of a tile without its halo, in pixels.
-        stride: Pixels per feature cell.
-        halo: Distance that a cell depends on beyond its own first pixel, rounded up to whole cells,
-            in pixels.
+        stride: Pixels of the image per position (cell) of the feature map.
+        halo: Width of the margin, in pixels.
     """
 
     size: int
@@ -131,7 +136,7 @@ class Tiling(NamedTuple):
 
 
 def require_tile(size: object, stride: int) -> None:
-    """Check that a card's argument `tile` is a valid side of a tile.
+    """Check that `size`, a card's argument `tile`, is a valid side of a tile in pixels.
 
     Raises ValueError if it is not a whole number of at least `stride` pixels.
     """
@@ -140,12 +145,12 @@ def require_tile(size: object, stride: int) -> None:
 
 
 class ImageTile(NamedTuple):
-    """A tile of an image.
+    """A tile of an image, with the part of the feature map that it computes.
 
     Attributes:
-        window: Rows and columns of the image's pixels that the network processes.
-        core: Rows and columns of the resulting map to keep.
-        cells: Rows and columns of the whole map that the core fills.
+        window: Rows and columns of the image that the network processes, with the halo.
+        core: Rows and columns of the window's feature map to keep, without the halo.
+        cells: Rows and columns of the image's feature map that the core fills.
     """
 
     window: tuple[slice, slice]
@@ -154,17 +159,20 @@ class ImageTile(NamedTuple):
 
 
 def cut_tiles(height: int, width: int, tiling: Tiling) -> Iterator[ImageTile]:
-    """Yield tiles with cores that cover the feature map exactly once.
+    """Yield the tiles of an image, whose cores together cover its feature map exactly once.
 
-    All windows have about the same size, at most that of a tile with its halo. A window begins at a
-    whole cell, so its strides match those of the whole image. If it ends inside the image, the
-    outer cells depend on the padding of the cut and are left out. If it ends at the border of the
-    image, the padding is the network's own.
+    A core is the part of a tile's feature map that is kept. All tiles have about the same size, at
+    most `size` plus the halo on each side. A tile begins at a multiple of the stride, so its
+    features are at the positions of the image's features. Inside the image, the halo is left out of
+    the core, because it depends on padding at the cut. The border of the image has no halo.
 
     Args:
         height: Height of the image in pixels.
         width: Width of the image in pixels.
         tiling: Sizes of the tiles.
+
+    Yields:
+        A tile.
     """
     for rows in _spans(height, tiling):
         for columns in _spans(width, tiling):
@@ -186,7 +194,7 @@ def _spans(length: int, tiling: Tiling) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def feature_map(features: Features, pixels: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    """Compute a network's feature map in tiles.
+    """Compute a network's feature map of large images tile by tile, to limit memory.
 
     Args:
         features: The network.
@@ -195,7 +203,7 @@ def feature_map(features: Features, pixels: torch.Tensor, tiling: Tiling) -> tor
 
     Returns:
         The map (N, features, ⌈H/stride⌉, ⌈W/stride⌉), equal to that of the uncut image up to
-        rounding.
+            rounding.
     """
     height, width = (-(-side // tiling.stride) for side in pixels.shape[-2:])
     full_map: torch.Tensor | None = None
@@ -213,9 +221,10 @@ def feature_map(features: Features, pixels: torch.Tensor, tiling: Tiling) -> tor
 
 
 def mean_features(features: Features, pixels: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    """Compute the mean of a network's features over the whole map, in float64 and in tiles.
+    """Compute the mean of a network's features over all positions, tile by tile, to limit memory.
 
-    A pass has at most as many pixels as a full tile with its halo, or one image if that is smaller.
+    Sums are in float64. A pass has at most as many pixels as a tile with its halo on each side, or
+    one image if that is smaller.
 
     Args:
         features: The network.

@@ -1,7 +1,9 @@
 """Build a ResNet of bottlenecks in plain torch (`ResNetBody`) and the families based on it.
 
-The families differ in their input: `corvi` uses whole images, `npr` differences of neighbouring
-pixels, `wavelet` diagonal detail, `frequency` high frequencies. The key names are the authors'.
+The families differ in the input of the ResNet. The input of `corvi` (`Corvi`) is the pixels, that
+of `npr` (`Npr`) differences of neighbouring pixels. `wavelet` (`Wavelet`) uses diagonal detail,
+`frequency` (`FreqNet`) high frequencies. The key names are the authors'.
+
 timm's own ResNet imports torchvision, which takes longer than torch. Source: He et al., CVPR 2016
 (arXiv 1512.03385), with the stride on the 3 × 3 convolution.
 """
@@ -50,7 +52,10 @@ class BottleneckBlock(nn.Module):
             )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Add convolutions and shortcut. See the class for shapes."""
+        """Apply the block: (N, channels, H, W) → (N, 4 × width, ⌈H/stride⌉, ⌈W/stride⌉).
+
+        Without padding, the result is smaller.
+        """
         shortcut = features if self.downsample is None else self.downsample(features)
         features = self.act(self.bn1(self.conv1(features)))
         features = self.act(self.bn2(self.conv2(features)))
@@ -124,7 +129,7 @@ class ResNetBody(nn.Module):
         return self.through(self.parts, pixels)
 
     def through(self, parts: Sequence[str], features: torch.Tensor) -> torch.Tensor:
-        """Apply the named submodules to features in sequence."""
+        """Apply submodules, given by name, to features one after the other."""
         for name in parts:
             features = self.get_submodule(name)(features)
         return features
@@ -139,11 +144,11 @@ _BORDER = 2
 
 
 def diagonal_detail(pixels: torch.Tensor) -> torch.Tensor:
-    """Compute the diagonal band of one step of the wavelet bior1.3.
+    """Compute the diagonal detail of an image: one band of the wavelet bior1.3.
 
-    (N, C, H, W) → (N, C, (H + 5) // 2, (W + 5) // 2). The high pass is Haar's, so a value is half
-    of the difference between the two diagonals of a 2 × 2 cell. The image is mirrored beyond its
-    edge, including the outermost line.
+    (N, C, H, W) → (N, C, (H + 5) // 2, (W + 5) // 2). A value is half of the difference between the
+    two diagonals of a 2 × 2 cell. The image is mirrored beyond its edge, including the outermost
+    line.
     """
     for axis in (-2, -1):
         pixels = pixels.index_select(axis, _mirror_indices(pixels.shape[axis], pixels.device))
@@ -164,9 +169,9 @@ def _mirror_indices(side: int, device: torch.device) -> torch.Tensor:
 class Wavelet(ResNetBody):
     """SAFE's network: pixels (N, 3, H, W), 0 to 1, any size → logits (N, 2) of real and fake.
 
-    Source: Li et al., KDD 2025 (arXiv 2408.06741). The network resizes diagonal detail to the
-    image's size and applies a 3 × 3 stem, layer1 and layer2 of a ResNet-50, the mean, and a linear
-    layer.
+    Source: Li et al., KDD 2025 (arXiv 2408.06741). The network computes `diagonal_detail` of the
+    image and resizes it to the image's size. A 3 × 3 stem, layer1 and layer2 of a ResNet-50, the
+    mean, and a linear layer follow.
     """
 
     def __init__(self) -> None:
@@ -174,7 +179,7 @@ class Wavelet(ResNetBody):
         self.fc1 = nn.Linear(512, 2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), 0 to 1 → logits (N, 2) of real and fake."""
         # Not in bf16, which keeps almost nothing of a difference of neighbours.
         with torch.autocast(pixels.device.type, enabled=False):
             detail = functional.interpolate(
@@ -188,12 +193,19 @@ _SPACE, _CHANNELS = (-2, -1), (1,)
 
 
 def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-    """Remove the low frequencies of `dims`, then clip negative values to 0.
+    """Remove the low frequencies of features, then clip negative values to 0.
 
-    The shape stays, and the type is float32. A frequency is removed if it is in the lower half of
-    the band, −n // 4 to n // 4 − 1 cycles, along all of `dims` at once. Only the first frequency
-    has no partner of the opposite sign, and the authors drop the imaginary part that results. With
-    a real transform, halving both partners gives the same result.
+    A frequency is removed if it is low along all of `dims` at once. Low means −n // 4 to n // 4 − 1
+    cycles for n values. The authors use a complex Fourier transform and drop the imaginary part.
+    Here, a real transform gives the same result: if only one of two frequencies of opposite sign is
+    low, both are halved.
+
+    Args:
+        features: Features of any shape.
+        dims: The dimensions to transform, such as rows and columns.
+
+    Returns:
+        Features of the same shape, float32.
     """
     # Not in bf16, which has no Fourier transform.
     with torch.autocast(features.device.type, enabled=False):
@@ -221,11 +233,12 @@ def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
 def convolve_spectrum(
     features: torch.Tensor, real: nn.Module, imaginary: nn.Module
 ) -> torch.Tensor:
-    """Convolve the real and imaginary parts of a spectrum, and transform back.
+    """Convolve the real and imaginary parts of the spectrum of features, and transform back.
 
-    The real parts of the spectrum are the transform of the features' even part around the origin,
-    and the imaginary parts that of their odd part. The convolutions therefore apply to these parts
-    directly, without a Fourier transform. Negative results are clipped to 0.
+    The spectrum is the Fourier transform over rows and columns, but no transform is computed. The
+    real parts are the transform of the features' even part around the origin, and the imaginary
+    parts that of their odd part. The 1 × 1 convolutions are therefore applied to the even and odd
+    parts directly. Negative results are clipped to 0.
 
     Args:
         features: Features (N, C, H, W).
@@ -243,11 +256,13 @@ def convolve_spectrum(
 class FreqNet(nn.Module):
     """FreqNet: pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
 
-    Source: Tan et al., AAAI 2024 (arXiv 2403.07240). The network keeps high frequencies of the
-    image and of features, between 1 × 1 convolutions and layer1 and layer2 of a ResNet-50. H and W
-    are at least 2. `weight1` and `bias1` are the first of four 1 × 1 convolutions, of which the
-    second and the fourth halve the map. `realconv1` and `imagconv1` convolve the spectrum of its
-    output.
+    Source: Tan et al., AAAI 2024 (arXiv 2403.07240). H and W are at least 2. Four steps remove low
+    frequencies from the image or from features. They are combined with layer1 and layer2 of a
+    ResNet-50.
+
+    The names of the parameters are those of the authors' file. In step 1, `weight1` and `bias1` are
+    a 1 × 1 convolution, and `realconv1` and `imagconv1` convolve the spectrum of its output. The
+    other steps have the numbers 2 to 4. The convolutions of steps 2 and 4 halve the map.
     """
 
     def __init__(self) -> None:
@@ -270,7 +285,7 @@ class FreqNet(nn.Module):
         self.fc1 = nn.Linear(512, 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), normalised → log-odds (N, 1) of fake."""
         features = self.maxpool(self._mix(self._mix(pixels, 1), 2))
         features = self._mix(self._mix(self.get_submodule("layer1")(features), 3), 4)
         features = self.get_submodule("layer2")(features)
@@ -307,9 +322,10 @@ STRIDE, HALO = 8, 48  # Corvi has the same stride, because layer2, layer3, and l
 
 
 def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
-    """Subtract the upper left pixel of each 2 × 2 cell from the cell.
+    """Subtract from each pixel the upper left pixel of its 2 × 2 cell.
 
-    (N, C, H, W) → (N, C, H, W) for even sides. The last row or column of an odd side is dropped.
+    The residual shows traces of upsampling by two. (N, C, H, W) → (N, C, H, W) for even sides. The
+    last row or column of an odd side is dropped.
     """
     height, width = (side // 2 * 2 for side in pixels.shape[-2:])
     even = pixels[..., :height:2, :width:2]
@@ -319,10 +335,16 @@ def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
-    """Compute a residual (N, C, H, W) of pixels.
+    """Filter pixels (N, C, H, W) before the first layer of a network, and return the residual.
 
-    The kind `npr` is the upsampling residual, `raw` the unchanged pixels, and any other kind a
-    gradient. Pixels outside the image count as 0.
+    Args:
+        pixels: The pixels.
+        kind: "npr" is the `upsampling_residual`, and "raw" returns the pixels unchanged. Any other
+            kind is a gradient, horizontal for "x_grad", vertical for "y_grad", or diagonal. For a
+            gradient, pixels outside the image count as 0.
+
+    Returns:
+        The residual (N, C, H, W). With "npr", the last row or column of an odd side is missing.
     """
     if kind == "npr":
         return upsampling_residual(pixels)
@@ -340,9 +362,10 @@ def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
 class Npr(ResNetBody):
     """NPR's network: pixels (N, 3, H, W), ImageNet-normalised, any size → log-odds (N, 1) of fake.
 
-    Source: Tan et al., CVPR 2024 (arXiv 2312.10461). The network applies the neighbouring-pixel
-    residual × 2/3, a 3 × 3 stem, layer1 and layer2 of a ResNet-50, the mean, and a linear layer.
-    The last row or column of an odd side is dropped, and a side of 1 px gives NaN.
+    Source: Tan et al., CVPR 2024 (arXiv 2312.10461). The input of the ResNet is 2/3 of the
+    `upsampling_residual`, differences of neighbouring pixels. A 3 × 3 stem, layer1 and layer2 of a
+    ResNet-50, the mean, and a linear layer follow. The last row or column of an odd side is
+    dropped, and a side of 1 px gives NaN. Large images are processed in tiles.
 
     Args:
         tile: Side of a tile in pixels, at least 8, rounded down to a multiple of 8.
@@ -355,7 +378,7 @@ class Npr(ResNetBody):
         self.tiling = Tiling(tile, STRIDE, HALO)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), normalised → log-odds (N, 1) of fake."""
         height, width = (side // 2 * 2 for side in pixels.shape[-2:])
         if not height or not width:
             return pixels.new_full((len(pixels), 1), torch.nan)
@@ -379,14 +402,14 @@ class Corvi(ResNetBody):
 
     The log-odds are those of fake. Source: Corvi et al., ICASSP 2023 (arXiv 2211.00680). The
     network is a ResNet with stride 1 in `conv1` and `maxpool`, the mean of its features, and a
-    linear layer. Images larger than a tile are processed in tiles with the receptive field as halo,
-    so that the logit is that of the uncut image.
+    linear layer. Large images are processed in overlapping tiles, and the logit is that of the
+    uncut image.
 
     Args:
         layers: Blocks per stage.
         channels: Width of the blocks per stage.
-        tile: Side of a tile without its halo in pixels, at least 8, rounded down to a multiple of
-            8. None means `TILE`.
+        tile: Side of a tile in pixels without the overlap, at least 8, rounded down to a multiple
+            of 8. None means 320 on a CPU and 1536 on a GPU (`TILE`).
     """
 
     def __init__(
@@ -421,14 +444,15 @@ class Corvi(ResNetBody):
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), normalised → log-odds (N, 1) of fake."""
         logits: torch.Tensor = self.fc(mean_features(self.features, pixels, self._tiling(pixels)))
         return logits
 
     def logit_map(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the logit of every 8 × 8 px cell, (N, 1, ⌈H/8⌉, ⌈W/8⌉).
+        """Return the logit of every 8 × 8 px cell, a map of the areas that look fake.
 
-        The mean is the logit of the image, because the head is linear.
+        Pixels (N, 3, H, W) → (N, 1, ⌈H/8⌉, ⌈W/8⌉). The mean of these logits is the logit of the
+        image, because the head is linear.
         """
         return feature_map(self._logits, pixels, self._tiling(pixels))
 
@@ -445,9 +469,16 @@ class Corvi(ResNetBody):
 
 
 def receptive_radius(layers: Sequence[int]) -> int:
-    """Return the number of pixels that a feature cell depends on, to either side of its first.
+    """Return the radius in pixels of the receptive field of a `Corvi` network's features.
 
-    The radius is 56 for ResNet-50, which is a field of 113 × 113.
+    A feature depends on this number of pixels to every side of the first pixel of its cell. The
+    radius is 56 for ResNet-50, so the field has 113 × 113 pixels.
+
+    Args:
+        layers: Blocks per stage of the ResNet.
+
+    Returns:
+        The radius.
     """
     radius, step = 3 + 1, 1  # conv1 7 × 7, maxpool 3 × 3
     for stage, blocks in enumerate(layers):

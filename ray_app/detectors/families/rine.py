@@ -1,4 +1,4 @@
-"""Build the `rine` family: the weighted sum of the class tokens of all CLIP blocks.
+"""Build the `rine` family, which scores an image by the class tokens of all CLIP blocks.
 
 The tower's weights are those of the card's backbone. The head's weights are the card's own, with
 the authors' key names. Source: Koutlis and Papadopoulos, ECCV 2024 (arXiv 2402.19091).
@@ -17,12 +17,13 @@ from ray_app.detectors.families.frozen import build_backbone
 class Rine(nn.Module):
     """RINE's network: pixels (N, 3, H, W), normalised → logits (N, 1).
 
-    CLIP runs once for all networks that share this backbone. The parameter `alpha` (1, layers,
-    width) weighs each number of each layer: the paper's trainable importance estimator.
+    The class tokens of all CLIP blocks are projected, and their weighted sum is classified. The
+    weights are the softmax of the parameter `alpha` (1, layers, width) over the layers. Networks
+    that share the backbone run CLIP only once.
 
     Args:
-        backbone: CLIP's vision tower. The class tokens of all its layers are used.
-        projections: Linear layers in each of both projections.
+        backbone: CLIP's vision tower.
+        projections: Number of linear layers of the projection before the sum, and of that after it.
         width: Width of the projections.
     """
 
@@ -37,7 +38,7 @@ class Rine(nn.Module):
         self.head = nn.Sequential(*_layers([width] * 3), nn.Linear(width, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), normalised → logits (N, 1)."""
         layers = self.proj1(self.backbone(pixels).class_tokens)
         summed = (self.alpha.softmax(dim=1) * layers).sum(dim=1)
         logits: torch.Tensor = self.head(self.proj2(summed))
@@ -57,5 +58,9 @@ def _layers(widths: list[int]) -> list[nn.Module]:
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card with the arguments of `Rine` on it. Raises DetectorError."""
+    """Build the network of a card.
+
+    The card's `architecture.arguments` are those of `Rine` except `backbone`, which the card names
+    separately. Raises DetectorError if the backbone is missing or invalid.
+    """
     return Rine(build_backbone(card), **card.architecture.arguments)

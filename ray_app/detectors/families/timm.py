@@ -1,11 +1,13 @@
-"""Build the families of timm's networks, by timm's own names. Nothing is downloaded.
+"""Build the families `timm-classifier`, `embedding`, and `b-free`, whose networks are timm's.
 
-`timm-classifier` is any image classifier. `embedding` is a linear layer on an embedding that was
-trained by contrast, with DRCT's key names. `b-free` is a vision transformer on five large crops of
-an image at its own size, and the mean of their logits. Sources: Chen et al., ICML 2024 (PMLR 235,
-pages 7621–7639); Guillaro et al., CVPR 2025 (arXiv 2412.17671). The authors of the latter embed
-patches of the whole image and then cut the five crops. Here crops are cut from the pixels at whole
-patches and then embedded, which gives the same result and costs less for a large image.
+Networks have timm's own names, and nothing is downloaded. `timm-classifier` is any image
+classifier. `embedding` is a linear layer on an embedding from contrastive training, with the key
+names of DRCT (Chen et al., ICML 2024, PMLR 235, pages 7621–7639).
+
+`b-free` scores five crops of an image at its own size with a vision transformer, and averages their
+logits (Guillaro et al., CVPR 2025, arXiv 2412.17671). The authors embed the patches of the whole
+image and then cut the crops. Here the crops are cut first, at whole patches. The result is the same
+and costs less for a large image.
 """
 
 import math
@@ -23,7 +25,7 @@ class EmbeddingClassifier(nn.Module):
     """Linear head on an embedding: (N, 3, H, W), normalised → (N, logits).
 
     Args:
-        model: Network with an embedding (N, width) in place of classes.
+        model: Network that returns an embedding (N, width).
         width: Width of the embedding.
         logits: Number of logits.
     """
@@ -33,20 +35,20 @@ class EmbeddingClassifier(nn.Module):
         self.model, self.fc = model, nn.Linear(width, logits)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score a batch of images. See the class for shapes."""
+        """Score a batch of images: pixels (N, 3, H, W), normalised → (N, logits)."""
         logits: torch.Tensor = self.fc(self.model(pixels))
         return logits
 
 
 class FiveCrops(nn.Module):
-    """Mean logits of the centre and the four corners: (N, 3, H, W), normalised → (N, logits).
+    """Mean logits of five crops: pixels (N, 3, H, W), normalised → (N, logits).
 
-    H and W are at least one patch. Pixels beyond whole patches are not used. If a side is shorter
-    than the crop, the image is repeated from its upper left corner until it fills one crop, and a
-    longer side is cut to the crop.
+    The crops are the centre and the four corners. H and W are at least one patch. Pixels beyond
+    whole patches are not used. If a side is shorter than the crop, there is only one crop. The
+    image is repeated to the right and below until it fills this crop, and a longer side is cut.
 
     Args:
-        network: Network for a crop.
+        network: Vision transformer of timm, whose input size is the size of a crop.
     """
 
     def __init__(self, network: Any) -> None:
@@ -56,7 +58,7 @@ class FiveCrops(nn.Module):
         self.side = int(network.patch_embed.img_size[0])
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Score images of one size. See the class for shapes."""
+        """Score images of one size: pixels (N, 3, H, W), normalised → mean logits (N, logits)."""
         pixels = self._fill(pixels)
         bottom, right = (length - self.side for length in pixels.shape[2:])
         centre = tuple(margin // self.patch // 2 * self.patch for margin in (bottom, right))
@@ -81,10 +83,11 @@ class FiveCrops(nn.Module):
 
 
 def build(card: DetectorCard) -> nn.Module:
-    """Build the network of a card.
+    """Build the network of a card of the family `timm-classifier`, `embedding`, or `b-free`.
 
     `architecture.name` is a name of timm. `architecture.arguments` are the arguments of
-    `timm.create_model`, except the `width` of an `embedding`. Raises DetectorError.
+    `timm.create_model`. For `embedding`, they also have `width`, the width of the embedding. Raises
+    DetectorError if `width` is invalid.
     """
     arguments = dict(card.architecture.arguments)
     if card.family != "embedding":

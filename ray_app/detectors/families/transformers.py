@@ -23,8 +23,8 @@ _ATTENTION = "touchstone-headwise"
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card.
 
-    `architecture.name` is the model type, and `architecture.arguments` its configuration. Raises
-    DetectorError.
+    `architecture.name` is a model type of transformers, such as "vit". `architecture.arguments` are
+    the values of its configuration. Raises DetectorError if the configuration has unknown keys.
     """
     arguments = dict(card.architecture.arguments)
     with quietly():
@@ -49,11 +49,11 @@ def build(card: DetectorCard) -> nn.Module:
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> dict[str, torch.Tensor]:
-    """Rename a file's tensors to the network's names, by transformers' own list of renamings.
+    """Rename a file's tensors to the names of this version of transformers.
 
-    Published files have the names of the transformers version that wrote them. Only names change.
-    Raises DetectorError if several keys are renamed to the same name, or if this version of
-    transformers has no list of renamings.
+    Published files have the names of the version that wrote them. transformers has a list of
+    renamings, which is used here. Raises DetectorError if several keys are renamed to the same
+    name, or if this version has no list of renamings.
     """
     network_keys = network.state_dict().keys()
     if state.keys() == network_keys:
@@ -95,9 +95,10 @@ def _renaming(network: Any) -> Callable[[str], str]:
 
 
 def skip_initial_values() -> AbstractContextManager[None]:
-    """Return a context that builds networks without initial values, which would be overwritten.
+    """Return a context in which networks are built without initial values.
 
-    Raises DetectorError if this version of transformers does not support it.
+    Initial values take time, and a weight file overwrites them. Raises DetectorError if this
+    version of transformers does not support such a context.
     """
     try:
         from transformers.initialization import no_init_weights
@@ -112,7 +113,10 @@ def skip_initial_values() -> AbstractContextManager[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Suppress warnings about parts that a classifier lacks, such as SigLIP's text tower."""
+    """Suppress transformers' warnings in a `with` block.
+
+    Without it, transformers warns about parts that a classifier lacks, such as SigLIP's text tower.
+    """
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)
     try:
@@ -127,9 +131,10 @@ def _logits_only(network: nn.Module, inputs: Any, output: Any) -> torch.Tensor:
 
 
 def use_headwise_attention(network: Any) -> None:
-    """Make a network use `headwise_attention`, which is faster in bf16 on a CPU.
+    """Make a network of transformers use `headwise_attention`, which is faster in bf16 on a CPU.
 
-    Only models that read the library's attention registry support it. Other models stay unchanged.
+    Only models that read the attention registry of transformers support it. Other models stay
+    unchanged.
     """
     if network.is_backend_compatible():
         transformers.AttentionInterface.register(_ATTENTION, headwise_attention)
@@ -140,12 +145,17 @@ def use_headwise_attention(network: Any) -> None:
 def unknown_keys(
     given: Mapping[str, Any], known: Mapping[str, Any], path: str = ""
 ) -> Iterator[str]:
-    """Yield the keys of a configuration that the library does not have, each with its path.
+    """Yield the keys of a configuration that transformers does not know, such as a misspelt key.
+
+    transformers itself would ignore them without a warning.
 
     Args:
         given: The configuration.
-        known: The default configuration.
-        path: Prefix of the paths.
+        known: The default configuration, which has all keys.
+        path: Prefix of the keys, such as "vision_config.". The function calls itself with it.
+
+    Yields:
+        An unknown key, with the names of the sections that contain it: "vision_config.hiden_size".
     """
     # transformers stores a misspelt key as an attribute and builds the default network without a
     # warning.

@@ -1,9 +1,13 @@
-"""Build the `trufor` family: Noiseprint++ and colours in two SegFormers that correct each other.
+"""Build the `trufor` family, which finds altered pixels by colours and by traces of the camera.
 
-The outputs are a mask, its confidence, and a score. The key names are the authors'. Sources:
-Guillaro et al., CVPR 2023 (arXiv 2212.10957); the encoder: Liu et al. 2022, CMX (arXiv 2203.04838),
-based on Xie et al. 2021, SegFormer (arXiv 2105.15203; `MixStage`); Noiseprint++'s network: Zhang et
-al. 2017, DnCNN (arXiv 1608.03981).
+Noiseprint++ computes a fingerprint of the image: traces of the camera and its processing, which
+altered areas do not share. Two SegFormer encoders, of the colours and of the fingerprint, correct
+each other. The outputs are a mask of altered pixels, the mask's confidence, and a score. Start at
+`TruFor`. The key names are the authors'.
+
+Sources: Guillaro et al., CVPR 2023 (arXiv 2212.10957). The encoder: Liu et al. 2022, CMX (arXiv
+2203.04838), based on Xie et al. 2021, SegFormer (arXiv 2105.15203). Noiseprint++'s network: Zhang
+et al. 2017, DnCNN (arXiv 1608.03981).
 """
 
 from collections.abc import Sequence
@@ -22,9 +26,7 @@ EPS = 1e-6  # For the blocks' norms. Other norms have torch's 1e-5.
 
 
 class PatchEmbed(nn.Module):
-    """Embed patches: (N, channels, H, W) → a smaller map of tokens (N, h, w, width).
-
-    Patches of 7 pixels are 4 pixels apart, patches of 3 pixels 2 apart.
+    """Embed overlapping patches: (N, channels, H, W) → a smaller map of tokens (N, h, w, width).
 
     Args:
         channels: Input channels.
@@ -39,13 +41,15 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Embed the patches. See the class for shapes."""
+        """Embed the patches: (N, channels, H, W) → tokens (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
         tokens: torch.Tensor = self.norm(self.proj(features).permute(0, 2, 3, 1))
         return tokens
 
 
 class ShrunkAttention(nn.Module):
-    """Tokens (N, h, w, width) attend to a map that is `ratio` times smaller on each side.
+    """Self-attention whose keys and values come from a smaller version of the token map.
+
+    Tokens (N, h, w, width) → the same shape.
 
     Args:
         width: Width of the tokens.
@@ -66,7 +70,7 @@ class ShrunkAttention(nn.Module):
             self.sr, self.norm = nn.Conv2d(width, width, ratio, stride=ratio), nn.LayerNorm(width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Apply the attention. The shape stays."""
+        """Apply the attention to tokens (N, h, w, width). The shape stays."""
         context = (
             tokens
             if self.sr is None
@@ -92,19 +96,20 @@ class MixMlp(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Apply the MLP. See the class for shapes."""
+        """Apply the MLP to tokens (N, h, w, width). The shape stays."""
         mixed = self.dwconv["dwconv"](self.fc1(tokens).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         output: torch.Tensor = self.fc2(functional.gelu(mixed))
         return output
 
 
 class MixBlock(nn.Module):
-    """Pre-norm block: (N, h, w, width) → the same shape.
+    """Pre-norm transformer block with `ShrunkAttention`: (N, h, w, width) → the same shape.
 
     Args:
         width: Width of the tokens.
         heads: Attention heads.
-        ratio: See `ShrunkAttention`.
+        ratio: Factor by which each side of the map of keys and values is smaller than that of the
+            tokens.
     """
 
     def __init__(self, width: int, heads: int, ratio: int) -> None:
@@ -113,23 +118,25 @@ class MixBlock(nn.Module):
         self.norm2, self.mlp = nn.LayerNorm(width, eps=EPS), MixMlp(width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Apply attention and MLP."""
+        """Apply attention and MLP, each with a residual, to tokens (N, h, w, width)."""
         tokens = tokens + self.attn(self.norm1(tokens))
         attended: torch.Tensor = tokens + self.mlp(self.norm2(tokens))
         return attended
 
 
 class MixStage:
-    """The parts of an encoder stage. The static method `run` applies them.
+    """The modules of one encoder stage: `embed`, `blocks`, and `norm`.
 
-    Checkpoints have the parts `embed`, `blocks`, and `norm` at the same level.
+    The class is not a module itself, because checkpoints have these parts of all stages at the same
+    level. The encoder registers the parts. The static method `run` applies them.
 
     Args:
         channels: Input channels.
         width: Width of the tokens.
         heads: Attention heads per block.
         depth: Number of blocks.
-        ratio: See `ShrunkAttention`.
+        ratio: Factor by which each side of the map of keys and values is smaller than that of the
+            tokens.
         first: Whether this is the first stage, which has larger patches.
     """
 
@@ -169,7 +176,10 @@ HALF = 0.5
 
 
 def noise_layers() -> nn.Sequential:
-    """Build Noiseprint++: colours (N, 3, H, W), 0 to 255/256 → the fingerprint (N, 1, H, W)."""
+    """Build Noiseprint++, which computes a fingerprint: traces of the camera in an image.
+
+    Colours (N, 3, H, W), 0 to 255/256 → the fingerprint (N, 1, H, W).
+    """
     first, last = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 1, 3, padding=1)
     middle = [
         (nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
@@ -179,7 +189,14 @@ def noise_layers() -> nn.Sequential:
 
 
 class Rectification(nn.Module):
-    """Correct each of two maps (N, C, H, W) with the other, weighted by statistics of both."""
+    """Correct two maps (N, C, H, W) with each other: features of colours and of the fingerprint.
+
+    A weighted copy of each map is added to the other map. The weights depend on both maps: one per
+    channel, and one per position.
+
+    Args:
+        width: Channels C of each map.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -201,7 +218,7 @@ class Rectification(nn.Module):
     def forward(
         self, colours: torch.Tensor, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return both maps, each corrected with the other."""
+        """Return the corrected map of the colours and the corrected map of the fingerprint."""
         both = torch.cat([colours, noise], 1)
         to_noise, to_colours = self.channel_weights["mlp"](
             torch.cat([both.mean((2, 3)), both.amax((2, 3))], 1)
@@ -213,9 +230,14 @@ class Rectification(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Read each of two token sequences (N, T, C) through the other's keys and values.
+    """Let each of two token sequences (N, T, C) attend to the other sequence.
 
-    The product of keys and values has C × C numbers per head.
+    The attention is linear in T: the product of keys and values is computed first, and has only (C
+    / heads)² numbers per head.
+
+    Args:
+        width: Width C of the tokens.
+        heads: Attention heads.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -227,7 +249,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, first: torch.Tensor, second: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return both token sequences, each changed by the other."""
+        """Return the output (N, T, C) of the attention for each of the two sequences."""
         contexts = [
             self._context(layer(tokens))
             for layer, tokens in ((self.kv1, first), (self.kv2, second))
@@ -245,7 +267,15 @@ class CrossAttention(nn.Module):
 
 
 class CrossPath(nn.Module):
-    """Exchange information between half of the channels of two token sequences (N, T, C)."""
+    """Exchange information between two token sequences (N, T, C).
+
+    Each sequence is projected to two halves. One half attends to that of the other sequence. Both
+    halves are then projected and added to the sequence.
+
+    Args:
+        width: Width C of the tokens.
+        heads: Attention heads.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -260,7 +290,7 @@ class CrossPath(nn.Module):
     def forward(
         self, first: torch.Tensor, second: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return both token sequences, each changed by the other."""
+        """Return both token sequences (N, T, C), each with information of the other added."""
         own1, shared1 = self.channel_proj1(first).relu().chunk(2, -1)
         own2, shared2 = self.channel_proj2(second).relu().chunk(2, -1)
         read1, read2 = self.cross_attn(shared1, shared2)
@@ -269,7 +299,14 @@ class CrossPath(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Fuse two maps (N, C, H, W) into one."""
+    """Fuse two maps (N, C, H, W), of the colours and of the fingerprint, into one.
+
+    The maps exchange information with `CrossPath` before they are joined.
+
+    Args:
+        width: Channels C of each map.
+        heads: Attention heads.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -298,15 +335,16 @@ class Fusion(nn.Module):
 
 
 class DualEncoder(nn.Module):
-    """Encode colours and fingerprint, (N, 3, H, W) each → four fused maps.
+    """Encode colours and fingerprint, (N, 3, H, W) each, to four fused maps.
 
-    The maps have 1/4, 1/8, 1/16, and 1/32 of the size.
+    The sides of the maps are 1/4, 1/8, 1/16, and 1/32 of those of the image.
 
     Args:
         widths: Width per stage.
-        heads: Heads per stage.
+        heads: Attention heads per stage.
         depths: Blocks per stage.
-        ratios: Ratio of the attention's context per stage, see `ShrunkAttention`.
+        ratios: Factor per stage by which the attention's map of keys and values is smaller, see
+            `ShrunkAttention`.
     """
 
     def __init__(
@@ -336,7 +374,7 @@ class DualEncoder(nn.Module):
         )
 
     def forward(self, colours: torch.Tensor, noise: torch.Tensor) -> list[torch.Tensor]:
-        """Return the four maps, the largest first."""
+        """Return the four fused maps (N, width, h, w), the largest first."""
         maps = []
         for number, (rectify, fuse) in enumerate(zip(self.FRMs, self.FFMs, strict=True), start=1):
             colours, noise = rectify(
@@ -354,7 +392,7 @@ class DualEncoder(nn.Module):
 
 
 class MlpDecoder(nn.Module):
-    """Decode four maps to logits (N, classes, h, w) at the size of the largest.
+    """Decode four maps of an encoder to logits (N, classes, h, w), in the size of the largest map.
 
     Args:
         widths: Channels of the maps.
@@ -375,7 +413,7 @@ class MlpDecoder(nn.Module):
         self.linear_pred = nn.Conv2d(width, classes, 1)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Return the logits. The smallest map is fused first."""
+        """Return the logits (N, classes, h, w). `maps` has the largest map first."""
         convolution, norm, relu = self.linear_fuse
         fused = fused_maps(
             map(self._project, (4, 3, 2, 1), reversed(maps)),
@@ -395,14 +433,14 @@ class MlpDecoder(nn.Module):
 class TruFor(nn.Module):
     """TruFor: colours (N, 3, H, W), 0 to 255/256, any size → log-odds (N, 1), masks (N, H, W).
 
-    The log-odds are that the image was altered. The defaults are the published sizes, with
-    68,697,421 parameters.
+    The log-odds are that the image was altered. The masks have the probability that a pixel was
+    altered. The defaults are the published sizes, with 68,697,421 parameters.
 
     Args:
-        widths: Width per stage.
-        heads: Heads per stage.
+        widths: Width per stage of the encoder.
+        heads: Attention heads per stage.
         depths: Blocks per stage.
-        ratios: Ratio of the attention's context per stage.
+        ratios: Factor per stage by which the attention's map of keys and values is smaller.
         decoder_width: Channels of the decoders.
     """
 
@@ -427,7 +465,7 @@ class TruFor(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Return scores and masks of a batch. See the class for shapes."""
+        """Return log-odds (N, 1) and masks (N, H, W) for colours (N, 3, H, W), 0 to 255/256."""
         altered, confidence = self.maps(pixels)
         statistics = torch.cat(
             [_statistics(confidence), _statistics(altered, functional.logsigmoid(confidence))], 1
@@ -435,10 +473,9 @@ class TruFor(nn.Module):
         return Prediction(self.detection(statistics), altered.sigmoid())
 
     def maps(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the map of altered pixels and its confidence, (N, H, W) each, as log-odds.
+        """Return the log-odds that a pixel was altered, and those that this prediction is right.
 
-        The first map has the log-odds that a pixel was altered. The second has the log-odds that
-        the first map is right.
+        `pixels` are colours (N, 3, H, W), 0 to 255/256. Both results are (N, H, W).
         """
         noise = self.noiseprint(pixels).expand(-1, 3, -1, -1)
         maps = self.backbone((pixels - self.mean) / self.std, noise)
@@ -451,7 +488,10 @@ class TruFor(nn.Module):
         return outputs[0][:, 1] - outputs[0][:, 0], outputs[1][:, 0]
 
     def noiseprint(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the fingerprint (N, 1, H, W), computed in overlapping bands."""
+        """Return the fingerprint (N, 1, H, W) of colours (N, 3, H, W): traces of the camera.
+
+        It is computed in overlapping bands of rows, because a whole photo would need gigabytes.
+        """
         height, bands = pixels.shape[2], []
         for top in range(0, height, BAND):
             first = max(top - NOISE_LAYERS, 0)
