@@ -190,9 +190,9 @@ class Output(Frozen):
     def index_among(self, labels: tuple[str, ...]) -> int:
         """Return the index of the logit that means fake, if the logits have these labels.
 
-        If the card states an index, it is returned and `labels` are ignored. Labels are compared
-        without regard to case. Raises ValueError unless `labels` contain the card's fake label
-        exactly once.
+        Labels are compared without regard to case. If the card states `fake_index`, it is returned,
+        and `labels` are ignored. Raises ValueError if `labels` do not contain the card's
+        `fake_label` exactly once.
         """
         if self.fake_index is not None:
             return self.fake_index
@@ -571,7 +571,7 @@ def list_added_cards() -> list[DetectorCard]:
 
 
 def list_variants(card: DetectorCard) -> Iterator[DetectorCard]:
-    """Yield the variants of a shipped detector card as separate cards.
+    """Load each variant of a shipped detector card as a card of its own.
 
     A variant has the name NAME:VARIANT and differs from the card in a few keys.
 
@@ -596,8 +596,13 @@ def strip_variant(name: str) -> str:
 def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
     """Split `:VARIANT` from the name or path of a detector card.
 
-    Returns the name or path, and the variant or None. After the name of a detector, `:VARIANT` is a
-    variant even if a file has the whole text as its name.
+    Args:
+        name_or_path: A name, path, or URL, such as "npr:native".
+
+    Returns:
+        The name or path, and the variant or None. After the name of a known detector, `:VARIANT` is
+            always a variant. Otherwise, if a file with the whole text as its path exists, the text
+            has no variant.
     """
     base, _, variant = str(name_or_path).rpartition(":")
     is_variant = bool(base and _VARIANT.fullmatch(variant)) and (
@@ -661,11 +666,10 @@ def _read_backbone(backbone: Any, folder: Path) -> tuple[Any, Path]:
 
 
 def read_remote_card(url: str) -> tuple[dict[str, Any], str]:
-    """Return the data of the card at a URL, and the URL without secrets.
+    """Download a card, and return its data and its URL without secrets, for messages.
 
     In the data, a relative `uri` of weights is replaced by its whole URL, which every machine can
-    reach. Raises ConfigError if there is no card at the URL, StorageError if the URL is
-    unreachable.
+    reach. Raises ConfigError if the card does not exist, StorageError if the URL is unreachable.
     """
     folder, _, name = url.rpartition("/")
     where = strip_secrets(url)

@@ -61,7 +61,8 @@ def card_text(card: Card, *, is_compact: bool = False) -> str:
 def describe_backbone(backbone: Backbone) -> str | dict[str, Any]:
     """Return a backbone in the form that the key `backbone` of a card has.
 
-    A backbone is a part of a network that several detectors share.
+    Args:
+        backbone: The backbone, a part of a network that several detectors share.
 
     Returns:
         The name, if a backbone with this name and equal values is shipped with Touchstone.

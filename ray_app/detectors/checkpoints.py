@@ -311,15 +311,19 @@ def unreadable(
     *,
     name: Literal["torch", "safetensors", "json"],
 ) -> DetectorError:
-    """Return the error for a file that cannot be read as expected.
+    """Return the error for a checkpoint or configuration file that cannot be read.
 
-    The message never advises to open the file without `weights_only`.
+    The message states the type of the file, such as a Git LFS pointer, and how to correct the
+    problem. It never advises to open the file without `weights_only`.
 
     Args:
         path: The file.
         expected: Description of the expected content.
         error: The exception.
         name: Name of the expected file type, as in `FileKind`.
+
+    Returns:
+        The error, for the caller to raise.
     """
     try:
         kind = detect_file_kind(path)

@@ -148,9 +148,12 @@ def autocast(device: str, precision: ResolvedPrecision) -> Iterator[None]:
 
 
 class Float32Linear(nn.Linear):
-    """Linear layer that computes in fp32 inside autocast.
+    """Linear layer that computes in fp32 inside autocast. `lower_to_bf16` uses it as the head.
 
     It shares the parameters of the layer that it replaces.
+
+    Args:
+        layer: The layer that it replaces.
     """
 
     def __init__(self, layer: nn.Linear) -> None:

@@ -19,9 +19,9 @@ class SharedBackbone(nn.Module):
     """Backbone that several detectors share, and that runs once per batch.
 
     A backbone computes features that the detectors' own layers use. The first detector that
-    requests the features of a batch runs the backbone, and the others get the same features. A
-    batch is the same only if it is the same tensor object. Its features are kept until the next
-    batch.
+    requests the features of a batch runs the backbone, and other detectors get the stored features.
+    They must pass the same tensor object: an equal tensor counts as another batch. The features are
+    kept until the next batch.
 
     Attributes:
         name: Name of the backbone.
@@ -38,7 +38,7 @@ class SharedBackbone(nn.Module):
         self._features: Any = None
 
     def forward(self, pixels: torch.Tensor) -> Any:
-        """Return the backbone's features of a batch."""
+        """Return the backbone's features of a batch, and run the backbone only if needed."""
         self.asked += 1
         if self._batch is None or self._batch() is not pixels:
             self.runs += 1
@@ -89,11 +89,18 @@ def _have_equal_weights(first: nn.Module, second: nn.Module) -> bool:
 
 
 def share_equal_weights(networks: Iterable[nn.Module]) -> int:
-    """Make parameters with equal content share one tensor, and return the bytes saved.
+    """Make parameters with equal content share one tensor, to save memory.
 
-    The networks must not be trained afterwards. A detector may contain a frozen backbone in its own
-    checkpoint (MaskCLIP: OpenAI's CLIP) that another detector has as a separate file. If both run
-    in the same precision, the backbone is in memory once.
+    This helps if a detector has a frozen backbone in its own checkpoint that another detector has
+    as a separate file. An example is MaskCLIP with OpenAI's CLIP. The networks must not be trained
+    afterwards.
+
+    Args:
+        networks: The networks, which are changed in place. Only tensors of the same precision are
+            shared.
+
+    Returns:
+        The bytes saved.
     """
     tensors_by_key: defaultdict[tuple[object, ...], list[torch.Tensor]] = defaultdict(list)
     saved_bytes = 0

@@ -233,8 +233,8 @@ def _list_candidates(part: WeightSet) -> list[Path]:
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hex.
 
-    In one process, a file is hashed again only if its size or modification time changes. Raises
-    OSError if the file is not readable.
+    The result is cached in this process, until the size or modification time of the file changes.
+    Raises OSError if the file is not readable.
     """
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns)
@@ -422,9 +422,10 @@ def _download(part: WeightSet, url: str, target: Path, expected: str | None) -> 
 
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces `target` if the block ends without an exception.
+    """Write a file atomically: yield a temporary path, which replaces `target` after the block.
 
-    Readers of `target` never see a partly written file.
+    If the `with` block raises an exception, `target` stays as it is. Readers of `target` never see
+    a partly written file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial.") as folder:

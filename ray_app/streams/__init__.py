@@ -2,6 +2,7 @@
 
 A pool is a number of processes that run the same `Stage`, one step of the work. Start at
 `pool.stream(items, pools)`, with which Ray Data passes each item through one pool after another.
-Training passes a `pool.dataset` to Ray Train instead, and reads its `pool.messages` there.
-`worker_pool.map_in_pool` applies a function to items that are produced while others are processed.
+For training, `pool.dataset` builds such a pipeline for Ray Train, whose workers read the results
+with `pool.messages`. `worker_pool.map_in_pool` applies a function to items that are produced while
+others are processed.
 """

@@ -62,7 +62,8 @@ class CallableAddition(NamedTuple):
 class AddedCard(NamedTuple):
     """A card that `add_callable` wrote, and the result of the test of its callable.
 
-    The test lets the callable score three generated images.
+    A callable is Python code of a user that works as a detector. In the test, it scores three
+    generated images.
 
     Attributes:
         card: The card.

@@ -105,8 +105,12 @@ class CallableProcess(ChildProcess):
     def open(self) -> OpenedDetector:
         """Start the child process and load the callable in it.
 
-        Raises DetectorError with a hint if the callable cannot be loaded or has another identity
-        than expected.
+        Returns:
+            Identity, libraries, and size limit that the process reports.
+
+        Raises:
+            DetectorError: If the callable cannot be loaded, or if its identity is not the expected
+                one. The error has a hint.
         """
         with self._lock, tempfile.TemporaryFile() as errors:
             self._start(errors)

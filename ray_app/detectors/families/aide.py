@@ -94,8 +94,10 @@ class NoiseNet(ResNetBody):
 class Aide(nn.Module):
     """AIDE's network: pixels (N, 3, H, W), 0 to 1 → logits (N, 2) of real and fake.
 
-    Four patches go through filters and two ResNet-50s, the image at 256 × 256 px through
-    ConvNeXt-XXL. The sides of an image must be at least 32 px. Smaller images get the score NaN.
+    The two patches with the least texture and the two with the most go through noise filters and
+    two ResNet-50s. The image at 256 × 256 px goes through ConvNeXt-XXL. A linear head gets the
+    features of both. The sides of an image must be at least 32 px. Smaller images get the score
+    NaN.
 
     Args:
         layers: Blocks per stage of both ResNets.

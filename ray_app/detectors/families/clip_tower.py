@@ -129,7 +129,7 @@ class ClipBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Stack of transformer blocks that also returns the outputs of inner layers.
+    """Stack of transformer blocks that also returns tokens of inner layers.
 
     Args:
         width: Width of the tokens.
@@ -149,12 +149,14 @@ class Transformer(nn.Module):
 
         Args:
             tokens: Tokens (N, tokens, width).
-            mask: Which tokens may attend to which, (tokens, tokens). None allows all.
-            taps: Layers whose `ln_2` output to return.
+            mask: (tokens, tokens), True if the token of the row may attend to the token of the
+                column. None allows all.
+            taps: Indices of the layers for which the input of the MLP (output of `ln_2`) is
+                returned.
 
         Returns:
-            The last block's output, the `ln_2` outputs of the layers in `taps`, and the first token
-            of every layer's `ln_2` output, (N, layers, width).
+            The last block's output. The inputs of the MLPs of the layers in `taps`. The first token
+                of the input of every layer's MLP, (N, layers, width).
         """
         tapped, first = {}, []
         for layer, block in enumerate(self.resblocks):
@@ -274,7 +276,11 @@ class TextTower(nn.Module):
         self.text_projection = nn.Parameter(drawn(width, embed_dim, std=width**-0.5))
 
     def forward(self, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """Return the features of texts. `end` (N,) is the position of each text's end token."""
+        """Return the features (N, embed_dim) of texts.
+
+        `embedded` are the embedded tokens (N, context, width). `end` (N,) is the position of each
+        text's end token.
+        """
         context = embedded.shape[1]
         causal = torch.ones(context, context, dtype=torch.bool, device=embedded.device).tril()
         tokens, _, _ = self.transformer(embedded + self.positional_embedding[:context], causal)
@@ -285,9 +291,15 @@ class TextTower(nn.Module):
 class Clip(TextTower):
     """CLIP's image and text tower, with the keys of the published file.
 
-    The tensors of the text tower are at the top level, next to `visual.*` and `logit_scale`. With
-    the defaults, there are 427,616,513 parameters in 446 tensors. `forward` is that of the text
-    tower; call `visual` for images.
+    Call the attribute `visual` with images, and the object itself with embedded texts, as in
+    `TextTower`. The tensors of the text tower are at the top level of the state dict, next to
+    `visual.*` and `logit_scale`. With the defaults, there are 427,616,513 parameters in 446
+    tensors.
+
+    Args:
+        visual: The image tower.
+        quick_gelu: Whether MLPs of the text tower have QuickGELU instead of GELU.
+        **text: Other arguments of `TextTower`.
     """
 
     def __init__(self, visual: VisionTower, *, quick_gelu: bool, **text: int) -> None:

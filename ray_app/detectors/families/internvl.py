@@ -228,11 +228,11 @@ def build(card: DetectorCard) -> nn.Module:
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> dict[str, torch.Tensor]:
-    """Rename the tensors of a hub checkpoint to this module's names.
+    """Rename the tensors of a hub checkpoint to the names of `Interrogator`.
 
-    The hub keeps the names of transformers 4.51 (`language_model.model.*`,
-    `language_model.lm_head.*`, `vision_tower.*`, `multi_modal_projector.*`), which later versions
-    rename when they load a file. The names are the same for every network.
+    The hub keeps the names of transformers 4.51, such as `language_model.lm_head.*` and
+    `vision_tower.*`. Later versions of transformers rename them when they load a file. `network` is
+    not used.
     """
     new_prefixes = {
         "language_model.model.": "chat.model.language_model.",

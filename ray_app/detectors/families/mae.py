@@ -30,15 +30,15 @@ class MaeVit(nn.Module):
     """Image encoder: pixels (N, 3, S, S) → tokens (N, S/16, S/16, width).
 
     The encoder has no class token and no final norm. It has no `forward`, because callers add
-    values between blocks: call `embed`, then each of `blocks`. The defaults have 85,856,256
-    parameters.
+    values to the tokens between blocks. Call `embed`, then each of the modules in `blocks`. The
+    defaults have 85,856,256 parameters.
 
     Args:
         image_size: Side S of the image in pixels.
         patch_size: Side of a patch in pixels.
         width: Width of the tokens.
         heads: Heads per block.
-        drop_path: Rate at which the last block drops branches in training.
+        drop_path: Rate at which the last block skips attention or MLP in training.
     """
 
     def __init__(

@@ -190,9 +190,9 @@ class MaskClip(nn.Module):
         ), mask_logits
 
     def text_features(self) -> torch.Tensor:
-        """Return the unit-length features of the texts for real and fake, (2, embed_dim).
+        """Return CLIP's features of the texts for real and fake, (2, embed_dim), of unit length.
 
-        The features depend only on weights and are cached until a weight changes.
+        They do not depend on the images, so they are cached until a weight changes.
         """
         if self.training or (torch.is_grad_enabled() and self.prompt_learner.ctx_pos.requires_grad):
             self._known_texts = None

@@ -68,12 +68,17 @@ class BottleneckBlock(nn.Module):
 def bottleneck_stages(
     layers: Sequence[int], channels: Sequence[int], stem: int = 64
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the stages `layer1`, `layer2`, … of a ResNet. All but the first halve the map.
+    """Yield the stages of a ResNet with their names `layer1`, `layer2`, …
+
+    All but the first stage halve the map.
 
     Args:
         layers: Blocks per stage.
         channels: Width of the blocks per stage.
         stem: Channels of the stem.
+
+    Yields:
+        The name of a stage and its blocks.
 
     Raises:
         ValueError: If `layers` and `channels` differ in length.
