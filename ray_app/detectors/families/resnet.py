@@ -68,7 +68,7 @@ class BottleneckBlock(nn.Module):
 def bottleneck_stages(
     layers: Sequence[int], channels: Sequence[int], stem: int = 64
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the stages of a ResNet with their names `layer1`, `layer2`, …
+    """Yield the stages of a ResNet with their names, such as `layer1`.
 
     All but the first stage halve the map.
 
