@@ -20,9 +20,9 @@ class AddedWeights(NamedTuple):
         part: Name of the detector or backbone.
         sha256: SHA-256 of the main file, in hex.
         path: Path of the main file in the cache.
-        lacking: By name of each detector that uses these weights, what it still needs: the names of
-            its own weights or its backbone, if their files are not on this machine. An empty list
-            means that the detector has all files.
+        lacking: For each detector that uses these weights, by name, what it still needs. The
+            entries are its own name or the name of its backbone, if the files of these are not on
+            this machine. An empty list means that the detector has all files.
     """
 
     part: str

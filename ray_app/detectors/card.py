@@ -236,8 +236,8 @@ class Platt(Frozen):
 class PublishedMetric(Frozen):
     """A published value of a metric, such as a detector's AUC on a named image set.
 
-    It is on the card of a detector, of an identifier, which names the generator of an image, or of
-    a describer, which guesses the prompt of an image.
+    The cards of detectors, identifiers, and describers have such values. An identifier names the
+    generator of an image. A describer guesses its prompt.
     """
 
     set: str = Field(description="name of the image set")

@@ -33,9 +33,16 @@ _SAVE_AS_SAFETENSORS = "ask its publisher for safetensors or, if you trust it, s
 def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
     """Read the state dict of a checkpoint file, with the key names of the network.
 
-    `weights` is the section of a card that states the format of the file, the position of the state
-    dict in it, and how its keys map to those of the network. Raises DetectorError if the file is
-    unreadable or contains no state dict.
+    Args:
+        path: The file.
+        weights: The section `weights` of a card. It states the format of the file, under which keys
+            the state dict is, and how key names change.
+
+    Returns:
+        The tensors by key.
+
+    Raises:
+        DetectorError: If the file is unreadable or contains no state dict.
     """
     import torch
 

@@ -546,8 +546,8 @@ def fake_index(card: DetectorCard, checkpoint: Mapping[str, Any]) -> int:
     """Return the index of the logit that means fake. It is 0 if there is only one logit.
 
     If the card states no index, it states the label that means fake. The index is the position of
-    this label in the labels of the logits, which are those of the checkpoint or, if the checkpoint
-    has none, of the card.
+    this label in the labels of the logits. The labels are those of the checkpoint or, if the
+    checkpoint has none, of the card.
 
     Args:
         card: The detector card.

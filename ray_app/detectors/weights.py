@@ -1,9 +1,9 @@
 """Find, fetch, and verify weight files: from a card's uri to files on this machine.
 
 Start at `resolve_weights`. It searches for a file next to its card, in the cache, on the mirror,
-and at its origin, which is the Hugging Face hub or any fsspec URL. The mirror is a bucket or shared
-folder with copies, which $TOUCHSTONE_WEIGHTS_MIRROR names. The SHA-256 of a file is checked before
-the file is used. The module `checkpoints` reads the files.
+and at its origin. The origin is the Hugging Face hub or any fsspec URL. The mirror is a bucket or
+shared folder with copies, which $TOUCHSTONE_WEIGHTS_MIRROR names. The SHA-256 of a file is checked
+before the file is used. The module `checkpoints` reads the files.
 """
 
 import functools
