@@ -155,7 +155,7 @@ def unknown_keys(
         path: Prefix of the keys, such as "vision_config.". The function calls itself with it.
 
     Yields:
-        An unknown key, with the names of the sections that contain it: "vision_config.hiden_size".
+        An unknown key, with the names of the sections that contain it: "vision_config.hiddensize".
     """
     # transformers stores a misspelt key as an attribute and builds the default network without a
     # warning.
