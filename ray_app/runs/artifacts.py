@@ -1,8 +1,12 @@
-"""Store masks as rows of PNG bytes, and embeddings as rows of Parquet.
+"""Store and read the masks and the embeddings that detectors compute for the images of a run.
 
-`mask_rows` and `mask_image` write and read masks, `write_features` and `read_features` embeddings:
+A mask marks the altered pixels of an image. `mask_rows` returns a table of masks as PNG files, and
+`mask_image` reads a mask back. `write_features` and `read_features` store embeddings in one Parquet
+file for each detector and block, a group of files that is scored and stored together:
 
-    features/<detector>/<manifest>/<block>.parquet    FEATURE columns; the facts that determine the embeddings are in the file's metadata
+    features/<detector>/<manifest>/<block>.parquet    `image_id`, `detector`, `vector`
+
+The metadata of such a file has the settings that determine the embeddings, such as the weights.
 """
 
 import io
@@ -26,12 +30,21 @@ ALTERED = 128  # The first grey level above one half.
 
 
 def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
-    """Return a table of the masks that detectors predicted for some images, as 8-bit PNG files.
+    """Return the masks that detectors predicted for the images of a block, for `masks/` of a run.
 
-    The pixels of a mask are probabilities that the pixels of the image were altered. A mask has the
-    output size of its network. The columns `width` and `height` have the size of the
-    image, to which the mask can be resized. If perturbed views were scored, the table also has the
-    masks of views that do not move pixels. Its column `view` then names the view.
+    A pixel of a mask is the probability that this pixel of the image was altered. A mask has the
+    output size of its network. It can be resized to the columns `width` and `height`, the size of
+    the image.
+
+    Args:
+        image_ids: The ids of the images.
+        scored: The results of scoring these images.
+
+    Returns:
+        One row per image and detector with a mask: `image_id`, `detector`, `width`, `height`, and
+        `png` (an 8-bit PNG file). If perturbed copies of the images were scored, such as JPEG
+        compressed ones, their masks are included unless the perturbation moves pixels. The column
+        `view` then names the perturbation; it is null for the image itself.
     """
     masks_by_view = [
         (None, scored.outputs.get(decision.MASKS)),
@@ -56,10 +69,15 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
 def mask_measures(
     masks: Mapping[str, Sequence[batch.Pixels | None]],
 ) -> dict[str, list[np.ndarray]]:
-    """Return the columns `MASK_COLUMNS`: for each detector with masks, their area and their peak.
+    """Measure how much of each image the predicted masks mark as altered.
 
-    The area is the fraction of pixels above one half. The peak is the highest value of a pixel,
-    from 0 to 1. An image without a mask has NaN.
+    Args:
+        masks: The masks of the images (n,), by name of the detector. None for an image without one.
+
+    Returns:
+        `mask_area` and `mask_peak`, each with one array (n,) per detector, in the order of `masks`.
+        The area is the fraction of pixels above one half. The peak is the highest value of a
+        pixel, from 0 to 1. An image without a mask has NaN. Empty if no detector returns masks.
     """
     area = [
         np.array([np.nan if mask is None else mask_area(mask) for mask in column], np.float32)
@@ -73,10 +91,14 @@ def mask_measures(
 
 
 def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image, float]:
-    """Return the mask of a row of `masks/` as a grey image, and its area.
+    """Return a stored mask of altered pixels as a grey image, and its area.
 
-    The area is the fraction of pixels above one half. With `stretched`, the mask is resized
-    bilinearly to the size of the scored image.
+    Args:
+        row: A row of the run's mask table, with `png`, `width`, and `height`.
+        stretched: Whether to resize the mask bilinearly to the size of the scored image.
+
+    Returns:
+        The mask, and the fraction of its pixels above one half before resizing.
     """
     image = Image.open(io.BytesIO(row["png"]))
     area = mask_area(np.asarray(image))
@@ -114,14 +136,17 @@ def features_folder(detector: str) -> str:
 def feature_rows(
     image_ids: Ids, vectors: Vectors, detector: str, facts: Mapping[str, Any]
 ) -> pa.Table:
-    """Return a table of embeddings: `image_id`, `detector` and `vector` (d float32).
+    """Return a table of the embeddings that one detector computed, for `write_features`.
 
     Args:
-        image_ids: The ids of the members (n,).
-        vectors: Their vectors (n, d). Members whose vectors are not finite are left out.
+        image_ids: The ids of the images (n,).
+        vectors: Their embeddings (n, d). Images whose embeddings are not finite are left out.
         detector: The name of the detector.
-        facts: The facts besides the image that determine the embeddings
-            (`detectors.linear_head.embedding_facts`), for the file's metadata.
+        facts: The settings that determine the embeddings, such as the weights
+            (`detectors.linear_head.embedding_facts`). They are stored in the metadata.
+
+    Returns:
+        The columns `image_id`, `detector`, and `vector` (d float32).
     """
     is_finite = np.isfinite(vectors).all(axis=1)
     ids = np.asarray(image_ids)[is_finite]
@@ -139,24 +164,24 @@ def write_features(
 ) -> None:
     """Write the embeddings that a detector computed for the images of a block.
 
-    A block is a fixed range of files. Call this function before the block is committed, so that
-    every finished block has its embeddings.
+    A block is a fixed range of files that is scored and stored together. Call this function before
+    the result rows of the block are written, so that every finished block has its embeddings.
 
     Args:
         run: The run.
-        manifest: The number of the manifest.
-        block: The number of the block.
+        manifest: The number of the manifest, the list of files that one listing found.
+        block: The number of the block in the manifest.
         detector: The name of the detector.
-        rows: The rows of `feature_rows`.
+        rows: The table that `feature_rows` returned.
     """
     run.write_sidecar(features_folder(detector), manifest, block, rows)
 
 
 def read_feature_facts(run: directory.RunDirectory) -> dict[str, dict[str, Any]]:
-    """Return the facts that determine the stored embeddings of each detector, by its name.
+    """Return the settings that determine the stored embeddings, by name of the detector.
 
-    Examples are the weights and the preprocessing. For each detector, the facts are read from one
-    of its files.
+    Examples of settings are the weights and the preprocessing. For each detector, they are read
+    from the metadata of one of its files. A detector without stored embeddings is left out.
     """
     by_detector = {}
     for name in run.store.folders("features"):
@@ -177,17 +202,21 @@ def read_features(
     detector: str,
     facts: Mapping[str, Any],
 ) -> Vectors:
-    """Return the embeddings (n, d) of the members of a block; NaN for a member without one.
+    """Return the stored embeddings of the images of a block, a fixed range of a run's files.
 
     Args:
-        run: The run that stores them.
+        run: The run that stores the embeddings.
         ref: The block.
-        image_ids: The ids of its members (n,).
+        image_ids: The ids of the images (n,).
         detector: The detector that computed the embeddings.
-        facts: The facts that determine the embeddings.
+        facts: The settings that have to determine the embeddings, such as the weights
+            (`detectors.linear_head.embedding_facts`).
+
+    Returns:
+        The embeddings (n, d). An image without a stored embedding has NaN.
 
     Raises:
-        ConfigError: If the embeddings of this block have other facts.
+        ConfigError: If the embeddings of this block were computed with other settings.
     """
     width = facts["width"]
     vectors = np.full((len(image_ids), width), np.nan, np.float32)

@@ -1,8 +1,12 @@
-"""Find the current rows of a run, and read them in bounded memory (`CurrentRows`).
+"""Read the current rows of a run, one for each file of the archive, in bounded memory.
 
-A row of a finished manifest is current if no later finished manifest contains its id, and the last
-listing still found its file. The vanished list of the last finished manifest has the ids of files that
-were not found. A manifest is finished when its `summaries/<n>.json`, or a later one, exists.
+A run can list its archive several times, and score files again. A manifest has the new and changed
+files that one listing found, or the files that one retry scores again. A row is current if no later
+manifest contains its `image_id`, and if the last listing still found its file. Only finished
+manifests count: a manifest is finished when its `summaries/<n>.json`, or a later one, exists.
+
+`current_tables` and `current_rows` return the current rows. `CurrentRows` also reads them by file,
+so that Ray tasks can share the work. `ChangedRows` compares two times of a run.
 
 If the whole archive is unlike the images of the ensemble's calibration, readers return `abstain` in
 place of `real` and `fake` (`mark_unlike`). The stored files keep the verdicts of the ensemble.
@@ -35,16 +39,18 @@ _FOR_FINDINGS = [*_MARKED, "score", "provenance"]
 class CurrentRows:
     """The current rows of a run, one for each file that the last listing found.
 
-    A manifest is the list of files that one listing found. If a file was scored again, only its
-    last row is current. The object is picklable, so that each Ray task can read some of the files.
+    A manifest has the new files that one listing found, or the files that one retry scored again.
+    If a file was scored again, only its last row is current. The object is picklable, so that each Ray
+    task can read some of the run's Parquet files. Create it with `read` or `at_end`.
 
     Attributes:
         run: The run directory.
         last: The number of the last manifest that is considered; -1 if there is none.
         vanished: Sorted ids of files that the listing `last` no longer found.
-        retried: The sorted ids that each retry manifest scored again, by number of the manifest.
-        unlike: The reason why readers return `abstain` for every verdict; None if they return the
-            stored verdicts.
+        retried: For each retry, the number of its manifest and the sorted ids of its files. Earlier
+            rows with these ids are not current.
+        unlike: The reason why readers return `abstain` for every verdict: the archive is unlike the
+            images of the ensemble's calibration. None if they return the stored verdicts.
         thresholds: The thresholds of the run's ensemble, as in `run.json`, for the text of an
             abstention.
     """
@@ -58,10 +64,10 @@ class CurrentRows:
 
     @classmethod
     def read(cls, run: directory.RunDirectory) -> "CurrentRows":
-        """Return the rows that are current at the end of the last finished manifest.
+        """Return the current rows of all finished listings and retries of a run.
 
         Raises:
-            ConfigError: If there is no run, or no manifest is finished.
+            ConfigError: If there is no run, or no listing is finished.
         """
         rows = cls._up_to(run, run.last_finished())
         if rows.last < 0:
@@ -73,7 +79,9 @@ class CurrentRows:
 
     @classmethod
     def at_end(cls, run: directory.RunDirectory) -> "CurrentRows":
-        """Return the rows that will be current when everything listed so far is scored.
+        """Return the rows that will be current when all files listed so far are scored.
+
+        Readers of an unfinished run use it. Rows that do not exist yet are not yielded.
 
         Raises:
             ConfigError: If there is no run.
@@ -111,7 +119,10 @@ class CurrentRows:
         )
 
     def files(self) -> list[str]:
-        """Return the paths of the files that contain current rows, in the order of their blocks."""
+        """Return the paths of the run's Parquet files that contain current rows.
+
+        The paths are in the order in which the archive was listed.
+        """
         return self.run.row_files(range(self.last + 1)) if self.last >= 0 else []
 
     def tables(
@@ -125,8 +136,8 @@ class CurrentRows:
 
         Args:
             columns: Columns to read, with `image_id` among them. None reads all.
-            files: The paths to read, from `files()`. None reads all.
-            vanished: Also yield rows of files that the last listing no longer found.
+            files: The Parquet files to read, from `files()`. None reads all.
+            vanished: Also yield rows of images that the last listing no longer found.
         """
         for _, table in self.tables_by_file(columns, files=files, vanished=vanished):
             yield table
@@ -138,12 +149,17 @@ class CurrentRows:
         files: Sequence[str] | None = None,
         vanished: bool = False,
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Yield the current rows like `tables`, each table with the path of the file that has it.
+        """Yield (path, table): current rows, and the Parquet file from which they were read.
+
+        The tables have a bounded size. A file may have several.
 
         Args:
             columns: Columns to read, with `image_id` among them. None reads all.
-            files: The paths to read, from `files()`. None reads all.
-            vanished: Also yield rows of files that the last listing no longer found.
+            files: The Parquet files to read, from `files()`. None reads all.
+            vanished: Also yield rows of images that the last listing no longer found.
+
+        Yields:
+            The path, relative to the run directory, and a table.
         """
         paths = self.files() if files is None else files
         for path, table in self.read_files(paths, columns):
@@ -153,12 +169,12 @@ class CurrentRows:
     def read_files(
         self, paths: Sequence[str], columns: Sequence[str] | None
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Yield all rows of files, including rows that are not current.
+        """Yield all rows of some of the run's Parquet files, including rows that are not current.
 
         If the archive is unlike the calibration images, verdicts are `abstain` (see `mark_unlike`).
 
         Args:
-            paths: The paths of the files.
+            paths: The paths of the Parquet files, relative to the run directory.
             columns: Columns to read. None reads all.
 
         Yields:
@@ -182,10 +198,16 @@ class CurrentRows:
     ) -> npt.NDArray[np.bool_]:
         """Return for each row (n,) of a table whether it is current.
 
+        A row is not current if a later retry scored its image again, or if the last listing no
+        longer found the image.
+
         Args:
-            table: Rows of one file of the run, with `image_id`.
-            manifest: The manifest to which these rows belong.
-            vanished: Whether rows of files that the last listing no longer found count as current.
+            table: Rows of one Parquet file of the run, with `image_id`.
+            manifest: The number of the listing or retry to which these rows belong.
+            vanished: Whether rows of images that the last listing no longer found count as current.
+
+        Returns:
+            A mask of the rows (n,).
         """
         is_current = np.ones(len(table), bool)
         for number, ids in self.retried.items():
@@ -215,10 +237,15 @@ class CurrentRows:
             yield from table.to_pylist()
 
     def masks(self, *, vanished: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield the masks of the current rows as dictionaries with the columns of `MASK_SCHEMA`.
+        """Yield the masks of altered pixels that detectors predicted for the current images.
 
-        Masks of perturbed images are left out. With `vanished`, masks of files that the last
-        listing no longer found are included.
+        Masks of perturbed images are left out.
+
+        Args:
+            vanished: Also yield masks of images that the last listing no longer found.
+
+        Yields:
+            The columns of `schema.MASK_SCHEMA` and their values, such as `image_id` and `png`.
         """
         folders = sorted(int(name) for name in self.run.store.folders("masks"))
         for manifest in (number for number in folders if number <= self.last):
@@ -231,12 +258,17 @@ class CurrentRows:
     def members(
         self, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[pa.Table, dict[int, archives.ManifestMember]]]:
-        """Yield tables of current rows, each with the members that can read the image files again.
+        """Yield tables of current rows, with the locations from which to read the images again.
 
-        A member says where the file of a row is. The members are in a dictionary by `image_id`.
+        Args:
+            columns: Columns to read, with `image_id` among them. None reads all.
+
+        Yields:
+            A table of bounded size, and the member of each row by `image_id`. A member is the entry
+            of a listing with the location of one image file.
 
         Raises:
-            ClusterError: If the rows of a file do not match its manifest.
+            ClusterError: If the rows of a Parquet file do not match the listing.
         """
         for file in self.published():
             listed = members_in(self.run, file)
@@ -250,7 +282,11 @@ class CurrentRows:
                 yield table.filter(pa.array(self.select(table, file.manifest))), by_id
 
     def published(self) -> list[score_files.ScoreFile]:
-        """Return the published files that contain current rows, in the order of their blocks."""
+        """Return the Parquet files in `scores/` that contain current rows.
+
+        The files are in the order in which the archive was listed. Rows that are not merged into
+        such a file yet, but still in `parts/`, are left out.
+        """
         return [file for file in self.run.published() if file.manifest <= self.last]
 
 
@@ -274,6 +310,9 @@ def mark_unlike(rows: pa.Table, unlike: str, thresholds: Mapping[str, Any]) -> p
         rows: Result rows with the columns for verdicts and findings, which `CurrentRows` adds.
         unlike: Why the archive is unlike the calibration images, as in `GuaranteeSummary.unlike`.
         thresholds: The thresholds of the ensemble, as in `run.json`.
+
+    Returns:
+        The rows with new verdicts, reasons, and findings.
     """
     # Imported here because most readers mark no row, and start faster without these modules.
     from ray_app.ensembles import Thresholds
@@ -297,9 +336,11 @@ def mark_unlike(rows: pa.Table, unlike: str, thresholds: Mapping[str, Any]) -> p
 class ChangedRows:
     """The rows that became current, or stopped being current, between two times of a run.
 
+    Counts of a run are updated by these rows, instead of counting all rows again.
+
     Attributes:
-        before: The rows at the earlier time.
-        now: The rows at the later time.
+        before: The current rows at the earlier time.
+        now: The current rows at the later time.
     """
 
     before: CurrentRows
@@ -396,7 +437,15 @@ def numbers(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
 
 
 def are_among(table: pa.Table, ids: archives.Ids) -> npt.NDArray[np.bool_]:
-    """Return for each row (n,) of a table whether its `image_id` is one of some sorted ids."""
+    """Return for each row (n,) of a table whether `ids` contains its `image_id`.
+
+    Args:
+        table: A table with the column `image_id`.
+        ids: Image ids in ascending order.
+
+    Returns:
+        A mask of the rows (n,).
+    """
     row_ids = table["image_id"].to_numpy()
     if not len(ids):
         return np.zeros(len(row_ids), bool)
@@ -409,9 +458,15 @@ def are_among(table: pa.Table, ids: archives.Ids) -> npt.NDArray[np.bool_]:
 def members_in(
     run: directory.RunDirectory, file: score_files.ScoreFile
 ) -> Iterator[archives.ManifestMember]:
-    """Yield the members whose rows a published file contains, in the order of the rows.
+    """Yield the locations of the images whose rows a Parquet file in `scores/` contains.
 
-    One block of members is in memory at a time.
+    Args:
+        run: The run directory.
+        file: The Parquet file.
+
+    Yields:
+        A member for each row, in the order of the rows. A member is the entry of a listing with the
+        location of one image file. One block of members is in memory at a time.
     """
     for ref in blocks_in(run, file):
         yield from archives.rows_to_members(archives.read_block(run.store, ref))
@@ -420,7 +475,10 @@ def members_in(
 def blocks_in(
     run: directory.RunDirectory, file: score_files.ScoreFile
 ) -> Iterator[archives.BlockRef]:
-    """Yield the blocks whose rows a published file contains, in the order of the rows."""
+    """Yield the blocks whose rows a Parquet file in `scores/` contains, in the order of the rows.
+
+    A block is a fixed range of image files that is scored and stored together.
+    """
     for blocks in block_lists_in(run, file):
         yield from blocks
 
@@ -428,7 +486,11 @@ def blocks_in(
 def block_lists_in(
     run: directory.RunDirectory, file: score_files.ScoreFile
 ) -> Iterator[archives.BlockList]:
-    """Yield the blocks whose rows a published file contains, as one list for each manifest."""
+    """Yield the blocks whose rows a Parquet file in `scores/` contains, grouped by listing.
+
+    A block is a fixed range of image files that is scored and stored together. `blocks_in` yields
+    these blocks one by one.
+    """
     for number in file.manifests():
         blocks = archives.read_blocks(run.store, number)
         covered = file.blocks_of(number, len(blocks))
@@ -438,12 +500,16 @@ def block_lists_in(
 def find_members(
     run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf
 ) -> dict[int, archives.ManifestMember]:
-    """Return the members with these ids from the run's manifests, by id.
+    """Find the locations of images by their ids, to read the image files again.
 
     Args:
-        run: The run directory.
-        image_ids: The ids to look up. Blocks without any of them are not read.
+        run: The run directory, whose listings are searched.
+        image_ids: The ids to look up.
         seconds: Stop the search after this time and return the members found so far.
+
+    Returns:
+        The members by id. A member is the entry of a listing with the location of one image file.
+        Ids that were not found are left out.
     """
     ids_to_find, deadline = (
         np.unique(np.array(list(image_ids), np.int64)),

@@ -2,9 +2,12 @@
 
 A run directory has an identity, a table of result rows that grows while the run scores, and sidecar
 files with masks and embeddings. The identity of a run consists of the settings that change a score
-or a verdict. Workers, retries, and the cluster are not part of it. Two commands can use the same
-directory only if their identities are equal (`fingerprint`, `differences`). A command of any kind
-claims its output directory by a JSON file (`claim_directory`, `is_claimed`).
+or a verdict. The number of workers, retries, and the cluster are not part of the identity. A
+command can continue a run only if their identities are equal. `fingerprint` and `differences`
+compare identities.
+
+Other commands, such as `touchstone train`, also store an identity in their output directories. So
+no command overwrites the results of another (`claim_directory`, `is_claimed`).
 """
 
 import contextlib
@@ -48,7 +51,13 @@ LEFT_OUT: Identity = {
 
 
 def add_defaults(identity: Identity) -> dict[str, Any]:
-    """Return the stored identity of a run, with defaults for keys that versions before 0.25 left out."""
+    """Complete the stored identity of a run that a version before 0.25 may have started.
+
+    An identity is a mapping of the settings that change a score or a verdict.
+
+    Returns:
+        The identity, with default values for the keys that these versions left out.
+    """
     return merge_mappings(LEFT_OUT, identity)
 
 
@@ -114,11 +123,13 @@ KINDS = {
 
 
 def refuse_others(store: Store, name: str) -> None:
-    """Raise ConfigError if a directory belongs to a command of another kind.
+    """Raise ConfigError if the output directory contains the results of another kind of command.
+
+    Each kind of command writes a file with a name of its own, such as `train.json`.
 
     Args:
         store: The directory.
-        name: The file that this kind of command writes, one of KINDS.
+        name: The file that the calling kind of command writes, a key of `KINDS`.
     """
     for other, description in KINDS.items():
         if other != name and store.exists(other):
@@ -132,26 +143,29 @@ def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, sam
     """Claim a directory for this command, or check that this command has already claimed it.
 
     A claimed directory has a JSON file with the identity of the command, the settings that decide
-    its results. A command with another identity cannot write to it.
+    its results. A command with another identity cannot write to the directory.
 
     Args:
         store: The directory.
-        name: The file with the identity, one of KINDS.
+        name: The name of the JSON file, a key of `KINDS` such as "generate.json".
         identity: The identity of this command.
-        same: A phrase for the hint: the settings that have to be the same.
+        same: The settings that a user has to keep, such as "source and form". The hint of the
+            error names them.
 
     Raises:
-        ConfigError: If the directory is of another kind.
-        IdentityError: If another command claimed the directory. The message has the differences.
+        ConfigError: If the directory contains the results of another kind of command.
+        IdentityError: If a command with another identity claimed the directory. The message lists
+            the differences.
     """
     if not is_claimed(store, name, identity, same=same):
         store.write(name, json.dumps(identity, indent=2, ensure_ascii=False).encode())
 
 
 def read_claiming_identity(store: Store, name: str) -> dict[str, Any] | None:
-    """Return the identity of the command that a directory belongs to, or None if it is free.
+    """Return the identity of the command that claimed a directory, or None if none did.
 
-    `name` is the file that contains the identity.
+    The identity consists of the settings that decide the command's results (`claim_directory`).
+    `name` is the JSON file with the identity, such as "generate.json".
     """
     try:
         return dict(json.loads(store.read(name)))
@@ -160,20 +174,24 @@ def read_claiming_identity(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: str) -> bool:
-    """Return whether a directory already belongs to this command. Writes nothing.
+    """Return whether a command with this identity has claimed a directory. Writes nothing.
+
+    The identity consists of the settings that decide the command's results (`claim_directory`).
 
     Args:
         store: The directory.
-        name: The file with the identity, one of KINDS.
+        name: The name of the JSON file with the identity, a key of `KINDS` such as "generate.json".
         identity: The identity of this command.
-        same: A phrase for the hint: the settings that have to be the same.
+        same: The settings that a user has to keep, such as "source and form". The hint of the
+            error names them.
 
     Returns:
-        False if the directory is free.
+        True if the directory has this identity, False if no command has claimed it.
 
     Raises:
-        ConfigError: If the directory is of another kind.
-        IdentityError: If another command claimed the directory. The message has the differences.
+        ConfigError: If the directory contains the results of another kind of command.
+        IdentityError: If a command with another identity claimed the directory. The message lists
+            the differences.
     """
     stored = read_claiming_identity(store, name)
     if stored is None:
@@ -213,9 +231,10 @@ class RunDirectory(PartTable):
         return self.store.exists("run.json")
 
     def missing_run_error(self) -> ConfigError:
-        """Return the error for a directory without a run. Its message says what was found instead.
+        """Return the error to raise if a user names this directory, but it has no run.
 
-        That may be nothing, a file, another command's directory, or something else.
+        The message states the reason: the folder does not exist, is a file, contains the results of
+        another kind of command, or has no `run.json`.
         """
         hint = "name the folder that `touchstone score SOURCE --out FOLDER` wrote"
         folder = self.store.local_path("")
@@ -259,7 +278,10 @@ class RunDirectory(PartTable):
         return ImageLimits(**self.describe()["identity"].get("limits", {}))
 
     def check_readable(self, run_info: Mapping[str, Any]) -> None:
-        """Raise ConfigError if a command of a version before 0.25 did not finish its work on the run.
+        """Raise ConfigError if this version cannot read the rows of the run.
+
+        This is the case if a command of a version before 0.25 was interrupted while it worked on
+        the run. A finished run of such a version is readable.
 
         Args:
             run_info: The content of `run.json`.
@@ -275,11 +297,11 @@ class RunDirectory(PartTable):
             )
 
     def check_writable(self) -> None:
-        """Check that this version can continue the run.
+        """Check that this version can add rows to the run.
 
         Raises:
-            ConfigError: If an older version wrote the run, or if the run has rows that this version
-                cannot write.
+            ConfigError: If a version before 0.25 wrote the run, so that it is read-only. Also if
+                `check_known` raises it.
         """
         self.check_known()
         run_info = self.describe()
@@ -291,10 +313,14 @@ class RunDirectory(PartTable):
             )
 
     def check_known(self) -> None:
-        """Check that this version can write rows like those of the run.
+        """Check that this version can write rows of the same form as those of the run.
+
+        A command that copies the rows of a run to another directory needs only this check. A
+        command that adds rows to the run calls `check_writable`.
 
         Raises:
-            ConfigError: If a later version wrote rows, or verdicts depend on `--stability`.
+            ConfigError: If a later version wrote rows, or if the run used the retired option
+                `--stability`.
         """
         run_info = self.describe()
         if "stability" in run_info["identity"]:
@@ -329,7 +355,7 @@ class RunDirectory(PartTable):
         """Return the content of `run.json` of a finished run.
 
         Raises:
-            ConfigError: If there is no run, or blocks are still to be scored.
+            ConfigError: If there is no run, or if no listing of it has been scored completely.
         """
         if not self.store.exists("summary.json"):
             if not self.exists():
@@ -343,7 +369,7 @@ class RunDirectory(PartTable):
     def claim(self, identity: Identity, detectors: list[str], ensemble: dict[str, Any]) -> None:
         """Start a run in the directory, or check that the run in it has the same settings.
 
-        A free directory gets the file `run.json`.
+        A directory without a run gets the file `run.json`.
 
         Args:
             identity: The settings that decide scores and verdicts.
@@ -351,8 +377,8 @@ class RunDirectory(PartTable):
             ensemble: The card of the ensemble.
 
         Raises:
-            ConfigError: If the directory belongs to a command of another kind.
-            IdentityError: If the run has other settings. The message has the differences.
+            ConfigError: If the directory contains the results of another kind of command.
+            IdentityError: If the run has other settings. The message lists the differences.
         """
         self.check_free()
         if not self.exists():
@@ -372,12 +398,19 @@ class RunDirectory(PartTable):
         self.require_same(identity)
 
     def require_same(self, identity: Identity) -> None:
-        """Raise IdentityError if the run has other settings. The message has the differences."""
+        """Raise IdentityError if the run was started with other settings than a command has.
+
+        `identity` has the settings of the command that decide scores and verdicts. The message
+        lists the differences.
+        """
         if differing := self.compare_identity(identity):
             raise self.mismatch(differing)
 
     def check_free(self) -> None:
-        """Raise ConfigError if the directory belongs to a command of another kind."""
+        """Raise ConfigError if the directory contains the results of another kind of command.
+
+        An empty directory and a directory with a run pass.
+        """
         if not self.exists():
             refuse_others(self.store, "run.json")
 
@@ -388,11 +421,11 @@ class RunDirectory(PartTable):
         self.store.delete("run.json")
 
     def mismatch(self, differing: list[str], *, hint: str | None = None) -> IdentityError:
-        """Return the error for a command whose settings differ from those of the run.
+        """Return the error to raise if the settings of a command differ from those of the run.
 
         Args:
-            differing: The lines with the differences.
-            hint: Replaces the usual hint.
+            differing: A line for each setting that differs, as `compare_identity` returns them.
+            hint: The hint of the error. None for a hint that suits most commands.
         """
         usual = (
             "set another --out, or use the same source, detectors and settings; settings that a command leaves out are those of the run; "
@@ -414,21 +447,26 @@ class RunDirectory(PartTable):
     # -------------------------------------------------------------------------------------
 
     def block_masks(self, manifest: int, block: int) -> pa.Table:
-        """Return the masks that detectors predicted for the images of a block; may be empty."""
+        """Return the masks of altered pixels that detectors predicted for the images of a block.
+
+        A block is a fixed range of the files of a manifest, which lists the files of the archive.
+        The table has a row per image and detector. It is empty if no detector returned a mask.
+        """
         rows = self.read_sidecar("masks", manifest, block)
         return MASK_SCHEMA.empty_table() if rows is None else rows
 
     def write_sidecar(self, folder: str, manifest: int, block: int, rows: pa.Table) -> None:
-        """Write a sidecar file of a block: its masks or its embeddings.
+        """Write the masks or the embeddings of a block to a sidecar file.
 
-        A sidecar file has data that is too large for the result rows. It is not compressed, because
-        its bytes can hardly be compressed. Call this method before the block is committed, so that
-        every finished block has its sidecar files.
+        A block is a fixed range of files that is scored and stored together. A sidecar file has
+        data that is too large for the result rows. It is not compressed, because its bytes can
+        hardly be compressed. Call this method before the result rows of the block are written, so
+        that every finished block has its sidecar files.
 
         Args:
-            folder: The folder of these files in the run.
-            manifest: The number of the manifest.
-            block: The number of the block.
+            folder: The folder of these files in the run, such as "masks".
+            manifest: The number of the manifest, the list of files that one listing found.
+            block: The number of the block in the manifest.
             rows: The masks or embeddings.
         """
         buffer = io.BytesIO()
@@ -437,12 +475,17 @@ class RunDirectory(PartTable):
         self.store.write(_sidecar_path(folder, manifest, block), buffer.getvalue())
 
     def read_sidecar(self, folder: str, manifest: int, block: int) -> pa.Table | None:
-        """Return the masks or embeddings of a block from its sidecar file; None without a file.
+        """Return the masks or the embeddings of a block from its sidecar file.
+
+        A block is a fixed range of files that is scored and stored together.
 
         Args:
-            folder: The folder of these files in the run.
-            manifest: The number of the manifest.
-            block: The number of the block.
+            folder: The folder of these files in the run, such as "masks".
+            manifest: The number of the manifest, the list of files that one listing found.
+            block: The number of the block in the manifest.
+
+        Returns:
+            The table, or None if the block has no such file.
         """
         try:
             return pq.read_table(
@@ -452,10 +495,17 @@ class RunDirectory(PartTable):
             return None
 
     def masks(self, manifest: int) -> Iterator[pa.Table]:
-        """Yield the masks of a manifest in block order, as tables of bounded size.
+        """Yield the predicted masks of the images of one listing, as tables of bounded size.
 
-        If the run scored perturbed views, their masks are included, and the schema is
-        `VIEWED_MASK_SCHEMA` instead of `MASK_SCHEMA`.
+        The tables have the columns of `schema.MASK_SCHEMA`. If the run also scored perturbed copies
+        of the images, their masks are included. The additional column `view` names the
+        perturbation.
+
+        Args:
+            manifest: The number of the manifest, the list of files that one listing found.
+
+        Yields:
+            A table with a row per mask, in the order of the manifest.
         """
         for name in sorted(self.store.names(f"masks/{manifest:05d}")):
             yield from self.rows_in(f"masks/{manifest:05d}/{name}", None)
@@ -469,7 +519,7 @@ class RunDirectory(PartTable):
         return content
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
-        """Write a small JSON file of the run in one step."""
+        """Write a small JSON file of the run atomically; readers never see a part of it."""
         self.store.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 
