@@ -1,8 +1,8 @@
-"""Define the document of a run, `summary.json` (`RunSummary`).
+"""Define the content of `summary.json`, which describes a finished run (`RunSummary`).
 
-`summary.json` has the counts, the ensemble, and the costs of a run. Each class here is one section
-of it. Fields are in the order of the file. If a run does not have a feature (a cascade, a profile,
-a guarantee), its key is missing.
+`summary.json` has the counts, the ensemble, and the costs of a run. The other classes are its
+sections. Their fields are in the order of the file. If a run does not use a feature, such as a
+cascade, the key of this feature is missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -131,11 +131,14 @@ class EnsembleSummary(Section):
 
 
 class Sharing(Section):
-    """The use of a backbone network whose features several detectors share.
+    """How often a backbone network ran, and how often detectors used its features.
+
+    Several detectors can share the features of one backbone.
 
     Attributes:
         runs: The number of executions of the backbone.
-        asked: The number of times that detectors requested its features.
+        asked: The number of times that detectors requested the features. Requests beyond `runs`
+            needed no further execution.
     """
 
     runs: int = 0
@@ -147,7 +150,7 @@ class DetectorTime(Section):
 
     Attributes:
         seconds: Seconds, summed over all workers.
-        images: The number of scored images, counted once for each view.
+        images: The number of scored images. Each perturbed copy of an image counts as an image.
         ms_per_image: The milliseconds per image if this detector ran alone. They include the shared
             backbone, even if its time was counted for another detector.
     """
@@ -238,12 +241,12 @@ class KeptSetting(Section):
 
 
 class RetrySummary(Section):
-    """A retry (`--retry`) that the last command worked on.
+    """A retry (`--retry`) that the last command worked on: it scores files with an error again.
 
     Attributes:
-        listing: The number of the retry's manifest.
-        statuses: The statuses of the members that were scored again.
-        members: The number of members that were scored again.
+        listing: The number of the retry's manifest, the list of files that it scores again.
+        statuses: The statuses that these files had before, such as `source_timeout`.
+        members: The number of these files.
     """
 
     listing: int
@@ -316,7 +319,7 @@ class Bottleneck(Section):
     Attributes:
         stage: The stage, such as `fetch`, `decode`, or `score`.
         share: The fraction of the time.
-        advice: How to make the stage faster.
+        advice: What the stage does, and how to make it faster.
     """
 
     stage: str = ""
@@ -422,10 +425,13 @@ class ProfileSummary(Section):
 class SecondLookSummary(Section):
     """The number of images that the second stage of a cascade scored, by reason.
 
+    The first stage of a cascade scores every image with cheap detectors. The second stage scores
+    some images with all detectors.
+
     Attributes:
-        band: Images whose score in the first stage was too uncertain, because it was in the band of
-            scores that the ensemble card sets.
-        audit: Images that were sampled at random for the audit.
+        band: Images whose first-stage score was uncertain: it was in the band of scores that the
+            ensemble card sets.
+        audit: Images of a random sample, which shows how the second stage would score the others.
         share: Images of the second stage as a fraction of all scored images.
     """
 
@@ -435,19 +441,22 @@ class SecondLookSummary(Section):
 
 
 class ShiftSummary(Section):
-    """The difference between the archive and the images of the card's calibration in one property.
+    """How much an archive differs in one property from the images of the ensemble's calibration.
+
+    The archive is compared with a mixture of the real and the fake calibration images. The measure
+    is the population stability index (PSI). It is 0 if there is no difference.
 
     Attributes:
-        feature: The name of the property.
-        psi: Population stability index between the archive and a mixture of the real and fake
-            calibration images.
-        limit: The largest index that counts as no difference: 0.1, or the value that chance alone
-            may reach.
-        noticed: Whether the index is above `limit`.
-        beyond: Whether the index is above `limit` and above 0.25.
-        fakes: The fraction of fakes in the mixture.
+        feature: The name of the property, such as `short_side_px`.
+        psi: The index.
+        limit: The largest index that counts as no difference: 0.1, or more if chance alone may
+            reach more.
+        noticed: Whether `psi` is above `limit`, so that the guarantee does not hold.
+        beyond: Whether `psi` is also above 0.25. Every verdict then becomes `abstain`, unless the
+            user waived the guarantee.
+        fakes: The fraction of fakes in the mixture, which is chosen to fit the archive.
         images: The number of images of the archive that have the property.
-        tells: Whether the number of images is large enough to detect an index of 0.25.
+        tells: Whether the archive has enough images to detect an index of 0.25.
     """
 
     feature: str = ""
@@ -461,12 +470,15 @@ class ShiftSummary(Section):
 
 
 class ArchiveCounts(Section):
-    """Counts of the current rows, for a comparison with the calibration images.
+    """Counts of a run's images, to compare them with the images of the ensemble's calibration.
+
+    `summary.json` stores the counts, so that a later command only has to count changed rows.
 
     Attributes:
-        card: The digest of the ensemble card and of the detectors in a cascade's second stage.
-        counts: Images per bin of each property.
-        decoders: Images per decoder. Only formats that the calibration contained are counted.
+        card: The digest of the ensemble card, and of the detectors in a cascade's second stage.
+            Counts of another digest are not reused.
+        counts: For each property, such as the size, the images per bin.
+        decoders: Images per image decoder, only of formats that the calibration contained.
         images: The number of images with a score.
     """
 
@@ -513,7 +525,10 @@ class GuaranteeSummary(Section):
 
     @property
     def stated(self) -> bool:
-        """Whether the archive was compared with the images of the card's calibration."""
+        """Whether the archive was compared with the images of the ensemble's calibration.
+
+        False for an empty section, which a run has whose ensemble card allows no comparison.
+        """
         return self.images is not None
 
 
@@ -591,7 +606,9 @@ class RunCounts(Section):
 
 
 class RunSummary(RunCounts, RunHead):
-    """The content of `summary.json`: the keys of `RunHead`, then of `RunCounts`, then the keys below.
+    """The content of `summary.json`, which describes a finished run.
+
+    Its keys are those of `RunHead`, then those of `RunCounts`, and then the following.
 
     Attributes:
         guarantee: The false-positive guarantee of the ensemble, and whether it is valid here.
@@ -626,7 +643,11 @@ class RunSummary(RunCounts, RunHead):
 
     @property
     def has_other_findings(self) -> bool:
-        """Whether any finding is based on more than the verdict of the detectors."""
+        """Whether any file has a finding that does not come from the detectors alone.
+
+        A finding is the strongest statement about the origin of a file. An example is a signed
+        declaration in the file that a model generated it.
+        """
         return not set(self.findings) <= set(DETECTOR_FINDINGS.values())
 
     @property

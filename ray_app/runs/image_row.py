@@ -29,8 +29,11 @@ def find_image_row(
         member: The name of the image inside the container `image`. None matches every member.
         vanished: Also search the rows of files that the last listing no longer found.
 
+    Returns:
+        The columns of the row and their values.
+
     Raises:
-        ConfigError: If the run is missing, or not exactly one row matches.
+        ConfigError: If the run is missing, or if no row or more than one row matches.
     """
     matches: list[tuple[str, dict[str, Any]]] = []
     rows = CurrentRows.read(run)
@@ -57,7 +60,7 @@ def find_image_row(
 def describe_image_row(run: RunDirectory, row: dict[str, Any]) -> dict[str, Any]:
     """Return a JSON document with a row and the facts that show how its score was computed.
 
-    These are the digests of the cards and weights, the versions of software, and the settings.
+    The facts are the digests of the cards and weights, the versions of software, and the settings.
     """
     run_info = run.describe()
     identity = run_info["identity"]

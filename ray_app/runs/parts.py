@@ -1,12 +1,16 @@
-"""Store a table of result rows that grows by parts (`PartTable`).
+"""Store the result rows of a run while it scores, and merge them into few files (`PartTable`).
 
-There is a part for each block. Parts are merged into published files:
+A manifest is the list of files that one listing found. It is cut into blocks, fixed ranges of files
+that one worker scores. The worker writes the rows of a block to a part, a small Parquet file. When
+all blocks of a manifest are done, their parts are merged into published files:
 
-    parts/<manifest>/<block>.parquet    the rows of one block; a block is done when its part exists, or a published file covers it
-    scores/*.parquet                    published: the rows of consecutive blocks, 64 to 128 MiB each (see `score_files`)
+    parts/<manifest>/<block>.parquet    part: the rows of one block
+    scores/*.parquet                    published: the rows of consecutive blocks, 64 to 128 MiB
 
-Both are found by listing names. A published file is written before its parts are deleted. So if the
-process stops at any point, published files and remaining parts together contain every row once.
+A block is done if it has a part, or if a published file contains it. No index is stored: the names
+of the files show which blocks they contain (`score_files`). A published file is written before its
+parts are deleted. So if the process stops at any point, published files and parts together still
+contain every row. Readers skip a part whose block is in a published file.
 """
 
 import io
@@ -59,9 +63,10 @@ class BlockRange:
         return sum(self.sizes)
 
     def split(self) -> list["BlockRange"]:
-        """Split the range into ranges of about `TASK_BYTES`, one for each merging task.
+        """Split the range into ranges whose parts have about 512 MiB (`TASK_BYTES`).
 
-        A range smaller than twice `TASK_BYTES` is not split.
+        One task, such as a Ray task, merges the parts of each range. A range of less than 1 GiB is
+        not split.
         """
         count = max(1, self.size_bytes // TASK_BYTES)
         stops = np.searchsorted(
@@ -77,14 +82,18 @@ class BlockRange:
 def group_consecutive(
     manifest: int, sizes: Mapping[int, int], covered: Container[int]
 ) -> list[BlockRange]:
-    """Group the parts whose rows are not published yet into ranges of consecutive blocks.
+    """Group the blocks whose rows still have to be merged into ranges of consecutive blocks.
 
-    Each range can become a published file, because no range spans blocks of another file.
+    A block is a fixed range of files, and a part is the Parquet file with the rows of one block.
+    The parts of a range can be merged into one file, whose name has the first and the last block.
 
     Args:
-        manifest: The number of the manifest.
-        sizes: The size of each part in bytes, by block.
-        covered: Blocks that are in published files.
+        manifest: The number of the manifest, the list of files that one listing found.
+        sizes: The size in bytes of each part, by number of its block.
+        covered: Blocks whose rows are already in a published file. They are left out.
+
+    Returns:
+        The ranges in ascending order.
     """
     runs: list[list[int]] = []
     for block in sorted(block for block in sizes if block not in covered):
@@ -96,7 +105,10 @@ def group_consecutive(
 
 
 class Merger:
-    """Merge rows of consecutive blocks into one Parquet file in memory."""
+    """Merge tables of rows into one Parquet file in memory, in the order in which they are added.
+
+    The tables are the rows of consecutive blocks. Call `add` for each table, and then `finish`.
+    """
 
     def __init__(self) -> None:
         self._buffer = io.BytesIO()
@@ -107,11 +119,11 @@ class Merger:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the rows that are already compressed, in bytes."""
+        """Current size of the file in bytes, without the rows that still wait to be compressed."""
         return self._buffer.tell()
 
     def accepts(self, table: pa.Table) -> bool:
-        """Return whether a table has the schema of the rows that were added before."""
+        """Return whether a table can be added, because it has the schema of the earlier tables."""
         return self._schema is None or self._schema.equals(table.schema)
 
     def add(self, table: pa.Table) -> None:
@@ -144,9 +156,10 @@ class Merger:
 class PartTable:
     """The result rows of a run in its store.
 
-    Workers write the rows of each block, a fixed range of files, to a file of its own, a part.
-    Later, the parts of a manifest are merged into few published files. The object is small and
-    picklable, because workers receive it to write their parts.
+    A manifest, the list of files that one listing found, is cut into blocks. A worker writes the
+    rows of each block to a Parquet file of its own, a part. Later, the parts of a manifest are
+    merged into few published files. The object is small and picklable, because workers receive it
+    to write their parts.
     """
 
     store: Store
@@ -156,14 +169,17 @@ class PartTable:
         return f"parts/{manifest:05d}/{block:08d}.parquet"
 
     def write_part(self, manifest: int, block: int, rows: pa.Table) -> int:
-        """Commit one block by writing its part, and return the size of the file in bytes.
+        """Write the result rows of one block to its part file, which marks the block as done.
 
-        A repeated commit replaces the file.
+        A block is a fixed range of files. An existing part of the block is replaced.
 
         Args:
-            manifest: The number of the manifest.
-            block: The number of the block.
-            rows: The rows of its members.
+            manifest: The number of the manifest, the list of files that one listing found.
+            block: The number of the block in the manifest.
+            rows: The result rows, one for each file of the block.
+
+        Returns:
+            The size of the part in bytes.
         """
         buffer = io.BytesIO()
         pq.write_table(rows, buffer, compression="zstd")
@@ -175,7 +191,11 @@ class PartTable:
         self.store.delete_all([self.part_path(manifest, block) for block in blocks])
 
     def parts(self, manifest: int) -> list[int]:
-        """Return the numbers of a manifest's blocks that have a part."""
+        """Return the numbers of the blocks of a manifest that have a part, in ascending order.
+
+        A part is a Parquet file with the rows of one block. Blocks whose rows were merged into a
+        published file no longer have one.
+        """
         return sorted(self._part_sizes(manifest))
 
     def _part_sizes(self, manifest: int) -> dict[int, int]:
@@ -191,10 +211,15 @@ class PartTable:
     ) -> Iterator[tuple[ScoreFile, tuple[str, ...]]]:
         """Yield ranges of consecutive blocks that have a part, each with the paths of its parts.
 
+        A part is the Parquet file with the rows of one block, a fixed range of files.
+
         Args:
-            manifest: The number of the manifest.
-            parts: Blocks that have a part.
+            manifest: The number of the manifest, the list of files that one listing found.
+            parts: The numbers of the blocks that have a part.
             max_blocks: The maximum number of blocks in a range.
+
+        Yields:
+            The range as the `ScoreFile` that would contain its rows, and the paths of the parts.
         """
         for block_range in group_consecutive(manifest, dict.fromkeys(parts, 0), ()):
             for start in range(0, len(block_range.sizes), max_blocks):
@@ -208,19 +233,22 @@ class PartTable:
                 )
 
     def part_folders(self) -> list[int]:
-        """Return the numbers of manifests that have a folder in `parts/`.
+        """Return the numbers of the manifests that have a folder in `parts/`.
 
-        If all parts of a manifest are published, a local folder may remain, while a store without
-        folders no longer lists the manifest.
+        Such a manifest usually has rows that are not merged into published files yet. On a local
+        disk, the folder of a merged manifest may remain and be empty.
         """
         return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
 
     def published(self, manifests: Collection[int] | None = None) -> list[ScoreFile]:
-        """Return the published files in `scores/`, in the order of their blocks.
+        """Return the merged Parquet files in `scores/`, in the order of the listings.
 
         Args:
-            manifests: The manifests whose files are needed. Files of other manifests may also be
-                returned. None returns all files.
+            manifests: The numbers of the manifests (lists of files, one per listing) whose rows are
+                needed. Files of other manifests may also be returned. None returns all files.
+
+        Returns:
+            The files, whose names show which blocks they contain.
         """
         if manifests is None or len(manifests) > _FEW:
             names = self.store.names("scores")
@@ -280,7 +308,15 @@ class PartTable:
         return number
 
     def find_pending(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
-        """Return the blocks that have no rows yet, from a mapping of manifests to all their blocks."""
+        """Return the blocks that still have to be scored, because they have no rows.
+
+        Args:
+            lists: All blocks of each manifest to consider, by number of the manifest. A manifest is
+                the list of files that one listing found.
+
+        Returns:
+            The blocks without rows, as one list for each manifest, in the order of `lists`.
+        """
         files, folders = self.published(lists.keys()), set(self.part_folders())
         pending = []
         for number, blocks in lists.items():
@@ -292,10 +328,17 @@ class PartTable:
         return pending
 
     def row_files(self, manifests: Sequence[int]) -> list[str]:
-        """Return the paths of the files that contain the rows of some manifests, in block order.
+        """Return the paths of the Parquet files that contain the rows of some listings.
 
-        Parts whose rows are already in a published file are left out. A merged file may also contain
-        rows of other manifests.
+        The paths are those of merged files in `scores/`, and of files in `parts/` whose rows are
+        not merged yet. A file that a version before 0.25 merged may also contain rows of other
+        listings.
+
+        Args:
+            manifests: The numbers of the manifests, one for each listing.
+
+        Returns:
+            The paths, relative to the run directory, in the order of the listings.
         """
         numbers = set(manifests)
         published = self.published(numbers)
@@ -313,17 +356,27 @@ class PartTable:
         return [path for _, path in sorted(located)]
 
     def rows_in(self, path: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows of one file of the run, as tables of bounded size."""
+        """Yield the rows of one Parquet file of the run, as tables of bounded size.
+
+        `path` is relative to the run directory. `columns` are the columns to read; None reads all.
+        """
         with self.store.open_file(path) as handle, pq.ParquetFile(handle) as file:
             yield from _row_groups(file, columns)
 
     def rows_of(
         self, paths: Sequence[str], columns: list[str] | None = None
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Yield the rows of several files in their order, as tables of bounded size.
+        """Yield the rows of several Parquet files of the run, as tables of bounded size.
 
-        Each table has the path of its file. A run with many sessions has many small files. If the
-        files are not on a local disk, several small files are read at once.
+        A run on which many commands worked has many small files. If the files are not on a local
+        disk, several small files are read at once.
+
+        Args:
+            paths: The paths of the files, relative to the run directory.
+            columns: The columns to read. None reads all.
+
+        Yields:
+            The path of a file, and a table with some of its rows, in the order of `paths`.
         """
         is_elsewhere = self.store.local_path("scores") is None
         sizes = self.store.sizes("scores") if is_elsewhere and len(paths) > 1 else {}
@@ -344,17 +397,18 @@ class PartTable:
                         yield path, table
 
     def publish(self, manifest: int, *, each: MapFunction = map_serial) -> list[str]:
-        """Merge the parts of a finished manifest into files of 64 to 128 MiB.
+        """Merge the parts of a finished manifest into files of 64 to 128 MiB in `scores/`.
 
-        Each file is published before its parts are deleted. If the process stops at any point, the
-        next call continues: published files and remaining parts together contain every row once.
+        A part is a small Parquet file with the rows of one block. Parts are deleted only after
+        their merged file is written. If the process stops at any point, no row is lost, and the
+        next call continues.
 
         Args:
-            manifest: The number of the manifest.
+            manifest: The number of the manifest, the list of files that one listing found.
             each: Maps a function over ranges of parts to merge them, for example as Ray tasks.
 
         Returns:
-            The paths of the published files.
+            The paths of the new files.
         """
         files = self.published([manifest])
         sizes = self._part_sizes(manifest)
@@ -377,7 +431,14 @@ class PartTable:
         return paths
 
     def publish_all(self, *, each: MapFunction = map_serial) -> list[str]:
-        """Publish every manifest that has parts, and return the paths of the files."""
+        """Merge the parts of every manifest into files in `scores/` (see `publish`).
+
+        Args:
+            each: Maps a function over ranges of parts to merge them, for example as Ray tasks.
+
+        Returns:
+            The paths of the new files.
+        """
         return [
             path for manifest in self.part_folders() for path in self.publish(manifest, each=each)
         ]

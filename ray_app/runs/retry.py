@@ -1,7 +1,8 @@
-"""Retry members: write a manifest that lists the current members with certain statuses again.
+"""Prepare a retry: list the files of a run that have certain statuses, to score them again.
 
-When the retry is finished, its rows are the current rows of these members, because the last finished
-manifest that contains an id counts.
+A manifest is a list of files to score. `begin_retry` writes a new manifest with, for example, the
+files that could not be read. When the run has scored the new manifest, its rows replace the earlier
+rows of these files.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,12 @@ _Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RetryManifest:
-    """The result of `begin_retry`: a manifest of members that will be scored again.
+    """The result of `begin_retry`: a manifest, the list of files that will be scored again.
 
     Attributes:
         info: The new manifest; None if there is nothing to retry.
-        refused: The number of members that are not retried, because the listing had refused them
-            without reading them.
+        refused: The number of files that have a requested status but are not retried, because the
+            listing had refused them without reading them.
     """
 
     info: archives.ManifestInfo | None
@@ -37,14 +38,17 @@ class RetryManifest:
 def begin_retry(
     rows: CurrentRows, statuses: Sequence[str], plan: archives.BlockPlan
 ) -> RetryManifest:
-    """Write a manifest of the members whose current row has one of the given statuses.
+    """Write a manifest, a list of files to score, of all files that have one of some statuses.
 
-    The run then scores these members again, as `touchstone score --retry` requests.
+    The run then scores these files again. `touchstone score --retry` uses this function.
 
     Args:
-        rows: The current rows of a run whose manifests are all finished.
-        statuses: The statuses to retry.
-        plan: How to cut the members into blocks.
+        rows: The current rows of a run whose listings are all scored.
+        statuses: The statuses to retry, such as `source_timeout`.
+        plan: How to cut the files into blocks, which workers score.
+
+    Returns:
+        The new manifest, and the number of files that cannot be retried.
     """
     positions = {
         file.path: file_positions

@@ -1,4 +1,7 @@
-"""Bring the rows of several sessions, whose columns may differ, to one schema (`RowShape`)."""
+"""Convert the rows of a run to one schema (`RowShape`).
+
+The columns of a run's Parquet files may differ, because a later command on the run can add columns.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +15,15 @@ from ray_app.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class RowShape:
-    """A common schema for the rows of a run's sessions, whose columns may differ.
+    """A common schema for all rows of a run, whose files may have different columns.
 
-    A session is one command's work on the run. If some rows lack a column, it is null in these
-    rows. A column that comes from the source table has a type that can represent all of its values,
-    or else text.
+    If some rows lack a column, its value is null in these rows. The column `input` repeats the
+    columns of the source, if the source is a table of images. Each of them gets a type that can
+    represent all of its values, or else text.
 
     Attributes:
         schema: The common schema.
-        input_type: The struct type of the source's own columns, or None if the source has none.
+        input_type: The struct type of `input`, or None if the source has no columns.
     """
 
     schema: pa.Schema
@@ -28,9 +31,16 @@ class RowShape:
 
     @classmethod
     def of_files(cls, run: RunDirectory, paths: Sequence[str]) -> "RowShape":
-        """Return the common shape of the rows in some files of a run.
+        """Find the common schema of the rows in some Parquet files of a run.
 
-        Its columns are in the order of the schema that has the most columns.
+        The columns are in the order of the file that has the most columns.
+
+        Args:
+            run: The run directory.
+            paths: The paths of the files, relative to the run directory.
+
+        Returns:
+            The common schema.
         """
         schemas = []
         for path in paths:

@@ -1,8 +1,8 @@
-"""Convert members and their results to Arrow tables.
+"""Build the result rows of a run as Arrow tables, one row for each image file.
 
-`result_rows` returns result rows, and `block_tables` returns all tables of a block. `read_outcomes`
-reads the results of decoding back from rows. `with_findings` derives findings again from changed
-verdicts or thresholds.
+`result_rows` returns the result rows of some files. `block_tables` returns all tables of a block, a
+group of files that is scored and stored together. `read_outcomes` reads the results of decoding
+back from rows. If verdicts or thresholds have changed, `with_findings` derives the findings again.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -114,9 +114,16 @@ def result_rows(
 
 
 def read_outcomes(rows: pa.Table) -> list[DecodeResult]:
-    """Read the result of decoding each image back from result rows.
+    """Read the results of decoding the images back from stored result rows.
 
-    The rows must have those of the `OUTCOME_COLUMNS` that their run has.
+    So images can be scored again from stored embeddings, without decoding the images.
+
+    Args:
+        rows: Result rows with the columns `OUTCOME_COLUMNS`, such as `status` and `width`. Columns
+            that their run does not have may be missing.
+
+    Returns:
+        The status, details, facts, and provenance of each row.
     """
     outcomes = []
     for row in rows.to_pylist():
@@ -133,9 +140,17 @@ def read_outcomes(rows: pa.Table) -> list[DecodeResult]:
 
 
 def decision_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, Any]:
-    """Return the row columns with an ensemble's decisions, by name. Rows without a score have nulls.
+    """Return the columns of result rows that store an ensemble's decisions, by name.
 
-    The column `second_look` is included only if a cascade decided.
+    Examples are `score`, `probability`, and `verdict`. The column `second_look` is included only if
+    the ensemble is a cascade.
+
+    Args:
+        decisions: The decisions on the images (n,).
+        has_score: Whether each image has a score (n,). Other rows get nulls.
+
+    Returns:
+        The columns (n,).
     """
     second_look = decisions.second_look
     text, hidden = pa.string(), ~has_score
@@ -153,7 +168,11 @@ def decision_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, A
 
 
 def finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return the row columns with findings and their grounds, by name."""
+    """Return the columns `finding` and `grounds` of result rows, by name.
+
+    A finding is the conclusion on the origin of a file. Its grounds are the evidence for and
+    against it, such as the verdict of the detectors.
+    """
     return {
         FINDING: [finding.finding for finding in findings],
         GROUNDS: [[ground.model_dump() for ground in finding.grounds] for finding in findings],
@@ -163,7 +182,7 @@ def finding_columns(findings: Sequence[Finding]) -> dict[str, Any]:
 def caption_columns(captions: Sequence[Caption | None], has_score: np.ndarray) -> dict[str, Any]:
     """Return the row columns with predicted prompts and their likelihoods, by name.
 
-    A row without a caption or without a score has nulls.
+    A caption is a predicted prompt. A row without a caption or without a score has nulls.
     """
     visible = [
         caption if scored else None for caption, scored in zip(captions, has_score, strict=True)
@@ -192,6 +211,9 @@ def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
         values: The values. None gives an array of nulls.
         field: The field of the schema, which has the type.
         count: The number of rows.
+
+    Returns:
+        The array, whose type is that of the field.
     """
     if values is None:
         return pa.nulls(count, field.type)
@@ -203,10 +225,17 @@ def as_array(values: Any, field: pa.Field, count: int) -> pa.Array:
 
 
 def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
-    """Return rows with new findings in the columns `finding` and `grounds`.
+    """Return result rows with findings that are derived again, for example after new verdicts.
 
-    A finding is the strongest evidence on the origin of a file. It follows from the provenance and
-    the verdict of a row, and from the measured error rates in the thresholds.
+    A finding is the conclusion on the origin of a file. It follows from the file's statements on
+    its own origin, from the verdict of the detectors, and from their error rates.
+
+    Args:
+        rows: Result rows with `provenance`, `verdict`, `score`, `finding`, and `grounds`.
+        thresholds: The thresholds of the ensemble with their measured error rates.
+
+    Returns:
+        The rows with new columns `finding` and `grounds`, the evidence for the finding.
     """
     pairs = zip(rows["provenance"].to_pylist(), rows["verdict"].to_pylist(), strict=True)
     findings = [find_origin(text, verdict, thresholds) for text, verdict in pairs]
@@ -219,10 +248,17 @@ def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
 
 
 def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> card_sections.Facts:
-    """Return the values of image facts, such as the JPEG quality, from result rows, by fact.
+    """Read image facts, such as the JPEG quality, from result rows.
 
-    Detector cards may state a range for these facts. A value is None if the run did not measure the
-    fact.
+    Detector cards may state a range of these facts. The verdict on an image outside of the range is
+    `abstain`.
+
+    Args:
+        rows: The result rows (n,).
+        names: The names of the facts.
+
+    Returns:
+        The values (n,) of each fact, by name. A value is None if the run did not measure the fact.
     """
     columns = {name: card_sections.FACTS[name][0] for name in names}
     return {
@@ -273,7 +309,11 @@ def block_tables(
         attempt: The number of the session, one command's work on the run.
         scored_at: The time of scoring.
         measured: Names of the facts about pixels to store, such as `texture`.
-        features: The facts that determine the embeddings of each detector (see `feature_rows`).
+        features: The settings that determine the embeddings to store, by name of the detector (see
+            `feature_rows`). None stores no embeddings.
+
+    Returns:
+        The tables.
     """
 
     def build(members: pa.Table, scored: BlockResult) -> BlockTables:

@@ -1,4 +1,7 @@
-"""Parse the names of files in `scores/` (`ScoreFile`): the blocks of manifests that each contains.
+"""Parse the names of the Parquet files in `scores/` of a run (`ScoreFile`).
+
+A manifest is the list of files that one listing found. It is cut into blocks, fixed ranges of
+files. The name of a Parquet file shows the blocks whose result rows it contains:
 
     scores/00003-00000000-00000011.parquet           blocks 0 … 11 of manifest 3
     scores/00003-00000000--00027-00000001.parquet    block 0 of manifest 3 up to block 1 of manifest 27
@@ -18,14 +21,15 @@ BlockPlace = tuple[int, int]  # A manifest and a block of it.
 
 @dataclass(frozen=True, order=True)
 class ScoreFile:
-    """A published file in `scores/` of a run, which contains the rows of consecutive blocks.
+    """A Parquet file in `scores/` of a run, which contains the rows of consecutive blocks.
 
-    A block is a fixed range of files of a manifest, the list of files that one listing found.
+    A block is a fixed range of files of a manifest, the list of files that one listing found. Such
+    a Parquet file is called published.
 
     Attributes:
-        manifest: The manifest of the first block.
-        first: The first block.
-        last: The last block.
+        manifest: The number of the manifest of the first block.
+        first: The number of the first block.
+        last: The number of the last block.
         until: The manifest of the last block, if the file was merged from files of several
             manifests. -1 if all its blocks are from `manifest`.
     """
@@ -37,17 +41,17 @@ class ScoreFile:
 
     @property
     def is_merged(self) -> bool:
-        """Whether the file was merged from other published files."""
+        """Whether a version before 0.25 merged the file from other files in `scores/`."""
         return self.until >= 0
 
     @property
     def start(self) -> BlockPlace:
-        """The manifest and the number of the first block."""
+        """The numbers of the manifest and of the first block whose rows are in the file."""
         return self.manifest, self.first
 
     @property
     def end(self) -> BlockPlace:
-        """The manifest and the number of the last block."""
+        """The numbers of the manifest and of the last block whose rows are in the file."""
         return (self.until if self.is_merged else self.manifest), self.last
 
     @property
@@ -85,15 +89,21 @@ class ScoreFile:
 
 
 def manifest_of(path: str) -> int:
-    """Return the manifest of the first rows of a file, from its path in `scores/` or `parts/`."""
+    """Return the number of the manifest (the listing) to which the first rows of a file belong.
+
+    `path` is the path of the Parquet file in `scores/` or `parts/` of a run.
+    """
     folder, _, name = path.rpartition("/")
     return int(name.split("-")[0] if folder == "scores" else folder.rpartition("/")[2])
 
 
 def parse_names(names: Iterable[str]) -> list[ScoreFile]:
-    """Parse names of files in `scores/`, and return the files in the order of their blocks.
+    """Parse the names of files in `scores/` of a run.
 
     Names of another form are ignored.
+
+    Returns:
+        The files in the order of their manifests and blocks.
     """
     matches = (_NAME.fullmatch(name) for name in names)
     files = (
@@ -107,10 +117,13 @@ def parse_names(names: Iterable[str]) -> list[ScoreFile]:
 def split_replaced(
     files: Sequence[ScoreFile],
 ) -> tuple[list[ScoreFile], list[ScoreFile]]:
-    """Split published files into files to read, and files that a merged file replaces.
+    """Split the Parquet files in `scores/` into files to read, and files that have been replaced.
 
-    A merged file replaces the files from which it was merged. The files must be in the order of
-    `parse_names`.
+    A merged file replaces the files from which it was merged. Both can exist if the merge was
+    interrupted. The files must be in the order of `parse_names`.
+
+    Returns:
+        The files to read, and the replaced files.
     """
     read: list[ScoreFile] = []
     replaced: list[ScoreFile] = []

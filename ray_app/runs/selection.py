@@ -152,9 +152,14 @@ def _sorted(table: pa.Table, column: str, descending: bool) -> pa.Table:
 
 
 def filter_by_generator(table: pa.Table, name: str) -> pa.Table:
-    """Return the rows whose predicted generator or family has a name, in any spelling.
+    """Select the rows whose predicted generator, or its family, has a name in any known spelling.
 
-    The name `unknown` selects rows for which the identifier named none of the generators it knows.
+    Args:
+        table: Result rows.
+        name: The name. `unknown` selects rows of images that resemble no known generator.
+
+    Returns:
+        The selected rows. The table is empty if the run does not identify generators.
     """
     if "generator_confidence" not in table.column_names:
         return table.slice(0, 0)
@@ -177,10 +182,10 @@ def filter_by_generator(table: pa.Table, name: str) -> pa.Table:
 
 
 def require_known_generator(run: directory.RunDirectory, name: str) -> None:
-    """Raise ConfigError if a run cannot contain rows with a predicted generator of this name.
+    """Raise ConfigError if a filter for this generator name cannot match any row of a run.
 
-    The reason is that the run did not identify generators, or that neither the index of generators nor the
-    run contains the name.
+    This is the case if the run did not identify generators. It is also the case if neither the
+    index of generators nor the run contains the name.
     """
     if not run.exists():
         raise run.missing_run_error()

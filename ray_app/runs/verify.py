@@ -28,9 +28,10 @@ class VerifiedRun:
     """The counts that `verify_run` found in a run without errors.
 
     Attributes:
-        manifests: The number of finished manifests.
+        manifests: The number of finished manifests, the lists of files that listings and retries
+            wrote.
         members: The number of rows of these manifests.
-        current: The number of current rows.
+        current: The number of current rows: the last row of each file that the last listing found.
     """
 
     manifests: int
@@ -58,9 +59,13 @@ def verify_run(
         run: The run directory.
         each: Maps the comparison over groups of blocks, for example as Ray tasks.
 
+    Returns:
+        The counts.
+
     Raises:
         ConfigError: If there is no run, or the run is not finished.
-        ClusterError: If a member has no row, a row has no member, or the summary has other counts.
+        ClusterError: If a listed file has no row, a row belongs to no listed file, or the summary
+            has other counts.
     """
     run_info = run.describe_finished()
     rows = CurrentRows.read(run)
@@ -89,7 +94,10 @@ def check_conservation(
     *,
     each: archives.MapFunction = archives.map_serial,
 ) -> int:
-    """Check that each manifest and its rows in `scores/` have the same ids in the same order.
+    """Check that every listed file of a run has exactly one row, so that no file was lost.
+
+    Each manifest, the list of files that one listing found, is compared with its rows. Both must
+    have the same ids in the same order.
 
     Args:
         run: The run directory.
@@ -97,10 +105,11 @@ def check_conservation(
         each: Maps the comparison over groups of blocks, for example as Ray tasks.
 
     Returns:
-        The number of members of these manifests.
+        The number of files in these manifests.
 
     Raises:
-        ClusterError: If a manifest is incomplete, a member has no row, or a row has no member.
+        ClusterError: If a manifest is incomplete, a listed file has no row, or a row belongs to no
+            listed file.
     """
     spans: list[_Span] = []
     total = 0
