@@ -1,12 +1,16 @@
-"""Exchange messages with a child process over pipes (`read_request`, `write_answer`).
+"""Define the messages between a process and its child, which decodes or scores images.
 
-A request consists of the number of bytes that follow (uint64), the length of a text (uint32), the
-text, and data. An answer consists of the lengths of a text and of data (2 × uint64), the text, and
-the data.
-A child writes one `READY` byte as soon as it can serve requests.
+The parent writes requests to the standard input of the child (`pack_request`), which reads them
+(`read_request`). The child writes answers to its standard output (`write_answer`). Requests and
+answers consist of a text, such as JSON, and of binary data, such as an image file or its pixels:
 
-The child of a callable detector runs this file in another Python, from 3.9. Therefore this file
-imports only the standard library and nothing of this package.
+    request    bytes that follow (uint64), length of the text (uint32), text, data
+    answer     length of the text (uint64), length of the data (uint64), text, data
+
+The child writes one `READY` byte as soon as it can serve requests.
+
+A detector that is a Python callable of the user runs in a child with a Python of its own, from 3.9.
+This child runs this file. Therefore this file imports only the standard library.
 """
 
 from __future__ import annotations
@@ -24,21 +28,28 @@ _TEXT_SIZE = struct.Struct("<I")
 def pack_request(
     text: bytes, blobs: Sequence[bytes | memoryview]
 ) -> tuple[bytes | memoryview, ...]:
-    """Pack a text and data into a request to a child process.
+    """Make a request to a child process from a text and binary data, without copying the data.
 
     Args:
-        text: The text of the request.
-        blobs: The data of the request, in one or more pieces.
+        text: The text of the request, such as JSON with the settings.
+        blobs: The binary data, such as the bytes of an image file, in one or more pieces.
 
     Returns:
-        The parts of the request, which are written one after another.
+        The parts of the request. The caller writes them to the child one after another.
     """
     size_bytes = _TEXT_SIZE.size + len(text) + sum(map(len, blobs))
     return _REQUEST.pack(size_bytes), _TEXT_SIZE.pack(len(text)), text, *blobs
 
 
 def read_request(requests: BinaryIO) -> tuple[bytes, bytes] | None:
-    """Read a request, and return its text and its data, or None if the parent closed the pipe."""
+    """Read the next request of the parent in a child process. Waits until there is one.
+
+    Args:
+        requests: The stream from the parent.
+
+    Returns:
+        The text and the data of the request, or None if the parent closed the stream.
+    """
     header = requests.read(_REQUEST.size)
     if not header:
         return None
@@ -47,12 +58,13 @@ def read_request(requests: BinaryIO) -> tuple[bytes, bytes] | None:
 
 
 def write_answer(answers: BinaryIO, text: bytes, blobs: Sequence[bytes | memoryview]) -> None:
-    """Write the answer of a child process to its parent.
+    """Write the answer to a request from a child process to its parent.
 
     Args:
         answers: The stream to the parent.
-        text: The text of the answer.
-        blobs: Parts of the data, which are written one after another.
+        text: The text of the answer, such as JSON.
+        blobs: The binary data of the answer, such as pixels, in pieces that are written one after
+            another.
     """
     for part in (ANSWER.pack(len(text), sum(map(len, blobs))), text, *blobs):
         answers.write(part)

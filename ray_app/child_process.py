@@ -1,8 +1,10 @@
 """Run a child process that answers one request at a time, with a time limit.
 
+Untrusted image files are decoded in such a child. A detector that is a Python callable of the user
+also runs in one.
 `ChildProcess` communicates with the child through pipes. `ChildDeadline` kills the child if it
-exceeds its time limit; one thread watches all deadlines. `is_running` returns whether a recorded
-process still runs. `environment_without_secrets` returns the environment variables for a child.
+exceeds its time limit; one thread watches all deadlines. `environment_without_secrets` returns the
+environment variables for a child. `is_running` returns whether a recorded process still runs.
 """
 
 import fcntl
@@ -35,7 +37,7 @@ class ChildProcess:
     """Base of the classes that run a child process and exchange messages with it through pipes.
 
     A subclass starts the child on first use, and again after it died. Only one thread at a time may
-    use an object. Use it as a context manager, or call `close()`.
+    use an object. Use the object as a context manager, or call `close()` to end the child.
     """
 
     def __init__(self) -> None:
@@ -170,7 +172,7 @@ class ChildDeadline:
 
     Attributes:
         has_passed: Whether the time limit has passed, so that the child was killed.
-        limit_s: The time limit in seconds that was started last.
+        limit_s: The current time limit in seconds: the one that `start` received last.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
@@ -241,9 +243,10 @@ _WATCHDOG = _Watchdog()
 
 
 def identify_process() -> tuple[int, str]:
-    """Return the id and the start time of this process.
+    """Return the id and the start time of this process, which together identify it.
 
-    Another process can pass them to `is_running` later.
+    If this process stores them in a file, another process can check later with `is_running` whether
+    this process still runs.
     """
     return os.getpid(), read_start_time(os.getpid()) or "?"
 

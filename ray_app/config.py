@@ -1,7 +1,9 @@
-"""Read a YAML file into a frozen model, or explain which key and value are wrong.
+"""Read and validate YAML configs, and find those that are shipped or that the user has added.
 
-Each error names the file, the key, the value, and the nearest valid key. `Frozen` is the base of
-the files that people write. `Section` is the base of the JSON documents that commands write.
+`load_yaml` reads a YAML file into a pydantic model. If a key or a value is wrong, the error names
+the file, the key, the value, and the nearest valid key. `find_config` returns the file for a name
+such as `default`. `Frozen` is the base of the models of files that people write. `Section` is the
+base of the models of JSON documents that commands write.
 """
 
 import difflib
@@ -35,7 +37,11 @@ _SHALLOW = 10_000
 
 
 class Frozen(BaseModel):
-    """Base of every config, card, and set of limits: immutable, and unknown keys are an error."""
+    """Base of the models of YAML files that people write, and of their sections.
+
+    Examples are the settings of a command, and the card that describes a detector. Objects are
+    immutable. An unknown key is an error.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -44,13 +50,17 @@ class Frozen(BaseModel):
 
 
 class FileConfig(Frozen):
-    """Base of cards, whose relative paths start from the folder of the card's YAML file."""
+    """Base of the models of YAML files that contain relative paths, such as paths of weights.
+
+    The paths are relative to `folder`. Examples are cards, the files that describe a detector or an
+    ensemble.
+    """
 
     _folder: Path = PrivateAttr(default=Path())
 
     @property
     def folder(self) -> Path:
-        """The folder of the file that the card was read from."""
+        """The folder of the YAML file from which this object was read, for its relative paths."""
         return self._folder
 
 
@@ -60,10 +70,11 @@ OptionalKey = Annotated[_T | None, Field(exclude_if=lambda value: value is None)
 
 
 class Section(BaseModel):
-    """Base of the JSON documents that commands write, and of the parts of these documents.
+    """Base of the models of JSON documents that commands write, such as `summary.json`.
 
-    Reading is tolerant, so that partial documents, and documents of other versions, can be rendered:
-    unknown keys are ignored, and a null is treated as an absent key unless the field allows null.
+    The parts of such a document have this base, too. Reading is tolerant, so that reports can be
+    rendered from partial documents and from documents of other versions. Unknown keys are ignored.
+    A null is treated as an absent key, unless the field allows null.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
@@ -113,9 +124,10 @@ _SPAN, _UNITS = (
 
 
 def parse_duration(value: Any) -> Any:
-    """Return the seconds of a time span such as 90, 90s, 5m, 1.5h or 1d.
+    """Convert a time span such as "90", "90s", "5m", "1.5h", or "1d" to seconds.
 
-    Any other value is returned unchanged, for the validation of its field.
+    A value of another type or form is returned unchanged. pydantic then validates it, and reports
+    an error if it is not a number.
     """
     match = _SPAN.fullmatch(value.strip()) if isinstance(value, str) else None
     return value if match is None else float(match[1]) * _UNITS[match[2]]
@@ -139,15 +151,18 @@ def config_root() -> Path:
 
 
 def cache_folder(kind: str) -> Path:
-    """Return this user's cache folder for one kind of fetched or generated files.
+    """Return this user's cache folder for one kind of files, such as "weights" or "trust".
 
-    It is in $TOUCHSTONE_CACHE, or in ~/.cache/touchstone by default.
+    The folder is in $TOUCHSTONE_CACHE, or in ~/.cache/touchstone by default. It may not exist yet.
     """
     return Path(os.environ.get(CACHE_VARIABLE) or os.path.expanduser("~/.cache/touchstone")) / kind
 
 
 def named_configs(kind: str) -> dict[str, Path]:
-    """Return all shipped files of one kind (`detectors`, `ensembles`, `score`), by name."""
+    """Return the paths of all shipped YAML files of one kind, by name.
+
+    The kind is a subfolder of `config_root`, such as `detectors`, `ensembles`, or `score`.
+    """
     return {path.stem: path for path in sorted((config_root() / kind).glob("*.yaml"))}
 
 
@@ -167,9 +182,10 @@ def config_file() -> Path | None:
 
 
 def added_configs(kind: str) -> dict[str, Path]:
-    """Return the files of one kind that this user has added, by name.
+    """Return the paths of the YAML files of one kind that this user has added, by name.
 
-    They are in a folder next to the user's own config file.
+    The kind is a folder next to the user's own config file (`config_file`), such as `detectors` or
+    `ensembles`.
     """
     file = config_file()
     try:
@@ -210,17 +226,28 @@ def list_ensembles() -> list[str]:
 
 
 def is_named(kind: str, name: str | Path) -> bool:
-    """Return whether a name is that of a shipped config file, or of one that the user added.
+    """Return whether a shipped YAML file, or one that the user has added, has a name.
 
-    Files in the current folder do not count.
+    Args:
+        kind: The kind of the file, such as `detectors` or `ensembles`.
+        name: The name, such as `default`.
+
+    Returns:
+        True if there is such a file. A file in the current folder does not count.
     """
     return str(name) in named_configs(kind) or str(name) in added_configs(kind)
 
 
 def absolute_name(kind: str, name_or_path: str) -> str:
-    """Return the absolute path of an existing file.
+    """Make a path absolute, so that a process in another folder finds the file.
 
-    A name of a shipped or added config file, and a path without a file, are returned unchanged.
+    Args:
+        kind: The kind of the file, such as `detectors` or `ensembles`.
+        name_or_path: A path, or the name of a file that is shipped or that the user has added.
+
+    Returns:
+        The absolute path if the file exists. A name, and a path without a file, are returned
+        unchanged.
     """
     is_path = not is_named(kind, name_or_path) and os.path.exists(name_or_path)
     return os.path.abspath(name_or_path) if is_path else name_or_path
@@ -236,9 +263,17 @@ _MISTAKEN_FOR = {"detectors": "ensembles", "ensembles": "detectors"}
 
 
 def find_config(kind: str, name_or_path: str | Path) -> Path:
-    """Return the path of the config file that a name or a path refers to. Raises ConfigError.
+    """Find the YAML file that a user has named on the command line or in a config.
 
-    The name is that of a shipped file, or of a file that the user added.
+    Args:
+        kind: The kind of the file, such as `detectors`, `ensembles`, or `train`.
+        name_or_path: The name of a file that is shipped or that the user has added, or a path.
+
+    Returns:
+        The path of the file. A name takes precedence over a file in the current folder.
+
+    Raises:
+        ConfigError: If there is no such file. The message suggests the nearest name.
     """
     configs = added_configs(kind) | named_configs(kind)
     if str(name_or_path) in configs:
@@ -278,7 +313,14 @@ def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> 
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file, `{}` for an empty file. Raises ConfigError."""
+    """Read a YAML file without validating its keys.
+
+    Returns:
+        The keys and values; `{}` for an empty file.
+
+    Raises:
+        ConfigError: If the file cannot be read, is not YAML, or is not a mapping.
+    """
     try:
         return parse_mapping(path.read_bytes(), str(path))
     except OSError as error:
@@ -286,7 +328,18 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
-    """Return the keys and values of YAML; `where` names its source in errors. Raises ConfigError."""
+    """Parse YAML without validating its keys.
+
+    Args:
+        content: The YAML text in UTF-8.
+        where: The name of its source, such as the path of the file, for errors.
+
+    Returns:
+        The keys and values; `{}` for an empty text.
+
+    Raises:
+        ConfigError: If the text is not YAML or is not a mapping.
+    """
     try:
         data = _yaml(content.decode())
     except UnicodeDecodeError as error:
@@ -335,6 +388,9 @@ def validate(
         where: The name of the file in errors.
         overrides: Texts such as `a.b=c`, whose values are YAML.
 
+    Returns:
+        The model.
+
     Raises:
         ConfigError: If the data do not fit the model. The message has one line for each wrong key.
     """
@@ -350,10 +406,11 @@ def validate(
 
 
 def complete_from_run(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
-    """Fill in the keys that the user did not write from the config of an existing run.
+    """Replace the defaults in a config by the values with which an existing run was started.
 
-    So a later command continues the run even if a default has changed since. Sections are completed
-    key by key. Training and `touchstone data` use this function.
+    So a later command continues the run even if a default has changed since then. Keys that the
+    user wrote stay. Sections are completed key by key. Training and `touchstone data` use this
+    function.
 
     Args:
         config: The config with the keys that the user wrote.
@@ -371,7 +428,10 @@ def complete_from_run(config: Model, begun: Mapping[str, Any], *, where: str) ->
 
 
 def get_set_values(config: BaseModel) -> dict[str, Any]:
-    """Return the keys that the user wrote, section by section, without the defaults."""
+    """Return the keys of a config that the user wrote, without those that have their defaults.
+
+    Values that are sections are returned as dictionaries of their own.
+    """
     values = {name: getattr(config, name) for name in config.model_fields_set}
     return {
         name: get_set_values(value) if isinstance(value, BaseModel) else value
@@ -380,7 +440,11 @@ def get_set_values(config: BaseModel) -> dict[str, Any]:
 
 
 def merge_mappings(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` updated by `change`, section by section. A list is replaced as a whole."""
+    """Return `base` with the values of `change`, as a new dictionary.
+
+    If both have a mapping under the same key, the two mappings are merged recursively. A list is
+    replaced as a whole.
+    """
     sections = {
         key: merge_mappings(base[key], value)
         for key, value in change.items()

@@ -1,15 +1,16 @@
 """Define every exception, image status, abstain reason, and exit code of Touchstone.
 
     TouchstoneError
-    ├─ ConfigError              exit 2    the user edits a file or an argument
+    ├─ ConfigError              exit 2    a file or an argument is wrong
     │  └─ IdentityError         exit 2    the run directory belongs to another command
-    ├─ InputError               a row     this image, not the system: its status is the reason
-    │  └─ SourceError           a row     this member could not be read: its status is the reason
-    ├─ DetectorError            exit 4    card, weights or device
-    └─ ClusterError             exit 5    no capacity, no progress
-       └─ StorageError          exit 5    source listing or run directory unreachable
+    ├─ InputError               a row     one image cannot be scored
+    │  └─ SourceError           a row     the file of one image cannot be read
+    ├─ DetectorError            exit 4    a detector cannot be used
+    └─ ClusterError             exit 5    the cluster has no capacity, or a run makes no progress
+       └─ StorageError          exit 5    a source or a run directory cannot be reached
 
-A bad image becomes a row with a status. A bad system raises an exception with a hint.
+A problem with one image does not stop a run: the image gets a result row with a status. Any other
+problem stops the command. The exception then has a hint for the user and an exit code.
 """
 
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ class Status(DescribedEnum):
 
 
 class Reason(DescribedEnum):
-    """The reason why a verdict is `abstain`.
+    """The reason why the verdict on an image is `abstain`, neither `fake` nor `real`.
 
     The list is closed and ordered: if several reasons apply, the first is used. The row's
     `verdict_detail` column contains names and values, such as the detector without a score.
@@ -97,7 +98,7 @@ DETECTOR_FINDINGS = {
 
 
 class AbstainReason(NamedTuple):
-    """The reason why a verdict is `abstain`, with its details.
+    """The reason why the verdict on an image is `abstain`, neither `fake` nor `real`.
 
     Attributes:
         reason: The reason, from a closed list.
@@ -183,7 +184,11 @@ class ConfigError(TouchstoneError):
 
 
 class IdentityError(ConfigError):
-    """The run directory belongs to another command, or another run is writing to it."""
+    """The output directory was written with other settings, or another command is writing to it.
+
+    The settings that decide the results of a command are the identity of its output directory. A
+    command may only continue a directory with its own identity.
+    """
 
 
 class InputError(TouchstoneError):
@@ -192,8 +197,8 @@ class InputError(TouchstoneError):
     Attributes:
         status: The reason, from a closed list.
         detail: Numbers, names, or the message of a decoder, in one line.
-        limit: The limit that the image exceeds.
-        observed: The value that exceeds the limit.
+        limit: The limit that the image exceeds, such as a number of pixels. None for other reasons.
+        observed: The value that exceeds the limit. None for other reasons.
     """
 
     def __init__(
@@ -213,11 +218,18 @@ class InputError(TouchstoneError):
 
 
 class SourceError(InputError):
-    """The storage did not return the bytes of one listed file."""
+    """The bytes of one image file could not be read from its storage.
+
+    A run writes a row with the status, such as `source_missing`, and continues.
+    """
 
 
 class DetectorError(TouchstoneError):
-    """A detector cannot be used: its card, weights, licence, process, or device is the reason."""
+    """A detector cannot be used, for example because its weights are missing.
+
+    Other reasons are its card (the YAML file that describes it), its licence, its process, or the
+    device.
+    """
 
     exit_code = ExitCode.DETECTOR
 
@@ -273,8 +285,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_image_error(error: Exception) -> bool:
     """Return whether an unexpected exception affects only the image that was being processed.
 
-    An exception because of missing memory, a missing library, settings, storage, or the cluster
-    affects more than that image.
+    The caller then gives this image an error status and continues. The result is False if the
+    reason is missing memory, a missing library, or an exception of Touchstone (`TouchstoneError`),
+    such as an unreachable storage.
     """
     return not (isinstance(error, TouchstoneError | ImportError) or is_out_of_memory(error))
 

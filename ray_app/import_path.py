@@ -28,8 +28,9 @@ _SEARCHED_FOLDERS = (
 def safe_variables() -> dict[str, str]:
     """Return environment variables that keep a child's Python from searching the current folder.
 
-    PYTHONPATH contains only its absolute entries. If there are none, the result has no PYTHONPATH,
-    and the caller has to remove it from the environment of the child.
+    The variables are PYTHONSAFEPATH, and PYTHONPATH with only its absolute entries. If there are no
+    such entries, the result has no PYTHONPATH. The caller then has to remove PYTHONPATH from the
+    environment of the child.
     """
     entries = _absolute_entries()
     return {SAFE_PATH: "1"} | ({SEARCH_PATH: os.pathsep.join(entries)} if entries else {})
