@@ -1,7 +1,7 @@
 """Render the page of an audit (`render_audit`), and format its results (`audit_lines`).
 
 An audit (`touchstone runs audit`) estimates the error rates of a run from a sample of its images
-that a person labels. The person looks at the images on the page. It shows neither scores nor
+that a person labels. The person looks at the images on the page. The page shows neither scores nor
 verdicts, so that they do not influence the labels. It has no scripts and loads nothing.
 """
 
@@ -31,6 +31,9 @@ def render_audit(
         images: `image_id`, `uri`, and `member` of each image, in the order of sample.csv. `member`
             is the path in a container, such as a tar file, or None.
         pictures: JPEG bytes by `image_id`, for the images that could be read.
+
+    Returns:
+        The page as HTML.
     """
     uris = {image_id: jpeg_uri(data) for image_id, data in pictures.items()}
     return render("audit.html", facts=facts, images=images, shown=uris)
@@ -39,9 +42,12 @@ def render_audit(
 def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     """Return the results of an audit as lines for the terminal.
 
-    The lines show the estimated rates, such as precision and recall, and the counts of each
-    stratum. `document` is the content of `result.json` in the folder of the audit. Lines have at
-    most `width` columns, unless a word is longer.
+    The lines show the estimated rates, such as precision and recall. They also show the counts of
+    each stratum, a group of images from which the sample was drawn.
+
+    Args:
+        document: The content of `result.json` in the folder of the audit.
+        width: Maximum width of the lines in columns, unless a word is longer.
     """
     lines = text.paragraph(
         f"{document['labelled']:,} of {document['drawn']:,} drawn images labelled, of {document['scored']:,} with a verdict "

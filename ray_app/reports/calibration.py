@@ -18,21 +18,25 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Calibration:
-    """The result of a calibration: an ensemble card, and facts on the images that it is based on.
+    """The result of `touchstone detectors calibrate`: an ensemble card with chosen thresholds.
+
+    The card is the YAML file that defines the ensemble. The held-out part are the labelled images
+    on which the thresholds were chosen and their error rates measured. The rest of the card was
+    fitted on other images.
 
     Attributes:
         card: The card as it was written.
         path: Path of the card.
-        run: URL of the labelled run.
-        labels: Name of the labels to show, such as their path.
+        run: URL of the run whose images are labelled.
+        labels: Name of the labels to show, such as the path of their file.
         detectors: Names of the detectors in the run.
         used: Number of labelled images that were used.
         labelled: Number of labelled rows of the run.
         left_out: Number of labelled images that were not used, by reason.
         remarks: Sentences on the run and the labels.
-        miss: Maximum fraction of held-out fakes at or below the threshold `real_below` of the card,
-            which the user requested.
-        held_out: Path of the labels of the held-out part: images that did not choose a threshold.
+        miss: Maximum fraction of fakes at or below the card's threshold `real_below`, which the
+            user requested. It is measured on held-out fakes.
+        held_out: Path of the labels of the held-out part.
         commands: Commands that evaluate the card on the held-out part.
     """
 
@@ -50,7 +54,11 @@ class Calibration:
     commands: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON-compatible values; other fitted values are in the card."""
+        """Return the result as JSON-compatible values, which `--json` prints.
+
+        They include the thresholds and the guarantee of the card. Other fitted values are only
+        in the file of the card.
+        """
         keys = {"rule", "thresholds", "guarantee", "operating_points", "notes"}
         population = self.card.population
         return {

@@ -37,7 +37,7 @@ class ZooEntry:
     variants: Sequence["ZooEntry"] = ()
 
     def facts(self) -> dict[str, Any]:
-        """Return the columns of the table and the card as JSON-compatible values."""
+        """Return the columns of `touchstone detectors list`, and the card, for `--json`."""
         size = self.card.size
         return {
             "name": self.card.name,
@@ -68,10 +68,10 @@ def make_zoo_entry(card: DetectorCard) -> ZooEntry:
 
 
 def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
-    """Return a table with one line per detector and variant, and an explanation of its marks.
+    """Return the text of `touchstone detectors list`: a table, and an explanation of its signs.
 
-    If the table is wider than `width`, it leaves out the column of families, and then that of
-    inputs.
+    The table has one line per detector and variant. If it is wider than `width`, it leaves out the
+    column of families, and then the column of inputs.
     """
     rows = [row for entry in entries for row in (_make_row(entry), *map(_make_row, entry.variants))]
     headers = ["name", "family", "licence", "", "size", "input", "speed", "mask", "weights"]
@@ -96,7 +96,8 @@ def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
 def describe_input(card: DetectorCard) -> str:
     """Describe the size of the images that a detector's network sees, such as "224 × 224".
 
-    The result is "native" if the network takes images in their own size.
+    The result is "sides ≤ 1024" or "short side 256" if images are resized to that limit. It is
+    "native", or "native ≤ 4 MP", if the network takes images in their own size.
     """
     shape, resize = card.preprocessing.shape, card.preprocessing.resize
     if shape:

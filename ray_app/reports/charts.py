@@ -70,12 +70,12 @@ class Axis(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """A mark on a line of a chart.
+    """A marked point on a line of a chart, with a tooltip and an optional error bar.
 
     Attributes:
-        at: Its coordinates (x, y) in the units of the axes.
-        words: Text of its tooltip.
-        ends: Bounds of its interval along y. None without an interval.
+        at: Coordinates (x, y) of the point in the units of the axes.
+        words: Text of the tooltip.
+        ends: Lower and upper end of the error bar along y. None without an error bar.
     """
 
     at: Point
@@ -305,10 +305,16 @@ def order_axis(title: str, labels: Sequence[str]) -> Axis:
 
 
 def axis_start(lows: Sequence[float]) -> float:
-    """Return the start of an axis that ends at 1, for fractions or areas not below `lows`.
+    """Choose the start of an axis that ends at 1, so that differences near 1 are visible.
 
-    The start is the minimum of `lows`, rounded down, so that differences between values near 1 are
-    visible. It is 0 without `lows`, and at most 0.99.
+    The axis shows fractions or AUCs.
+
+    Args:
+        lows: The values to show, or the lower bounds of their intervals.
+
+    Returns:
+        The minimum of `lows`, rounded down: a multiple of 0.1, 0.95, or 0.99. It is 0 if `lows` is
+        empty.
     """
     lowest = min(lows, default=0.0)
     if lowest >= 0.99:

@@ -1,8 +1,8 @@
 """Show the verdicts of `touchstone check` as a page, as lines for the terminal, or as CSV.
 
-`render_check` renders the page: tiles, or a report for a single image. `check_lines` returns a
-table with explanations, `csv_lines` the lines of a CSV file. A text that many files share is shown
-once (`group_texts`).
+`render_check` renders an HTML page with a tile for each image, or with a report for a single image.
+`check_lines` returns a table with explanations, `csv_lines` the lines of a CSV file. An explanation
+that many files share is shown once (`group_texts`).
 
 Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `finding`, `grounds`,
 `verdict`, `verdict_reason`, `verdict_detail`, `probability`, `calibrated`, `score`, `scores` (by
@@ -148,7 +148,10 @@ class SharedText(NamedTuple):
 
     @property
     def who(self) -> str:
-        """Name of the files for the terminal, such as "cat.jpg" or "3 files, the first cat.jpg"."""
+        """Text that names the files with this explanation, such as "3 files, the first cat.jpg".
+
+        It is only the name if there is one file.
+        """
         first = wording.truncate(self.first, _MAX_WIDTH)
         return (
             first
@@ -164,7 +167,8 @@ def group_texts(texts: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
         texts: (name of the file, text) pairs.
 
     Returns:
-        The groups, the most frequent first. Their keys are the texts after `mask_numbers`.
+        The groups, the most frequent first. The key of a group is its text with each number
+        replaced by 0 (`mask_numbers`).
     """
     first, counts = dict[str, tuple[str, str]](), Counter[str]()
     for name, text in texts:
@@ -257,7 +261,10 @@ def render_check(
     *,
     version: str = "",
 ) -> Iterator[str]:
-    """Yield the page in chunks: a tile for each row, or a report if there is only one row.
+    """Yield the HTML page of `touchstone check` in chunks.
+
+    The page has a tile for each row, which shows the image and its verdict. If there is only one
+    row, the page is a detailed report instead.
 
     Args:
         rows: The rows.
@@ -370,8 +377,9 @@ def check_lines(
 ) -> list[str]:
     """Return the result of `touchstone check` as lines for the terminal.
 
-    The lines are a table of verdicts, explanations of missing verdicts, grounds of findings, and
-    sentences on error rates and limits of all verdicts.
+    The lines are a table of verdicts, explanations of missing verdicts, and the evidence for
+    findings, such as a signed declaration in a file. Sentences on the error rates and the limits of
+    all verdicts follow.
 
     Args:
         rows: The rows, as `touchstone check --json` prints them.
@@ -439,9 +447,9 @@ def _format_ground(ground: Mapping[str, Any]) -> str:
 
 
 def explain(row: Row) -> str:
-    """Return the reason why a row has no score, or why its verdict is `abstain`.
+    """Return the reason why an image has no score, or why the verdict on it is `abstain`.
 
-    The result is "" for rows with another verdict.
+    `row` is its row of `touchstone check`. The result is "" if the verdict is `fake` or `real`.
     """
     if row["status"] != "ok":
         return row.get("detail") or wording.describe_status(row["status"]) or str(row["status"])

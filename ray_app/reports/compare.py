@@ -1,7 +1,7 @@
-"""The result of `touchstone compare` (`Comparison`), and its lines (`comparison_lines`).
+"""The result of `touchstone compare` (`Comparison`), and its text (`comparison_lines`).
 
-The command shows what changed between two runs, A and B. Texts of both runs are untrusted and
-therefore escaped.
+The command shows what changed between two runs, A and B, above all on the images that both contain.
+Texts of both runs are untrusted and therefore escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,9 +99,10 @@ class Comparison:
         scores: Differences of scores by system.
         labels: Name of the labels. None without labels.
         labelled: Number of shared images with a label.
-        groups: Number of generators (key `fake`) or sources (key `real`) that the intervals rest
-            on, if they are for further generators or sources. 0 if they are for further images of
-            the same ones.
+        groups: What the intervals of the metrics are valid for, by class. For `fake`, it is the
+            number of generators if they are valid for further generators. For `real`, it is the
+            number of sources if they are valid for further sources. 0 if they are valid only for
+            further images of the same generators or sources.
         metrics: Differences of metrics by system; empty without labels.
     """
 

@@ -1,7 +1,7 @@
-"""Format an index of labelled images, its splits, and leaks between them for the terminal.
+"""Describe an index, its splits, and leaks between the splits, as lines for the terminal.
 
-An index is a table of images with their labels. A leak is an image, or a near duplicate, that is in
-two splits.
+An index is a table of images with their labels. A split is a part of it, such as `train` or `test`.
+A leak is an image, or a near duplicate of it, that is in two splits.
 """
 
 import shlex
@@ -17,7 +17,12 @@ _AGREES = {True: "agree", False: "DIFFER", None: "unknown"}
 
 
 def index_lines(info: IndexInfo) -> Iterator[str]:
-    """Yield lines that describe an index: counts, published counts, and files left out."""
+    """Yield lines that describe an index, a table of images with their labels.
+
+    The lines show the number of images of each split, label, and generator. They also compare the
+    number of images of each subset with the number that the authors of the data set published. The
+    last lines are on files that were left out.
+    """
     hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
     yield f"{info.rows:,} labelled images, layout {info.layout}{hashed} · digest {info.digest[:16]}"
     yield ""
@@ -41,7 +46,9 @@ def index_lines(info: IndexInfo) -> Iterator[str]:
 
 
 def split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
-    """Yield lines on how an index was split, and the commands to run next.
+    """Yield lines on how an index of images was split, for example into `train` and `test`.
+
+    The last lines are the commands to run next.
 
     Args:
         document: The content of `split.json`, which `touchstone data split` writes.
@@ -88,9 +95,9 @@ def split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
 
 
 def leak_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on the images that the splits of an index share.
+    """Yield lines on leaks: images, or near duplicates, that are in two splits of an index.
 
-    `document` is the result of `check_splits`.
+    `document` is the result of `check_splits`, which searches them.
     """
     yield " · ".join(f"{name} {count:,}" for name, count in document["images"].items() if count)
     for leak in document["leaks"]:

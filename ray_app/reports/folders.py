@@ -5,9 +5,16 @@ from ray_app.storage import urls
 
 
 def describe_closed_folders(count: int, example: str) -> str:
-    """Return a sentence on folders that could not be listed, with the option that leaves one out.
+    """Return a sentence on folders of an archive that could not be listed.
 
-    `example` is the URL of one of the `count` folders. The result is "" if `count` is 0.
+    The sentence names the option `--exclude` with which the next run leaves such a folder out.
+
+    Args:
+        count: Number of these folders.
+        example: URL of one of the folders.
+
+    Returns:
+        The sentence; "" if `count` is 0.
     """
     if not count:
         return ""

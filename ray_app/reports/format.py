@@ -240,11 +240,17 @@ def escape_invisible(text: str) -> str:
 
 
 def adds_to_finding(verdict: str | None, finding: str | None) -> bool:
-    """Return whether a verdict tells more than the finding that is shown with it.
+    """Return whether a verdict has to be shown next to a finding, because it adds information.
 
-    A finding is the strongest evidence on an image, such as the verdict of the detectors or a
-    signed declaration in the file. The result is False if the finding is that of the verdict, or if
-    the row has no verdict.
+    A finding is the conclusion on the origin of an image. It may come from the verdict of the
+    detectors, or from other evidence, such as a signed declaration in the file.
+
+    Args:
+        verdict: The verdict of the detectors. None if there is none.
+        finding: The finding.
+
+    Returns:
+        False if the finding comes from the verdict alone, or if there is no verdict.
     """
     return verdict is not None and finding != DETECTOR_FINDINGS.get(verdict)
 
@@ -325,7 +331,7 @@ def second_look(run: "RunSummary") -> list[str]:
 
 
 def describe_listing(listed: int, new: int, blocks: int) -> str:
-    """Return a sentence on a finished listing.
+    """Return a sentence on a finished listing of an archive, such as how many files are new.
 
     Args:
         listed: Number of files in the listing.
@@ -513,15 +519,21 @@ def describe_status(status: str) -> str:
 def describe_reason(word: str) -> str:
     """Return the text that explains why a verdict is `abstain`.
 
-    `word` is the reason as a row has it. A reason of another version is returned unchanged.
+    `word` is the reason as in a result row, such as `inside_band`. A reason that only another
+    version of Touchstone knows is returned unchanged.
     """
     return Reason(word).meaning if word in set(Reason) else word
 
 
 def reasons(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
-    """Return the texts and counts of the `limit` most frequent abstain reasons, and of the rest.
+    """Return the most frequent reasons for the verdict `abstain`, as texts with their counts.
 
-    `counts` has the number of images by reason.
+    Args:
+        counts: Number of images by reason, such as `inside_band`.
+        limit: Maximum number of reasons. One more entry sums up the other reasons.
+
+    Returns:
+        (text, number of images) pairs in descending order.
     """
     return largest({describe_reason(word): number for word, number in counts.items()}, limit)
 
@@ -529,14 +541,19 @@ def reasons(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
 def explain_abstention(word: str, detail: str | None) -> str:
     """Return the text that explains why the verdict of one image is `abstain`.
 
-    `word` is the reason as the row has it. `detail` is the part that differs between images, such
-    as a value, or None.
+    Args:
+        word: The reason as in a result row, such as `inside_band`.
+        detail: Part of the explanation that differs between images, such as a value. None without
+            such a part.
     """
     return f"{describe_reason(word)}: {detail}" if detail else describe_reason(word)
 
 
 def describe_own_failures(number: int) -> str:
-    """Return a sentence on rows that failed because of a bug in Touchstone."""
+    """Return a sentence on the number of files that have no score because of a bug in Touchstone.
+
+    The sentence asks the user to report the bug, and names the option to score the files again.
+    """
     return (
         f"{pluralize(number, 'row')} failed in Touchstone's own code; please report it with the traceback in the log. "
         "A later version can score them again with --retry decoder_crashed"
@@ -568,7 +585,10 @@ def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
 
 
 def headline(run: "RunSummary") -> str:
-    """Describe the result of a run in one sentence: its files by verdict, and those not scored."""
+    """Describe the result of a run in one sentence: the number of files by verdict.
+
+    The sentence also has the number of files that could not be scored.
+    """
     if not run.members:
         return "No files: there was nothing to score."
     if run.members == run.statuses.get(Status.UNSUPPORTED_FORMAT, 0):

@@ -94,9 +94,10 @@ class NamedSplit:
         n_known: Number of images of known generators.
         n_unknown: Number of images of unknown generators.
         n_real: Number of real images.
-        figures: Metrics by the keys of `FIGURES`.
+        figures: Metrics on all images of the split, by key such as `accuracy` (`FIGURES`).
         classes: Metrics of each known generator.
-        pairs: Confusions of known generators: true name, wrong name, number of images.
+        pairs: Confusions of known generators: true name, wrong name, number of images. The wrong
+            name is None if the image was given no name.
         unknown: Metrics of each unknown generator.
     """
 
@@ -110,7 +111,7 @@ class NamedSplit:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "NamedSplit":
-        """Make the metrics of a split from the values of their fields by name."""
+        """Make an object from the values of its fields by name, such as those read from JSON."""
         return TypeAdapter(cls).validate_python(content)
 
 
@@ -289,7 +290,9 @@ def identifier_plan_lines(plan: Mapping[str, Any]) -> list[str]:
 def describe_open_set(facts: IdentifierTraining) -> str:
     """Describe in a sentence how many images an identifier leaves without a name.
 
-    The sentence has the requested fraction, and the fractions that were measured on test images.
+    An image gets no name if it resembles no generator that the identifier knows. The sentence has
+    the fraction of images of known generators that the user requested. It also has the fractions
+    that were measured on test images.
     """
     rule = facts.open_set
     if rule is None:

@@ -122,7 +122,11 @@ class FalseFlags:
 
     @property
     def is_explained_by_rate(self) -> bool:
-        """Whether an archive without fakes could plausibly have that many flags."""
+        """Whether the false-positive rate alone explains the number of flags.
+
+        An archive without any fake could then have that many flags: `raised` is at most the upper
+        bound of `expected`.
+        """
         return self.raised <= self.expected.high
 
 
@@ -139,9 +143,10 @@ def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
 
 
 def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> list[str]:
-    """Return lines on how many flags of a run are expected to be false.
+    """Return lines on how many of the images that a run flags as fake are expected to be real.
 
-    There are no lines if the ensemble card states no false-positive rate, or nothing was scored.
+    There are no lines if the ensemble card states no false-positive rate, or if no image was
+    scored.
 
     Args:
         summary: The content of `summary.json`.
@@ -393,9 +398,10 @@ def beginning(text: str, limit: int = 200) -> str:
 def false_flags(
     thresholds: Thresholds, *, scored: int, raised: int, prior: float | None = None
 ) -> FalseFlags | None:
-    """Compare the number of flags of a run with the number to expect from an archive of its size.
+    """Compare the number of flags of a run with the number of false flags to expect.
 
-    A flag is an image with the verdict `fake`.
+    A flag is an image with the verdict `fake`. Even an archive without fakes has some flags,
+    because of the false-positive rate of the ensemble.
 
     Args:
         thresholds: Thresholds of the ensemble with their error rates.
@@ -447,14 +453,15 @@ def measured_rate(rate: float, n: int | None) -> Rate:
 
 
 def share_right(prior: float, tpr: float, fpr: float) -> float | None:
-    """Return the fraction of flags that is right; None if nothing is ever flagged.
-
-    The fraction is prior·TPR / (prior·TPR + (1 − prior)·FPR).
+    """Return the fraction of the flagged images that are really fakes (the precision).
 
     Args:
-        prior: Fraction of fakes.
+        prior: Fraction of fakes in the archive.
         tpr: True-positive rate.
         fpr: False-positive rate.
+
+    Returns:
+        prior·TPR / (prior·TPR + (1 − prior)·FPR). None if no image is ever flagged.
     """
     flagged = prior * tpr + (1 - prior) * fpr
     return prior * tpr / flagged if flagged else None

@@ -27,10 +27,14 @@ _MAX_REASONS, _MAX_FINDINGS, _MAX_DAYS = 5, 8, 3
 def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     """Return a table with one line per result row: file, finding, probability, score, and status.
 
-    A folder that all files share is shown once, above the table. Missing values are dashes. If
-    findings do not include the verdict, another column shows it; without findings, it shows all
-    verdicts. If the run has a profile, which names the nearest known generator of each image, the
-    last column shows that name for rows that are not called real.
+    A folder that all files share is shown once, above the table. Missing values are dashes.
+
+    A finding is the conclusion on the origin of a file, which usually follows from the verdict. An
+    additional column shows the verdicts on files whose finding comes from other evidence. If no
+    row has a finding, the verdicts replace the findings.
+
+    If generators were predicted, the last column names the generator of each image. It is empty for
+    images with the verdict `real`.
 
     Args:
         rows: Result rows with `uri`, `member`, `finding`, `verdict`, `probability`, `score`,

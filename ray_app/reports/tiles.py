@@ -1,6 +1,7 @@
-"""Prepare the text and the attributes of tiles on HTML pages.
+"""Prepare the texts and the HTML attributes of tiles, for pages with many images.
 
-A tile shows one image with its verdict.
+A tile shows one image with its verdict. The pages of `touchstone check` and of galleries have
+tiles.
 """
 
 import math
@@ -32,7 +33,14 @@ class TileText(NamedTuple):
 
 
 def sort_attributes(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the HTML attributes by which tiles.js sorts and filters the tile of a row."""
+    """Return the HTML attributes of a tile by which the script of the page sorts and filters.
+
+    A tile shows one image with its verdict. `row` is the result row of the image.
+
+    Returns:
+        `data-verdict`, which is "none" without a verdict, and `data-score`, which is "" without a
+        score.
+    """
     verdict, score = row.get("verdict"), row.get("score")
     return {
         "data-verdict": verdict if verdict in wording.VERDICT_PHRASES else "none",

@@ -67,7 +67,11 @@ class GeneratorFigures:
 
     @property
     def area(self) -> MetricValue:
-        """AUC of the generator or source with its interval."""
+        """AUC with its 95 % interval.
+
+        It is that of a generator against all real images, or of a source of real images against all
+        fakes.
+        """
         return _metric(self.auc, self.auc_interval)
 
     @property
@@ -80,15 +84,15 @@ class GeneratorFigures:
 class Figures:
     """Metrics of a trained detector on one split of the data, such as validation.
 
-    Most are results of `ray_app.metrics.detection_figures`. `pixel_f1` and `pixel_iou` are of masks
-    of altered pixels, if the detector draws them.
+    The fields are named as the results of `ray_app.metrics.detection_figures`. If the detector
+    predicts masks of altered pixels, `pixel_f1` and `pixel_iou` compare them with the true masks.
 
     Attributes:
         n_real: Number of real images.
         n_fake: Number of fakes.
-        generators: Metrics by generator, or by source of real images.
-        n: Number of masks.
-        unreadable: Number of rows without a score.
+        generators: Metrics on the images of each generator, and of each source of real images.
+        n: Number of compared masks.
+        unreadable: Number of images without a score.
     """
 
     n_real: int = 0
@@ -247,7 +251,11 @@ class Leakage:
 
     @property
     def uncompared(self) -> list[str]:
-        """Sentences on images that were not compared between splits because they have no hash."""
+        """Sentences with the numbers of images that could not be compared between splits.
+
+        These images have no hash, although each split has such hashes. The list is empty if there
+        are no such images.
+        """
         counts = {
             criterion: self.unhashed.get(key, 0)
             for key, criterion in (("sha256", "bytes"), ("phash", "looks"))
@@ -398,7 +406,10 @@ class TrainingFacts:
 
     @property
     def figures(self) -> list[str]:
-        """Keys of the metrics that any split has, beginning with the metric that chose the step."""
+        """Keys of the metrics that were measured on any split, for the columns of a table.
+
+        The first key is `metric`, by which the best step was chosen.
+        """
         return [
             name
             for name in self._order_metrics()
@@ -407,12 +418,18 @@ class TrainingFacts:
 
     @property
     def validated_figures(self) -> list[str]:
-        """Keys of the metrics of validations, beginning with the metric that chose the step."""
+        """Keys of the metrics that were measured in any validation during the training.
+
+        The first key is `metric`, by which the best step was chosen.
+        """
         return [name for name in self._order_metrics() if self.validated(name)]
 
     @property
     def shown_validations(self) -> list[tuple[int, dict[str, float]]]:
-        """(step, metrics) of the validations to show: the last 200, and that of the best step."""
+        """The validations to show, as (step, metrics) pairs in the order of their steps.
+
+        These are the last 200 validations, and the one of the best step.
+        """
         by_step: dict[int, dict[str, float]] = {}
         for name in FIGURES:
             for step, value in self.validated(name):
@@ -555,7 +572,11 @@ def file_warnings(
 
 
 def headline(facts: TrainingFacts) -> str:
-    """Describe the result of a training in one sentence: the metric that chose the step."""
+    """Describe the result of a training in one sentence.
+
+    The sentence has the chosen step, and the metric by which it was chosen, measured on the
+    validation split.
+    """
     name = wording.escape_invisible(facts.title or facts.name or "Training")
     metric = facts.validation.figure(facts.metric)
     if metric.value is None or facts.best_step is None:

@@ -1,1 +1,1 @@
-"""The result of an evaluation, and how it is shown: an HTML page, and lines for the terminal."""
+"""The result of an evaluation, and its report as an HTML page or as lines for the terminal."""

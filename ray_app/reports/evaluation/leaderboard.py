@@ -19,8 +19,8 @@ class LeaderboardEntry:
         title: Title of the detector or the ensemble.
         metric: The metric that orders the table.
         n: Number of images that it scored.
-        in_training: Number of generators of these images that it was trained on.
-        unseen: Number of generators that it was not trained on.
+        in_training: Number of generators of these images that the system was trained on.
+        unseen: Number of generators of these images that the system was not trained on.
         generators: Number of all generators of these images.
     """
 

@@ -163,8 +163,9 @@ def render_evaluation(result: EvaluationResult) -> str:
 def evaluation_lines(result: EvaluationResult) -> list[str]:
     """Return the result of an evaluation as lines for the terminal.
 
-    The lines have the headline, key metrics, warnings, the table of the protocol, and metrics on
-    names of generators.
+    The lines have the headline, key metrics, warnings, a table by generator, and metrics on names
+    of generators. If the evaluation reproduces a published table, the table has its rows and also
+    the published values.
     """
     lines, systems = [headline(result)], opening_systems(result)
     if systems:
@@ -274,9 +275,13 @@ def opening_systems(result: EvaluationResult) -> list[SystemResult]:
 
 
 def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
-    """Return the cells of a system in the table of key metrics.
+    """Return the row of a system in the table of key metrics, without its name.
 
-    A cell has the rounded value of a column of `HEADERS`, and its 95 % interval or "".
+    The columns are the fraction of fakes that it finds, the fraction of real images that it flags,
+    and its ROC AUC (`HEADERS`).
+
+    Returns:
+        For each column, the rounded value as text and its 95 % interval, or "" without an interval.
     """
     fractions = [
         (percent(metric.value, 0), format_rounded_interval(metric))
@@ -296,8 +301,9 @@ def opening_bars(result: EvaluationResult, systems: Sequence[SystemResult]) -> O
     """Return the bar chart at the top of the page of an evaluation.
 
     If several systems have an AUC, the bars show their AUCs. Otherwise the bars show the fraction
-    of each generator's images that the leading system judges correctly. If it has such a fraction
-    for fewer than two generators, a bar shows its AUC. The result is None without any value.
+    of each generator's images that the leading system (the ensemble, or else the best detector)
+    judges correctly. If it has such a fraction for fewer than two generators, a bar shows its AUC.
+    The result is None without any value.
     """
     ranked = [
         (system, system.figure("auc"))
@@ -355,9 +361,11 @@ def _make_generator_bars(system: SystemResult, generators: Sequence[GeneratorInf
 
 
 def group_table(result: EvaluationResult) -> GroupTable | None:
-    """Return a table of metrics by group of generators, with every metric that a group has.
+    """Return a table of metrics on generators that were in the training data, and on others.
 
-    The result is None if the evaluation has no groups.
+    The table has a row for each group of generators, and a column for each metric that any group
+    has. Detection metrics are those of the ensemble, or else of the best detector. The result is
+    None if the evaluation has no groups.
     """
     leading, groups = result.leading, result.meta.groups
     if not groups:
@@ -439,7 +447,12 @@ def _make_glossary(result: EvaluationResult) -> list[tuple[str, str]]:
 
 
 class Chart(NamedTuple):
-    """A drawing and its caption."""
+    """A chart of the page of an evaluation.
+
+    Attributes:
+        caption: Caption of the chart.
+        drawing: The chart as an SVG element.
+    """
 
     caption: str
     drawing: Markup

@@ -1,7 +1,8 @@
-"""Make the table of a protocol: measured values, published values, and their differences.
+"""Make the main table of an evaluation: measured values, published values, and differences.
 
-A protocol has the rows and rules of a published table. `protocol_table` returns the table in parts
-with few columns and rows.
+A protocol has the rows and rules of a published table, so that the evaluation can reproduce it.
+Without a protocol, the rows are the generators and sources. `protocol_table` returns the table in
+parts, each with few enough columns and rows to be shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -141,16 +142,19 @@ class TablePart(NamedTuple):
 
 
 class Notes(dict[str, str]):
-    """Signs of the footnotes of a table by their text, in order of first use.
+    """The footnotes of a table: a dictionary from their text to their sign, in order of first use.
 
-    Footnotes on published values have daggers, footnotes on undefined values have letters.
+    Footnotes on published values have daggers, such as "†". Footnotes on undefined values have
+    letters, such as "a".
     """
 
     def sign(self, text: str, *, published: bool = False) -> str:
         """Return the sign of the footnote with this text, and add the footnote if it is new.
 
-        The sign of a footnote on a published value (`published`) is a dagger, of others a letter.
-        The sign of an empty text is "".
+        Args:
+            text: The footnote. The sign of "" is "".
+            published: Whether it is on a published value, so that a new sign is a dagger. Other
+                signs are letters.
         """
         if text and text not in self:
             daggers = sum(sign[0] in _DAGGERS for sign in self.values())
@@ -165,10 +169,15 @@ class Notes(dict[str, str]):
 
 
 def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
-    """Return the parts of the table of a protocol, and their footnotes.
+    """Return the main table of an evaluation in parts, and its footnotes.
 
-    A protocol has the rows and rules of a published table. The first part, which the page does not
-    fold, has the rows of real images, of published values, and of the hardest generators.
+    A protocol has the rows and rules of a published table. Without a protocol, the rows are the
+    generators and sources. The first part has the most important rows: those of real images, those
+    with published values, and those with the lowest values. The page shows the other parts only if
+    the reader unfolds them.
+
+    Returns:
+        The parts, and the signs of the footnotes by their text. No parts if there is no table.
     """
     notes, parts = Notes(), []
     columns, meta = _make_columns(result), result.meta

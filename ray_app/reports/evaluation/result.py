@@ -1,9 +1,11 @@
 """The result of `touchstone evaluate` (`EvaluationResult`).
 
-The result has a table of all metrics with one row per value (`MetricsTable`), facts on the data and
-the systems (`EvaluationMeta`), and data of the charts of each system. A system is a detector or the
-ensemble. A scope names the images that a metric is of, such as those of one generator. An object
-with facts, such as `GeneratorInfo`, has the scope of its metrics in the property `scope`.
+The command measures systems, detectors and an ensemble, on labelled images. The result has facts on
+the data and the systems (`EvaluationMeta`), the metrics, and the data of charts.
+
+All metrics are in one table with a row per value (`MetricsTable`). Its column `scope` names the
+images on which a value was measured, such as those of one generator. Classes with facts on such
+images, such as `GeneratorInfo`, have a property `scope` with the value to look up in this column.
 """
 
 from collections import Counter
@@ -75,18 +77,18 @@ class LabelInfo:
 
 @dataclass(frozen=True)
 class ProtocolInfo:
-    """The protocol of the evaluation.
+    """The protocol of an evaluation: the rules by which a table of a publication is reproduced.
 
     Attributes:
         name: Name of the protocol.
-        title: Its title.
+        title: Title of the protocol.
         source: The publication.
-        what: Description of what it measures.
-        threshold: The threshold of all systems on their scores (log-odds of fake).
-        strict: Whether only scores above the threshold are fake, not scores at it.
-        averages: Description of its averages.
-        notes: Notes on how to read it.
-        commands: The commands that run it.
+        what: Description of what the protocol measures.
+        threshold: The threshold on the scores of all systems, in log-odds of fake.
+        strict: Whether a score that equals the threshold counts as real.
+        averages: Description of how averages over generators are computed.
+        notes: Notes on how to read the results.
+        commands: The commands that run the protocol.
     """
 
     name: str = ""
@@ -102,10 +104,10 @@ class ProtocolInfo:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The labelled images of an evaluation.
+    """The labelled images of an evaluation, and whether file facts reveal which are fakes.
 
-    The AUC of a classifier that sees only file facts is the metric `shortcut_auc` of the scope
-    `data`.
+    File facts are properties such as the format and the size. If they separate the classes, a
+    detector can score well without looking at the pixels.
 
     Attributes:
         n: Number of rows with a label.
@@ -118,7 +120,7 @@ class DataInfo:
         formats: Number of rows by class and format.
         sizes: Number of rows by class and size.
         features: The file facts that separate fakes from real images best.
-        confounded: Whether these facts alone separate the classes.
+        confounded: Whether these file facts alone separate the classes.
         class_ratio: Number of fakes per real image.
     """
 
@@ -137,7 +139,14 @@ class DataInfo:
 
     @staticmethod
     def most_frequent(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-        """Return the formats of both classes by frequency, or the sizes in ascending order."""
+        """Return the names in `formats` or `sizes` in the order in which a table shows them.
+
+        Args:
+            counts: Numbers of images by class, and then by format or by class of size.
+
+        Returns:
+            Formats in descending order of their total number, or sizes in ascending order.
+        """
         totals = sum((Counter(by_name) for by_name in counts.values()), Counter[str]())
         return sorted(
             totals,
@@ -147,12 +156,17 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class IntervalInfo:
-    """The population that the 95 % intervals of an evaluation describe.
+    """What the 95 % intervals of an evaluation allow for: other images, or other generators.
+
+    With many generators, an interval shows how a metric would vary with generators that were not
+    tested. With few, it only shows how the metric would vary with other images of the tested
+    generators. The same applies to sources of real images.
 
     Attributes:
-        fakes: `generators` for further generators, or `images` for further images of the same ones.
-        reals: `sources` for further sources of real images, or `images` for further images of the
-            same ones.
+        fakes: `generators` if intervals are valid for further generators. `images` if they are
+            valid only for further images of the tested generators. "" if it is not known.
+        reals: `sources` if intervals are valid for further sources of real images. `images` if they
+            are valid only for further images of the tested sources. "" if it is not known.
         generators: Number of generators that the labels name.
         sources: Number of sources that the labels name.
     """
@@ -164,11 +178,17 @@ class IntervalInfo:
 
     @classmethod
     def from_names(cls, generators: Iterable[str], sources: Iterable[str]) -> "IntervalInfo":
-        """Choose the population that intervals can describe.
+        """Decide whether intervals can be valid for further generators and further sources.
 
-        Intervals are for further generators if the images have eight or more of them, and for
-        further sources if the real images have eight or more. `generators` and `sources` have the
-        name of each fake's generator and of each real image's source.
+        Intervals are valid for further generators if the fakes have eight or more generators. They
+        are valid for further sources if the real images have eight or more sources.
+
+        Args:
+            generators: Names of the generators of the fakes. Names may repeat.
+            sources: Names of the sources of the real images. Names may repeat.
+
+        Returns:
+            The decision, with the numbers of generators and sources.
         """
         counts = {"generators": len(set(generators)), "sources": len(set(sources))}
         fakes, reals = (word if n >= MIN_GROUPS else "images" for word, n in counts.items())
@@ -176,12 +196,12 @@ class IntervalInfo:
 
     @property
     def is_for_images(self) -> bool:
-        """Whether intervals are only for further images of the same generators and sources."""
+        """Whether intervals hold only for further images of the tested generators and sources."""
         return self.fakes != "generators" and self.reals != "sources"
 
     @property
     def words(self) -> str:
-        """Sentence on the population, to show above a table; "" if it is not known."""
+        """Sentence on what the intervals are valid for, to show above a table; "" if not known."""
         if not self.fakes:
             return ""
         if self.is_for_images:
@@ -238,17 +258,23 @@ class GeneratorInfo:
 
     @property
     def scope(self) -> str:
-        """Value of the column `scope` in the metrics table for this generator or source."""
+        """Value of the column `scope` in the metrics table for this generator or source.
+
+        An example is "fake, whole: sdxl".
+        """
         return f"{self.label}, {self.kind}: {self.name}"
 
 
 @dataclass(frozen=True)
 class StratumInfo:
-    """The images of one format and one size, within which neither reveals a fake.
+    """The images of one format and one class of size.
+
+    Metrics on these images show how well a system works if the format and the size do not reveal
+    which images are fakes.
 
     Attributes:
         format: Image format, such as JPEG.
-        size: Class of the image size.
+        size: Class of the image size, such as "0.5–1 MP".
         n_real: Number of real images.
         n_fake: Number of fakes.
     """
@@ -260,7 +286,10 @@ class StratumInfo:
 
     @property
     def scope(self) -> str:
-        """Value of the column `scope` in the metrics table for images of this format and size."""
+        """Value of the column `scope` in the metrics table for images of this format and size.
+
+        An example is "JPEG, 0.5–1 MP".
+        """
         return f"{self.format}, {self.size}"
 
 
@@ -295,14 +324,15 @@ class SystemInfo:
         calibrated: Whether its scores are calibrated.
         threshold: Threshold of the score (log-odds). Images with a higher score are called fake.
         strict: Whether a score that equals the threshold is not called fake.
-        late: Whether it scores only images in the second stage of a cascade.
+        late: Whether it scores only some images: those in the second stage of a cascade.
         n_real: Number of real images with a score.
         n_fake: Number of fakes with a score.
         unscored: Number of images without a score.
-        kinds_intervals: Population of intervals of whole fakes and of local edits.
-        generators: Its images by generator and source.
-        strata: Its images by format and size.
-        views: Its images under perturbation.
+        kinds_intervals: What the intervals of metrics of whole fakes and of local edits are valid
+            for.
+        generators: The scored images by generator and by source of real images.
+        strata: The scored images by format and size.
+        views: The perturbed copies of images that were scored, by perturbation.
     """
 
     name: str
@@ -334,17 +364,22 @@ class SystemInfo:
 
 @dataclass(frozen=True)
 class ReferenceInfo:
-    """A column of published values in the table of a protocol.
+    """A column of published values, to compare them with the values that this evaluation measured.
+
+    The column is part of the table of a protocol, the rules by which a published table is
+    reproduced.
 
     Attributes:
         column: Header of the column.
         source: The publication.
-        rows: Published values by row of the table.
-        mark: Reason not to compare the column: it is wrong or not comparable. None if it can be
-            compared.
-        marks: Reasons not to compare single cells, by row.
-        system: The measured system that it corresponds to. None if there is none.
-        verified: Whether the same weights were run on the real data and the values compared.
+        rows: Published values by name of the row.
+        mark: Reason not to compare the column, such as an error in the publication. None if the
+            column can be compared.
+        marks: Reasons not to compare single values, by name of the row.
+        system: Name of the measured system to which the column corresponds. None without such a
+            system.
+        verified: Whether the weights of that system were run on the real data, and the results
+            compared with the published values.
     """
 
     column: str = ""
@@ -358,16 +393,17 @@ class ReferenceInfo:
 
 @dataclass(frozen=True)
 class TableRowInfo:
-    """A row of the table of a protocol.
+    """A row of the main table of an evaluation: the images of one generator or of several.
 
-    The values of its cells are in the scope `table` of the metrics table, under the name of the
-    row.
+    A protocol, the rules by which a published table is reproduced, defines the rows. The values of
+    a row are in the metrics table: in the scope `table`, under the name of the row.
 
     Attributes:
         name: Name of the row.
-        label: The class of its images; "" for a footer.
-        n: Number of its images.
-        seen: Whether its images were in training, by system.
+        label: Class of the images, `real` or `fake`.
+        n: Number of the images.
+        seen: For each system, whether it was trained on images of these generators: `in-training`,
+            `unseen`, or `unknown`.
     """
 
     name: str
@@ -380,16 +416,17 @@ class TableRowInfo:
 class PairedTest:
     """A test whether one of two systems is better, on images that both have scored.
 
-    The difference is in the metrics table, as the metric `test` of system b in the scope of the
-    test.
+    The measured difference and its interval are in the metrics table (`find_difference`).
 
     Attributes:
         a: Name of the first system.
         b: Name of the second system.
-        test: `auc` or `accuracy`, with the prefix `clustered ` if it is for further generators.
+        test: The metric that is compared, `auc` or `accuracy`. It has the prefix `clustered ` if
+            the result is valid for further generators or sources of real images. Without the
+            prefix, it is valid only for further images of the tested ones.
         n: Number of images with scores of both systems.
         p: Two-sided p-value. None if the test is undefined.
-        p_holm: p-value corrected for all pairs.
+        p_holm: p-value after Holm's correction for the tests of all pairs of systems.
     """
 
     a: str
@@ -401,12 +438,18 @@ class PairedTest:
 
     @property
     def scope(self) -> str:
-        """Value of the column `scope` in the metrics table for the difference of both systems."""
+        """Value of the column `scope` in the metrics table for the difference of both systems.
+
+        The value belongs to system `b`. An example is "less ensemble".
+        """
         return f"less {self.a}"
 
     @property
     def is_clustered(self) -> bool:
-        """Whether the test is for further generators or sources."""
+        """Whether the result is valid for further generators or sources of real images.
+
+        If False, it is valid only for further images of the tested generators and sources.
+        """
         return self.test.startswith("clustered")
 
 
@@ -436,7 +479,8 @@ class MaskInfo:
         all_altered: Number of images in which everything is altered.
         generators: Local edits by generator.
         views: Masks under perturbation.
-        rules: Scopes of metrics that follow the rules of other publications.
+        rules: Values of the column `scope` in the metrics table for metrics that follow the rules
+            of other publications.
     """
 
     system: str
@@ -450,7 +494,7 @@ class MaskInfo:
 
     @property
     def scope(self) -> str:
-        """Value of the column `scope` in the metrics table for these masks."""
+        """Value of the column `scope` in the metrics table, such as "masks at original size"."""
         return f"masks at {self.resolution} size"
 
     def get_scope(self, part: str) -> str:
@@ -517,12 +561,13 @@ class IdentificationInfo:
     """The names of generators or families that an identifier gave to images.
 
     Attributes:
-        scope: Scope of the metrics.
-        title: Description of the classes and the rules.
+        scope: Value of the column `scope` in the metrics table for metrics on these names.
+        title: Description of the classes and the rules, such as "Families named".
         classes: The true names, the most frequent first.
-        pairs: True name, wrong name, and number of such images.
-        notes: How to read the metrics.
-        counts: Further counts by name.
+        pairs: Confusions: true name, wrong name, and number of images. The wrong name is None if
+            the identifier gave no name.
+        notes: Sentences on how to read the metrics.
+        counts: Numbers of images without a name, by reason, such as `without_prediction`.
     """
 
     scope: str
@@ -541,7 +586,7 @@ class IdentificationInfo:
 
     @property
     def confusions(self) -> list[tuple[str, str, int]]:
-        """Up to 30 most frequent confusions: true name, wrong name, number of images."""
+        """The 30 most frequent confusions: true name, wrong name or "no name", number of images."""
         named = [
             (truth, "no name" if predicted is None else predicted, number)
             for truth, predicted, number in self.pairs
@@ -579,7 +624,14 @@ class GroupInfo:
 
 @dataclass(frozen=True)
 class PromptInfo:
-    """Counts of predicted prompts, and notes on how to read the metrics of the scope `prompts`."""
+    """Facts on the prompts that a model predicted for the images of an evaluation.
+
+    The metrics of the prompts are in the metrics table, in the scope `prompts`.
+
+    Attributes:
+        counts: Numbers of images by name, such as `compared`.
+        notes: Sentences on how to read the metrics.
+    """
 
     counts: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -599,19 +651,22 @@ class EvaluationMeta:
         faults: Sentences on known faults of the data.
         run: The run.
         labels: The labels.
-        protocol: The protocol. None if there is none.
+        protocol: The protocol, the rules by which a published table is reproduced. None without a
+            protocol.
         data: The images.
-        intervals: The population that 95 % intervals describe.
+        intervals: What 95 % intervals are valid for.
         systems: The ensemble and the detectors.
-        table: Rows of the table of the protocol.
-        footers: Rows below the table.
-        reference: Published columns.
-        paired: Paired tests between systems.
-        localization: Masks. None if there are none.
-        identification: Named generators; the first entry follows the rules of the protocol.
+        table: Rows of the main table, such as one for each generator.
+        footers: Names of the rows below the main table, such as averages.
+        reference: Columns of published values.
+        paired: Tests of the differences between pairs of systems.
+        localization: The comparison of masks of altered pixels. None if there are none.
+        identification: Generators that an identifier named. The first entry follows the rules of
+            the protocol.
         prompts: Predicted prompts. None if there are none.
-        groups: Groups of generators in and out of the distribution of training.
-        groups_by: `protocol` or `identifier`, which defines the groups.
+        groups: Groups of generators that were, or were not, in the training data.
+        groups_by: Definition of the groups: `protocol`, or `identifier` for the generators that the
+            identifier knows. "" without groups.
     """
 
     title: str = ""
@@ -661,7 +716,13 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class ClassHistogram:
-    """Counts of scores (log-odds) by class, of shape (n,), between n + 1 edges."""
+    """Histogram of the scores of real images and of fakes.
+
+    Attributes:
+        edges: n + 1 edges of the bins, in log-odds of fake.
+        real: Number of real images in each bin (n,).
+        fake: Number of fakes in each bin (n,).
+    """
 
     edges: tuple[float, ...] = ()
     real: tuple[int, ...] = ()
@@ -669,7 +730,7 @@ class ClassHistogram:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to draw."""
+        """Whether no image is in any bin, so that there is nothing to draw."""
         return not any(self.real + self.fake)
 
 
@@ -697,7 +758,9 @@ class Curves:
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that the leading system misclassifies with confidence.
+    """An image that the leading system (the ensemble, or else the best detector) misclassifies.
+
+    The page shows the images whose scores are the most wrong.
 
     Attributes:
         member: Path in the container `uri`. None if the file is not in a container.
@@ -720,7 +783,7 @@ class Mistake:
 
     @property
     def name(self) -> str:
-        """Name of the file."""
+        """Name of the file to show, such as `photos.tar › 2024/cat.jpg`."""
         from ray_app.reports.format import file_name
 
         return file_name(self.uri, self.member)
@@ -764,8 +827,8 @@ class EvaluationResult:
         meta: Facts on the data, the systems, and the rules.
         metrics: All metrics.
         curves: Curves for the page by system.
-        mistakes: The most confident mistakes of the leading system.
-        overlays: Images with predicted and true masks.
+        mistakes: The most confident mistakes of the leading system, which `leading` returns.
+        overlays: Images with predicted and true masks of altered pixels.
     """
 
     meta: EvaluationMeta = EvaluationMeta()
@@ -838,33 +901,43 @@ class SystemResult:
     curves: Curves = Curves()
 
     def figure(self, name: str, scope: str = ALL, view: str = "") -> MetricValue:
-        """Return a metric of the system; it has no value if it was not measured.
+        """Return a metric of the system on all images or on some images.
 
         Args:
             name: Key of the metric, such as `auc`.
-            scope: Scope of the metric: the images that it is of. All images by default.
+            scope: The images on which it was measured, such as `GeneratorInfo.scope`. All images by
+                default.
             view: Name of a perturbation; "" for images without perturbation.
+
+        Returns:
+            The metric with its interval. Its value is None if it was not measured.
         """
         return self.metrics.find(name, self.info.name, view=view, scope=scope)
 
     def figures(self, scope: str = ALL, view: str = "") -> Mapping[str, MetricValue]:
-        """Return the metrics of the system on the images of one scope, by key.
+        """Return the metrics of the system on all images or on some images, by key such as `auc`.
 
-        By default these are all images. `view` is the name of a perturbation, or "" for images
-        without perturbation.
+        Args:
+            scope: The images on which the metrics were measured, such as `GeneratorInfo.scope`. All
+                images by default.
+            view: Name of a perturbation; "" for images without perturbation.
+
+        Returns:
+            The metrics that were measured.
         """
         return self.metrics.select(self.info.name, view=view, scope=scope)
 
     @property
     def flagged(self) -> MetricValue:
-        """False-positive rate of the system."""
+        """False-positive rate of the system: the fraction of real images that it flags as fake."""
         return self.figure("tnr").complement
 
     @property
     def kinds_apart(self) -> list[tuple[str, Mapping[str, MetricValue]]]:
-        """(kind, metrics) of fakes that are generated as a whole and of local edits.
+        """Metrics on fakes that are generated as a whole, and metrics on local edits.
 
-        The list is empty if the data has no local edits.
+        The list has pairs of a kind, `whole` or `local`, and the metrics by key. It is empty if the
+        data has no local edits.
         """
         parts = [(kind, self.figures(kind_scope(kind))) for kind in ("whole", "local")]
         measured = [
@@ -875,9 +948,12 @@ class SystemResult:
         return measured if any(kind == "local" for kind, _ in measured) else []
 
     def hardest(self, label: str = "fake") -> list[GeneratorInfo]:
-        """Return the generators or sources of one label by ascending accuracy.
+        """Return the generators or the sources in order, beginning with the lowest accuracy.
 
-        Generators and sources without a score are last.
+        Those without a score are last.
+
+        Args:
+            label: `fake` for generators, `real` for sources of real images.
         """
 
         def ease(generator: GeneratorInfo) -> tuple[bool, float, str]:
@@ -899,9 +975,10 @@ class SystemResult:
 
 
 def kind_scope(kind: str) -> str:
-    """Return the value of the column `scope` for metrics of one kind of fakes and all real images.
+    """Return the value of the column `scope` in the metrics table for one kind of fakes.
 
-    `kind` is `whole` for fakes that are generated as a whole, or `local` for local edits.
+    The metrics of this scope compare these fakes with all real images. `kind` is `whole` for fakes
+    that are generated as a whole, or `local` for local edits.
     """
     return f"{kind} fakes"
 
