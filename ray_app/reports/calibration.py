@@ -20,9 +20,9 @@ SCHEMA = 2
 class Calibration:
     """The result of `touchstone detectors calibrate`: an ensemble card with chosen thresholds.
 
-    The card is the YAML file that defines the ensemble. The held-out part are the labelled images
-    on which the thresholds were chosen and their error rates measured. The rest of the card was
-    fitted on other images.
+    The card is the YAML file that defines the ensemble. The held-out part consists of the labelled
+    images on which the thresholds were chosen and their error rates measured. The rest of the card
+    was fitted on other images.
 
     Attributes:
         card: The card as it was written.

@@ -120,7 +120,7 @@ class IdentifierTraining:
     """The content of `metrics.json` of the training of an identifier.
 
     Attributes:
-        method: Method of the training in the recipe.
+        method: Value of the key `method` in the recipe, the YAML file with the training's settings.
         out: Directory of the training.
         detector: Name of the detector whose embeddings the identifier classifies.
         head: Kind of the classifier of embeddings: `linear` or `cosine`.
@@ -315,7 +315,8 @@ def describer_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the results of the training of a describer as lines for the terminal.
 
     A describer predicts prompts of images. The lines compare its metrics on each split with simple
-    baselines: the prompt of the nearest image, any prompt, and the most frequent prompt.
+    baselines: the prompt of the nearest image, any prompt, and the most frequent prompt. `facts`
+    are the results of the training by name.
     """
     lines = [
         f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"

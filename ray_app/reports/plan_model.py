@@ -1,8 +1,8 @@
-"""The result of `touchstone plan`: `Plan`. `--json` prints it, and `plan_lines` formats it.
+"""The result of `touchstone plan`, which predicts the time and the cost of a scoring run (`Plan`).
 
-The command predicts the time and the cost of a scoring run. A member is a file of the archive that
-the run would score. Fields for parts that a plan does not have, such as a cascade or a profile, are
-None.
+The other classes describe parts of a plan. `touchstone plan --json` prints the plan as JSON, and
+`plan_lines` formats it as text. A member is a file of the archive that the run would score. Fields
+for parts that a plan does not have, such as a cascade, are None.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,9 @@ from ray_app.metrics.values import NOT_MEASURED, MetricValue
 
 @dataclass(frozen=True)
 class PlannedKind:
-    """The members (files to score) that are separate files, or in containers of one format.
+    """Numbers of members, the files to score, of one kind.
+
+    A kind is either all separate files, or all files in containers of one format, such as tar.
 
     Attributes:
         members: Number of members.
@@ -31,7 +33,8 @@ class PlannedKind:
 class PlannedRun:
     """Progress of the existing run that a command would continue.
 
-    A block is a fixed range of members that is scored and stored together.
+    A member is a file to score. A block is a fixed range of members that is scored and stored
+    together.
 
     Attributes:
         url: The run directory.
@@ -94,14 +97,15 @@ class PlannedCluster:
 
 @dataclass(frozen=True)
 class PlannedGuarantee:
-    """The bound on false positives that the card of the planned ensemble guarantees.
+    """The guarantee on false positives in the card, the YAML file of the planned ensemble.
 
     Attributes:
-        target_fpr: The stated false-positive rate.
-        confidence: Confidence of the bound, such as 0.95.
-        upper_bound: Upper bound of the rate that the calibration measured.
+        target_fpr: The false-positive rate that the guarantee states.
+        confidence: Confidence of the guarantee, such as 0.95.
+        upper_bound: Upper bound of the false-positive rate that the calibration measured.
         population: Description of the images of the calibration.
-        otherwise: Settings of the run for which the guarantee does not hold.
+        otherwise: Settings of the planned run that differ from those of the calibration, so that
+            the guarantee does not hold. Empty if none differ.
     """
 
     target_fpr: float
@@ -118,8 +122,10 @@ class PlannedProfile:
     Attributes:
         identifier: Name of the identifier, which names the generator of each image.
         describer: Name of the describer, which predicts prompts of images.
-        describe: `all` if the describer describes all images, `flagged` for those called fake.
-        share: Fraction of the images that are described. None if no probe measured it.
+        describe: `all` if prompts are predicted for all images, `flagged` for those with the
+            verdict `fake`.
+        share: Fraction of the images for which prompts are predicted. None if it was not measured
+            on a sample.
     """
 
     identifier: str | None = None
@@ -195,7 +201,7 @@ class PlannedListing:
 
 @dataclass(frozen=True)
 class ProbeExample:
-    """A file of the probe that has no score.
+    """A file that could not be scored when a plan measured the speed on a sample of the archive.
 
     Attributes:
         uri: The file, or its container.
@@ -246,10 +252,10 @@ class PlannedCascade:
     Attributes:
         first: Detectors of the first stage, which score all images.
         second: Detectors of the second stage, which score doubtful images and a random sample.
-        share: Fraction of the images in the second stage: that of the probe if it scored its
-            sample, else the one that the card of the ensemble expects.
+        share: Fraction of the images in the second stage. It is measured on a sample if the plan
+            scored one. Otherwise it is the fraction that the card of the ensemble expects.
         seconds_per_image: Core seconds per image of the archive, by stage (`first`, `second`).
-            None if the probe did not score its sample.
+            None if the plan did not score a sample.
     """
 
     first: Sequence[str] = ()
@@ -396,11 +402,13 @@ class PlannedStops:
 class Plan:
     """The result of `touchstone plan`: the predicted work and cost of a scoring run.
 
+    To measure the speed, the plan usually runs a probe, which scores a sample of the members.
+
     Attributes:
         members: Number of members: files of the archive that the run would score.
         size_bytes: Total size of the members whose size is known.
         unknown_sizes: Number of members whose size is only known after they are read.
-        kinds: Members that are separate files (`files`), or by format of their containers.
+        kinds: Members by kind: `files` for separate files, or the format of their containers.
         refused_in_listing: Number of members that the listing rejects, by status.
         run: The run that would be continued. None for a new run.
         unlike: How the archive differs from the images of the calibration, if all verdicts abstain

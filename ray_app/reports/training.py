@@ -292,7 +292,10 @@ class DataFindings:
 
     @property
     def by_generator(self) -> list[tuple[str, list[int]]]:
-        """Number of images of each generator by split, the most frequent generator first."""
+        """The name of each generator, and its number of images in each split.
+
+        The numbers are in the order of `splits`. The most frequent generator is first.
+        """
         counts = [split.generators for split in self.splits.values()]
         rows = [
             (name, [split.get(name, 0) for split in counts])
@@ -347,7 +350,8 @@ class TrainingFacts:
         data: Findings on the data.
         recipe: Settings of the recipe.
         environment: Facts that affect time but not the result, such as the device.
-        probe: Facts of a linear probe. None for other trainings.
+        probe: Facts of a linear probe, a linear classifier of fixed embeddings. None for other
+            trainings.
         card: Facts of the card of the trained detector.
         history: Steps, for the page only.
         mistakes: Misclassified images, for the page only.

@@ -110,12 +110,12 @@ def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image,
 
 
 def mask_area(mask: batch.Pixels) -> float:
-    """Return the fraction of a mask's pixels above one half."""
+    """Return the fraction of an image that a mask marks as altered: its pixels above one half."""
     return float(np.mean(mask >= ALTERED))
 
 
 def mask_png(mask: batch.Pixels) -> bytes:
-    """Return a mask as an 8-bit grey PNG file."""
+    """Return a mask of altered pixels as the content of an 8-bit grey PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()

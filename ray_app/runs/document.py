@@ -55,11 +55,13 @@ class TopRow(Section):
 
 
 class Histogram(Section):
-    """Counts of scores (log-odds) per bin.
+    """Histogram of the scores of a run, of the ensemble and of each detector.
 
     Attributes:
-        edges: n + 1 edges for n bins. The outermost bins include the scores beyond them.
-        counts: Counts per bin, of the ensemble and of each detector.
+        edges: n + 1 edges for n bins, in log-odds of fake. Scores beyond the outermost edges are
+            counted in the outermost bins.
+        counts: Number of images per bin (n,), by name of the detector. The key `ensemble` has those
+            of the ensemble.
     """
 
     edges: Sequence[float] = ()
@@ -67,12 +69,15 @@ class Histogram(Section):
 
     @property
     def ensemble(self) -> Sequence[int]:
-        """Counts of the ensemble's score per bin; empty if there are none."""
+        """Number of images in each bin of the ensemble's score; empty if no image has a score."""
         return self._drawable().get("ensemble", [])
 
     @property
     def detectors(self) -> dict[str, Sequence[int]]:
-        """Counts per bin for each detector; empty if they would only repeat those of the ensemble."""
+        """Number of images in each bin of each detector's score, by name of the detector.
+
+        Empty if there is only one detector, whose counts equal those of the ensemble.
+        """
         others = {name: counts for name, counts in self._drawable().items() if name != "ensemble"}
         return {} if list(others.values()) == [self.ensemble] else others
 
@@ -282,7 +287,8 @@ class SessionSummary(Section):
         looks: The cost of each stage of a cascade, `first` and `second`.
         described: The number of members with a predicted prompt.
         seconds: Seconds per stage of the pipeline, summed over the workers.
-        unguarded: True if the store cannot exclude that a second command writes to the run.
+        unguarded: True if the store cannot prevent a second command from writing to the run at the
+            same time.
         kept: Differences between the run's ensemble and today's default ensemble.
     """
 
@@ -489,7 +495,10 @@ class ArchiveCounts(Section):
 
 
 class GuaranteeSummary(Section):
-    """The false-positive guarantee of the ensemble's card, and whether it is valid for this archive.
+    """The false-positive guarantee of the ensemble, and whether it is valid for this archive.
+
+    The guarantee is a bound on the fraction of real images that are flagged as fake. It was
+    calibrated on some images, and is valid only for images like these.
 
     Attributes:
         holds: False if the images, the settings, or the decoders differ from those of the

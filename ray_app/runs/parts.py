@@ -165,7 +165,15 @@ class PartTable:
     store: Store
 
     def part_path(self, manifest: int, block: int) -> str:
-        """Return the path of a block's part, the file with only the rows of this block."""
+        """Return the path of a part, the Parquet file with the rows of one block.
+
+        Args:
+            manifest: The number of the manifest, the list of files that one listing found.
+            block: The number of the block, a fixed range of these files.
+
+        Returns:
+            The path, relative to the run directory. The file may not exist.
+        """
         return f"parts/{manifest:05d}/{block:08d}.parquet"
 
     def write_part(self, manifest: int, block: int, rows: pa.Table) -> int:
@@ -187,7 +195,12 @@ class PartTable:
         return buffer.tell()
 
     def remove_parts(self, manifest: int, blocks: Sequence[int]) -> None:
-        """Delete the parts of some blocks of a manifest."""
+        """Delete parts, the Parquet files with the rows of one block each.
+
+        Args:
+            manifest: The number of the manifest, the list of files that one listing found.
+            blocks: The numbers of the blocks.
+        """
         self.store.delete_all([self.part_path(manifest, block) for block in blocks])
 
     def parts(self, manifest: int) -> list[int]:

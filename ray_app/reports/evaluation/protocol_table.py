@@ -26,7 +26,9 @@ _MAX_NAME_WIDTH, _WIDTH = 28, 120
 
 
 class Column(NamedTuple):
-    """A column of the table of a protocol: measured metrics, published ones, or differences.
+    """A column of the main table of an evaluation.
+
+    It has measured metrics, published metrics, or the differences between both.
 
     Attributes:
         system: Name of the measured system; "" for a published system that was not measured.
@@ -40,11 +42,11 @@ class Column(NamedTuple):
 
 
 class TableHead(NamedTuple):
-    """The header of a column in the table of a protocol.
+    """The header of a column in the main table of an evaluation.
 
     Attributes:
         name: Name of the measured system or of the published column, or "difference".
-        notes: Signs of its footnotes.
+        notes: Sign of the footnote on the header, such as "†"; "" without a footnote.
         is_ours: Whether the column has measured metrics or differences, not published values.
     """
 
@@ -54,12 +56,12 @@ class TableHead(NamedTuple):
 
 
 class TableCell(NamedTuple):
-    """A cell in the table of a protocol.
+    """A cell in the main table of an evaluation.
 
     Attributes:
         value: The formatted value; a dash if there is none.
         ends: The formatted bounds of its interval. None without an interval.
-        notes: Signs of its footnotes.
+        notes: Sign of the footnote on the cell, such as "†"; "" without a footnote.
         seen: `in-training`, `unseen`, or `unknown`: whether the system was trained on such images.
             "" for cells without this fact, such as published values.
         about: Number of images, and method of the interval, such as "of 1,000, jackknife".
@@ -73,7 +75,7 @@ class TableCell(NamedTuple):
 
 
 class TableLine(NamedTuple):
-    """A row in the table of a protocol.
+    """A row in the main table of an evaluation.
 
     Attributes:
         name: Name of the row, such as a generator.
@@ -89,7 +91,7 @@ class TableLine(NamedTuple):
 
 
 class TablePart(NamedTuple):
-    """A part of the table, with few enough columns and rows to be shown as a whole.
+    """A part of the main table of an evaluation, with few enough columns and rows to be shown.
 
     Attributes:
         heads: Headers of its columns.
@@ -215,10 +217,11 @@ def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
 
 
 def list_sources(result: EvaluationResult) -> list[str]:
-    """Return sentences on the publications that the published columns come from.
+    """Return sentences on the publications from which the columns of published values come.
 
-    The sentences state whether the same weights were run on the real data and compared with the
-    published values, and the number of images in this run.
+    A sentence names the columns and the publication. It states whether the same weights were run on
+    the real data, and the results compared with the published values. It also states the number of
+    images in this run.
     """
     systems = {system.name: system for system in result.meta.systems}
     columns = dict[str, list[str]]()

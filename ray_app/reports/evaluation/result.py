@@ -239,7 +239,7 @@ class GeneratorInfo:
     Attributes:
         name: The generator or the source.
         label: `fake` or `real`.
-        kind: `whole`, `local`, or `real`.
+        kind: `whole` for fakes that are generated as a whole, `local` for local edits, or `real`.
         seen: Whether the system was trained on it: `in-training`, `unseen`, or `unknown`.
         released: Date of the release of the generator.
         architecture: Architecture of the generator.
@@ -578,9 +578,9 @@ class IdentificationInfo:
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def get_scope(self, name: str) -> str:
-        """Return the value of the column `scope` in the metrics table for one class.
+        """Return the value of the column `scope` in the metrics table for one class of images.
 
-        `name` is the name of the class: a generator or a family.
+        `name` is the name of the class: a generator, or a family of generators.
         """
         return f"{self.scope}: {name}"
 
@@ -868,7 +868,7 @@ class EvaluationResult:
 
     @property
     def systems(self) -> list["SystemResult"]:
-        """The systems in the order of the run."""
+        """The systems (detectors and ensembles) with their metrics and curves."""
         return [
             SystemResult(info, self.metrics, self.curves.get(info.name, Curves()))
             for info in self.meta.systems
