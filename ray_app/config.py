@@ -273,7 +273,7 @@ def find_config(kind: str, name_or_path: str | Path) -> Path:
         The path of the file. A name takes precedence over a file in the current folder.
 
     Raises:
-        ConfigError: If there is no such file. The message suggests the nearest name.
+        ConfigError: If such a file does not exist. The message suggests the nearest name.
     """
     configs = added_configs(kind) | named_configs(kind)
     if str(name_or_path) in configs:
@@ -314,6 +314,9 @@ def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> 
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file without validating its keys.
+
+    Args:
+        path: The file.
 
     Returns:
         The keys and values; `{}` for an empty file.

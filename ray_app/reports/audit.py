@@ -48,6 +48,9 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     Args:
         document: The content of `result.json` in the folder of the audit.
         width: Maximum width of the lines in columns, unless a word is longer.
+
+    Returns:
+        The lines.
     """
     lines = text.paragraph(
         f"{document['labelled']:,} of {document['drawn']:,} drawn images labelled, of {document['scored']:,} with a verdict "

@@ -99,8 +99,8 @@ class Comparison:
         scores: Differences of scores by system.
         labels: Name of the labels. None without labels.
         labelled: Number of shared images with a label.
-        groups: What the intervals of the metrics are valid for, by class. For `fake`, it is the
-            number of generators if they are valid for further generators. For `real`, it is the
+        groups: Basis of the intervals of the metrics, by class. For `fake`, it is the number of
+            generators if the intervals are valid for further generators. For `real`, it is the
             number of sources if they are valid for further sources. 0 if they are valid only for
             further images of the same generators or sources.
         metrics: Differences of metrics by system; empty without labels.

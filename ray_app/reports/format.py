@@ -250,7 +250,7 @@ def adds_to_finding(verdict: str | None, finding: str | None) -> bool:
         finding: The finding.
 
     Returns:
-        False if the finding comes from the verdict alone, or if there is no verdict.
+        False if the finding comes from the verdict alone. False also if `verdict` is None.
     """
     return verdict is not None and finding != DETECTOR_FINDINGS.get(verdict)
 
@@ -545,6 +545,9 @@ def explain_abstention(word: str, detail: str | None) -> str:
         word: The reason as in a result row, such as `inside_band`.
         detail: Part of the explanation that differs between images, such as a value. None without
             such a part.
+
+    Returns:
+        The text, such as "the score is between the two thresholds".
     """
     return f"{describe_reason(word)}: {detail}" if detail else describe_reason(word)
 

@@ -145,8 +145,7 @@ def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
 def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> list[str]:
     """Return lines on how many of the images that a run flags as fake are expected to be real.
 
-    There are no lines if the ensemble card states no false-positive rate, or if no image was
-    scored.
+    The list is empty if the ensemble card states no false-positive rate, or if no image was scored.
 
     Args:
         summary: The content of `summary.json`.
@@ -178,8 +177,8 @@ def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> lis
 def profile_lines(profile: ProfileSummary | None) -> list[str]:
     """Return lines for the terminal on the profile of a run.
 
-    The profile has the generators and the prompts that were predicted for flagged images. There are
-    no lines without a profile or without flagged images.
+    The profile has the generators and the prompts that were predicted for flagged images. The list
+    is empty without a profile, and without flagged images.
     """
     if profile is None or not profile.flagged:
         return []

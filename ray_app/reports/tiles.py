@@ -35,7 +35,10 @@ class TileText(NamedTuple):
 def sort_attributes(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the HTML attributes of a tile by which the script of the page sorts and filters.
 
-    A tile shows one image with its verdict. `row` is the result row of the image.
+    A tile shows one image with its verdict.
+
+    Args:
+        row: The result row of the image.
 
     Returns:
         `data-verdict`, which is "none" without a verdict, and `data-score`, which is "" without a

@@ -253,8 +253,8 @@ class Leakage:
     def uncompared(self) -> list[str]:
         """Sentences with the numbers of images that could not be compared between splits.
 
-        These images have no hash, although each split has such hashes. The list is empty if there
-        are no such images.
+        These images have no hash, although each split has such hashes. The list is empty without
+        such images.
         """
         counts = {
             criterion: self.unhashed.get(key, 0)

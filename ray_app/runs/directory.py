@@ -53,7 +53,8 @@ LEFT_OUT: Identity = {
 def add_defaults(identity: Identity) -> dict[str, Any]:
     """Complete the stored identity of a run that a version before 0.25 may have started.
 
-    An identity is a mapping of the settings that change a score or a verdict.
+    Args:
+        identity: The settings that change a score or a verdict, as stored in `run.json`.
 
     Returns:
         The identity, with default values for the keys that these versions left out.

@@ -325,7 +325,7 @@ class Bottleneck(Section):
     Attributes:
         stage: The stage, such as `fetch`, `decode`, or `score`.
         share: The fraction of the time.
-        advice: What the stage does, and how to make it faster.
+        advice: The work of the stage, and how to make it faster.
     """
 
     stage: str = ""
@@ -450,7 +450,7 @@ class ShiftSummary(Section):
     """How much an archive differs in one property from the images of the ensemble's calibration.
 
     The archive is compared with a mixture of the real and the fake calibration images. The measure
-    is the population stability index (PSI). It is 0 if there is no difference.
+    is the population stability index (PSI), which is 0 without a difference.
 
     Attributes:
         feature: The name of the property, such as `short_side_px`.

@@ -248,8 +248,8 @@ class PartTable:
     def part_folders(self) -> list[int]:
         """Return the numbers of the manifests that have a folder in `parts/`.
 
-        Such a manifest usually has rows that are not merged into published files yet. On a local
-        disk, the folder of a merged manifest may remain and be empty.
+        Such a manifest usually has rows that are not merged into published files yet. A local disk
+        may keep the empty folder of a merged manifest.
         """
         return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
 

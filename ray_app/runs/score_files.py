@@ -100,7 +100,8 @@ def manifest_of(path: str) -> int:
 def parse_names(names: Iterable[str]) -> list[ScoreFile]:
     """Parse the names of files in `scores/` of a run.
 
-    Names of another form are ignored.
+    Args:
+        names: The names. Names of another form are ignored.
 
     Returns:
         The files in the order of their manifests and blocks.
@@ -120,7 +121,10 @@ def split_replaced(
     """Split the Parquet files in `scores/` into files to read, and files that have been replaced.
 
     A merged file replaces the files from which it was merged. Both can exist if the merge was
-    interrupted. The files must be in the order of `parse_names`.
+    interrupted.
+
+    Args:
+        files: The files in the order of `parse_names`.
 
     Returns:
         The files to read, and the replaced files.

@@ -280,6 +280,9 @@ def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
     The columns are the fraction of fakes that it finds, the fraction of real images that it flags,
     and its ROC AUC (`HEADERS`).
 
+    Args:
+        system: The detector or ensemble.
+
     Returns:
         For each column, the rounded value as text and its 95 % interval, or "" without an interval.
     """

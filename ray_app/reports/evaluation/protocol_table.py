@@ -157,6 +157,9 @@ class Notes(dict[str, str]):
             text: The footnote. The sign of "" is "".
             published: Whether it is on a published value, so that a new sign is a dagger. Other
                 signs are letters.
+
+        Returns:
+            The sign, such as "†" or "a".
         """
         if text and text not in self:
             daggers = sum(sign[0] in _DAGGERS for sign in self.values())
@@ -178,8 +181,12 @@ def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
     with published values, and those with the lowest values. The page shows the other parts only if
     the reader unfolds them.
 
+    Args:
+        result: The result of the evaluation.
+
     Returns:
-        The parts, and the signs of the footnotes by their text. No parts if there is no table.
+        The parts, and the signs of the footnotes by their text. The parts are empty without a
+        table.
     """
     notes, parts = Notes(), []
     columns, meta = _make_columns(result), result.meta

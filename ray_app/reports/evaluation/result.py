@@ -156,7 +156,7 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class IntervalInfo:
-    """What the 95 % intervals of an evaluation allow for: other images, or other generators.
+    """Whether the 95 % intervals of an evaluation are valid for further generators and sources.
 
     With many generators, an interval shows how a metric would vary with generators that were not
     tested. With few, it only shows how the metric would vary with other images of the tested
@@ -328,8 +328,7 @@ class SystemInfo:
         n_real: Number of real images with a score.
         n_fake: Number of fakes with a score.
         unscored: Number of images without a score.
-        kinds_intervals: What the intervals of metrics of whole fakes and of local edits are valid
-            for.
+        kinds_intervals: Validity of the intervals of the metrics on whole fakes and on local edits.
         generators: The scored images by generator and by source of real images.
         strata: The scored images by format and size.
         views: The perturbed copies of images that were scored, by perturbation.
@@ -654,7 +653,7 @@ class EvaluationMeta:
         protocol: The protocol, the rules by which a published table is reproduced. None without a
             protocol.
         data: The images.
-        intervals: What 95 % intervals are valid for.
+        intervals: Whether 95 % intervals are valid for further generators and sources.
         systems: The ensemble and the detectors.
         table: Rows of the main table, such as one for each generator.
         footers: Names of the rows below the main table, such as averages.
@@ -954,6 +953,9 @@ class SystemResult:
 
         Args:
             label: `fake` for generators, `real` for sources of real images.
+
+        Returns:
+            The generators or the sources.
         """
 
         def ease(generator: GeneratorInfo) -> tuple[bool, float, str]:
