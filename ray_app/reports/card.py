@@ -25,10 +25,10 @@ class ZooEntry:
     """A line of `touchstone detectors list`: a detector and its state on this machine.
 
     Attributes:
-        card: The card of the detector.
-        accepted: Whether its licence is accepted.
-        has_weights: Whether its weights are on this machine.
-        variants: Entries of its variants, which are used as `DETECTOR:VARIANT`.
+        card: The card of the detector, the YAML file that describes it.
+        accepted: Whether the licence of the detector is accepted.
+        has_weights: Whether the weights of the detector are on this machine.
+        variants: Entries of the variants of the detector, which are used as `DETECTOR:VARIANT`.
     """
 
     card: DetectorCard
@@ -58,7 +58,11 @@ class ZooEntry:
 
 
 def make_zoo_entry(card: DetectorCard) -> ZooEntry:
-    """Return the table entry of a detector, with its variants and its state on this machine."""
+    """Return a detector's line of `touchstone detectors list`, with those of its variants.
+
+    The function looks up whether the licence is accepted and the weights are on this machine.
+    `card` is the card of the detector, the YAML file that describes it.
+    """
     return ZooEntry(
         card,
         licences.is_accepted(card.name, card.licence, card.terms),

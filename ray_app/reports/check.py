@@ -85,15 +85,15 @@ ALWAYS = (
 
 
 class CheckFacts(NamedTuple):
-    """Facts on the ensemble of detectors that gave the verdicts of a check.
+    """Facts on the ensemble of detectors that gave the verdicts of `touchstone check`.
 
     Attributes:
         name: Name of the ensemble.
         title: Title of the ensemble.
-        demonstration: Whether a detector of it is only a demonstration.
-        blind_to: Sentences on what its detectors cannot detect.
-        thresholds: Its thresholds and their error rates.
-        detectors: Titles of its detectors by name.
+        demonstration: Whether any of the detectors is only a demonstration.
+        blind_to: Sentences on what the detectors cannot detect.
+        thresholds: Thresholds of the ensemble and their error rates.
+        detectors: Titles of the detectors by name.
         fingerprint: Digest of all settings that determine scores and verdicts; "" if it was not
             computed.
         made_at: Time of the check (ISO 8601).
@@ -226,11 +226,11 @@ def write_check_page(
     *,
     version: str,
 ) -> None:
-    """Write the page of `render_check` to a local file atomically.
+    """Write the HTML page of `touchstone check --html` to a local file atomically.
 
     Args:
         page: Path of the file.
-        rows: The rows.
+        rows: The rows, as `touchstone check --json` prints them.
         names: The name to show for each row.
         pictures: JPEG bytes of the image of each row. None if it cannot be shown.
         facts: Facts on the ensemble.
@@ -461,7 +461,9 @@ def explain(row: Row) -> str:
 
 
 def csv_lines(rows: Iterator[Row], detectors: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of a CSV file: the header, and then a line for each row as it arrives.
+    """Yield the verdicts of `touchstone check` as lines of a CSV file.
+
+    The first line is the header. A line for each row follows as soon as the row arrives.
 
     There is a column `score_NAME` for each name in `detectors`. Nested values are JSON. A text that
     a spreadsheet would treat as a formula gets the prefix '. Characters that hide or move text are

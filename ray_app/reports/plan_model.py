@@ -216,7 +216,9 @@ class ProbeExample:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Results of the probe, which scores a sample of the members to measure the speed of a run.
+    """Results of the probe, which scores a sample of the archive to measure the speed of a run.
+
+    A member is a file of the archive.
 
     Attributes:
         drawn: Number of members that were drawn for the sample.

@@ -312,14 +312,14 @@ def unlike_sentence(unlike: str | None) -> str | None:
 def describe_guarantee(
     target_fpr: float, upper_bound: float, confidence: float | None, population: str | None
 ) -> str:
-    """Return a sentence on the false-positive rate of a card.
+    """Return a sentence on the false-positive rate that an ensemble card states.
 
-    It states a guarantee if the upper bound does not exceed the stated rate, else the measured
-    bound.
+    If the measured upper bound does not exceed the stated rate, the sentence calls the rate
+    guaranteed. Otherwise it has the measured bound.
 
     Args:
         target_fpr: The stated false-positive rate.
-        upper_bound: The exact upper bound of the rate.
+        upper_bound: The exact upper bound of the false-positive rate, which was measured.
         confidence: Confidence of the bound. None if it is not known.
         population: Description of the images that it was measured on. None if it is not known.
     """
@@ -338,9 +338,10 @@ def describe_guarantee(
 
 
 def name_feature(name: str) -> str:
-    """Return the name to show for a feature by which an archive is compared with the calibration.
+    """Return the name to show for a property of images, such as their size or a score.
 
-    `name` is its name on the ensemble card, such as `short_side_px` or `score:DETECTOR`.
+    An archive is compared with the images of the calibration in such properties. `name` is the name
+    of the property on the ensemble card, such as `short_side_px` or `score:DETECTOR`.
     """
     kind, _, detector = name.partition(":")
     if kind == "score" and detector:

@@ -119,18 +119,24 @@ class Figures:
         return _read(cls, content)
 
     def figure(self, name: str) -> MetricValue:
-        """Return the metric with this key of `FIGURES`, and its 95 % interval if it has one.
+        """Return a metric, and its 95 % interval if it has one.
 
-        The result has no value if the metric was not measured.
+        `name` is the key of the metric, such as `auc`. The value is None if the metric was not
+        measured, or if `FIGURES` does not have the key.
         """
         value: float | None = getattr(self, name) if name in FIGURES else None
         return _metric(value, getattr(self, f"{name}_interval", None))
 
     def hardest(self, label: str) -> list[tuple[str, GeneratorFigures]]:
-        """Return the generators or sources of one label by ascending AUC.
+        """Return the generators or the sources in order, beginning with the lowest AUC.
 
-        With the label `fake` these are generators, with `real` sources of real images. Those
-        without an AUC are last.
+        Those without an AUC are last.
+
+        Args:
+            label: `fake` for generators, `real` for sources of real images.
+
+        Returns:
+            Names of the generators or sources, with their metrics.
         """
         selected = [
             (name, figures) for name, figures in self.generators.items() if figures.label == label
@@ -461,7 +467,11 @@ class TrainingFacts:
         )
 
     def validated(self, name: str) -> list[tuple[int, float]]:
-        """Return (step, value) of a metric for each validation that measured it."""
+        """Return the values of a metric in the validations during the training.
+
+        `name` is the key of the metric, such as `auc`. The result has a (step, value) pair for each
+        validation that measured the metric.
+        """
         values = [(validation.get("step"), validation.get(name)) for validation in self.validations]
         return [
             (step, float(value))

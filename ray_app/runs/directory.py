@@ -257,7 +257,9 @@ class RunDirectory(PartTable):
         return ConfigError(f"no run in {self.store.url}: it has no run.json", hint=hint)
 
     def describe(self) -> dict[str, Any]:
-        """Return the content of `run.json`: schema, creation time, detectors and identity.
+        """Return the content of `run.json`: detectors, ensemble, identity, and schema.
+
+        The identity consists of the settings that decide scores and verdicts.
 
         Raises:
             FileNotFoundError: If there is no run.

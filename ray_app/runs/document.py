@@ -95,8 +95,8 @@ class DetectorSummary(Section):
     """One detector of the ensemble that scored a run.
 
     Attributes:
-        name: The name of the detector's card.
-        title: The title of the card.
+        name: The name of the detector.
+        title: The title of the detector.
         licence: The licence of the weights.
         calibrated: Whether the detector's scores are calibrated before they are combined.
         demonstration: Whether the detector is only for demonstrations.
@@ -340,7 +340,7 @@ class Declarations(Section):
         stated: Rows of files with any statement on their origin.
         declared: Rows of files that declare themselves generated, per verdict.
         undeclared: Rows of all other files, per verdict.
-        c2pa: Rows per state of the file's C2PA manifest.
+        c2pa: Rows per state of the file's C2PA manifest (Content Credentials), such as `trusted`.
         signers: Rows with a sound C2PA manifest, by a text on its signer: which trust list contains
             the signer, which checked lists do not, or that no list was checked.
     """
@@ -610,7 +610,7 @@ class RunCounts(Section):
 
     @property
     def scored(self) -> int:
-        """The number of members that have a score."""
+        """The number of image files that have a score."""
         return self.statuses.get("ok", 0)
 
 
@@ -642,12 +642,12 @@ class RunSummary(RunCounts, RunHead):
 
     @property
     def rows(self) -> int:
-        """The number of members that have a row, with any status."""
+        """The number of image files that have a row, with any status."""
         return sum(self.statuses.values())
 
     @property
     def not_scored(self) -> int:
-        """The number of members whose row has a status other than `ok`, so no score."""
+        """The number of image files without a score: their rows have a status other than `ok`."""
         return self.rows - self.scored
 
     @property
@@ -666,5 +666,5 @@ class RunSummary(RunCounts, RunHead):
         return format_error_rates(self.ensemble.name, self.ensemble.thresholds, confidence)
 
     def verdict(self, verdict: str) -> int:
-        """Return the number of members with a verdict."""
+        """Return the number of images with a verdict: `fake`, `real`, or `abstain`."""
         return self.verdicts.get(verdict, 0)

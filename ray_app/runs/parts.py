@@ -127,7 +127,7 @@ class Merger:
         return self._schema is None or self._schema.equals(table.schema)
 
     def add(self, table: pa.Table) -> None:
-        """Append the rows of the next block."""
+        """Append a table of rows to the file. `accepts` must be True for the table."""
         self._schema = table.schema
         self._waiting.append(table)
         self._rows += len(table)

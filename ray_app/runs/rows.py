@@ -37,7 +37,7 @@ def result_rows(
     scored_at: datetime,
     measured: tuple[str, ...] = (),
 ) -> pa.Table:
-    """Return one result row for each member of a manifest table, in the order of that table.
+    """Build the result rows of some image files, with their statuses, scores, and verdicts.
 
     Args:
         members: The rows of the manifest, one for each file of the archive.
@@ -45,6 +45,9 @@ def result_rows(
         attempt: The number of the session, one command's work on the run.
         scored_at: The time of scoring.
         measured: Names of the facts about pixels to store, such as `texture`.
+
+    Returns:
+        One row for each file, in the order of `members`.
 
     Raises:
         AssertionError: If the number of members and of outcomes differ.
@@ -273,7 +276,7 @@ class BlockTables:
 
     Attributes:
         rows: The result rows.
-        masks: The masks; None if no detector localizes.
+        masks: The masks of altered pixels; None if no detector returns masks.
         features: The embeddings, by name of the detector.
         bad: The number of members with a status other than `ok` and `unsupported_format`.
         failures: The members on which Touchstone's own code failed, each with its traceback, as

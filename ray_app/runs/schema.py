@@ -62,8 +62,8 @@ def row_schema(
             has no columns, because Parquet has no empty struct.
         localizers: Detectors that return masks.
         speakers: Detectors that answer in words.
-        views: The names of the perturbations.
-        second_look: Whether a cascade decides.
+        views: The names of the perturbations whose images are scored, too.
+        second_look: Whether the ensemble is a cascade, which scores some images in a second stage.
         identified: Whether generators are named.
         described: Whether prompts are predicted.
         measured: Facts about the pixels for which a detector's card states a range (see

@@ -66,13 +66,21 @@ class ScoreFile:
         return f"scores/{self.name}"
 
     def has_block(self, manifest: int, block: int) -> bool:
-        """Return whether the file contains the rows of a block."""
+        """Return whether the file contains the rows of a block.
+
+        `manifest` and `block` are the numbers of a manifest (a listing) and of a block in it.
+        """
         return self.start <= (manifest, block) <= self.end
 
     def blocks_of(self, manifest: int, count: int) -> range:
-        """Return the numbers of a manifest's blocks whose rows are in the file.
+        """Return the blocks of a manifest (a listing) whose rows are in the file.
 
-        `count` is the number of all blocks of the manifest.
+        Args:
+            manifest: The number of the manifest.
+            count: The number of all blocks of the manifest.
+
+        Returns:
+            The numbers of the blocks, which are consecutive. Empty if the file has none of them.
         """
         if not self.manifest <= manifest <= self.end[0]:
             return range(0)
@@ -80,11 +88,11 @@ class ScoreFile:
         return range(first, min(count, self.last + 1) if manifest == self.end[0] else count)
 
     def contains(self, other: "ScoreFile") -> bool:
-        """Return whether the file contains all blocks of another file."""
+        """Return whether the file contains the rows of all blocks of another file."""
         return self.start <= other.start and other.end <= self.end
 
     def manifests(self) -> range:
-        """Return the numbers of the manifests whose rows may be in the file."""
+        """Return the numbers of the manifests (listings) whose rows may be in the file."""
         return range(self.manifest, self.end[0] + 1)
 
 

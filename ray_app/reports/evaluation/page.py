@@ -88,8 +88,8 @@ class GroupTable(NamedTuple):
     """A table of metrics by group of generators, such as those in the training data and others.
 
     Attributes:
-        system: Title of the detector or ensemble that the detection metrics, such as the AUC, are
-            of.
+        system: Title of the detector or ensemble whose detection metrics, such as the AUC, are in
+            the table.
         keys: Keys of the metrics, one for each column.
         heads: Headers of the columns.
         lines: Each group with its metrics, one for each column.

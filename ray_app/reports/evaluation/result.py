@@ -615,8 +615,8 @@ class GroupInfo:
     def scope(self) -> str:
         """Value of the column `scope` in the metrics table for this group.
 
-        Rows of detection metrics name a system. Rows of other metrics, such as the accuracy of
-        generator names, do not.
+        The table has detection metrics of this scope for each system. Other metrics of this scope,
+        such as the accuracy of generator names, belong to no system.
         """
         return f"group: {self.name}"
 
@@ -893,7 +893,13 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class SystemResult:
-    """A detector or the ensemble, with its metrics and curves."""
+    """The results of one system, a detector or the ensemble.
+
+    Attributes:
+        info: Facts on the system.
+        metrics: The metrics of all systems, from which the methods select those of this system.
+        curves: Data of the system's charts.
+    """
 
     info: SystemInfo
     metrics: MetricsTable
