@@ -84,25 +84,27 @@ _LAST_COLUMNS = [pa.field("place", _PLACE_TYPE), pa.field("refused", _REFUSED_TY
 class ManifestInfo:
     """The counts and facts of one manifest, or of one portion of it, as `_complete` stores them.
 
-    A manifest is the list of members that one listing of an archive found. A long listing writes it
-    in portions. The counts of a portion include all earlier portions of the manifest.
+    A manifest is the list of members (files) that one listing of an archive found. A long listing
+    writes the manifest in portions. The counts of a portion include all earlier portions of the
+    manifest. "The patterns" are those with which the user includes and excludes paths.
 
     Attributes:
         manifest: The number of the manifest.
         members: The number of members that the manifest adds, or that a retry lists again.
         size_bytes: The total size of these members in bytes, as far as sizes are known.
-        blocks: The number of blocks of the manifest.
+        blocks: The number of blocks into which the members are cut.
         batch_slots: The number of members in one full batch.
         listed: The number of members that the listing found and that passed the patterns.
         vanished: The number of members of earlier manifests that are no longer in the archive.
         listing_s: The seconds that the listing took.
         named: The number of files and containers that the sources themselves list.
-        digest: A hash of these files and containers. It is "" if the listing is not finished, or if
-            the members may change without a change of the hash.
+        digest: A hash of these files and containers, which shows whether a later listing has
+            anything new. It is "" if the listing is not finished, or if the members of a container
+            may change without a change of the hash.
         linked_folders: The number of symbolic links to folders, which were not followed.
-        linked_example: The first of these links.
+        linked_example: The path of the first of these links.
         closed_folders: The number of folders that could not be listed; each is a member.
-        closed_example: The first of these folders.
+        closed_example: The uri of the first of these folders.
         servers: The web servers that members may be read from, merged with those of earlier
             manifests if there are any.
         allow_private: Whether members may be read from any web server, also in private networks.
@@ -149,7 +151,7 @@ class ManifestInfo:
 
     @property
     def current(self) -> int:
-        """The number of members that are in the archive according to this manifest."""
+        """The number of members in the archive now: those of all manifests, minus the vanished."""
         return self.members_so_far - self.vanished
 
 
@@ -177,15 +179,15 @@ class BlockRef:
 
     @property
     def place(self) -> tuple[int, int]:
-        """The numbers of the manifest and of the block, which identify the block in a run."""
+        """The number of the manifest and that of the block, which identify the block in a run."""
         return self.manifest, self.block
 
 
 class BlockList(Sequence[BlockRef]):
-    """A sequence of many `BlockRef`s that takes little memory.
+    """A sequence of `BlockRef`s, the locations of blocks in manifests, that takes little memory.
 
-    The blocks are stored as columns, and a `BlockRef` is created on access. A slice is also a
-    `BlockList`.
+    A block is a fixed list of members that is scored as a unit. The list is stored as columns, and
+    a `BlockRef` is created on access. A slice is also a `BlockList`.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -200,7 +202,10 @@ class BlockList(Sequence[BlockRef]):
         )
 
     def columns(self) -> pa.Table:
-        """Return the blocks as a table (`BLOCK_COLUMNS`)."""
+        """Return one row per block with its number, file, row group, members, and bytes.
+
+        The columns are `BLOCK_COLUMNS`, as a manifest stores them in `blocks.parquet`.
+        """
         return self._table.select(BLOCK_COLUMNS.names)
 
     @property
@@ -265,26 +270,37 @@ class BlockList(Sequence[BlockRef]):
 
 
 def get_folder(number: int, portion: int | None = None) -> str:
-    """Return the folder of a manifest or portion, relative to the run directory."""
+    """Return the folder of a manifest or of one of its portions, relative to the run directory.
+
+    A portion is a part of a manifest that a long listing writes before it ends.
+    """
     return f"manifest/{number}" if portion is None else f"manifest/{number}/{portion:05d}"
 
 
 def path_in(number: int, name: str, portion: int | None = None) -> str:
     """Return the path of a file of a manifest or portion, relative to the run directory.
 
+    A portion is a part of a manifest that a long listing writes before it ends.
+
     Args:
         number: The number of the manifest.
-        name: The name of the file.
+        name: The name of the file, such as `blocks.parquet`.
         portion: The number of the portion, None for the manifest itself.
+
+    Returns:
+        The path, such as `manifest/0/blocks.parquet`.
     """
     return f"{get_folder(number, portion)}/{name}"
 
 
 def list_complete_manifests(store: Store) -> list[int]:
-    """Return the numbers of all complete manifests, ascending.
+    """Return the numbers of all manifests whose listing is finished, ascending.
 
     Args:
         store: The run directory.
+
+    Returns:
+        The numbers, which begin with 0 and have no gaps.
     """
     return list_manifests(store)[0]
 
@@ -342,12 +358,18 @@ def last_complete(store: Store) -> ManifestInfo | None:
 
 
 def read_complete(store: Store, number: int, portion: int | None = None) -> ManifestInfo | None:
-    """Return the info of a manifest or of one portion; None if it is not complete.
+    """Read the info of a complete manifest, or of one complete portion of a manifest.
+
+    A manifest or portion is complete when all of its files are written. A portion is a part of a
+    manifest that a long listing writes before it ends.
 
     Args:
         store: The run directory.
         number: The number of the manifest.
         portion: The number of the portion, None for the manifest itself.
+
+    Returns:
+        The info; None if the manifest or portion does not exist or is not complete.
 
     Raises:
         IdentityError: Another version of Touchstone wrote the manifest.
@@ -379,20 +401,23 @@ def read_last_portion(store: Store, number: int) -> ManifestInfo | None:
 
 
 def read_last_listing(store: Store) -> ManifestInfo | None:
-    """Return the info of the newest manifest, open or complete, as far as it is listed.
+    """Return the info of the newest manifest of a run, even if its listing is not finished.
 
     Args:
         store: The run directory.
 
     Returns:
-        The info; None if nothing is listed yet.
+        The info up to the last complete portion of the listing; None if nothing is listed yet.
     """
     last = last_complete(store)
     return read_last_portion(store, 0 if last is None else last.manifest + 1) or last
 
 
 def close_manifest(store: Store, last_portion: ManifestInfo) -> ManifestInfo:
-    """Complete a manifest that was written in portions. An interrupted call can be repeated.
+    """Complete a manifest that was written in portions, after its listing is finished.
+
+    A portion is a part of a manifest that a long listing writes before it ends. If this function is
+    interrupted, it can be called again.
 
     Args:
         store: The run directory.
@@ -444,18 +469,24 @@ def _list_numbers(store: Store, folder: str) -> list[int]:
 
 
 def load_guard(store: Store) -> Guard:
-    """Return the guard that defines from which web servers the members of a run may be read.
+    """Load the guard of a run, which limits from which web servers members may be read.
 
-    It allows the servers from which the commands that listed the members could read.
+    The guard allows every server that was allowed when the members were listed.
 
     Args:
         store: The run directory.
+
+    Returns:
+        The guard.
     """
     return read_known_count(store)[1]
 
 
 def read_known_count(store: Store) -> tuple[int, Guard]:
-    """Return how many members all manifests list so far, and the guard for reading them."""
+    """Return the number of members that all manifests of a run list so far, and the run's guard.
+
+    The guard limits from which web servers these members may be read.
+    """
     last = read_last_listing(store)
     if last is None:
         return 0, Guard()
@@ -488,15 +519,16 @@ def create_file(store: Store, path: str, data: bytes) -> None:
 
 
 def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
-    """Complete a manifest whose files of members and of ids are already written.
+    """Write the last files of a manifest, which make it complete.
 
-    This writes its `blocks.parquet`, `vanished.parquet`, and `_complete`.
+    The files of the members and of their ids must already be written. This function writes
+    `blocks.parquet`, `vanished.parquet`, and `_complete`.
 
     Args:
         store: The run directory.
         info: The info of the manifest.
         blocks: The table of its blocks (`BLOCK_COLUMNS`).
-        vanished: The sorted ids of the members that its listing no longer found.
+        vanished: The sorted ids of the members that the listing no longer found.
 
     Raises:
         StorageError: Another process wrote the manifest.
@@ -507,15 +539,17 @@ def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: I
 
 
 def write_portion(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
-    """Complete a portion of a manifest whose files of members and of ids are already written.
+    """Write the last files of a portion of a manifest, which make the portion complete.
 
-    This writes the portion's `blocks.parquet`, `vanished.parquet`, and `_complete`.
+    A portion is a part of a manifest that a long listing writes before it ends. The files of the
+    portion's members and of their ids must already be written. This function writes the portion's
+    `blocks.parquet`, `vanished.parquet`, and `_complete`.
 
     Args:
         store: The run directory.
-        info: The info of the manifest with this portion.
+        info: The info of the manifest up to the end of this portion.
         blocks: The table of the portion's blocks (`BLOCK_COLUMNS`).
-        vanished: The sorted ids of the members that the listing no longer found.
+        vanished: The sorted ids of all known members that the listing no longer found.
 
     Raises:
         StorageError: Another process wrote the portion.
@@ -559,10 +593,16 @@ def to_parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
 def read_blocks(store: Store, number: int, portion: int | None = None) -> BlockList:
     """Return the blocks of a complete manifest, or of one of its portions, in order.
 
+    A block is a fixed list of members that is scored as a unit. A portion is a part of a manifest
+    that a long listing writes before it ends.
+
     Args:
         store: The run directory.
         number: The number of the manifest.
         portion: The number of the portion, None for the whole manifest.
+
+    Returns:
+        The locations of the blocks in the files of the manifest.
     """
     table = read_table(store, path_in(number, "blocks.parquet", portion))
     return BlockList(
@@ -571,11 +611,15 @@ def read_blocks(store: Store, number: int, portion: int | None = None) -> BlockL
 
 
 def read_blocks_so_far(store: Store, portion_info: ManifestInfo) -> BlockList:
-    """Return the blocks of an open manifest, in order.
+    """Return the blocks of an open manifest, which a listing has not completed yet, in order.
 
     Args:
         store: The run directory.
-        portion_info: The info of one portion of the manifest. Later portions are left out.
+        portion_info: The info of one portion of the manifest. Blocks of later portions are left
+            out.
+
+    Returns:
+        The locations of the blocks in the files of the manifest.
     """
     portions = range(portion_info.portions)
     with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
@@ -584,7 +628,9 @@ def read_blocks_so_far(store: Store, portion_info: ManifestInfo) -> BlockList:
 
 
 def read_block_lists(store: Store) -> Iterator[BlockList]:
-    """Yield the blocks of each manifest of a run, and of the open manifest as far as listed.
+    """Yield the blocks of each manifest of a run, a list per manifest.
+
+    If a listing is in progress, the last list has the blocks that it has written so far.
 
     Args:
         store: The run directory.
@@ -597,9 +643,9 @@ def read_block_lists(store: Store) -> Iterator[BlockList]:
 
 
 def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
-    """Yield, for each of several consecutive blocks, the ids of its members.
+    """Yield, for each of several consecutive blocks, the ids of its members as an array.
 
-    Each file of the manifest is read once.
+    Each file of the manifest is read once, because it contains several blocks.
 
     Args:
         store: The run directory.
@@ -672,11 +718,17 @@ def manifest_schema(input_type: pa.StructType | None) -> pa.Schema:
 
 
 def listed_rows(ids: Ids, items: Sequence[ListedMember]) -> pa.Table:
-    """Convert members that are not cut into blocks yet into Arrow rows.
+    """Convert listed members into Arrow rows, before they are cut into blocks.
+
+    The rows have the columns of a manifest except for `block` and `slot`.
 
     Args:
         ids: The ids of the members, in the same order.
         items: The members.
+
+    Returns:
+        One row per member. The column `input`, with the user's own columns, exists if any member
+        has such columns.
 
     Raises:
         ConfigError: A column of a list that the user named has values of several types.
@@ -709,17 +761,27 @@ def listed_rows(ids: Ids, items: Sequence[ListedMember]) -> pa.Table:
 
 
 def has_archive_columns(item: ListedMember) -> bool:
-    """Return whether a member's columns are from the archive, and not from a list of uris."""
+    """Return whether a member's `input` is from the archive, and not from a list of uris.
+
+    `input` has the user's own columns. Columns from tables and sidecar files of an archive become
+    text if their types clash, because no such file may stop a run. A list of uris with such a clash
+    is refused.
+    """
     return item.place is not None or isinstance(item, ListedWithColumns)
 
 
 def cut_rows(rows: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
-    """Add the columns `block` and `slot` to rows that become one block of a manifest.
+    """Add the columns `block` and `slot` to the rows of one block of a manifest.
+
+    `block` is the number of the block, and `slot` is the position of a member in the block.
 
     Args:
         rows: The rows of the block's members, as `listed_rows` returns them.
         block: The number of the block.
         schema: The schema of the manifest, whose order of columns the result has.
+
+    Returns:
+        The rows with all columns of the manifest.
     """
     count = len(rows)
     columns: dict[str, Any] = {name: rows[name] for name in rows.schema.names}
@@ -731,16 +793,25 @@ def cut_rows(rows: pa.Table, block: int, schema: pa.Schema) -> pa.Table:
 
 
 def get_input_type(table: pa.Table) -> pa.StructType | None:
-    """Return the type of `input`, the source's own columns; None if the table has no `input`."""
+    """Return the type of the column `input`, which has the user's own columns for each member.
+
+    The result is None if the table has no column `input`.
+    """
     return table.schema.field("input").type if "input" in table.schema.names else None
 
 
 def widen_input(table: pa.Table, kind: pa.StructType | None) -> pa.Table:
-    """Return the rows of members with `input` converted to a wider type; missing fields are null.
+    """Convert the column `input` of rows of members to a type with at least the same fields.
+
+    `input` is a struct of the user's own columns. Files with different columns get one common type,
+    so that they fit into one manifest. Fields that a file does not have are null.
 
     Args:
         table: The rows of members.
         kind: The wider type, None for no change.
+
+    Returns:
+        The rows with `input` of the wider type.
     """
     if kind is None or get_input_type(table) == kind:
         return table
@@ -762,13 +833,16 @@ def widen_input(table: pa.Table, kind: pa.StructType | None) -> pa.Table:
 def merge_input_types(
     types: Iterable[pa.StructType | None], *, as_text: bool
 ) -> pa.StructType | None:
-    """Return the type of `input` that can hold the values of several types of `input`.
+    """Return one type for the column `input` that can hold the values of several types of it.
 
-    The result is None if no source has columns.
+    `input` is a struct of the user's own columns.
 
     Args:
         types: The types of `input` in several files; None for a file without columns.
         as_text: Whether a column whose types clash becomes text.
+
+    Returns:
+        The common type; None if all of `types` are None.
 
     Raises:
         ConfigError: The types of a column clash, and `as_text` is False. The message names the
@@ -802,7 +876,10 @@ def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def finalize_type(kind: pa.StructType | None) -> pa.StructType | None:
-    """Return the type of `input` for files: a column without any value has the type text."""
+    """Return the type of the column `input` that a manifest file can store.
+
+    Fields without any value have Arrow's null type until all members are listed. They become text.
+    """
     return kind and pa.struct(
         [
             (field.name, pa.string() if pa.types.is_null(field.type) else field.type)

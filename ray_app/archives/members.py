@@ -50,7 +50,7 @@ class MemberLocation:
 
 @dataclass(frozen=True, slots=True)
 class RefusedMember:
-    """The reason, known from listing the archive, why a member must not or cannot be read."""
+    """The reason why a member must not or cannot be read, which was found by listing it."""
 
     status: Status
     detail: str
@@ -62,16 +62,17 @@ class RefusedMember:
 
 @dataclass(frozen=True, slots=True)
 class ListedMember:
-    """One file as its source lists it: a file of the source, or a member of a container.
+    """One file as its source lists it: a separate file of the source, or a member of a container.
 
     Attributes:
         uri: The file, or the container that holds it.
-        member: The name within the container, None for a file of its own.
+        member: The name within the container, None for a separate file.
         occurrence: 0, 1, … for members of equal names in one container.
         version: The version of the file or container, "" if unknown.
         size_bytes: The size of the encoded file, -1 if unknown.
-        input: Values of the source's columns for this file, by column name.
-        place: The location within the container, None for a file of its own.
+        input: Values of the user's own columns for this file, by column name. They are from a list
+            of uris, a table, or a sidecar file.
+        place: The location within the container, None for a separate file.
         refused: The reason why the member must not be read, None if it may be.
     """
 
@@ -86,7 +87,11 @@ class ListedMember:
 
 
 class ListedWithColumns(ListedMember):
-    """A listed file with columns from the archive, whose types the user has not checked."""
+    """A listed file whose `input` has columns from a sidecar table in the archive.
+
+    The user has not checked the types of these columns. If the types of a column clash in a run,
+    the column becomes text.
+    """
 
     __slots__ = ()
 
@@ -164,12 +169,14 @@ class ManifestMember:
 def to_manifest_member(item: ListedMember, slot: int = 0) -> ManifestMember:
     """Convert a listed file into a manifest member, so that `MemberReader` can read it.
 
+    Use this to read files before a manifest exists.
+
     Args:
         item: The file as its source lists it.
         slot: The number of the file in the listing.
 
     Returns:
-        The member, in block 0.
+        The member, as if it were at position `slot` of block 0.
     """
     identity = (item.uri, item.member, item.occurrence, item.version, item.size_bytes)
     return ManifestMember(image_id(item), *identity, 0, slot, item.input, item.place, item.refused)
@@ -201,8 +208,15 @@ def identity_digest(item: ListedMember, counter: int = 0) -> bytes:
     """Return the SHA-256 of a member's identity: (uri, member, occurrence, version).
 
     The length of each text is hashed before the text, so that no two members have the same
-    encoding. A `counter` above 0 is also hashed. It gives another id to a member whose first id
-    belongs to an earlier member.
+    encoding.
+
+    Args:
+        item: The file as its source lists it.
+        counter: 0 for the first digest. If another member already has the id in it, 1, 2, … give
+            further digests with other ids.
+
+    Returns:
+        The 32 bytes of the digest.
     """
     parts = [
         _encode(item.uri),
@@ -226,7 +240,7 @@ def image_id(item: ListedMember, counter: int = 0) -> int:
 
 
 def first_word(digest: bytes) -> int:
-    """Return the image id within a digest: its first 8 bytes as a signed 64-bit integer."""
+    """Return the image id in a member's SHA-256: its first 8 bytes as a signed 64-bit integer."""
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
@@ -238,7 +252,11 @@ def _encode(text: str | None) -> bytes:
 
 
 class TableColumns(Frozen):
-    """The columns of a table with images or uris; null finds a column by type and usual name."""
+    """Names of the columns of a table that hold its images, or the uris of its images.
+
+    A user sets a name to choose a column. Without a name (null), the column is found by its type
+    and by usual names such as `image` or `url`.
+    """
 
     image: str | None = Field(
         default=None, description="column with the encoded images: bytes, or a struct {bytes, path}"
@@ -249,8 +267,9 @@ class TableColumns(Frozen):
 class BlockPlan(Frozen):
     """The sizes of batches and blocks into which a list of members is cut.
 
-    A batch has the members that a detector scores together. A block has whole batches, and is the
-    unit in which members are distributed to workers and committed.
+    A batch has the members that a detector scores together. A block is a list of members that a
+    worker scores and commits as a unit. Its size is a multiple of the batch, unless the list or
+    `max_block_bytes` ends it earlier.
     """
 
     batch_slots: int = Field(default=32, ge=1, description="members in one batch")
@@ -273,10 +292,10 @@ class BlockPlan(Frozen):
 def iter_block_sizes(plan: BlockPlan) -> Iterator[int]:
     """Yield the number of members of block 0, of block 1, and so on without end.
 
-    Block 0 is one batch, for an early verdict. The next blocks have about 16 members, but at least
-    one batch. The size doubles after every `blocks_per_doubling` blocks, up to the plan's limit.
-    All blocks are whole batches, except for the last block of a list, which ends at the end of the
-    list. A limit below one batch means one batch.
+    Block 0 is one batch, so that a run has its first verdicts early. The next blocks have about 16
+    members, but at least one batch. The size doubles after every `blocks_per_doubling` blocks, up
+    to the plan's limit. A limit below one batch means one batch. The caller shortens the last block
+    of a list to the members that are left.
 
     Args:
         plan: The sizes of batches and blocks.
