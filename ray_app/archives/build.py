@@ -1,22 +1,24 @@
-"""List an archive into the manifests of a run.
+"""List the files of an archive, and write the list into the run directory as manifests.
 
-`list_members` writes a manifest at once. `list_portions` writes a manifest in portions, so that the
-first portions can be scored early, and so that a source that is followed has one manifest per day.
-`is_as_listed` tests whether the sources have anything new. A listing has three steps:
+- `list_members` lists an archive at once, and writes one manifest.
+- `list_portions` writes a manifest in portions, so that the first portions can be scored while the
+  listing continues.
+- `is_as_listed` tests whether the sources have anything new.
+- `write_selected` writes a manifest of members of other manifests, under their own ids.
+- `write_retry` writes a manifest of members that are scored again.
 
-1. `ArchiveWalker` lists the archive, section by section, into raw files: first the files that the
-   sources list, then the members of containers. If the sources list the same files as before (a
-   digest), the listing ends here.
-2. `IdTable` joins ids and finds duplicates, collisions, known members, and vanished members.
-3. Runs of raw files are cut into blocks and written. Only then does the portion or manifest count.
-   An interrupted portion is listed again.
+A listing has three steps, which run in this process or in tasks (`MapFunction`):
 
-A `MapFunction` runs the steps, in this process or in tasks. A listing takes memory for a few
-numbers per section, block, and container, a bit per member, 8 bytes per vanished member, and the
-join.
+1. `ArchiveWalker` lists the archive into raw files, which have members that are not cut into blocks
+   yet. The files of the sources come first, then the members of containers. If a digest shows that
+   the sources list the same files as before, the listing ends here.
+2. `IdTable` compares the ids of the listed members with the ids of earlier manifests. It finds
+   duplicates, collisions, known members, and vanished members.
+3. The new members are cut into blocks and written. Only then does the portion or manifest count. An
+   interrupted portion is listed again.
 
-`write_selected` writes a manifest of members of other manifests, under their own ids. `write_retry`
-writes a manifest of members that are scored again.
+A listing takes memory for a few numbers per section, block, and container, a bit per member, 8
+bytes per vanished member, and the comparison of ids.
 """
 
 import time
@@ -52,13 +54,16 @@ from ray_app.storage.lease import find_newest_claim
 
 
 def find_input_type(store: Store) -> pa.StructType | None:
-    """Return the Arrow type of `input`, the source's own columns, over all manifests of a run.
+    """Return the Arrow type of the column `input` that fits the members of all manifests of a run.
 
-    Only the first block of each complete manifest is read. The result is None if the source has no
-    columns.
+    `input` is a struct of the user's own columns, for example of a list of uris. Only the first
+    block of each complete manifest is read.
 
     Args:
         store: The run directory.
+
+    Returns:
+        The type; None if no manifest has the column.
     """
     firsts = (
         next(iter(manifest.read_blocks(store, number)), None)
@@ -84,17 +89,20 @@ def write_selected(
     base: manifest.ManifestInfo | None = None,
     vanished: Ids | None = None,
 ) -> manifest.ManifestInfo:
-    """Write a manifest from rows of other manifests, in their order, cut into new blocks.
+    """Write a manifest from rows of existing manifests, for example to copy or to retry members.
+
+    The rows keep their order and their ids, and are cut into new blocks.
 
     Args:
         store: The run directory.
         rows: Tables of rows of manifests. Only a few blocks are in memory at once.
         plan: The sizes of blocks.
-        input_type: The type of the source's own columns; None if it has none.
-        guard: Which web servers may be requested for the members.
-        base: The info of the new manifest, in which the counts are to be filled in. None writes
-            manifest 0.
-        vanished: Sorted ids of the members that the manifest lists as vanished.
+        input_type: The type of the column `input`, which has the user's own columns. None if there
+            are none.
+        guard: Which web servers may be requested for the members. It applies if `base` is None.
+        base: The info of the new manifest. The counts of members and blocks are filled in by this
+            function. None writes manifest 0.
+        vanished: Sorted ids of the members that the manifest lists as no longer in the archive.
 
     Returns:
         The info of the new manifest.
@@ -125,13 +133,14 @@ def write_selected(
 def write_retry(
     store: Store, rows: Iterable[pa.Table], plan: BlockPlan, statuses: Sequence[str]
 ) -> manifest.ManifestInfo:
-    """Write the next manifest of a run from rows of its earlier manifests, to be scored again.
+    """Write the next manifest of a run for a retry, in which known members are scored again.
 
     Args:
         store: The run directory, which has a complete manifest.
-        rows: Rows of manifests, in their order.
+        rows: The rows that earlier manifests have for the members to retry, in their order.
         plan: The sizes of blocks.
-        statuses: The statuses of the members that are scored again.
+        statuses: The statuses for which members are retried, such as `source_timeout`. The manifest
+            records them.
 
     Returns:
         The info of the new manifest.
@@ -157,14 +166,15 @@ _MAX_NAMED = 100_000  # Files and containers that one process lists in some seco
 
 @dataclass(frozen=True)
 class Portions:
-    """Sizes of the portions of work into which a listing is divided, for tests to change.
+    """Sizes of the parts into which the work of a listing is divided. Only tests change them.
 
     Attributes:
         raw_rows: The maximum number of members of one raw file, which one task holds in memory. A
             raw file has members that are not cut into blocks yet.
         id_rows: About how many ids one file of ids has at most.
         run_rows: The minimum number of members that one task cuts into blocks.
-        few: The maximum number of members for which no tasks are used.
+        few: If neither the listing nor the run has more members than this, blocks are cut in this
+            process, and not in tasks.
     """
 
     raw_rows: int = raw_listing.RAW_ROWS
@@ -200,12 +210,12 @@ class ListingOptions(TypedDict, total=False):
 def list_members(
     store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]
 ) -> manifest.ManifestInfo | None:
-    """List an archive, and write the next manifest of a run at once.
+    """List an archive, and write all new members as one manifest of a run.
 
-    The manifest has the members whose ids no earlier manifest has. All ids that were ever listed
-    and are not in the archive now are listed as vanished. If a file returns to an older version,
-    its old id and its existing row are current again. Members of a folder or container that could
-    not be listed keep the state of the last listing.
+    A member is new if no earlier manifest has its id. The manifest lists as vanished all ids of
+    earlier manifests that are not in the archive now. If a file returns to an older version, its
+    old id and its existing row are current again. If a folder or container could not be listed, its
+    members count as present or vanished as in the last listing.
 
     Args:
         store: The run directory.
@@ -231,12 +241,13 @@ def list_portions(
     ids: IdTable | None = None,
     **options: Unpack[ListingOptions],
 ) -> Iterator[manifest.ManifestInfo]:
-    """List an archive into portions of the open manifest, or of a new one, and yield each portion.
+    """List an archive in portions, so that scoring can start before the listing ends.
 
-    The first listing of a large archive has several portions. The first portion has some 50,000
-    members. Each further portion makes the total about four times as large. `goes_on` of the
+    A portion is a part of a manifest. Portions are added to the open manifest of the run, or to a
+    new one. The first listing of a large archive has several portions. The first portion has some
+    50,000 members. Each further portion makes the total about four times as large. `goes_on` of the
     yielded info is False for the last portion. An interrupted listing continues after its last
-    complete portion. Any other listing has one portion, or none if nothing is new.
+    complete portion. Later listings have one portion, or none if nothing is new.
 
     Args:
         store: The run directory.
@@ -265,7 +276,7 @@ def list_portions(
 
 
 def finish_manifest(store: Store, lease: int | None = None) -> manifest.ManifestInfo | None:
-    """Complete the open manifest if its listing is finished.
+    """Complete the open manifest, which was written in portions, if its listing is finished.
 
     Args:
         store: The run directory.
@@ -273,7 +284,7 @@ def finish_manifest(store: Store, lease: int | None = None) -> manifest.Manifest
             newer claim.
 
     Returns:
-        The info of the manifest; None if there is nothing to complete.
+        The info of the manifest; None if no manifest is open, or if its listing is not finished.
 
     Raises:
         StorageError: Another command claimed the directory.

@@ -1,7 +1,9 @@
-"""Cut chosen members into blocks, and write the blocks into the files of a manifest.
+"""Cut listed members into blocks, the units in which a run scores, and write them into a manifest.
 
-`build_runs` groups raw files into runs of consecutive members. `find_block_ends` finds where the
-blocks of a run end, and `cut_run` writes these blocks. The same input always gives the same blocks.
+The members are in raw files, without those that earlier manifests already have. `build_runs` groups
+raw files into runs of consecutive members, each of which one task cuts. `find_block_ends` finds the
+ends of the blocks of a run, and `cut_run` writes these blocks. The same input always gives the same
+blocks.
 """
 
 import io
@@ -27,14 +29,15 @@ _MAX_EMPTY_FRACTION = 1 / 8
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive raw files whose members are cut into blocks together.
+    """Consecutive raw files whose members one task cuts into blocks.
 
-    It is not a scoring run. Blocks of run 0 start small and grow. Blocks of other runs have the
-    full size.
+    A raw file has listed members that are not cut into blocks yet. This run is a part of a listing,
+    and not a scoring run. Blocks of run 0 start small and grow, for early results. Blocks of other
+    runs have the full size.
 
     Attributes:
         number: The number of the run in the listing.
-        files: The chosen members of each raw file.
+        files: For each raw file, those of its members that are written.
     """
 
     number: int
@@ -47,7 +50,7 @@ class Run:
 
     @property
     def has_groups(self) -> bool:
-        """Whether some members of the run are best read together with their neighbours."""
+        """Whether some members are in containers, which are best read with their neighbours."""
         return any(selected.file.has_groups for selected in self.files if selected.rows)
 
     @property
@@ -79,20 +82,21 @@ def build_runs(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]
 
 
 def must_read_rows(plan: members.BlockPlan, run: Run) -> bool:
-    """Return whether `find_block_ends` must read the rows of a run.
+    """Return whether `find_block_ends` must read the rows of a run, and not only count them.
 
-    It must if the run has groups of members, or if a block may have too many bytes.
+    It must if blocks should end with a container or a row group of a table, or if a block may
+    exceed the plan's maximum bytes.
     """
     return run.has_groups or _may_be_heavy(plan, run)
 
 
 def find_block_ends(store: Store, plan: members.BlockPlan, run: Run) -> members.Ids:
-    """Return where the blocks of a run end, and read its rows only if necessary.
+    """Find the ends of the blocks of a run. The rows of the run are read only if necessary.
 
     Args:
         store: The run directory.
         plan: The sizes of blocks.
-        run: The run.
+        run: The run, a sequence of members that one task cuts.
 
     Returns:
         For each block, the number of members of the run up to the block's end.
@@ -135,17 +139,19 @@ def cut_run(
     input_type: pa.StructType | None,
     item: tuple[Run, members.Ids, int],
 ) -> pa.Table:
-    """Cut a run of raw files into blocks, and write them for a manifest or one of its portions.
+    """Cut a run of consecutive members into blocks, and write the blocks into files of a manifest.
 
     Args:
         store: The run directory.
         number: The number of the manifest.
-        portion: The number of the portion; None for a whole manifest.
-        input_type: The type of the source's own columns; None if it has none.
-        item: The run, the ends of its blocks, and the number of its first block.
+        portion: The number of the portion of the manifest; None if it is written at once.
+        input_type: The type of the column `input`, which has the user's own columns. None if there
+            are none.
+        item: The run, the ends of its blocks as `find_block_ends` returns them, and the number of
+            its first block.
 
     Returns:
-        The rows for the blocks of the run in `blocks.parquet`.
+        One row per block of the run, for the manifest's `blocks.parquet`.
     """
     run, stops, block = item
     stem = f"part-{run.number:05}" if portion is None else f"{portion:05d}/part-{run.number:05}"
@@ -204,7 +210,7 @@ class PartWriter:
         self._blocks: list[dict[str, object]] = []
 
     def add(self, rows: pa.Table, block: int) -> None:
-        """Add a block with these members, and write the current file if it is full."""
+        """Add the rows of members as block number `block`, and write the file if it is full."""
         sizes = rows["size_bytes"].to_numpy()
         self._blocks.append(
             {
@@ -220,7 +226,7 @@ class PartWriter:
             self._flush()
 
     def finish(self) -> pa.Table:
-        """Write the last file, and return the table of all blocks (`BLOCK_COLUMNS`)."""
+        """Write the last file, and return one row per block that was added (`BLOCK_COLUMNS`)."""
         if self._buffered:
             self._flush()
         return pa.Table.from_pylist(self._blocks, manifest.BLOCK_COLUMNS)

@@ -1,9 +1,10 @@
 """Find which listed members are new, and which known members vanished (`IdTable`).
 
-DuckDB joins the ids of listed members with the known ids. Members with the same id but different
-digests collide. The member that is known from an earlier manifest keeps the id, otherwise the
-member that is listed first. The other members are hashed again until each has an id of its own.
-Collisions are very rare.
+A member's id is a part of a digest of its uri, name, and version. DuckDB joins the ids of listed
+members with the ids of earlier manifests, because they may not fit into memory. Two members with
+the same id but different digests collide, which is very rare. A member of an earlier manifest keeps
+the id, otherwise the member that is listed first. The other members are hashed again until each has
+an id of its own.
 """
 
 import contextlib
@@ -55,7 +56,7 @@ _SELECT_VANISHED = """
 
 @dataclass(frozen=True)
 class ChosenMembers:
-    """The members of one raw file that are written into a manifest.
+    """The members of one raw file that are written into a manifest, because they are new.
 
     A raw file has all members that a listing found, before known members are left out.
 
@@ -63,7 +64,8 @@ class ChosenMembers:
         file: The raw file.
         rows: The number of chosen members.
         kept: A bit for each row of the file, set for chosen members. None if all are chosen.
-        ids: The row and the new id of each member whose first id belongs to another member.
+        ids: A tuple (row, new id) for each member that was hashed again, because its first id
+            belongs to another member.
     """
 
     file: raw_listing.RawFile
@@ -106,10 +108,11 @@ class ChosenMembers:
 
 
 class IdTable:
-    """The ids of all members of a run, in a DuckDB database. Use it as a context manager.
+    """The ids of all members of a run, which show what is new in a listing.
 
-    The ids of earlier manifests are read once. The table takes the memory of DuckDB, a bit per
-    listed member, and 8 bytes per vanished member.
+    The ids are in a temporary DuckDB database, so use the table as a context manager. The ids of
+    earlier manifests are read once. The table takes the memory of DuckDB, a bit per listed member,
+    and 8 bytes per vanished member.
 
     Args:
         store: The run directory.
@@ -136,18 +139,21 @@ class IdTable:
         *,
         without: members.Ids | None = None,
     ) -> list[ChosenMembers]:
-        """Find the new members of each raw file, write their ids, and return the members.
+        """Find the listed members that no earlier manifest has, and write their ids.
 
         Args:
             folder: The folder of the manifest or portion that gets the members.
-            files: The listed members.
+            files: The raw files with the listed members.
             digest: Computes further digests of members whose ids collide.
             id_rows: About how many ids one written file has at most.
             without: Sorted ids of members that are left out even if they are new.
 
+        Returns:
+            The new members of each raw file, in the order of `files`.
+
         Raises:
-            StorageError: The store cannot be read or written, or the folder for temporary files
-                has too little space.
+            StorageError: The store cannot be read or written, or the folder for temporary files has
+                too little space.
         """
         with _database_errors():
             db = self._open_database()

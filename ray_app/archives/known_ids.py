@@ -1,13 +1,14 @@
-"""Read the ids of earlier manifests from a few merged files, and find members by their uris.
+"""Read the ids of all members that a run has listed so far, and find members by their uris.
 
-`read_known_ids` reads the ids. `find_ids_in` finds the ids of members in given folders and files.
+`read_known_ids` reads the ids, so that a new listing can leave out known members. `find_ids_in`
+finds the members in folders and files that could not be listed.
 
     ids/00000.parquet    image_id and check word of all members that manifests 0 … n added; its metadata has n
 
-Each manifest or portion has files with its own ids. The ids of complete manifests with few ids are
-merged into the file above. A listing reads the merged file and the ids of the manifests since, and
-writes the merged file again with all these ids. Merged files only repeat ids. If one is missing or
-damaged, the ids are read from the manifests, which takes more requests.
+Each manifest or portion has files with its own ids. To save requests, the ids of many small
+manifests are copied into one merged file, such as the file above. A listing reads the merged files
+and the ids of later manifests, and then adds these ids to a merged file. If a merged file is
+missing or damaged, the ids are read from the manifests, which takes more requests.
 """
 
 import io
@@ -151,7 +152,7 @@ def _read_all(store: Store, paths: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.Ids) -> None:
-    """Write the ids of manifests as the ids of manifest 0 of another run.
+    """Copy the ids of members from manifests of one run to manifest 0 of another run.
 
     Args:
         store: The run directory with the manifests.
@@ -171,14 +172,18 @@ def copy_ids(store: Store, numbers: Sequence[int], target: Store, kept: members.
 
 
 def find_ids_in(store: Store, ids: members.Ids, places: Collection[ClosedPlace]) -> members.Ids:
-    """Return those of `ids` whose members are in places that could not be listed.
+    """Find which members are in folders, files, or containers that could not be listed.
 
-    The uris of all members of all manifests are read for this.
+    Such members are missing in the listing, but they may still exist, so they do not count as
+    vanished. The uris of all members of all manifests are read for this.
 
     Args:
         store: The run directory.
-        ids: Sorted ids of earlier manifests.
+        ids: Sorted ids of earlier manifests, which the listing did not find.
         places: The folders, files, and containers that could not be listed.
+
+    Returns:
+        Those of `ids` whose members are in `places`, sorted.
     """
     folders = {local_path(closed.uri) for closed in places if closed.version is None}
     others = {(closed.uri, closed.version) for closed in places if closed.version is not None}
@@ -205,12 +210,17 @@ def find_ids_in(store: Store, ids: members.Ids, places: Collection[ClosedPlace])
 
 
 def find_file_rows(store: Store, uris: Collection[str], without: members.Ids) -> set[str]:
-    """Return those of `uris` that a manifest lists as a separate file with a known version.
+    """Find which uris a manifest lists as separate files with a known version.
+
+    Such a file keeps its row if a later listing cannot read its version.
 
     Args:
         store: The run directory.
         uris: The uris to find.
-        without: Ids of members that do not count.
+        without: Ids of members to ignore, such as those that vanished.
+
+    Returns:
+        Those of `uris` that are found.
     """
     uri_array, present = pa.array(sorted(uris), pa.string()), set[str]()
     for table in _read_columns(store, ["image_id", "uri", "member", "version"]):

@@ -1,8 +1,9 @@
-"""List one section of an archive into raw files (`SectionLister`).
+"""List one section (part) of an archive into raw files (`SectionLister`).
 
-A raw file (`RawFile`) has consecutive members of a section in order. Raw files are stored in
-`manifest/<n>/listing/` until their members are cut into blocks. The content of a small raw file is
-kept in its `RawFile` object instead.
+A section is for example a range of keys of an S3 prefix. A raw file (`RawFile`) has consecutive
+members of a section, which are not cut into blocks yet. Raw files are temporary. They are stored in
+`listing/` in the folder of the manifest or portion until their members are cut into blocks. The
+content of a small raw file is kept in its `RawFile` object instead.
 """
 
 import hashlib
@@ -42,17 +43,19 @@ _CLOSED_TYPES = (members.UnreadableFolder, members.VersionlessFile, Unopened)
 class RawFile:
     """A Parquet file with consecutive members of one section, before they are cut into blocks.
 
-    The column `check` has a further word of each member's digest. It differs if two members have
-    the same id.
+    A section is a part of a source, such as a range of keys. The column `check` has a further word
+    of each member's digest, which differs if two members have the same id.
 
     Attributes:
         rows: The number of members.
         largest_bytes: The size of the largest member in bytes.
-        has_groups: Whether some members are best read together with their neighbours.
+        has_groups: Whether some members are in containers. Such members are best read together with
+            their neighbours.
         as_text: Whether columns whose types clash become texts (`merge_input_types`).
-        input_type: The type of the source's own columns, None if it has none.
+        input_type: The type of the column `input`, which has the user's own columns. None if there
+            are none.
         path: The path of the file in the store.
-        data: The content of a small file, which is not stored at `path`.
+        data: The content of a small file, which is not stored at `path`; None if it is stored.
     """
 
     rows: int
@@ -64,7 +67,10 @@ class RawFile:
     data: bytes | None
 
     def stored(self, store: Store) -> "RawFile":
-        """Write the raw file's content to `path`, and return the raw file without it."""
+        """Write the content to `path` if this object holds it.
+
+        The result is the same raw file without its content.
+        """
         if self.data is None:
             return self
         store.write(self.path, self.data)
@@ -100,20 +106,20 @@ class ClosedPlace:
 
 @dataclass(frozen=True)
 class SectionListing:
-    """The result of listing one section: its members and containers.
+    """The result of listing one section of a source: its members and containers.
 
     Attributes:
-        found: The number of members before patterns are applied.
+        found: The number of members before the user's patterns are applied.
         kept: The number of members that the patterns let pass.
-        files: The raw files with the members that passed.
+        files: The raw files with the members that passed, which are not cut into blocks yet.
         containers: The containers to open.
         digest: The sum, modulo 2**256, of the SHA-256 digests of all members and containers that
             passed. If a section is listed in parts, the digests of the parts add up to the same
             sum.
-        settled: Whether each member that passed is inside a container, or is refused for a reason
-            that does not pass, such as damage.
+        settled: Whether these members can change only if their containers change. This is true if
+            each of them is inside a container, or is refused for a lasting reason, such as damage.
         linked: Folders that were not listed, because they are symbolic links.
-        closed: Places whose members the store refused to list.
+        closed: Folders, files, and containers whose members the store refused to list.
         rest: The part of a range of keys that was not listed yet, None if there is none.
     """
 
@@ -138,7 +144,7 @@ class SectionLister:
     Attributes:
         store: The run directory.
         folder: The folder of raw files in the run directory.
-        selection: The patterns.
+        selection: The patterns with which the user includes and excludes paths.
         fetcher: Reads the sources.
         digest: Computes the digest of a member.
         raw_rows: The maximum number of members of a raw file.

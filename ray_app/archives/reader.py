@@ -173,7 +173,7 @@ def rows_to_members(block: pa.Table) -> list[ManifestMember]:
 
 
 def listed_row(row: dict[str, Any]) -> ListedMember:
-    """Convert one row of a manifest or raw file into the member that its source listed."""
+    """Convert one row of a manifest or raw file back into the member as its source listed it."""
     member: ListedMember = _member(
         ListedMember,
         {name: value for name, value in row.items() if name not in ("image_id", "block", "slot")},

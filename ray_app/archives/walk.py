@@ -1,6 +1,7 @@
-"""List the sections of an archive in steps, and collect the members found (`ArchiveWalker`).
+"""List the parts of an archive step by step, and collect the members found (`ArchiveWalker`).
 
-The files and containers that the sources list come first, then the members of containers.
+`build` uses this module to list an archive in portions. The files and containers that the sources
+list come first, then the members of containers.
 
 Each portion of a first listing makes the total number of members about `GROWTH` times as large. If
 the containers that a step finds have more members than this, some containers wait for the next
@@ -64,12 +65,12 @@ _ASSUMED_MEMBERS = (
 
 @dataclass(frozen=True)
 class PendingSection:
-    """A section (a part of a source), or the rest of a section, that is still to be listed.
+    """A section of a source, such as a range of keys, that is not listed yet or only in part.
 
     Attributes:
         source: The number of the section's source.
         ordinal: The number of the section in the source.
-        section: The section.
+        section: The section, without the part that is already listed.
     """
 
     source: int
@@ -83,7 +84,7 @@ class PendingSection:
 
     @property
     def order(self) -> Order:
-        """The sort key that gives sections the order that they have in a single listing."""
+        """The sort key of the section: the number of its source, its own number, its first key."""
         return self.source, self.ordinal, (self.keys and self.keys.after) or ""
 
 
@@ -92,10 +93,12 @@ class ArchiveWalker:
     """A listing of an archive that is in progress, with its counts so far.
 
     Call `sources` or `step` to list files and unopened containers, and `containers` to list the
-    members of containers. The members are written into raw files (`files`).
+    members of containers. The members are written into raw files (`files`), which have members that
+    are not cut into blocks yet. "The patterns" are those with which the user includes and excludes
+    paths.
 
     Attributes:
-        lister: Lists sections.
+        lister: Lists sections (parts of sources) into raw files.
         archive: The archive.
         each: Applies the lister to sections, in this process or in tasks.
         limit: The maximum number of members to list; None for all. The first members that pass the
@@ -154,9 +157,10 @@ class ArchiveWalker:
             self.step(is_portion=False)
 
     def step(self, *, is_portion: bool = True) -> None:
-        """List the next step: a part of every pending range of keys, and some other sections.
+        """List files and containers until their total is about `GROWTH` times as large.
 
-        The step makes the total number of members about `GROWTH` times as large.
+        The step lists a part of every range of S3 keys, and some of the other sections (parts of
+        sources).
 
         Args:
             is_portion: Whether to stop when the step is large enough. Otherwise all sections that
@@ -179,11 +183,13 @@ class ArchiveWalker:
         self.unlisted = sorted([*remaining, *pending], key=lambda section: section.order)
 
     def containers(self, *, is_portion: bool = False) -> None:
-        """List the members of the pending containers, and of the containers found in them.
+        """List the members of the containers that were found but not opened yet.
+
+        Containers that are found in these containers are opened, too.
 
         Args:
-            is_portion: Whether to list only the containers that a portion needs. The others stay
-                pending.
+            is_portion: Whether to list only enough containers for one portion of a manifest. The
+                other containers stay pending.
         """
         pending = [
             container
@@ -234,7 +240,10 @@ class ArchiveWalker:
 
     @property
     def digest(self) -> str:
-        """A hash of the listed files and containers, and of the patterns and options."""
+        """A hash of the files and containers that the sources list, and of the listing's options.
+
+        If a later listing has the same hash, the sources list the same files and containers.
+        """
         guard = self.archive.fetcher.guard
         total = hashlib.sha256(
             repr(
@@ -253,7 +262,10 @@ class ArchiveWalker:
         return total.hexdigest()
 
     def next_portion(self) -> None:
-        """Start the next portion: forget the raw files so far, whose members are in a manifest."""
+        """Start the next portion of the manifest.
+
+        The raw files so far are forgotten, because their members are already in a manifest.
+        """
         self._files, self.kept, self._carried = [], 0, 0
 
     def save_state(self) -> bytes:
@@ -283,9 +295,10 @@ class ArchiveWalker:
         ).encode()
 
     def resume(self, saved: bytes) -> None:
-        """Continue a listing from the state that `save_state` returned.
+        """Continue a listing from the state that `save_state` returned in an earlier process.
 
-        Sections that are not ranges of keys are looked up again.
+        Sections that are not ranges of S3 keys are not in the state, except for their numbers. They
+        are looked up in the sources again.
         """
         state: Mapping[str, Any] = json.loads(saved)
         self.found, self.listed, self.opened, self.named = (
