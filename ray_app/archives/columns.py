@@ -1,7 +1,8 @@
 """Find which column of a user's table holds images or uris, and convert the other columns.
 
 `find_roles` finds the columns of images or uris by their Arrow types and by the metadata that the
-`datasets` library writes. `to_input_rows` converts the other columns to the `input` of members.
+Hugging Face library `datasets` writes. `to_input_rows` converts the other columns to the values
+that a run keeps for each image in its column `input`.
 """
 
 import json
@@ -37,9 +38,14 @@ Sizes = npt.NDArray[np.int64]
 
 
 def read_features(schema: pa.Schema) -> Features:
-    """Return the description of each column that `datasets` wrote into the schema's metadata.
+    """Return the descriptions of columns that the library `datasets` stored in a table's metadata.
 
-    Columns without a valid description are left out.
+    Args:
+        schema: The schema of the table.
+
+    Returns:
+        A dict such as `{"_type": "Image"}` for each column name. Columns without a valid
+        description are left out. Empty if another library wrote the table.
     """
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -49,21 +55,32 @@ def read_features(schema: pa.Schema) -> Features:
 
 
 def is_struct_of_bytes(kind: pa.DataType) -> bool:
-    """Return whether an Arrow type is a struct {bytes, path}, as `datasets` stores files."""
+    """Return whether an Arrow type is a struct with a field `bytes` that holds an encoded file.
+
+    The Hugging Face library `datasets` stores images as such structs {bytes, path}.
+    """
     return any(_is_bytes(_value_type(part)) for part in _bytes_fields(kind))
 
 
 def holds_files(kind: pa.DataType) -> bool:
-    """Return whether each cell of an Arrow type can hold one encoded file."""
+    """Return whether a column of an Arrow type can hold one encoded file, such as a JPEG, per row.
+
+    Such types are bytes, and structs {bytes, path} as the library `datasets` writes them.
+    """
     return _is_bytes(_value_type(kind)) or is_struct_of_bytes(kind)
 
 
 def find_length_field(kind: pa.DataType) -> str | None:
-    """Return the struct field to read in order to count the files in each cell of a list column.
+    """Find the struct field to read in order to count the images in each row of a list column.
 
-    Reading this field does not read the files. It is `path`, which `datasets` writes, or else any
-    other field of the struct without bytes. The result is None if cells are not lists of {bytes,
-    path}.
+    Reading this field does not read the images. It is `path`, which the library `datasets` writes,
+    or else any other field of the struct without bytes.
+
+    Args:
+        kind: The Arrow type of the column.
+
+    Returns:
+        The name of the field; None if rows are not lists of structs {bytes, path}.
     """
     if not _is_list(kind) or not is_struct_of_bytes(kind.value_type):
         return None
@@ -148,15 +165,15 @@ def find_roles(
 ) -> Roles:
     """Find the columns of a table that hold images or uris.
 
-    Columns that the user named come first. Otherwise types, the metadata of `datasets`, and usual
-    names decide.
+    Columns that the user named come first. Otherwise the columns are found by their types, by the
+    metadata of the library `datasets`, and by usual names such as `image` or `url`.
 
     Args:
         schema: The table's columns.
         columns: The columns of images or uris that the user named, if any.
         where: The table's path, for error messages.
-        follows_uris: Whether a table with a column of uris is a list of uris, even if the table
-            also has lists of images.
+        follows_uris: Whether the uris of the table may be read. A table with uris and lists of
+            images then counts as a list of uris.
 
     Returns:
         The columns that hold images or uris.
@@ -227,7 +244,15 @@ def missing_column_error(where: str, name: str, names: Sequence[str]) -> ConfigE
 
 
 def missing_uris_error(where: str, names: Sequence[str]) -> ConfigError:
-    """Return the error to raise if no column of a list has a usual name of a column of uris."""
+    """Return the error to raise if no column of a list of uris has a usual name, such as `url`.
+
+    Args:
+        where: The path of the list.
+        names: The names of its columns.
+
+    Returns:
+        The error, whose hint shows how to name the column.
+    """
     return ConfigError(
         f"{where}: none of its columns holds uris: {', '.join(names)}",
         hint="name the column: --set columns.uri=NAME; the first line of the list must be its header",
@@ -278,13 +303,17 @@ def _is_surely_images(schema: pa.Schema, name: str) -> bool:
 
 
 def to_input_rows(columns: Mapping[str, pa.Array], features: Features) -> list[dict[str, Any]]:
-    """Return the columns as one dict per row, with Python values that Arrow can convert back.
+    """Convert the columns of a table to one dict per row, as members keep them in `input`.
 
-    For a column NAME with the numbers of a ClassLabel, the class names are added as NAME_name.
+    The dicts have Python values that Arrow can convert back. If a column NAME has the numbers of a
+    ClassLabel, a type of the library `datasets`, the class names are added as NAME_name.
 
     Args:
         columns: The columns by name.
         features: The descriptions that `datasets` wrote, by column name.
+
+    Returns:
+        The rows, in order.
     """
     values: dict[str, list[Any]] = {}
     for name, column in columns.items():
@@ -344,9 +373,16 @@ def _value(cell: pa.Scalar) -> Any:
 
 
 def measure_cells(column: pa.Array) -> Sizes:
-    """Return about how many bytes each cell of a column takes on its own.
+    """Estimate the bytes that each cell of a column would take outside of its table.
 
-    If several cells share a value of a dictionary, the value counts for each of these cells.
+    Use this to find cells that are too large to keep. If several cells share a value of a
+    dictionary, each of these cells counts the whole value.
+
+    Args:
+        column: The column.
+
+    Returns:
+        The bytes of each cell; 0 for a null text.
     """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
@@ -378,7 +414,16 @@ def _sizes(values: Any) -> Sizes:
 
 
 def null_out(column: pa.Array, rows: npt.NDArray[np.bool_]) -> pa.Array:
-    """Return the column with null in the rows that `rows` marks, and without its dictionary."""
+    """Replace some cells of a column by null, for example cells that are too large to keep.
+
+    Args:
+        column: The column. If it is dictionary-encoded, the result is not, so that the values of
+            the replaced cells are freed.
+        rows: One value per row, which is true for the cells to replace.
+
+    Returns:
+        The column with nulls.
+    """
     if not rows.any():
         return (
             pc.cast(column, column.type.value_type)
@@ -430,7 +475,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return whether each cell of an Arrow type is one text."""
+    """Return whether an Arrow type is a string type, plain or dictionary-encoded."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -130,7 +130,7 @@ class LabelTable:
 
 
 def is_label_table(path: str) -> bool:
-    """Return whether a file's name has the ending of a table."""
+    """Return whether `LabelTable` knows the format that a file's ending names, such as `.csv`."""
     return get_ending(path) in _READERS
 
 
@@ -173,7 +173,10 @@ def match_columns(names: Sequence[str], requested: Iterable[str], where: str) ->
 
 
 def plain_name(name: str) -> str:
-    """Return a column's name in lower case with underscores between its words, for comparison."""
+    """Simplify a column's name, so that spellings such as `Image URL` and `image_url` are equal.
+
+    The result is in lower case, with underscores between its words.
+    """
     return re.sub(r"[\W_]+", "_", name.strip().casefold()).strip("_")
 
 

@@ -51,7 +51,10 @@ _MAX_CELLS = 2_000_000
 
 
 class SidecarTable:
-    """A table with columns for the samples of a shard or folder; it is read when first needed."""
+    """A table next to a shard or folder, with columns for its images. It is read when first needed.
+
+    img2dataset writes such tables: `00000.parquet` describes the files in `00000.tar`.
+    """
 
     def __init__(self, table: Container, fetcher: Fetcher) -> None:
         self._table, self._fetcher = table, fetcher
@@ -63,15 +66,19 @@ class SidecarTable:
         return self._table.uri
 
     def merge_columns(self, item: ListedMember, name: str) -> ListedMember:
-        """Return a member with the columns that the table has for its sample.
+        """Add the columns that the table has for an image to the `input` of the image's member.
 
-        Columns that the member already has are not changed. Members that are sidecar texts get no
-        columns. Columns that name mask files are left out, because an untrusted table must not lead
-        to other files.
+        The row of an image is found by its name without the ending, which is in the column `key`.
+        Columns that the member already has are not changed. Sidecar texts (`.json`, `.txt`, `.cls`)
+        get no columns. Columns that name mask files are left out, because an untrusted table must
+        not lead to other files.
 
         Args:
             item: The member.
             name: The path of the member in the shard or folder.
+
+        Returns:
+            The member with the columns; unchanged if the table has no row for it.
 
         Raises:
             StorageError: The store did not answer.
@@ -158,12 +165,15 @@ class ObjectPrefix:
     def items(
         self, objects: Iterable[ObjectInfo], fetcher: Fetcher, table: ObjectInfo | None = None
     ) -> Iterator[ListedEntry]:
-        """Yield the given objects as listed members, or as containers if they are archives.
+        """Convert objects of the store to members, or to unopened containers if they are archives.
 
         Args:
             objects: The objects, in the order of their uris.
-            fetcher: Reads sidecar tables.
+            fetcher: Reads sidecar tables, which have columns for the images next to them.
             table: The sidecar table that applies to the first of `objects`, None if there is none.
+
+        Yields:
+            Tuples of the path relative to the source, and the member or container.
         """
         named_uri = None if self.is_pattern else strip_secrets(canonicalize(self.url))
         sidecar: SidecarTable | None = None
@@ -201,7 +211,7 @@ class ObjectPrefix:
 
 @dataclass(frozen=True)
 class PrefixRange:
-    """A part of a large S3 prefix: the objects whose keys are in a range.
+    """A part of a large S3 prefix, which one task lists: the objects whose keys are in a range.
 
     Attributes:
         prefix: The prefix.
@@ -212,14 +222,19 @@ class PrefixRange:
     keys: KeyRange
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield the range's objects as members or containers, with paths in the source."""
+        """Yield the range's objects as members or containers, with paths relative to the source."""
         return self.items(RangeReader(self.keys), fetcher)
 
     def split(self, count: int) -> list["PrefixRange"]:
-        """Divide the range into about `count` ranges, and find their bounds by requests.
+        """Divide the range into about `count` ranges, so that several tasks can list it.
+
+        Requests to the store find the bounds of the ranges.
 
         Args:
             count: About how many ranges to return.
+
+        Returns:
+            The ranges, in the order of their keys.
 
         Raises:
             StorageError: The store is unreachable.
@@ -227,7 +242,15 @@ class PrefixRange:
         return [replace(self, keys=keys) for keys in split_range(self.keys, count)]
 
     def items(self, reader: RangeReader, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield the objects that `reader` lists as members or containers."""
+        """Convert the objects that `reader` lists to members or unopened containers.
+
+        Args:
+            reader: Lists the objects of the range, or a part of them.
+            fetcher: Reads sidecar tables, which have columns for the images next to them.
+
+        Returns:
+            Tuples of the path relative to the source, and the member or container.
+        """
         objects = iter(reader)
         first = next(objects, None)
         return (
@@ -257,9 +280,10 @@ class PrefixRange:
 
 
 class PartialRange:
-    """A `PrefixRange` of which only about `max_members` members are listed.
+    """The beginning of a range of S3 keys, up to about `max_members` members.
 
-    A container counts as the number of members that its size suggests.
+    A listing in steps lists such a part of each range, and then `remaining`. A container counts as
+    the number of members that its size suggests.
 
     Args:
         prefix_range: The range.
@@ -276,8 +300,8 @@ class PartialRange:
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
         """Yield the first objects of the range as members or containers, up to about `max_members`.
 
-        Files are listed in whole pages. If a container reaches the number, the listing stops
-        directly after it.
+        Keys are listed in pages, and the last page is listed to its end. If a container reaches the
+        number, however, the listing stops directly after the container.
         """
         members = 0
         for path, item in self._range.items(self._reader, fetcher):
@@ -298,15 +322,18 @@ class PartialRange:
 def classify_object(
     info: ObjectInfo, path: str, kind: str | None, columns: TableColumns, limits: ContainerLimits
 ) -> ListedMember | Container:
-    """Return an object as an unopened container, or as a single file.
+    """Decide whether an object is a container or a single file.
 
     Args:
         info: The object.
-        path: The path that patterns are compared with.
+        path: The path that the user's patterns are compared with.
         kind: The format of the container, "files" for a single file, or None for the format that
             the name announces.
         columns: The columns of images or uris that the user named, if any.
         limits: Limits on the members and unpacked bytes of the container.
+
+    Returns:
+        An unopened container, or a member for a single file.
     """
     kind = detect_kind(path) if kind is None else kind
     if kind is not None and kind in CONTAINERS:

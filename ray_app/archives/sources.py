@@ -56,8 +56,8 @@ class SourceSection(Protocol):
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
         """Yield the section's members and unopened containers in a fixed order.
 
-        Each entry is a tuple of the path that patterns are compared with, and the member or
-        container.
+        Each entry is a tuple. It has the path that the user's patterns are compared with, and the
+        member or container.
         """
 
 
@@ -69,10 +69,10 @@ Sections = Callable[[Fetcher], Iterator[SourceSection]]
 
 @dataclass(frozen=True)
 class Opened:
-    """A section that consists of the members of some containers.
+    """A part of an archive (section) that consists of the members of some containers.
 
     Attributes:
-        containers: The containers.
+        containers: The containers to open.
     """
 
     containers: tuple[Container, ...]
@@ -104,14 +104,14 @@ def _get_pattern_name(container: Container, item: members.ListedMember) -> str |
 
 
 class Archive:
-    """All members of some sources that pass the patterns.
+    """The members (files) of some sources that pass the user's patterns.
 
     Iterating yields the files in order, then the members of containers in order. Nothing is
     accessed before the first iteration. Each iteration lists the sources again in the same order.
-    The results of `sections` can be listed by many processes.
+    To list an archive with many processes, use the results of `sections`.
 
     Args:
-        sources: URLs or paths, with or without KIND::.
+        sources: URLs or paths. A prefix `KIND::`, as in `tar::URL`, states the format.
         include: Patterns as in `ray_app.storage.urls`; if there are any, a path must match one.
         exclude: Patterns of paths that are left out.
         skip: URLs that are never listed, such as the run directory in its own source.
@@ -169,17 +169,28 @@ class Archive:
             yield section
 
     def numbered_sections(self) -> Iterator[tuple[int, int, SourceSection]]:
-        """Yield (number of the source, number of the section there, section), in order."""
+        """Yield the sections of all sources in order, each with its numbers in the archive.
+
+        A section is a part of a source, such as a range of keys of an S3 prefix.
+
+        Yields:
+            Tuples (number of the source, number of the section in the source, section).
+        """
         for source_index, source in enumerate(self._sources):
             for ordinal, section in enumerate(source(self.fetcher)):
                 yield source_index, ordinal, section
 
     def range_section(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
-        """Return the section for a range of keys of a source that is an S3 prefix.
+        """Return the section of a source that has a range of keys of an S3 prefix.
+
+        A listing that was interrupted stores ranges of keys, and continues with their sections.
 
         Args:
             source: The number of the source, from 0.
             keys: The range.
+
+        Returns:
+            The section, which can be listed.
         """
         kind, url = urls.split_kind(self._urls[source])
         return object_prefix.PrefixRange(

@@ -75,10 +75,17 @@ def utf8_chunks(file: Any, size: int) -> Iterator[bytes]:
 def find_delimiter(header: str, expected: str = ",") -> str:
     """Return the separator between the column names in the header line of a table.
 
-    Separators in double quotes, in brackets, or before a space are part of names, unless this is
-    true of all separators. `expected` is returned if it divides the line into two or more names
-    without other separators, or if it is a tab that occurs. Otherwise the first separator is
-    returned, but a bar only if there is no other.
+    A separator in double quotes is part of a name. A separator in brackets or before a space is
+    also part of a name, unless the line has no other separators.
+
+    Args:
+        header: The header line.
+        expected: The separator that the file's name suggests.
+
+    Returns:
+        `expected` if it divides the line into two or more names without other separators, or if it
+        is a tab that occurs. Otherwise the first separator in the line, but a bar only if there is
+        no other. `expected` if the line has no separator.
     """
     outside = "".join(header.split('"')[::2])
     text = _INSIDE_NAMES.sub("", outside)

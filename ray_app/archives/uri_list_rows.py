@@ -1,4 +1,7 @@
-"""Convert the rows of a list into members (`ListEntries`), and check which uris a list may name."""
+"""Convert the rows of a list of uris into members of an archive (`ListEntries`).
+
+It also checks which uris a list may name. A remote list, for example, may not name local files.
+"""
 
 import os
 import posixpath
@@ -23,8 +26,8 @@ class ListEntries:
     """Converts the rows of one list of uris into members, in order.
 
     A relative uri is resolved against the list's folder. The optional columns `version` (or `etag`)
-    and `size_bytes` must have the values that a listing of the store would have. Every other column
-    becomes a column of `input`.
+    and `size_bytes` must have the values that the file's store states for it. Every other column is
+    kept for the results in the member's `input`.
 
     Args:
         list_uri: The uri of the list.

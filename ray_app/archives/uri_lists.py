@@ -197,7 +197,10 @@ def is_one_file(url: str, fetcher: Fetcher) -> bool:
 
 
 def looks_like_list(url: str) -> bool:
-    """Return whether a source's name ends as that of a list of uris. The store is not accessed."""
+    """Return whether a source's name ends as that of a list of uris, such as `.csv` or `.jsonl.gz`.
+
+    The store is not accessed.
+    """
     return _split_ending(url)[0] in LIST_ENDINGS
 
 

@@ -66,8 +66,8 @@ _TAR = ("tar", "a tar archive")
 def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
     """Yield every member of a container in the container's order.
 
-    If the file does not have the format that its name announces, it becomes a single member. The
-    detail of this member names the actual format.
+    If the file does not have the format that its name announces, the only member represents the
+    file itself. Its `refused.detail` names the actual format if that is known.
 
     Args:
         container: The container.
@@ -87,15 +87,18 @@ def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMem
 
 
 def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) -> Unopened:
-    """Return an unreadable container as a member whose detail names its actual format.
+    """Name the actual format of a container that cannot be opened because its ending is wrong.
 
     A tar that is named `.zip` is an example. The first bytes of the file show the format.
 
     Args:
-        item: The container as a member. It is returned unchanged unless it is damaged and its first
-            bytes are those of another format.
+        item: The member that represents the unopened container in a listing.
         container: The container.
         fetcher: Reads the first bytes.
+
+    Returns:
+        The member with a new reason. It is unchanged unless it is damaged and its first bytes are
+        those of another format.
     """
     refused = item.refused
     if refused is None or refused.status not in (Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE):
@@ -124,7 +127,10 @@ def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) 
 
 
 def detect_kind(name: str) -> str | None:
-    """Return the container format that the ending of a file's name announces, or None."""
+    """Return the container format that the ending of a file's name announces, such as `tar.gz`.
+
+    The result is None if the ending is not that of a container.
+    """
     name = name.lower()
     return (
         next(kind for ending, kind in _ENDINGS.items() if name.endswith(ending))

@@ -1,7 +1,7 @@
-"""Define what all container formats share: containers, checked members, and sidecar files.
+"""Define the types and functions that all container formats share, such as tar, zip, and Parquet.
 
-Start reading at `Container`, `ContainerFormat`, `iter_members`, which turns entries into checked
-members, and `WindowReader`.
+Start reading at `Container` and `ContainerFormat`. `iter_members` checks the files in a container's
+listing and turns them into members. `WindowReader` reads members that are ranges of bytes.
 
 Names of members are labels for people and are never used as paths. A sidecar is a small text file
 that describes the image of the same key: the path up to the first dot of the base name
@@ -66,21 +66,21 @@ class ContainerLimits(Frozen):
 
 @dataclass(frozen=True)
 class Container:
-    """An unopened container as its store lists it.
+    """A file that holds many members, such as a tar, as its store lists it, before it is opened.
 
     Attributes:
         uri: The uri of the container.
         version: The version of the object, "" if unknown.
         size_bytes: The size of the object in bytes, -1 if unknown.
         kind: The format, a key of `CONTAINERS`.
-        path: The path of the container. With the name of a member, it is the path that patterns are
-            compared with.
+        path: The path of the container below its source. The user's patterns are compared with this
+            path and the name of a member, as in `a/b.tar/c.jpg`.
         columns: The columns of images or uris that the user named, if any.
         limits: Limits on the members and unpacked bytes of the container.
         named: Whether the user gave this file itself as a source. A table may be a list of uris
             only in this case; uris in other containers are not followed.
-        samples: The sidecar table next to a shard, with columns of its members
-            (`ray_app.archives.object_prefix`).
+        samples: The table that img2dataset writes next to a shard, with columns for its members
+            (`ray_app.archives.object_prefix`). None if there is no such table.
     """
 
     uri: str
@@ -101,7 +101,8 @@ class Container:
 class Unopened(ListedMember):
     """A member that represents a container whose members could not be listed.
 
-    It takes the place of these members, so patterns for names of members do not exclude it.
+    It takes the place of these members in the results. So a pattern for names of members does not
+    exclude it.
     """
 
     __slots__ = ()
@@ -179,7 +180,8 @@ def escape_name(name: str) -> str:
 class Occurrences:
     """Counts how often each name occurs in one container.
 
-    It keeps only 8 bytes of a hash per name, because an archive may hold millions of names.
+    The counts tell members of equal names apart. To save memory, only 8 bytes of a hash are kept
+    per name, because an archive may hold millions of names.
     """
 
     def __init__(self) -> None:
@@ -211,7 +213,9 @@ class _Window:
 
 
 class WindowReader:
-    """A `Reader` for formats in which each member is a range of bytes of the container.
+    """A `Reader` for formats such as tar, in which each member is a range of bytes.
+
+    Neighbouring members are read with one request.
 
     Args:
         fetcher: Reads the ranges.
@@ -225,7 +229,10 @@ class WindowReader:
         self._fetcher, self._max_bytes, self._unpack = fetcher, max_bytes, unpack
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """Yield each member's bytes or error in order. One over `max_bytes` is not read."""
+        """Yield, for each of several members of one container, its bytes or the error for it.
+
+        A member larger than `max_bytes` is not read, and its error shows this.
+        """
         windows = list(
             _windows([member for member in members if member.size_bytes <= self._max_bytes])
         )
@@ -285,11 +292,17 @@ def _span(member: ManifestMember) -> tuple[int, int]:
 
 
 def sidecar_column(name: str, size_bytes: int) -> str | None:
-    """Return the name of the column that a sidecar file becomes; None if the file is not a sidecar.
+    """Return the name of the `input` column that gets the content of a sidecar, or None.
+
+    A sidecar is a small text file that describes the image of the same name. `json`, for example,
+    is the column of `a/7.json`, which describes `a/7.jpg`.
 
     Args:
         name: The name of the member. The name of a sidecar is a key and `.json`, `.cls`, or `.txt`.
         size_bytes: The size of the member. A sidecar has at most `MAX_SIDECAR_BYTES` (64 KiB).
+
+    Returns:
+        `json`, `cls`, or `txt`; None if the file is not a sidecar.
     """
     key, ending = _split(name)
     is_sidecar = (
@@ -309,7 +322,10 @@ def sample_key(name: str) -> str:
 
 
 def decode_text(data: bytes) -> str | None:
-    """Decode the content of a sidecar file. Return None if it is not UTF-8."""
+    """Return the content of a sidecar, a small text file that describes an image, as text.
+
+    The result is None if the content is not UTF-8.
+    """
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -317,13 +333,17 @@ def decode_text(data: bytes) -> str | None:
 
 
 def join_sidecars(entries: Iterable[tuple[ListedMember, str | None]]) -> Iterator[ListedMember]:
-    """Replace sidecar files by columns of the other members with the same key.
+    """Add the texts of sidecar files to the images that they describe, and leave out these files.
 
-    Members are yielded in order. A sidecar without an image, or a second sidecar for the same
-    column, stays a member.
+    A sidecar describes its neighbours with the same key, as `a/7.json` describes `a/7.jpg`. Its
+    text becomes a column of their `input`. A sidecar without an image, or a second sidecar for the
+    same column, stays a member.
 
     Args:
-        entries: Each member, with its text if it is a sidecar.
+        entries: Each member in order, with its text if it is a sidecar.
+
+    Yields:
+        The members in order, without the joined sidecars.
     """
     for _, sample in groupby(entries, key=lambda item: sample_key(item[0].member or "")):
         while part := list(islice(sample, _MAX_FILES_PER_KEY)):
@@ -361,7 +381,8 @@ class ContainerEntry:
         size_bytes: The size of the file.
         place: The location of its data, None if the data cannot be read.
         refused: The reason why the file must not be read, None if it may be.
-        text: The content, if the file may be a sidecar.
+        text: The content of a sidecar, a small text file that may describe an image. None for other
+            files.
     """
 
     name: str
@@ -372,11 +393,14 @@ class ContainerEntry:
 
 
 def explain_refusal(container: Container, error: InputError) -> RefusedMember:
-    """Return the reason to show in a container's own row after `error` ended its listing.
+    """Return the reason to store in the row of a container that was not listed to its end.
 
     Args:
         container: The container.
         error: The error that ended the listing of its members.
+
+    Returns:
+        The status and the detail of the error.
 
     Raises:
         StorageError: The store did not answer, so it will not answer for other containers either. A
@@ -398,6 +422,9 @@ def find_size(container: Container, fetcher: Fetcher) -> int:
         container: The container.
         fetcher: Requests the size.
 
+    Returns:
+        The size, which is above 0.
+
     Raises:
         InputError: The container is empty, or the store refuses to state the size.
     """
@@ -414,8 +441,9 @@ def find_size(container: Container, fetcher: Fetcher) -> int:
 def iter_members(container: Container, entries: Iterator[ContainerEntry]) -> Iterator[ListedMember]:
     """Check the files in the listing of a container, and yield them as members in order.
 
-    An InputError of `entries`, or more than `max_members` members, ends the listing. The last
-    member is then the container itself, with the reason.
+    A file with an unsafe name becomes a member that must not be read. The listing ends if `entries`
+    raises an InputError, or if there are more than `max_members` files. Then the last member
+    represents the container itself, with the reason.
 
     Args:
         container: The container of the entries.

@@ -1,13 +1,15 @@
-"""List Parquet tables of encoded images, as the Hugging Face hub writes them.
+"""List the images in Parquet tables, as the Hugging Face hub writes them.
 
-Start reading at `index`, `reader`, `index_uris`, and `read_rows_by`. A row is a member. If rows
-have lists of images, each image of a list is a member, named ROW/NUMBER.
+Start reading at `index`, `index_uris`, and `read_rows_by`. A row is a member. If rows have lists of
+images, each image of a list is a member, named ROW/NUMBER.
 
-Indexing reads the footer and, row group by row group, every column but the images' bytes. Other
-columns of bytes (masks, depth maps) are not read, and long texts are not kept. For both, `input`
-gets a column NAME_uri with a reference to the cell, which `read_referenced` reads. A table with
-uris and without images is a list of files if the user named the table as a source. In a folder it
-is an ordinary file.
+Listing a table reads the footer and, row group by row group, all columns except for the images. The
+columns become the `input` of members. Other columns of bytes (masks, depth maps) are not read, and
+long texts are not kept. In place of both, `input` gets a column NAME_uri with a reference to the
+cell, which `read_referenced` reads.
+
+A table with uris and without images is a list of files if the user named the table as a source. In
+a folder, such a table is listed as one file that cannot be scored.
 """
 
 import io
@@ -117,17 +119,19 @@ def index_uris(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]
 def read_rows_by(
     column: str, table: Container, fetcher: Fetcher, *, max_cells: int
 ) -> dict[str, dict[str, Any]]:
-    """Return the rows of a table by the text in one of its columns.
+    """Read a small table into a dict from the text in one of its columns to the row.
 
-    Each row is a dict of all columns. Rows with the same text are left out. The result is empty if
-    the table has no such column, holds images, cannot be read to its end, or has more than
-    `max_cells` cells.
+    Each row is a dict of all columns. Rows with the same text are left out.
 
     Args:
         column: The name of the column with the keys.
         table: The table.
         fetcher: Reads the table.
         max_cells: The maximum number of cells, rows times columns.
+
+    Returns:
+        The rows by key. Empty if the table has no such column, holds images, cannot be read to its
+        end, or has more than `max_cells` cells.
 
     Raises:
         StorageError: The store did not answer.

@@ -1,7 +1,7 @@
 """Read single cells of Parquet tables.
 
-`ParquetReader` reads the images of blocks. `read_referenced` reads the cell to which a reference in
-a member's `input` points.
+`ParquetReader` reads the images of blocks. `read_referenced` reads a mask, depth map, or long text,
+to which a member's `input` only has a reference.
 """
 
 import io
@@ -26,11 +26,16 @@ _MAX_TEXT, _MAX_ITEMS = 64 << 20, 1 << 20
 
 
 def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
-    """Return the bytes of the cell to which a reference in `input` (a column NAME_uri) points.
+    """Read the table cell to which a reference points, such as a mask of an image.
+
+    A member's `input` has such references in columns NAME_uri, in place of large cells.
 
     Args:
         uri: The reference, TABLE#row=N&column=NAME.
         fetcher: Reads the table.
+
+    Returns:
+        The bytes of the cell.
 
     Raises:
         ConfigError: The uri is not a reference to a cell with one file or text.
@@ -80,10 +85,11 @@ def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetF
 
 
 def classify_error(error: BaseException) -> Status:
-    """Return the status for a Parquet file that pyarrow cannot read, from pyarrow's error.
+    """Return the status of a Parquet file that pyarrow cannot read.
 
-    It is unsupported_format for a codec, encoding, or type that pyarrow does not know, which only
-    the error's message shows. It is corrupt_image for a damaged file.
+    The status is `unsupported_format` if pyarrow does not know a codec, encoding, or type of the
+    file. The message of the error shows this. Otherwise the file is damaged, and the status is
+    `corrupt_image`.
     """
     is_unknown = isinstance(error, NotImplementedError) or any(
         phrase in str(error) for phrase in ("not supported", "Unsupported")
@@ -92,10 +98,13 @@ def classify_error(error: BaseException) -> Status:
 
 
 def missing_bytes_refusal(others: Mapping[str, Any]) -> RefusedMember:
-    """Return the reason why a row without image bytes is refused.
+    """Return the reason to show for a row of a table whose image is null.
 
     Args:
-        others: The row's other columns, of which `path` is quoted in the reason.
+        others: The row without its image. If it has a `path`, the reason quotes the path.
+
+    Returns:
+        The reason, with the status `source_missing`.
     """
     path = others.get("path")
     return RefusedMember(
@@ -105,12 +114,17 @@ def missing_bytes_refusal(others: Mapping[str, Any]) -> RefusedMember:
 
 
 def format_reference(uri: str, row: int, column: str) -> str:
-    """Return the text that refers to a table cell, for `input` in place of the cell's bytes.
+    """Return a reference to a table cell, which `read_referenced` can read.
+
+    A member's `input` has the reference in place of a cell that is too large to keep.
 
     Args:
         uri: The uri of the table.
         row: The number of the row in the table.
         column: The name of the cell's column.
+
+    Returns:
+        The text TABLE#row=N&column=NAME.
     """
     return f"{uri}#row={row}&column={column}"
 
@@ -261,17 +275,23 @@ class _Cursor:
 
 
 def get_buffer(cell: pa.Scalar) -> Any:
-    """Return the buffer of a cell, which may be dictionary-encoded; None for null."""
+    """Return the Arrow buffer with the bytes or text of a table cell; None for null."""
     return (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer()
 
 
 def find_leaves(file: pq.ParquetFile, column: str, field: str) -> list[str]:
-    """Return the columns of a Parquet file that hold one field of the structs in a column.
+    """Return the paths of the Parquet leaf columns that store one field of a column of structs.
+
+    Reading only these leaves avoids reading the other fields. The column may also hold lists of
+    structs.
 
     Args:
         file: The Parquet file.
-        column: The name of the column of structs.
-        field: The name of the field.
+        column: The name of the column, such as `images`.
+        field: The name of the field, such as `path`.
+
+    Returns:
+        The paths, such as `images.list.element.path`.
     """
     paths = (file.schema.column(index).path for index in range(len(file.schema.names)))
     return [path for path in paths if path.startswith(f"{column}.") and path.endswith(f".{field}")]

@@ -97,7 +97,8 @@ _OUTPUT_BYTES = 2**20  # Bytes that are unpacked at once, and before the ratio c
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
     """Yield every member of an uncompressed tar.
 
-    Only the headers and small sidecar files are needed, so only windows around these are read.
+    Only the headers and small sidecar files (texts that describe images) are needed. So most bytes
+    of the images are not read.
     """
     return iter_members(container, _entries(container, fetcher))
 
@@ -144,7 +145,7 @@ def read_headers(stream: Stream) -> Iterator[Header]:
 
     Raises:
         InputError: truncated_image if the archive ends without an end mark, corrupt_image for data
-            that is not a header, image_too_large for more zeros than any padding has.
+            that is not a header, image_too_large if too many zeros follow each other.
     """
     reader = _HeaderReader(stream)
     offset = 0
@@ -337,13 +338,13 @@ def _damaged(offset: int, reason: str) -> InputError:
 def list_tar_entries(
     stream: Stream, kind: str, measure: Callable[[Header], int]
 ) -> Generator[ContainerEntry, None, bool]:
-    """Yield the files of a tar as container entries.
+    """Yield the files of a tar, without folders, before their names are checked.
 
     Args:
         stream: The tar.
-        kind: The container's format.
-        measure: A function that returns how many bytes of a member's data are present. It may skip
-            these bytes in the stream.
+        kind: The container's format, such as `tar.gz`.
+        measure: A function that returns how many bytes of a file's data are in the tar, which may
+            be cut short. It may skip these bytes in the stream.
 
     Returns:
         Whether the data of the last file is complete.
@@ -450,11 +451,15 @@ class CompressedTar:
     codec: Codec
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-        """Yield every member of the tar. The stream is unpacked once, up to `max_ratio`."""
+        """Yield every member of the tar. The whole stream is unpacked once to find them.
+
+        The listing ends early if the stream exceeds the container's limit `max_ratio` of unpacked
+        to packed bytes.
+        """
         return iter_members(container, _stream_entries(container, fetcher, self))
 
     def reader(self, fetcher: Fetcher, max_bytes: int) -> "TarStreamReader":
-        """Return a reader of members that continues from one block of a shard to the next."""
+        """Return a reader that keeps the tar open from one block of members to the next."""
         return TarStreamReader(fetcher, max_bytes, self.codec)
 
 
@@ -574,7 +579,8 @@ class TarStreamReader:
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
         """Yield, for each of several members of one archive, its bytes or the error for it.
 
-        After a damaged part of the stream, members behind it get an error without another try.
+        If the stream is damaged at a member, the members behind it in the archive get the same
+        error in this call.
         """
         broken: tuple[int, InputError] | None = None
         for member in members:
