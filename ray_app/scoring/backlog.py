@@ -15,16 +15,17 @@ from ray_app.storage import Fetcher
 
 @dataclass(frozen=True)
 class Listing:
-    """The manifests of a run that are not finished, with their blocks.
+    """The manifests (lists of files) of a run, their blocks, and the blocks left to score.
 
-    A manifest is open while a listing writes it, one portion after another.
+    A block is a group of files that is scored as a unit. A listing in progress writes one open
+    manifest in parts, called portions.
 
     Attributes:
         manifests: The numbers of the manifests. If a manifest is open, it is the last.
         blocks: The blocks of these manifests that are listed so far.
-        pending: The blocks that have no rows yet.
+        pending: Those of `blocks` that have no result rows yet.
         following: The numbers of the manifest and of its portion that a listing writes next.
-        listed: The content of the open manifest so far; None if no manifest is open.
+        listed: The counts of the open manifest so far; None if no manifest is open.
     """
 
     manifests: list[int]
@@ -67,12 +68,15 @@ def open_archive(config: ScoreConfig, fetcher: Fetcher | None = None) -> archive
 
 
 def listing_request(config: ScoreConfig, lease: int, plan: archives.BlockPlan) -> ListingRequest:
-    """Return the request to a listing process that lists a config's source into its run.
+    """Create the request to a process that lists the config's source into the run directory.
 
     Args:
         config: The config, which has a run directory.
-        lease: The number of the command's lease.
-        plan: How to cut the listing into blocks.
+        lease: The number of the command's lease, its claim on the run directory.
+        plan: How to cut the listed files into blocks.
+
+    Returns:
+        The request.
     """
     url = RunDirectory.open(config.out or "").store.url
     return ListingRequest(
@@ -109,7 +113,10 @@ def report_folders(run: RunDirectory) -> None:
 
 
 def is_complete(run: RunDirectory) -> bool:
-    """Return whether the last command finished the run, and no command has listed files since."""
+    """Return whether all files that a run has listed so far are scored, and its summary is written.
+
+    The result is False if the last command was interrupted, even if it had nothing left to score.
+    """
     try:
         summary = run.read_json("summary.json")
     except FileNotFoundError:
@@ -125,11 +132,17 @@ def is_complete(run: RunDirectory) -> bool:
 
 
 def find_work(run: RunDirectory, *, include_finished: bool = False) -> Listing:
-    """Return the work that is left in a run, from the files of its directory.
+    """Find the blocks of a run that have no result rows yet, from the files of its directory.
+
+    A block is a group of files that is scored as a unit.
 
     Args:
         run: The run directory.
-        include_finished: Include finished manifests.
+        include_finished: Whether the result also has the manifests (lists of files) that are
+            finished.
+
+    Returns:
+        The manifests, their blocks, and the pending blocks.
     """
     finished = -1 if include_finished else run.last_finished()
     numbers, listed = archives.list_manifests(run.store)

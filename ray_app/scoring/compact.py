@@ -39,11 +39,11 @@ _WRITTEN = ("manifest", "ids", "scores", "masks", "features", "summaries", *_COP
 
 
 def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any]:
-    """Write the current rows of a finished run as a new run with few files.
+    """Copy the current rows of a finished run into a new run that has few files.
 
-    A file has one current row: the newest row that finished listings of the source have for it. Rows
-    of files that the last listing no longer found are left out. `touchstone score` with the same
-    source and `--out OUT` continues the new run; it scores no file again.
+    A file has one current row, which is its newest row. Rows of unfinished listings do not count.
+    Rows of files that the last listing no longer found are left out. `touchstone score` with the
+    same source and `--out OUT` continues the new run; it scores no file again.
 
     Args:
         url: The run to read.
@@ -76,7 +76,7 @@ def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any
 
 
 def check_new(target: RunDirectory) -> None:
-    """Check that a run can be copied to a directory.
+    """Check that a directory is free, so that a run can be copied to it.
 
     Raises:
         ConfigError: If it contains a finished run, or another command's files.
@@ -101,7 +101,8 @@ def copy_rows(
     Args:
         rows: The rows to copy.
         target: The new run.
-        run_info: The content of the new `run.json`, without its layout.
+        run_info: The content of the new `run.json`. The versions of the row schema and of the
+            directory's layout are added.
         spec: The ensemble that computes new verdicts. None keeps the verdicts of the rows.
     """
     for folder in _WRITTEN:
@@ -126,11 +127,15 @@ def copy_rows(
 
 
 def finish_copy(target: RunDirectory, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the summary and the report of a copied run, and return the content of the summary.
+    """Write the summary and the report of a copied run.
 
     Args:
         target: The new run.
-        content: The keys of the summary, with the counts of the new run.
+        content: The keys of `summary.json`, such as the counts of the new run. The keys that
+            identify the run are set by this function.
+
+    Returns:
+        The content of `summary.json`.
     """
     identity = target.describe()["identity"]
     summary = document.RunSummary.model_validate(

@@ -35,15 +35,15 @@ def decide_run(
     """Copy a finished run to a new run, with the verdicts of another ensemble card.
 
     `touchstone score` with that ensemble can continue the new run, and scores no file again.
-    Predicted generators and prompts are copied unchanged. A file that only the new card flags has no
-    prompt, and the summary's `profile` counts how many files have one.
+    Predicted generators and prompts are copied unchanged. A file that only the new card flags has
+    no prompt. The summary's section `profile` counts how many files have a prompt.
 
     Args:
         url: The run to read.
         ensemble: The name or the path of the card.
         out: The new run directory.
-        fpr: Decide at the card's operating point for this false-positive rate. None uses the
-            thresholds of the card.
+        fpr: Decide at the card's operating point for this false-positive rate, such as 0.05. None
+            uses the thresholds of the card.
         waive_guarantee: Keep verdicts that the card's guarantee does not cover.
         unguarded: Accept a store without conditional writes.
 
@@ -51,9 +51,9 @@ def decide_run(
         The content of the new `summary.json`.
 
     Raises:
-        ConfigError: If the run is not finished or lacks scores of a detector of the card. Also if the
-            run has another profile (identifier and describer), or settings that the card was not
-            calibrated for. Also if the card lacks the operating point.
+        ConfigError: If the run is not finished or lacks scores of a detector of the card. Also if
+            the card has another profile (identifier and describer) than the run, or was not
+            calibrated for the run's settings. Also if the card lacks the operating point.
     """
     run, target = RunDirectory.open(url), RunDirectory.open(out)
     run_info = run.describe_finished()

@@ -56,11 +56,11 @@ class DemoArchive:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The run of a demo and its rows.
+    """The results of `run_demo`, for the output of the demo.
 
     Attributes:
-        finished: The result of the run.
-        rows: The rows of the run.
+        finished: The exit code and the summary of the run.
+        rows: The result rows of the run.
         archive: The archive that was scored.
     """
 

@@ -8,15 +8,18 @@ from ray_app.inference import ScoringSpec
 
 
 def select_embeddings(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Select the detectors whose embeddings a run stores, and return the facts about each embedding.
+    """Select the detectors whose embeddings a run stores, so that other heads can use them later.
 
-    The facts are all settings that determine the embedding of an image. If detectors of a requested
-    backbone have equal embeddings, only those of the first detector are stored. The embeddings of a
-    detector that is requested by its own name are always stored.
+    If detectors of a requested backbone have equal embeddings, only those of the first detector are
+    stored. The embeddings of a detector that is requested by its own name are always stored.
 
     Args:
         spec: The ensemble of the run.
         requested: Names of detectors, or of backbones that detectors share.
+
+    Returns:
+        For each selected detector, all settings that determine the embedding of an image, such as
+        the precision. Empty if nothing is requested.
 
     Raises:
         ConfigError: If a name is unknown, or its detector does not see every image.

@@ -45,8 +45,8 @@ def score_turn(
     """Score the blocks of a turn in one Ray Data pipeline, and yield a report for each of them.
 
     A turn is the list of blocks that one pipeline scores. A block is committed when its rows are
-    written to the run directory. If a block is not started, because of a stop or because its node will be taken away, there is no
-    report. Such a block has no part, so it stays pending.
+    written to the run directory. A block is not started if the run stops or if its node will be
+    taken away. Such a block gets no report and stays pending.
 
     Args:
         turn: The blocks to score.

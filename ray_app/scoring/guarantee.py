@@ -1,10 +1,12 @@
-"""Compare the rows of a run with the images that its ensemble card was calibrated on.
+"""Compare the archive of a run with the images that its ensemble was calibrated on.
 
-Start at `count_archive` and `compare`. `decide_rows` applies a card to stored scores.
+The guarantee of an ensemble, a maximum false-positive rate, holds only for similar images. Start at
+`count_archive` and `compare`. `decide_rows` computes new verdicts from stored scores.
 
-Differences are reported. If a difference is beyond a limit, every reader of the run returns `abstain`
-(`runs.current.mark_unlike`). The comparison has a limit: if real images of a new kind get high scores,
-the archive seems to contain more fakes. Only labels can reveal this, however many images there are.
+Differences are reported. If a difference is beyond a limit, every reader of the run returns the
+verdict `abstain` (`runs.current.mark_unlike`). The comparison has a limit: if real images of a new
+kind get high scores, the archive seems to contain more fakes. Only labels can reveal this, however
+many images there are.
 """
 
 from collections import Counter
@@ -52,8 +54,10 @@ class ArchiveTally:
     """Counts of an archive's images by property, to compare them with an ensemble's calibration.
 
     Attributes:
-        population: Images per bin of each property, such as the size of the image.
-        decoders: Images per decoder. Only formats that the calibration contained are counted.
+        population: For each property, such as the size of the image, the number of images per bin
+            (a range of values or a category).
+        decoders: The number of images per decoder. Only formats that the calibration contained are
+            counted.
         images: The number of images with a score.
     """
 
@@ -83,7 +87,7 @@ class ArchiveTally:
         self.decoders.update(pc.drop_null(rows["decoder"].cast(pa.string())).to_pylist())
 
     def update(self, counts: document.ArchiveCounts, *, sign: int = 1) -> None:
-        """Add the stored counts of other rows, or subtract them if `sign` is -1."""
+        """Add counts that a summary stores for other rows, or subtract them if `sign` is -1."""
         for name, column in counts.counts.items():
             self.population.counts[name] += sign * np.array(column, np.int64)
         for name, count in counts.decoders.items():
@@ -106,13 +110,20 @@ def count_archive(
     changed: ChangedRows | None = None,
     before: document.ArchiveCounts | None = None,
 ) -> ArchiveTally:
-    """Count the current rows of a run, to compare them with the calibration of its ensemble.
+    """Count the images of a run by property, to compare them with the calibration of its ensemble.
+
+    Only the current row of each file counts. If the counts of the last summary are given, only rows
+    that changed since are read.
 
     Args:
         spec: The ensemble.
-        rows: The current rows.
+        rows: The current rows of the run.
         changed: The rows that changed since `before`. None counts all rows.
-        before: The counts of the last summary. If they belong to another card, all rows are counted.
+        before: The counts of the last summary. If they belong to another card, all rows are
+            counted.
+
+    Returns:
+        The counts.
     """
     tally = ArchiveTally(spec)
     if before is None or changed is None or before.card != _card_digest(spec):
@@ -136,7 +147,8 @@ def _card_digest(spec: ScoringSpec) -> str:
 def has_comparison(card: EnsembleCard) -> bool:
     """Return whether an ensemble's card has data with which an archive can be compared.
 
-    The data are a guarantee, or statistics of the images of the calibration (`population`).
+    The data are a guarantee (a maximum false-positive rate), or statistics of the images of the
+    calibration (`population`).
     """
     return card.guarantee is not None or card.population is not None
 
@@ -146,12 +158,13 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
 
     Args:
         run: The run directory.
-        spec: The ensemble, whose card has a guarantee or a population.
+        spec: The ensemble, whose card has a guarantee or statistics of its calibration
+            (`population`).
         tally: The counts of the current rows.
 
     Returns:
-        The `guarantee` section of the summary. If every verdict has to be `abstain`, `unlike` is the
-        reason.
+        The `guarantee` section of `summary.json`. If the archive differs so much that every verdict
+        has to be `abstain`, its key `unlike` is the reason.
     """
     card, identity = spec.ensemble, run.describe()["identity"]
     scored = departures(card.settings, identity["precision"], identity["resize"])
@@ -197,7 +210,7 @@ def describe_unlike(shifts: Sequence[document.ShiftSummary]) -> str | None:
 
 
 def list_shifts(tally: ArchiveTally) -> list[document.ShiftSummary]:
-    """Return for each property how much the archive differs from the images of the calibration.
+    """Measure for each property how much the archive differs from the images of the calibration.
 
     A property is for example the format, the size, or the score. The difference is measured as a
     population stability index (PSI).
@@ -220,7 +233,17 @@ def _summarise(feature: str, shift: Shift) -> document.ShiftSummary:
 
 
 def decide_rows(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
-    """Return result rows with new verdicts and findings, which `spec` computes from stored scores."""
+    """Compute new verdicts and findings from the stored scores of result rows.
+
+    A finding is the strongest evidence on the origin of a file, from its metadata and its verdict.
+
+    Args:
+        rows: The result rows.
+        spec: The ensemble that decides.
+
+    Returns:
+        The rows with the new columns.
+    """
     has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
     scores = {
         name: pc.struct_field(rows["scores"].combine_chunks(), name).to_numpy(zero_copy_only=False)

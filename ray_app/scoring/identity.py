@@ -1,8 +1,9 @@
-"""Determine the ensemble and settings of a command: `resolve(config, run)` returns `Settings`.
+"""Complete the settings of a command by those that its run directory stores.
 
-The settings are stored in `run.json`. A later command on the same run directory must have the same
-settings. A setting that its user does not write is taken from the run. So a scheduled run continues
-even if a new version of Touchstone has another default.
+`resolve(config, run)` returns the complete `Settings`. A run stores its settings in `run.json`. A
+later command on the same run directory must have the same settings. A setting that the user does
+not set is taken from the run. So a scheduled run continues even if a new version of Touchstone has
+another default.
 """
 
 import math
@@ -70,10 +71,13 @@ class Settings:
     Attributes:
         config: The config, completed by the settings that the run stores.
         ensemble: The ensemble. If the user names none, it is the ensemble that the run stores.
-        cards: The cards of the ensemble's detectors.
-        views: Perturbations; each image is also scored after each of them.
-        absent: For each requested view that is unavailable, its kind and the reason, by name.
-        precision: The stored precision of each detector of the run.
+        cards: The cards of the ensemble's detectors, in its order.
+        views: The perturbations, such as `jpeg:75`. Each image is scored unchanged and after each
+            of them.
+        absent: Perturbations that are in a list of the user but that Touchstone does not have. By
+            name, a dict with the kind and the reason.
+        precision: By detector, the precision that the run stores. Empty for a new run, or if the
+            user sets the precision.
         stored: The settings in `run.json`; None for a new run.
         is_own_ensemble: Whether the ensemble was read from the run.
         embeddings: The stored embeddings to score; None if files are scored.
@@ -91,7 +95,9 @@ class Settings:
 
     @cached_property
     def heads(self) -> StoredHeads | None:
-        """The last layers of the detectors, which score stored embeddings; None for images.
+        """The heads (last layers) of the detectors, if stored embeddings are scored.
+
+        None if images are scored.
 
         Raises:
             ConfigError: If a head was fitted on other embeddings.
@@ -217,6 +223,9 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None) -> Settings:
     Args:
         config: The config of the command.
         run: The run directory. None, or a directory without a run, means a new run.
+
+    Returns:
+        The complete settings.
 
     Raises:
         ConfigError: If a card or a perturbation is missing.
@@ -373,17 +382,25 @@ def _card_facts(ensemble: EnsembleCard, cards: Sequence[DetectorCard]) -> dict[s
 
 
 def has_guarantee(card: EnsembleCard) -> bool:
-    """Return whether an ensemble's card has something that `waive_guarantee` can waive.
+    """Return whether the option `waive_guarantee` has an effect for an ensemble's card.
 
-    This is a guarantee, settings of the calibration, or statistics of its images (`population`).
+    It has an effect if the card has a guarantee, settings of the calibration, or statistics of the
+    calibration's images (`population`).
     """
     return any(part is not None for part in (card.guarantee, card.settings, card.population))
 
 
 def scoring_facts(spec: ScoringSpec) -> dict[str, Any]:
-    """Return the facts that identify how images are scored: detectors, precision, and decision.
+    """Return all settings that determine the score and verdict of an image, for comparison.
 
-    They have the same form for a run and for a served ensemble.
+    They have the same form in a run's `run.json` and in a served ensemble.
+
+    Args:
+        spec: The scoring specification.
+
+    Returns:
+        The settings by name: `detectors`, `precision`, `resize`, `batch_slots`, `decision`, and
+        `profile` if the card has a profile.
 
     Raises:
         DetectorError: If weights are missing.

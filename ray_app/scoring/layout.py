@@ -88,9 +88,9 @@ class ScoringLayout:
     reads_embeddings: bool = False
 
     def limited_to(self, blocks: int) -> "ScoringLayout":
-        """Return a copy of this layout with up to `blocks` workers per stage.
+        """Return a copy of this layout with no more workers per stage than there are blocks.
 
-        If a run has fewer blocks of images than workers, the other workers have no work.
+        A worker scores one block of images at a time, so further workers would have no work.
         """
         scorers = tuple(min(count, blocks) for count in self.scorers)
         return replace(self, scorers=scorers, decoders=min(self.decoders, blocks))
@@ -111,7 +111,7 @@ class ScoringLayout:
         return 1 + (IN_FLIGHT if self.kind == "split" else REFERENCES) * self.workers
 
     def block_plan(self, slots: int) -> BlockPlan:
-        """Return how to cut the manifest into blocks for this layout.
+        """Return the sizes of blocks into which the list of files is cut for this layout.
 
         `slots` is the number of images per batch.
         """
@@ -130,8 +130,9 @@ class ScoringLayout:
         return sum(self.scorers) + self.decoders
 
     def slowest_block_s(self, worst_gmac: float) -> float:
-        """Return the maximum seconds for a block in which every image has the maximum size.
+        """Estimate the maximum seconds for a block in which every image has the maximum size.
 
+        If the user sets no timeout, a run may take at least this long without finishing a block.
         `worst_gmac` is the number of multiply-adds for such an image, in billions.
         """
         return (
@@ -143,7 +144,7 @@ class ScoringLayout:
 
     @property
     def described(self) -> str:
-        """A phrase with the numbers and the tasks of the processes, for people."""
+        """A text about the processes, such as "8 workers, each decodes and scores"."""
         scorers = sum(self.scorers)
         turns = f", {self.groups} groups of detectors take turns in each" * (self.groups > 1)
         if self.kind == "fused":
@@ -170,22 +171,26 @@ def plan_layout(
 ) -> ScoringLayout:
     """Choose the number of processes for each stage by the cores, GPUs and memory of a cluster.
 
-    The maximum size of a block of images is chosen, too: a block should take about a minute at most,
-    or longer if groups of detectors take turns.
+    The maximum size of a block of images is chosen, too: a block should take about a minute at
+    most, or longer if groups of detectors take turns.
 
     Args:
         cost: The estimated work for one image, and the memory of a process.
         slots: The number of images per batch. A block has a multiple of this number.
-        passes: How often detectors score an image: once, and once per perturbation. `cost` has the
-            sum.
+        passes: How often detectors score an image: once, and once more per perturbation. `cost` is
+            the sum over all passes.
         cpus: The cores of the cluster.
         gpus: The GPUs of the cluster.
         workers: The number of processes. None chooses the maximum that fits.
         block_members: The maximum number of images in a block.
-        memory_bytes: The memory of the cluster. It limits the processes if each loads all detectors.
+        memory_bytes: The memory of the cluster. It limits the processes if each loads all
+            detectors.
         store_bytes: The size of all object stores together, if tensors pass through them.
-        groups: Groups of detectors that take turns in one pool of processes. Blocks are then so large
-            that loading takes no more than `LOAD_SHARE` of the time.
+        groups: Groups of detectors that take turns in one pool of processes. Blocks are then so
+            large that loading takes no more than `LOAD_SHARE` of the time.
+
+    Returns:
+        The kinds and numbers of processes.
 
     Raises:
         ClusterError: If the cluster has less than one CPU.

@@ -1,7 +1,8 @@
-"""Send orders from the driver to its workers through one small file in the run directory (`Orders`).
+"""Tell workers which blocks of images they may start, through one small file in the run directory.
 
-A worker reads the file before each block. The file contains the number of the driver's lease, so that
-workers ignore the orders of an earlier command.
+The driver writes the file (`OrderWriter`), and a worker reads it before each block (`read_orders`).
+The file contains the number of the driver's lease, its claim on the run directory. So workers
+ignore the orders of an earlier command.
 """
 
 import json
@@ -19,7 +20,8 @@ class Orders:
     """The orders that tell workers which blocks of images they may start.
 
     Attributes:
-        lease: The number of the command's lease. Workers ignore orders of another lease.
+        lease: The number of the command's claim on the run directory. Workers ignore orders of
+            another lease.
         turn: The number of the turn, which is the list of blocks that one pipeline scores.
         released: The number of blocks of the turn that may start.
         is_stopped: Whether no further block may start.
@@ -36,7 +38,15 @@ class Orders:
 
 
 def read_orders(store: Store, lease: int) -> Orders | None:
-    """Return the orders of the command with this lease, or None if it has written none."""
+    """Read the orders of a command, which tell a worker which blocks of images it may start.
+
+    Args:
+        store: The run directory.
+        lease: The number of the command's claim on the run directory.
+
+    Returns:
+        The orders; None if the command with this lease has written none.
+    """
     try:
         fields = json.loads(store.read(ORDERS))
     except FileNotFoundError:
@@ -49,11 +59,11 @@ def read_orders(store: Store, lease: int) -> Orders | None:
 class OrderWriter:
     """Write the orders of a command to the run directory whenever they change.
 
-    Threads may share a writer.
+    The orders tell workers which blocks of images they may start. Threads may share a writer.
 
     Args:
         store: The run directory.
-        lease: The number of the command's lease.
+        lease: The number of the command's claim on the run directory.
         window: The maximum number of blocks in progress. The attribute of this name may change
             during a turn.
     """
@@ -88,12 +98,17 @@ class OrderWriter:
                 self._write(replace(self._orders, released=released))
 
     def end_turn(self) -> None:
-        """End the turn after the blocks that are already listed."""
+        """End the turn after the blocks that are already listed, without waiting for more."""
         with self._lock:
             self._write(replace(self._orders, is_ended=True))
 
     def stop(self, is_stopped: bool, avoided: Iterable[str]) -> None:
-        """Forbid the start of further blocks, on all nodes or on the nodes in `avoided`."""
+        """Set on which nodes workers may start further blocks. Blocks in progress are not affected.
+
+        Args:
+            is_stopped: Whether no block may start on any node.
+            avoided: Ids of nodes on which no block may start, because they will be taken away.
+        """
         with self._lock:
             self._write(
                 replace(self._orders, is_stopped=is_stopped, avoided=tuple(sorted(avoided)))

@@ -29,18 +29,21 @@ _LATE = "not read in time"
 def load_thumbnails(
     run: RunDirectory, rows: Sequence[Mapping[str, Any]], *, seconds: float = TIMEOUT_S
 ) -> dict[int, bytes | str]:
-    """Return for each image id a thumbnail as JPEG, or the reason why there is none.
+    """Create thumbnails of images of a run, from the files in the archive.
 
     A file that was changed after scoring is not shown. The change is detected by the digest
-    `sha256` of the row, or else by the version of the file in the run's listing. In a very large run,
-    the entry of the listing may not be found within a third of `seconds`. A plain file without a
-    digest is then shown without the check, and a file in a container is not shown.
+    `sha256` of the row, or else by the version of the file in the run's listing. In a very large
+    run, the entry of the listing may not be found within a third of `seconds`. A plain file without
+    a digest is then shown without the check, and a file in a container is not shown.
 
     Args:
         run: The run.
         rows: Rows with `image_id`, `uri` and `member`. If a row has `sha256`, only a file with this
             digest is shown.
         seconds: The maximum seconds for all rows.
+
+    Returns:
+        By image id, the thumbnail as JPEG, or the reason why there is none.
     """
     if not rows:
         return {}

@@ -68,15 +68,19 @@ def plan_run(
     cluster: ClusterDescription | None = None,
     price_per_hour: float | None = None,
 ) -> plan_model.Plan:
-    """Estimate the time and the cost of a run, and return the plan. Fetches weights.
+    """Estimate the time and the cost of a run before it starts.
 
     The source is listed, and a sample of its files is scored on this machine to measure the speed.
+    This fetches the weights of the detectors.
 
     Args:
         config: The config of the run.
-        probe: The number of members to score, to measure the speed. 0 predicts no speed.
+        probe: The number of members (files) to score, to measure the speed. 0 predicts no speed.
         cluster: The machines. None uses those of the config, or else this machine.
         price_per_hour: The price of all machines together. None uses that of the config.
+
+    Returns:
+        The plan: the work, the processes, the expected time, and the cost.
 
     Raises:
         ConfigError: If the source is empty, or a card is unknown.

@@ -1,9 +1,10 @@
-"""Compute how many images per second the processes of a layout score on planned machines.
+"""Estimate how many images per second a run will score on planned machines, for `touchstone plan`.
 
-`read_pools` computes the rates from the seconds that a sample took. `find_bottleneck` finds the stage
-that limits the rate of the run. In a fused layout every process runs one stage after another. In a
-split layout pools of processes work in parallel, and the slowest pool limits the rate. The rates of
-GPUs that did not score the sample are estimated from the multiply-adds on the cards.
+`read_pools` computes the rates from the seconds that a sample took. `find_bottleneck` finds the
+stage that limits the rate of the run. In a fused layout every process runs one stage after another.
+In a split layout pools of processes work in parallel, and the slowest pool limits the rate. The
+rates of GPUs that did not score the sample are estimated from the multiply-adds on the cards of the
+detectors.
 """
 
 import math
@@ -41,7 +42,7 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class PlannedMachines:
-    """The machines of a plan.
+    """The machines on which `touchstone plan` assumes that a run scores.
 
     Attributes:
         cpus: Cores of all nodes.
@@ -63,12 +64,13 @@ class PlannedPool:
     """A pool of processes that do the same work in parallel, with their planned speed.
 
     Attributes:
-        seconds: The seconds that one process needs per image of the archive, by stage; None if
-            unknown.
-        at_once: The number of images that the pool works on at the same time. A process that has only
-            a part of a core or GPU counts as that part.
+        seconds: By stage, such as `decode` or `score`, the seconds that one process needs per image
+            of the archive. None if unknown.
+        at_once: The number of images that the pool works on at the same time. A process that has
+            only a part of a core or GPU counts as that part.
         processes: The number of processes.
-        basis: For each stage whose seconds are not measured, `estimated` or `unknown`.
+        basis: `estimated` or `unknown`, for each stage whose seconds were not measured on the
+            sample.
         detectors: The detectors that the processes load.
     """
 
@@ -85,16 +87,19 @@ class PlannedPool:
 
     @property
     def images_per_s(self) -> float:
-        """Images per second of the pool if no other pool delays it."""
+        """Images per second that the pool can process if no other pool delays it."""
         return self.at_once / max(self.total_s, 1e-9)
 
     @property
     def slowest(self) -> str:
-        """The stage that takes most of the pool's time."""
+        """The name of the stage that takes most of the pool's time, such as `decode`."""
         return max(self.seconds, key=lambda stage: self.seconds[stage] or 0.0)
 
     def stages(self) -> list[PlannedStage]:
-        """Return the rate that each stage of the pool would have if the processes did nothing else."""
+        """Return the stages of the pool, each with its seconds per image and its rate.
+
+        The rate of a stage is the rate of a pool whose processes do nothing else.
+        """
         return [
             PlannedStage(
                 stage=stage,
@@ -117,16 +122,21 @@ def read_pools(
     blocks_per_member: float,
     is_store: bool,
 ) -> list[PlannedPool]:
-    """Return the pools of a layout, each with the seconds that one of its processes needs per image.
+    """Compute the speed of each pool of a run's processes from the work that a sample took.
+
+    A pool has processes that do the same work. In a fused layout, there is one pool.
 
     Args:
         spec: The scoring specification.
-        layout: The layout, with up to as many processes per stage as there are blocks.
+        layout: The planned processes, with no more per stage than there are blocks.
         work: The measured work on the sample.
         machines: The planned machines.
         blocks_per_member: Blocks of the run divided by its members. Committing a large block takes
             about as long as committing a small one.
         is_store: Whether rows are written to a store that bills requests.
+
+    Returns:
+        The pools in the order in which images pass them, each with the seconds per image.
     """
     count = len(work.outcomes)
     per_image: list[dict[str, float | None]] = [
@@ -225,15 +235,18 @@ def find_bottleneck(
     blocks: int,
     machines: PlannedMachines,
 ) -> PlannedBottleneck:
-    """Return the stage that limits the rate of a run, with advice how to raise the rate.
+    """Find the stage that limits the rate of a run, such as `decode`.
 
     Args:
         spec: The scoring specification.
-        layout: The processes of the layout.
-        used: The same layout, with up to as many processes per stage as there are blocks.
-        pools: The pools with their rates.
+        layout: The planned processes.
+        used: The same layout, with no more processes per stage than there are blocks.
+        pools: The pools of processes with their rates.
         blocks: The number of blocks of the run.
         machines: The planned machines.
+
+    Returns:
+        The stage, advice how to raise the rate, and how busy the scorers are.
     """
     slowest = min(pools, key=lambda pool: pool.images_per_s)
     scoring = min((pool.images_per_s for pool in pools[1:-1]), default=math.inf)

@@ -1,7 +1,8 @@
-"""Write the documents of a finished run.
+"""Write the summary and the report of a finished run.
 
-`write_summary` writes `summary.json` and a copy per listing. `write_report` writes `report.html`. The
-thumbnails in the report are new images, which contain no metadata of the originals.
+`write_summary` writes `summary.json`, and a copy for the last manifest (list of files).
+`write_report` writes `report.html`. The thumbnails in the report are new images, which contain no
+metadata of the originals.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,10 +33,12 @@ from ray_app.storage import NotedFolders
 def write_summary(
     run: RunDirectory, spec: ScoringSpec, session: ScoringSession, *, thumbnails: bool = True
 ) -> dict[str, Any]:
-    """Count the current rows and write the summary, which finishes every manifest listed so far.
+    """Count the results of a run and write `summary.json`, which marks the run as finished.
+
+    Only the current row of each file counts.
 
     Args:
-        run: The run, in which every block of every manifest has its rows.
+        run: The run, in which every block of every manifest (list of files) has its rows.
         spec: The ensemble that computed the verdicts.
         session: The session that finishes the run.
         thumbnails: Whether reports show thumbnails.
@@ -83,11 +86,9 @@ def renew_summary(
 
 
 def count_current(run: RunDirectory, spec: ScoringSpec, rows: CurrentRows) -> dict[str, Any]:
-    """Count the current rows, and return the keys of the summary that follow from them.
+    """Count the results of a run for its summary. Only the current row of each file counts.
 
-    The keys are the counts, the comparison with the calibration (`guarantee`), the facts about the
-    ensemble, and the identity of the run. If the last summary has the same settings and version,
-    only rows that changed since are read.
+    If the last summary has the same settings and version, only rows that changed since are read.
 
     Args:
         run: The run.
@@ -95,7 +96,8 @@ def count_current(run: RunDirectory, spec: ScoringSpec, rows: CurrentRows) -> di
         rows: The current rows.
 
     Returns:
-        The values by key of the summary.
+        Keys of `summary.json` with their values: the counts, the comparison with the calibration
+        (`guarantee`), the facts about the ensemble, and the identity of the run.
     """
     run_info = run.describe()
     identity = fingerprint(run_info["identity"])
@@ -220,7 +222,10 @@ def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
 
 
 def linked_folders(run: RunDirectory) -> NotedFolders:
-    """Return the number of links to folders that the last listing did not follow, and an example."""
+    """Return the number of symbolic links to folders that the last listing of a run did not follow.
+
+    The result also has the path of one of them as an example.
+    """
     info = read_complete(run.store, list_complete_manifests(run.store)[-1])
     return (
         NotedFolders() if info is None else NotedFolders(info.linked_folders, info.linked_example)
@@ -228,7 +233,10 @@ def linked_folders(run: RunDirectory) -> NotedFolders:
 
 
 def closed_folders(run: RunDirectory) -> NotedFolders:
-    """Return the number of folders that the last listing could not list, and an example."""
+    """Return the number of folders that the last listing of a run could not list.
+
+    The result also has the path of one of them as an example.
+    """
     info = read_complete(run.store, list_complete_manifests(run.store)[-1])
     return (
         NotedFolders() if info is None else NotedFolders(info.closed_folders, info.closed_example)

@@ -101,10 +101,10 @@ def today() -> date:
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """The result of a run.
+    """The result of `score_archive`.
 
     Attributes:
-        exit_code: DONE, or TOO_MANY_BAD if too many files have no score.
+        exit_code: `DONE`, or `TOO_MANY_BAD` if too many files have no score.
         summary: The content of `summary.json`.
     """
 
@@ -116,12 +116,13 @@ class ScoringResult:
 def score_archive(config: ScoreConfig) -> ScoringResult:
     """Score the images in `config.source`, and write the results to the run directory `config.out`.
 
-    If the run directory contains a run of the same command, that run continues. Its pending files are
-    scored. If none are pending, the source is listed again, and new or changed files are scored.
-    Settings that the config does not set are taken from the existing run. With `config.follow`, the
-    run continues until it is stopped.
+    If the run directory contains a run of the same command, that run continues. Its pending files
+    are scored. If none are pending, the source is listed again, and new or changed files are
+    scored. Settings that the config does not set are taken from the existing run. With
+    `config.follow`, the run continues until it is stopped.
 
-    Exceptions after which the same call resumes carry the note `RESUMABLE`.
+    If the same call can resume after an exception, the exception has the note
+    `ray_app.errors.RESUMABLE`.
 
     Args:
         config: The settings of the run, with `source` and `out`.
@@ -293,8 +294,11 @@ class ScoringRun:
 
         Args:
             layout: The kinds and numbers of worker processes to start.
-            groups: Groups of detectors that take turns in these processes. None if all detectors fit
-                into memory together.
+            groups: Groups of detectors that take turns in these processes. None if all detectors
+                fit into memory together.
+
+        Returns:
+            The exit code and the summary.
         """
         self.layout, self.groups = layout, groups
         nodes = ray_cluster.working_nodes(self.config.cluster.labels)
@@ -318,9 +322,12 @@ class ScoringRun:
         return self.finish_manifests()
 
     def score_listed(self, plan: BlockPlan) -> None:
-        """Score pending blocks if there are any. Otherwise list the source, and score new files.
+        """Score the pending files of the run. If none are pending, list and score new files.
 
         A listing that an earlier command did not finish is continued.
+
+        Args:
+            plan: The sizes of blocks into which listed files are cut.
 
         Raises:
             ConfigError: If the source is empty. If nothing was ever listed, the run directory is
@@ -343,9 +350,13 @@ class ScoringRun:
         report_folders(run)
 
     def score_embeddings(self, embeddings: StoredEmbeddings) -> None:
-        """Score pending blocks if there are any. Otherwise score new stored embeddings.
+        """Score the stored embeddings of another run (`features::RUN`) instead of files.
 
-        New embeddings are those that the source run has stored since the last command.
+        If an earlier command left blocks unscored, these are scored. Otherwise the embeddings are
+        scored that the other run has stored since the last command.
+
+        Args:
+            embeddings: The embeddings of the other run.
         """
         work, copied_at = find_work(self.directory), time.monotonic()
         # The first block is scored after all manifests are copied. If no block is scored, a killed
@@ -356,10 +367,13 @@ class ScoringRun:
         self.score(None)
 
     def retry(self, plan: BlockPlan) -> None:
-        """Score members again whose current row has one of the statuses in `config.rescore`.
+        """Score files again whose current row has one of the statuses in `config.rescore`.
 
         The source is not listed. If an earlier command did not finish a retry, that retry is
         continued instead.
+
+        Args:
+            plan: The sizes of blocks into which these members are cut.
 
         Raises:
             ConfigError: If some files of the last listing have not been scored.
@@ -400,9 +414,12 @@ class ScoringRun:
     def follow(self, plan: BlockPlan) -> NoReturn:
         """Score the files of the source, and new files as they appear, until the run is stopped.
 
-        The manifest, which is the list of files, and the session are finished at the end of each day
-        in UTC. If the run is stopped after all listed files are scored, the current manifest is also
-        finished.
+        The manifest, which is the list of files, and the session are finished at the end of each
+        day in UTC. If the run is stopped after all listed files are scored, the current manifest is
+        also finished.
+
+        Args:
+            plan: The sizes of blocks into which listed files are cut.
 
         Raises:
             KeyboardInterrupt: When the run is stopped.
@@ -435,9 +452,13 @@ class ScoringRun:
         return True
 
     def finish_manifests(self) -> ScoringResult:
-        """Finish the unfinished manifests: publish and verify their rows, write summary and report.
+        """Publish and verify the rows of all scored files, and write the summary and the report.
 
-        The verification proves that every member has exactly one row.
+        This finishes the manifests, which are the lists of files. The verification proves that
+        every file has exactly one row.
+
+        Returns:
+            The exit code and the summary.
         """
         unfinished = find_work(self.directory).manifests
         self.publish()
@@ -574,14 +595,20 @@ class ScoringRun:
             time.sleep(_POLL_S if self.config.follow is None else _FOLLOW_POLL_S)
 
     def publish(self) -> None:
-        """Merge the rows of all blocks (parts) of every listing into a few published files."""
+        """Merge the result rows of all blocks into a few files per manifest, which readers use.
+
+        Workers write one small file per block. A manifest is a list of files to score.
+        """
         self.directory.publish_all(each=ray_cluster.map_on_ray)
 
     def finish_unchanged(self) -> ScoringResult:
         """Finish a session that found nothing to score, without counting rows again.
 
         An existing report is kept, because a new report would fetch its thumbnails again. It is
-        written again if the config sets a prior.
+        written again if the config sets a prior (the expected fraction of fakes).
+
+        Returns:
+            The exit code and the summary.
         """
         run, finished = self.directory, self.directory.last_finished()
         has_report = run.store.exists("report.html") and (
@@ -821,7 +848,7 @@ def groups_for(
         node_bytes: The memory of the smallest node. None if it is not known.
 
     Returns:
-        None if all detectors fit together.
+        The groups; None if all detectors fit together.
 
     Raises:
         ConfigError: If the detectors have to fit together (`compiled`), or if one alone does not

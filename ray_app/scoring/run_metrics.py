@@ -62,11 +62,13 @@ class _Pool(NamedTuple):
 class RunMeter:
     """Derive metrics from the sums of a session's committed blocks, at most once a second.
 
+    A session is the work of one command on a run.
+
     Args:
         name: The name of the run, as a label of the metrics.
         tally: The sums of the session.
         blocks: The number of blocks to commit.
-        layout: The processes.
+        layout: The kinds and numbers of worker processes.
         exported: Whether to export the counts as Ray metrics. If so, Ray must be initialised.
         clock: Returns the time in seconds.
         cpu: Returns the CPU seconds of this process.
@@ -93,12 +95,15 @@ class RunMeter:
         self._metrics = _metrics() if exported else None
 
     def set_layout(self, layout: ScoringLayout) -> ScoringLayout:
-        """Set the layout of the processes from now on, and return it."""
+        """Set how many worker processes the run has from now on, for example after nodes joined.
+
+        The result is `layout`.
+        """
         self._layout = layout
         return layout
 
     def grow(self, blocks: int, *, goes_on: bool) -> None:
-        """Add newly listed blocks to those that have to be committed.
+        """Raise the number of blocks to commit by the blocks that were listed in the meantime.
 
         Args:
             blocks: The number of new blocks.
@@ -136,9 +141,9 @@ class RunMeter:
         )
 
     def bound(self) -> str:
-        """Return a phrase for the progress line that names what limited the run in the last minutes.
+        """Return a phrase for the progress line about what limited the run in the last minutes.
 
-        This is the busiest kind of process, measured on the blocks committed in that time.
+        It names the kind of process that was busiest, or the listing or the driver.
         """
         _, images, _, _, by_stage = self._tally.read()
         now, cpu_s = self._clock(), self._cpu()

@@ -81,14 +81,14 @@ def require_prices(config: ScoreConfig) -> None:
 
 
 class Tally:
-    """Sums over the committed blocks of a session.
+    """Sums over the blocks that were committed in a session, which is the work of one command.
 
     One thread adds blocks, and other threads call `read`. Times are of the monotonic clock.
 
     Attributes:
         began: The time at which this object was created.
-        first: The time of the first block; None before it.
-        last: The time of the last block.
+        first: The time at which the first block was added; None before it.
+        last: The time at which the last block was added.
         blocks: The number of blocks.
         images: The number of images.
         first_images: The number of images in the first block.
@@ -126,7 +126,7 @@ class Tally:
             self.peak_bytes = max(self.peak_bytes, work.peak_bytes)
 
     def read(self) -> tuple[int, int, int, int, dict[str, float]]:
-        """Return sums that belong to the same moment, for threads other than the one that adds.
+        """Return the sums at one moment. Threads that add no blocks use this method.
 
         Returns:
             Blocks, images, images without a score, bytes read, and seconds by stage.
@@ -185,7 +185,10 @@ class ScoringSession:
         self.log("started")
 
     def next_session(self) -> "ScoringSession":
-        """Return a new session with the same plan, which starts now and has the next number."""
+        """Start the next session of a command that runs for several days, and return it.
+
+        It has the next number, and keeps the processes and the planned memory of this session.
+        """
         session = ScoringSession(
             self._run, self._settings, time.monotonic(), extra_facts=self._extra_facts
         )
@@ -193,11 +196,11 @@ class ScoringSession:
         return session
 
     def elapsed_s(self) -> float:
-        """Return the seconds since the command started."""
+        """Return the seconds since the session started."""
         return time.monotonic() - self._start
 
     def note(self, **facts: Any) -> None:
-        """Add keys to the session's section in the summary."""
+        """Add further keys to the `session` section that `facts` returns for the summary."""
         self._extra_facts |= facts
 
     def add_listing_s(self, seconds: float) -> None:
@@ -207,22 +210,22 @@ class ScoringSession:
     def set_plan(
         self, layout: ScoringLayout, groups: DetectorGroups | None, memory: document.Memory
     ) -> None:
-        """Record the plan of the session, for its file and the summary.
+        """Record the planned processes and memory of the session, for its file and the summary.
 
         Args:
-            layout: The processes.
-            groups: Groups of detectors that take turns, or None.
+            layout: The kinds and numbers of worker processes.
+            groups: Groups of detectors that take turns in a process; None if all fit together.
             memory: The planned memory of a node.
         """
         self._layout, self._groups, self._memory = layout, groups, memory
 
     def add_retry(self, manifest: int, statuses: Sequence[str], members: int) -> None:
-        """Record a retry that this session works on.
+        """Record a retry, in which this session scores files again that had certain statuses.
 
         Args:
-            manifest: The number of the retry's manifest.
+            manifest: The number of the manifest that lists these files.
             statuses: The statuses that are retried.
-            members: The number of members that are scored again.
+            members: The number of files that are scored again.
         """
         self._retries.append(
             document.RetrySummary(listing=manifest, statuses=list(statuses), members=members)
@@ -256,9 +259,9 @@ class ScoringSession:
         return compute_cost(self._prices, self.elapsed_s() / 3600, self.total.counts)
 
     def facts(self) -> document.SessionSummary:
-        """Return the `session` section of a summary.
+        """Return the `session` section of `summary.json`: the times, counts, and cost so far.
 
-        The rate is that between the first and the last committed block.
+        Its `images_per_s` is the rate between the first and the last committed block.
         """
         total, counts = self.total, self.total.counts
         return document.SessionSummary(
@@ -312,7 +315,11 @@ class ScoringSession:
         }
 
     def log(self, state: str) -> None:
-        """Write the file of the session, with its times, its settings, and its state."""
+        """Write the session's file in the run directory.
+
+        `state` is `started`, `finished`, or `interrupted`. The file also has the times, counts, and
+        settings.
+        """
         content = {"state": state, "started_at": self.started_at.isoformat(timespec="seconds"), "version": __version__,
                    "host": platform.node(), "pid": os.getpid(), "settings": self._settings, **self.facts().to_dict()}  # fmt: skip
         self._run.write_json(f"sessions/{self.number:05d}.json", content)

@@ -74,7 +74,8 @@ class BlockWork:
         seconds: Seconds by the name of the work, such as `fetch`, `decode`, or `score`.
         counts: Counters by name, such as `bytes_read`.
         peak_bytes: The maximum memory of a worker process in bytes.
-        emulating: Names of nodes whose processor lacks bf16, which the run uses, and emulates it.
+        emulating: Names of slow nodes. The run uses bf16, which their processors do not have and
+            emulate.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -101,15 +102,19 @@ class BlockWork:
 class OpenBlock:
     """A block in progress, with its members and their results so far, in the order of the members.
 
+    A block is a group of files (members) that is scored as a unit. Each stage of the pipeline adds
+    its results.
+
     Attributes:
         ref: The position of the block in the manifest.
-        members: The rows of the manifest, one for each file of the block (member).
+        members: The rows of the manifest, one for each member.
         work: The measured work so far.
         batches: The decoded images as tensors. They are dropped after the last detectors that score
             all images.
         outcomes: The result of decoding each member; empty until the first detectors have scored.
         outputs: The outputs of the detectors so far.
-        files: For each member that later pools decode again, its (image id, file); else None.
+        files: For each member, a tuple (image id, encoded file) if later detectors decode the image
+            again, otherwise None.
         describer_images: The image of each member for the describer, which predicts prompts; empty
             until the batches are dropped.
     """
@@ -143,14 +148,14 @@ class OpenBlock:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """The report on a committed block: its rows are written to the run directory as a part.
+    """The report on a committed block, whose result rows are now in a file of the run directory.
 
     Attributes:
         ref: The position of the block in the manifest.
         bad: The number of images without a score.
         work: The measured work on the block.
-        failures: For each file on which Touchstone's own code failed, its name and the traceback; see
-            `BlockTables`.
+        failures: For each file on which Touchstone's own code failed, its name and the traceback;
+            see `BlockTables`.
     """
 
     ref: BlockRef
@@ -170,9 +175,11 @@ class NotStarted(TerminalMessage):
 class ScoringJob:
     """The data that every worker process of a scoring session needs.
 
+    A session is the work of one command on a run.
+
     Attributes:
         run: The run directory.
-        spec: The scoring specification.
+        spec: The scoring specification: detectors, precision, limits, and device.
         fetcher: Reads the files of the archive.
         attempt: The number of the session, which rows store in the column `attempt`.
         marker_dir: A folder on the disk of each node. Its files name the images that are being
@@ -182,13 +189,14 @@ class ScoringJob:
         decode_limit_s: The maximum seconds for decoding an image.
         decode_bytes: Memory that large images may use together on a node. None allows a quarter of
             the node's memory.
-        lease: The number of the driver's lease. Workers follow only the orders of this lease, and
-            count attempts at a block separately for each lease.
+        lease: The number of the driver's claim on the run directory. Workers follow only the orders
+            of this lease, and count attempts at a block separately for each lease.
         members: The number of images of a full block, which a GPU gets together.
         compiled: Whether to compile networks on a GPU, if that does not change their scores.
         version: The version of Touchstone in the driver, to detect nodes with another version.
         groups: Groups of detectors that take turns; None if all detectors fit together.
-        stored: The heads for stored embeddings; None if images are scored.
+        stored: The heads (last layers of the detectors) that score stored embeddings; None if
+            images are scored.
     """
 
     run: RunDirectory
@@ -217,8 +225,9 @@ class BlockStage(Stage):
         """Load the detectors or decoders of the stage, once per process.
 
         Args:
-            job: The job of the session.
-            pool: The names of the detectors, for a stage that scores.
+            job: The data that every worker process of the session needs.
+            pool: The names of the detectors, or of the describer, that this process loads. None for
+                other stages.
         """
         versions.require_same(job.version)
         self._job, self._pool, self._clock = job, pool, StageClock()
@@ -383,7 +392,10 @@ class BlockScorer(BlockStage):
 
 
 class StoredBlockScorer(BlockStage):
-    """Score the stored embeddings of one block after another, and commit it. No image is read."""
+    """Score stored embeddings, one block after another, and write the rows. No image is read.
+
+    This is the only stage of a run whose source is `features::RUN`, the embeddings of another run.
+    """
 
     def _load(self) -> None:
         assert self._job.stored is not None
@@ -460,9 +472,10 @@ class TensorScorer(BlockStage):
     def work(self, block: OpenBlock) -> OpenBlock:
         """Add the outputs of this pool's detectors to a block.
 
-        The last pool drops the block's tensors. In a cascade, the tensors are dropped after the first
-        stage. The block then keeps only the files that the second stage scores, and the images for
-        the describer.
+        The last pool drops the block's tensors. In a cascade, whose second stage scores only
+        undecided images, the tensors are dropped after the first stage. The block then keeps only
+        the files that the second stage scores, and the images for the describer, which predicts
+        prompts.
         """
         from ray_app.inference.scorer import describer_inputs
 
@@ -532,9 +545,10 @@ class GroupTensorScorer(BlockStage):
 
 
 class BlockDescriber(BlockStage):
-    """Predict the prompts of a block's images with a describer that is too large to share a process.
+    """Predict the prompts from which a block's images may have been generated.
 
-    This stage follows all detectors.
+    This stage follows all detectors. It exists only if the describer, the model that predicts
+    prompts, has processes of its own, for example because it is large.
     """
 
     def _load(self) -> None:
@@ -544,7 +558,11 @@ class BlockDescriber(BlockStage):
         self._counters = (self._describing,)
 
     def work(self, block: OpenBlock) -> OpenBlock:
-        """Add to a block the predicted prompts of those members for which the profile requires one."""
+        """Add the predicted prompts to a block.
+
+        The ensemble's profile determines for which images a prompt is predicted, for example only
+        for flagged images.
+        """
         with self._attempts.count(block.ref, block.members["uri"][0].as_py()):
             outputs = self._describing.add_captions(
                 block.outcomes, block.outputs, block.describer_images
@@ -555,13 +573,14 @@ class BlockDescriber(BlockStage):
 
 
 class BlockCommitter(BlockStage):
-    """Decide on the images of scored blocks, and write their rows.
+    """Compute the verdicts on the images of scored blocks, and write their rows.
 
-    This is the last stage of the split layout, in which decoders and scorers are separate processes.
+    This is the last stage of the split layout, in which decoders and scorers are separate
+    processes.
     """
 
     def work(self, block: OpenBlock) -> BlockReport:
-        """Commit a block, and return the report of its part with the work of all stages."""
+        """Write the rows of a block, and return a report with the work of all stages on it."""
         report = self._commit(block)
         return replace(report, work=block.work.merge(report.work))
 
@@ -575,7 +594,8 @@ def _select_rows(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:
 def scorer_stages(job: ScoringJob) -> list[tuple[type[BlockStage], tuple[Any, ...]]]:
     """Return the stages between decoders and committers in the split layout, in their order.
 
-    Each stage is a class with the arguments that its `start` takes after the job.
+    Returns:
+        For each stage, its class, and the arguments of its `start` after the job.
     """
     if job.groups is not None:
         return [(GroupTensorScorer, ())]

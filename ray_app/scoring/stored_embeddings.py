@@ -1,12 +1,15 @@
-"""Use the embeddings that a finished run stores as the source of another run: `features::RUN`.
+"""Score the embeddings that a finished run stores instead of images: the source `features::RUN`.
 
-The new run gets the manifests of RUN: the same members and ids in the same blocks, the same lists of
-vanished files, and the same retries. So both runs have current rows of the same files. A worker scores
-the embeddings of a block with the heads of the detectors. The worker reads no image, and does not need
-the backbone's weights.
+Use it to apply another head (the last layer of a detector) to an archive without reading its
+images. A worker computes the scores of a block from the stored embeddings. It does not need the
+backbone's weights.
 
-A member without a score in RUN keeps its status and its detail. A member without an embedding in RUN
-gets the status `detector_failed`, unless the detector does not score images of its size.
+The new run gets the manifests (lists of files) of RUN: the same members and ids in the same blocks,
+the same lists of vanished files, and the same retries. So both runs have current rows of the same
+files.
+
+A member without a score in RUN keeps its status and its detail. A member without an embedding in
+RUN gets the status `detector_failed`, unless the detector does not score images of its size.
 """
 
 import json
@@ -48,11 +51,12 @@ _EXCLUDED = {
 
 @dataclass(frozen=True)
 class StoredEmbeddings:
-    """The embeddings that a finished run stores.
+    """The embeddings that a finished run stores, as the source of another run.
 
     Attributes:
-        run: The run.
-        facts: The facts that determine the embeddings, by the detector that computed them.
+        run: The run that stores the embeddings.
+        facts: For each detector that computed embeddings, the settings that determine them, such as
+            the precision.
     """
 
     run: RunDirectory
@@ -68,14 +72,14 @@ class StoredEmbeddings:
         )
 
     def is_listed(self, target: RunDirectory) -> bool:
-        """Return whether another run has all finished manifests of the run with the embeddings.
+        """Return whether another run already has all files whose embeddings the run stores.
 
-        A manifest is a list of files. If the other run has all of them, no embedding is new.
+        This is true if the other run has all finished manifests, which are lists of files.
         """
         return len(list_complete_manifests(target.store)) > self.run.last_finished()
 
     def copy_manifests(self, target: RunDirectory) -> None:
-        """Copy those finished manifests that another run lacks into that run."""
+        """Copy the finished manifests (lists of files) that another run lacks into that run."""
         for number in range(
             len(list_complete_manifests(target.store)), self.run.last_finished() + 1
         ):
@@ -88,7 +92,13 @@ def reads_embeddings(config: ScoreConfig) -> bool:
 
 
 def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
-    """Return the stored embeddings that are the source of a config, or None for any other source.
+    """Return the stored embeddings that a config has as its source, in the form `features::RUN`.
+
+    Args:
+        config: The config.
+
+    Returns:
+        The embeddings; None if the source has another form.
 
     Raises:
         ConfigError: If the run is missing, is not finished, or stores no embeddings, or if the
@@ -124,12 +134,13 @@ def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
 
 @dataclass(frozen=True)
 class StoredHead:
-    """The head of a detector, and the stored embeddings that it reads.
+    """The head (last layer) of a detector, and the stored embeddings that it scores.
 
     Attributes:
         layer: The head.
-        detector: The detector that computed the embeddings.
-        facts: The facts that determine the embeddings.
+        detector: The name of the detector that computed the embeddings, which may be another
+            detector.
+        facts: The settings that determine the embeddings, such as the precision.
     """
 
     layer: "LinearHead"
@@ -139,22 +150,29 @@ class StoredHead:
 
 @dataclass(frozen=True)
 class StoredHeads:
-    """The heads that score the stored embeddings of a run. They are sent to workers with their weights.
+    """The heads (last layers) of an ensemble's detectors, to score the embeddings of a run.
+
+    They are sent to workers together with their weights.
 
     Attributes:
         run: The run that stores the embeddings.
-        heads: The heads, by detector.
+        heads: The heads, by the name of the detector.
     """
 
     run: RunDirectory
     heads: Mapping[str, StoredHead]
 
     def adapt(self, spec: ScoringSpec, *, waived: bool) -> ScoringSpec:
-        """Return the spec of an ensemble, changed so that these heads replace its detectors.
+        """Return the specification of an ensemble, changed so that it scores stored embeddings.
+
+        Each detector is replaced by its head, which is its last layer.
 
         Args:
-            spec: The spec of the ensemble.
+            spec: The specification of the ensemble.
             waived: Whether the user waives the guarantee of the ensemble.
+
+        Returns:
+            The changed specification.
 
         Raises:
             ConfigError: If the ensemble was calibrated on other embeddings, or needs images.
@@ -178,12 +196,18 @@ class StoredHeads:
 def match_heads(
     stored: StoredEmbeddings, cards: tuple[DetectorCard, ...], config: ScoreConfig
 ) -> StoredHeads:
-    """Find for the head of each detector the stored embeddings on which it can be used.
+    """Find for each detector the stored embeddings that its head can score.
+
+    A head is the last layer of a detector. It can score only embeddings with the settings of those
+    on which it was fitted.
 
     Args:
         stored: The stored embeddings.
         cards: The cards of the detectors.
         config: The settings of the run.
+
+    Returns:
+        The heads, each with its embeddings.
 
     Raises:
         ConfigError: If no stored embeddings match those on which a head was fitted. The message
@@ -228,11 +252,11 @@ def _find_embeddings(stored: StoredEmbeddings, card: DetectorCard, config: Score
 
 
 class StoredBlocks:
-    """Read and score blocks of a run that stores embeddings.
+    """Read the stored embeddings of one block after another, and score them.
 
     Args:
         spec: The ensemble.
-        stored: The heads of its detectors.
+        stored: The heads (last layers) of its detectors.
         clock: Counts the seconds of reading and of scoring.
     """
 

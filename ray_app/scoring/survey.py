@@ -1,9 +1,9 @@
-"""Count the files that a run would score, before it starts.
+"""Count the files that a run would score, before it starts, for `touchstone plan`.
 
-`survey` counts members, bytes, and the requests for reading them, and draws a sample.
-`find_earlier_work` finds the work that is left in an existing run. Both read only listings and files
-of the run directory. Their memory does not grow with the number of members. Only requests over a
-network are counted as billed.
+`survey` counts members (files), bytes, and the requests for reading them, and draws a sample.
+`find_earlier_work` finds the work that is left in an existing run. Both read only listings and
+files of the run directory. Their memory does not grow with the number of members. Only requests
+over a network are counted as billed.
 """
 
 import math
@@ -51,16 +51,21 @@ _WINDOWS = 16
 class Survey:
     """Counts of the members of an archive, and a sample of them.
 
+    A member is a file, or one file in a container such as a tar.
+
     Attributes:
         members: The number of members, without folders that could not be listed.
-        size_bytes: The total size of the members that will be read, if the listing has their size.
+        size_bytes: The total size of the members that will be read, as far as the listing has their
+            sizes.
         unsized: The number of members that will be read and whose size the listing does not have.
-        billed: The number of files and containers that are read over a network.
-        gets: The number of GET requests that are needed to read all members.
-        kinds: For single files (`files`), and for containers of each format: the numbers of members,
-            bytes, and containers, by the field of `PlannedKind`.
-        refused: Counts by status of members that the listing refuses, and of folders that it could
-            not list.
+        billed: The number of files and containers that are read over a network, so that their
+            requests are billed.
+        gets: The number of GET requests that are needed to read all members from such a store.
+        kinds: For single files (key `files`) and for containers of each format (such as key `tar`),
+            the numbers of members, bytes, and containers. The keys of these numbers are the fields
+            of `PlannedKind`.
+        refused: By status, the number of members that will not be read because the listing refuses
+            them, and of folders that it could not list.
         closed_folders: The folders that could not be listed.
         sample: Members drawn evenly from the whole listing, in its order.
     """
@@ -227,15 +232,15 @@ class _Cursor:
 
 
 def find_earlier_work(settings: identity.Settings, spec: ScoringSpec) -> Listing | None:
-    """Return the listed files of the run that a command continues, and which are left to score.
+    """Find what is left to score in the run that a command would continue.
 
     Args:
         settings: The settings of the command.
         spec: The scoring specification.
 
     Returns:
-        The manifests, and the blocks without rows. No block is pending if the run is finished. None
-        for a new run.
+        The manifests (lists of files) of the run, and its blocks without rows. No block is pending
+        if the run is finished. None for a new run.
 
     Raises:
         IdentityError: If the settings of the run differ.
@@ -254,9 +259,12 @@ def describe_progress(
 
     Args:
         run: The run.
-        before: The manifests and blocks of the run.
+        before: The manifests (lists of files) and blocks that the run has already listed.
         blocks_left: The number of blocks to score.
-        members_left: The number of members to score.
+        members_left: The number of files to score.
+
+    Returns:
+        The state of the run, and how much of it is done and left.
     """
     return PlannedRun(
         url=run.store.url,
@@ -271,17 +279,20 @@ def describe_progress(
 def members_to_score(
     settings: identity.Settings, before: Listing | None, fetcher: Fetcher
 ) -> Iterable[ListedMember | ManifestMember]:
-    """Return the members that a command would score.
+    """Return the members (files) that a command would score.
 
     For a new run, or a run that has listed nothing yet, these are all files of the source. For an
     unfinished run, they are the files of the blocks without rows. For a finished run, they are the
-    files that are new or changed. Iterating raises ConfigError if the source is empty, and
-    StorageError if the source is unreachable.
+    files that are new or changed.
 
     Args:
         settings: The settings of the command.
         before: The work of an earlier command; None for a new run.
         fetcher: Reads lists and containers.
+
+    Returns:
+        The members. Iterating raises ConfigError if the source is empty, and StorageError if the
+        source is unreachable.
     """
     config = settings.config
     archive = open_archive(config, fetcher)

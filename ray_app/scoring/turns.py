@@ -1,4 +1,8 @@
-"""Define a turn: the blocks that one pipeline scores, in a fixed order (`Turn`)."""
+"""Define a turn: the blocks that one Ray Data pipeline scores, in a fixed order (`Turn`).
+
+A block is a group of files that is scored as a unit. A run needs more than one turn if files are
+listed later, or if blocks were not started because a node was taken away.
+"""
 
 import time
 from collections.abc import Iterator
@@ -14,19 +18,19 @@ _PORTION_POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Turn:
-    """The blocks that one pipeline scores, over which Ray Data's read task iterates.
+    """The blocks that one Ray Data pipeline scores, over which its read task iterates.
 
-    If Ray repeats the read task, it yields the same blocks in the same order. The blocks are either
-    known when the turn starts, or in portions that the listing writes during the turn and that never
-    change.
+    If Ray repeats the read task, it yields the same blocks in the same order. Some blocks are known
+    when the turn starts. Others are in portions, parts of a manifest that a listing writes during
+    the turn. A portion never changes.
 
     Attributes:
         run: The run directory.
-        lease: The number of the command's lease.
+        lease: The number of the command's claim on the run directory.
         number: The number of the turn.
         blocks: The blocks that are known when the turn starts.
-        following: The manifest and the portion that the listing writes next; None if no listing is
-            in progress.
+        following: The numbers of the manifest and of its portion that the listing writes next; None
+            if no listing is in progress.
     """
 
     run: RunDirectory
