@@ -67,7 +67,11 @@ class Run:
 
 
 def build_runs(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]:
-    """Group raw files into runs of at least `run_rows` members each, except for the last."""
+    """Group raw files into runs of at least `run_rows` members each, except for the last run.
+
+    A raw file has listed members that are not cut into blocks yet. One task cuts the members of a
+    run.
+    """
     runs: list[Run] = []
     buffered: list[dedup.ChosenMembers] = []
     rows = 0

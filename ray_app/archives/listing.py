@@ -171,12 +171,12 @@ class ListingProcess:
 def list_archive(
     request: ListingRequest, print_progress: Callable[[int], object]
 ) -> ManifestInfo | None:
-    """List an archive, and write its manifest in portions.
+    """List an archive, and write its manifest (the list of its members) in portions.
 
-    If `every_s` of the request is set, the archive is listed repeatedly, and the function does not
-    return. The manifest then stays open, and each listing adds the members that are new. If a
-    source fails and the run already has listed members, the error is printed and the listing is
-    repeated.
+    A portion can be scored while the listing continues. If `every_s` of the request is set, the
+    archive is listed repeatedly, and the function does not return. The manifest then stays open,
+    and each listing adds the members that are new. If a source fails and the run already has listed
+    members, the error is printed and the listing is repeated.
 
     Args:
         request: The archive and the run.

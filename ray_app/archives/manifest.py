@@ -226,9 +226,10 @@ class BlockList(Sequence[BlockRef]):
 
     @property
     def heaviest_mean(self) -> float:
-        """The mean size in bytes of the members of the block in which this mean is highest.
+        """The highest mean size of the members of a block in bytes, over all blocks.
 
-        Members of unknown size count 0 bytes.
+        A high value means that some blocks have large files and take long. Members of unknown size
+        count 0 bytes.
         """
         sizes, members = (self._table[name].to_numpy() for name in ("size_bytes", "members"))
         return float((sizes / np.maximum(members, 1)).max(initial=0.0))
@@ -323,14 +324,15 @@ def read_open_manifest(store: Store) -> ManifestInfo | None:
 def list_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
     """Return the numbers of all complete manifests, and the info of the open manifest so far.
 
-    The open manifest is one that a listing has not completed yet.
+    The open manifest is one that a listing has not completed yet. The listing writes it in
+    portions.
 
     Args:
         store: The run directory.
 
     Returns:
         The numbers, ascending, and the info of the last complete portion. The info is None if no
-        manifest with a portion is open.
+        manifest with a complete portion is open.
     """
     last = last_complete(store)
     following = 0 if last is None else last.manifest + 1
@@ -437,7 +439,7 @@ def close_manifest(store: Store, last_portion: ManifestInfo) -> ManifestInfo:
 
 
 def copy_manifest(store: Store, number: int, target: Store) -> None:
-    """Copy a complete manifest into another run, under the same number.
+    """Copy a complete manifest (a list of members) into another run, under the same number.
 
     The copy is complete only when all files are copied, so an interrupted call can be repeated.
 
@@ -677,11 +679,15 @@ def read_vanished(store: Store, number: int) -> Ids:
 def read_vanished_so_far(store: Store, portion_info: ManifestInfo) -> Ids:
     """Return the sorted ids of the members that an open manifest lists as vanished so far.
 
-    An earlier manifest lists these members, but the archive no longer has them.
+    An earlier manifest lists these members, but the archive no longer has them. A listing that is
+    not finished writes the open manifest in portions.
 
     Args:
         store: The run directory.
         portion_info: The info of one portion of the manifest. Later portions are left out.
+
+    Returns:
+        The ids.
     """
     number, previous = portion_info.manifest, _read_vanished(store, portion_info.manifest - 1)
     changes = read_table(store, path_in(number, "vanished.parquet", portion_info.portions - 1))

@@ -28,7 +28,7 @@ _FIRST_BLOCK_MEMBERS = 16
 
 @dataclass(frozen=True, slots=True)
 class MemberLocation:
-    """The location of a member in its container, with which it is read without those before it.
+    """The location of a member in its container, from which it can be read without other members.
 
     Attributes:
         kind: The container's format (`ray_app.archives.containers`).
@@ -139,17 +139,19 @@ def is_unreadable_folder(item: "ListedMember | ManifestMember") -> bool:
 class ManifestMember:
     """One row of a manifest: a listed file with its id and its fixed position in a block.
 
+    A block is a fixed list of files that is scored as a unit.
+
     Attributes:
         image_id: The id of the file, unique in its run (see the function `image_id`).
         uri: The file, or the container that holds it.
-        member: The name within the container, None for a file of its own.
+        member: The name within the container, None for a separate file.
         occurrence: 0, 1, … for members of equal names in one container.
         version: The version of the file or container, "" if unknown.
         size_bytes: The size of the encoded file, -1 if unknown.
-        block: The block within the manifest.
-        slot: The position within the block.
-        input: Values of the source's columns for this file, by column name.
-        place: The location within the container, None for a file of its own.
+        block: The number of the block in the manifest.
+        slot: The position of the file in the block.
+        input: Values of the user's own columns for this file, by column name.
+        place: The location within the container, None for a separate file.
         refused: The reason why the member must not be read, None if it may be.
     """
 
@@ -316,7 +318,10 @@ R = TypeVar("R")
 
 
 class MapFunction(Protocol):
-    """The type of functions that apply a picklable function to items, in any processes."""
+    """The type of functions that apply a picklable function to items, in any processes.
+
+    Examples are `map_serial`, which uses this process, and functions that use threads or Ray tasks.
+    """
 
     def __call__(
         self, function: Callable[[T], R], items: Iterable[T], /

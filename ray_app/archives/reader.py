@@ -149,14 +149,14 @@ class MemberReader:
 
 
 def read_block(store: Store, ref: BlockRef) -> pa.Table:
-    """Return the rows of one block of a manifest in the order of slots. The store gets one request.
+    """Read the rows of one block of a manifest, in their order. The store gets one request.
 
     Args:
         store: The run directory.
-        ref: The block.
+        ref: The location of the block.
 
     Returns:
-        A table with the columns of the manifest.
+        A table with the columns of the manifest, and one row per member (file) of the block.
     """
     return pq.ParquetFile(
         pa.BufferReader(store.read(path_in(ref.manifest, ref.file)))

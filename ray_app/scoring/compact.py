@@ -1,7 +1,8 @@
-"""Copy a finished run to a new directory, as one manifest with few files (`compact_run`).
+"""Copy a finished run to a new directory with few files (`compact_run`).
 
-`copy_rows` can also compute new verdicts, as `touchstone runs decide` does. The source run is never
-changed. It may be a run of Touchstone 0.20 or later.
+All files of the copy are in one manifest, which is a list of files. `copy_rows` can also compute
+new verdicts, as `touchstone runs decide` does. The source run is never changed. It may be a run of
+Touchstone 0.20 or later.
 """
 
 import tempfile

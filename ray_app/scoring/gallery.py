@@ -86,21 +86,23 @@ def make_gallery(
 ) -> dict[str, Any]:
     """Write HTML pages with thumbnails of a finished run's images and their results.
 
-    Images are in the order of the archive, so the same run gives the same pages. An image that cannot
-    be read has a tile with the reason. The return value is the content of `gallery.json`: the
-    selection, the number of images, and the number of pages.
+    Images are in the order of the archive, so the same run gives the same pages. An image that
+    cannot be read has a tile with the reason.
 
     Args:
         url: The run directory.
         out: The folder of the gallery; any fsspec URL.
-        row_filter: The images to show.
+        row_filter: Which images to show, for example by verdict or by predicted generator.
         max_images: The maximum number of images: those with the highest scores. None shows all.
         per_page: The number of images on a page.
         quiet: Whether to show no progress.
 
+    Returns:
+        The content of `gallery.json`: the selection, the number of images, and the number of pages.
+
     Raises:
-        ConfigError: If the run is not finished, has no profile to select a generator by, or `out`
-            contains something else.
+        ConfigError: If the run is not finished, or `out` contains something else. Also if images
+            are selected by a generator that the run does not predict.
     """
     from ray_app.reports import gallery
 

@@ -167,7 +167,13 @@ class Settings:
         }
 
     def require_same(self, run: RunDirectory) -> None:
-        """Check that an existing run was started with the same settings, with or without GPUs.
+        """Check that an existing run was started with the same settings.
+
+        The number of GPUs is not known yet, so it is enough if the settings match with or without
+        GPUs.
+
+        Args:
+            run: The run directory.
 
         Raises:
             IdentityError: If settings differ. The message names each of them.

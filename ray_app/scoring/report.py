@@ -194,7 +194,8 @@ def _merge_times(
 def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
     """Return the facts about an ensemble that a user needs to interpret its scores.
 
-    They include the rule, the thresholds with their rates, and whether probabilities are calibrated.
+    They include the rule that combines the detectors' scores, the thresholds with their rates, and
+    whether probabilities are calibrated.
     """
     members = [
         document.DetectorSummary(
@@ -246,8 +247,9 @@ def closed_folders(run: RunDirectory) -> NotedFolders:
 def bad_fraction(summary: dict[str, Any]) -> float:
     """Return the fraction of a run's files that are images but have no score.
 
-    The counts are those in `summary`, the content of the run's `summary.json`. Files in an
-    unsupported format do not count as bad.
+    A run exits with `TOO_MANY_BAD` if this exceeds the setting `max_bad_fraction`. The counts are
+    those in `summary`, the content of the run's `summary.json`. Files in an unsupported format do
+    not count as bad.
     """
     good = (Status.OK, Status.UNSUPPORTED_FORMAT)
     bad = sum(count for status, count in summary["statuses"].items() if status not in good)

@@ -195,7 +195,7 @@ def check_settings(settings: identity.Settings, directory: RunDirectory) -> None
 
     - The run directory belongs to another command.
     - A card is unknown, weights are missing, or a licence was not accepted.
-    - A trust list is missing.
+    - A trust list, which has certificates whose C2PA signatures count as trusted, is missing.
     - The source is missing or empty.
     - The ensemble was not calibrated for the settings.
     """
@@ -961,11 +961,15 @@ def estimate_memory(
 def check_detectors(settings: identity.Settings) -> None:
     """Check that all detectors of a command can be used on this machine. Fetches weights.
 
-    The licences must be accepted and the weights available. Detectors that run in a Python process of
-    their own (family `callable`) are started for a test.
+    The licences must be accepted and the weights available. Detectors that run in a Python process
+    of their own (family `callable`) are started for a test.
+
+    Args:
+        settings: The settings of the command.
 
     Raises:
-        ConfigError: If the card of the identifier or the describer is missing or does not fit.
+        ConfigError: If the card of the identifier (which names generators) or of the describer
+            (which predicts prompts) is missing or does not fit.
         DetectorError: If a licence was not accepted, weights are missing, or a detector's process
             cannot be started.
     """

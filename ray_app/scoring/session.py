@@ -326,9 +326,10 @@ class ScoringSession:
 
 
 def count_backbone_runs(counts: Mapping[str, int]) -> dict[str, document.Sharing]:
-    """Return for each backbone that detectors share how often it was requested and how often it ran.
+    """Count how often each shared backbone ran, and how often detectors requested it.
 
-    These numbers are among `counts`, the counters of the workers by name.
+    Detectors that share a backbone can use one result, so it may run less often than it is
+    requested. The numbers are among `counts`, the counters of the workers by name.
     """
     runs = {
         name.removeprefix(RUNS): count for name, count in counts.items() if name.startswith(RUNS)

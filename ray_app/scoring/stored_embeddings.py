@@ -87,7 +87,7 @@ class StoredEmbeddings:
 
 
 def reads_embeddings(config: ScoreConfig) -> bool:
-    """Return whether a source of a config has the form `features::RUN`."""
+    """Return whether a source of a config is `features::RUN`, the stored embeddings of a run."""
     return EMBEDDINGS in [split_kind(source)[0] for source in config.source]
 
 

@@ -60,7 +60,7 @@ class Survey:
         unsized: The number of members that will be read and whose size the listing does not have.
         billed: The number of files and containers that are read over a network, so that their
             requests are billed.
-        gets: The number of GET requests that are needed to read all members from such a store.
+        gets: The number of GET requests over a network that are needed to read all members.
         kinds: For single files (key `files`) and for containers of each format (such as key `tar`),
             the numbers of members, bytes, and containers. The keys of these numbers are the fields
             of `PlannedKind`.
@@ -107,6 +107,9 @@ def survey(
         sample: The number of members to sample. The sample is always the same.
         max_bytes: The maximum size of a file. Larger files are refused, so they cost no request.
         progress: A function that is called now and then with the number of members so far.
+
+    Returns:
+        The counts and the sample.
     """
     result, cursor, windows = Survey(), _Cursor(), _Windows(sample)
     for item in items:
