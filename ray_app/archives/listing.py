@@ -1,9 +1,9 @@
 """List an archive in a separate process, which writes a manifest of a run (`ListingProcess`).
 
-The command that scores is the parent of this process. It learns from the manifest alone which
-members are listed. The listing process ends when its parent dies. It writes under the number of its
-parent's lease, the claim on the run directory. So a listing process that is left from an earlier
-command cannot change the run.
+The command that scores is the parent of the listing process. The parent learns from the manifest
+alone which members are listed. The listing process ends when its parent dies. It writes under the
+number of its parent's lease, the claim on the run directory. So a listing process that is left from
+an earlier command cannot change the run.
 
 `python -P -m ray_app.archives.listing` reads a `ListingRequest` as one line of JSON from stdin,
 which the parent keeps open, and writes its `ListingOutcome` to stdout.

@@ -118,7 +118,7 @@ class SectionListing:
             sum.
         settled: Whether these members can change only if their containers change. This is true if
             each of them is inside a container, or is refused for a lasting reason, such as damage.
-        linked: Folders that were not listed, because they are symbolic links.
+        linked: The number of symbolic links to folders, which were not followed, and an example.
         closed: Folders, files, and containers whose members the store refused to list.
         rest: The part of a range of keys that was not listed yet, None if there is none.
     """

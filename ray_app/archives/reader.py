@@ -64,7 +64,8 @@ class MemberReader:
     ) -> Iterator[tuple[ManifestMember, bytes | InputError]]:
         """Yield every member in order, with its encoded bytes or its error.
 
-        For a member that was refused when it was listed, the error is the reason; it is not read.
+        A member that was refused when it was listed is not read. Its error is the reason for the
+        refusal.
         """
         with closing(self._iter_data(filterfalse(attrgetter("refused"), members))) as arriving:
             for member in members:

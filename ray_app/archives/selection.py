@@ -28,8 +28,9 @@ class Selection:
     def filter_entries(self, entries: Iterator[ListedEntry]) -> Iterator[tuple[ListedEntry, bool]]:
         """Yield each entry outside the skipped URLs, and whether the patterns let the entry pass.
 
-        A container passes if any of its members might pass. So it is opened, or it is reported if
-        it cannot be opened. An unreadable folder passes if any file in it might pass.
+        An entry is a member or an unopened container, with its path. A container passes if any of
+        its members might pass. So it is opened, or it is reported if it cannot be opened. An
+        unreadable folder passes if any file in it might pass.
         """
         included, excluded = (
             _build_test(self.include, otherwise=True),

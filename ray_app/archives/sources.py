@@ -377,8 +377,8 @@ def create_fetcher(
 def canonical_name(source: str) -> str:
     """Return the canonical spelling of a source, without secrets.
 
-    The prefix `KIND::` of a source, which states its format, is kept. The result is the name of the
-    source in the identity of a run.
+    The prefix `KIND::` of a source, which states its format, is kept. A run stores the result, and
+    compares it with the sources of later commands.
 
     Args:
         source: The source as the user gave it.

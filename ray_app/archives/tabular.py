@@ -149,7 +149,7 @@ def text_table(
     format_value: Callable[[Any], str],
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Return rows as an Arrow table of texts. A missing value and "" become null.
+    """Convert rows to an Arrow table of text columns. A missing value and "" become null.
 
     Args:
         rows: The rows, by column name.

@@ -112,8 +112,9 @@ class ArchiveWalker:
             changes.
         named: The number of files and containers that the sources themselves list and that pass the
             patterns.
-        linked: Folders that were not listed, because they are symbolic links.
-        closed_folders: Folders of the whole listing that could not be listed.
+        linked: The number of symbolic links to folders, which were not followed, and an example.
+        closed_folders: The number of folders of the whole listing that could not be listed, and an
+            example.
         closed: Folders, files, and containers whose members this process could not list.
         unlisted: The sections that are still to be listed, None before the first step.
     """

@@ -1,4 +1,7 @@
-"""Turn pending blocks into committed parts in one Ray Data pipeline (`score_turn`).
+"""Score pending blocks in one Ray Data pipeline, and write their rows (`score_turn`).
+
+A block is a group of members (files) that is scored as a unit. Its part is the file with its result
+rows.
 
     manifest ─ BlockRef ─> BlockDecoder ─ OpenBlock ─> TensorScorer ─ OpenBlock ─> … ─> BlockCommitter ─ BlockReport ─> driver
     manifest ─ BlockRef ─> BlockScorer ─ BlockReport ─> driver                                            (fused layout: all in one pool)

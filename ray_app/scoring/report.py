@@ -259,7 +259,8 @@ def bad_fraction(summary: dict[str, Any]) -> float:
 def has_read_nothing(summary: dict[str, Any]) -> bool:
     """Return whether a run listed files, but could read none of them from storage.
 
-    The counts are those in `summary`, the content of the run's `summary.json`.
+    Without a setting `max_bad_fraction`, such a run exits with `TOO_MANY_BAD`. The counts are those
+    in `summary`, the content of the run's `summary.json`.
     """
     return bool(summary["members"]) and all(
         status.startswith("source_") for status, count in summary["statuses"].items() if count

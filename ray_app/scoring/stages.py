@@ -166,7 +166,7 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class NotStarted(TerminalMessage):
-    """The message that a block was not started, because of a stop or because its node will go away."""
+    """The message that a block was not started, because the run stops or its node will be taken away."""
 
     ref: BlockRef
 
@@ -427,10 +427,11 @@ class BlockDecoder(BlockStage):
         self._counters = (self._reading, self._reading.fetcher, self._reading.decoder)
 
     def work(self, ref: BlockRef) -> OpenBlock | NotStarted:
-        """Return the members of a block with their images as prepared uint8 tensors.
+        """Read and decode the images of a block, and return it with the images as uint8 tensors.
 
-        If detectors keep the sizes of images, the result also contains the encoded files. If the run
-        stops or this node will be taken away, the block is returned as `NotStarted`.
+        The tensors have the sizes that the detectors need. If a detector reads images at their
+        original size, the result also contains the encoded files. If the run stops or this node
+        will be taken away, the block is returned as `NotStarted`.
         """
         if not self._may_start():
             return NotStarted(ref)
@@ -593,6 +594,9 @@ def _select_rows(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:
 
 def scorer_stages(job: ScoringJob) -> list[tuple[type[BlockStage], tuple[Any, ...]]]:
     """Return the stages between decoders and committers in the split layout, in their order.
+
+    Args:
+        job: The data that every worker process of the session needs.
 
     Returns:
         For each stage, its class, and the arguments of its `start` after the job.

@@ -66,7 +66,7 @@ class Survey:
             of `PlannedKind`.
         refused: By status, the number of members that will not be read because the listing refuses
             them, and of folders that it could not list.
-        closed_folders: The folders that could not be listed.
+        closed_folders: The number of folders that could not be listed, and an example.
         sample: Members drawn evenly from the whole listing, in its order.
     """
 
