@@ -1,9 +1,9 @@
 """Plan what a scoring run takes and costs, before it starts (`plan_run`).
 
 The stages of a run score a sample of the archive on this machine. The time of the run is estimated
-from the measured seconds per image, the number of members, and the number of processes on the planned
-machines. The speed of GPUs that this machine lacks is estimated from the multiply-adds on the detectors'
-cards.
+from the measured seconds per image, the number of members, and the number of processes on the
+planned machines. The speed of GPUs that this machine lacks is estimated from the multiply-adds on
+the cards of the detectors.
 
 A plan starts no cluster, and writes nothing into the run directory.
 """

@@ -166,7 +166,7 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class NotStarted(TerminalMessage):
-    """The message that a block was not started, because the run stops or its node will be taken away."""
+    """The message that a block was not started, because the run or its node will stop."""
 
     ref: BlockRef
 
