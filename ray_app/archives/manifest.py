@@ -1,8 +1,8 @@
 """Read and write manifests, the lists of members that a run scores.
 
 Start reading at `ManifestInfo`, `BlockRef`, `read_blocks`, and `write_listed`. `listed_rows`
-converts members to Arrow rows. Each listing or retry of a run adds a manifest. Manifest <n>, from 0,
-has these files in the run directory:
+converts members to Arrow rows. Each listing or retry of a run adds a manifest. Manifest <n>, from
+0, has these files in the run directory:
 
     manifest/<n>/part-00000-00000.parquet   members; a row group is a block, a few blocks are a file
     manifest/<n>/blocks.parquet             for each block: its file, row group, members, and bytes
