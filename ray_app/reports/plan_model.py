@@ -38,7 +38,7 @@ class PlannedRun:
 
     Attributes:
         url: The run directory.
-        state: `begun` if its listing did not finish, `unfinished`, or `finished`.
+        state: `begun` if nothing is listed yet, `unfinished`, or `finished`.
         blocks_done: Number of blocks that are scored.
         members_done: Number of members of these blocks.
         blocks_left: Number of blocks to score.
