@@ -1,9 +1,10 @@
-"""Read the labelled rows of a run for an evaluation (`count_rows`).
+"""Count the labelled images of a run and read their scores, as input of all metrics (`count_rows`).
 
-The result (`Cells`) has counts and scores by cell, which is the combination of an image's truth,
-format, and size. It also has a sample of the rows, the most confident mistakes, and the digest of
-the labelled images (`compute_digest`). The sample has the rows whose ids have the lowest hashes, so
-the sample and the digest do not depend on the order of the rows.
+The result (`Cells`) groups images into cells. A cell has the images of one kind (real, generated as
+a whole, or edited locally), generator, file format, and range of sizes. The result also has a
+sample of the images, the most confident mistakes, and a digest that identifies the labelled images
+(`compute_digest`). The sample has the images whose ids have the lowest hashes, so the sample and
+the digest do not depend on the order of the rows.
 """
 
 import base64
@@ -59,10 +60,11 @@ _IN_CELLS = "images JOIN cells USING (code, form, band)"
 
 
 class FileCell(NamedTuple):
-    """The key of a cell: images of one group, format, and size.
+    """The images of one kind, generator, file format, and range of sizes.
 
     Attributes:
-        group: The group by truth: the kind and the generator.
+        group: The kind (real, generated as a whole, or edited locally) and the generator, by the
+            labels.
         format: The file format; `unknown` if the file could not be read.
         size: One of BANDS, such as `1–4 MP`; `unknown` if the file could not be read.
     """
@@ -75,9 +77,11 @@ class FileCell(NamedTuple):
 class ScoreColumn(NamedTuple):
     """The scores that one detector or ensemble gave to labelled images.
 
+    Images without a score are left out.
+
     Attributes:
-        scores: Scores (n,), log-odds of fake, in the order of the database.
-        cells: Index (n,) of each image's cell in `Cells.cells`.
+        scores: Scores (n,), log-odds of fake, in no particular order.
+        cells: Index (n,) in `Cells.cells` of the cell to which each scored image belongs.
     """
 
     scores: npt.NDArray[np.floating[Any]]
@@ -86,22 +90,24 @@ class ScoreColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class Cells:
-    """Counts and scores of the labelled rows of a run, by cell.
+    """Counts and scores of the labelled images of a run, by cell.
 
-    A cell is a set of images with the same class and generator, file format, and range of sizes.
+    A cell is a set of images of one kind, generator, file format, and range of sizes. Each image of
+    a run has one row of results.
 
     Attributes:
         rows: Number of labelled rows by cell, status, and verdict. The verdict is None if the image
             was not scored.
         cells: All cells.
         scores: Function that reads the scores of a detector or ensemble, given its name.
-        views: Function that reads the scores of a detector or ensemble under each perturbation,
-            given its name. It yields the name of each perturbation and its scores.
+        views: Function that reads the scores of perturbed copies of the images, given the name of a
+            detector or ensemble. It yields the name of each perturbation and the scores.
         sample: Random sample of the labelled rows.
-        mistakes: The most confident mistakes of the system that decides verdicts, without
-            thumbnails.
-        predicted: Number of rows with a `predicted_generator` and with a `predicted_prompt`.
-        digest: Digest of the labelled images (`compute_digest`).
+        mistakes: Images whose score is on the wrong side of the threshold, the most confident
+            first. The score is that of the ensemble or detector that decides verdicts.
+        predicted: Number of rows that name a generator, under the key `predicted_generator`, and of
+            rows with a predicted prompt, under `predicted_prompt`.
+        digest: Number that identifies the set of labelled images (`compute_digest`).
     """
 
     rows: Counter[tuple[FileCell, str, str | None]]
@@ -120,16 +126,20 @@ class Cells:
 
 
 def count_rows(labelled: LabelledRows, systems: Systems, *, max_sample: int = MAX_SAMPLE) -> Cells:
-    """Count the labelled rows of a run by cell, and make readers of their scores.
+    """Count the labelled images of a run by cell, and make functions that read their scores.
 
-    A cell is a set of images with the same class and generator, file format, and range of sizes.
-    The scores are not read yet: `Cells.scores` and `Cells.views` read one column at a time when
-    they are called.
+    A cell is a set of images of one kind, generator, file format, and range of sizes. The scores
+    are not read yet: `Cells.scores` and `Cells.views` read the scores of one detector at a time
+    when they are called.
 
     Args:
-        labelled: The rows, which were joined with `COLUMNS` and `systems`.
-        systems: The systems of the run.
+        labelled: The labelled rows of the run, after `LabelledRows.join` with `COLUMNS` and
+            `systems`.
+        systems: The detectors and the ensemble of the run.
         max_sample: Maximum number of rows in the sample.
+
+    Returns:
+        The counts, the sample, and the functions that read scores.
     """
     database = labelled.database
     database.execute(_IMAGES)
@@ -255,22 +265,26 @@ def _read_mistakes(database: Database, system: System) -> list[dict[str, Any]]:
 
 
 def hash_ids(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """Return a distinct hash for each id (n,)."""
+    """Return a distinct hash for each image id (n,), by which a random sample is selected."""
     return mix_bits(ids.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
 
 
 def compute_digest(
     image_ids: npt.NDArray[np.int64] | UInt64s, is_fake: npt.NDArray[np.bool_]
 ) -> int:
-    """Return the sum of 64-bit hashes of images with their labels, modulo 2⁶⁴.
+    """Return a number that identifies a set of labelled images, regardless of their order.
 
-    The digest of two disjoint parts together is the sum of their digests. Each image is hashed by
-    SplitMix64 (Steele, Lea and Flood 2014), which protects against accidental collisions but not
-    against an adversary.
+    Equal digests show that two evaluations used the same images and labels. The digest is the sum
+    of 64-bit hashes of images with their labels, modulo 2⁶⁴. The digests of two disjoint sets can
+    therefore be added. The hash is SplitMix64 (Steele, Lea and Flood 2014), which protects against
+    accidental collisions but not against an adversary.
 
     Args:
         image_ids: Ids (n,).
         is_fake: Labels (n,).
+
+    Returns:
+        The digest, from 0 to 2⁶⁴ − 1.
     """
     with np.errstate(over="ignore"):
         values: UInt64s = image_ids.astype(np.uint64) + np.where(
@@ -280,7 +294,11 @@ def compute_digest(
 
 
 def mix_bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Apply SplitMix64's finaliser, a bijection (Steele, Lea and Flood 2014), to integers (n,)."""
+    """Return a pseudo-random 64-bit hash of each integer (n,).
+
+    Different integers get different hashes. The function is the finaliser of SplitMix64 (Steele,
+    Lea and Flood 2014).
+    """
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -289,13 +307,17 @@ def mix_bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def add_thumbnails(
     rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, has_thumbnails: bool
 ) -> list[Mistake]:
-    """Return mistakes with thumbnails, which are small JPEGs in base64.
+    """Return the mistakes of `Cells.mistakes` as `Mistake` objects, with thumbnails if requested.
+
+    A mistake is an image whose score is on the wrong side of the threshold.
 
     Args:
-        rows: The mistakes.
+        rows: The rows of the mistakes.
         run: The run whose images are read.
-        has_thumbnails: Whether to read thumbnails. Without them, and for an image that cannot be
-            read, the thumbnail is None.
+        has_thumbnails: Whether to read thumbnails, which are small JPEGs in base64.
+
+    Returns:
+        The mistakes. The thumbnail is None if it was not requested or the image cannot be read.
     """
     thumbnails = (
         read_thumbnails(run, [row["image_id"] for row in rows]) if has_thumbnails and rows else {}
@@ -314,12 +336,17 @@ def add_thumbnails(
 def read_thumbnails(
     run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX
 ) -> dict[int, bytes]:
-    """Read small JPEGs of images of a run, by image id; skip images that cannot be read any more.
+    """Return small JPEGs of images of a run, by image id.
+
+    Images that cannot be read any more are left out.
 
     Args:
         run: The run.
         ids: The ids of the images.
         side: Maximum length of a side in pixels.
+
+    Returns:
+        The bytes of each JPEG by image id.
     """
     return {image_id: thumbnail(pixels, side) for image_id, pixels in decode_run_images(run, ids)}
 
@@ -342,10 +369,12 @@ def decode_run_images(run: RunDirectory, ids: Collection[int]) -> Iterator[tuple
 def decode_members(
     members: Sequence[ManifestMember], fetcher: Fetcher, limits: ImageLimits
 ) -> Iterator[tuple[ManifestMember, Image.Image]]:
-    """Yield the members that can be read and decoded, in order, each with its pixels.
+    """Yield the files of an archive that can be read and decoded, in order, each with its pixels.
+
+    Files that cannot be read or decoded are skipped.
 
     Args:
-        members: Members of an archive.
+        members: Files of an archive (members).
         fetcher: Reads their bytes.
         limits: Limits on the images.
     """

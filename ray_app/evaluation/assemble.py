@@ -1,4 +1,8 @@
-"""Measure a run against its labels (`assemble`), and write the result (`write_result`)."""
+"""Compute all metrics of a labelled run (`assemble`), and read or write the result.
+
+The files of a result (`write_result`, `read_result`) are metrics.json, metrics.csv,
+metrics.parquet, and report.html.
+"""
 
 import csv
 import io
@@ -51,17 +55,17 @@ from ray_app.storage import Store, strip_all_secrets, strip_secrets
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The input of `assemble`: a run, its labels, and counts and scores of the labelled rows.
+    """The input of `assemble`: a run, its labels, and counts and scores of the labelled images.
 
     Attributes:
         run: The run.
         labels: The labels, joined with the run's rows.
         systems: The run's detectors and ensemble.
         cells: Counts and scores of the labelled rows.
-        protocol: The protocol, or None.
-        config: The settings.
-        warnings: Warnings about the labels, as sentences.
-        faults: Known faults of the data, as sentences.
+        protocol: The rules for reproducing a published table; None for the plain rules.
+        config: The settings of the evaluation.
+        warnings: Sentences on labels and rows that do not match, to show with the result.
+        faults: Sentences on known faults of the labelled data, such as prompts of other images.
     """
 
     run: RunDirectory
@@ -79,11 +83,14 @@ def assemble(
 ) -> EvaluationResult:
     """Compute all metrics of a run against its labels, and return the result of the evaluation.
 
-    Only the scores of one detector are in memory at a time.
+    Only the scores of one detector or ensemble are in memory at a time.
 
     Args:
         evaluation: The run, its labels, and the labelled rows.
         progress: Called with the name of each step.
+
+    Returns:
+        The metrics, with curves, mistakes, and overlays of masks, to be written by `write_result`.
     """
     config, protocol, cells = evaluation.config, evaluation.protocol, evaluation.cells
     run_info = evaluation.run.describe()
@@ -225,10 +232,15 @@ def write_result(result: EvaluationResult, out: Store) -> None:
 
 
 def read_result(url: str) -> EvaluationResult:
-    """Read the result of an evaluation from its directory, without curves and images.
+    """Read the result of an evaluation from its directory.
+
+    Only the metrics and facts are read. Curves and images are left empty.
 
     Args:
         url: Path or fsspec URL of a directory that `write_result` wrote.
+
+    Returns:
+        The result.
 
     Raises:
         ConfigError: The directory has no evaluation, or another version wrote it.

@@ -1,4 +1,8 @@
-"""Compare two runs: verdicts, scores, and, with labels, TPR, TNR, and AUC (`compare`)."""
+"""Compare two runs on the images that both scored (`compare`).
+
+The comparison has verdicts and scores and, with labels, true-positive and true-negative rates and
+AUC.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
@@ -48,9 +52,13 @@ def compare(
         labels: A file or an index of labels; None for the labels in the runs' own columns.
         by: The column that matches the rows of both runs; None for `image_id`, or `sha256` if the
             runs share no id.
-        intervals: `generators` if intervals are to generalise to further generators and sources,
-            which requires that labels name eight or more. `images` if they are to generalise only
-            to further images.
+        intervals: Which images the 95 % intervals of metrics are to describe. `generators` includes
+            images of generators and sources that the labels do not have, and requires that labels
+            name eight or more. `images` means further images of the labelled generators and
+            sources.
+
+    Returns:
+        The comparison, with counts, differences, and their intervals.
 
     Raises:
         ConfigError: A run does not exist or has no finished listing, `by` is invalid, or a label is

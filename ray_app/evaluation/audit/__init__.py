@@ -1,4 +1,5 @@
-"""Estimate the error rates of a run on its whole archive from people's labels of a few images.
+"""Estimate the error rates of a run on its whole archive, by labelling a small random sample.
 
+`sample` draws the images that people label, and `estimate` computes the rates from the labels.
 Importing this package loads neither Ray nor torch.
 """

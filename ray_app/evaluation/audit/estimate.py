@@ -26,10 +26,10 @@ _KEYS = (["image_id"], ["uri", "member"])
 
 @dataclass(frozen=True)
 class AuditLabels:
-    """People's labels of the images of a sample, counted by stratum.
+    """Counts of the labels that people gave to the images of a sample of a run.
 
     Attributes:
-        strata: Counts of labels in each stratum.
+        strata: The counts by stratum, a part of the run with one verdict and a range of scores.
         blank: Number of images of the sample without a label.
         others: Number of labels of images that are not in the sample.
     """
@@ -60,6 +60,9 @@ def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
         folder: The folder of the result. The sample's `audit.json` is in this folder or in that of
             the labels.
 
+    Returns:
+        The content of `result.json`: the estimates with 95 % intervals, counts, and notes.
+
     Raises:
         ConfigError: The sample is missing or was drawn from another run, or a label is invalid.
     """
@@ -75,11 +78,17 @@ def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
 
 
 def read_answers(url: str, audit: Audit) -> AuditLabels:
-    """Read people's labels of a sample and count them: real, fake, unsure, or blank.
+    """Read the labels that people gave to the images of a sample, and count them by stratum.
+
+    A stratum is a part of the run with one verdict and a range of scores. A label is real, fake, or
+    `unsure`.
 
     Args:
         url: Path or URL of the labels.
         audit: The sample.
+
+    Returns:
+        The counts of labels, and of images without a label.
 
     Raises:
         ConfigError: No label belongs to the sample, a label is invalid, or an image has two labels.
@@ -152,7 +161,19 @@ def _match(source: Labels, key: list[str], sample: pd.DataFrame) -> pd.DataFrame
 
 
 def build_document(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
-    """Return the content of `result.json`: estimates, labels of each stratum, and findings."""
+    """Return the content of `result.json` except for its notes.
+
+    The content has the estimated error rates, the counts of labels by stratum, and conclusions as
+    sentences. One conclusion is whether the labels show that the false-positive rate that the
+    ensemble's card guarantees is kept.
+
+    Args:
+        audit: The sample of the run.
+        answers: The labels that people gave to the images of the sample.
+
+    Returns:
+        The content as JSON-compatible values.
+    """
     strata = [
         {
             "name": stratum.description,

@@ -1,8 +1,9 @@
-"""Draw a sample of a run for people to label (`draw_sample`), in strata by verdict and score.
+"""Draw a sample of a run for people to label (`draw_sample`).
 
-The files of a sample (`read_audit`) are `sample.csv` to fill in, `audit.html` with the images, and
-`audit.json` with the strata that weight the labels. Drawing again from the same run selects the
-same images.
+The images of a run are divided into strata by verdict and range of scores, and images are drawn
+from each stratum. The files of a sample (`read_audit`) are `sample.csv` to fill in, `audit.html`
+with the images, and `audit.json`. `audit.json` has the size of each stratum, by which labels are
+weighted. Drawing again from the same run selects the same images.
 """
 
 import csv
@@ -78,7 +79,11 @@ class AuditStratum:
     drawn: int = 0
 
     def contains(self, scores: Floats) -> npt.NDArray[np.bool_]:
-        """Return for each score (n,) whether it is in the range; NaN stands for no score."""
+        """Return for each score (n,) whether it is in the stratum's range of scores.
+
+        NaN stands for an image without a score. NaN is only in the stratum of images without a
+        score.
+        """
         if not self.scored:
             return np.isnan(scores)
         low, high = (
@@ -111,7 +116,7 @@ class RunVerdicts:
         ids: Ids (n,).
         codes: Index (n,) of each verdict in VERDICTS.
         scores: Scores (n,); NaN if there is no finite score.
-        unscored: Number of images without a verdict, by status.
+        unscored: Number of images without a verdict, by status, such as `corrupt_image`.
     """
 
     ids: npt.NDArray[np.int64]
@@ -151,10 +156,14 @@ class RunVerdicts:
 class Audit:
     """The content of `audit.json`: a sample of a run, which people label, and its strata.
 
+    A stratum is a part of the run with one verdict and a range of scores.
+
     Attributes:
-        facts: Facts on the run and the draw, as of when the sample was drawn.
-        strata: The strata.
-        images: The images of the sample: the columns `COLUMNS` except `label`.
+        facts: Facts that were recorded when the sample was drawn, such as the URL and the
+            fingerprint of the run, the seed, and the number of scored images.
+        strata: The strata, with the number of images in the run and in the sample.
+        images: For each image of the sample, `image_id`, `uri`, `member`, and `stratum`, the index
+            of its stratum.
     """
 
     facts: Mapping[str, Any]
@@ -186,6 +195,9 @@ def draw_sample(
             counted.
         seed: Seed of the draw.
         pictures: Whether `audit.html` shows the images.
+
+    Returns:
+        The sample that was written.
 
     Raises:
         ConfigError: The run does not exist, is not finished, or has no image to draw, or the folder
@@ -247,7 +259,9 @@ def draw_sample(
 def draw(
     run: RunDirectory, verdicts: RunVerdicts, strata: Sequence[AuditStratum], seed: int
 ) -> list[dict[str, Any]]:
-    """Draw the planned number of images of each stratum, and shuffle them.
+    """Draw images of a run at random, as many as planned for each stratum, and shuffle them.
+
+    A stratum is a part of the run with one verdict and a range of scores.
 
     The result depends only on the ids of the images in each stratum and on the seed.
 
@@ -280,7 +294,10 @@ def draw(
 
 
 def stratum_codes(verdicts: RunVerdicts, strata: Sequence[AuditStratum]) -> Codes:
-    """Return the index (n,) of each image's stratum in `strata`; -1 for an image in no stratum."""
+    """Return the index (n,) in `strata` of the stratum to which each image belongs.
+
+    An image of no stratum has the index -1.
+    """
     codes = np.full(len(verdicts.ids), -1, np.int32)
     for index, stratum in enumerate(strata):
         codes[
@@ -292,12 +309,18 @@ def stratum_codes(verdicts: RunVerdicts, strata: Sequence[AuditStratum]) -> Code
 def plan_strata(
     verdicts: RunVerdicts, number: int, *, only_flagged: bool = False
 ) -> list[AuditStratum]:
-    """Divide a run into strata, and choose how many images of each to draw.
+    """Divide a run into strata, and choose how many images of each stratum to draw for a sample.
+
+    A stratum has the images of one verdict with a range of scores.
 
     Args:
         verdicts: The verdicts of the run's images.
         number: Number of images in the sample.
         only_flagged: Whether to draw only images whose verdict is fake.
+
+    Returns:
+        All strata. The field `drawn` is the number of images to draw, which is 0 for strata that
+        are not sampled.
     """
     strata = build_strata(verdicts, number)
     sampled = [stratum for stratum in strata if stratum.verdict == "fake" or not only_flagged]
@@ -318,9 +341,17 @@ def plan_strata(
 
 
 def build_strata(verdicts: RunVerdicts, number: int) -> list[AuditStratum]:
-    """Divide the images of a run into strata for a sample of `number` images.
+    """Divide the images of a run into strata by verdict and range of scores.
 
-    No stratum is empty.
+    A larger sample gets more strata, because a stratum needs more than a handful of labels. Images
+    that abstain without a score form a stratum of their own. No stratum is empty.
+
+    Args:
+        verdicts: The verdicts of the run's images.
+        number: Number of images in the sample.
+
+    Returns:
+        The strata with their sizes. No image is drawn yet.
     """
     cuts = next(cuts for min_size, cuts in _CUTS.items() if number >= min_size)
     strata = []
@@ -405,7 +436,15 @@ def read_audit(*folders: Path) -> Audit:
 def changed_since(audit: Audit, run: RunDirectory) -> str | None:
     """Return a sentence if the run has changed since the sample was drawn; None if it has not.
 
-    After a change, metrics of the audit describe the earlier run.
+    A run changes if its verdicts are decided again or its archive is listed again. Estimates from
+    the sample then describe the earlier run.
+
+    Args:
+        audit: The sample.
+        run: The run as it is now.
+
+    Returns:
+        The sentence, or None.
 
     Raises:
         ConfigError: The sample was drawn from another run, or the run is not finished.

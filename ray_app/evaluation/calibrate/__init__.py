@@ -1,4 +1,5 @@
-"""Calibrate an ensemble on a labelled run, so that its false-positive rate has a bound.
+"""Fit an ensemble of detectors on a labelled run, with a threshold that bounds false positives.
 
-Importing this package loads neither Ray nor torch.
+The entry point is `ray_app.evaluation.calibrate.run.calibrate_run`. Importing this package loads
+neither Ray nor torch.
 """

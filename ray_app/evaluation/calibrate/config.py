@@ -12,7 +12,10 @@ MAX_FPR = 0.5
 
 
 class CalibrateConfig(Frozen):
-    """Settings of `touchstone detectors calibrate`."""
+    """Settings of `touchstone detectors calibrate`.
+
+    The command fits an ensemble on a labelled run, with a threshold that bounds false positives.
+    """
 
     run: str = Field(description="the run with the scores of the labelled images")
     out: str = Field(

@@ -1,8 +1,9 @@
 """Read the labelled images of a run for a calibration (`read_labelled`, `CalibrationData`).
 
-The result has one entry per image, with a score of every detector. Unusable images are left out and
-counted. They are images without a score or a label, and images whose verdict is `abstain` for any
-score: images of one colour, and images outside the valid range of a detector's card.
+The result has one entry per image, with a score of every detector. Images without a score of every
+detector or without a label are left out and counted. So are images of one colour, and images
+outside the range of sizes or properties for which a detector's card declares the detector valid.
+The verdict on such images is always `abstain`.
 """
 
 from collections import Counter
@@ -53,12 +54,13 @@ class CalibrationData:
         image_id: Ids, int64 (n,).
         sha256: SHA-256 of the files, 64 hexadecimal digits (n,).
         fake: Labels, bool (n,).
-        scores: Raw finite scores, float32 (n,), by detector, in the ensemble's order.
+        scores: Uncalibrated finite scores, float32 (n,), by detector, in the ensemble's order.
         generator: The generator (n,); None if unknown.
         source: The scene, photographer, or article (n,), whose images are not independent; None if
             unknown.
         phash: Perceptual hash, 16 hexadecimal digits (n,); None if unknown.
-        part: fit, calibrate, or choose (n,), if the labels divide the images; else None.
+        part: Use of each image (n,): `fit` for fitting detectors, `calibrate` for the
+            ensemble, or `choose` for thresholds. None if the labels do not divide the images.
         format: The file format as in the run (n,).
         width: Width in pixels, int (n,).
         height: Height in pixels, int (n,).
@@ -110,21 +112,22 @@ class CalibrationData:
 
 @dataclass(frozen=True)
 class LabelledRun:
-    """The labelled images of a run, with the settings that the calibration needs from the run.
+    """The labelled images of a run, with the facts of the run that a calibration records or needs.
 
     Attributes:
         url: Path or URL of the run.
         labels: Name of the labels in messages.
-        members: The detectors as members of an ensemble.
+        members: The detectors to calibrate, as members of an ensemble.
         names: Names of the detectors in the run, in the order of `members`.
-        before: The ensemble that decides the run before the calibration.
-        calibrations: Calibration of each detector in the run, by name.
-        labelled: The usable images.
-        identity: The run's identity.
+        before: The run's ensemble before the calibration. If it does not have exactly these
+            detectors, a default ensemble of them.
+        calibrations: Calibration that each detector had in the run, by name in the run.
+        labelled: The labelled images with a score of every detector.
+        identity: The section `identity` of `run.json`: the settings of the run.
         joined: Number of labelled rows.
-        left_out: Number of labelled rows that are not usable, by reason.
-        decoders: The decoders of the images.
-        remarks: Remarks on labels and rows, as sentences.
+        left_out: Number of labelled rows that are not in `labelled`, by reason.
+        decoders: Names of the decoders that decoded the images.
+        remarks: Sentences on labels and rows that do not match or were left out.
     """
 
     url: str
@@ -159,9 +162,12 @@ def read_labelled(
         split: Use only labels of this split; None for all.
         detectors: Use only these detectors of the run, in this order; empty for all.
 
+    Returns:
+        The labelled images with their scores, and facts of the run.
+
     Raises:
-        ConfigError: The run does not exist, the labels are of other images, a detector was not
-            run, or not every detector scored every image.
+        ConfigError: The run does not exist, the labels are of other images, a detector was not run,
+            or not every detector scored every image.
     """
     run = RunDirectory.open(url)
     if not run.exists():

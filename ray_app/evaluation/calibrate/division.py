@@ -1,8 +1,9 @@
-"""Divide labelled images into three disjoint parts (`Division`).
+"""Divide the labelled images of a calibration into three disjoint parts (`Division`).
 
-The parts are for fitting, for calibrating, and for choosing thresholds. Images that are not
-independent (copies, one scene, one source) form a group, and all images of a group are in one part.
-The part follows from a seed and the bytes of the group's files.
+Detectors are fitted on the first part, the ensemble is calibrated on the second, and thresholds are
+chosen on the third. Images that are not independent (copies, one scene, one source) form a group,
+and all images of a group are in one part. A seed and the bytes of a group's files determine its
+part.
 """
 
 import hashlib
@@ -40,9 +41,10 @@ class Division:
 
     Attributes:
         labelled: The images.
-        groups: The group (n,) of each image.
+        groups: Number (n,) of the group that each image belongs to (`group_images`). Images of one
+            group are not independent, so all of them are in one part.
         parts: The part (n,) of each image, an index of `PARTS`.
-        copies: Whether each image (n,) is a copy of another one (`find_copies`).
+        copies: Whether each image (n,) is a copy of another image of its class (`find_copies`).
     """
 
     labelled: CalibrationData
@@ -52,28 +54,28 @@ class Division:
 
     @classmethod
     def from_parts(cls, labelled: CalibrationData, groups: Indices, parts: Indices) -> "Division":
-        """Make the division of images whose groups and parts are known, and find copies.
+        """Return the division of images whose groups and parts are known, and find their copies.
 
         Args:
             labelled: The images.
-            groups: The group (n,) of each image.
-            parts: The part (n,) of each image.
+            groups: The group (n,) of each image, from `group_images`.
+            parts: The part (n,) of each image, an index of `PARTS`.
         """
         return cls(labelled, groups, parts, find_copies(labelled))
 
     @cached_property
     def fitting(self) -> CalibrationData:
-        """The images that the detectors' calibrations and the rule are fitted on."""
+        """The images for fitting the detectors' calibrations and the rule that combines them."""
         return self.labelled.take(self.parts == FIT)
 
     @cached_property
     def calibrating(self) -> CalibrationData:
-        """The images that the ensemble's calibration is fitted on."""
+        """The images for fitting the calibration of the ensemble's combined score."""
         return self.labelled.take(self.parts == CALIBRATE)
 
     @cached_property
     def choosing(self) -> CalibrationData:
-        """The images that thresholds are chosen on, which are not used for fitting."""
+        """The held-out images for choosing thresholds, on which nothing is fitted."""
         return self.labelled.take(self.parts == CHOOSE)
 
     @property
@@ -95,9 +97,10 @@ def group_images(
 
     Args:
         labelled: The images.
-        share_generators: Whether parts may share generators. If True, generators do not group
-            fakes.
-        share_sources: Whether parts may share sources. If True, sources do not group images.
+        share_generators: Whether fakes of one generator may be in several parts of the calibration
+            data. If True, generators do not group fakes.
+        share_sources: Whether images of one source may be in several parts of the calibration data.
+            If True, sources do not group images.
 
     Returns:
         The number (n,) of each image's group, from 0.
@@ -127,14 +130,19 @@ def find_copies(labelled: CalibrationData) -> Bools:
 
 
 def assign_parts(labelled: CalibrationData, groups: Indices, *, seed: int = 0) -> Indices:
-    """Return the part (n,) of each image, as the index of its name in `PARTS`.
+    """Return what each image (n,) is used for, as an index of `PARTS`.
 
-    If the labels have a column `part`, it is used. Otherwise, the parts are drawn (`draw_parts`).
+    The parts are `fit` for fitting detectors, `calibrate` for the ensemble, and `choose` for
+    thresholds. If the labels have a column `part`, this column is used. Otherwise, the parts are
+    drawn (`draw_parts`).
 
     Args:
         labelled: The images.
-        groups: The group (n,) of each image.
+        groups: The group (n,) of each image. All images of a group get one part.
         seed: Seed of the draw.
+
+    Returns:
+        The part (n,) of each image.
 
     Raises:
         ConfigError: The parts are invalid, or there are too few groups.
@@ -145,17 +153,19 @@ def assign_parts(labelled: CalibrationData, groups: Indices, *, seed: int = 0) -
 
 
 def draw_parts(labelled: CalibrationData, groups: Indices, seed: int = 0) -> Indices:
-    """Draw the part (n,) of each image: FIT, CALIBRATE, or CHOOSE.
+    """Draw what each image (n,) is used for: FIT, CALIBRATE, or CHOOSE.
 
-    All images of a group are in one part. The parts have about 0.3, 0.2, and 0.5 of each class. The
-    splitter divides the groups of reals and of fakes evenly. If there are few groups, a part may
-    then lack a class. In this case, each group is drawn on its own until every part has both
-    classes.
+    All images of a group get one part. The parts have about 0.3, 0.2, and 0.5 of each class, if
+    there are many groups. If there are few groups, a part may lack a class. Other divisions are
+    then drawn until every part has both classes.
 
     Args:
         labelled: The images.
         groups: The group (n,) of each image.
         seed: Seed of the draw.
+
+    Returns:
+        The part (n,) of each image, an index of `PARTS`.
 
     Raises:
         ConfigError: A class has fewer than three groups, or no draw gives each part both classes.
@@ -177,7 +187,14 @@ def draw_parts(labelled: CalibrationData, groups: Indices, seed: int = 0) -> Ind
 
 
 def read_parts(labelled: CalibrationData, groups: Indices) -> Indices:
-    """Return the part (n,) of each image from the column `part` of the labels.
+    """Return what each image (n,) is used for, from the column `part` of the labels.
+
+    Args:
+        labelled: The images.
+        groups: The group (n,) of each image. All images of a group must have one part.
+
+    Returns:
+        The part (n,) of each image, an index of `PARTS`.
 
     Raises:
         ConfigError: An image has no part or an unknown one, a group is in several parts, or a part
@@ -245,7 +262,10 @@ def _crossing_error(
 
 
 def list_fake_generators(labelled: CalibrationData) -> list[str | None]:
-    """Return the generator of each image: UNNAMED for a fake without a name, None for a real."""
+    """Return the generator of each image; None for a real image.
+
+    A fake without the name of a generator has the generator UNNAMED.
+    """
     return [
         (name or UNNAMED) if fake else None
         for name, fake in zip(labelled.generator, labelled.fake.tolist(), strict=True)
@@ -255,14 +275,18 @@ def list_fake_generators(labelled: CalibrationData) -> list[str | None]:
 def describe_parts(
     labelled: CalibrationData, groups: Indices, parts: Indices
 ) -> tuple[LabelledPart, ...]:
-    """Return the three parts as an ensemble card describes them, with counts and a hash.
+    """Return counts and a hash of each part of the labelled images, for the ensemble card.
 
-    The hash is the SHA-256 of the sorted sha256 of the files, one per line.
+    The hash is the SHA-256 of the sorted sha256 of the files, one per line. It shows later which
+    files the card was fitted on.
 
     Args:
         labelled: The images.
         groups: The group (n,) of each image.
-        parts: The part (n,) of each image.
+        parts: The part (n,) of each image, an index of `PARTS`.
+
+    Returns:
+        A description of each of the three parts, in the order of `PARTS`.
     """
     descriptions = []
     for number, name in enumerate(PARTS):
@@ -316,17 +340,21 @@ def _find_copy_criteria(labelled: CalibrationData) -> list[DuplicateCriterion]:
 def refuse_dependent(
     division: Division, size: EffectiveSize, needed: int, config: CalibrateConfig
 ) -> None:
-    """Raise ConfigError if reals form too few independent groups for the bound.
+    """Raise ConfigError if too few real images are independent to bound the false-positive rate.
+
+    Real images are in groups, such as those of one source. Images of one group have similar scores,
+    so they count as fewer independent images. The check passes if every image is a group of its
+    own.
 
     Args:
-        division: The images.
-        size: The number of independent reals that the grouped reals are worth.
-        needed: The number of independent reals that the bound needs.
+        division: The labelled images, in groups and parts.
+        size: The number of independent images that the real images are worth.
+        needed: The number of independent real images that the bound needs.
         config: The settings.
 
     Raises:
-        ConfigError: The reals form too few groups, or are worth too few independent reals, for
-            example because one group dominates.
+        ConfigError: The real images form too few groups, or are worth too few independent images,
+            for example because one group dominates.
     """
     if size.groups == size.n or (size.groups >= MIN_BOUND_GROUPS and size.effective >= needed):
         return

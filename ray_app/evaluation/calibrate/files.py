@@ -1,4 +1,8 @@
-"""Write the files of a calibration: the card, and the labels of the held-out part."""
+"""Write the files of a calibration: an ensemble card, and the labels of held-out images.
+
+An ensemble card is a YAML file with detectors, the rule that combines them, and thresholds. The
+held-out images are those on which thresholds were chosen.
+"""
 
 import csv
 import io
@@ -25,7 +29,13 @@ _HEAD = """# Written by `touchstone detectors calibrate` from {run}. {labels} ha
 
 
 def make_card_path(out: str) -> Path:
-    """Return the path of the card that `--out` names, and create its folder.
+    """Check the value of `--out`, the path of the ensemble card to write, and create its folder.
+
+    Args:
+        out: The value of `--out`.
+
+    Returns:
+        The path of the card.
 
     Raises:
         ConfigError: The path is not a local YAML file, or the folder cannot be created.
@@ -46,10 +56,17 @@ def make_card_path(out: str) -> Path:
 
 
 def name_from_card(path: Path, member: EnsembleMember) -> EnsembleMember:
-    """Return a member of an ensemble with the name by which a card at `path` refers to it.
+    """Return an ensemble member whose detector name is valid in an ensemble card at `path`.
 
     A shipped detector keeps its name. A detector with a card of your own is named by the path of
-    that card, which is relative if the card is below the folder of `path`.
+    that card, which is relative if the detector's card is below the folder of `path`.
+
+    Args:
+        path: Path of the ensemble card.
+        member: The member, which names its detector relative to the current folder.
+
+    Returns:
+        The member with the changed name.
     """
     base, variant = split_variant(member.detector)
     if is_named("detectors", base) or not Path(base).is_file():
@@ -60,15 +77,16 @@ def name_from_card(path: Path, member: EnsembleMember) -> EnsembleMember:
 
 
 def write_files(path: Path, card: EnsembleCard, run: str, held_out: CalibrationData) -> None:
-    """Write the labels of the held-out part, and then the card.
+    """Write the labels of the held-out images, and then the ensemble card.
 
-    Each file is written as a whole or not at all.
+    The held-out images are those on which the card's thresholds were chosen. `touchstone evaluate`
+    can read their labels. Each file is written as a whole or not at all.
 
     Args:
         path: Path of the card.
         card: The card.
-        run: Path or URL of the run.
-        held_out: The images of the held-out part.
+        run: Path or URL of the run with the scores, which is named in a comment.
+        held_out: The held-out images.
 
     Raises:
         StorageError: A file cannot be written.
@@ -84,7 +102,10 @@ def write_files(path: Path, card: EnsembleCard, run: str, held_out: CalibrationD
 
 
 def held_out_path(card: Path) -> Path:
-    """Return the path of the file with the labels of the held-out part, next to the card."""
+    """Return the path of the file with the labels of the held-out images of an ensemble card.
+
+    The file is next to the card. For a card `calibrated.yaml`, it is `calibrated.held-out.csv`.
+    """
     return card.with_name(f"{card.stem}.held-out.csv")
 
 
@@ -101,9 +122,10 @@ def _label_table(images: CalibrationData) -> str:
 
 
 def to_card_fields(card: EnsembleCard) -> dict[str, Any]:
-    """Return the keys and values of a card for its YAML file.
+    """Return the keys and values of an ensemble card as they are written to its YAML file.
 
-    Keys with the value None, weights of 1, and empty `edges` and `words` are left out.
+    Keys with the value None and weights of 1 are left out, because they are defaults. Empty bin
+    edges (`edges`) and empty lists of values (`words`) of the calibration data are also left out.
     """
     facts = card.model_dump(mode="json", exclude_none=True)
     for member in facts["members"]:

@@ -1,10 +1,12 @@
-"""Fit an ensemble card on labelled images in three parts (`fit_card`, `add_thresholds`).
+"""Fit an ensemble card on labelled images (`fit_card`), and add thresholds (`add_thresholds`).
 
-The detectors' calibrations and the rule are fitted on the part `fit`, and the ensemble's
-calibration is fitted on `calibrate`. A cascade's band uses both parts. The part `choose` is used
-only for the thresholds, so that their guarantee holds. A single detector has one calibration,
-fitted on `fit` and `calibrate` together: a second calibration would undo the first, from fewer
-images and generators.
+The labelled images are in three parts. The detectors' calibrations, and the rule that combines the
+detectors, are fitted on the part `fit`. The ensemble's calibration is fitted on `calibrate`. The
+part `choose` is used only for the thresholds, so that their guarantee holds.
+
+There are two exceptions. In a cascade, both `fit` and `calibrate` determine which images need the
+second stage. A single detector has one calibration, fitted on both parts together: a second
+calibration would undo the first, from fewer images and generators.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,8 +49,9 @@ class CalibratedCard:
 
     Attributes:
         card: The card.
-        names: Names of its detectors in the run.
-        prevalence: Fraction of fakes among all images that its probabilities assume.
+        names: Names in the run of the card's detectors.
+        prevalence: Fraction of fakes among all images for which the card's probabilities are
+            correct.
     """
 
     card: EnsembleCard
@@ -64,7 +67,7 @@ class CalibratedCard:
         }
 
     def scores(self, labelled: data.CalibrationData) -> Floats:
-        """Compute the scores (n,) that the ensemble gives to images in a run with the card."""
+        """Return the ensemble's score (n,) for each image, as in a run with this card."""
         audited = select_audited(self.card, labelled.sha256)
         return combine(
             self.card,
@@ -74,10 +77,11 @@ class CalibratedCard:
         )
 
     def second_stage_reasons(self, labelled: data.CalibrationData) -> list[str | None] | None:
-        """Return for each image why it is in the second stage of the cascade.
+        """Return for each image why all detectors of a cascade score it, not only the first ones.
 
-        The reason is `band` or `audit`, or None if the image is not in the second stage. The result
-        is None if the card is not a cascade.
+        The reason is `band` if the score of the first detectors is uncertain, or `audit` if the
+        image was drawn at random. It is None if only the first detectors score the image. The
+        result is None if the card is not a cascade.
         """
         audited = select_audited(self.card, labelled.sha256)
         return list_second_stage_reasons(
@@ -92,11 +96,15 @@ class CalibratedCard:
 class Assembled:
     """A fitted ensemble card with thresholds.
 
+    Held-out images are those on which thresholds are chosen and nothing is fitted.
+
     Attributes:
         fitted: The card without thresholds.
-        card: The card with thresholds and operating points.
-        chosen: The threshold `fake_above`, with its false positives among held-out reals.
-        overall: The same threshold, with its false positives among all labelled reals by groups.
+        card: The card with thresholds and operating points. An operating point is the threshold for
+            one false-positive rate.
+        chosen: The threshold `fake_above`, with its false positives among held-out real images.
+        overall: The threshold `fake_above`, with its false positives among all labelled real
+            images. Its bound accounts for images that are not independent.
     """
 
     fitted: CalibratedCard
@@ -112,14 +120,16 @@ class Assembled:
 
 @dataclass(frozen=True)
 class LabelledScores:
-    """Scores that thresholds are chosen on. Copies of a real image count once.
+    """The ensemble's scores of labelled images, on which thresholds are chosen.
+
+    Held-out images are those on which nothing was fitted. Copies of a real image are left out.
 
     Attributes:
-        reals: Scores of held-out reals.
+        reals: Scores of held-out real images.
         fakes: Scores of held-out fakes.
-        all_reals: Scores of all labelled reals.
-        all_groups: Group of each score in `all_reals`.
-        confidence: Confidence of the upper bounds of false-positive rates.
+        all_reals: Scores of all labelled real images.
+        all_groups: Group of each score in `all_reals`. Images of one group are not independent.
+        confidence: Confidence of the upper bounds of false-positive rates, such as 0.95.
     """
 
     reals: Floats
@@ -129,7 +139,10 @@ class LabelledScores:
     confidence: float
 
     def size(self, rate: float) -> EffectiveSize:
-        """Return how many independent reals the grouped reals are worth at this rate."""
+        """Return how many independent images the labelled reals are worth for one rate.
+
+        Images of one group have similar scores, so the number is lower than that of the images.
+        """
         return effective_size(self.all_reals, self.all_groups, rate)
 
     def choose(self, rate: float) -> tuple[ChosenThreshold, ChosenThreshold]:
@@ -157,21 +170,33 @@ class LabelledScores:
     def evaluate(
         self, fake_above: float, size: EffectiveSize
     ) -> tuple[ChosenThreshold, ChosenThreshold]:
-        """Return a threshold twice: with its false positives among held-out and among all reals."""
+        """Return the false positives of a threshold among held-out and among all labelled reals.
+
+        Args:
+            fake_above: The threshold.
+            size: The number of independent images that all labelled real images are worth.
+
+        Returns:
+            The threshold twice: with its false positives among held-out real images, and among all
+            labelled real images.
+        """
         return (
             thresholds.evaluate_threshold(fake_above, self.reals, self.confidence),
             thresholds.evaluate_threshold(fake_above, self.all_reals, self.confidence, size=size),
         )
 
     def measure(self, rates: Iterable[float], real_below: float) -> list[OperatingPoint]:
-        """Return an operating point for each false-positive rate, by ascending rate.
+        """Return the threshold and the measured rates for each of several false-positive rates.
 
-        If the reals are too few to guarantee a rate, the point has the lowest threshold that keeps
-        the rate on held-out reals and is not below the threshold of a higher rate.
+        If the real images are too few to guarantee a rate, the threshold is the lowest one that
+        keeps the rate on the held-out real images. It is not below the threshold of a higher rate.
 
         Args:
             rates: The false-positive rates.
-            real_below: The lower threshold of the card.
+            real_below: The lower threshold of the card, at or below which the verdict is real.
+
+        Returns:
+            An operating point for each rate, by ascending rate.
         """
         points: list[OperatingPoint] = []
         for rate in sorted(rates, reverse=True):
@@ -201,14 +226,17 @@ class LabelledScores:
 
 
 def fraction_between(scores: Floats, real_below: float, fake_above: float) -> float | None:
-    """Return the fraction of scores between two thresholds, at which verdicts abstain.
+    """Return the fraction of scores for which the verdict is `abstain`.
 
-    The result is None without scores.
+    These scores are above `real_below` and below `fake_above`.
 
     Args:
         scores: The scores (n,).
         real_below: The lower threshold.
         fake_above: The upper threshold.
+
+    Returns:
+        The fraction; None without scores.
     """
     between = (scores > real_below) & (scores < fake_above)
     return float(between.mean()) if len(scores) else None
@@ -217,12 +245,18 @@ def fraction_between(scores: Floats, real_below: float, fake_above: float) -> fl
 def fit_card(
     division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig
 ) -> CalibratedCard:
-    """Fit an ensemble card without thresholds on the parts `fit` and `calibrate`.
+    """Fit an ensemble card on labelled images; `add_thresholds` adds its thresholds.
+
+    The calibrations of the detectors and the rule that combines them are fitted on the part `fit`
+    of the images. The calibration of the ensemble's score is fitted on the part `calibrate`.
 
     Args:
-        division: The images in parts.
+        division: The labelled images in three parts.
         members: The detectors.
         config: The settings.
+
+    Returns:
+        The card without thresholds.
 
     Raises:
         ConfigError: A calibration or the rule cannot be fitted.
@@ -267,12 +301,20 @@ def choose_prevalence(division: Division, config: CalibrateConfig) -> float:
 
 
 def choose_rule(config: CalibrateConfig, detectors: int) -> Rule:
-    """Return the rule that combines detectors: the requested one, or the default.
+    """Return the rule by which an ensemble combines its detectors: `config.rule`, or the default.
 
-    The default is `stacked`, or `mean-logit` for a single detector.
+    The default is `stacked` (logistic regression), or `mean-logit` for a single detector.
+
+    Args:
+        config: The settings.
+        detectors: Number of detectors.
+
+    Returns:
+        The rule.
 
     Raises:
-        ConfigError: The run has too few detectors for the rule or for `config.first`.
+        ConfigError: There are too few detectors for the rule, or for `config.first`, the number of
+            detectors that score every image in a cascade.
     """
     rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
     if rule == "cascade" and detectors < 2:
@@ -295,18 +337,21 @@ def choose_rule(config: CalibrateConfig, detectors: int) -> Rule:
 def add_thresholds(
     fitted: CalibratedCard, division: Division, config: CalibrateConfig
 ) -> Assembled:
-    """Add thresholds and operating points to a fitted card.
+    """Choose the thresholds of a fitted ensemble card, and add them to the card.
 
-    The threshold for fakes keeps the target of the false-positive rate. An operating point is the
-    threshold for one of several false-positive rates.
+    The threshold `fake_above` keeps the false-positive rate within `config.fpr`. The card also gets
+    operating points, which are the thresholds for several other false-positive rates.
 
     Args:
         fitted: The card without thresholds.
-        division: The images in parts.
+        division: The labelled images in three parts.
         config: The settings.
 
+    Returns:
+        The card with thresholds, and the false positives at `fake_above`.
+
     Raises:
-        ConfigError: The reals are too few, or of too few groups, for the target rate.
+        ConfigError: The real images are too few, or of too few groups, for the target rate.
     """
     scores, is_real = fitted.scores(division.labelled), division.reals
     held_out: Bools = division.parts == CHOOSE

@@ -31,7 +31,17 @@ from ray_app.reports.calibration import Calibration
 
 
 def calibrate_run(config: CalibrateConfig) -> Calibration:
-    """Calibrate an ensemble on a labelled run, and write its card and the held-out labels.
+    """Calibrate an ensemble on a labelled run, and write an ensemble card and the held-out labels.
+
+    The card has the fitted rule that combines the detectors, and thresholds with a bound on the
+    false-positive rate. The held-out labels are those of the images on which the thresholds were
+    chosen.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        The card and facts on the calibration, for a report.
 
     Raises:
         ConfigError: The run does not exist, labels are of other images, there are too few reals, a

@@ -1,7 +1,8 @@
-"""Fit calibrations (`fit`), and choose thresholds (`choose_threshold`) and bands (`choose_band`).
+"""Fit calibrations (`fit`), and choose the thresholds of an ensemble (`choose_threshold`).
 
-Calibrations use Platt scaling. A band is the range of scores in which a cascade needs its second
-stage. Thresholds are chosen on held-out scores of one class, so that their guarantees hold.
+Calibrations use Platt scaling. Thresholds are chosen on held-out scores of one class, so that their
+guarantees hold. `choose_band` is for cascades, in which the first detectors score every image and
+all detectors score uncertain images. The band is the range of uncertain scores.
 """
 
 import math
@@ -21,15 +22,16 @@ from ray_app.metrics.clusters import EffectiveSize
 
 @dataclass(frozen=True)
 class ChosenThreshold:
-    """A threshold and its false positives among reals.
+    """A threshold and its false positives among labelled real images.
 
     Attributes:
         fake_above: The threshold; scores that reach it are fake.
-        n_real: Number of reals.
-        false_positives: Number of reals that reach the threshold.
+        n_real: Number of real images.
+        false_positives: Number of real images that reach the threshold.
         upper_bound: Exact upper bound of the false-positive rate.
-        groups: Number of groups of the reals.
-        effective: Number of independent reals that the reals are worth.
+        groups: Number of groups of the real images, such as sources, that are independent.
+        effective: Number of independent images that the real images are worth. It equals `n_real`
+            if all images are independent.
     """
 
     fake_above: float
@@ -42,12 +44,15 @@ class ChosenThreshold:
 
 @dataclass(frozen=True)
 class Band:
-    """The range of first-stage scores in which all detectors of a cascade score an image.
+    """The range of uncertain scores in which an image enters the second stage of a cascade.
+
+    In a cascade, a few detectors score every image in the first stage. All detectors score the
+    image in the second stage.
 
     Attributes:
-        low: The lowest score of the band.
-        high: The highest score of the band.
-        fraction: The fraction of images in the band, at the given prevalence.
+        low: The lowest first-stage score of the band, in log-odds.
+        high: The highest first-stage score of the band, in log-odds.
+        fraction: The fraction of images in the band, at the given prevalence of fakes.
         upper_bound: Upper bound of `fraction`.
     """
 
@@ -89,12 +94,13 @@ def choose_threshold(
 ) -> ChosenThreshold:
     """Return the lowest threshold that keeps the false-positive rate within a target.
 
+    With the given confidence, at most the target fraction of further reals reach the threshold.
+    This requires that further reals are drawn as these reals were, that all are independent, and
+    that nothing else was fitted on their scores.
+
     The threshold is the smallest double that at most k = `false_positives_allowed` of the n scores
-    reach. With the given confidence, at most the target fraction of further reals reach it. This
-    requires that further reals are drawn as these reals were, that all are independent, and that
-    nothing else was fitted on their scores. For every distribution, the rate of such a threshold
-    exceeds the target with probability P(Bin(n, target) ≤ k), or with a lower one if there are ties
-    (Wilks 1941).
+    reach. For every distribution of scores, its rate exceeds the target with probability P(Bin(n,
+    target) ≤ k) at most (Wilks 1941).
 
     Args:
         reals: Scores of real images (n,).
@@ -184,10 +190,11 @@ def hint_for_few_reals(reals: float, confidence: float = 0.95) -> str:
 def false_positives_allowed(
     n_real: int, target: float, confidence: float = 0.95, *, effective: float | None = None
 ) -> int:
-    """Return the largest number of false positives for which the rate is bounded by the target.
+    """Return the maximum number of false positives that shows that the rate is within a target.
 
-    It is the largest k with P(Bin(n, target) ≤ k) ≤ 1 − confidence, or −1 if there is no such k.
-    The bound is the one-sided bound of Clopper and Pearson (1934).
+    With this number, the upper bound of the false-positive rate is at most the target. The number
+    is the largest k with P(Bin(n, target) ≤ k) ≤ 1 − confidence, or −1 if there is no such k. The
+    bound is the one-sided bound of Clopper and Pearson (1934).
 
     Args:
         n_real: Number of reals n.
@@ -246,20 +253,24 @@ def choose_band(
     target: float,
     confidence: float = 0.95,
 ) -> Band:
-    """Choose the band of first-stage scores in which all detectors of a cascade score an image.
+    """Choose the range of first-stage scores in which all detectors of a cascade score an image.
 
-    Half of the target fraction of reals is above the band, which leaves the other half to the
-    second stage. The band begins as low as `fraction` allows. The fraction of images in the band,
-    of which `prevalence` are fake, is bounded by the exact upper bounds of the fractions of both
-    classes, each at half of 1 − `confidence`.
+    In a cascade, a few detectors score every image in the first stage. This range, the band, has
+    the uncertain scores. Half of the target fraction of reals is above the band, which leaves the
+    other half to the second stage. The band begins as low as `fraction` allows. The fraction of
+    images in the band is bounded by the exact upper bounds of the fractions of both classes, each
+    at half of 1 − `confidence`.
 
     Args:
         early: Scores of the first stage (n,).
         fake: Labels (n,).
         fraction: Maximum fraction of images in the band.
-        prevalence: Fraction of fakes among the images.
+        prevalence: Fraction of fakes among the images of an archive.
         target: Target of the false-positive rate.
         confidence: Confidence of the bound on the fraction.
+
+    Returns:
+        The band.
 
     Raises:
         ConfigError: There are too few images to bound such a small fraction.
@@ -298,12 +309,19 @@ def choose_band(
 
 
 def fraction_at(inside: Bools, fake: Bools, prevalence: float) -> float:
-    """Return the fraction of images inside the band if the fraction `prevalence` is fake.
+    """Return the fraction of an archive's images that are in the band of a cascade.
+
+    The band is the range of first-stage scores in which all detectors score an image. The fraction
+    is computed from labelled images, in which fakes may be more or less frequent than in the
+    archive.
 
     Args:
-        inside: Whether each image (n,) is inside the band.
+        inside: Whether each labelled image (n,) is inside the band.
         fake: Labels (n,).
-        prevalence: Fraction of fakes.
+        prevalence: Fraction of fakes in the archive.
+
+    Returns:
+        The fraction.
     """
     rates = [
         float(inside[fake == kind].mean()) if (fake == kind).any() else 0.0
