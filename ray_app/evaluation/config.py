@@ -12,7 +12,7 @@ from ray_app.storage import S3Config
 
 
 class EvaluateConfig(Frozen):
-    """Settings of `touchstone evaluate`."""
+    """Settings of `touchstone evaluate`, which measures the scores of a run against labels."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "bootstrap": "remove it; intervals are no longer bootstrapped"
@@ -89,5 +89,5 @@ class EvaluateConfig(Frozen):
 
     @property
     def s3(self) -> S3Config:
-        """The S3 settings, which are those of `score`."""
+        """The settings of S3 clients, from the settings of scoring (`score.s3`)."""
         return self.score.s3

@@ -32,8 +32,9 @@ class DescribedData(NamedTuple):
 
     Attributes:
         info: Counts of the images.
-        shortcut_auc: AUC of a classifier that sees only file facts, such as format and size.
-        warnings: Differences between the classes, as sentences.
+        shortcut_auc: AUC of a classifier that sees only file facts, such as format and size. If it
+            is high, a detector may have used these facts instead of the content.
+        warnings: Sentences on differences between the real images and the fakes.
     """
 
     info: DataInfo
@@ -42,9 +43,16 @@ class DescribedData(NamedTuple):
 
 
 def describe_data(cells: accumulate.Cells, seed: int = 0) -> DescribedData:
-    """Describe the labelled images of an evaluation.
+    """Count the labelled images of an evaluation, and check if file facts separate the classes.
 
-    `seed` determines the cross-validation folds of the classifier that sees only file facts.
+    File facts are the format, the size, and other metadata of a file.
+
+    Args:
+        cells: The labelled images.
+        seed: Seed of the cross-validation folds of the classifier that sees only file facts.
+
+    Returns:
+        The counts, the AUC of the classifier, and warnings.
     """
     kinds, statuses = Counter[str](), Counter[str]()
     formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))

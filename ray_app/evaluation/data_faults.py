@@ -1,7 +1,8 @@
-"""Find faults of labelled data that a check can detect, and describe them in sentences.
+"""Check labelled data for faults that make an evaluation misleading, and describe the faults.
 
-Prompts may belong to other images (`compare_prompts`), splits may share images
-(`describe_shared_images`), and the file facts of an index may reveal the class (`find_index_faults`).
+Prompts may belong to other images (`compare_prompts`). The training and test splits may share
+images (`describe_shared_images`). The file facts of an index of labelled images may reveal the
+class (`find_index_faults`).
 """
 
 import posixpath
@@ -38,19 +39,21 @@ _MAX_FILES = 20_000
 def compare_prompts(
     tables: Iterable[pa.Table], read_images: Callable[[list[int]], Iterable[Any]], clip: str | None
 ) -> list[str]:
-    """Check for each generator whether its prompts belong to its images.
+    """Check for each generator whether the prompts in the labels belong to the images.
 
-    By CLIP, the check measures how often a pair of images is more similar to its own prompts than
-    to swapped ones. If there are too many generators, those with the most images are checked.
+    The check swaps the prompts of two images of a generator. It measures how often the pair is more
+    similar to its own prompts than to the swapped ones, by CLIP. If there are too many images,
+    those of the generators with the most images are checked.
 
     Args:
-        tables: Tables with the columns of PROMPTED.
+        tables: Tables with the columns of PROMPTED: image id, generator, and prompt.
         read_images: Function that yields the id and the pixels of each image that can be read, for
             a list of ids.
         clip: The folder of CLIP weights; None to skip the check.
 
     Returns:
-        One sentence for each generator with enough pairs of images.
+        For each generator with enough pairs of images, a sentence with the result. If the check was
+        skipped, one sentence that says so.
 
     Raises:
         ConfigError: The folder has no CLIP.
@@ -111,14 +114,17 @@ def compare_pairs(
 
 
 def find_index_faults(url: str, clip: str | None) -> list[str]:
-    """Describe faults of an index in sentences: revealing file facts, and wrong prompts.
+    """Describe faults of an index of labelled images in sentences, before images are scored.
 
-    The first check is whether file extensions and sizes in bytes separate fakes from reals, for
-    which no image is read. The second check is whether prompts belong to their images.
+    The first check is whether file extensions and sizes in bytes separate fakes from real images.
+    No image is read for it. The second check is whether prompts belong to their images.
 
     Args:
-        url: Path or URL of the index.
+        url: Path or URL of the index, which `touchstone data index` wrote.
         clip: The folder of CLIP weights; None to skip the check of prompts.
+
+    Returns:
+        The sentences. The first one is the result of the first check.
 
     Raises:
         ConfigError: The index cannot be read, or the folder has no CLIP.
@@ -154,10 +160,18 @@ def find_index_faults(url: str, clip: str | None) -> list[str]:
 
 
 def describe_shared_images(url: str, info: IndexInfo) -> list[str]:
-    """Describe images that the splits of an index share, by path, bytes, and perceptual hash.
+    """Describe the images that splits of an index share, such as the training and test split.
 
-    The list is empty if the index has fewer than two splits. If the index has no hashes, a sentence
-    says that the check was skipped.
+    Images are compared by path, bytes, and perceptual hash.
+
+    Args:
+        url: Path or URL of the index of labelled images.
+        info: The facts of the index.
+
+    Returns:
+        A sentence for each kind of shared images, or a sentence that there are none. The list is
+        empty if the index has fewer than two splits. If the index has no hashes, a sentence says
+        that the check was skipped.
     """
     if len({count["split"] for count in info.counts} - {None}) < 2:
         return []

@@ -1,13 +1,14 @@
-"""Measure answers by the rules of DFLIP-3K, version 1 (`dflip_v1`).
+"""Measure predicted generators by the rules of the DFLIP-3K paper, version 1 (`dflip_v1`).
 
-Source: utils/evaluate.py of dflip3k/DFLIP-3K (arXiv 2401.02335). An answer is a sentence. Detection
-is right if the sentence has "ai generated" for a fake, or "real" for a real image. Identification
-requires the whole sentence, and an unknown name counts as `sd`.
+Source: utils/evaluate.py of dflip3k/DFLIP-3K (arXiv 2401.02335). In DFLIP-3K, a model answers with
+a sentence, such as "This is an ai generated image by Midjourney." `format_sentence` turns the
+verdict and the predicted generator of an image into this sentence. Detection is right if the
+sentence has "ai generated" for a fake, or "real" for a real image. Identification requires the
+whole sentence. An unknown name counts as `sd`, Stable Diffusion.
 
 This module departs from the authors' rules if a rule is unknown or clearly a mistake. An answer
 that is not such a sentence, or is missing, is wrong rather than `sd`. The hits of a group are
-divided by its size, not by its size plus .001 (`accuracy_by_their_formula`). `format_sentence`
-turns the output of a detector and an identifier into a sentence.
+divided by its size, not by its size plus .001 (`accuracy_by_their_formula`).
 """
 
 import re
@@ -57,9 +58,15 @@ _NO_IMAGE = "no image"
 
 
 def find_class(label: str, generator: str) -> str:
-    """Return the class in DFLIP-3K of an image with this label and generator.
+    """Return the class by which DFLIP-3K counts an image with this label and generator.
 
-    The class is `real`, a family, a group out of distribution, or the name of a fine-tuned model.
+    Args:
+        label: `real` or `fake`.
+        generator: The generator in the labels.
+
+    Returns:
+        `real`; a family that is to be named (`dalle`, `mj`, or `sd`); a group that is only detected
+        (`imagen`, `parti`, or `sdftood`); or else the name of the generator, a fine-tuned model.
     """
     if label == "real":
         return "real"
@@ -69,9 +76,15 @@ def find_class(label: str, generator: str) -> str:
 
 
 def parse_class(answer: str | None, classes: Collection[str]) -> str | None:
-    """Return the class that an answer names; None if it is not one of DFLIP-3K's sentences.
+    """Return the class that a sentence of DFLIP-3K names.
 
-    A name that is not in `classes` is treated as `sd`.
+    Args:
+        answer: The sentence, such as "This is an ai generated image by DALLE."
+        classes: The classes of the images, such as `dalle` and the names of fine-tuned models.
+
+    Returns:
+        The class. A name that is not in `classes` is treated as `sd` (Stable Diffusion), as in
+        DFLIP-3K. The result is None if the answer is not one of DFLIP-3K's sentences.
     """
     if answer is None:
         return None
@@ -85,7 +98,11 @@ def parse_class(answer: str | None, classes: Collection[str]) -> str | None:
 
 
 def extract_name(answer: str | None) -> str | None:
-    """Return the generator's name, or `real`, from a sentence; return other answers unchanged."""
+    """Return the generator's name, or `real`, from a sentence of DFLIP-3K.
+
+    For "This is an ai generated image by DALLE.", the name is `DALLE`. An answer that is not such a
+    sentence is returned unchanged.
+    """
     if answer is None or answer.strip() == REAL:
         return answer and "real"
     match = _FAKE.fullmatch(answer.strip())
@@ -93,17 +110,18 @@ def extract_name(answer: str | None) -> str | None:
 
 
 def format_sentence(verdict: str | None, name: str | None) -> str | None:
-    """Return a verdict and a predicted generator as one of DFLIP-3K's sentences.
+    """Return the sentence with which DFLIP-3K would answer for a verdict and a predicted generator.
 
-    A name that already is a sentence is returned unchanged. The sentence of a fake without a name
-    says `an unknown generator`, which counts as `sd`.
+    An example is "This is an ai generated image by DALLE." The sentence of a fake without a name
+    has the name `an unknown generator`, which counts as `sd` (Stable Diffusion).
 
     Args:
         verdict: The verdict of the row.
-        name: The predicted generator, or None.
+        name: The predicted generator, or None. A name that already is a sentence is returned
+            unchanged.
 
     Returns:
-        The sentence; None for no answer, such as an abstention.
+        The sentence; None if there is neither a sentence nor the verdict real or fake.
     """
     if name is not None and (
         "ai generated" in name or (_REAL_WORD.search(name) and len(name.split()) > 3)
@@ -118,25 +136,35 @@ def format_sentence(verdict: str | None, name: str | None) -> str | None:
 
 
 def is_detected(label: str, answer: str | None) -> bool:
-    """Return whether an answer counts as correct for detection, that is as real or fake."""
+    """Return whether a sentence of DFLIP-3K correctly calls an image real or fake.
+
+    The sentence must contain "ai generated" for a fake, or "real" for a real image. The name of the
+    generator does not matter.
+    """
     return answer is not None and ("ai generated" if label == "fake" else "real") in answer
 
 
 def dflip_v1(
     row_counts: RowCounts, names: Names, missing: int = 0
 ) -> tuple[list[IdentificationInfo], list[MetricRow]]:
-    """Measure named generators by the rules of DFLIP-3K v1.
+    """Measure predicted generators and verdicts by the rules of DFLIP-3K v1.
 
-    The metrics are in three scopes. `identification` has the accuracy over the images of the known
-    classes and all missing images, and the macro F1 with scikit-learn's defaults over all classes
-    that are true or answered. `identification, by index` has both metrics after names were compared
-    through the index of generators, and an unknown name is wrong. `identification, detection` is
-    about real or fake, for all images and by group; real images are one group.
+    The metrics are in three scopes:
+
+    - `identification` has DFLIP-3K's accuracy and macro F1 of the named classes. Images of groups
+      that are only detected are left out.
+    - `identification, by index` has these metrics after all spellings of a generator were treated as
+      one name. An unknown name is wrong.
+    - `identification, detection` is about real or fake, for all images and by group of generators.
+      Real images are one group.
 
     Args:
         row_counts: Number of rows by label, generator, verdict, and predicted name.
-        names: The index of generators.
-        missing: Number of images of the test list without a row, which all count as wrong.
+        names: Maps spellings of generators to one name.
+        missing: Number of labelled images without a row, which all count as wrong in accuracies.
+
+    Returns:
+        The facts of each scope, and the metrics of all scopes.
     """
     answers: SentenceCounts = Counter()
     for (label, generator, verdict, name), n in row_counts.items():

@@ -1,9 +1,10 @@
-"""Group fakes in and out of the training distribution, and measure each group.
+"""Measure how well fakes of known and of new generators are detected.
 
-`divide_generators` makes the groups, and `measure_groups` measures how well a system detects each
-group. The groups of a protocol are rows of its table. Without a protocol, the classes of the run's
-identifier define three groups: generators that were in training, new generators of a family in
-training, and generators of new families.
+`divide_generators` divides generators into groups that are in or out of the training distribution.
+`measure_groups` measures how well a detector or ensemble detects each group. A protocol, the rules
+for reproducing a paper's table, may name the rows of the table that are the groups. Otherwise, the
+run's identifier, a model that names generators, defines three groups. They are the generators of
+its training, new generators of a family in its training, and generators of new families.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,19 +35,19 @@ def divide_generators(
 ) -> tuple[str, list[GroupInfo]]:
     """Divide the generators of fakes into groups in and out of the training distribution.
 
-    The groups are rows of the protocol's table, if the protocol names them. Otherwise the classes
-    of the run's identifier define three groups: generators that were in training, other generators
-    of their families, and generators of other families.
+    If the protocol names rows of its table as groups, these are used. Otherwise, the run's
+    identifier, a model that names generators, defines three groups. They are the generators of its
+    training, other generators of their families, and generators of other families.
 
     Args:
-        protocol: The protocol, or None.
+        protocol: The rules for reproducing a published table, or None.
         names: The names of generators, with the classes of the run's identifier.
         generators: The generators and sources that the labels name.
 
     Returns:
         Where the groups come from (`protocol`, `identifier`, or "" without groups), and the groups.
-        They include groups without an image, and a total of all groups in (or out of) the
-        distribution if there are several.
+        A group may have no image. If several groups are in the distribution, or out of it, a
+        further group has all of them.
     """
     fakes = [generator for generator in generators if generator.label == "fake"]
     divided: list[tuple[str, Distribution, list[GeneratorInfo]]] = []
@@ -97,12 +98,15 @@ def _describe_group(
 def measure_groups(
     groups: Sequence[GroupInfo], scores: SystemScores, generators: Sequence[GeneratorInfo]
 ) -> list[MetricRow]:
-    """Measure the TPR of one system in each group, and its AUC against all real images.
+    """Measure how well a detector or ensemble detects the fakes of each group of generators.
 
     Args:
-        groups: The groups.
-        scores: The scores of the system.
+        groups: The groups, from `divide_generators`.
+        scores: The scores of the detector or ensemble.
         generators: The generators and sources, with the number of scored images.
+
+    Returns:
+        For each group, the true-positive rate and the AUC against all real images.
     """
     rows: list[MetricRow] = []
     for group in groups:

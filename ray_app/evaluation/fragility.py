@@ -1,4 +1,8 @@
-"""Write the section `fragility` of detector cards from an evaluation (`fragility_yaml`)."""
+"""Describe how perturbations of images weaken a detector, for its card (`fragility_yaml`).
+
+A detector's card is a YAML file. Its section `fragility` has the metrics of the detector on images
+that were, for example, compressed or resized.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,10 +17,17 @@ _DIGITS = 4
 
 
 def fragility_yaml(result: EvaluationResult) -> str:
-    """Return the section `fragility` for the card of each evaluated detector, as YAML by name.
+    """Return the section `fragility` for the card of each evaluated detector, as YAML text.
 
-    The section shows how perturbations weaken the detector. A person puts it into the card, and may
-    add the bounds beyond which verdicts abstain (`abstains`).
+    The section has the metrics of the detector on unchanged and on perturbed images. A person puts
+    it into the detector's card, a YAML file. There, the key `abstains` may also set bounds of
+    properties, such as the JPEG quality, beyond which the verdict is `abstain`.
+
+    Args:
+        result: The result of an evaluation of a run with perturbations.
+
+    Returns:
+        The text, in which the names of the detectors are the top-level keys.
 
     Raises:
         ConfigError: The run has no perturbation.

@@ -1,6 +1,7 @@
-"""Compare names of generators in any spelling, and by family (`Names`).
+"""Compare names of generators in labels and predictions in any spelling (`Names`).
 
-`read_names` reads the names that the identifier of a run can predict.
+`read_names` reads the names that the identifier of a run, a model that names generators, can
+predict.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,14 @@ REAL = "real"
 
 
 class Names:
-    """Map names of generators to keys, which are equal for all names of one generator.
+    """Map names of generators to keys, so that all spellings of a generator have one key.
 
-    The index of generators is a shipped list of generators with their spellings and families. If
-    all classes are families of the index of generators, the keys are families.
+    The map uses a shipped index of generators with their spellings and families. If an identifier,
+    a model that names generators, can only predict families of this index, the keys are families.
 
     Args:
-        classes: The names that an identifier can predict.
-        families: The families of classes that are not in the index of generators.
+        classes: The names that an identifier can predict; empty if there is no identifier.
+        families: The family of each class that is not in the index of generators.
     """
 
     def __init__(
@@ -45,13 +46,16 @@ class Names:
         )
 
     def label(self, name: str) -> str:
-        """Return the key of a name in the labels, and remember its first spelling for `shown`."""
+        """Return the key of a generator that the labels name, and remember its spelling.
+
+        `shown` returns this spelling.
+        """
         key = self._key(name)
         self._labels.setdefault(key, name.strip())
         return key
 
     def predicted(self, name: str | None) -> str | None:
-        """Return the key of a predicted name; None if there is no name or a blank one."""
+        """Return the key of a generator that a run predicted; None if the name is None or blank."""
         if name is None or not name.strip():
             return None
         key = self._key(name)
@@ -59,13 +63,18 @@ class Names:
         return key
 
     def shown(self, key: str | None) -> str | None:
-        """Return the spelling to show for a key: that of the labels, or else the predicted one."""
+        """Return the spelling of a generator to show in reports, given its key.
+
+        It is the first spelling in the labels, or else the first predicted one, or else the key
+        itself.
+        """
         return None if key is None else self._labels.get(key) or self._predicted.get(key) or key
 
     def family(self, key: str) -> str:
-        """Return the family of a generator, given by its key or name.
+        """Return the family of a generator, such as all versions of Midjourney, by its key or name.
 
-        The family is that of the identifier, or else that of the index, or else the name itself.
+        The family is the one that the identifier records. Without such a record, it is the family
+        in the index of generators. A generator that is not in the index is a family of its own.
         """
         if family := self._families.get(key):
             return family
@@ -80,10 +89,14 @@ class Names:
 
 
 def read_names(run_info: Mapping[str, Any]) -> Names:
-    """Return the `Names` for a run.
+    """Return a map from names of generators to keys, for the predictions and labels of a run.
 
-    They have the classes of the run's identifier, the generators that this model can name, as
-    `run.json` records them.
+    Args:
+        run_info: The content of `run.json`, which records the generators that the run's identifier
+            can name.
+
+    Returns:
+        The map.
     """
     card = (run_info["identity"].get("profile") or {}).get("identifier") or {}
     return Names(card.get("classes", ()), card.get("families"))

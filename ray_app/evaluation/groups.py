@@ -1,6 +1,7 @@
 """Group labelled images by kind and generator (`GroupCoder`).
 
-The kind is `real`, `whole` (generated as a whole), or `local` (edited locally).
+The kind is `real`, `whole` (a fake generated as a whole), or `local` (a photograph that was edited
+locally). The group is the truth that scores are compared with.
 """
 
 from typing import NamedTuple
@@ -36,7 +37,7 @@ class EvaluationGroup(NamedTuple):
 
     Attributes:
         kind: real, whole (generated as a whole), or local (an edit inside a photograph).
-        generator: The generator as in the labels.
+        generator: The generator of a fake as in the labels, or the source of a real image.
     """
 
     kind: str
@@ -49,7 +50,10 @@ class EvaluationGroup(NamedTuple):
 
 
 class GroupCoder:
-    """Assign numbers to groups of labelled rows, in the order in which groups first occur.
+    """Assign a number to each group of labelled rows, so that a column of integers has the truth.
+
+    A group has the rows of one kind (`real`, `whole`, or `local`) and one generator. Numbers are in
+    the order in which groups first occur, over all calls of `encode`.
 
     Args:
         source: The name of the labels in messages.
@@ -66,9 +70,10 @@ class GroupCoder:
         return list(self._numbers)
 
     def encode(self, table: pa.Table, *, complete: bool) -> npt.NDArray[np.int32]:
-        """Return the number of each row's group; -1 for a row without a label.
+        """Return the number (n,) of the group, an index of `groups`, that each row belongs to.
 
-        A fake is a local edit if its kind says so, or if it has a mask and no kind.
+        The number is -1 for a row without a label. A fake is a local edit if its kind is a local
+        edit, or if it has a mask and no kind.
 
         Args:
             table: Rows with `label`, and if known `generator`, `kind`, and `mask_uri`.

@@ -1,7 +1,8 @@
-"""Measure the generators that a run named (`collect_answers`, `measure_answers`, `measure_group`).
+"""Measure how well a run named the generators of its images.
 
-An answer is the name that a run predicted for an image. Answers are counted by true name, predicted
-name, and index of the true name in the ranking.
+`collect_answers` counts the predicted names, `measure_answers` measures them for all images, and
+`measure_group` for the fakes of some generators. An answer is the name that a run predicted for an
+image, possibly with a ranking of further names.
 """
 
 from collections import Counter
@@ -50,10 +51,12 @@ class Answer(NamedTuple):
         label: `real` or `fake`.
         generator: Key of the true name.
         predicted: Key of the predicted name; None if no generator was named.
-        has_answer: Whether the identifier processed the image, including the result that no known
-            generator fits.
-        place: Index of the true name in the ranking; None if it is not in the ranking.
-        family_place: Index of the true family among the families of the ranking, or None.
+        has_answer: Whether the identifier processed the image. It is also True if the result is
+            that no known generator fits.
+        place: Index of the true name in the ranking of names, from 0; None if it is not in the
+            ranking.
+        family_place: Index of the true family among the families of the ranking, from 0; None if it
+            is not among them.
     """
 
     label: str
@@ -66,16 +69,16 @@ class Answer(NamedTuple):
 
 @dataclass
 class Answers:
-    """Counts of the answers of a run on all labelled images.
+    """Counts of the generators that a run named, over all labelled images.
 
     Attributes:
-        names: Maps names of generators to keys.
-        counts: Number of images by answer.
-        row_counts: Number of images by label, generator, verdict, and predicted name, as in the
-            rows.
-        confidences: Confidences that the generator is a known one, for fakes, by the key of the
+        names: Maps names of generators to keys, which are equal for all spellings of a generator.
+        counts: Number of images by answer. Answers have keys.
+        row_counts: Number of images by label, generator, verdict, and predicted name, with names
+            spelled as in the rows.
+        confidences: For fakes, the confidences that the generator is a known one, by the key of the
             true generator.
-        is_ranked: Whether any row has a ranking.
+        is_ranked: Whether any row has a ranking of names.
     """
 
     names: Names
@@ -154,17 +157,18 @@ def measure_answers(
     """Measure how well a run named the generators of images.
 
     The metrics are in the scope `identification`, and for families in `identification, families`.
-
     Plain metrics are those of `metrics.identification`. They cover the fakes whose generator the
     identifier knows, or all fakes if the run does not record its classes. An image without a name
-    counts as wrong. `top_…` uses the rankings of the rows, whether a name was given or not.
-    `abstained_known` is the fraction of images that the identifier attributed to no known
-    generator, among images of known generators with an answer. `abstained_unknown` is this fraction
-    among images of other generators. `reals_named` is the fraction of real images that were
-    attributed to a generator.
+    counts as wrong. These metrics are added:
 
-    With the rules `dflip-v1`, the scope `identification` has the metrics of these rules with their
-    flaws, and `identification, plain` has the plain metrics.
+    - `top_k`: the fraction of images whose true name is among the first k names of the row's ranking.
+    - `abstained_known`: the fraction of images that the identifier attributed to no known
+      generator, among images of known generators with an answer.
+    - `abstained_unknown`: this fraction among images of other generators.
+    - `reals_named`: the fraction of real images that were attributed to a generator.
+
+    With the rules `dflip-v1`, the scope `identification` has the metrics of the DFLIP-3K paper with
+    their flaws, and `identification, plain` has the plain metrics.
 
     Args:
         answers: The answers of all images.
@@ -172,7 +176,7 @@ def measure_answers(
         missing: Number of labels without a row, which count as wrong by the rules of `dflip-v1`.
 
     Returns:
-        The facts of each scope, and its metrics.
+        The facts of each scope, such as confused names, and the metrics of all scopes.
     """
     rules = rules or protocols.IdentificationRules()
     if rules.protocol == "plain":
@@ -193,6 +197,10 @@ def measure_group(
         answers: The answers of all images.
         generators: Names of generators in the labels.
         top_k: Values of k for top-k accuracies.
+
+    Returns:
+        `accuracy`, `top_1` and so on, `macro_f1`, `family_accuracy`, and `abstained`, the fraction
+        of images that were attributed to no known generator.
     """
     names = answers.names
     keys = {names.label(name) for name in generators}

@@ -1,8 +1,10 @@
-"""Choose what the intervals of an evaluation generalise to (`Intervals`).
+"""Choose which images the 95 % intervals of an evaluation describe (`Intervals`).
 
-Intervals are for further generators and sources if the labels name enough of them, or else for
-further images. Intervals for further generators are computed from a sample of the labelled rows, in
-which each row has its generator, or the source of a real image.
+If the labels name at least eight generators, intervals describe how a metric may differ for images
+of generators that the labels do not have. The same holds for sources of real images. Otherwise,
+intervals describe only further images of the labelled generators and sources. Intervals for further
+generators are computed from a sample of the labelled rows, in which each row names its generator,
+or the source of a real image.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -47,15 +49,16 @@ _FRACTIONS = {
 
 
 class Intervals:
-    """Choose the groups of images that the jackknife leaves out to compute intervals.
+    """Divide images into the groups that the jackknife leaves out to compute intervals of metrics.
 
-    If it leaves out the images of one generator or source at a time, intervals hold for further
-    generators and sources. If it leaves out random groups, they hold only for further images.
+    If the jackknife leaves out the images of one generator or source at a time, intervals also
+    describe images of generators and sources that the labels do not have. If it leaves out random
+    groups, intervals describe only further images of the labelled generators and sources.
 
     Args:
-        meaning: `generators` if intervals are to hold for further generators, as far as the labels
-            name enough of them, or `images`.
-        sample: The sample of `accumulate.Cells`, or None.
+        meaning: `generators` to leave out generators and sources if the labels name at least eight,
+            or `images` to leave out random groups always.
+        sample: The sample of `accumulate.Cells`; None for random groups always.
         seed: Seed of the random groups of images.
     """
 
@@ -70,9 +73,14 @@ class Intervals:
         self.facts = self.read_info(FAKE_KINDS)
 
     def read_info(self, kinds: Collection[str]) -> IntervalInfo:
-        """Return what intervals generalise to for these kinds of fakes and for all reals.
+        """Return which images the intervals describe, for metrics of some kinds of fakes and reals.
 
-        That is further generators and sources, or only further images.
+        Args:
+            kinds: Kinds of fakes: `whole`, `local`, or both.
+
+        Returns:
+            Whether the intervals describe further generators or only further images of the labelled
+            ones, and in the same way for sources of real images.
         """
         names = [
             () if self._names is None else self._names[np.isin(self._kinds, kind_filter)]
@@ -81,10 +89,17 @@ class Intervals:
         return IntervalInfo.from_names(*names)
 
     def common_info(self, kinds: Sequence[str]) -> IntervalInfo:
-        """Return to which images the intervals of several kinds of fakes generalise.
+        """Return which images the intervals of several kinds of fakes describe, in one form for all.
 
-        The answer is the same for all kinds. If one kind has too few generators, the intervals of
-        all kinds hold for new images of the same generators only, not for new generators.
+        Intervals of different kinds are shown together, so they must have one meaning. If the
+        labels name too few generators of one kind, the intervals of all kinds describe only further
+        images of the labelled generators.
+
+        Args:
+            kinds: Kinds of fakes, such as `whole` and `local`.
+
+        Returns:
+            Which generators and sources the intervals describe.
         """
         infos = [self.read_info((kind,)) for kind in kinds]
         image_info = next((info for info in infos if info.fakes == "images"), None)
@@ -100,13 +115,17 @@ class Intervals:
         *,
         is_of_images: bool = False,
     ) -> Resampled:
-        """Return the resampling groups for metrics of fakes of some kinds and of all real images.
+        """Return the groups of images that the jackknife leaves out, for fakes of some kinds and reals.
 
         Args:
             images: The images that the metrics are computed from.
-            system: The system that scored them.
-            kinds: The kinds of the fakes.
-            is_of_images: Whether the intervals are for further images in any case.
+            system: The detector or ensemble that scored the images.
+            kinds: The kinds of the fakes, such as `whole`.
+            is_of_images: Whether to use random groups, so that intervals describe only further
+                images of the labelled generators and sources.
+
+        Returns:
+            A sample of the images, in groups by generator or source, or in random groups.
         """
         facts = self.read_info(kinds)
         if is_of_images or facts.is_for_images or self._sample is None:
@@ -124,22 +143,33 @@ class Intervals:
         )
 
     def resample_images(self, images: ScoredImages) -> Resampled:
-        """Divide images into random groups for resampling."""
+        """Return the images in random groups for the jackknife.
+
+        Intervals then describe further images of the labelled generators and sources.
+        """
         return Resampled.in_blocks(images, self._seed)
 
     def resample_view(self, images: ScoredImages) -> Resampled | None:
-        """Divide the images under a perturbation into random groups; None if there are too many."""
+        """Return the perturbed copies of images in random groups for the jackknife.
+
+        The result is None if there are more than MAX_IN_VIEW images, because the jackknife would
+        take too long for all perturbations.
+        """
         return self.resample_images(images) if len(images) <= MAX_IN_VIEW else None
 
     def add_to_averages(
         self, averages: Metrics, rates: Sequence[tuple[int, int]], tpr: MetricValue
     ) -> dict[str, MetricValue]:
-        """Return means over generators with intervals.
+        """Add 95 % intervals to means of the true-positive rate (TPR) over generators.
 
         Args:
-            averages: The metrics `tpr_mean` and `tpr_weighted`.
+            averages: The metrics `tpr_mean`, in which each generator counts once, and
+                `tpr_weighted`, in which each image counts once.
             rates: For each generator, the number of detected fakes and the number of fakes.
             tpr: The true-positive rate of all fakes together, with its interval.
+
+        Returns:
+            The metrics, with intervals if these describe further generators.
         """
         metrics = dict(averages)
         is_of_generators = self.facts.fakes == "generators"
@@ -156,11 +186,18 @@ class Intervals:
     def add_to_verdicts(
         self, verdict_metrics: Metrics, counts: VerdictCounts
     ) -> dict[str, MetricValue]:
-        """Return metrics of verdicts with intervals, which come from the verdicts of the sample.
+        """Add 95 % intervals for further generators and sources to metrics of verdicts.
+
+        The intervals are computed from the verdicts of the sample, if the labels name enough
+        generators or sources. `balanced_accuracy_strict` gets an interval in any case. Without a
+        sample, the metrics are returned unchanged.
 
         Args:
-            verdict_metrics: The metrics.
+            verdict_metrics: The metrics, from `metrics.detection.measure_verdicts`.
             counts: The verdicts of all images.
+
+        Returns:
+            The metrics with intervals.
         """
         if self._sample is None or not len(self._sample):
             return dict(verdict_metrics)
@@ -245,10 +282,10 @@ def _add_balanced_interval(metric: MetricValue, is_hit: Bools, sample: Resampled
 
 
 def read_group_names(sample: pa.Table) -> Names:
-    """Return the name (m,) of the resampling group of each row of the sample.
+    """Return the name (m,) of the group that the jackknife leaves out with each row of the sample.
 
-    The name is the generator of a fake, and the source of a real image, or its generator if the
-    labels have no source.
+    The name is the generator of a fake, or the source of a real image. If the labels have no
+    source, a real image has the name in the column `generator`.
     """
     generators = np.asarray(sample["generator"].to_pylist(), object)
     if "source" not in sample.column_names:

@@ -1,8 +1,8 @@
-"""Join the rows of a run with labels (`LabelledRows`) in a temporary DuckDB database.
+"""Give each result row of a run its label (`LabelledRows`), in a temporary DuckDB database.
 
-`read_labels` reads a file or an index of labels, `own_labels` the column `input` of the run itself.
-Data that does not fit into `_MEMORY` is on disk, so millions of rows and labels need no more memory
-than thousands.
+The labels are from a file or an index of labelled images (`read_labels`), or from the column
+`input` of the run itself (`own_labels`). Data beyond a fixed memory limit is on disk, so millions
+of rows and labels need no more memory than thousands.
 """
 
 import contextlib
@@ -127,26 +127,27 @@ class Database:
 
 @dataclass
 class LabelledRows:
-    """Labels, and after a call of `join` also the rows of a run, each with its label.
+    """Labels of images and, after a call of `join`, also the rows of a run, each with its label.
 
     Use an object as a context manager. The database is deleted when the context ends, so that
     nothing can be read afterwards.
 
     Attributes:
         name: Name of the labels in messages.
-        key: The column that joins labels to rows, one of `KEYS`, or `INPUT_KEY`.
-        guard: The web servers that masks may be read from.
+        key: The column that joins labels to rows, one of `KEYS` such as `sha256`. It is `INPUT_KEY`
+            if the labels are in the run's own column `input`.
+        guard: The web servers from which masks that the labels name may be read.
         split: The split whose labels are used; None for all labels.
         rows: Number of labels read.
-        doubled: Number of labels that repeat an earlier label.
+        doubled: Number of labels that repeat an earlier label of an image.
         other_split: Number of labels of another split.
         joined: Number of rows with a label.
         others: Number of rows without a label.
         other: Key of the first row without a label; None if every row has one.
         other_image: Path of the image of the first row without a label.
         unused: Number of labels without a row.
-        unused_key: Key of the first label without a row.
-        faults: Known faults of the data of an index, as sentences.
+        unused_key: Key of the first label without a row; None if every label has one.
+        faults: Sentences on known faults of the labelled data, if the labels are an index.
         database: The database with labels and rows.
     """
 
@@ -181,15 +182,17 @@ class LabelledRows:
         return self.rows - self.other_split - self.doubled
 
     def read(self, source: Labels, names: Sequence[str]) -> None:
-        """Read all labels of a file or an index into the database.
+        """Read all labels of a file or an index of labelled images into the database.
+
+        Of several equal labels of an image, the first is kept.
 
         Args:
             source: The file or the index.
-            names: The columns of `source`.
+            names: Names of all columns that `source` has.
 
         Raises:
-            ConfigError: A key or a label is missing, the split has no label, or two labels of
-                an image differ.
+            ConfigError: A key or a label is missing, the split has no label, or two labels of an
+                image differ.
         """
         split = self.split if "split" in names else None
         columns = [
@@ -232,8 +235,10 @@ class LabelledRows:
 
         Args:
             run: The run.
-            columns: Columns of the run to read. `VIEWS` adds the scores of views.
-            systems: Adds the columns of `systems.read_score_columns`; None for no scores.
+            columns: Columns of the run to read. `VIEWS` adds the scores of perturbed copies of
+                images.
+            systems: The detectors and the ensemble whose scores are added as columns, with the
+                names of `systems.read_score_columns`; None for no scores.
             map_fn: Reads the files of the run in tasks; None to read them in this process.
 
         Returns:
@@ -281,15 +286,17 @@ class LabelledRows:
     def tables(
         self, columns: Sequence[str], *, include_unlabelled: bool = False
     ) -> Iterator[pa.Table]:
-        """Yield the labelled rows in the order of the run.
+        """Yield the labelled rows in batches, in the order of the run.
 
         Args:
-            columns: Names of columns to return: those of the run, and of the labels `label`,
-                `generator`, `kind`, and `TEXTS`. A column that does not exist is null.
+            columns: Names of columns to return. They are columns of the run, or `label`,
+                `generator`, `kind`, and texts such as `mask_uri` and `prompt` of the labels. A
+                column that does not exist is null.
             include_unlabelled: Whether to also yield rows without a label.
 
         Raises:
-            ConfigError: The run's own column names a mask that it may not name.
+            ConfigError: A label in the run's own column `input` names a mask at a path or URL that
+                the archive of its image may not name.
         """
         existing = self.database.list_columns("joined")
         checked = self.key == INPUT_KEY and "mask_uri" in columns
@@ -390,13 +397,16 @@ class LabelledRows:
 def read_labels(
     source: Labels, *, key: str | None = None, split: str | None = None
 ) -> LabelledRows:
-    """Read all labels of a file or an index.
+    """Read all labels of a file or an index of labelled images, to be joined with a run.
 
     Args:
         source: The file or the index.
         key: The column that joins labels to rows; None for the first of `KEYS` that the labels
             have.
         split: Only labels of this split, if the labels have splits; None for all.
+
+    Returns:
+        The labels. Close the object, or use it as a context manager.
 
     Raises:
         ConfigError: A key or a label is missing, two labels of an image differ, or the split does
@@ -418,9 +428,16 @@ def read_labels(
 
 
 def own_labels(url: str, split: str | None = None) -> LabelledRows:
-    """Return labels that `join` reads from the column `input` of the run itself.
+    """Return an object for labels that the run itself has in its column `input`.
 
-    If `split` is set and the rows have splits, only rows of this split are labelled.
+    The labels are read when `LabelledRows.join` reads the run.
+
+    Args:
+        url: Path or URL of the run, for messages.
+        split: Use only labels of this split, if the rows have splits; None for all.
+
+    Returns:
+        The object, without labels yet.
     """
     return LabelledRows(f"the columns of {url}", INPUT_KEY, Guard(), split)
 

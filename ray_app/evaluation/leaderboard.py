@@ -21,6 +21,9 @@ def rank_systems(urls: Sequence[str], metric: str = "auc") -> list[LeaderboardEn
         urls: Paths or fsspec URLs of directories that `touchstone evaluate` wrote.
         metric: The name of the metric.
 
+    Returns:
+        An entry for each detector or ensemble of each evaluation.
+
     Raises:
         ConfigError: The metric is unknown, a directory has no evaluation, or the evaluations have
             different labelled images.

@@ -1,8 +1,9 @@
-"""Measure the masks of a run against the masks of its labels (`measure_localization`).
+"""Measure predicted masks of altered pixels against the masks of the labels (`measure_localization`).
 
 `iter_masked_images` yields the images for which the run has masks, with their labels.
-`MaskMeasurer` measures each mask against the true mask, at the network's size and at the image's
-own size. Overlays are small versions of the images whose masks agree worst and best with the truth.
+`MaskMeasurer` measures each predicted mask against the true mask. It compares the masks at the size
+of the network's output and at the size of the image. Overlays are small versions of the images
+whose masks agree worst and best with the truth, for the report.
 """
 
 import base64
@@ -62,12 +63,12 @@ R = TypeVar("R")
 
 
 class MaskTruth(NamedTuple):
-    """The label of an image on which of its pixels are altered.
+    """What the labels declare about the altered pixels of one image.
 
     Attributes:
         kind: real, whole (generated as a whole), or local (altered as its mask shows).
         generator: The generator in the labels.
-        mask_uri: The path or URL of the mask, or None.
+        mask_uri: The path or URL of the true mask; None if the labels name no mask.
     """
 
     kind: Kind
@@ -76,9 +77,9 @@ class MaskTruth(NamedTuple):
 
 
 class MaskTruths:
-    """True masks of the labelled images by image id.
+    """Labels on the altered pixels of images (`MaskTruth`), by image id.
 
-    An image takes some 20 bytes of memory, plus the path of its mask.
+    True masks are not read. An image takes some 20 bytes of memory, plus the path of its mask.
 
     Args:
         tables: Tables with the columns of `COLUMNS`.
@@ -99,7 +100,7 @@ class MaskTruths:
         self._rows = None if all_rows is None else all_rows.take(pa.array(order))
 
     def select(self, image_ids: Sequence[int]) -> dict[int, MaskTruth]:
-        """Return the true masks of the images by id, without images that have no label."""
+        """Return the labels of images by id, without images that have no label."""
         if self._rows is None:
             return {}
         requested = np.unique(np.array(image_ids, np.int64))
@@ -110,12 +111,13 @@ class MaskTruths:
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """A labelled image with all masks that the run predicted for it.
+    """A labelled image with all masks that detectors of the run predicted for it.
 
     Attributes:
-        member: The image; its `input` has the columns that `datasets.masks` needs.
-        truth: Its true mask.
-        masks: The rows of the image in `masks/` of the run.
+        member: The file of the image in the archive. Its `input` has the label and the path of the
+            true mask, which `datasets.masks` needs.
+        truth: What the labels declare about its altered pixels.
+        masks: A row for each predicted mask, from the folder `masks/` of the run.
     """
 
     member: ManifestMember
@@ -133,10 +135,11 @@ class MaskMeasurement(NamedTuple):
 
     Attributes:
         system: The detector.
-        view: The perturbation; None for the image itself.
-        network: Metrics at the network's size.
-        original: Metrics at the image's size; None if not requested.
-        half: Metrics at the network's size and threshold ½; None if the threshold is ½ already.
+        view: The perturbation of the image, such as `jpeg:75`; None for the unchanged image.
+        network: Metrics at the size of the network's output.
+        original: Metrics at the image's own size; None if not requested.
+        half: Metrics at the size of the network's output with threshold ½; None if the requested
+            threshold is ½ already.
     """
 
     system: str
@@ -151,7 +154,7 @@ class MeasuredImage(NamedTuple):
 
     Attributes:
         masks: The metrics of each mask.
-        coverage: How much of the image its true mask covers.
+        coverage: Facts on the part of the image that the true mask covers.
     """
 
     masks: list[MaskMeasurement]
@@ -164,7 +167,7 @@ class UnreadableMask:
 
     Attributes:
         image: The image.
-        status: The status of the failed read, or `no_reference`.
+        status: The status of the failed read, or `no_reference` if the label names no valid mask.
         detail: Description of the failure.
     """
 
@@ -174,15 +177,16 @@ class UnreadableMask:
 
 
 class MaskMeasurer:
-    """Read true masks, and measure predicted masks against them.
+    """Read the true masks of images, and measure predicted masks against them.
 
-    Threads can share an object. Each thread has its own open tables of masks.
+    Several threads can use one object.
 
     Args:
-        fetcher: Reads masks.
-        limits: Limits on masks.
-        threshold: The probability above which a pixel is marked.
-        at_original: The kinds of images that are also measured at their own size.
+        fetcher: Reads the files of true masks.
+        limits: Limits on the size of true masks.
+        threshold: The probability above which a pixel counts as marked by a predicted mask.
+        at_original: The kinds of images (`real`, `whole`, `local`) whose masks are also measured at
+            the image's own size. This takes longer than at the size of the network's output.
     """
 
     def __init__(
@@ -202,7 +206,14 @@ class MaskMeasurer:
         self._thread_local = threading.local()
 
     def measure(self, image: MaskedImage) -> MeasuredImage | UnreadableMask:
-        """Measure all predicted masks of one image against its true mask."""
+        """Measure all predicted masks of one image against its true mask.
+
+        Args:
+            image: The image with its predicted masks.
+
+        Returns:
+            The metrics, or the failure if the true mask cannot be read.
+        """
         try:
             truth = self.read_truth(image)
         except InputError as error:
@@ -254,10 +265,14 @@ class MaskMeasurer:
 
 
 def iter_masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage | None]:
-    """Yield each image for which the run has masks, or None if the image has no label.
+    """Yield each image for which a run predicted masks; None in place of an image without a label.
 
-    One block is in memory at a time. Only current rows have labels. Members that were deleted from
-    the archive therefore count as images without a label.
+    Masks are read one block at a time, a block being a group of files that one task scored. Images
+    that were deleted from the archive since then have no label.
+
+    Args:
+        run: The run.
+        truths: The labels of images.
     """
     rows = CurrentRows.read(run)
     for manifest in (index for index in list_complete_manifests(run.store) if index <= rows.last):
@@ -290,9 +305,10 @@ def resize_nearest(truth: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[
 
 
 def map_in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield the result of `work` for each item in order, from a few threads.
+    """Yield the result of `work` for each item in order, computed by a few threads.
 
-    The threads are a few items ahead, because masks are fetched, which takes longer than computing.
+    Use it for work that waits for downloads. Items are taken from `items` only a few ahead of the
+    result.
     """
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="masks") as pool:
         pending: deque[Future[R]] = deque()
@@ -359,9 +375,10 @@ _IMAGES = {
 
 
 class Overlays:
-    """Collect the six worst and the six best masks of each detector, by pixel F1.
+    """Select the predicted masks to show in a report: the six worst and the six best of each detector.
 
-    Masks of equal F1 are ordered by the id of the image.
+    Masks are ordered by pixel F1. Masks of equal F1 are ordered by the id of the image. An overlay
+    is a small image with the marked and the altered pixels.
     """
 
     def __init__(self) -> None:
@@ -372,12 +389,14 @@ class Overlays:
     def add(
         self, metrics: localization.MaskMetrics, image: MaskedImage, row: dict[str, Any]
     ) -> None:
-        """Consider one mask of a local edit, at the image's own size, for the overlays.
+        """Keep a predicted mask if it is among the worst or best of its detector so far.
+
+        A mask of an image without altered pixels is ignored.
 
         Args:
             metrics: The metrics of the mask.
             image: The image.
-            row: The row of the mask.
+            row: The row of the mask in `masks/` of the run.
         """
         if metrics.altered and metrics.f1 is not None:
             masks = self._by_system.setdefault(row["detector"], [])
@@ -392,14 +411,16 @@ class Overlays:
     def render(
         self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits
     ) -> list[Overlay]:
-        """Return up to twelve overlays, divided among the systems, the worst of each system first.
-
-        If an image cannot be read any more, its `picture` is None and `why` has the reason.
+        """Return up to twelve overlays, divided among the detectors, the worst of each detector first.
 
         Args:
-            measurer: Reads truths.
+            measurer: Reads true masks.
             fetcher: Reads images.
             limits: Limits on images.
+
+        Returns:
+            The overlays. If an image cannot be read any more, its `picture` is None and `why` has
+            the reason.
         """
         reader, overlays = MemberReader(fetcher, max_bytes=limits.max_bytes), []
         per_system = max(MAX_OVERLAYS // max(len(self._by_system), 1), 1)
@@ -425,12 +446,12 @@ class Overlays:
 
 
 class Localized(NamedTuple):
-    """The measured masks of a run.
+    """The metrics of the masks that a run predicted.
 
     Attributes:
-        info: Facts about the masks.
-        rows: Their metrics.
-        overlays: Overlays of some images.
+        info: Facts for the report, such as the numbers of images and of unreadable true masks.
+        rows: The metrics, as rows of the metrics table.
+        overlays: Images with marked and altered pixels, for the report.
     """
 
     info: LocalizationInfo
@@ -449,19 +470,19 @@ def measure_localization(
 ) -> Localized | None:
     """Measure the predicted masks of a run against the true masks of its labels.
 
-    True masks that cannot be read are counted by reason. They are read within the run's limits on
-    images.
+    True masks that cannot be read are counted by reason.
 
     Args:
         run: The run.
         tables: Function that returns the labelled rows with the columns `COLUMNS`.
-        rules: The rules of the protocol; None for the plain rules.
-        empty: How images without altered pixels count under the plain policy.
-        has_overlays: Whether to render overlays.
-        guard: The web servers that the labels allow, in addition to those of the run.
+        rules: The rules of a protocol that reproduces a published table; None for the plain rules.
+        empty: How images without altered pixels count by the plain rules, such as `skip`.
+        has_overlays: Whether to render overlays, small images with marked and altered pixels.
+        guard: The web servers from which the labels allow masks to be read, in addition to those of
+            the run.
 
     Returns:
-        The measured masks; None if no detector of the run localizes.
+        The metrics and overlays; None if no detector of the run predicts masks.
     """
     if not run.store.folders("masks"):
         return None
@@ -490,12 +511,15 @@ def measure_localization(
 
 
 def draw_overlay(image: Image.Image, truth: Image.Image, marked: Image.Image) -> Image.Image:
-    """Tint the pixels of an image (RGB) that a mask marks, and outline the truly altered ones.
+    """Return an image with the marked pixels tinted red, and the truly altered area outlined in yellow.
 
     Args:
-        image: The image.
-        truth: A mask (L), nonzero for altered pixels.
-        marked: A mask (L), nonzero for marked pixels.
+        image: The image (RGB).
+        truth: The true mask (L), nonzero for altered pixels.
+        marked: The predicted mask (L), nonzero for marked pixels.
+
+    Returns:
+        The overlay, of the size of the image.
     """
     size = image.size
     tinted = Image.composite(

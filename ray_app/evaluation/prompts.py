@@ -141,13 +141,16 @@ class PromptClip:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Images that have both a predicted and a true prompt, in the order of their ids.
+    """Images that have both a predicted and a true prompt, with similarities to regenerated images.
+
+    Images are in the order of their ids. Regenerated images were generated from the predicted
+    prompts.
 
     Attributes:
         makers: The generator of each image (n,), as the labels name it.
         counts: Number of images with a predicted prompt, with a true prompt, and with both.
-        similarities: Cosines (n, 2) as `regenerated_similarity` returns them; None if there are no
-            generated images.
+        similarities: CLIP similarities (n, 2) of each image with regenerated images, from
+            `regenerated_similarity`; None if no images were regenerated.
     """
 
     makers: list[str]
@@ -156,7 +159,7 @@ class Prompts:
 
     @property
     def info(self) -> PromptInfo:
-        """Counts of the prompts, and notes on how to read the metrics."""
+        """Counts of the prompts, and notes on how to read the metrics, for the result of an evaluation."""
         missing = 0 if self.similarities is None else int(np.isnan(self.similarities[:, 0]).sum())
         notes = [*NOTES]
         if missing:
@@ -168,7 +171,10 @@ class Prompts:
 
     @property
     def figures(self) -> dict[str, values.MetricValue]:
-        """The metrics of the predicted prompts of all images."""
+        """The mean CLIP similarities of all images with images regenerated from predicted prompts.
+
+        The values are undefined if no images were regenerated.
+        """
         return self._measure(self.similarities)
 
     def measure(self, generators: Collection[str]) -> Mapping[str, values.MetricValue]:
