@@ -153,8 +153,8 @@ def dflip_v1(
 
     - `identification` has DFLIP-3K's accuracy and macro F1 of the named classes. Images of groups
       that are only detected are left out.
-    - `identification, by index` has these metrics after all spellings of a generator were treated as
-      one name. An unknown name is wrong.
+    - `identification, by index` has these metrics after all spellings of a generator were treated
+      as one name. An unknown name is wrong.
     - `identification, detection` is about real or fake, for all images and by group of generators.
       Real images are one group.
 

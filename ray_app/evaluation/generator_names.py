@@ -19,7 +19,7 @@ class Names:
     a model that names generators, can only predict families of this index, the keys are families.
 
     Args:
-        classes: The names that an identifier can predict; empty if there is no identifier.
+        classes: The names that an identifier can predict; empty without an identifier.
         families: The family of each class that is not in the index of generators.
     """
 

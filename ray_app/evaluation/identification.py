@@ -161,7 +161,7 @@ def measure_answers(
     identifier knows, or all fakes if the run does not record its classes. An image without a name
     counts as wrong. These metrics are added:
 
-    - `top_k`: the fraction of images whose true name is among the first k names of the row's ranking.
+    - `top_k`: the fraction of images whose true name is among the first k names of the ranking.
     - `abstained_known`: the fraction of images that the identifier attributed to no known
       generator, among images of known generators with an answer.
     - `abstained_unknown`: this fraction among images of other generators.

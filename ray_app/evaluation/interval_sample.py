@@ -89,7 +89,7 @@ class Intervals:
         return IntervalInfo.from_names(*names)
 
     def common_info(self, kinds: Sequence[str]) -> IntervalInfo:
-        """Return which images the intervals of several kinds of fakes describe, in one form for all.
+        """Return which images the intervals of several kinds of fakes describe, the same for all.
 
         Intervals of different kinds are shown together, so they must have one meaning. If the
         labels name too few generators of one kind, the intervals of all kinds describe only further
@@ -115,7 +115,7 @@ class Intervals:
         *,
         is_of_images: bool = False,
     ) -> Resampled:
-        """Return the groups of images that the jackknife leaves out, for fakes of some kinds and reals.
+        """Return the groups of images that the jackknife leaves out, for some fakes and all reals.
 
         Args:
             images: The images that the metrics are computed from.

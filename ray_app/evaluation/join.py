@@ -184,7 +184,7 @@ class LabelledRows:
     def read(self, source: Labels, names: Sequence[str]) -> None:
         """Read all labels of a file or an index of labelled images into the database.
 
-        Of several equal labels of an image, the first is kept.
+        If an image has several equal labels, the first is kept.
 
         Args:
             source: The file or the index.
@@ -406,7 +406,7 @@ def read_labels(
         split: Only labels of this split, if the labels have splits; None for all.
 
     Returns:
-        The labels. Close the object, or use it as a context manager.
+        The labels, to be used as a context manager.
 
     Raises:
         ConfigError: A key or a label is missing, two labels of an image differ, or the split does

@@ -1,4 +1,4 @@
-"""Measure predicted masks of altered pixels against the masks of the labels (`measure_localization`).
+"""Measure predicted masks of altered pixels against true masks (`measure_localization`).
 
 `iter_masked_images` yields the images for which the run has masks, with their labels.
 `MaskMeasurer` measures each predicted mask against the true mask. It compares the masks at the size
@@ -63,7 +63,7 @@ R = TypeVar("R")
 
 
 class MaskTruth(NamedTuple):
-    """What the labels declare about the altered pixels of one image.
+    """The label of one image: its kind, its generator, and the path of its true mask.
 
     Attributes:
         kind: real, whole (generated as a whole), or local (altered as its mask shows).
@@ -116,7 +116,7 @@ class MaskedImage:
     Attributes:
         member: The file of the image in the archive. Its `input` has the label and the path of the
             true mask, which `datasets.masks` needs.
-        truth: What the labels declare about its altered pixels.
+        truth: Its label, with the path of the true mask.
         masks: A row for each predicted mask, from the folder `masks/` of the run.
     """
 
@@ -154,7 +154,7 @@ class MeasuredImage(NamedTuple):
 
     Attributes:
         masks: The metrics of each mask.
-        coverage: Facts on the part of the image that the true mask covers.
+        coverage: Whether the true mask covers a part of the image, nothing, or everything.
     """
 
     masks: list[MaskMeasurement]
@@ -375,7 +375,7 @@ _IMAGES = {
 
 
 class Overlays:
-    """Select the predicted masks to show in a report: the six worst and the six best of each detector.
+    """Select predicted masks for a report: the six worst and the six best of each detector.
 
     Masks are ordered by pixel F1. Masks of equal F1 are ordered by the id of the image. An overlay
     is a small image with the marked and the altered pixels.
@@ -411,7 +411,7 @@ class Overlays:
     def render(
         self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits
     ) -> list[Overlay]:
-        """Return up to twelve overlays, divided among the detectors, the worst of each detector first.
+        """Return up to twelve overlays, divided among the detectors, the worst masks first.
 
         Args:
             measurer: Reads true masks.
@@ -511,7 +511,7 @@ def measure_localization(
 
 
 def draw_overlay(image: Image.Image, truth: Image.Image, marked: Image.Image) -> Image.Image:
-    """Return an image with the marked pixels tinted red, and the truly altered area outlined in yellow.
+    """Tint the marked pixels of an image red, and outline the truly altered area in yellow.
 
     Args:
         image: The image (RGB).

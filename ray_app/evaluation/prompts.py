@@ -159,7 +159,7 @@ class Prompts:
 
     @property
     def info(self) -> PromptInfo:
-        """Counts of the prompts, and notes on how to read the metrics, for the result of an evaluation."""
+        """Counts of the prompts, and notes on how to read the metrics, for the report."""
         missing = 0 if self.similarities is None else int(np.isnan(self.similarities[:, 0]).sum())
         notes = [*NOTES]
         if missing:
