@@ -1,7 +1,10 @@
-"""Build the table of a protocol: its rows (`list_lines`), and their values (`measure_rows`).
+"""Compute the table of results of an evaluation (`list_lines`, `measure_rows`).
 
-A value is a metric of the scores of all images of the row, so every metric is defined for one
-generator and for several.
+The table has a value per row for each detector or ensemble, such as the AUC on the images of one
+generator. `list_lines` lists the rows, and `measure_rows` computes their values. A protocol, the
+rules for reproducing a paper's table, may define the rows. Footers are values below the rows, such
+as means over rows. If a row has several generators, the value is computed from all their images
+together, unless the row is a mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,12 +44,13 @@ _NOT_COMPUTED = undefined("was not computed")
 
 
 class ProtocolLine(NamedTuple):
-    """The definition of one row of a protocol's table: which generators it covers.
+    """The definition of one row of the table of results: which generators it covers.
 
-    A row is one of the protocol, or is made for a year or a generator of the data.
+    The protocol defines most rows. Other rows are added for each release year or generator of the
+    data.
 
     Attributes:
-        row: The row of the protocol.
+        row: The row as in the protocol: its name, its metric, and globs that select generators.
         year: Select only generators that were released in this year; None for all.
         only: Select only the generator with exactly this name; None for all.
     """
@@ -56,7 +60,7 @@ class ProtocolLine(NamedTuple):
     only: str | None = None
 
     def select(self, generators: Sequence[GeneratorInfo]) -> list[GeneratorInfo]:
-        """Return the generators that belong to the row."""
+        """Return the generators of the data that the row covers."""
         matches = [generator for generator in generators if self.row.matches(generator)]
         if self.only is not None:
             return [generator for generator in matches if generator.name == self.only]
@@ -68,11 +72,11 @@ class ProtocolLine(NamedTuple):
 
 
 class MeasuredRows(NamedTuple):
-    """The measured values in the table of a protocol for one system.
+    """The values in the table of results for one detector or ensemble.
 
     Attributes:
-        rows: Values by name of row.
-        footers: Values by name of footer.
+        rows: Values by name of row, such as the AUC on the images of one generator.
+        footers: Values by name of footer. A footer is a metric over all rows or images.
     """
 
     rows: dict[str, MetricValue]
@@ -82,16 +86,19 @@ class MeasuredRows(NamedTuple):
 def list_lines(
     protocol: Protocol | None, generators: Sequence[GeneratorInfo]
 ) -> list[ProtocolLine]:
-    """Return the definitions of the rows of a protocol's table.
+    """Return the definitions of the rows of the table of results, in the order of the table.
 
-    Without a protocol, there is a row for each source and each generator. Rows that the protocol
-    names come first, including rows without a generator in the data. Automatic rows follow in the
-    order of release and name. They leave out generators that already have a row, except rows that
-    are means.
+    Rows that the protocol names come first, including rows without a generator in the data. The
+    rows that the protocol adds automatically follow. They are for sources, generators, or years, in
+    the order of release and name. They leave out generators that a row covers already, except rows
+    that are means. Without a protocol, there is a row for each source and each generator.
 
     Args:
-        protocol: The protocol, or None.
+        protocol: The rules for reproducing a published table, or None.
         generators: The generators and sources of the data.
+
+    Returns:
+        The definitions.
     """
     rules = protocol or PLAIN
     by_name = {(generator.label, generator.name): generator for generator in generators}
@@ -131,9 +138,18 @@ def list_lines(
 def describe_rows(
     lines: Sequence[ProtocolLine], systems: Sequence[SystemInfo]
 ) -> list[TableRowInfo]:
-    """Return the facts on each row: its name, class, number of images, and training overlap.
+    """Return the facts on each row of the table of results, for the report.
 
-    A row was seen in training if one of its generators was.
+    The facts are the name, the class, and the number of images. They also show for each detector or
+    ensemble whether it was trained on one of the row's generators (`in-training`, `unseen`, or
+    `unknown`).
+
+    Args:
+        lines: The rows of the table.
+        systems: The facts of the detectors and the ensemble.
+
+    Returns:
+        The facts of each row, in the order of `lines`.
     """
     infos = []
     for line in lines:
@@ -163,15 +179,19 @@ def measure_rows(
 ) -> MeasuredRows:
     """Measure the values of all rows and footers of the table for one detector or ensemble.
 
-    All intervals are for further images of the same generators and sources.
+    A footer is a value below the rows, such as a mean over rows. All intervals are for further
+    images of the labelled generators and sources.
 
     Args:
-        protocol: The protocol; None for the plain table.
-        lines: The rows of the table.
-        scores: The scores of the system.
-        info: The facts of the system.
-        metrics: The metrics of the system as a whole, and of its masks.
-        options: Inputs that the measurements of all systems share.
+        protocol: The rules for reproducing a published table; None for the plain table.
+        lines: The rows of the table, from `list_lines`.
+        scores: The scores of the detector or ensemble.
+        info: The facts of the detector or ensemble.
+        metrics: The metrics of the detector or ensemble on all images, and of its masks.
+        options: Inputs that the measurements of all detectors and ensembles share.
+
+    Returns:
+        The values by name.
     """
     rules = protocol or PLAIN
     table = _RowMeasurer(rules, scores, info, metrics, options)
@@ -326,7 +346,15 @@ def f1_by_source(scores: SystemScores, generators: Sequence[GeneratorInfo]) -> M
 def accuracy_missing_wrong(
     scores: SystemScores, generators: Sequence[GeneratorInfo]
 ) -> MetricValue:
-    """Return the accuracy of DFLIP-3K v1, in which images without a score count as wrong."""
+    """Return the accuracy as in DFLIP-3K v1, in which images without a score count as wrong.
+
+    Args:
+        scores: The scores of a detector or ensemble.
+        generators: All generators and sources, with the number of images without a score.
+
+    Returns:
+        The accuracy with its interval.
+    """
     hits, n = scores.count_correct(map(get_group, generators))
     return proportion(
         hits, n + sum(generator.unscored for generator in generators), "there are no images"

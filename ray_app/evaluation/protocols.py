@@ -1,8 +1,8 @@
-"""Read protocols, which define how to reproduce a published table, from YAML (`load_protocol`).
+"""Read protocols, which define how to reproduce a paper's table of results (`load_protocol`).
 
-A published table is a table of results in a paper. A protocol defines its images, rows, metrics,
-and rules, and has the published values. If a project computes an unusual or a wrong average, that
-average has a name of its own, so that its table can be reproduced.
+A protocol is a YAML file. It defines the images, rows, and metrics of the table, and has the
+published values for comparison. If a project computes an unusual or a wrong average, that average
+has a name of its own, so that its table can be reproduced.
 
 `read_traits` returns the release date or architecture of each generator, from labels or from a
 run's own columns. `ray_app.evaluation.protocol_rows` computes the table.
@@ -36,7 +36,10 @@ Value = Annotated[float, Field(ge=0, le=1)]
 
 
 class ProtocolRow(Frozen):
-    """A row of the table: the pooled images of all generators that its globs match."""
+    """A row of a protocol's table: which images it covers, and the metric of these images.
+
+    The images are those of all generators (or sources of real images) that the row's globs match.
+    """
 
     name: str = Field(description="name of the row")
     generators: tuple[str, ...] = Field(default=(), description="globs over names of generators")
@@ -75,7 +78,10 @@ class ProtocolRow(Frozen):
         return self
 
     def matches(self, generator: GeneratorInfo) -> bool:
-        """Return whether a generator belongs to the row."""
+        """Return whether the row covers the images of a generator, or of a source of real images.
+
+        The class, the kind, and the globs over names or architectures must match.
+        """
         name, family = generator.name, generator.architecture
         is_match = any(is_named(name, glob) for glob in self.generators)
         return (
@@ -93,7 +99,7 @@ class ProtocolRow(Frozen):
 
 
 class ProtocolFooter(Frozen):
-    """A footer of the table: one metric of a detector or ensemble, over all rows or images."""
+    """A value below the rows of a protocol's table, such as the mean over rows or the AUC."""
 
     name: str = Field(description="name that states what the metric is")
     figure: str = Field(
@@ -108,7 +114,7 @@ class ProtocolFooter(Frozen):
 
 
 class Reference(Frozen):
-    """A column of published values, to compare with measured ones."""
+    """A column of published values in a protocol, to compare with measured values of the rows."""
 
     column: str = Field(description="title of the column")
     detector: str | None = Field(
@@ -137,7 +143,7 @@ class Reference(Frozen):
 
 
 class LocalizationRules(Frozen):
-    """The rules by which a protocol measures masks."""
+    """The rules by which a protocol compares predicted masks of altered pixels with true masks."""
 
     policy: Literal["opensdi", "imdlbenco", "plain"] = Field(
         default="plain", description="the project whose rules define the metrics"
@@ -162,7 +168,10 @@ class IdentificationRules(Frozen):
 
 
 class Groups(Frozen):
-    """Names of the rows of a table that are in and out of the training distribution."""
+    """Names of the rows of a protocol's table that are in or out of the training distribution.
+
+    Fakes of each row are measured on their own, and those of all rows in, or out, together.
+    """
 
     inside: tuple[str, ...] = Field(
         alias="in",
@@ -176,7 +185,7 @@ class Groups(Frozen):
 
 
 class Protocol(Frozen):
-    """The rules by which a published evaluation is repeated, and the table of its results."""
+    """The rules for reproducing a paper's evaluation: its images, table rows, and metrics."""
 
     name: str = Field(description="name of the protocol")
     title: str = Field(description="title for people")
@@ -261,9 +270,10 @@ class Protocol(Frozen):
 
     @property
     def traits(self) -> Mapping[str, str]:
-        """The columns of labels with facts on generators that the table needs, by name of the fact.
+        """The columns of labels that are needed to assign generators to rows of the table.
 
-        The facts are `released`, from the column `release_date`, and `architecture`.
+        The keys are `released`, for the column `release_date`, and `architecture`, for the column
+        of this name. A key is left out if no row needs its column.
         """
         columns = {"released": "release_date"} if "years" in self.automatic else {}
         return columns | (
@@ -272,7 +282,7 @@ class Protocol(Frozen):
 
     @property
     def info(self) -> ProtocolInfo:
-        """The facts on the protocol for the result of an evaluation."""
+        """The title, source, threshold, and notes of the protocol, for an evaluation's result."""
         return ProtocolInfo(
             name=self.name,
             title=self.title,
@@ -287,7 +297,7 @@ class Protocol(Frozen):
 
     @property
     def published(self) -> tuple[ReferenceInfo, ...]:
-        """The columns of published values for the result of an evaluation."""
+        """The published values of each column of the table, for the result of an evaluation."""
         return tuple(
             ReferenceInfo(**column.model_dump(exclude={"detector"}), system=column.detector)
             for column in self.reference
@@ -295,7 +305,7 @@ class Protocol(Frozen):
 
 
 def load_protocol(name_or_path: str | Path) -> Protocol:
-    """Load a shipped protocol by name, or a protocol from a YAML file.
+    """Load a shipped protocol by name, such as "opensdi", or a protocol from a YAML file.
 
     Raises:
         ConfigError: The protocol does not exist or is invalid.
@@ -315,6 +325,9 @@ def read_traits(
     Args:
         tables: Function that returns the labelled rows with the requested columns.
         column: `release_date` or `architecture`.
+
+    Returns:
+        The fact by name of the generator.
     """
     traits: dict[str, str] = {}
     for table in tables((column, "generator", "label")):

@@ -1,8 +1,8 @@
-"""Evaluate a run against labels (`evaluate`), scoring the source first if needed.
+"""Evaluate a run against labels (`evaluate`), and score the source of images first if needed.
 
-Labels come from a file, an index, a layout of the source, or the run itself (`labels_for`). An
-interrupted evaluation resumes with the same command: scoring continues from the committed rows, and
-the index is reused.
+Labels come from a file, an index of labelled images, the run itself, or a layout, a rule that
+derives labels from the paths of the source (`labels_for`). An interrupted evaluation resumes with
+the same command: scoring continues from the committed rows, and the index is reused.
 """
 
 import contextlib
@@ -42,15 +42,16 @@ def labels_for(
     run: RunDirectory | None,
     out: Store,
 ) -> LabelledRows | None:
-    """Read the labels that a config selects: a file, an index, a layout, or the run's own.
+    """Read the labels that a config selects.
 
-    A layout is a rule that derives labels from the paths or tables of a source. It is that of the
-    config, or else of the protocol. The source is that of the run, or else that of the config. Such
-    labels are written to `out`/index, and reused if the evaluation is repeated.
+    The labels are in a file, in an index of labelled images, or in the run's own columns. A layout,
+    a rule that derives labels from the paths or tables of a source, can also give them. It is that
+    of the config, or else of the protocol. Labels from a layout are written to `out`/index, and
+    reused if the evaluation is repeated.
 
     Args:
         config: The settings of the evaluation.
-        protocol: The protocol, or None.
+        protocol: The rules for reproducing a published table, or None.
         run: The run; None if the source is not scored yet.
         out: The output directory of the evaluation.
 
@@ -100,10 +101,17 @@ def _read_labels(source: Labels, key: str | None, split: str | None) -> Labelled
 
 
 def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
-    """Return warnings about labels and rows that do not match, as sentences.
+    """Check that rows of a run have labels, and return warnings about those that do not match.
+
+    Args:
+        labels: The labels, joined with the run.
+        run: The run.
+
+    Returns:
+        The warnings as sentences; empty if each row has a label and each label has a row.
 
     Raises:
-        ConfigError: No row is labelled. The message has an example of a label and of a row.
+        ConfigError: No row has a label. The message has an example of a label and of a row.
     """
     is_own = labels.key == INPUT_KEY
     if not labels.joined and is_own:
@@ -174,8 +182,8 @@ class EvaluationOutcome:
 
     Attributes:
         result: The metrics.
-        exit_code: TOO_MANY_BAD if the source was scored first and too many files were bad, else
-            DONE.
+        exit_code: Exit status of the command. TOO_MANY_BAD if the source was scored first and too
+            many files could not be scored, else DONE.
     """
 
     result: EvaluationResult
@@ -184,10 +192,16 @@ class EvaluationOutcome:
 
 @apply_s3_settings
 def evaluate(config: EvaluateConfig) -> EvaluationOutcome:
-    """Evaluate a run, or a source that is first scored into `out`/run.
+    """Evaluate a run against labels, or a source of images that is first scored into `out`/run.
 
     The files metrics.json, metrics.csv, metrics.parquet, and report.html are written into `out`. If
     scoring is interrupted, the same call resumes it.
+
+    Args:
+        config: The settings, with the run or source, the labels, and the output directory.
+
+    Returns:
+        The metrics, and the exit status.
 
     Raises:
         ConfigError: The settings or the protocol are invalid, there are no labels, or they do not
@@ -240,9 +254,12 @@ def measure(
 
     Args:
         config: The settings of the evaluation.
-        protocol: The protocol, or None.
+        protocol: The rules for reproducing a published table; None for the plain rules.
         run: The run.
         labels: The labels, not joined yet.
+
+    Returns:
+        The metrics, to be written by `write_result`.
 
     Raises:
         ConfigError: No row of the run has a label.

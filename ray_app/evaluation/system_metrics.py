@@ -1,12 +1,12 @@
-"""Measure one system (`measure_system`), and test pairs of systems (`paired_tests`).
+"""Measure a detector or ensemble (`measure_system`), and compare pairs of them (`paired_tests`).
 
-A system is a detector or the ensemble. It is measured on all images, on whole fakes and local
-edits, on each generator, and on each stratum, the images of one format and size. It is also
-measured under perturbation.
+A system is a detector or the ensemble of a run. Its metrics are computed for all images, for whole
+fakes and local edits, for each generator, for images of one format and size, and for perturbed
+images.
 
-`ray_app.evaluation.interval_sample` chooses what the intervals on all
-images and by kind generalise to. The intervals of other metrics are for further images of the same
-part.
+The 95 % intervals of metrics of all images and of whole fakes or local edits may describe images of
+generators that the labels do not have. `ray_app.evaluation.interval_sample` decides this. The
+intervals of other metrics describe only further images like the labelled ones.
 """
 
 from collections import Counter
@@ -58,13 +58,14 @@ NONE_SCORED = "none of these images was scored"
 
 @dataclass(frozen=True)
 class SystemOptions:
-    """Inputs that the measurements of all systems share.
+    """Inputs that the measurements of all detectors and ensembles of a run share.
 
     Attributes:
-        intervals: Chooses the groups by which intervals are resampled.
+        intervals: Chooses the groups of images that the jackknife leaves out to compute intervals.
         generators: The generators and sources that labels name.
         members: The detectors of the ensemble.
-        identity: The run's identity, which has the kinds of perturbations and the missing ones.
+        identity: The section `identity` of `run.json`, which has the kind of each perturbation and
+            the perturbations whose scores are missing.
     """
 
     intervals: Intervals
@@ -74,12 +75,12 @@ class SystemOptions:
 
 
 class MeasuredSystem(NamedTuple):
-    """The measurements of one system.
+    """The measurements of one detector or ensemble.
 
     Attributes:
-        info: Facts of the system.
-        rows: Its metrics.
-        curves: Its curves.
+        info: Facts such as the threshold and the number of scored images of each generator.
+        rows: Its metrics, as rows of the metrics table.
+        curves: Points of its charts, such as the ROC curve.
     """
 
     info: SystemInfo
@@ -92,11 +93,15 @@ def list_generators(
 ) -> list[GeneratorInfo]:
     """Return the generators of fakes and the sources of real images that the labels name.
 
-    The number of images of each is in the field `unscored`, because no scores are read yet.
+    No scores are read yet. The field `unscored` of each entry is therefore the number of all its
+    images.
 
     Args:
-        cells: The labelled rows.
+        cells: Counts of the labelled images.
         traits: Facts about generators of fakes (`released`, `architecture`), by generator name.
+
+    Returns:
+        An entry for each generator and kind of fake, and for each source.
     """
     labelled: Counter[EvaluationGroup] = Counter()
     for (cell, _, _), count in cells.rows.items():
@@ -120,12 +125,15 @@ def list_generators(
 def measure_system(
     scores: "SystemScores", cells: accumulate.Cells, options: SystemOptions
 ) -> MeasuredSystem:
-    """Return the facts, the metrics, and the curves of one system.
+    """Return the facts, the metrics, and the curves of one detector or ensemble.
 
     Args:
-        scores: The scores of the system.
-        cells: The labelled rows.
-        options: Inputs that all systems share.
+        scores: The scores of the detector or ensemble.
+        cells: Counts of the labelled images, and functions that read scores of perturbed images.
+        options: Inputs that the measurements of all detectors and ensembles share.
+
+    Returns:
+        The measurements.
     """
     system, images = scores.system, scores.images
     metrics = scores.measure(images, options.intervals.resample(images, system, FAKE_KINDS))
@@ -180,15 +188,16 @@ def measure_system(
 def paired_tests(
     sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool], meaning: Meaning
 ) -> tuple[list[PairedTest], list[MetricRow]]:
-    """Test each pair of systems on the images that both score.
+    """Test for each pair of detectors or ensembles if one is better, on images that both scored.
 
-    The metric is the AUC, or the accuracy if one of the systems is binary. A difference is b's
-    metric minus a's, and `p_holm` is corrected for all pairs.
+    The metric is the AUC, or the accuracy if one of the two replies only yes or no. The difference
+    is the metric of the second minus that of the first. The p-value `p_holm` is corrected for the
+    number of pairs.
 
     Args:
         sample: The sample of the labelled rows.
-        systems: The systems.
-        binary: Whether each system is binary, by name.
+        systems: The detectors and ensembles.
+        binary: Whether each of them replies only yes or no, by name.
         meaning: `generators` to leave out one generator or source at a time in the jackknife, which
             requires that the labels name enough of them. `images` to leave out random groups of
             images.
@@ -228,10 +237,12 @@ def paired_tests(
 
 @dataclass(frozen=True)
 class SystemScores:
-    """The scores of one system, from the highest score down.
+    """The scores of one detector or ensemble, from the highest score down.
+
+    A cell is a set of images of one kind, generator, file format, and range of sizes.
 
     Attributes:
-        system: The system.
+        system: The detector or ensemble.
         images: The scored images (n,).
         cells: Index (n,) of each image's cell in `file_cells`.
         file_cells: All cells.
@@ -245,22 +256,31 @@ class SystemScores:
     binary: bool
 
     def mask(self, predicate: Callable[[accumulate.FileCell], bool]) -> Bools:
-        """Return for each image (n,) whether `predicate` selects its cell."""
+        """Return for each image (n,) whether `predicate` is True for its cell.
+
+        The cell has the image's kind, generator, file format, and range of sizes.
+        """
         is_selected = np.array([predicate(cell) for cell in self.file_cells], np.bool_)
         return is_selected[self.cells]
 
     def select(self, predicate: Callable[[accumulate.FileCell], bool]) -> ScoredImages:
-        """Return the images whose cell `predicate` selects."""
+        """Return the images for whose cell `predicate` is True.
+
+        The cell has the image's kind, generator, file format, and range of sizes.
+        """
         return self.images.select(self.mask(predicate))
 
     def select_against(
         self, groups: Collection[EvaluationGroup], others: Sequence[str] = ()
     ) -> ScoredImages:
-        """Return the images of some groups of one class, and the images of the other class.
+        """Return images of some generators or sources, and images of the other class to compare.
 
         Args:
-            groups: The groups, all of one class.
+            groups: The generators of fakes, or the sources of real images.
             others: Globs that select sources or generators of the other class; empty for all.
+
+        Returns:
+            The images of both classes.
         """
         is_real = any(group.kind == "real" for group in groups)
 
@@ -275,18 +295,26 @@ class SystemScores:
         return self.select(is_selected)
 
     def count_correct(self, groups: Iterable[EvaluationGroup]) -> tuple[int, int]:
-        """Return the number of correctly judged images and of scored images of some groups."""
+        """Return the numbers of correctly classified and of scored images of some generators.
+
+        Args:
+            groups: The generators of fakes, each with a kind, or the sources of real images.
+
+        Returns:
+            The number of correctly classified images, and the number of scored images.
+        """
         counts = [self.correct_counts.get(group, (0, 0)) for group in groups]
         return sum(hits for hits, _ in counts), sum(n for _, n in counts)
 
     def measure(
         self, images: ScoredImages, sample: Resampled | None = None
     ) -> dict[str, MetricValue]:
-        """Return all detection metrics of some images.
+        """Return all detection metrics of some images, such as TPR and AUC, by name.
 
         Args:
             images: The images.
-            sample: The groups for intervals; None for intervals of proportions only.
+            sample: The images in the groups that the jackknife leaves out; None for intervals of
+                proportions only.
         """
         return detection.measure_detection(images, sample, continuous=not self.binary)
 
@@ -296,9 +324,12 @@ class SystemScores:
         """Return a metric that ranks images by score; undefined if all scores are yes or no.
 
         Args:
-            name: The name of the metric.
+            name: The name of the metric, such as `auc`.
             images: The images.
-            sample: The groups for the interval, or None.
+            sample: The images in the groups that the jackknife leaves out; None for no interval.
+
+        Returns:
+            The metric with its interval.
         """
         if self.binary:
             return undefined(detection.NO_RANKING, len(images))
@@ -306,7 +337,7 @@ class SystemScores:
 
     @cached_property
     def correct_counts(self) -> Mapping[EvaluationGroup, tuple[int, int]]:
-        """Number of correctly judged images and of scored images, by group."""
+        """Number of correctly classified images and of scored images, by kind and generator."""
         is_right = self.images.flagged == self.images.is_fake
         n = np.bincount(self.cells, minlength=len(self.file_cells))
         hits = np.bincount(self.cells[is_right], minlength=len(self.file_cells))
@@ -320,12 +351,15 @@ class SystemScores:
 def collect_scores(
     system: System, cells: accumulate.Cells, column: accumulate.ScoreColumn | None = None
 ) -> SystemScores:
-    """Return the scores of a system from the highest score down.
+    """Read the scores of a detector or ensemble, and sort them from the highest score down.
 
     Args:
-        system: The system.
-        cells: The labelled rows.
-        column: Scores to use in place of the system's own, such as those under a perturbation.
+        system: The detector or ensemble.
+        cells: The labelled images, with the functions that read scores.
+        column: Scores to use instead, such as those of perturbed images.
+
+    Returns:
+        The sorted scores, with the kind, generator, format, and size of each image.
     """
     column = column or cells.scores(system.name)
     order = descending_order(column.scores)
@@ -488,7 +522,10 @@ def _build_report(images: ScoredImages) -> dict[str, dict[str, MetricValue]]:
 
 
 def report_scope(name: str) -> str:
-    """Return the scope of a line of the classification report, such as `fake` or `macro avg`."""
+    """Return the scope, in the metrics table, of a line of scikit-learn's classification report.
+
+    `name` is the line, such as `fake` or `macro avg`.
+    """
     return f"report: {name}"
 
 

@@ -28,7 +28,9 @@ Overlap = Literal["in-training", "unseen", "unknown"]
 
 @dataclass(frozen=True)
 class System:
-    """A detector or the ensemble of a run, as a column of scores (log-odds of fake).
+    """A detector or the ensemble of a run, with the threshold and calibration of its scores.
+
+    Scores are log-odds of fake.
 
     Attributes:
         name: Name in the run.
@@ -37,12 +39,13 @@ class System:
         title: Title for people.
         threshold: Scores above it are fake.
         strict: If False, scores at the threshold are also fake.
-        calibration: Turns the scores into probabilities.
+        calibration: Turns the scores into probabilities; None for the logistic function alone.
         calibrated: Whether the probabilities are calibrated.
-        binary: Whether the detector replies yes or no.
-        decides: Whether the run's verdicts are those of this system.
-        late: Whether it is a detector that scores only the images in the second stage of a cascade.
-        card: The detector's card; None if it cannot be read any more.
+        binary: Whether the detector only replies yes or no.
+        decides: Whether the run's verdicts are those of this detector or ensemble.
+        late: Whether it is a detector that scores only uncertain images, in the second stage of a
+            cascade.
+        card: The detector's card, which describes the detector; None if it cannot be read any more.
     """
 
     name: str
@@ -64,7 +67,7 @@ class System:
 
     @property
     def cut(self) -> dict[str, Any]:
-        """The threshold, strictness, and calibration, as arguments of `ScoredImages`."""
+        """The threshold, `strict`, and the calibration, as keyword arguments of `ScoredImages`."""
         return {"threshold": self.threshold, "strict": self.strict, "calibration": self.calibration}
 
 
@@ -91,10 +94,11 @@ class Systems:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of result rows that are needed in addition to scores.
+        """The columns of result rows that are needed, in addition to scores, to apply the ensemble.
 
-        A cascade needs `sha256`, else the tuple is empty. A cascade scores some images with all
-        detectors as an audit, and draws these images by the digest of the file.
+        The tuple is empty unless the ensemble is a cascade, in which all detectors score only
+        uncertain images. A cascade needs `sha256`: it also scores some images with all detectors as
+        an audit, and draws these images by the digest of the file.
         """
         return (
             ("sha256",) if self.ensemble is not None and self.ensemble.cascade is not None else ()
@@ -169,11 +173,12 @@ class Systems:
 def list_systems(
     run: RunDirectory, *, threshold: float | None = None, strict: bool = True
 ) -> Systems:
-    """List the systems of a run from its `run.json`.
+    """List the systems of a run, which are its detectors and its ensemble, from its `run.json`.
 
     An ensemble of one detector and this detector are one system, under the detector's name. It has
     the ensemble's scores, title, and threshold. It has the detector's own scores if the ensemble
-    does not change them, or if a threshold is given, which a protocol defines for those scores.
+    does not change them, or if a threshold is given. A protocol defines such a threshold for the
+    detector's own scores.
 
     Args:
         run: The run.
@@ -181,6 +186,9 @@ def list_systems(
             score of a fake verdict for an ensemble.
         strict: If False, scores at the given threshold are also fake. Without a threshold, an
             ensemble always treats a score at its threshold as fake.
+
+    Returns:
+        The systems, beginning with the one that decides verdicts.
     """
     run_info = run.describe()
     names: list[str] = run_info["detectors"]
@@ -242,9 +250,10 @@ def training_overlap(card: DetectorCard, generator: str) -> Overlap:
 
 
 def combined_overlap(overlaps: Iterable[str]) -> Overlap:
-    """Combine the training overlaps of several detectors or of several generators into one.
+    """Combine results of `training_overlap` for several detectors or several generators into one.
 
-    `in-training` takes precedence, then `unknown`. Without any overlap, the result is `unknown`.
+    `in-training` takes precedence, then `unknown`. Without any result to combine, the result is
+    `unknown`.
     """
     distinct = set(overlaps)
     if "in-training" in distinct:
