@@ -1,6 +1,7 @@
-"""Measure scores and masks, with 95 % intervals, and calibrate scores.
+"""Compute the metrics of an evaluation from scores and masks, with 95 % intervals.
 
-scikit-learn and scipy are imported when a function needs them.
+`registry` defines the metrics. Other modules measure detection, masks of altered pixels, and named
+generators, and fit calibrations. scikit-learn and scipy are imported when a function needs them.
 """
 
 from typing import TYPE_CHECKING

@@ -63,7 +63,10 @@ def expected_calibration_error(
 
 
 def bin_sums(p_fake: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
-    """Sort probabilities into bins of equal width, and sum weights and weighted values per bin.
+    """Sort weighted probabilities into bins of equal width, and sum them per bin.
+
+    The sums are those that a calibration error needs. A weight is the number of images with one
+    probability.
 
     Args:
         p_fake: Probabilities 0 … 1 (k,).

@@ -27,6 +27,9 @@ _GRID = np.linspace(-8, 8, 801)
 class EffectiveSize:
     """The number of independent images that grouped images are worth.
 
+    Images of one group, such as those of one source, have similar scores. A rate over them is
+    therefore less precise than a rate over as many independent images.
+
     Attributes:
         n: Number of images.
         groups: Number of groups.
@@ -44,21 +47,27 @@ class EffectiveSize:
 
 
 def effective_size(scores: ArrayLike, groups: ArrayLike, fraction: float) -> EffectiveSize:
-    """Return how many independent images would give an equally precise rate above a threshold.
+    """Return how many independent images the grouped images are worth for a rate above a threshold.
+
+    Use it to bound a false-positive rate on real images of few sources. Images of one group, such
+    as those of one source, have similar scores, so they are worth fewer independent images. The
+    result would give an equally precise rate.
 
     The number is n / deff · (t / t_df)² (Korn and Graubard 1998, "Confidence intervals for
     proportions with small expected number of positive counts"). deff is the larger one of two
     design effects. The first is the observed effect, from the variance of group totals above the
-    threshold. The second is 1 + (b − 1) ρ (Kish 1965). b is the average size of an image's group. ρ
-    is the correlation of being above the threshold (`tail_correlation`) of two normal scores with
-    the correlation within groups (`rank_correlation`; Donner 1986). The first effect is too
-    uncertain if few images reach the threshold. The second does not account for rare groups that
-    differ from the others.
+    threshold. It is too uncertain if few images reach the threshold. The second is 1 + (b − 1) ρ
+    (Kish 1965). b is the average size of an image's group. ρ is the correlation, within
+    groups, of reaching the threshold (`tail_correlation`; Donner 1986). The second effect does not
+    account for rare groups that differ from the others.
 
     Args:
         scores: Scores (n,).
-        groups: Groups (n,), whole numbers.
+        groups: The group (n,) of each image, whole numbers.
         fraction: Fraction of the images that reach the threshold.
+
+    Returns:
+        The number of independent images, with facts on the groups.
     """
     from scipy.stats import norm, t
 
@@ -80,9 +89,10 @@ def effective_size(scores: ArrayLike, groups: ArrayLike, fraction: float) -> Eff
 
 
 def rank_correlation(scores: Floats, codes: Counts, sizes: Counts) -> float:
-    """Return the intraclass correlation of scores in groups, by analysis of variance.
+    """Return how similar the scores of one group are: the intraclass correlation, at most 1.
 
-    The scores are first transformed to normal scores by their ranks.
+    The correlation is computed by analysis of variance, after the scores were transformed to normal
+    scores by their ranks.
 
     Args:
         scores: Scores (n,).
@@ -102,13 +112,17 @@ def rank_correlation(scores: Floats, codes: Counts, sizes: Counts) -> float:
 
 
 def tail_correlation(correlation: float, fraction: float) -> float:
-    """Return the correlation of being above a quantile, for two correlated normal variables.
+    """Return the correlation of two events: that each of two normal variables is above a quantile.
 
-    It is 0 for a negative correlation.
+    The variables are the scores of two images of one group. The result is 0 if the correlation of
+    the scores is negative.
 
     Args:
         correlation: The correlation of the variables.
         fraction: The fraction of a normal population above the quantile.
+
+    Returns:
+        The correlation of the events.
     """
     from scipy.stats import norm
 

@@ -1,4 +1,4 @@
-"""Compute curves of scored images, with as many points as a chart can show.
+"""Compute curves of scored images for charts, with a limited number of points.
 
 The curves are ROC (`roc_points`), precision and recall (`precision_recall_points`), risk and
 coverage (`risk_coverage`), and `reliability`. Every point is exact. If there are too many points,

@@ -1,11 +1,10 @@
-"""Measure how well scores separate fake from real.
+"""Measure how well the scores or verdicts of a detector separate fakes from real images.
 
-`measure_detection` measures a system on all images, and `detection_figures` also by generator. Fake
-is the positive class, and the default threshold is 0, which is P(fake) > ½.
-
-The module also has means of a rate over generators (`average_rates`), metrics of verdicts with
-abstentions (`measure_verdicts`), and scikit-learn's classification report from counts
-(`build_classification_report`).
+`measure_detection` returns all metrics of some images, and `detection_figures` also the metrics of
+each generator, as plain JSON. Fake is the positive class, and the default threshold is 0, which is
+P(fake) > ½. `average_rates` computes means of a rate over generators. `measure_verdicts` is for
+verdicts with abstentions. `build_classification_report` returns scikit-learn's classification
+report.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,10 +67,13 @@ def measure_detection(
 
     Args:
         images: The scored images.
-        sample: The images in the groups that the jackknife leaves out. If None, only proportions
-            have an interval, which is exact.
+        sample: The images in the groups that the jackknife leaves out to compute intervals. If
+            None, only proportions have an interval, which is exact.
         continuous: False for a detector that only replies yes or no. Metrics of rankings are then
             undefined and, without a calibration, also metrics of probabilities.
+
+    Returns:
+        The metrics by name, such as `auc` and `tpr`.
     """
     has_probabilities = continuous or images.calibration is not None
     metrics = {}
@@ -222,7 +224,7 @@ def average_rates(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricValue
 
 @dataclass(frozen=True, slots=True)
 class VerdictCounts:
-    """Numbers of images by label and verdict.
+    """Numbers of labelled images by label and verdict, the input of `measure_verdicts`.
 
     The first part of a field's name is the label, and the second part is the verdict. For example,
     `fake_abstain` counts fakes with the verdict `abstain`. `unscored` images have no verdict, such
@@ -248,11 +250,12 @@ class VerdictCounts:
 
 
 def measure_verdicts(counts: VerdictCounts) -> dict[str, MetricValue]:
-    """Return metrics of verdicts: how many images are decided, and how many correctly.
+    """Return metrics of verdicts: how many images are decided, and how many of them correctly.
 
     `coverage` is the fraction of all images, including unscored ones, whose verdict is fake or
-    real. Metrics that end in `_of_decided` are computed from these images alone. For metrics that
-    end in `_strict`, abstentions and unscored images count as wrong.
+    real. Metrics that end in `_of_decided`, such as `tpr_of_decided`, are computed from images with
+    these verdicts alone. For metrics that end in `_strict`, abstentions and unscored images count
+    as wrong.
     """
     fakes_decided, reals_decided = (
         counts.fake_fake + counts.fake_real,

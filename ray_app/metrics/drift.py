@@ -1,6 +1,7 @@
-"""Compare the images of an archive with those of a calibration (`find_shifts`).
+"""Compare the images of an archive with those that an ensemble was calibrated on (`find_shifts`).
 
-The measure is the population stability index.
+If they differ too much in a property, such as the width or the score, the calibration and its
+guarantee may not hold for the archive. The measure is the population stability index.
 """
 
 from collections.abc import Mapping
@@ -27,13 +28,15 @@ FRACTIONS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """How far an archive is from the images of a calibration in one property, such as the width.
+    """How much an archive differs from the calibration images in one property, such as the width.
+
+    Calibration images are the labelled images that an ensemble was calibrated on.
 
     Attributes:
-        psi: Population stability index of the archive and a mixture of the calibration's reals and
-            fakes. The value 0 means no difference.
-        chance: The index that an archive without a difference exceeds by chance. The probability
-            that it does so in any property is less than `NOTICED_P`.
+        psi: Population stability index of the archive and a mixture of calibration images that are
+            real and fake. The value 0 means no difference.
+        chance: The largest index that is plausible by chance. The probability that an archive
+            without a difference exceeds it in any property is less than `NOTICED_P`.
         fakes: Fraction of fakes in the mixture of calibration images.
         images: Number of images of the archive that have the property.
     """
@@ -45,46 +48,56 @@ class Shift:
 
     @property
     def limit(self) -> float:
-        """The largest index for which the difference does not count as noticed."""
+        """The larger one of `NOTICED_PSI` and `chance`.
+
+        Up to this index, the archive counts as not different.
+        """
         return max(NOTICED_PSI, self.chance)
 
     @property
     def is_noticed(self) -> bool:
-        """Whether the index is above `NOTICED_PSI` and above `chance`."""
+        """Whether the difference is worth a warning.
+
+        The index is then above `NOTICED_PSI` and `chance`.
+        """
         return self.psi > self.limit
 
     @property
     def is_beyond(self) -> bool:
-        """Whether the index is above `LIMIT_PSI` and `chance`.
+        """Whether the difference is so large that the calibration does not hold for the archive.
 
-        The calibration then does not hold for the archive.
+        The index is then above `LIMIT_PSI` and `chance`.
         """
         return self.psi > max(LIMIT_PSI, self.chance)
 
     @property
     def is_conclusive(self) -> bool:
-        """Whether the archive has enough images to show a difference of `LIMIT_PSI`."""
+        """Whether the archive has enough images to show a difference of `LIMIT_PSI`.
+
+        A difference that large would then be more than chance.
+        """
         return self.chance < LIMIT_PSI
 
 
 def find_shifts(
     counts: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, score: str = "score"
 ) -> dict[str, Shift]:
-    """Compare an archive with mixtures of a calibration's reals and fakes.
+    """Compare an archive with the images of a calibration, property by property.
 
-    An archive may have any fraction of fakes, and its files then have the properties of fakes in
-    that fraction. Compared with the calibration images as they are, an archive would differ because
-    of its fraction of fakes alone. So each property is compared at the fraction of fakes that
-    explains it best, among the fractions at which the shift of the score is not noticed. Without
-    this bound, reals that have become like fakes would be treated as fakes.
+    An archive may have any fraction of fakes. With the calibration images as they are, it would
+    differ because of its fraction of fakes alone. So each property is compared with a mixture of
+    the calibration's real images and fakes. The fraction of fakes in the mixture is the one that
+    explains the property best. Only fractions at which the scores do not differ noticeably are
+    tried. Otherwise, real images that have become like fakes would be treated as fakes.
 
     Args:
         counts: By property, three numbers of images per bin (k,): of the archive, and of the
-            calibration's reals and fakes. At least one property must count every image.
-        score: The property that bounds the fraction of fakes.
+            calibration's real images and fakes. At least one property must count every image.
+        score: The property with the scores, which limits the fractions of fakes that are tried.
 
     Returns:
-        The shift in each property that both the archive and the reals have.
+        The difference in each property that both the archive and the calibration's real images
+        have.
     """
     n_real = max((np.sum(real) for _, real, _ in counts.values()), default=0)
     n_fake = max((np.sum(fake) for _, _, fake in counts.values()), default=0)

@@ -1,9 +1,9 @@
-"""Measure predicted names of generators (`measure_identification`, `measure_open_set`).
+"""Measure how well the generators of images were named (`measure_identification`, `measure_pairs`).
 
-`measure_pairs` does the same from counts of pairs of names.
-
-The metrics are accuracy, F1, confusions, top-k, and the AUROC of known against unknown generators.
-None as a predicted name means that no generator was named.
+The first function needs the predicted and the true name of each image, the second one only counts
+of pairs of names. `measure_open_set` measures how well a confidence separates images of known
+generators from images of other generators. The metrics are accuracy, F1, frequent confusions, top-k
+accuracy, and AUROC. None as a predicted name means that no generator was named.
 """
 
 from collections import Counter
@@ -43,9 +43,9 @@ class Identification:
 
     Attributes:
         figures: Metrics by name; see `measure_pairs`.
-        classes: For each true name, the most frequent first: `name`, the number of its images
-            (`n`), the number of images for which it was predicted (`predicted`), and the metrics
-            `precision`, `recall`, and `f1`.
+        classes: A dictionary for each true name, the most frequent name first. The keys are `name`,
+            `n` (number of its images), `predicted` (number of images for which the name was
+            predicted), `precision`, `recall`, and `f1`.
         pairs: The most frequent wrong answers (true name, predicted name, number of images), up to
             50.
     """
@@ -89,9 +89,10 @@ def measure_pairs(
 ) -> Identification:
     """Measure predicted names from the counts of pairs of a true and a predicted name.
 
-    The accuracy and `AVERAGES` are over the images whose true name is in `known`. A missing name
-    counts as wrong. Averages are those of scikit-learn with the true names as `labels` and
-    `zero_division` 0, so a name that is never a true name is not a class with F1 = 0.
+    The accuracy and the averages over names, such as `macro_f1`, cover the images whose true name
+    is in `known`. A missing name counts as wrong. Averages are those of scikit-learn with the true
+    names as `labels` and `zero_division` 0, so a name that is never a true name is not a class with
+    F1 = 0.
 
     `unknown_named` is the fraction of all other images for which a name in `known` was predicted.
     It is undefined if `known` is None. `open_set_auroc` is always undefined here. It needs
@@ -100,7 +101,12 @@ def measure_pairs(
     Args:
         pairs: Number of images by true and predicted name.
         known: Names that could be predicted; None if all could.
-        top_k: Values of k for the metrics `top_k`. Without rankings, only k = 1 has a value.
+        top_k: Values of k for the metrics `top_1`, `top_3`, and so on: the fraction of images whose
+            true name is among the k most probable names. Only k = 1 has a value, because pairs have
+            no rankings.
+
+    Returns:
+        The metrics.
     """
     known_pairs = {pair: n for pair, n in pairs.items() if known is None or pair[0] in known}
     n_known = sum(known_pairs.values())
@@ -128,6 +134,8 @@ def measure_open_set(
     truth: Sequence[str], known: Collection[str] | None, confidence: ArrayLike | None
 ) -> MetricValue:
     """Return the AUC with which a confidence separates images of known and unknown generators.
+
+    Known generators are those that an identifier, a model that names generators, can predict.
 
     The AUC is undefined without `known` or `confidence`, or if all images are of one kind.
 

@@ -1,4 +1,4 @@
-"""Compute proportions and means over images, with 95 % intervals, for evaluation documents."""
+"""Compute fractions and means of images with 95 % intervals (`proportion`, `mean_figure`)."""
 
 import math
 

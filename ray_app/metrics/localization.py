@@ -36,10 +36,10 @@ class MaskMetrics(NamedTuple):
     """Numbers of pixels that compare one mask with its truth. All mask metrics follow from them.
 
     Attributes:
-        hits: Pixels that are altered and marked.
-        altered: Pixels that are altered.
-        marked: Pixels that the mask marks.
-        pixels: All pixels.
+        hits: Number of pixels that are altered and marked by the mask.
+        altered: Number of pixels that are altered.
+        marked: Number of pixels that the mask marks: their probability is above the threshold.
+        pixels: Number of all pixels.
         auc: ROC AUC of the pixels; None if all or no pixels are altered.
         even: Pixels exactly at the threshold. Neither the mask nor a mask of the inverted
             probabilities marks them.
@@ -120,12 +120,18 @@ Rows = Sequence[MaskMetrics] | Floats
 def average_masks(rows: Rows, *, empty: Empty) -> dict[str, MetricValue]:
     """Return the means over images of pixel F1, IoU, AUC, and accuracy.
 
-    An AUC needs altered and intact pixels. Images without both are left out of its mean under every
-    policy, and the `n` of the metric is the number of images that remain.
+    The AUC of an image needs both altered and intact pixels. Images with only one kind of pixels
+    are left out of its mean, regardless of `empty`. The `n` of the metric is the number of the
+    others.
 
     Args:
         rows: The `MaskMetrics` of the images, or the table of a `MaskRows`.
-        empty: How images without altered pixels count, a key of `EMPTY`.
+        empty: How images without altered pixels count for the other metrics. `skip` leaves them
+            out, `zero` counts F1 and IoU as 0, and `one` counts them as 1 if the predicted mask is
+            empty.
+
+    Returns:
+        The means with their intervals, by the names in `LOCALIZATION`.
     """
     hits, altered, marked, pixels, auc, *_ = _to_columns(rows)
     counts = altered > 0 if empty == "skip" else np.ones(len(hits), np.bool_)
@@ -174,9 +180,16 @@ def average_masks_imdlbenco(rows: Rows, *, mode: Mode = "origin") -> dict[str, M
 
 
 def count_masks(rows: Rows) -> dict[str, int]:
-    """Count all images, images without altered pixels, and images altered everywhere.
+    """Return the number of all images (`images`), and of images on which an AUC is undefined.
 
-    Images of the last two kinds have no AUC.
+    These are images without altered pixels (`empty`), and images altered everywhere
+    (`all_altered`).
+
+    Args:
+        rows: The `MaskMetrics` of the images, or the table of a `MaskRows`.
+
+    Returns:
+        The three numbers by name.
     """
     _, altered, _, pixels, *_ = _to_columns(rows)
     return {
@@ -187,7 +200,9 @@ def count_masks(rows: Rows) -> dict[str, int]:
 
 
 class PixelLevels(NamedTuple):
-    """Numbers of altered and intact pixels at each probability of a mask.
+    """Numbers of altered and intact pixels at each probability of a predicted mask.
+
+    They are sufficient to compute the AUC, and the counts at any threshold.
 
     Attributes:
         values: The distinct probabilities, float64 (k,), ascending.
@@ -234,7 +249,7 @@ class PixelLevels(NamedTuple):
         return int(self.altered @ (2 * lower + self.intact)) / (2 * pairs) if pairs else None
 
     def measure(self, threshold: float = THRESHOLD) -> MaskMetrics:
-        """Return the counts if the mask marks the pixels strictly above the threshold."""
+        """Return the counts of pixels for a mask that marks probabilities above a threshold."""
         above, even = self.values > threshold, self.values == threshold
         hits, altered = int(self.altered[above].sum()), int(self.altered.sum())
         even_altered = int(self.altered[even].sum())
@@ -258,7 +273,10 @@ class MaskRows:
         return len(self._values) // len(MaskMetrics._fields)
 
     def table(self) -> Floats:
-        """Return the fields of `MaskMetrics` (n, 7); NaN for a missing AUC."""
+        """Return an array (n, 7) with the fields of `MaskMetrics` per mask.
+
+        A missing AUC is NaN.
+        """
         return np.array(self._values, np.float64).reshape(-1, len(MaskMetrics._fields))
 
 

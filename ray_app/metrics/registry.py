@@ -1,7 +1,8 @@
-"""Define the metrics of an evaluation (`METRICS`), and measure them (`measure`).
+"""Define the metrics of an evaluation (`METRICS`), and compute them with intervals (`measure`).
 
-A metric is a function of `ScoredImages`. To add a metric, add an entry to `METRICS`: tables, JSON,
-CSV, pages, and the terminal list the metrics of the registry. Fake is the positive class.
+A metric is a function of `ScoredImages`, which have scores and true classes. To add a metric, add
+an entry to `METRICS`. Tables, JSON, CSV, pages, and the terminal then list it. Fake is the positive
+class.
 """
 
 import math
@@ -42,10 +43,10 @@ _EACH_OF_TWO = 0.0125
 
 
 class UndefinedError(ValueError):
-    """Raised if a metric has no value for the given images. The message is the reason.
+    """Raised if a metric has no value for the given images, such as a TPR without fakes.
 
     Args:
-        reason: The reason.
+        reason: Reason for the missing value, which is also the message of the error.
         n: Number of images.
     """
 
@@ -55,7 +56,9 @@ class UndefinedError(ValueError):
 
 
 class Curve(NamedTuple):
-    """Counts at each distinct score, from the highest score down.
+    """Numbers of images at or above each distinct score, from which ROC and similar curves follow.
+
+    The order is from the highest score down.
 
     Attributes:
         true_positives: Number of fakes that score at least as high as each threshold.
@@ -110,7 +113,7 @@ class ScoredImages:
         Args:
             scores: Scores (n,).
             is_fake: The class of each image (n,).
-            **cut: `threshold`, `strict`, and `calibration` of the images.
+            **cut: `threshold`, `strict`, and `calibration`, as in the attributes of the class.
         """
         values = np.asarray(scores)
         order = descending_order(values)
@@ -118,7 +121,7 @@ class ScoredImages:
 
     @property
     def cut(self) -> dict[str, Any]:
-        """The attributes `threshold`, `strict`, and `calibration` by name."""
+        """The attributes `threshold`, `strict`, and `calibration` by name, for `from_scores`."""
         return {"threshold": self.threshold, "strict": self.strict, "calibration": self.calibration}
 
     def __len__(self) -> int:
@@ -161,7 +164,7 @@ class ScoredImages:
 
     @cached_property
     def curve(self) -> Curve:
-        """The counts at each distinct score.
+        """The numbers of fakes and of real images at or above each distinct score.
 
         The counts equal those of `sklearn.metrics.confusion_matrix_at_thresholds`. Because the
         scores are sorted, computing them is 15 times faster.
@@ -201,12 +204,15 @@ class ScoredImages:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A sample of the images, in the groups or blocks that the jackknife leaves out.
+    """Scored images in groups, of which the jackknife leaves out one at a time for intervals.
+
+    The groups are images of one generator or source, or random blocks. If there are many images,
+    they are a sample.
 
     Attributes:
-        images: The sample.
-        fakes: Groups of the sampled fakes, in the order of `images`.
-        reals: Groups of the sampled reals, in the order of `images`.
+        images: The images.
+        fakes: The group of each fake, in the order of `images`.
+        reals: The group of each real image, in the order of `images`.
     """
 
     images: ScoredImages
@@ -215,21 +221,25 @@ class Resampled:
 
     @property
     def is_grouped(self) -> bool:
-        """Whether the real images or the fakes have named groups."""
+        """Whether the fakes or the real images are grouped by name, not in random blocks."""
         return self.fakes.is_grouped or self.reals.is_grouped
 
     @property
     def strata(self) -> list[tuple[Stratum, Bools]]:
-        """The classes that have images, each as a stratum with the mask of its images."""
+        """The groups of each class that has images, with a mask (n,) of its images.
+
+        The first entry is for fakes, the second one for real images.
+        """
         both = [(self.fakes, self.images.is_fake), (self.reals, ~self.images.is_fake)]
         return [(stratum, mask) for stratum, mask in both if len(stratum.codes)]
 
     @cached_property
     def leave_one_out(self) -> list[tuple[Floats, float, list[ScoredImages]]]:
-        """The images with each group left out, one entry for each stratum.
+        """The images without each group, from which jackknife replicates are computed.
 
-        An entry has the fraction of the stratum in each group, the factor of the variance
-        (`Stratum.scale`), and the images without each group.
+        There is one entry for each class (stratum). An entry has three values: the fraction of the
+        class in each group, the factor of the variance (`Stratum.scale`), and a list with the
+        images of both classes without each group.
         """
         entries = []
         for stratum, mask in self.strata:
@@ -250,16 +260,23 @@ class Resampled:
         seed: int = 0,
         **cut: Any,
     ) -> "Resampled":
-        """Return images with scores (n,) in groups by name (n,), or in random blocks.
+        """Return scored images in groups by name, or in random blocks, for the jackknife.
+
+        If a class has too few names, its images are cut into random blocks.
 
         Args:
-            scores: Scores in any order. Two systems with the same images get the same groups.
-            is_fake: The class of each image.
-            names: The generator of a fake and the source of a real image; None for random blocks.
+            scores: Scores (n,) in any order. Two detectors with the same images get the same
+                groups.
+            is_fake: The class of each image (n,).
+            names: The generator of a fake and the source of a real image (n,); None for random
+                blocks.
             totals: Numbers of fakes and reals from which the images were sampled; None if they are
                 not a sample.
             seed: Seed of the random blocks.
-            **cut: `threshold`, `strict`, and `calibration` of the images.
+            **cut: `threshold`, `strict`, and `calibration`, as in the attributes of `ScoredImages`.
+
+        Returns:
+            The images, sorted by score, with the group of each image.
         """
         order = descending_order(scores)
         strata = []
@@ -274,9 +291,16 @@ class Resampled:
 
     @staticmethod
     def in_blocks(images: ScoredImages, seed: int = 0) -> "Resampled":
-        """Return a sample of images in random blocks.
+        """Return images in random blocks, for the jackknife.
 
-        If a class has more than MAX_RESAMPLED images, the sample has every k-th image by score.
+        If a class has more than MAX_RESAMPLED images, only every k-th image by score is used.
+
+        Args:
+            images: The images.
+            seed: Seed of the random blocks.
+
+        Returns:
+            The images, or the sample of them, with the block of each image.
         """
         indices = [np.flatnonzero(images.is_fake == kind) for kind in (True, False)]
         thinned = [index[:: max(1, math.ceil(len(index) / MAX_RESAMPLED))] for index in indices]
@@ -290,7 +314,10 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of an evaluation.
+    """The definition of a metric: its name and meaning, its value, and its 95 % interval.
+
+    By default, the interval is computed by the jackknife, which leaves out one group of images at a
+    time.
 
     Attributes:
         name: Key in documents, such as `auc`.
@@ -301,17 +328,19 @@ class Metric:
         needs: The input that the metric is computed from. A metric that needs `scores` ranks images
             by score, and is undefined for a detector that only replies yes or no.
         value: Computes the value. It raises `UndefinedError` with the reason if there is no value.
-        outcomes: For a proportion, returns two masks: the images that are hits, and the images that
-            count. `value` is then not needed.
-        of_both: Whether a proportion is over images of both classes. Its interval for grouped images
-            is then that of the jackknife.
-        scale: The scale on which the jackknife works.
+        outcomes: For a proportion, such as the TPR, returns two masks: the images that are hits,
+            and the images that count. `value` is then not needed.
+        of_both: Whether a proportion is over images of both classes. Its interval for grouped
+            images is then that of the jackknife.
+        scale: Transformation of the values for the jackknife. `logit` is for values from 0 to 1,
+            `log` for values above 0, and `plain` for no transformation. It keeps intervals in this
+            range.
         interval: Computes the interval of this metric instead of the jackknife.
-        method: Name of the method of the interval.
+        method: Name of the method of the interval, to be shown.
         min_per_class: Minimum number of images of each class for an interval.
         min_images: Minimum number of images for a value.
-        leave_out: Computes the jackknife replicates of this metric faster. None uses the general
-            way.
+        leave_out: Computes the values without each group (the jackknife replicates) faster than by
+            `value`. None to use `value`.
     """
 
     name: str
@@ -361,8 +390,11 @@ def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = Non
     Args:
         metric: The metric.
         images: The images.
-        sample: The images in the groups that the jackknife leaves out. If None, only proportions
-            get an interval.
+        sample: The images in the groups that the jackknife leaves out to compute intervals. If
+            None, only proportions get an interval.
+
+    Returns:
+        The value. If it or its interval is undefined, `why` has the reason.
     """
     try:
         value, n = metric.compute(images), metric.count(images)
@@ -396,7 +428,14 @@ def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = Non
 
 
 def compute_replicates(metric: Metric, sample: Resampled) -> list[Replicates]:
-    """Return the jackknife replicates of a metric: its values with each group left out.
+    """Return the jackknife replicates of a metric: its values with each group of images left out.
+
+    Args:
+        metric: The metric.
+        sample: The images in groups.
+
+    Returns:
+        The replicates of each class that has images, fakes first.
 
     Raises:
         UndefinedError: The metric has no value if some group is left out.
@@ -410,12 +449,17 @@ def compute_replicates(metric: Metric, sample: Resampled) -> list[Replicates]:
 
 
 def jackknife_interval(metric: Metric, value: float, sample: Resampled) -> Interval | None:
-    """Return the jackknife's interval of a metric; None if the jackknife gives none.
+    """Return the 95 % interval of a metric by the jackknife, which leaves out groups of images.
 
     Args:
         metric: The metric.
-        value: The value of all images.
-        sample: The groups.
+        value: The value of the metric for all images.
+        sample: The images in groups.
+
+    Returns:
+        The interval. None if the metric is undefined without some group, or if
+        `uncertainty.jackknife` gives no interval, for example because the values without each group
+        do not vary.
     """
     try:
         return uncertainty.jackknife(value, compute_replicates(metric, sample), metric.scale)
@@ -434,7 +478,8 @@ def measure_difference(
         b: The images with the scores of system b, in the groups of `a`.
 
     Returns:
-        The difference with its interval, and the p-value of no difference.
+        The difference with its interval, and the p-value for the hypothesis of no difference. The
+        p-value is None if it cannot be computed.
     """
     n = len(a.images)
     try:
@@ -447,12 +492,18 @@ def measure_difference(
 
 
 def difference(value: float, parts: list[Replicates], n: int) -> tuple[MetricValue, float | None]:
-    """Return a difference with its interval, and its p-value, from jackknife replicates.
+    """Return a difference of a metric between two systems, with its interval and p-value.
+
+    The interval and the p-value are computed by the jackknife. Both are missing if a class has too
+    few groups of images.
 
     Args:
         value: The difference between two systems.
-        parts: Replicates of the difference for each stratum.
+        parts: The differences with each group of images left out, for each class.
         n: Number of images.
+
+    Returns:
+        The difference with its interval, and the p-value for the hypothesis of no difference.
     """
     n_replicates = min((len(part.values) for part in parts), default=0)
     if n_replicates < uncertainty.MIN_GROUPS:
@@ -503,28 +554,52 @@ def _add_interval(value: float, interval: Interval | None, n: int, method: str) 
 
 
 def true_positive_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
-    """Return the hits and the counted images of the TPR (`sklearn.metrics.recall_score`)."""
+    """Return which images are hits of the TPR (all flagged ones), and which count (all fakes).
+
+    The fraction of hits among the images that count is `sklearn.metrics.recall_score`.
+
+    Raises:
+        UndefinedError: A fake is missing.
+    """
     if not images.n_fake:
         raise UndefinedError(NO_FAKES)
     return images.flagged, images.is_fake
 
 
 def true_negative_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
-    """Return the hits and the counted images of the TNR, the recall of real images."""
+    """Return which images are hits of the TNR (all not flagged), and which count (all reals).
+
+    The fraction of hits among the images that count is the recall of real images.
+
+    Raises:
+        UndefinedError: A real image is missing.
+    """
     if not images.n_real:
         raise UndefinedError(NO_REALS)
     return ~images.flagged, ~images.is_fake
 
 
 def accuracy_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
-    """Return the hits and the counted images of accuracy (`sklearn.metrics.accuracy_score`)."""
+    """Return which images are hits of the accuracy (classified correctly), and which count (all).
+
+    The fraction of hits among the images that count is `sklearn.metrics.accuracy_score`.
+
+    Raises:
+        UndefinedError: The list of images is empty.
+    """
     if not len(images):
         raise UndefinedError(NO_IMAGES)
     return images.flagged == images.is_fake, np.ones(len(images), np.bool_)
 
 
 def precision_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
-    """Return the hits and the counted images of precision (`sklearn.metrics.precision_score`)."""
+    """Return which images are hits of the precision (all fakes), and which count (all flagged).
+
+    The fraction of hits among the images that count is `sklearn.metrics.precision_score`.
+
+    Raises:
+        UndefinedError: A class is missing, or no image is flagged.
+    """
     images.require_both()
     if not images.true_positives + images.false_positives:
         raise UndefinedError(NOTHING_FLAGGED)
@@ -603,7 +678,16 @@ def auc(images: ScoredImages) -> float:
 
 
 def auc_replicates(sample: Resampled) -> list[Replicates]:
-    """Return the jackknife replicates of the AUC, from the pairs that each group wins.
+    """Return the jackknife replicates of the AUC: its values with each group of images left out.
+
+    They are computed from the pairs of a fake and a real image that each group wins, which is
+    faster than computing each AUC.
+
+    Args:
+        sample: The images in groups.
+
+    Returns:
+        The replicates of each class, fakes first.
 
     Raises:
         UndefinedError: A class is missing.
@@ -675,8 +759,8 @@ def equal_error_rate(images: ScoredImages) -> float:
 def tpr_at_fpr(images: ScoredImages, one_in: int) -> float:
     """Return the TPR at the lowest threshold that flags at most one real in `one_in`.
 
-    The metric is undefined with fewer reals than `one_in`: the threshold would be above all reals,
-    and its average FPR would be higher than the name of the metric says.
+    The metric is undefined with fewer reals than `one_in`. The threshold would then be above all
+    reals, and on average more than one of `one_in` further reals would exceed it.
     """
     images.require_both()
     if images.n_real < one_in:
@@ -805,7 +889,10 @@ def _folded_normal_mean(mean: Floats, deviation: Floats) -> Floats:
 
 
 def oracle_accuracy(images: ScoredImages, points: int = 100) -> float:
-    """Return the best accuracy over 100 thresholds, chosen on the test data as in sidbench."""
+    """Return the best accuracy over 100 thresholds, which are tried on the test images themselves.
+
+    The accuracy is therefore too optimistic. It reproduces published results of sidbench.
+    """
     images.require_both()
     with np.errstate(divide="ignore"):
         grid = np.linspace(0, 1, points)

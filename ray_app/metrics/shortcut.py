@@ -1,5 +1,6 @@
-"""Measure whether metadata alone separate fakes from reals (`shortcut_auc`).
+"""Measure whether file metadata alone separate fakes from reals (`shortcut_auc`).
 
+If they do, a detector may have learned the metadata, such as the file size, instead of the content.
 The measure is the AUC of a small classifier that sees only the metadata. `confounded`, `harmless`,
 and `finding` interpret the AUC.
 """

@@ -1,4 +1,8 @@
-"""Estimate fractions of an archive from labels of a stratified sample (`archive_figures`)."""
+"""Estimate the error rates of a run on its archive from labels of a sample (`archive_figures`).
+
+The sample is stratified: random images are drawn from each stratum, a part of the archive with one
+verdict and a range of scores.
+"""
 
 import math
 from collections.abc import Sequence
@@ -73,7 +77,7 @@ def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, MetricValue]
 
 
 def estimate_fraction(strata: Sequence[LabelledStratum]) -> MetricValue:
-    """Return the fraction of fakes among all images of these strata.
+    """Estimate the fraction of fakes among all images of these strata, from labels of a few.
 
     The estimate weighs each stratum by its size (Horvitz and Thompson 1952), which is unbiased for
     any strata. The interval is exact (Clopper and Pearson 1934), for the effective number of labels
@@ -99,6 +103,8 @@ def estimate_fraction(strata: Sequence[LabelledStratum]) -> MetricValue:
 
 def effective_labels(strata: Sequence[LabelledStratum], value: float) -> float:
     """Return the number of labels in a simple random sample that would be equally informative.
+
+    The number determines the width of the interval of an estimated fraction.
 
     It is infinity if every image is labelled. Otherwise it is the smaller of two effective sizes:
     by the variance of the estimate (Korn and Graubard 1998), and by the weights of the strata (Kish

@@ -55,7 +55,10 @@ class MetricRow(NamedTuple):
 
 @dataclass(frozen=True)
 class MetricsTable:
-    """All metrics of an evaluation, as rows that system, view, scope, and name identify.
+    """All metrics of an evaluation, one per row.
+
+    A row is identified by the detector or ensemble (`system`), the perturbation of the images
+    (`view`), the images that are measured (`scope`), and the name of the metric.
 
     Attributes:
         rows: The rows, in the order in which the evaluation computed them.
@@ -109,7 +112,7 @@ class MetricsTable:
     def find(
         self, figure: str, system: str = "", *, view: str = "", scope: str = ALL
     ) -> MetricValue:
-        """Return the value of one metric, or NOT_MEASURED if the table does not contain it.
+        """Return the value of one metric, or the empty value NOT_MEASURED if the table lacks it.
 
         Args:
             figure: The name of the metric.

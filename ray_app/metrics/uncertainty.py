@@ -1,9 +1,10 @@
 """Compute 95 % intervals of metrics.
 
-Proportions have the exact interval of Clopper and Pearson, and all other metrics a delete-a-group
-jackknife. If the images of a class come in groups (the generator of a fake, the source of a real
-image), the jackknife leaves out one group at a time. A class without groups is cut into `BLOCKS`
-random blocks. `docs/evaluation.md` states the measured coverage.
+Proportions have the exact interval of Clopper and Pearson. All other metrics have the interval of
+the jackknife, which computes the metric again with each group of images left out. If images are
+grouped by name (the generator of a fake, the source of a real image), intervals also hold for
+further groups. A class without such groups is cut into `BLOCKS` random blocks. `docs/evaluation.md`
+states the measured coverage.
 """
 
 import math
@@ -39,9 +40,9 @@ class Stratum(NamedTuple):
     Attributes:
         codes: The group of each image of the sample, 0 … `groups` − 1.
         groups: Number of groups, or of random blocks if `is_grouped` is False.
-        is_grouped: Whether the groups are named groups, so that an interval holds for further
-            groups.
-        n: Number of images that the sample represents.
+        is_grouped: Whether the groups are generators or sources by name, so that an interval holds
+            for further generators or sources. False for random blocks.
+        n: Number of images from which the sample was drawn.
     """
 
     codes: Codes
@@ -51,17 +52,20 @@ class Stratum(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """The ratio of the variance for all images to that for the sample; 1 for named groups."""
+        """The variance of a metric for all images, divided by that for the sample.
+
+        It is below 1 if only a sample is resampled in random blocks. It is 1 for groups by name.
+        """
         return 1.0 if self.is_grouped else len(self.codes) / max(self.n, 1)
 
 
 class Replicates(NamedTuple):
-    """Values of a metric with each group of a stratum left out, for the jackknife.
+    """Values of a metric with each group of images of one class left out, for the jackknife.
 
     Attributes:
-        values: The value without each group (groups,).
-        fractions: The fraction of the stratum's images in each group (groups,).
-        scale: Factor of the variance, see `Stratum.scale`.
+        values: The value of the metric without each group (groups,).
+        fractions: The fraction of the images of the class that each group has (groups,).
+        scale: Factor of the variance, below 1 if only a sample was resampled (`Stratum.scale`).
     """
 
     values: Floats
@@ -72,16 +76,19 @@ class Replicates(NamedTuple):
 def make_stratum(
     m: int, names: npt.NDArray[np.object_] | None = None, n: int | None = None, seed: int = 0
 ) -> Stratum:
-    """Return a stratum with m images in groups by name, or in random blocks without names.
+    """Return the images of one class in groups by name, or in random blocks, for the jackknife.
 
-    Fewer than `MIN_GROUPS` names are not used as groups: the images are cut into random blocks.
-    Intervals then hold for further images of these groups, not for further groups.
+    If there are fewer than `MIN_GROUPS` names, the images are cut into random blocks. Intervals
+    then hold for further images of these groups, not for further groups.
 
     Args:
         m: Number of images of the sample.
         names: The group name of each image (m,); None for random blocks.
-        n: Number of images that the sample represents; None for m.
+        n: Number of images from which the sample was drawn; None for m.
         seed: Seed of the random blocks.
+
+    Returns:
+        The number of the group or block of each image.
     """
     random = np.random.default_rng(seed)
     total = m if n is None else n
@@ -118,7 +125,7 @@ def proportion_interval(successes: float, n: float, tail: float = 0.025) -> Inte
 
 
 def fraction_interval(fraction: float, n: int) -> Interval:
-    """Return the exact interval of a fraction of n images.
+    """Return the exact 95 % interval of a fraction of n images (Clopper and Pearson 1934).
 
     The fraction need not be that of a whole number of images.
     """
@@ -133,13 +140,14 @@ def effective_count(
 ) -> float:
     """Return how many independent images would give an equally precise proportion.
 
-    The formula is n / deff · (t / t_df)² (Korn and Graubard 1998). If all groups agree, every group
-    counts as one image.
+    Images of one group, such as those of one generator, are similar, so they are worth fewer
+    independent images. The formula is n / deff · (t / t_df)² (Korn and Graubard 1998). If all
+    groups have the same proportion, every group counts as one image.
 
     Args:
         hits: Whether each sampled image is a success, for the images that the proportion is
             computed from.
-        strata: Each stratum, and a mask of its images among `hits`.
+        strata: The groups of each class, and a mask of the images of the class among `hits`.
         fraction: The proportion over all images.
         n: Number of all images that the proportion is computed from.
     """
@@ -166,9 +174,10 @@ def effective_count(
 
 
 def variance_of_mean(values: Floats, stratum: Stratum) -> float:
-    """Return the variance of the mean of values (m,) of one stratum.
+    """Return the variance of the mean of values (m,), one for each image of a class.
 
-    The variance is computed from group totals if the groups are named.
+    If the images are grouped by name, the variance is computed from group totals, because images of
+    one group are similar.
     """
     m = len(values)
     if m < 2:
@@ -269,9 +278,15 @@ _SCALES: dict[Scale, tuple[Callable[[Floats], Floats], Callable[[Floats], Floats
 
 
 def mean_replicates(values: Floats, strata: Sequence[tuple[Stratum, Bools]]) -> list[Replicates]:
-    """Return jackknife replicates of the mean of values (n,), for each stratum.
+    """Return the mean of values (n,) with each group of images left out, for the jackknife.
 
-    If a group is left out, the weight of its stratum in the mean stays the same.
+    Args:
+        values: A value for each image.
+        strata: The groups of each class, and a mask (n,) of the images of the class. A class keeps
+            its weight in the mean if a group is left out.
+
+    Returns:
+        The means without each group, for each class.
     """
     means = [float(values[mask].mean()) for _, mask in strata]
     fractions = [float(mask.mean()) for _, mask in strata]

@@ -33,7 +33,7 @@ class MetricValue:
 
     @property
     def least(self) -> float | None:
-        """The lower end of the interval, or the value itself if there is no interval."""
+        """The lowest plausible value: the lower end of the interval, else the value itself."""
         return self.value if self.interval is None else self.low
 
     @property
@@ -45,11 +45,19 @@ class MetricValue:
         return replace(self, value=1 - self.value, low=low, high=high)
 
     def with_interval(self, interval: tuple[float, float], method: str) -> "MetricValue":
-        """Return the metric value with another interval, which `method` computed."""
+        """Return a copy with this 95 % interval, which the named method computed.
+
+        Args:
+            interval: The lower and upper end.
+            method: Name of the method, such as `jackknife`.
+
+        Returns:
+            The copy.
+        """
         return replace(self, low=interval[0], high=interval[1], method=method, why="")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, in the form of evaluation documents."""
+        """Return the fields by name, for a JSON document such as metrics.json."""
         return asdict(self)
 
     def without_interval(self) -> "MetricValue":
