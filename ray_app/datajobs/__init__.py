@@ -1,1 +1,5 @@
-"""Jobs that create or move data: download images, generate images, and pack files into shards."""
+"""Jobs that prepare data for training and scoring.
+
+They download images, generate images, and pack files into shards. Each job has a `touchstone data`
+command.
+"""

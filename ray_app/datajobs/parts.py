@@ -1,9 +1,9 @@
 """Read and write the parts of a job, and run its units of work (`run_units`).
 
-A job divides its work into units, such as blocks of images to generate or shards to write. A part
-is a Parquet file in `parts/` with one row for each image of a unit. The process that did the unit
-writes the part. A unit without a part is not done. A job that is started again runs only these
-units.
+A job, such as a download or the generation of images, divides its work into units. A unit is for
+example a block of images to generate, or a shard to write. A part is a Parquet file in `parts/`
+with one row for each image of a unit. The process that did the unit writes the part. A unit without
+a part is not done. A job that is started again runs only these units.
 """
 
 import io
@@ -30,7 +30,9 @@ _READERS = 16
 def write_part(
     store: Store, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
 ) -> None:
-    """Write a part, and replace an earlier one of the same name.
+    """Write a part, the file of rows that marks a unit of work as done.
+
+    An earlier part of the same name is replaced.
 
     Args:
         store: The store of the job's records.
@@ -45,19 +47,29 @@ def write_part(
 
 
 def list_parts(store: Store) -> list[str]:
-    """Return the names of all parts in `store`, in order. Each stands for a finished unit of work."""
+    """Return the names of all parts in `store`, in order.
+
+    Each part is a file of rows, and stands for a finished unit of work.
+    """
     return [name.removesuffix(".parquet") for name in store.names(PARTS)]
 
 
 def remove_part(store: Store, name: str) -> None:
-    """Delete a part, so that a later call does its unit of work again."""
+    """Delete a part, the file of rows of a finished unit of work.
+
+    A later call of the job does this unit again.
+    """
     store.delete(f"{PARTS}/{name}.parquet")
 
 
 def read_parts(store: Store, names: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the name and the rows of parts, in the order of `names`.
+    """Yield the name and the rows of parts.
 
-    A part has the rows of a finished unit of work. If `names` is None, all parts are read.
+    A part is a file with the rows of a finished unit of work.
+
+    Args:
+        store: The store of the job's records.
+        names: Names of the parts to read, in this order; None for all.
     """
 
     def read(name: str) -> tuple[str, pa.Table]:
@@ -73,9 +85,10 @@ def read_parts(store: Store, names: Sequence[str] | None = None) -> Iterator[tup
 def format_labels(
     lines: Callable[[Mapping[str, Any]], Iterator[tuple[str, str]]],
 ) -> Callable[[Mapping[str, Any]], list[str]]:
-    """Decorate a generator of (label, text) pairs so that it returns lines with aligned labels.
+    """Decorate a generator of (label, text) pairs so that it returns lines of text to print.
 
-    The label "" marks a line that continues the one before it.
+    A line has the label, such as "failed", in a column of 11 characters, followed by the text. The
+    label "" marks a line that continues the one before it.
     """
 
     @wraps(lines)
@@ -94,7 +107,7 @@ def run_units(
     lease: Lease,
     message: str,
 ) -> None:
-    """Run a function on all units of work of a job, and show the progress.
+    """Run a function on all units of work of a job, such as blocks of images, with progress.
 
     Args:
         map_fn: Applies `work` to the units, in this process or on a cluster.
@@ -102,8 +115,8 @@ def run_units(
             them are `bad`.
         units: The units that are not done.
         progress: The progress line, which is closed at the end.
-        lease: The lease that keeps other commands from the directory of the job. It is checked
-            after each unit.
+        lease: The lock that keeps other commands from writing to the directory of the job. It is
+            checked after each unit.
         message: Text to show before the first unit.
 
     Raises:

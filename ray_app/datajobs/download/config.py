@@ -42,7 +42,7 @@ PASSING = (str(Status.SOURCE_THROTTLED), str(Status.SOURCE_TIMEOUT), str(Status.
 
 
 class Politeness(Frozen):
-    """Limits on the requests to one host."""
+    """Limits on the requests to one host, so that a download does not disturb it."""
 
     per_host: int = Field(
         default=2, ge=1, le=64, description="maximum number of concurrent requests to one host"
@@ -78,7 +78,7 @@ class Politeness(Frozen):
 
 
 class Limits(Frozen):
-    """Limits on each URL, and on the process that downloads them."""
+    """Limits on the request of each URL, and on the connections and decoders of the process."""
 
     connect_timeout_s: float = Field(
         default=10.0, gt=0, description="maximum time to connect to a host in seconds"
@@ -116,9 +116,9 @@ class Limits(Frozen):
 
 
 class UrlRetryPolicy(RetryPolicy):
-    """How often and for how long one URL is requested.
+    """How often, and for how long in all, the download of one URL is tried.
 
-    The time limit includes waits that the limits on the URL's host cause.
+    The time limit includes the time that the URL waits because of the limits on its host.
     """
 
     attempts: int = Field(default=4, ge=1, description="maximum number of requests for one URL")

@@ -269,9 +269,10 @@ def _adapt(host: "Host", failure: FetchFailed) -> None:
 
 
 class Host:
-    """Apply the limits on requests to one host, and adapt the pauses to its responses.
+    """Limit the requests to one host, and adapt the pauses between them to its responses.
 
-    An object must be used in one event loop only.
+    Call `visit` around each request. Afterwards, call `count_answer`, `count_silence`, or
+    `slow_down`, which depends on the response. An object must be used in one event loop only.
 
     Args:
         name: Name of the host.
@@ -294,7 +295,8 @@ class Host:
         """Wait until a request to the host may start; the caller makes it inside the context.
 
         Raises:
-            FetchFailed: If the host gets no more requests.
+            FetchFailed: If the host gets no more requests, because it did not respond or requested
+                too long a wait.
         """
         async with self._slots:
             async with self._starting:
@@ -309,7 +311,10 @@ class Host:
             yield
 
     def count_answer(self) -> None:
-        """Shorten the pauses after a useful response, and reset the count of URLs without any."""
+        """Shorten the pauses between requests after a useful response.
+
+        The count of consecutive URLs without a response (`count_silence`) starts at 0 again.
+        """
         self._silent_urls = 0
         shorter = 0.8 * self._pause_s if self._pause_s > _MIN_PAUSE_S else 0.0
         self._pause_s = max(self._rules.pause_s, shorter)
@@ -343,7 +348,9 @@ class Host:
 
 
 class Queue:
-    """Hold tasks by host, so that hosts take turns and each has few tasks in progress.
+    """Tasks by host, of which the next one is chosen so that hosts take turns.
+
+    Each host has at most `limit` tasks in progress.
 
     Args:
         tasks: The first tasks.
@@ -362,9 +369,10 @@ class Queue:
         self._waiting.setdefault(task.host, deque()).append(task)
 
     def next(self) -> Task | None:
-        """Return the next task whose host is below its limit, or None if all hosts are at it.
+        """Return the next task to start, or None.
 
-        The task counts as in progress until `remove` is called.
+        None means that no task is pending, or that all hosts with pending tasks have `limit` tasks
+        in progress. A returned task counts as in progress until `remove` is called.
         """
         host = next((h for h in self._waiting if self._in_progress[h] < self._limit), None)
         if host is None:
@@ -377,7 +385,7 @@ class Queue:
         return task
 
     def remove(self, task: Task) -> None:
-        """Remove a task that is no longer in progress."""
+        """Report that a task from `next` has ended, so that its host may get another one."""
         self._in_progress[task.host] -= 1
 
 

@@ -202,12 +202,13 @@ def _summarize(records: "Records", listing: url_table.UrlTable) -> dict[str, Any
 
 @dataclass(frozen=True)
 class State:
-    """The content of an output directory.
+    """The result of earlier calls, which an output directory of a collection has.
 
     Attributes:
-        rows: The row of each id, with the columns of `OUTCOME`. A row is left out if its image does
-            not exist.
-        unrecorded_files: Names of image files that no row names, by the name without extension.
+        rows: The row on the result of each URL, with the columns of `OUTCOME` such as `id` and
+            `status`. A row is left out if its image does not exist any more.
+        unrecorded_files: Names of image files that no row names, such as those of a killed process,
+            by the name without extension.
     """
 
     rows: pa.Table
@@ -215,11 +216,12 @@ class State:
 
 
 class Records:
-    """The output directory of a collection.
+    """The output directory of `touchstone data collect`: reads and writes its records.
 
     Attributes:
         config: Settings of the collection.
-        url: URL of the folder of the records, which are all files except the images.
+        url: URL of the folder of the records, such as tables of results, which are all files except
+            the images.
         images: The store of the output directory. It has images as files in `folder`, or shards in
             `data`.
         store: The store of the records.
@@ -241,7 +243,11 @@ class Records:
         is_claimed(self.store, "collect.json", self._identity(), same=_SAME)
 
     def claim(self) -> None:
-        """Record in the directory that it belongs to this command. Raise the errors of `check`."""
+        """Record in the directory that it belongs to this command.
+
+        Other commands then reject the directory. The settings that may not change later are
+        recorded, too. Raise the errors of `check`.
+        """
         claim_directory(self.store, "collect.json", self._identity(), same=_SAME)
 
     def _identity(self) -> dict[str, Any]:
@@ -305,10 +311,11 @@ class Records:
         )
 
     def write_results(self, listing: url_table.UrlTable, rows: pa.Table) -> None:
-        """Write collected.parquet and failed.parquet, in the order of the list.
+        """Write collected.parquet with the downloaded images, and failed.parquet with other URLs.
 
-        collected.parquet has the path of each image relative to the table (`uri`, or `shard` for
-        shards), the columns of the list, and columns on the file.
+        Rows are in the order of the list. collected.parquet has the path of each image relative to
+        the table (`uri`, or `shard` for shards), the columns of the list, and columns on the file.
+        failed.parquet has the reason.
 
         Args:
             listing: The list of URLs.
@@ -364,9 +371,12 @@ def _strip_url_secrets(rows: pa.Table) -> pa.Table:
 
 @format_labels
 def collect_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return lines for people on collected and failed images, with the command to run next.
+    """Return the lines of text that the command prints about collected and failed images.
 
-    `summary` is the result of `collect`.
+    If any image was collected, the last line is the command to run next.
+
+    Args:
+        summary: The result of `collect`.
     """
     out, records = (
         text_format.escape_invisible(summary["out"]),

@@ -1,8 +1,8 @@
-"""Store images as files or in shards, and commit the rows of all URLs (`Sink`).
+"""Store downloaded images as files or in shards, and record the result of each URL (`Sink`).
 
-For files, rows are committed after their files; a file without a row is checked before its URL is
-requested again. For shards, rows are committed before their shard; rows whose shard is missing are
-ignored.
+The result of a URL is a row of a table. If images are files, rows are committed after their files.
+A file without a row is checked before its URL is requested again. If images are in shards, rows are
+committed before their shard. Rows whose shard is missing are ignored.
 """
 
 import hashlib
@@ -71,12 +71,15 @@ class Task:
 
 
 def make_row(task: Task, status: str, **columns: Any) -> Row:
-    """Make the row on the result of a URL, with the columns of `OUTCOME`.
+    """Return the row that records the result of downloading a URL, with the columns of `OUTCOME`.
 
     Args:
         task: The URL, as a task.
-        status: Its status, a key of `MEANING` such as "ok".
-        **columns: Values of further columns. All others are null.
+        status: Status of the download, a key of `MEANING` such as "ok".
+        **columns: Values of further columns, such as `sha256`. Columns without a value are null.
+
+    Returns:
+        The row.
     """
     request_columns = {
         "id": task.id,
@@ -109,7 +112,10 @@ EXTENSIONS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in
 
 
 class Sink:
-    """Store downloaded images, as files or in shards, and a row on the result of each URL.
+    """Store downloaded images, as files or in shards, and a row with the result of each URL.
+
+    Call `keep` for each image, then `add` for each URL, and `commit` from time to time. At the end,
+    call `publish` and `close`.
 
     `read` and `keep` may be called from many threads. All other methods may be called from only one
     thread at a time.
@@ -144,7 +150,10 @@ class Sink:
     def keep(
         self, task: Task, data: bytes, image_format: str, content_type: str | None
     ) -> str | None:
-        """Write the file of an image, and delete files of the task with another extension.
+        """Write the file of a downloaded image, and delete older files of this image.
+
+        An older file has the same name with another extension. If images go into shards, nothing is
+        written, because `add` writes them.
 
         Args:
             task: The task of the image.
@@ -211,21 +220,28 @@ class Sink:
             self._publish()
 
     def commit(self) -> None:
-        """Write the rows that are not written yet, except those of the shard that is not full."""
+        """Write the rows that are not written yet, so that these URLs are not requested again.
+
+        Rows of images in a shard that is not full are written later, with their shard.
+        """
         rows, self._rows = self._rows, []
         if rows:
             write_part(self._records, secrets.token_hex(8), rows, OUTCOME)
 
     def publish(self) -> None:
-        """Write all rows that are not written yet, and upload the shard that is not full."""
+        """Write all rows that are not written yet, and upload the last shard.
+
+        The last shard is uploaded even if it is not full.
+        """
         self.commit()
         if self._shard is not None:
             self._publish()
 
     def close(self) -> None:
-        """Discard the shard that is not uploaded and its rows.
+        """Discard the shard that is not uploaded, with its images and rows.
 
-        The rows are discarded so that no later shard counts them as its own.
+        Call `publish` before to keep them. The rows are discarded so that no later shard counts
+        them as its own.
         """
         shard, self._shard = self._shard, None
         if shard is not None:
@@ -270,8 +286,13 @@ def append_hash(plain: str, name: str) -> str:
 def make_file_stems(ids: Iterable[str]) -> tuple[list[str], int]:
     """Return a file name without extension for each id, in order.
 
-    No two names are equal or differ only in case. The second value is the number of ids whose name
-    was changed because an earlier id has it.
+    No two names are equal or differ only in case.
+
+    Args:
+        ids: The ids.
+
+    Returns:
+        The names, and the number of ids whose name was changed because an earlier id has that name.
     """
     used: set[str] = set()
     stems: list[str] = []

@@ -39,10 +39,10 @@ _DIFFUSION_DB = "https://huggingface.co/datasets/poloclub/diffusiondb"
 
 @dataclass(frozen=True)
 class UrlTable:
-    """A list of URLs.
+    """A list of URLs to download, with the other columns of the list.
 
     Attributes:
-        rows: Columns of strings. Every row has a unique `id` and a `url`.
+        rows: The list as a table with columns of strings. Every row has a unique `id` and a `url`.
         repeated: Number of dropped rows with the id and URL of an earlier row.
         without_url: Number of dropped rows without a URL.
     """

@@ -42,7 +42,7 @@ class PipelineLora(Frozen):
 
 
 class PipelineCard(FileConfig):
-    """Card of a pipeline of diffusers that generates images: its model, licence, and settings."""
+    """Card of an image generator, a pipeline of diffusers: its model, licence, and defaults."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the card, also in commands"
@@ -115,10 +115,10 @@ class PipelineCard(FileConfig):
 
     @property
     def label(self) -> str:
-        """Name of the generator in the labels of its images.
+        """Name of the generator in the labels of the images that it generates.
 
-        It is the name in the index of known generators or, if the generator is not listed, that of
-        the card.
+        It is the name in the shipped index of generators. If the generator is not in the index, it
+        is the name that the card gives.
         """
         name = self.generator or self.name
         generator = find_generator(name)
@@ -139,8 +139,8 @@ class PipelineCard(FileConfig):
     def facts(self) -> dict[str, Any]:
         """Return the settings that determine the images, as JSON-compatible values.
 
-        They are part of the identity of an output directory: the values that must stay equal when a
-        job is resumed.
+        These settings must stay equal when a job is resumed in its output directory. The title, the
+        licence, and the batch size may change.
         """
         return self.model_dump(
             mode="json",
@@ -164,9 +164,16 @@ def load_pipeline_card(name_or_path: str | Path) -> PipelineCard:
 
 
 def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None:
-    """Raise DetectorError unless the licence of a pipeline card is permissive or accepted.
+    """Check that the licence of a pipeline may be used, before images are generated.
 
-    `accepted` has names of pipelines and licences that are accepted for this call only.
+    The licence must be permissive, or a person must have accepted it.
+
+    Args:
+        card: The card of the pipeline.
+        accepted: Names of pipelines and licences that are accepted for this call only.
+
+    Raises:
+        DetectorError: If the licence is not permissive and not accepted.
     """
     if is_accepted(card.name, card.licence, card.terms, accepted):
         return
@@ -180,8 +187,11 @@ def accept(name: str) -> Acceptance:
     """Record in the user's config file that the licence of a pipeline is accepted.
 
     Args:
-        name: Name of a pipeline, path of its card, or id of a licence. The name of a detector is
-            also accepted.
+        name: Name of a pipeline, path of its card, or id of a licence. It may also be the name of a
+            detector, whose licence is then accepted.
+
+    Returns:
+        The recorded licence, and the config file that has the record.
 
     Raises:
         ConfigError: If there is no such pipeline, detector, or licence, or if the config file is
@@ -208,8 +218,8 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 class FileEncoding(Frozen):
     """File formats and qualities, from which those of each generated image are drawn at random.
 
-    If the mixture is like that of the real images, a detector cannot recognise fakes by their file
-    format instead of their content.
+    Use the formats and qualities of your real images. Otherwise, a detector that is trained on the
+    images may recognise fakes by their file format instead of their content.
     """
 
     format: tuple[Format, ...] = Field(
@@ -255,7 +265,10 @@ class PromptColumns(Frozen):
 
 
 class RandomMaskConfig(Frozen):
-    """Masks for images without one: a blob of ellipses that covers a random fraction of the image."""
+    """Size of the masks that are drawn at random for images without a mask, in an inpainting job.
+
+    A mask is a blob of ellipses that marks the part of an image to alter.
+    """
 
     least: float = Field(
         default=0.05, gt=0, lt=1, description="lowest fraction of the image that a mask covers"

@@ -46,10 +46,10 @@ class FileStyle:
 
 
 def make_fetcher(source: str, retry: RetryPolicy, *, allow_private: bool) -> Fetcher:
-    """Make a fetcher for the files that a run, an index, or an archive lists.
+    """Return a fetcher, which reads the files that a scoring run, an index, or an archive lists.
 
     Args:
-        source: Path or URL of the run, index, or archive.
+        source: Path or URL of the run, the index of labelled images, or the archive.
         retry: Retries of reads.
         allow_private: Whether to read from web servers that are not on the public Internet. For a
             run or an index, the servers that its own listing was allowed to read are allowed too.
@@ -61,7 +61,10 @@ def make_fetcher(source: str, retry: RetryPolicy, *, allow_private: bool) -> Fet
 
 
 def has_manifest(source: str) -> bool:
-    """Return whether a path or URL is a scoring run or an index of labelled images."""
+    """Return whether a path or URL is a scoring run or an index of labelled images.
+
+    Both have a manifest, a list of the files in the archive that they are about.
+    """
     if "::" in source or urls.get_scheme(source) in ("http", "https"):
         return False
     return RunDirectory(Store.open(source)).exists() or is_index(source)

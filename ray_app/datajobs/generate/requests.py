@@ -1,7 +1,8 @@
-"""Read prompts (`read_prompts`), make one request per image (`make_requests`), and cut blocks.
+"""Read prompts (`read_prompts`), and make one request per image to generate (`make_requests`).
 
-All random choices for an image follow from its seed (`make_rng`), so that requests are equal in
-every session of a job, on every machine, and in every batch.
+`cut_blocks` divides the requests into blocks, which are generated and committed as a whole. All
+random choices for an image follow from its seed (`make_rng`). Requests are therefore equal in every
+session of a job, on every machine, and in every batch.
 """
 
 import hashlib
@@ -94,7 +95,9 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class GenerationBlock:
-    """Requests for images of one size, the unit of commit and resume.
+    """Requests for images of one size, which a worker generates and commits as a whole.
+
+    A job that is resumed generates only the blocks that are not committed.
 
     Attributes:
         number: Index of the block in the job.
@@ -106,7 +109,10 @@ class GenerationBlock:
 
     @property
     def name(self) -> str:
-        """Name of the block's part, the file of its rows, which exists only if the block is done."""
+        """Name of the file in `parts/` with the rows of the block, such as "000012".
+
+        The file exists only if the block is done.
+        """
         return f"{self.number:06}"
 
 
@@ -138,7 +144,17 @@ def make_requests(
 
 
 def draw_style(encoding: FileEncoding, seed: int) -> FileStyle:
-    """Draw the format and the quality of an image, which follow from its seed alone."""
+    """Draw the file format and the quality of a generated image at random.
+
+    Equal seeds give equal results.
+
+    Args:
+        encoding: The formats and qualities to draw from.
+        seed: Seed of the image.
+
+    Returns:
+        The format and quality.
+    """
     kind = encoding.format[pick(seed, "look", len(encoding.format))]
     if kind == "PNG":
         return FileStyle(kind)
@@ -154,9 +170,10 @@ def draw_style(encoding: FileEncoding, seed: int) -> FileStyle:
 
 
 def cut_blocks(requests: Sequence[ImageRequest], block_images: int) -> list[GenerationBlock]:
-    """Divide requests into blocks of up to `block_images` requests for images of one size.
+    """Divide requests into blocks, each of which a worker generates and commits as a whole.
 
-    Blocks are in the order in which the sizes first occur.
+    A block has up to `block_images` requests for images of one size. Blocks are in the order in
+    which the sizes first occur.
     """
     by_size: defaultdict[Size, list[ImageRequest]] = defaultdict(list)
     for request in requests:
@@ -170,9 +187,9 @@ def cut_blocks(requests: Sequence[ImageRequest], block_images: int) -> list[Gene
 
 
 def hash_requests(requests: Sequence[ImageRequest]) -> str:
-    """Return the SHA-256 of all requests in hex.
+    """Return the SHA-256 of all requests in hex, by which a resumed job recognises changes.
 
-    Another list of prompts, or other settings of the images, give another value.
+    The hash changes if the prompts or the settings of the images change.
     """
     digest = hashlib.sha256()
     for request in requests:

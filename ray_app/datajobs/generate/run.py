@@ -131,7 +131,15 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str,
 
 
 def resolve_card(config: GenerateConfig) -> PipelineCard:
-    """Load the pipeline card of a job, with the model and the revision of the config, if set.
+    """Load the pipeline card that a job names.
+
+    If the config sets a model or a revision, these replace those of the card.
+
+    Args:
+        config: Settings of the job.
+
+    Returns:
+        The card with the model and revision of the job.
 
     Raises:
         ConfigError: If the card does not exist or is invalid.
@@ -288,9 +296,12 @@ def _count_local_gpus(config: GenerateConfig) -> int:
 
 @format_labels
 def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return lines for people on generated and failed images, and commands that use them.
+    """Return the lines of text that the command prints about generated and failed images.
 
-    `summary` is the result of `generate_images`.
+    The last lines are commands that use the images.
+
+    Args:
+        summary: The result of `generate_images`.
     """
     out = text_format.escape_invisible(summary["out"])
     names = ", ".join(summary["generators"])

@@ -1,8 +1,9 @@
-"""Generate the images of a block and write files and rows (`SCHEMA`): `GenerationWorker`.
+"""Generate the images of a block, and write their files and rows (`GenerationWorker`).
 
-The batch is halved when it does not fit into memory. An image that fails has a row with the reason.
-The rows of a block are written last, so that a block with rows is done. An interrupted block is
-generated again, with the same file names and bytes.
+A block is a group of image requests that is committed as a whole. The batch is halved when it does
+not fit into memory. An image that fails has a row with the reason. The rows of a block (`SCHEMA`)
+are written last, so that a block with rows is done. An interrupted block is generated again, with
+the same file names and bytes.
 """
 
 import hashlib
@@ -54,8 +55,9 @@ SCHEMA = pa.schema(
 class GenerationWorker:
     """Generate the images of blocks with one pipeline, and write their files and rows.
 
-    A call with a block does all its requests. The object is sent to worker processes. Each process
-    loads the pipeline before its first block.
+    A block is a group of image requests that is committed as a whole. Call the object with a block
+    to generate all its images. The object is sent to worker processes. Each process loads the
+    pipeline before its first block.
 
     Attributes:
         store: The output directory.
@@ -315,14 +317,18 @@ def binarize(mask: Image.Image) -> Image.Image:
 
 
 def draw_mask(size: Size, seed: int, bounds: RandomMaskConfig) -> Image.Image:
-    """Draw a mask: a blob of overlapping ellipses, 255 inside.
+    """Draw a mask at random: a blob of overlapping ellipses, 255 inside and 0 outside.
 
-    Up to 40 blobs are drawn until one is within the bounds; otherwise the last one is returned.
+    Blobs are drawn until one covers a fraction of the image within the bounds. After 40 blobs, the
+    last one is returned.
 
     Args:
         size: (width, height) in pixels.
         seed: Seed of the image.
         bounds: Lowest and highest fraction of the image to cover.
+
+    Returns:
+        The mask.
     """
     rng = make_rng(seed, "mask")
     fraction = rng.uniform(bounds.least, bounds.most)

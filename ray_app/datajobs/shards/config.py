@@ -13,7 +13,10 @@ Form = Literal["parquet", "webdataset"]
 
 
 class PackConfig(Frozen):
-    """Settings of a job that packs an archive into shards."""
+    """Settings of `touchstone data pack`, which packs an archive into shards.
+
+    A shard is a large Parquet or tar file with many images.
+    """
 
     source: tuple[str, ...] = Field(
         min_length=1, description="folders, files, prefixes, or globs; any fsspec URL"

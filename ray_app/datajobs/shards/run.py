@@ -212,15 +212,19 @@ def _workers(
 
 
 def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
-    """Divide the listing in `store` into shards; every session gets the same shards.
+    """Decide which files go into which shard, by the listing of the archive in `store`.
 
-    A shard has consecutive whole blocks of the listing, at least one, and at most 65,536 files if
-    it has several.
+    Every session of a job gets the same shards, so that it can write the missing ones. The listing
+    is divided into blocks of files. A shard has one or more consecutive blocks. It has at most
+    65,536 files if it has several blocks.
 
     Args:
         store: The store with the listing.
         form: Format of the shards.
         shard_bytes: Maximum size of the files in a shard of several blocks, in bytes.
+
+    Returns:
+        The shards in order.
     """
     runs: list[list[archives.BlockRef]] = []
     size = members = 0
@@ -274,9 +278,12 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
 
 @format_labels
 def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return lines for people on packed and unpacked files, and on how to read the shards.
+    """Return the lines of text that the command prints about packed and unpacked files.
 
-    `summary` is the result of `pack_archive`.
+    The last line is Python code that reads the shards.
+
+    Args:
+        summary: The result of `pack_archive`.
     """
     out = text_format.escape_invisible(summary["out"])
     shards = text_format.pluralize(summary["shards"], f"{_SHARDS[summary['form']]} shard")

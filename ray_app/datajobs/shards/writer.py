@@ -103,16 +103,25 @@ class PackedMember:
 
     @property
     def source(self) -> dict[str, Any]:
-        """Origin of the member, as a value of `SOURCE_TYPE`."""
+        """Where the file came from (URI, name in the archive, version), its SHA-256, and format.
+
+        The keys are those of `SOURCE_TYPE`, the type of the column `source` of the shard.
+        """
         identity = {
             name: getattr(self.member, name) for name in ("uri", "member", "occurrence", "version")
         }
         return {**identity, "sha256": self.sha256, "format": self.format}
 
     def rename_columns(self, names: Mapping[str, str]) -> dict[str, Any]:
-        """Return the member's values in the source's own columns, by the column names of the shard.
+        """Return the values that the member has in the columns of the source, under new names.
 
-        `names` has the column names of the shard by those of the source.
+        The new names are those of the columns in the shard.
+
+        Args:
+            names: The name in the shard of each column of the source.
+
+        Returns:
+            The values by the name of the column in the shard; None for a missing value.
         """
         return {new: self.member.input.get(old) for old, new in names.items()}
 
@@ -261,13 +270,15 @@ def _explain_write_error() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to write, which has the members of consecutive blocks of the listing (manifest 0).
+    """The plan of one shard: the files of the archive that go into it, and its name.
+
+    A block is a group of files in the listing of the archive.
 
     Attributes:
         number: Index of the shard, from 0.
-        count: Number of all shards.
+        count: Number of all shards of the job.
         form: Format of the shard.
-        blocks: Its blocks.
+        blocks: The consecutive blocks of the listing whose files go into the shard.
     """
 
     number: int
@@ -277,12 +288,15 @@ class Shard:
 
     @property
     def members(self) -> int:
-        """Number of members in the blocks."""
+        """Number of files of the archive (members) that are to go into the shard."""
         return sum(ref.members for ref in self.blocks)
 
     @property
     def name(self) -> str:
-        """File name without extension, as the Hugging Face hub names the shards of a split."""
+        """File name without extension, such as "train-00003-of-00012".
+
+        The Hugging Face hub names the shards of a split in this way.
+        """
         return f"train-{self.number:05}-of-{self.count:05}"
 
     @property
@@ -295,7 +309,7 @@ class Shard:
 class WriteShard:
     """Write shards with the files (members) of the listing in `store`.
 
-    A call writes one shard. The object is sent to worker processes.
+    Call the object with a `Shard` to write it. The object is sent to worker processes.
 
     Attributes:
         store: The output directory, which has the listing.
