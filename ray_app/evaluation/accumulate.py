@@ -3,8 +3,8 @@
 The result (`Cells`) groups images into cells. A cell has the images of one kind (real, generated as
 a whole, or edited locally), generator, file format, and range of sizes. The result also has a
 sample of the images, the most confident mistakes, and a digest that identifies the labelled images
-(`compute_digest`). The sample has the images whose ids have the lowest hashes, so the sample and
-the digest do not depend on the order of the rows.
+(`compute_digest`). The sample has the images whose ids have the lowest hashes. Neither the sample
+nor the digest depends on the order of the rows.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """Measure predicted generators by the rules of the DFLIP-3K paper, version 1 (`dflip_v1`).
 
 Source: utils/evaluate.py of dflip3k/DFLIP-3K (arXiv 2401.02335). In DFLIP-3K, a model answers with
-a sentence, such as "This is an ai generated image by Midjourney." `format_sentence` turns the
+a sentence such as "This is an ai generated image by Midjourney.". `format_sentence` turns the
 verdict and the predicted generator of an image into this sentence. Detection is right if the
 sentence has "ai generated" for a fake, or "real" for a real image. Identification requires the
 whole sentence. An unknown name counts as `sd`, Stable Diffusion.
@@ -112,8 +112,8 @@ def extract_name(answer: str | None) -> str | None:
 def format_sentence(verdict: str | None, name: str | None) -> str | None:
     """Return the sentence with which DFLIP-3K would answer for a verdict and a predicted generator.
 
-    An example is "This is an ai generated image by DALLE." The sentence of a fake without a name
-    has the name `an unknown generator`, which counts as `sd` (Stable Diffusion).
+    For example, a fake by DALLE gives "This is an ai generated image by DALLE.". A fake without a
+    name gets the name `an unknown generator`, which counts as `sd` (Stable Diffusion).
 
     Args:
         verdict: The verdict of the row.

@@ -3,8 +3,7 @@
 If the labels name at least eight generators, intervals describe how a metric may differ for images
 of generators that the labels do not have. The same holds for sources of real images. Otherwise,
 intervals describe only further images of the labelled generators and sources. Intervals for further
-generators are computed from a sample of the labelled rows, in which each row names its generator,
-or the source of a real image.
+generators are computed from a sample of the labelled rows.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -51,7 +50,7 @@ _FRACTIONS = {
 class Intervals:
     """Divide images into the groups that the jackknife leaves out to compute intervals of metrics.
 
-    If the jackknife leaves out the images of one generator or source at a time, intervals also
+    The jackknife may leave out the images of one generator or source at a time. Intervals then also
     describe images of generators and sources that the labels do not have. If it leaves out random
     groups, intervals describe only further images of the labelled generators and sources.
 

@@ -1,8 +1,9 @@
 """Evaluate a run against labels (`evaluate`), and score the source of images first if needed.
 
-Labels come from a file, an index of labelled images, the run itself, or a layout, a rule that
-derives labels from the paths of the source (`labels_for`). An interrupted evaluation resumes with
-the same command: scoring continues from the committed rows, and the index is reused.
+Labels come from a file, an index of labelled images, the run itself, or a layout (`labels_for`). A
+layout is a rule that derives labels from the paths or tables of the source. An interrupted
+evaluation resumes with the same command: scoring continues from the committed rows, and the index
+is reused.
 """
 
 import contextlib

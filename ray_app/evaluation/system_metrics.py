@@ -1,12 +1,13 @@
 """Measure a detector or ensemble (`measure_system`), and compare pairs of them (`paired_tests`).
 
-A system is a detector or the ensemble of a run. Its metrics are computed for all images, for whole
-fakes and local edits, for each generator, for images of one format and size, and for perturbed
-images.
+A system is a detector or the ensemble of a run. Its metrics are computed for all images and for
+parts of the images: whole fakes and local edits, each generator, each format and size, and
+perturbed images.
 
-The 95 % intervals of metrics of all images and of whole fakes or local edits may describe images of
-generators that the labels do not have. `ray_app.evaluation.interval_sample` decides this. The
-intervals of other metrics describe only further images like the labelled ones.
+The 95 % intervals of metrics may describe images of generators that the labels do not have. This
+applies to metrics of all images, of whole fakes, and of local edits, and
+`ray_app.evaluation.interval_sample` decides it. The intervals of other metrics describe only
+further images like the labelled ones.
 """
 
 from collections import Counter

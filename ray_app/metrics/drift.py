@@ -1,7 +1,7 @@
 """Compare the images of an archive with those that an ensemble was calibrated on (`find_shifts`).
 
-If they differ too much in a property, such as the width or the score, the calibration and its
-guarantee may not hold for the archive. The measure is the population stability index.
+If they differ too much in a property, such as the width or the score, the calibration may not hold
+for the archive. The measure is the population stability index.
 """
 
 from collections.abc import Mapping

@@ -237,9 +237,9 @@ class Resampled:
     def leave_one_out(self) -> list[tuple[Floats, float, list[ScoredImages]]]:
         """The images without each group, from which jackknife replicates are computed.
 
-        There is one entry for each class (stratum). An entry has three values: the fraction of the
-        class in each group, the factor of the variance (`Stratum.scale`), and a list with the
-        images of both classes without each group.
+        There is one entry for each class (stratum). The first value of an entry is the fraction of
+        the class in each group. The second value is the factor of the variance (`Stratum.scale`).
+        The third value is a list with the images of both classes without each group.
         """
         entries = []
         for stratum, mask in self.strata:

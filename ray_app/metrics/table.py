@@ -57,8 +57,8 @@ class MetricRow(NamedTuple):
 class MetricsTable:
     """All metrics of an evaluation, one per row.
 
-    A row is identified by the detector or ensemble (`system`), the perturbation of the images
-    (`view`), the images that are measured (`scope`), and the name of the metric.
+    A row is identified by its detector or ensemble (`system`), perturbation (`view`), measured
+    images (`scope`), and metric.
 
     Attributes:
         rows: The rows, in the order in which the evaluation computed them.

@@ -313,9 +313,9 @@ class Records:
     def write_results(self, listing: url_table.UrlTable, rows: pa.Table) -> None:
         """Write collected.parquet with the downloaded images, and failed.parquet with other URLs.
 
-        Rows are in the order of the list. collected.parquet has the path of each image relative to
-        the table (`uri`, or `shard` for shards), the columns of the list, and columns on the file.
-        failed.parquet has the reason.
+        Rows are in the order of the list. collected.parquet has the columns of the list, columns on
+        the file, and the path of each image relative to the table. The path is in `uri`, or in
+        `shard` for shards. failed.parquet has the reason.
 
         Args:
             listing: The list of URLs.

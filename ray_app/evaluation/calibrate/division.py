@@ -90,10 +90,11 @@ def group_images(
 ) -> Indices:
     """Divide images into groups that are independent of each other.
 
-    Two images are in one group if they have the same bytes or source, look alike (perceptual hashes
-    within `datasets.near_duplicates.NEAR_BITS`), or are fakes of the same generator. They are also
-    in one group if a chain of such pairs connects them. Fakes without the name of a generator count
-    as fakes of one generator, because nothing shows that there are several.
+    Two images are in one group if they have the same bytes or source, look alike, or are fakes of
+    the same generator. Images look alike if their perceptual hashes differ in at most
+    `datasets.near_duplicates.NEAR_BITS` bits. Two images are also in one group if a chain of such
+    pairs connects them. Fakes without the name of a generator count as fakes of one generator,
+    because nothing shows that there are several.
 
     Args:
         labelled: The images.

@@ -59,7 +59,7 @@ def name_from_card(path: Path, member: EnsembleMember) -> EnsembleMember:
     """Return an ensemble member whose detector name is valid in an ensemble card at `path`.
 
     A shipped detector keeps its name. A detector with a card of your own is named by the path of
-    that card, which is relative if the detector's card is below the folder of `path`.
+    that card. The path is relative if the detector's card is below the folder of `path`.
 
     Args:
         path: Path of the ensemble card.

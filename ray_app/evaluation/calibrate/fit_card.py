@@ -188,8 +188,8 @@ class LabelledScores:
     def measure(self, rates: Iterable[float], real_below: float) -> list[OperatingPoint]:
         """Return the threshold and the measured rates for each of several false-positive rates.
 
-        If the real images are too few to guarantee a rate, the threshold is the lowest one that
-        keeps the rate on the held-out real images. It is not below the threshold of a higher rate.
+        If the real images are too few to guarantee a rate, the threshold only keeps the rate on the
+        held-out real images. It is never below the threshold of a higher rate.
 
         Args:
             rates: The false-positive rates.
