@@ -65,11 +65,12 @@ def remove_part(store: Store, name: str) -> None:
 def read_parts(store: Store, names: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
     """Yield the name and the rows of parts.
 
-    A part is a file with the rows of a finished unit of work.
-
     Args:
         store: The store of the job's records.
         names: Names of the parts to read, in this order; None for all.
+
+    Yields:
+        The name of each part, and its rows, which are those of a finished unit of work.
     """
 
     def read(name: str) -> tuple[str, pa.Table]:

@@ -265,7 +265,7 @@ class MaskMeasurer:
 
 
 def iter_masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage | None]:
-    """Yield each image for which a run predicted masks; None in place of an image without a label.
+    """Yield each image for which a run predicted masks.
 
     Masks are read one block at a time, a block being a group of files that one task scored. Images
     that were deleted from the archive since then have no label.
@@ -273,6 +273,9 @@ def iter_masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[Masked
     Args:
         run: The run.
         truths: The labels of images.
+
+    Yields:
+        The image with its label and masks, or None for an image without a label.
     """
     rows = CurrentRows.read(run)
     for manifest in (index for index in list_complete_manifests(run.store) if index <= rows.last):

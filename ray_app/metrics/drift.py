@@ -33,8 +33,8 @@ class Shift:
     Calibration images are the labelled images that an ensemble was calibrated on.
 
     Attributes:
-        psi: Population stability index of the archive and a mixture of calibration images that are
-            real and fake. The value 0 means no difference.
+        psi: Population stability index of the archive and a mixture of real and fake calibration
+            images. The value 0 means no difference.
         chance: The largest index that is plausible by chance. The probability that an archive
             without a difference exceeds it in any property is less than `NOTICED_P`.
         fakes: Fraction of fakes in the mixture of calibration images.

@@ -128,7 +128,7 @@ def average_masks(rows: Rows, *, empty: Empty) -> dict[str, MetricValue]:
         rows: The `MaskMetrics` of the images, or the table of a `MaskRows`.
         empty: How images without altered pixels count for the other metrics. `skip` leaves them
             out, `zero` counts F1 and IoU as 0, and `one` counts them as 1 if the predicted mask is
-            empty.
+            empty, else as 0.
 
     Returns:
         The means with their intervals, by the names in `LOCALIZATION`.

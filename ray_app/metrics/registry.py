@@ -558,8 +558,14 @@ def true_positive_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
 
     The fraction of hits among the images that count is `sklearn.metrics.recall_score`.
 
+    Args:
+        images: The images.
+
+    Returns:
+        The mask of the hits, and the mask of the images that count.
+
     Raises:
-        UndefinedError: A fake is missing.
+        UndefinedError: All images are real.
     """
     if not images.n_fake:
         raise UndefinedError(NO_FAKES)
@@ -571,8 +577,14 @@ def true_negative_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
 
     The fraction of hits among the images that count is the recall of real images.
 
+    Args:
+        images: The images.
+
+    Returns:
+        The mask of the hits, and the mask of the images that count.
+
     Raises:
-        UndefinedError: A real image is missing.
+        UndefinedError: All images are fakes.
     """
     if not images.n_real:
         raise UndefinedError(NO_REALS)
@@ -583,6 +595,12 @@ def accuracy_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
     """Return which images are hits of the accuracy (classified correctly), and which count (all).
 
     The fraction of hits among the images that count is `sklearn.metrics.accuracy_score`.
+
+    Args:
+        images: The images.
+
+    Returns:
+        The mask of the hits, and the mask of the images that count.
 
     Raises:
         UndefinedError: The list of images is empty.
@@ -596,6 +614,12 @@ def precision_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
     """Return which images are hits of the precision (all fakes), and which count (all flagged).
 
     The fraction of hits among the images that count is `sklearn.metrics.precision_score`.
+
+    Args:
+        images: The images.
+
+    Returns:
+        The mask of the hits, and the mask of the images that count.
 
     Raises:
         UndefinedError: A class is missing, or no image is flagged.

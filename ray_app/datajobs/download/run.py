@@ -377,6 +377,9 @@ def collect_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
     Args:
         summary: The result of `collect`.
+
+    Yields:
+        The label and the text of each line, which `format_labels` joins.
     """
     out, records = (
         text_format.escape_invisible(summary["out"]),

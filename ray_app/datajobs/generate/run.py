@@ -302,6 +302,9 @@ def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
     Args:
         summary: The result of `generate_images`.
+
+    Yields:
+        The label and the text of each line, which `format_labels` joins.
     """
     out = text_format.escape_invisible(summary["out"])
     names = ", ".join(summary["generators"])

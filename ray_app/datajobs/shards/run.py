@@ -284,6 +284,9 @@ def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
     Args:
         summary: The result of `pack_archive`.
+
+    Yields:
+        The label and the text of each line, which `format_labels` joins.
     """
     out = text_format.escape_invisible(summary["out"])
     shards = text_format.pluralize(summary["shards"], f"{_SHARDS[summary['form']]} shard")

@@ -159,8 +159,8 @@ class Audit:
     A stratum is a part of the run with one verdict and a range of scores.
 
     Attributes:
-        facts: Facts that were recorded when the sample was drawn, such as the URL and the
-            fingerprint of the run, the seed, and the number of scored images.
+        facts: Facts that were recorded when the sample was drawn, such as the URL of the run, the
+            seed, and the number of scored images.
         strata: The strata, with the number of images in the run and in the sample.
         images: For each image of the sample, `image_id`, `uri`, `member`, and `stratum`, the index
             of its stratum.

@@ -3,7 +3,7 @@
 The result has one entry per image, with a score of every detector. Images without a score of every
 detector or without a label are left out and counted. So are images of one colour, and images
 outside the range of sizes or properties for which a detector's card declares the detector valid.
-The verdict on such images is always `abstain`.
+The verdict on images of these last two kinds is always `abstain`.
 """
 
 from collections import Counter

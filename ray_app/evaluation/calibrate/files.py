@@ -63,7 +63,7 @@ def name_from_card(path: Path, member: EnsembleMember) -> EnsembleMember:
 
     Args:
         path: Path of the ensemble card.
-        member: The member, which names its detector relative to the current folder.
+        member: The member. It may name its detector by the path of a card.
 
     Returns:
         The member with the changed name.

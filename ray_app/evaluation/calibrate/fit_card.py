@@ -141,7 +141,8 @@ class LabelledScores:
     def size(self, rate: float) -> EffectiveSize:
         """Return how many independent images the labelled reals are worth for one rate.
 
-        Images of one group have similar scores, so the number is lower than that of the images.
+        Images of one group may have similar scores. The number is then lower than that of the
+        images.
         """
         return effective_size(self.all_reals, self.all_groups, rate)
 

@@ -257,9 +257,9 @@ def choose_band(
 
     In a cascade, a few detectors score every image in the first stage. This range, the band, has
     the uncertain scores. Half of the target fraction of reals is above the band, which leaves the
-    other half to the second stage. The band begins as low as `fraction` allows. The fraction of
-    images in the band is bounded by the exact upper bounds of the fractions of both classes, each
-    at half of 1 − `confidence`.
+    other half to the second stage. The band begins as low as `fraction` allows. The upper bound of
+    the fraction of images in the band combines the exact bounds for both classes, each at half of 1
+    − `confidence`.
 
     Args:
         early: Scores of the first stage (n,).
