@@ -65,8 +65,9 @@ def find_class(label: str, generator: str) -> str:
         generator: The generator in the labels.
 
     Returns:
-        `real`; a family that is to be named (`dalle`, `mj`, or `sd`); a group that is only detected
-        (`imagen`, `parti`, or `sdftood`); or else the name of the generator, a fine-tuned model.
+        `real` for a real image. For a fake, a family that is to be named (`dalle`, `mj`, or `sd`),
+        or a group that is only detected (`imagen`, `parti`, or `sdftood`). The class of another
+        fake, by a fine-tuned model, is the name of the generator.
     """
     if label == "real":
         return "real"

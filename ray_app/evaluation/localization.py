@@ -183,10 +183,10 @@ class MaskMeasurer:
 
     Args:
         fetcher: Reads the files of true masks.
-        limits: Limits on the size of true masks.
+        limits: Limits on reading true masks.
         threshold: The probability above which a pixel counts as marked by a predicted mask.
         at_original: The kinds of images (`real`, `whole`, `local`) whose masks are also measured at
-            the image's own size. This takes longer than at the size of the network's output.
+            the image's own size.
     """
 
     def __init__(
@@ -473,7 +473,8 @@ def measure_localization(
 ) -> Localized | None:
     """Measure the predicted masks of a run against the true masks of its labels.
 
-    True masks that cannot be read are counted by reason.
+    True masks are read within the run's limits on images. Those that cannot be read are counted by
+    reason.
 
     Args:
         run: The run.

@@ -90,8 +90,9 @@ def list_lines(
 
     Rows that the protocol names come first, including rows without a generator in the data. The
     rows that the protocol adds automatically follow. They are for sources, generators, or years, in
-    the order of release and name. They leave out generators that a row covers already, except rows
-    that are means. Without a protocol, there is a row for each source and each generator.
+    the order of release and name. Rows for a source or generator are left out if a row of the
+    protocol covers it already and is not a mean. Without a protocol, there is a row for each source
+    and each generator.
 
     Args:
         protocol: The rules for reproducing a published table, or None.

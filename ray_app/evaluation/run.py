@@ -109,7 +109,7 @@ def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
         run: The run.
 
     Returns:
-        The warnings as sentences; empty if each row has a label and each label has a row.
+        The warnings as sentences, for example on rows without a label and on repeated labels.
 
     Raises:
         ConfigError: No row has a label. The message has an example of a label and of a row.

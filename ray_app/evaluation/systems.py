@@ -96,9 +96,9 @@ class Systems:
     def columns(self) -> tuple[str, ...]:
         """The columns of result rows that are needed, in addition to scores, to apply the ensemble.
 
-        The tuple is empty unless the ensemble is a cascade, in which all detectors score only
-        uncertain images. A cascade needs `sha256`: it also scores some images with all detectors as
-        an audit, and draws these images by the digest of the file.
+        The tuple is empty unless the ensemble is a cascade, in which some detectors do not score
+        every image. A cascade needs `sha256`. It scores a sample of all images with all detectors
+        as an audit, and draws this sample by the digest of the file.
         """
         return (
             ("sha256",) if self.ensemble is not None and self.ensemble.cascade is not None else ()
