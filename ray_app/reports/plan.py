@@ -249,9 +249,9 @@ def _describe_probe(plan: Plan) -> Lines:
         return
     action = "scored" if probe.scored else "decoded"
     processes = _count_processes(probe.processes, "process")
-    drawn = probe.drawn or probe.members
-    members = f"{probe.members:,} of {drawn:,}" if drawn > probe.members else f"{drawn:,}"
-    noun = "file" if drawn == 1 else "files"
+    size = max(probe.sample_size, probe.members)
+    members = f"{probe.members:,} of {size:,}" if size > probe.members else f"{size:,}"
+    noun = "file" if size == 1 else "files"
     yield (
         "probe",
         f"{members} {noun}, drawn evenly, {action} by {processes} of this machine, as in a run",

@@ -221,8 +221,9 @@ class ProbeResult:
     A member is a file of the archive.
 
     Attributes:
-        drawn: Number of members that were drawn for the sample.
-        members: Number of members in the sample. It is less than `drawn` if detectors are slow.
+        sample_size: Number of members that were drawn for the sample.
+        members: Number of members that were processed. It is less than `sample_size` if detectors
+            are slow.
         scored: Number of members that detectors scored. 0 if the sample was only decoded.
         score_basis: `measured` or `estimated`, for the time of the detectors.
         device: Device of the planned run, such as `cpu`.
@@ -234,7 +235,7 @@ class ProbeResult:
         bytes_per_member: Mean size of a member.
     """
 
-    drawn: int = 0
+    sample_size: int = 0
     members: int = 0
     scored: int = 0
     score_basis: str = ""

@@ -286,8 +286,8 @@ def _bytes_read(source: Survey, work: SampleWork | None) -> int:
     return source.size_bytes + round(source.unsized * mean)
 
 
-def _probe(spec: ScoringSpec, work: SampleWork, drawn: int) -> plan_model.ProbeResult:
-    """Return the statuses of the sample, with examples. `drawn` members were meant to be scored."""
+def _probe(spec: ScoringSpec, work: SampleWork, sample_size: int) -> plan_model.ProbeResult:
+    """Return the statuses of the sample, with examples. `sample_size` members were drawn."""
     statuses, examples = dict[str, int](), dict[str, list[plan_model.ProbeExample]]()
     for outcome in work.outcomes:
         statuses[outcome.status] = statuses.get(outcome.status, 0) + 1
@@ -300,7 +300,7 @@ def _probe(spec: ScoringSpec, work: SampleWork, drawn: int) -> plan_model.ProbeR
     members = len(work.outcomes)
     refused = members - statuses.get(Status.OK, 0)
     return plan_model.ProbeResult(
-        drawn=drawn,
+        sample_size=sample_size,
         members=members,
         scored=members if work.has_scored else 0,
         score_basis=MEASURED if work.has_scored else ESTIMATED,

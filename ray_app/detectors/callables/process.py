@@ -318,8 +318,8 @@ def add_command(card: DetectorCard) -> str:
         "--pictures": arguments.get("images", "arrays"),
         "--licence": card.licence if card.terms != "none-stated" else None,
     }
-    words = [f"{name} {shlex.quote(value)}" for name, value in options.items() if value]
-    return f"touchstone detectors add {card.family}:{card.architecture.name} {' '.join(words)}"
+    parts = [f"{name} {shlex.quote(value)}" for name, value in options.items() if value]
+    return f"touchstone detectors add {card.family}:{card.architecture.name} {' '.join(parts)}"
 
 
 def _describe_callable(card: DetectorCard) -> dict[str, Any]:
