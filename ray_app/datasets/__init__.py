@@ -1,4 +1,9 @@
-"""Read labelled images: layouts of published data sets, indexes, splits, and sample orders."""
+"""Read labelled images, for training and evaluation.
+
+A layout reads the labels of one published data set. `index` lists the images of a source once, with
+their labels. `splits` divides them into train, validation, and test. `sampling` decides the order
+in which a training reads them.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -13,8 +13,8 @@ from ray_app.config import Frozen
 class DatasetSource(Frozen):
     """A source of labelled images.
 
-    It is either an index that `touchstone data index` wrote, or files with a layout, which defines
-    how the files state their labels.
+    The source is one of two kinds. An index is a table of images and labels that `touchstone data
+    index` wrote. Files, folders, or archives need a `layout`, which reads their labels.
     """
 
     at: tuple[str, ...] = Field(
@@ -69,9 +69,10 @@ class DatasetSource(Frozen):
 
 
 class HeldOut(Frozen):
-    """A split that is taken from the training sources: by generator, by group, or by both.
+    """A validation or test split that is taken from the training sources.
 
-    A group is the images of one prompt, scene, or pair. Rows are never held out one by one.
+    The split gets all fakes of some generators (the models that made them), a fraction of the
+    groups, or both. A group is the images of one prompt, scene, or pair, and is never divided.
     """
 
     generators: tuple[str, ...] = Field(
@@ -92,7 +93,7 @@ class HeldOut(Frozen):
 
 
 class Data(Frozen):
-    """The sources of the splits of a training."""
+    """The data of a training: where its training, validation, and test images come from."""
 
     train: tuple[DatasetSource, ...] = Field(
         default=(), description="sources of the images that the network learns from"

@@ -1,12 +1,14 @@
-"""Build and read the index of a labelled archive, a manifest whose column `input` holds labels.
+"""Build and read the index of a labelled archive: a table of its images with their labels.
 
-    manifest/0/…   the members in Touchstone's manifest format, with the labels in `input` (INPUT)
+An index is a folder. Each row of its table is one member, an image of the archive.
+
+    manifest/0/…   the rows as Parquet files, with the labels in the column `input` (INPUT)
     index.json     the source and a summary of the content; written last, it completes the index
     listing/…      the listing of the source, only while the index is being built
 
-`index_source` returns the rows of a source as a recipe names it. `build_index` and `write_index`
-make an index, `read_index` and `read_info` read one, and `write_split_index` writes a copy with
-other splits. Data are streamed; one block is in memory.
+`index_source` returns the rows of a training's source, and indexes the source if necessary.
+`build_index` and `write_index` write an index, and `read_index` and `read_info` read it.
+`write_split_index` writes a copy with other splits. Only one file of rows is in memory at a time.
 """
 
 import difflib
@@ -63,7 +65,14 @@ SAMPLE = "sample::"  # The sample archive that the installed package contains.
 
 
 def report_nothing(doing: str, members: int) -> None:
-    """Ignore a report of progress. This is a function because tasks cannot pickle a lambda."""
+    """Do nothing. This is the default of the argument `progress` of `index_source` and others.
+
+    It is a named function because Ray tasks cannot pickle a lambda.
+
+    Args:
+        doing: The kind of work, such as `listed`.
+        members: The number of members so far.
+    """
 
 
 def index_source(
@@ -77,22 +86,23 @@ def index_source(
 ) -> pa.Table:
     """Return the labelled rows of a source that its `split` and `generators` select.
 
-    If `source.at` is one or several indexes, they are read. Otherwise the source is indexed into
-    `store`, unless `store` has its index already.
+    If `source.at` names one or several indexes, their rows are read. Otherwise the source is first
+    indexed into `store`, unless `store` has its index already.
 
     Args:
-        source: The source.
-        store: The folder of its index.
-        each: Runs the tasks of listing and labelling.
+        source: The images and their layout, or the indexes.
+        store: The folder of the index. It is not used if `source.at` names indexes.
+        each: Runs the tasks that list and label files.
         reading: Runs the tasks that read whole images.
-        progress: Receives the kind of work and the number of members so far.
-        requires_all_folders: Refuse a source with a folder that cannot be listed.
+        progress: Called with the kind of work, such as `labelled`, and the number of files so far.
+        requires_all_folders: Whether a folder that cannot be listed is an error.
 
     Returns:
-        The rows, as `read_index` returns them.
+        One row per image, as `read_index` returns them.
 
     Raises:
-        ConfigError: As `write_index`, or the source has no such split or generator.
+        ConfigError: The source cannot be labelled (see `write_index`), or has no such split or
+            generator.
         IdentityError: `store` has the index of another source.
     """
     indexes = list_indexes(source)
@@ -112,23 +122,23 @@ def index_source(
 class IndexInfo:
     """A summary of an index: the content of its file index.json.
 
-    A source that changes later is not indexed again: an index records the images that were learned
-    from.
+    The index is not updated if its source changes later, because it records which images a training
+    learned from.
 
     Attributes:
-        source: Description of the source, without secrets.
-        layout: Name of the layout.
-        hashes: Names of the hashes that the rows have.
-        rows: Number of rows.
+        source: The settings of the source that decide the rows, without secrets.
+        layout: Name of the layout that read the labels.
+        hashes: Names of the hashes that the rows have: `sha256`, `phash`, or none.
+        rows: Number of rows, one per image.
         digest: SHA-256 over ids and labels of all rows in order.
-        counts: Number of rows per split, label, and generator.
-        published: For each subset of the data set that has rows, its number of rows, the number
-            that its authors published, and whether the two agree.
-        left_out: For each reason to leave out members, their number and an example.
+        counts: Number of rows for each combination of split, label, and generator.
+        published: For each subset of the data set that has rows, such as a split, its number of
+            rows, the number that its authors published, and whether the two agree.
+        left_out: For each reason to leave out files of the source, their number and an example.
         unreadable: For each reason why a row has no readable image, the number of such rows and an
             example.
-        repeated: Number of members that the source lists more than once.
-        format: Version of the format.
+        repeated: Number of images that the source lists more than once.
+        format: Version of the format of index.json.
     """
 
     source: Mapping[str, Any]
@@ -144,11 +154,18 @@ class IndexInfo:
     format: int = _FORMAT
 
     def fault_lines(self, split: str | None = None, generators: Sequence[str] = ()) -> list[str]:
-        """Return a line for each documented fault that some rows may have.
+        """Return lines that warn about problems of this data set, to print for the user.
+
+        The lines name the documented faults that some rows may have, such as wrong prompts. They
+        also name images that were left out because of a fault, and folders that could not be
+        listed.
 
         Args:
-            split: Only rows of this split, or of one of several as in A+B. None for all rows.
-            generators: Only fakes of these generators. Empty for all.
+            split: The split whose rows count, or several, such as "train+test". None for all rows.
+            generators: The generators whose fakes count. Empty for all. Real images always count.
+
+        Returns:
+            The lines. Empty if no problem is known.
         """
         counts = [
             entry for entry in self.counts if split is None or entry["split"] in split.split("+")
@@ -181,7 +198,7 @@ class IndexInfo:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether all subsets have their published numbers of rows.
+        """Whether each subset, such as a split, has the number of rows that its authors published.
 
         None if no subset of this index has a published number.
         """
@@ -203,17 +220,17 @@ def build_index(
     Args:
         source: The archive and its layout.
         store: The folder of the index.
-        each: Runs the tasks of listing and labelling.
+        each: Runs the tasks that list and label files.
         reading: Runs the tasks that read whole images.
-        progress: Receives the kind of work and the number of members so far.
-        requires_all_folders: Refuse a source with a folder that cannot be listed, as a training
-            does.
+        progress: Called with the kind of work, such as `labelled`, and the number of files so far.
+        requires_all_folders: Whether a folder that cannot be listed is an error. A training sets
+            this, because it would otherwise miss images.
 
     Returns:
         The summary of the new or existing index.
 
     Raises:
-        ConfigError: As `write_index`.
+        ConfigError: The source is invalid, or cannot be labelled (see `write_index`).
         IdentityError: `store` has the index of another source.
         StorageError: The source is unreachable, or a required folder cannot be listed.
     """
@@ -245,8 +262,14 @@ def build_index(
 def check_source(source: DatasetSource, store: Store) -> None:
     """Check that a source can be indexed, by reading only its beginning. Nothing is written.
 
+    Nothing is read if the source itself is an index.
+
+    Args:
+        source: The source.
+        store: The folder for the index. Files in it do not belong to the source.
+
     Raises:
-        ConfigError: As `index_source`.
+        ConfigError: The settings of the source are invalid.
     """
     if not list_indexes(source):
         archive, _ = open_archive(source, store)
@@ -254,11 +277,15 @@ def check_source(source: DatasetSource, store: Store) -> None:
 
 
 def get_source_guard(source: DatasetSource, store: Store) -> Guard:
-    """Return the guard of an indexed source: the web servers from which it may fetch images.
+    """Return the guard of an indexed source: the web servers from which its images may be fetched.
 
     Args:
         source: The source.
-        store: The folder of its index, unless the source itself is an index.
+        store: The folder of its index. It is not used if the source itself is an index.
+
+    Returns:
+        The guard. It allows the servers that the user named and all servers with a public address.
+        If `source.allow_private` is set, it also allows servers in private networks.
     """
     stores = [Store.open(path) for path in list_indexes(source)] or [store]
     return reduce(
@@ -379,7 +406,8 @@ def read_index(path: str) -> pa.Table:
         path: Path or fsspec URL of the index.
 
     Returns:
-        A table with the columns of a manifest, in which `input` has the type INPUT.
+        One row per image. The column `input` has its labels, as a struct with the fields of INPUT.
+        The other columns, such as `image_id` and `uri`, identify the image.
 
     Raises:
         ConfigError: There is no index at this path or URL.
@@ -427,9 +455,9 @@ def read_info(store: Store) -> IndexInfo | None:
 
 
 def is_index(path: str) -> bool:
-    """Return whether a source is an index.
+    """Return whether a path or URL is the folder of a complete index.
 
-    URLs of web servers and KIND::PATH are never treated as indexes.
+    The result is False for http and https URLs, and for sources with a prefix such as `list::`.
     """
     return (
         "::" not in path
@@ -446,13 +474,15 @@ def has_index(store: Store) -> bool:
 def write_split_index(
     store: Store, original: Store, splits: pa.Array, source: Mapping[str, Any]
 ) -> IndexInfo:
-    """Write a copy of an index with other splits, and replace an index that `store` has.
+    """Write a copy of an index in which the rows are in other splits.
+
+    An index that already is in `store` is replaced.
 
     Args:
         store: The folder of the copy.
-        original: The folder of the index.
-        splits: Split of each row (rows,), null for none.
-        source: Entries to add to the index's description of its source.
+        original: The folder of the index to copy.
+        splits: New split of each row (rows,), such as "train". Null for a row in no split.
+        source: Entries to add to `IndexInfo.source` of the copy.
 
     Returns:
         The summary of the copy.
@@ -565,12 +595,13 @@ def _refuse_contradictions(
 
 
 def compare_counts(published: Mapping[str, int], counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Compare the number of rows of each subset with the published number.
+    """Compare the rows of an index with the numbers that the authors of the data set published.
 
-    A published subset without rows is left out, because it was not requested.
+    The numbers are compared per subset, such as a split. A published subset without rows is left
+    out, because it was not requested.
 
     Args:
-        published: The layout's published numbers by subset.
+        published: The published numbers by subset, from the layout.
         counts: The number of rows by subset.
 
     Returns:
@@ -589,7 +620,14 @@ def compare_counts(published: Mapping[str, int], counts: Mapping[str, int]) -> l
 
 
 def open_archive(source: DatasetSource, store: Store) -> tuple[archives.Archive, DatasetLayout]:
-    """Return a source's members, without those below `store`, and the layout that labels them.
+    """Return the archive of a source, which lists its files, and the layout that labels them.
+
+    Args:
+        source: The source.
+        store: The folder for its index. The archive skips files in this folder.
+
+    Returns:
+        The archive and the layout.
 
     Raises:
         ConfigError: The source is invalid.
@@ -610,10 +648,12 @@ def open_archive(source: DatasetSource, store: Store) -> tuple[archives.Archive,
 
 
 def list_indexes(source: DatasetSource) -> Sequence[str]:
-    """Return the URLs of a source if all of them are indexes, or an empty list if none is.
+    """Return the paths of a source if all of them are indexes, or an empty list if none is.
 
     Raises:
-        ConfigError: Only some are indexes, or the source sets keys that an index has fixed.
+        ConfigError: Only some paths are indexes, or an index lacks a hash that the source requires.
+            Also if the source sets `arguments`, `include`, `exclude`, `limit`, or
+            `leave_out_faults`. These keys apply only when an index is built.
     """
     indexes = [path for path in source.at if is_index(path)]
     if indexes and len(indexes) < len(source.at):
@@ -641,7 +681,10 @@ def list_indexes(source: DatasetSource) -> Sequence[str]:
 
 
 def describe_source(source: DatasetSource) -> dict[str, Any]:
-    """Return the settings that decide which rows an index has, without secrets."""
+    """Return the settings of a source that decide which rows its index has, without secrets.
+
+    `IndexInfo.source` records them. An existing index is used again only if they are equal.
+    """
     keys = {
         "layout",
         "include",

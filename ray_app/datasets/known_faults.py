@@ -1,7 +1,8 @@
 """Look up documented faults of published data sets, from `configs/datasets/known_faults.yaml`.
 
-`find_faults` returns the faults of a source, and `fault_lines` describes them.
-`drop_faulty_labels` leaves out the images and prompts that faults spoil.
+A fault is an error in the data, such as prompts that belong to other images. `find_faults` returns
+the faults of a source, and `fault_lines` describes them for users. `drop_faulty_labels` leaves out
+the images and prompts that a fault makes wrong.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,11 @@ Stratum = tuple[str | None, str, str]
 
 
 class KnownFault(Frozen):
-    """One documented fault, and the rows that have it."""
+    """One documented fault of a published data set, such as prompts that belong to other images.
+
+    `layouts`, `at`, and `version` select the data. `splits`, `label`, `generators`, and `numbers`
+    select the rows that may have the fault.
+    """
 
     name: str = Field(description="name of the fault")
     data: str = Field(description="name of the data set")
@@ -53,7 +58,11 @@ class KnownFault(Frozen):
     looked_up: date = Field(description="when `source` was read")
 
     def holds(self, stratum: Stratum) -> bool:
-        """Return whether rows of this split, label, and generator may have the fault."""
+        """Return whether rows of this split, label, and generator may have the fault.
+
+        Args:
+            stratum: The split, label, and generator of the rows.
+        """
         split, label, generator = stratum
         is_by_generator = any(fnmatchcase(generator, glob) for glob in self.generators)
         return (
@@ -68,7 +77,7 @@ def known_faults() -> Mapping[str, KnownFault]:
     """Return all documented faults by name.
 
     Raises:
-        ConfigError: The file is invalid.
+        ConfigError: The file known_faults.yaml is invalid.
     """
     file = config_root() / "datasets/known_faults.yaml"
     return {
@@ -81,8 +90,11 @@ def find_faults(source: Mapping[str, Any]) -> list[KnownFault]:
     """Return the documented faults of a source.
 
     Args:
-        source: Its `layout`, `at`, and `arguments`, as an index describes them. If the arguments
-            have no `version`, faults of all versions match.
+        source: The keys `layout`, `at`, and `arguments` of the source, as in `IndexInfo.source`. If
+            the arguments have no `version`, faults of all versions match.
+
+    Returns:
+        The faults. Empty if none is documented.
     """
     path, version = (
         " ".join(source.get("at", ())).lower(),
@@ -102,12 +114,16 @@ def find_faults(source: Mapping[str, Any]) -> list[KnownFault]:
 def fault_lines(
     faults: Iterable[KnownFault], strata: Mapping[Stratum, int] | None, *, left_out: bool = False
 ) -> list[str]:
-    """Return a line for each fault that some rows may have.
+    """Return a line of text for each fault that some rows may have, to print for the user.
 
     Args:
-        faults: Faults of the source.
-        strata: Number of rows of each stratum; None if unknown.
-        left_out: Whether spoiled images and prompts are left out.
+        faults: Faults of the source, from `find_faults`.
+        strata: Number of rows by split, label, and generator. None if unknown: then every fault
+            gets a line.
+        left_out: Whether images and prompts with faults were left out, for the text.
+
+    Returns:
+        The lines, in the order of the faults.
     """
     lines = []
     for fault in faults:
@@ -127,9 +143,16 @@ def fault_lines(
 
 
 def drop_faulty_labels(labels: Labels, faults: Iterable[KnownFault]) -> Labels | None:
-    """Remove the prompt from labels if a fault spoils it. Return None if one spoils the image.
+    """Return the labels of an image without a prompt that a documented fault makes wrong.
 
-    If the group is that of a spoiled prompt, it is removed with the prompt.
+    If the group of the image was derived from that prompt, the group is also removed.
+
+    Args:
+        labels: The labels.
+        faults: Faults of the source, from `find_faults`.
+
+    Returns:
+        The labels, unchanged if no fault applies. None if the image itself has to be left out.
     """
     spoiled = {
         fault.leave_out

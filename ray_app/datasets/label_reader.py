@@ -1,8 +1,8 @@
 """Read labels of images as tables, some rows at a time.
 
-`open_labels` opens a CSV, JSON lines, or Parquet file, or an index. `read_input` reads the labels
-from the column `input` of rows of a run. In all tables `label` is `real`, `fake`, or null,
-`image_id` is int64, and all other columns are strings.
+`open_labels` opens a CSV, JSON lines, or Parquet file, or an index that `touchstone data index`
+wrote. `read_input` reads the labels that rows of a scoring run have in their column `input`. In all
+tables `label` is `real`, `fake`, or null, `image_id` is int64, and all other columns are strings.
 """
 
 import functools
@@ -30,14 +30,14 @@ COLUMNS = (*KEYS, *TRUTH, *TEXTS)
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A file of labels. It may be read more than once.
+    """A CSV, JSON lines, or Parquet file with labels of images. It may be read more than once.
 
     Attributes:
-        place: A path or fsspec URL.
-        words: Values of `label`, in lower case, that are valid in addition to real and fake. The
-            reader returns them unchanged.
-        resolves_uris: Whether to write `uri` as a run does, absolute and without secrets. A
-            relative URI is relative to the file.
+        place: The path or fsspec URL of the file.
+        words: Values of the column `label`, in lower case, that are valid in addition to real and
+            fake. `tables` returns them in lower case.
+        resolves_uris: Whether `tables` makes the column `uri` absolute and removes secrets, so that
+            its values equal the URIs in a scoring run. Relative paths are relative to the file.
     """
 
     place: str
@@ -46,14 +46,14 @@ class LabelFile:
 
     @property
     def name(self) -> str:
-        """The path or URL in messages, without secrets."""
+        """The path or URL of the file for messages, without secrets."""
         return strip_secrets(self.place)
 
     @property
     def guard(self) -> Guard:
-        """The only web server from which files that the labels name may be fetched.
+        """The web servers from which files that the labels name, such as masks, may be fetched.
 
-        It is the server of the file of labels.
+        These are all servers with a public address, and the server of this file with any address.
         """
         return Guard.from_urls([self.place])
 
@@ -62,7 +62,7 @@ class LabelFile:
         return LabelTable(self.place)
 
     def list_columns(self) -> list[str]:
-        """Return all columns of the file.
+        """Return the names of all columns of the file.
 
         Raises:
             ConfigError: The file cannot be read.
@@ -84,7 +84,8 @@ class LabelFile:
             columns: Names that `find_columns` has returned.
 
         Raises:
-            ConfigError: A value is invalid. The message names the file, and the row of a label.
+            ConfigError: A value is invalid. The message names the file and, if the value is a
+                label, its row.
         """
         first_row = 1
         for table in self._table.tables(columns):
@@ -125,26 +126,29 @@ class LabelFile:
 
 @dataclass(frozen=True)
 class LabelIndex:
-    """The labels of an index directory, keyed by `image_id`.
+    """The labels in an index that `touchstone data index` wrote, keyed by `image_id`.
 
     Attributes:
-        place: A path or fsspec URL.
+        place: The path or fsspec URL of the index directory.
     """
 
     place: str
 
     @property
     def name(self) -> str:
-        """The path or URL in messages, without secrets."""
+        """The path or URL of the index for messages, without secrets."""
         return strip_secrets(self.place)
 
     @property
     def guard(self) -> Guard:
-        """The web servers from which the index allows files to be fetched."""
+        """The web servers from which files that the index names may be fetched.
+
+        They are the servers that `touchstone data index` was allowed to use.
+        """
         return load_guard(Store.open(self.place))
 
     def list_columns(self) -> list[str]:
-        """Return all columns of the index."""
+        """Return the names of the columns that `tables` can return."""
         return ["image_id", "uri", "member", *INPUT.names]
 
     def find_columns(self, names: Sequence[str] = COLUMNS) -> list[str]:
@@ -152,7 +156,11 @@ class LabelIndex:
         return [name for name in names if name in self.list_columns()]
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield a table with the given columns for each block of the index, in order."""
+        """Yield tables with the given columns, one per file of the index, in order.
+
+        Args:
+            columns: Names that `find_columns` has returned.
+        """
         store = Store.open(self.place)
         for block in read_blocks(store, 0):
             rows = read_block(store, block)
@@ -171,8 +179,12 @@ def open_labels(place: str, words: Collection[str] = ()) -> Labels:
     """Open the labels at a path or fsspec URL.
 
     Args:
-        place: A file of labels, or an index directory.
-        words: Further values of `label` in a file, in lower case.
+        place: A file of labels, or the directory of an index that `touchstone data index` wrote.
+        words: Values of `label` in a file, in lower case, that are valid in addition to real and
+            fake.
+
+    Returns:
+        A `LabelFile` or a `LabelIndex`. Both have the same methods to read labels.
 
     Raises:
         ConfigError: The path is neither a file of labels nor an index.
@@ -190,17 +202,21 @@ def open_labels(place: str, words: Collection[str] = ()) -> Labels:
 def read_input(
     rows: pa.Table, where: str, columns: Sequence[str] = (*TRUTH, *TEXTS), first_row: int = 1
 ) -> pa.Table:
-    """Return the labels from the column `input` of the rows of a run.
+    """Return the labels that rows of a scoring run have in their column `input`.
+
+    The column `input` is a struct with the columns that the source of an image has, such as
+    `label` and `prompt`.
 
     Args:
         rows: Rows of a run or an archive.
         where: Name of the rows in messages.
-        columns: Columns to return, of TRUTH and TEXTS.
+        columns: Names of the labels to return, such as `label`, `generator`, or `prompt`.
         first_row: Number of the first row in messages.
 
     Returns:
-        The columns that `input` has. The name of a ClassLabel (`label_name`) replaces its number.
-        If there is no column `mask_uri`, it is read from `mask`.
+        A table with those of the columns that `input` has. It has no columns if there is no
+        `input`. `label` is read from `label_name`, the name of a ClassLabel, if that field exists.
+        `mask_uri` is read from `mask` if there is no field `mask_uri`.
 
     Raises:
         ConfigError: A label is invalid.
@@ -226,13 +242,18 @@ def read_input(
 def parse_labels(
     column: pa.Array | pa.ChunkedArray, where: str, first_row: int = 1, words: Collection[str] = ()
 ) -> pa.Array:
-    """Return `real`, `fake`, or null for each value, as `parse_label` does; null for a blank.
+    """Return `real` or `fake` for each label of a column, or null for a blank value.
+
+    `parse_label` lists the accepted values, such as 1 for fake.
 
     Args:
-        column: Strings, numbers, or booleans.
+        column: Labels as strings, numbers, or booleans.
         where: Name of the table in messages.
         first_row: Number of the first row in messages.
-        words: Further values, in lower case, which are returned as they are.
+        words: Values, in lower case, that are also accepted. They are returned in lower case.
+
+    Returns:
+        An array of strings with one value per row.
 
     Raises:
         ConfigError: A value is not a label. The message names the row and the value.

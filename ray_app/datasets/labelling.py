@@ -1,6 +1,7 @@
-"""Turn listed members into rows of an index, one block at a time: `Labeller`.
+"""Label the files of an archive for an index (`Labeller`).
 
-Labels come from a layout; hashes of the images are computed on request.
+A block, a part of the archive's list of files, is labelled in one task. A layout reads the labels.
+Hashes of the images are computed if they are requested.
 """
 
 import hashlib
@@ -36,34 +37,37 @@ SPOILED = "spoiled by a documented fault of the data"
 
 @dataclass
 class SkippedMembers:
-    """Counts of members that were left out or could not be read, by reason.
+    """Counts of files that an index leaves out, or that could not be read, by reason.
 
     Attributes:
-        counts: Number of members by reason.
-        examples: The path of one member by reason.
+        counts: Number of files by reason.
+        examples: The path of one file by reason.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str, path: str, count: int = 1) -> None:
-        """Count members that were skipped.
+        """Count files that were skipped for a reason.
 
         Args:
-            reason: The reason.
-            path: The path of one of the members.
-            count: Number of members.
+            reason: The reason, as text.
+            path: The path of one of the files.
+            count: Number of files.
         """
         self.counts[reason] += count
         self.examples.setdefault(reason, path)
 
     def merge(self, other: "SkippedMembers") -> None:
-        """Add the counts of another object."""
+        """Add the counts of another `SkippedMembers` to this object."""
         for reason, count in other.counts.items():
             self.add(reason, other.examples[reason], count)
 
     def to_json(self) -> list[dict[str, object]]:
-        """Return the counts as JSON, the most frequent reason first."""
+        """Return an object per reason, the most frequent first, for index.json.
+
+        Its keys are `why` (the reason), `files` (the number of files), and `example` (a path).
+        """
         return [
             {"why": reason, "files": count, "example": self.examples[reason]}
             for reason, count in self.counts.most_common()
@@ -72,13 +76,13 @@ class SkippedMembers:
 
 @dataclass
 class LabelledBlock:
-    """The labelled rows of one block of members.
+    """The result of a `Labeller` for one block, a part of the archive's list of files.
 
     Attributes:
-        rows: Manifest rows with labels in the column `input` (INPUT).
-        subsets: Number of rows per subset of the layout.
-        left_out: Counts of members that are not labelled images.
-        unreadable: Counts of rows without a readable image.
+        rows: One row per labelled image, with the labels in the column `input` (INPUT).
+        subsets: Number of rows per subset of the data set, such as a split.
+        left_out: Counts of files that are not in `rows`, such as tables and masks.
+        unreadable: Counts of rows whose image cannot be read.
     """
 
     rows: pa.Table
@@ -89,15 +93,18 @@ class LabelledBlock:
 
 @dataclass(frozen=True)
 class Labeller:
-    """Labels the members of one block. It is picklable, because Ray tasks use it.
+    """Labels the files of one block, a part of the archive's list of files.
+
+    The object is called with the reference of a block, and returns a `LabelledBlock`. It is
+    picklable, because Ray tasks use it.
 
     Attributes:
-        store: The store of the listing.
-        layout: The layout.
-        hashes: Hashes to compute.
-        limits: Limits of images, for hashes.
-        fetcher: Reads the members, for hashes.
-        spoiling: Faults whose images and prompts are left out.
+        store: The folder of the list of files.
+        layout: The layout that reads the labels.
+        hashes: Names of the hashes to compute. Empty for none; then no image is read.
+        limits: Limits on the images that are hashed.
+        fetcher: Reads the images that are hashed.
+        spoiling: Documented faults of the data set. Images and prompts with them are left out.
     """
 
     store: Store
@@ -172,12 +179,14 @@ class Labeller:
 
 
 def label_member(item: ListedMember, layout: DatasetLayout) -> Labels | None:
-    """Return a layout's labels of a member; None for a member that the layout does not label.
+    """Return the labels that a layout reads for a member, one listed file of an archive.
 
-    Folders and containers that could not be listed have no labels, either.
+    Returns:
+        The labels. None if the member is not an image of the data set, or if it stands for a
+        folder, zip, or tar that could not be listed.
 
     Raises:
-        ConfigError: As `DatasetLayout.labels`.
+        ConfigError: A label is unknown or contradictory.
     """
     is_closed = (
         item.refused is not None and item.place is None and detect_kind(item.uri) is not None

@@ -131,7 +131,10 @@ def prompt_group(prompt: str | None) -> str | None:
 
 
 def plain_prompt(prompt: str | None) -> str:
-    """Return a prompt in one letter case, with one space between words; "" without a prompt."""
+    """Return a prompt in lower case with one space between words, to compare prompts.
+
+    The result is "" if there is no prompt.
+    """
     return " ".join(unicodedata.normalize("NFKC", prompt or "").casefold().split())
 
 

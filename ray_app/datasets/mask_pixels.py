@@ -1,6 +1,7 @@
-"""Read the pixels of a stored mask (`decode_mask`), and check how much of the image they mark.
+"""Decode masks (`decode_mask`), which mark the altered pixels of an image.
 
-`measure_coverage` returns the coverage of one mask; `CoverageTally` counts masks with odd coverage.
+`measure_coverage` returns whether a mask marks nothing, a part, or everything. `CoverageTally`
+counts the masks that mark nothing or everything, because they are probably read wrongly.
 """
 
 import math
@@ -28,7 +29,13 @@ _MAX_EXAMPLES = 3
 
 
 def decode_mask(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Decode a mask of any kind to mode L, 255 where its image was altered (see `to_mask`).
+    """Decode a mask file to an image of mode L, 255 where the masked image was altered, else 0.
+
+    `to_mask` describes which kinds of masks are understood.
+
+    Args:
+        data: The encoded file.
+        limits: Limits on the size of files and images. The limit on compression does not apply.
 
     Raises:
         InputError: The mask cannot be decoded, or does not show what was altered.
@@ -40,24 +47,26 @@ def decode_mask(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
-    """Convert a decoded mask of any mode to mode L, 255 where its image was altered.
+    """Convert a decoded mask to mode L, 255 where the masked image was altered, else 0.
 
-    Black means intact in every rule. A mask that marks altered pixels in black is not recognised.
+    Data sets store masks in different ways. The mask itself decides which pixels are altered:
 
-    Grey masks, of any depth, are altered above half of white. White is the smallest of 1, 255, and
-    the maximum of the format that is not below the largest value, so that masks of 0 and 1 are read
-    like masks of 0 and 255. The mean of the channels counts.
+    - Grey mask: pixels above half of white. White is 1 if no pixel is above 1, so that masks of 0
+      and 1 are read like masks of 0 and 255.
+    - Mask with colours on black: all coloured pixels.
+    - Mask with a palette whose colours look alike: pixels whose index is not 0.
+    - Mask painted on transparent in one colour: the painted pixels. If it is painted in black and
+      white, the white pixels.
 
-    Masks with colours on black are altered at every colour. If the two colours of a palette look
-    alike, pixels whose index is not 0 are altered.
-
-    Transparent masks are altered at pixels painted in one colour. If black and white are painted,
-    white pixels are altered.
+    Black always means not altered. A mask that marks altered pixels in black is read wrongly.
 
     Args:
         image: The image as decoded.
-        flags: Notes on the file, as `colour.to_rgb` adds them.
+        flags: A set to which `colour.to_rgb` adds flags on the file.
         sample_bits: Bits per sample in the file.
+
+    Returns:
+        The mask.
 
     Raises:
         InputError: The painted part of a transparent mask is black, has many colours, or is white
@@ -68,15 +77,19 @@ def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Imag
 
 
 def measure_coverage(mask: Image.Image) -> Coverage:
-    """Return how much a mask of mode L marks: nothing ("empty"), everything ("full"), or "part"."""
+    """Return how much of the image a mask marks as altered: "empty", "part", or "full".
+
+    Args:
+        mask: The mask in mode L, 0 where the image was not altered.
+    """
     lowest, highest = cast(tuple[int, int], mask.getextrema())
     return "empty" if not highest else "full" if lowest else "part"
 
 
 class CoverageTally:
-    """Counts the masks of fakes that mark nothing or everything.
+    """Counts the masks that mark nothing or everything of a fake image, to warn about them.
 
-    Most of these masks mark altered pixels in a way that Touchstone does not read.
+    Most of these masks mark altered pixels in a way that Touchstone does not understand.
     """
 
     def __init__(self) -> None:
@@ -84,7 +97,12 @@ class CoverageTally:
         self._examples: dict[Coverage, list[str]] = {coverage: [] for coverage in _MEANINGS}
 
     def add(self, uri: str, coverage: Coverage) -> None:
-        """Count the mask of a fake at `uri`, unless it marks a part of the image."""
+        """Count a mask, unless it marks a part of the image.
+
+        Args:
+            uri: URI of the fake image, for examples in the warning.
+            coverage: The result of `measure_coverage`.
+        """
         if coverage != "part":
             self._counts[coverage] += 1
             if len(self._examples[coverage]) < _MAX_EXAMPLES:

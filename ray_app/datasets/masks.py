@@ -1,6 +1,7 @@
-"""Read the mask of an altered image (`MaskReader`), from the index or as the label implies.
+"""Read masks, which show the altered pixels of an image (`MaskReader`).
 
-`may_name` and `may_lead` decide which masks an archive may refer to.
+An untrusted archive or label file could name a private file as a mask. `may_name` and `may_lead`
+decide which paths and URLs it may name.
 """
 
 from PIL import Image
@@ -19,14 +20,15 @@ from ray_app.storage import Fetcher, urls
 
 
 def may_name(uri: str, member: str | None, mask_uri: str) -> bool:
-    """Return whether the columns of an image may name a mask at this path or URL.
+    """Return whether the metadata of an image may refer to a mask at a path or URL.
 
-    An image in a table may name cells of the same table. An image that is a file may also name the
-    paths and URLs that `may_lead` allows from the image's own URI. A member of a container may not.
+    The metadata may come from an untrusted archive, which must not make Touchstone read private
+    files. An image in a table may name cells of its own table. An image that is a file may also
+    name what `may_lead` allows from its URI. An image in a zip or tar may name no mask.
 
     Args:
-        uri: URI of the image.
-        member: Path of the image in its container. None if it is a file.
+        uri: URI of the image, or of the container it is in.
+        member: Path or row of the image in its container. None if the image is a file.
         mask_uri: Path or URL of the mask.
     """
     if mask_uri.startswith(f"{uri}#row="):
@@ -35,16 +37,16 @@ def may_name(uri: str, member: str | None, mask_uri: str) -> bool:
 
 
 def may_lead(source: str, uri: str) -> bool:
-    """Return whether a list or file of labels at `source` may name a path or URL.
+    """Return whether a list of images or labels may refer to a file at a path or URL.
 
-    It may name URLs with the schemes that lists of images allow (`uri_list_rows.SCHEMES`), except
-    local files, and paths or URLs of the scheme of `source`. So only a local list may name local
-    files. A chain of fsspec (`zip::https://…`) is never allowed, but local paths, s3 and web
-    addresses may contain `::`.
+    The list may be untrusted, and must not make Touchstone read private files. Only a local list
+    may name local files. A list may name URLs with its own scheme, and with the schemes that lists
+    of images allow (`uri_list_rows.SCHEMES`), such as https. A chain of fsspec, such as
+    `zip::https://…`, is not allowed. Local paths, s3, and web addresses may contain `::`.
 
     Args:
         source: Path or URL of the list.
-        uri: The path or URL that it names.
+        uri: The path or URL that the list names.
     """
     scheme, source_scheme = urls.get_scheme(uri), urls.get_scheme(source)
     prefix = uri.partition("://")[0]
@@ -57,7 +59,10 @@ def may_lead(source: str, uri: str) -> bool:
 
 
 class MaskReader:
-    """Reads masks. Each process has its own reader, which keeps the last table open."""
+    """Reads the masks of labelled images. Use one reader per process.
+
+    A reader keeps the last table open, because masks of neighbouring rows are often in one table.
+    """
 
     def __init__(self, fetcher: Fetcher, limits: ImageLimits) -> None:
         self._fetcher, self._limits = fetcher, limits

@@ -59,7 +59,8 @@ class DuplicateCriterion:
     """A property that makes images duplicates if its values are equal or nearly equal.
 
     Attributes:
-        kind: The property, such as a perceptual hash.
+        kind: The property: "image" (the id), "bytes" (the SHA-256), "group", "prompt", or "looks"
+            (the perceptual hash).
         codes: (N,) code of each row's value, -1 if the row has no value. Equal values have equal
             codes.
         pairs: (P, 2) codes of two values that are nearly equal.
@@ -76,13 +77,15 @@ class DuplicateCriterion:
 
 
 def compute_duplicate_criteria(rows: pa.Table, kinds: Sequence[Kind]) -> list[DuplicateCriterion]:
-    """Compute the criterion of each kind, by which rows are duplicates.
-
-    If no row has a value of a kind, its criterion has no values and no pairs.
+    """Compute the criteria by which rows are duplicates, such as equal bytes or equal prompts.
 
     Args:
         rows: Rows of an index with `image_id` and `input`.
-        kinds: The kinds. The criteria are returned in this order.
+        kinds: The properties to compare, as in `DuplicateCriterion.kind`.
+
+    Returns:
+        A criterion per kind, in the same order. If no row has a value, such as a hash, the
+        criterion makes no rows duplicates.
     """
     makers: Mapping[Kind, Callable[[], DuplicateCriterion]] = {
         "image": lambda: DuplicateCriterion(
@@ -103,13 +106,16 @@ def compute_duplicate_criteria(rows: pa.Table, kinds: Sequence[Kind]) -> list[Du
 
 
 def connected_groups(bonds: Sequence[DuplicateCriterion], count: int) -> tuple[Codes, int]:
-    """Return the number of each row's group (count,), and how many groups there are.
+    """Join rows into groups of duplicates, which should stay in one split.
 
     Rows are in one group if they are duplicates by any criterion, directly or through other rows.
 
     Args:
-        bonds: The criteria.
+        bonds: The criteria by which rows are duplicates.
         count: Number of rows.
+
+    Returns:
+        The number of each row's group (count,), from 0, and how many groups there are.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -129,15 +135,18 @@ def connected_groups(bonds: Sequence[DuplicateCriterion], count: int) -> tuple[C
 
 
 def find_shared(bond: DuplicateCriterion, checked: Rows, other: Rows) -> Rows:
-    """Return which of the checked rows (N,) have a duplicate among other rows.
+    """Return which rows of one split have a duplicate among the rows of another split.
 
-    If there are more than eight million pairs of nearly equal values, `near_pairs` keeps only as
-    many as connect the same values. Then a few rows may be missing, but never all.
+    If there are more than eight million pairs of nearly equal values, `near_pairs` does not keep
+    all of them. Then some rows with a duplicate may not be found, but never all.
 
     Args:
-        bond: The criterion.
-        checked: (N,) whether a row is checked.
-        other: (N,) whether a checked row is compared with this row.
+        bond: The criterion by which rows are duplicates.
+        checked: (N,) whether a row is in the split to check.
+        other: (N,) whether a row is in the split to compare with.
+
+    Returns:
+        (N,) whether a row is checked and has a duplicate.
     """
     is_in_other = np.zeros(int(bond.codes.max(initial=-1)) + 1, np.bool_)
     is_in_other[bond.codes[other & (bond.codes >= 0)]] = True
@@ -150,40 +159,41 @@ def find_shared(bond: DuplicateCriterion, checked: Rows, other: Rows) -> Rows:
 def find_leaks(
     bonds: Sequence[DuplicateCriterion], splits: Splits, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return the images that splits share by each criterion, as plain JSON.
+    """Return how many images have a duplicate in another split, for each criterion, as plain JSON.
 
     Args:
-        bonds: The criteria of the rows.
+        bonds: The criteria by which rows are duplicates.
         splits: (N,) index of each row's split in `names`, -1 for none. A row in no split is not
             compared.
         names: Names of the splits, the training split first.
 
     Returns:
         One dictionary per criterion.
-        `kind` and `what`: its name and a text.
-        `known`: the number of rows that have a value.
+        `kind` and `what`: the name of the criterion, and its name for people.
+        `known`: the number of rows that have a value of the criterion, such as a hash.
         `images`: the number of rows with a duplicate in another split.
-        `values`: the number of their distinct values.
+        `values`: the number of distinct values of these rows.
         `between`: for a key such as "test in train", the number of rows of test with a duplicate in
         train.
-        `rows`: up to five pairs of a row number and that of its duplicate.
+        `rows`: up to five examples, each a row number and the row number of its duplicate.
     """
     return [_find_leak(bond, splits, names) for bond in bonds]
 
 
 def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Return the images that every two splits of a training share, as plain JSON.
+    """Return how many images of a training have a duplicate in another split, as plain JSON.
 
     Args:
         splits: The labelled rows by split.
 
     Returns:
         `checked`: for `sha256` and `phash`, whether every split has images with such a hash. If
-        not, duplicates by it are not known.
-        `unhashed`: the number of images without a hash, for `sha256` and `phash`.
-        `pairs`: for a key such as "validation in train", the number of images of validation with a
-        duplicate in train by `image_id`, `sha256`, `group`, and `phash` (within NEAR_BITS), and
-        `examples`, up to five URIs of duplicates by bytes or looks.
+        not, duplicates by this hash are not known.
+        `unhashed`: for `sha256` and `phash`, the number of images without the hash.
+        `pairs`: for a key such as "validation in train", a dictionary with five entries. Under
+        `image_id`, `sha256`, `group`, and `phash` is the number of images of validation with a
+        duplicate in train by this property. `examples` has up to five URIs of images with equal
+        bytes or a similar look.
     """
     names, sizes = list(splits), [len(table) for table in splits.values()]
     rows = pa.concat_tables(splits.values(), promote_options="default")
@@ -214,19 +224,21 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
 
 
 def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
-    """Return the indices (m, 2) of all pairs of hashes that differ in at most `bits` bits.
+    """Find all pairs of perceptual hashes that differ in at most `bits` bits.
 
-    A hash has seven parts. Two hashes are compared if any three parts agree, `_PAIRS_AT_ONCE` pairs
-    at a time. A million hashes take seconds, unless very many of them differ in few bits: k hashes
-    that are all near have k² / 2 pairs. If there are more than `_MAX_PAIRS` pairs, fewer than n are
-    kept, which connect the same hashes.
+    The bits of a hash are divided into seven parts. Only hashes with three equal parts are
+    compared. So a million hashes take seconds, unless very many of them are similar: k similar
+    hashes have k² / 2 pairs.
+
+    If more than eight million pairs are found, only a spanning forest of the found pairs is kept,
+    which limits the memory. Hashes that were connected by pairs stay connected by other pairs.
 
     Args:
         hashes: (n,) hashes of 64 bits, all different.
-        bits: Up to NEAR_BITS.
+        bits: Maximum number of different bits, up to NEAR_BITS.
 
     Returns:
-        Each pair once and in order, the lower index first.
+        (m, 2) the indices of the two hashes of each pair, the lower index first, sorted.
     """
     chunks, count = [_no_pairs()], 0
     for chunk in _iter_near_pairs(hashes, bits):

@@ -1,8 +1,9 @@
 """Compute the sample order of a training: `SampleOrder` returns the rows of each step.
 
-The order is computed from the seed and the step alone. An epoch is every row once
-(`FullEpochSampler`), strata in given fractions (`MixedSampler`), or real images next to their fake
-twins (`PairedSampler`).
+The order is computed from the seed and the number of the step alone. There are three kinds of
+epochs. `FullEpochSampler` has every row once. `MixedSampler` has given fractions of real and fake
+images and of generators. `PairedSampler` has each real image next to its twin, a fake image of the
+same group, such as the same prompt.
 """
 
 import math
@@ -30,16 +31,15 @@ Positions = npt.NDArray[np.int64]
 
 
 class SampleOrder:
-    """The rows of every step of a training.
+    """Decides which rows of the training data each step of a training reads.
 
     A training is one endless sequence of epochs, cut into batches of equal size. A batch may hold
     the end of one epoch and the start of the next, so that no row is dropped or padded. The number
-    of a step decides its rows; there is no other state. The order of the current epoch stays in
-    memory, but is not pickled.
+    of a step alone decides its rows, so a training can resume at any step.
 
     Args:
         rows: A labelled table, whose `input` has `label`, `generator`, and `group`.
-        sampling: The recipe's section `sampling`.
+        sampling: The section `sampling` of the training's config.
         seed: Seed of the order.
         batch: Images of a step, over all workers.
 
@@ -65,7 +65,11 @@ class SampleOrder:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Number of rows of an epoch. Some repeat, unless the recipe's fractions are natural."""
+        """Number of rows of an epoch.
+
+        If classes are balanced or generators are weighted, an epoch may repeat rows or leave out
+        rows. Otherwise it has every row once.
+        """
         return self._epochs.length
 
     def count_steps(self, epochs: float) -> int:
@@ -76,9 +80,14 @@ class SampleOrder:
         return max(1, math.ceil(epochs * self.rows_per_epoch / self.batch - 1e-9))
 
     def select_rows(self, step: int) -> tuple[Positions, Positions]:
-        """Return the rows (batch,) of a step, and their positions (batch,) in the whole training.
+        """Return the rows of a step, and their positions in the whole training.
 
-        Steps count from 0.
+        Args:
+            step: Number of the step, from 0.
+
+        Returns:
+            The row numbers (batch,), and the positions (batch,). The position of a row is the
+            number of rows that the training reads before it.
         """
         positions = np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
         epochs, indices = np.divmod(positions, self.rows_per_epoch)
@@ -91,7 +100,7 @@ class SampleOrder:
         return rows, positions
 
     def shard(self, step: int, rank: int, world: int) -> tuple[Positions, Positions]:
-        """Return one worker's part of a step. The parts are equal and contiguous.
+        """Return one worker's part of the rows of a step. The parts are equal and contiguous.
 
         Args:
             step: Number of the step, from 0.
@@ -99,10 +108,11 @@ class SampleOrder:
             world: Number of workers.
 
         Returns:
-            Rows and positions, as `select_rows` returns them.
+            The row numbers and their positions, as `select_rows` returns them.
 
         Raises:
-            ConfigError: The parts cannot be equal, or would separate twins.
+            ConfigError: The parts cannot be equal, or would separate twins: a real image and a fake
+                that have to be in the batch of one worker.
         """
         if self.batch % (world * self._width):
             of_twins = " of twins" if self._width > 1 else ""
@@ -121,13 +131,15 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class Shuffle:
-    """A shuffle of rows by a seed.
+    """Shuffles row numbers by a seed, either fully or with neighbouring rows kept close.
+
+    Neighbouring rows are often in one file, so that keeping them close makes reading faster.
 
     Attributes:
         seed: The seed.
-        window: None makes all orders equally likely. Otherwise runs are shuffled first, and then
-            the rows within windows of this length.
-        run: Number of neighbouring rows that a run has.
+        window: None for a full shuffle. Otherwise, runs of neighbouring rows are shuffled first.
+            Then the rows are shuffled within windows of this length.
+        run: Number of neighbouring rows in a run, if `window` is set.
     """
 
     seed: int
@@ -135,9 +147,11 @@ class Shuffle:
     run: int = 256
 
     def generator(self, *which: int) -> np.random.Generator:
-        """Return a new random generator, always in the same state for the same numbers `which`.
+        """Return a new random generator for a purpose, such as the order of an epoch.
 
-        The numbers name the purpose of the generator, such as an epoch.
+        Args:
+            *which: Numbers that name the purpose, such as the number of the epoch. Equal numbers
+                always give a generator in the same state.
         """
         return np.random.default_rng([self.seed, _ORDER, len(which), *which])
 
@@ -156,7 +170,7 @@ class Shuffle:
         Args:
             count: Number of rows.
             times: Number of repetitions.
-            *which: Numbers that name the purpose.
+            *which: Numbers that name the purpose, as for `generator`.
         """
         rng = self.generator(*which)
         # One run has no neighbours to keep together. It may repeat very often, so numpy loops.
@@ -199,13 +213,14 @@ class FullEpochSampler:
 
 @dataclass(frozen=True)
 class MixedSampler:
-    """A sampler whose epochs have given fractions of strata.
+    """A sampler for balanced classes or weighted generators: epochs have given fractions of strata.
 
-    A stratum is the rows of one generator in one class, real or fake. Each stratum has an endless
-    sequence of permutations of its rows, so that they all appear equally often. An epoch continues
-    the sequence where the epoch before stopped. The number of rows of a stratum per epoch is its
-    fraction rounded up or down, in turns. So a stratum of less than one row per epoch appears every
-    few epochs instead of never.
+    A stratum is the rows of one generator in one class, real or fake. All rows of a stratum appear
+    equally often, because epochs take them from an endless sequence of permutations. Each epoch
+    continues the sequence where the epoch before stopped.
+
+    The number of rows of a stratum in an epoch is rounded up in some epochs and down in others. So
+    a stratum of less than one row per epoch appears every few epochs instead of never.
 
     Attributes:
         strata: The rows of each stratum.
@@ -301,10 +316,11 @@ class MixedSampler:
 
 @dataclass(frozen=True)
 class PairedSampler:
-    """A sampler that puts a real image and its fake twin next to each other.
+    """A sampler that puts a real image and its twin next to each other.
 
-    A pair always begins at an even position of the training, so that it is not separated if a batch
-    is divided into parts of even size.
+    A twin is a fake image of the same group, such as the same prompt or scene. A pair always begins
+    at an even position of the training. So it is not separated if a batch is divided into parts of
+    even size.
 
     Attributes:
         pairs: Row numbers (M, 2) of twins, and of rows without a twin, two at a time.
@@ -341,9 +357,13 @@ class PairedSampler:
         return self.pairs.size + (self.last is not None)
 
     def epoch(self, number: int) -> Indices:
-        """Return all pairs in the order of this epoch (length,).
+        """Return the row numbers of an epoch (length,), pair after pair.
 
-        A row that is left over comes last, or first if the epoch begins at an odd position.
+        If the number of rows is odd, the row without a partner comes last in even epochs and first
+        in odd epochs. So pairs always begin at an even position of the training.
+
+        Args:
+            number: Number of the epoch, from 0.
         """
         rows = self.pairs[self.shuffle.permute(len(self.pairs), number)].ravel()
         if self.last is None:

@@ -1,7 +1,8 @@
-"""Divide an index into splits, for `touchstone data split`.
+"""Divide an index of labelled images into train, validation, and test (`touchstone data split`).
 
-`split_index` writes an index with splits and, next to it, split.json. `check_splits` reports leaks.
-Both need a few hundred bytes of memory per image, and keep each prompt once. No image is read.
+`split_index` writes a copy of the index with splits and, next to it, split.json, which describes
+the result. `check_splits` reports leaks: images of one split with a duplicate in another. Both need
+a few hundred bytes of memory per image, and keep each prompt once. No image is read.
 """
 
 import json
@@ -87,7 +88,11 @@ def split_index(
 
     Args:
         config: The settings.
-        remarks: Returns further remarks on the images.
+        remarks: Returns warnings on the images, which are added to `remarks` in split.json.
+
+    Returns:
+        The content of split.json: counts per split, images that splits share (`leaks`), and
+        warnings for the user (`remarks`).
 
     Raises:
         ConfigError: There is no index, a split stays empty, or `out` is the index itself.
@@ -144,19 +149,25 @@ def split_index(
 def divide(
     rows: pa.Table, groups: Codes, pins: Parts, held_out: Sequence[str], config: SplitConfig
 ) -> Parts:
-    """Divide rows into splits, and return the number in SPLITS of each row's split (N,).
+    """Divide the rows of an index into splits.
 
-    A group with pinned rows goes to the first split of these rows, in the order train, validation,
-    test, so that no image that a detector learned from is in test. A group whose fakes are all by
-    held-out generators is in test. Other fakes by held-out generators are in test or, if their
-    group is in another split, aside.
+    A group, images that belong together, is not divided. Two settings restrict the division:
+
+    - Pinned rows stay in their earlier split. The other rows of their group go to the first split
+      of its pinned rows, in the order train, validation, test. So no image of a group that a
+      detector learned from moves to test.
+    - A group without pinned rows goes to test if its fakes are all by held-out generators. If a
+      group in another split has fakes by held-out generators, these fakes are aside, in no split.
 
     Args:
         rows: Rows of an index.
         groups: (N,) number of each row's group.
-        pins: (N,) number of the split in which a row stays, or FREE.
-        held_out: Generators whose fakes are in test only.
+        pins: (N,) number of the split in which a pinned row stays, FREE for all other rows.
+        held_out: Generators whose fakes may be in test only.
         config: Fractions, seed, and whether each label and generator is divided evenly.
+
+    Returns:
+        (N,) index in SPLITS of each row's split: train, validation, test, or aside.
     """
     strata = number_strata(rows)[0] if config.even else None
     split_codes = split(group_keys(rows, groups), strata, config.shares, config.seed)
@@ -175,12 +186,12 @@ def divide(
 
 
 def choose_generators(rows: pa.Table, requested: Sequence[str], seed: int) -> tuple[str, ...]:
-    """Return the names of the generators to hold out.
+    """Return the names of the generators to hold out: their fakes may be in the test split only.
 
     Args:
         rows: Rows of an index.
-        requested: Names of generators, or fractions between 0 and 1. Each fraction draws at least
-            one of all generators at random.
+        requested: Names of generators, or fractions of all generators between 0 and 1. For a
+            fraction, generators are chosen at random, at least one.
         seed: Seed of the random choice.
 
     Raises:
@@ -240,11 +251,11 @@ def _parse_fraction(text: str) -> float | None:
 def check_splits(
     at: str, kinds: Sequence[near_duplicates.Kind] = (*_ALWAYS, *BY)
 ) -> dict[str, Any]:
-    """Return the images that the splits of an index share.
+    """Return how many images of an index have a duplicate in another split.
 
     Args:
         at: Path or URL of the index.
-        kinds: Kinds of the criteria by which images are duplicates.
+        kinds: The properties by which images are duplicates, such as "bytes" or "prompt".
 
     Returns:
         `schema`: the version of this format.

@@ -1,4 +1,7 @@
-"""Derive remarks on a divided index from the content of split.json: `list_remarks`."""
+"""Write remarks for the user of `touchstone data split` (`list_remarks`).
+
+A remark is a sentence on a problem of the splits, such as images that two splits share.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,12 +11,15 @@ _MAX_NAMES = 5
 
 
 def list_remarks(document: Mapping[str, Any], *, even: bool, has_kept_splits: bool) -> list[str]:
-    """Return all remarks on the splits of an index.
+    """Return sentences on problems of the splits of an index, to print for the user.
 
     Args:
-        document: The content of split.json.
-        even: Whether every generator was divided evenly.
-        has_kept_splits: Whether splits that the index had were kept.
+        document: The content of split.json, without `remarks`.
+        even: Whether every generator was divided evenly, as `--even` requests.
+        has_kept_splits: Whether the user kept splits that the index already had, by `--keep`.
+
+    Returns:
+        The sentences. Empty if there is no problem.
     """
     return [
         *_remark_on_groups(document),

@@ -30,14 +30,16 @@ _SEED = -1
 
 @dataclass(frozen=True)
 class Splits:
-    """The labelled tables of a training, disjoint if they come from the same sources.
+    """The labelled rows of a training, divided into training, validation, and test.
+
+    No row is in two splits if all splits come from the same sources.
 
     Attributes:
         train: The training rows.
         validation: The validation rows.
         test: The test rows. None if there is no test split.
-        set_aside: Rows of the training sources that are in no split, with the reason in a column
-            `why`.
+        set_aside: Rows of the training sources that are in no split. The column `why` has the
+            reason.
         findings: Counts as plain JSON, under three keys. `splits` has for each split the numbers
             `images`, `real`, and `fake`, the images of each of its `generators`, and `digest`, the
             SHA-256 over the ids and labels of its rows in order. `set_aside` has the number of
@@ -65,10 +67,13 @@ def make_splits(
         open_source: Returns the labelled table of a source.
         one_class: Whether a split may have fakes only, or reals only.
 
+    Returns:
+        The splits.
+
     Raises:
-        ConfigError: A split has no source, is empty, or has one class only; a held-out generator
-            does not exist; or validation, which chooses the checkpoint, would read rows of a test
-            split.
+        ConfigError: A split has no source, is empty, or has one class only. Also if a held-out
+            generator does not exist. Also if validation, which chooses the checkpoint, would read
+            rows of a test split.
     """
     require_sources(data)
     rows = _concatenate(data.train, open_source)
@@ -106,7 +111,11 @@ def require_sources(data: config.Data) -> None:
 
 
 def summarize_split(table: pa.Table) -> dict[str, Any]:
-    """Return the counts and the digest of one split, for `Splits.findings`."""
+    """Return the counts and the digest of one split, for `Splits.findings`.
+
+    The keys are `images`, `real`, `fake`, `generators` (images per generator), and `digest` (the
+    SHA-256 over ids and labels).
+    """
     is_fake = fakes(table)
     digest = hashlib.sha256(
         np.ascontiguousarray(table["image_id"].to_numpy(), "<i8").tobytes() + is_fake.tobytes()

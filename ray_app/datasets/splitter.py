@@ -45,16 +45,19 @@ def split(groups: Keys, strata: Codes | None, shares: Sequence[float], seed: int
 
 
 def group_keys(rows: pa.Table, groups: Codes | None = None) -> Keys:
-    """Return a key for each row's group that stays the same if other groups change.
+    """Return a key for each row's group, by which `split` chooses the part of the group.
+
+    The key of a group does not depend on other groups, so an unchanged group keeps its part when
+    data are added.
 
     Args:
         rows: Rows of an index, with `image_id` and `input`.
-        groups: (N,) number of each row's group. None makes the rows with one value of `group` a
-            group, and a row without a value a group of its own.
+        groups: (N,) number of each row's group. None uses the label `group`: rows with equal values
+            are a group, and a row without a value is a group of its own.
 
     Returns:
-        (N,) the lowest key of the rows of the group. The key of a row is the hash of its value of
-        `group`, or its `image_id`.
+        (N,) keys, equal for all rows of a group. A key is the lowest of the rows' own keys, which
+        are the hash of the label `group`, or the `image_id` of a row without this label.
     """
     codes, names = coded(rows, "group")
     keys: Keys = rows["image_id"].to_numpy().view(np.uint64).copy()
@@ -69,7 +72,10 @@ def group_keys(rows: pa.Table, groups: Codes | None = None) -> Keys:
 
 
 def draw(name: bytes, seed: int) -> float:
-    """Return a number from 0 to 1 that depends only on a name and a seed."""
+    """Return a pseudo-random number from 0 to 1 that depends only on a name and a seed.
+
+    Use it to choose names at random, so that each choice is independent of other names.
+    """
     key = f"touchstone split {seed}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8, key=key).digest()) / 2.0**64
 

@@ -1,8 +1,8 @@
-"""Survey the content of a source for the dry run of a training: `survey`.
+"""Count the files and labels of a training's source before the training starts (`survey`).
 
-Files are matched by their names, then every row is read. If the source is too large for that, rows
-are counted by the footers of Parquet files, and labels by their statistics or the first rows of
-some files.
+The dry run of a training prints the result. Files are matched by their names, then the source is
+indexed. If the source is too large for that, rows are counted by the footers of Parquet files.
+Labels are then counted by their statistics, or by the first rows of some files.
 """
 
 import difflib
@@ -33,7 +33,7 @@ _NAMES = 2000  # Names that are searched for one similar to a missing name.
 
 
 class MatchedFiles(NamedTuple):
-    """The files that a source names.
+    """The files that the paths and patterns of a training's source match.
 
     Attributes:
         archive: The archive.

@@ -1,4 +1,8 @@
-"""Prepare labelled tables for a training on prompts (`with_prompts`, `drop_training_prompts`)."""
+"""Prepare labelled tables for training a network that predicts the prompts of images.
+
+`with_prompts` keeps only images that have a prompt. `drop_training_prompts` removes validation and
+test images whose prompt is also in the training split.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,23 +19,24 @@ from ray_app.identification.prompts import clean_prompt
 def with_prompts(
     open_source: Callable[[DatasetSource], pa.Table],
 ) -> Callable[[DatasetSource], pa.Table]:
-    """Return a function that opens the same sources, and returns only rows that have a prompt.
+    """Wrap a function that opens sources, so that it returns only rows that have a prompt.
 
-    Prompts are cleaned, as `select_prompted_rows` does.
+    `select_prompted_rows` selects the rows and cleans their prompts.
 
     Args:
         open_source: Returns the labelled table of a source.
 
     Returns:
-        A function with the argument of `open_source`.
+        A function that takes a source, like `open_source`, and returns the selected rows.
     """
     return lambda source: select_prompted_rows(open_source(source))
 
 
 def select_prompted_rows(rows: pa.Table) -> pa.Table:
-    """Return the rows that have a prompt, with the prompt cleaned (`identification.prompts`).
+    """Return the rows that have a prompt, with the prompt cleaned.
 
-    A row without a group gets the group of its prompt.
+    `clean_prompt` removes the syntax of front ends, and rejects texts that are not prompts. A row
+    without a group gets the group of its prompt, so that splits do not share prompts.
     """
     prompts = [clean_prompt(prompt) for prompt in texts(rows, "prompt").to_pylist()]
     groups = [

@@ -1,7 +1,8 @@
-"""List the published layouts of labelled images by name: `LAYOUTS`, `make_layout`.
+"""Find the layout of a data set by its name (`make_layout`).
 
-To add a layout, add a file to `configs/layouts`, or a class in a new module and an entry in
-`LAYOUTS`.
+A layout reads the labels of images that are stored in one way, such as real and fake images in two
+folders. To add a layout, add a YAML file to `configs/layouts`. If that is not enough, add a class
+and an entry in `LAYOUTS`.
 """
 
 from collections.abc import Mapping
@@ -47,8 +48,11 @@ def make_layout(name: str, arguments: Mapping[str, Any]) -> DatasetLayout:
     """Create a layout by its name and arguments, and read the files that the arguments name.
 
     Args:
-        name: A name of `layout_names`.
+        name: A name that `layout_names` lists, such as "folders".
         arguments: The arguments of the layout. They replace those of a file of `configs/layouts`.
+
+    Returns:
+        The layout, which can label images.
 
     Raises:
         ConfigError: The name or an argument is unknown, a value is invalid, or a file is not as

@@ -1,9 +1,10 @@
-"""Define layouts of labelled images (`DatasetLayout`), and functions that read labels.
+"""Define the base class of layouts (`DatasetLayout`), and layouts that fit many data sets.
 
-`LabelColumns` reads labels from columns of Parquet, CSV, JSON lines, or sidecars of a WebDataset,
-and `Folders` from the names of folders. `ListedLayout` is the base of layouts whose labels are in a
-file next to the images; `read_json` and `read_rows` read such files. `parse_split` and
-`parse_config` parse the names of Parquet files on the Hugging Face hub.
+A layout reads the labels of images that are stored in one way. `LabelColumns` reads labels from
+columns of Parquet, CSV, JSON lines, or sidecars of a WebDataset. `Folders` reads them from the
+names of folders. `ListedLayout` is the base of layouts whose labels are in a file next to the
+images, which `read_json` and `read_rows` read. `parse_split` and `parse_config` parse the names of
+Parquet files on the Hugging Face hub.
 """
 
 import functools
@@ -59,15 +60,19 @@ _MAX_BYTES = 2**31  # The largest published label file has 195 MB.
 
 
 class DatasetLayout(Frozen):
-    """Reads the labels of images that are stored in one published way.
+    """Reads the labels of the images of a data set, such as real or fake and the generator.
 
-    A subclass is the layout of a data set, or of data sets of one structure. Its fields are the
-    arguments that a recipe or command sets. A layout is picklable, because tasks use it.
+    A subclass reads one data set, or all data sets that store labels in the same way, such as in
+    the names of folders. Its fields are arguments that the user sets in a config or command. A
+    layout is picklable, because Ray tasks use it.
     """
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Published number of images of each `subset`. Empty if no exact number is known."""
+        """Number of images in each subset, such as a split, that the data set's authors published.
+
+        The rows of an index are compared with these numbers. Empty if no exact number is known.
+        """
         return {}
 
     @property
@@ -79,7 +84,16 @@ class DatasetLayout(Frozen):
         return None
 
     def prepare(self, members: Iterable[ListedMember]) -> Self:
-        """Return a layout that has read all members, for layouts in which members label others.
+        """Return a layout that has seen all members, before any member is labelled.
+
+        A layout overrides this method if a label depends on other members. An example is an image
+        whose mask is another file. The default returns the layout unchanged.
+
+        Args:
+            members: All listed files of the archive.
+
+        Returns:
+            The layout to label the members with.
 
         Raises:
             ConfigError: The members contradict one another.
@@ -87,11 +101,13 @@ class DatasetLayout(Frozen):
         return self
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the true labels of a member. There is no default label.
+        """Return the true labels of a member, one listed file of an archive.
+
+        A label is never assumed: an image without one is an error.
 
         Returns:
-            The labels. None if the member is not an image of this layout, such as a table, a mask,
-            or a file that the list does not have.
+            The labels. None if the member is not an image of this data set, such as a table, a
+            mask, or an image that the data set's own list does not name.
 
         Raises:
             ConfigError: A label is unknown or contradictory. The message names the member.
@@ -99,7 +115,17 @@ class DatasetLayout(Frozen):
         raise NotImplementedError
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Return the subset, a key of `published`, in which the member is counted."""
+        """Return the name of the subset in which a member is counted, such as its split.
+
+        The number of images in each subset is compared with `published`.
+
+        Args:
+            item: The member.
+            labels: Its labels.
+
+        Returns:
+            A key of `published`, or another name if no number is published for the subset.
+        """
         return labels.split or "all"
 
 
@@ -108,12 +134,13 @@ def _as_canonical(root: str | None) -> str | None:
 
 
 class ListedLayout(DatasetLayout):
-    """A layout whose file lists the images and their labels.
+    """Base of layouts that read labels from a label file, which lists images with their labels.
 
-    The images are the source. Images that are not listed are left out.
+    The source is the images, and the label file is an argument. Images that the file does not list
+    are left out.
 
     Args:
-        root: Folder to which the paths of the file are relative. None for the folder of the file.
+        root: Folder to which paths in the label file are relative. None for the folder of the file.
     """
 
     root: str | None = None
@@ -179,9 +206,9 @@ class Folders(DatasetLayout):
 
 
 class CommunityForensicsFolders(Folders):
-    """The folders that Community Forensics trains on: `<generator>/<real|fake>/<file>`.
+    """The folders of Community Forensics' training code: `<generator>/<real|fake>/<file>`.
 
-    Its code makes an index.csv from these folders.
+    The index.csv that this code writes is not needed.
     """
 
     generator_folder: int = -1
@@ -190,17 +217,17 @@ class CommunityForensicsFolders(Folders):
 class LabelColumns(DatasetLayout):
     """A layout that reads labels from columns. Only the column of the label is required.
 
-    Without a column of generators, all fakes are by `unknown`. Images without a `group` are grouped
-    by their prompts; without either, every image is a group of its own.
+    If a fake has no generator, its generator is `unknown`. Images without a `group` are grouped by
+    their prompts. An image without group and prompt is a group of its own.
 
     Args:
         label: Column of the label.
         generator: Column of the generator, or of the source of a real image.
-        mask: Column of the mask: images in the table itself or, in a list or with `root`, URIs.
-            Masks of real images are ignored.
+        mask: Column of the mask, which holds images or URIs. URIs are allowed if the source is a
+            list of images, or if `root` is set. Masks of real images are ignored.
         prompt: Column of the prompt.
         split: Column of the split.
-        group: Column of the group.
+        group: Column of the group. Images of one group are never divided between splits.
         root: Folder to which relative mask URIs are relative, and in which all local masks of an
             archive must be.
     """
@@ -329,7 +356,10 @@ def get_column(item: ListedMember, name: str) -> Any:
 
 
 def rename_columns(item: ListedMember, names: tuple[str, ...]) -> ListedMember:
-    """Return the member with its columns renamed to `names`, which they match in any case."""
+    """Return a member whose columns are renamed to the spelling of `names`.
+
+    A column such as `Label` becomes `label` if `names` has `label`. Other columns keep their names.
+    """
     new_names = _match_names(tuple(item.input), names)
     if not new_names:
         return item
@@ -366,7 +396,14 @@ def get_text(values: Mapping[str, Any], name: str) -> str | None:
 
 
 def read_class_label(item: ListedMember, name: str) -> Label:
-    """Return the label in a column, by the table's ClassLabel names if it has any."""
+    """Return the label, `real` or `fake`, that a member has in a column.
+
+    If the table names the classes (ClassLabel of the library `datasets`), the name of the class
+    decides, and not its number.
+
+    Raises:
+        ConfigError: There is no such column, or its value is not a label.
+    """
     number = get_column(item, name)
     label_name = item.input.get(f"{name}_name")
     return parse_label(
@@ -375,7 +412,12 @@ def read_class_label(item: ListedMember, name: str) -> Label:
 
 
 def make_contradiction(item: ListedMember, reason: str) -> ConfigError:
-    """Return the error for a member whose labels contradict one another."""
+    """Return the error for a member whose labels contradict one another.
+
+    Args:
+        item: The member.
+        reason: The contradiction, as text.
+    """
     return ConfigError(
         f"{describe_member(item)}: {reason}",
         hint="leave the file out (--exclude) or correct its source: it cannot be labelled",
@@ -399,16 +441,20 @@ def find_labelled_folder(item: ListedMember) -> tuple[list[str], int]:
 
 
 def parse_split(uri: str) -> str | None:
-    """Return the split that the name of a Parquet shard shows, or None."""
+    """Return the split that the name of a Parquet file on the hub shows, or None.
+
+    For example, `data/train-00000-of-00070.parquet` is of the split `train`.
+    """
     if match := _HUB_SHARD.search(uri):
         return match.group(1)
     return match.group(2) if (match := _CONVERTED.search(uri)) else None
 
 
 def parse_config(uri: str) -> str | None:
-    """Return the configuration that the path of a Parquet shard shows, or None.
+    """Return the configuration that the path of a Parquet file on the hub shows, or None.
 
-    It is the name of the shard's folder, or `default` if the folder is `data`.
+    A data set on the Hugging Face hub may have several configurations, which are sets of splits.
+    The configuration is the name of the file's folder, or `default` if the folder is `data`.
     """
     if match := _HUB_SHARD.search(uri):
         folder = uri[: match.start(1)].rstrip("/").rpartition("/")[2]
@@ -427,10 +473,13 @@ def read_json(path: str) -> Any:
 
 
 def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a table with a header, each with its number. An empty cell is "".
+    """Yield the rows of a label file, such as a CSV, as dictionaries by column.
+
+    Yields:
+        The number of the row, from 1, and its values. An empty cell is "".
 
     Raises:
-        ConfigError: The table cannot be read.
+        ConfigError: The file cannot be read.
     """
     table, number = LabelTable(path), 0
     for chunk in table.tables(table.column_names):
@@ -440,12 +489,15 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def redact(path: str) -> str:
-    """Return a path or URL without secrets, as errors and indexes name it."""
+    """Return a path as an absolute path, and a URL without secrets.
+
+    Use the result in error messages and in indexes.
+    """
     return strip_secrets(canonicalize(path))
 
 
 def join_path(root: str, path: str) -> str:
-    """Return the full name of a file that a row names.
+    """Return the absolute path or URL of a file that a row of a label file names.
 
     Args:
         root: Folder to which relative paths are relative.

@@ -1,7 +1,7 @@
-"""Define layouts of published data sets whose labels need code to read.
+"""Define layouts, which read the labels of a data set, for data sets that need their own code.
 
-OpenFake, IMDLBenCo's formats, Community Forensics as Parquet, OpenDeepfake-Preview, OpenSDI, and
-DFLIP-3K.
+The data sets are OpenFake, those in IMDLBenCo's formats, Community Forensics as Parquet,
+OpenDeepfake-Preview, OpenSDI, and DFLIP-3K.
 
 DFLIP-3K, version 1, is a mapping from id to record, of fakes only, with one file of metadata per
 family. Its values are strings that may be missing. The files are `<id>.<ext>`, and an id ends at
@@ -52,7 +52,7 @@ class OpenFake(base.DatasetLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Number of rows by configuration and split."""
+        """Published number of rows, by configuration and split. Empty if no version is set."""
         return _PUBLISHED[self.version] if self.version else {}
 
     def labels(self, item: ListedMember) -> Labels:
@@ -74,7 +74,10 @@ class OpenFake(base.DatasetLayout):
         )
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Return configuration and split as the shard's path names them."""
+        """Return the configuration and split of a row, such as `core/test`.
+
+        The path of the Parquet file names both.
+        """
         return f"{base.parse_config(item.uri) or 'default'}/{labels.split}"
 
 
@@ -113,11 +116,15 @@ class OpenFakeCsv(base.ListedLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Number of rows of the file."""
+        """Number of rows of the label file. Empty if `file` is None."""
         return {self.split or "all": len(self._listed)} if self.file else {}
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the labels of an image. Raise ConfigError as `OpenFake.labels` does."""
+        """Return the labels of an image, or None if the label file does not list it.
+
+        Raises:
+            ConfigError: The label is missing or unknown, or a fake has no model.
+        """
         return (
             super().labels(item)
             if self.file
@@ -332,9 +339,10 @@ class CommunityForensics(base.DatasetLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Numbers on the cards of the full and the evaluation set.
+        """Number of rows of each split, as the dataset cards on the hub state it.
 
-        Small is published as twice 278,000.
+        The set Community Forensics Small is left out, because its number is published only as
+        twice 278,000.
         """
         return {
             "Systematic": 1_919_493,
@@ -381,7 +389,7 @@ class OpenDeepfakePreview(base.DatasetLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Numbers on the detector's card."""
+        """Number of images per label, as the card of a detector that was tested on them states."""
         return {"fake": 10_000, "real": 9_999}
 
     def labels(self, item: ListedMember) -> Labels:
@@ -407,7 +415,7 @@ class OpenDeepfakePreview(base.DatasetLayout):
         )
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Return the label as the subset, because the results are published per label."""
+        """Return the label as the subset, because `published` has a number for each label."""
         return labels.label
 
 
@@ -447,7 +455,7 @@ class OpenSdi(base.DatasetLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Numbers of rows on the hub's cards, by part and split."""
+        """Number of rows by part and split, as the dataset cards on the hub state it."""
         return _OPENSDI
 
     def labels(self, item: ListedMember) -> Labels:
@@ -481,7 +489,10 @@ class OpenSdi(base.DatasetLayout):
         )
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Return the part and the hub's split, which is also in each key."""
+        """Return the part and the generator of a row, such as `train/sd15`.
+
+        The hub's splits are named after generators.
+        """
         return f"{self._part(item) or 'unknown'}/{base.parse_split(item.uri) or str(base.get_column(item, 'key')).split('/')[1]}"
 
     def _part(self, item: ListedMember) -> Part | None:
@@ -534,10 +545,10 @@ class Dflip(base.ListedLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Number of images.
+        """Number of images in each subset.
 
-        In version 1 the file lists them, in version 2 the authors' code counts them, and for shards
-        the hub's card states the number.
+        In version 1 it is the number in the file. In version 2 it is the number in the authors'
+        code. For the shards it is the number on the hub's dataset card.
         """
         if self.file is None:
             return _PUBLISHED_SHARDS

@@ -1,7 +1,8 @@
-"""Define layouts that state in data where labels are, so that a data set is a file and no code.
+"""Define layouts that are configured in YAML, so that a new data set needs no code.
 
-Labels are in paths (`PathRules`), in a list next to the images (`TableRules`), or in terms of a
-column (`WordColumns`). Published layouts are files of `configs/layouts` (`PublishedLayout`).
+A layout reads the labels of images. `PathRules` reads them from paths, and `TableRules` from a list
+next to the images. `WordColumns` reads them from a column with the data set's own names for real
+and fake. A file of `configs/layouts` is a `PublishedLayout`.
 """
 
 import re
@@ -21,7 +22,10 @@ _WILDCARD = re.compile(r"\{(generator|split)\}|(\*\*/)|(\*)")
 
 
 class PathRule(Frozen):
-    """A pattern of paths with its label."""
+    """A rule of `PathRules`: images whose path matches a pattern have a label.
+
+    For example, the pattern `{generator}/1_fake/*` with the label fake.
+    """
 
     path: str = Field(
         description="the end of a member's path, in any case: `*` is any part of a name, `**/` any folders, `{generator}` and `{split}` "
@@ -34,9 +38,11 @@ class PathRule(Frozen):
     )
 
     def match(self, path: str) -> re.Match[str] | None:
-        """Match a path with this rule. Return None if the path does not match.
+        """Match a path with this rule.
 
-        The named groups of the match are the folders `generator` and `split`.
+        Returns:
+            None if the path does not match. Otherwise a match with the named groups `generator` and
+            `split`, the names of these folders, if the pattern has them.
         """
         pattern = _WILDCARD.sub(
             lambda wildcard: (
@@ -93,10 +99,11 @@ class TableRules(base.ListedLayout):
         folder: Folder of the images below `root`.
         name: Column (or field) of the image's name.
         label: Column of the label.
-        words: Labels by the terms of that column, if these are not labels themselves.
-        unknown: Terms of that column whose rows are left out.
+        words: The label for each value of the column `label` that is not a label itself, such as
+            real for "Authentic".
+        unknown: Values of the column `label` whose rows are left out.
         generator: Column of the generator. None if there is none.
-        generators: Generator of all fakes without a value in that column.
+        generators: Generator of all fakes without a value in the column `generator`.
         split: Column of the split. None if there is none.
     """
 
@@ -140,16 +147,20 @@ class TableRules(base.ListedLayout):
 
 
 class WordColumns(base.LabelColumns):
-    """A layout like `columns`, whose labels are the data set's own terms.
+    """A layout that reads labels from columns, with the data set's own names for real and fake.
 
     Args:
-        words: Labels by these terms.
+        words: The label for each of these names, such as real for "Authentic".
     """
 
     words: Mapping[str, Label] = Field(min_length=1)
 
     def labels(self, item: ListedMember) -> Labels:
-        """Return the labels from the columns, with terms of the data set replaced by labels."""
+        """Return the labels of a row from its columns.
+
+        A label that is a key of `words` is replaced. Otherwise it must be a label itself, such as
+        `real`.
+        """
         item = base.rename_columns(base.add_sidecar_columns(item), self._columns)
         term = item.input.get(f"{self.label}_name", base.get_column(item, self.label))
         term_label = self.words.get(str(term).strip())
