@@ -214,9 +214,9 @@ def read_input(
         first_row: Number of the first row in messages.
 
     Returns:
-        A table with those of the columns that `input` has. It has no columns if there is no
-        `input`. `label` is read from `label_name`, the name of a ClassLabel, if that field exists.
-        `mask_uri` is read from `mask` if there is no field `mask_uri`.
+        A table with those of the columns that `input` has. It has no columns if `input` is missing.
+        `label` is read from `label_name`, the name of a ClassLabel, if that field exists.
+        `mask_uri` is read from `mask` if the field `mask_uri` is missing.
 
     Raises:
         ConfigError: A label is invalid.

@@ -133,7 +133,7 @@ def prompt_group(prompt: str | None) -> str | None:
 def plain_prompt(prompt: str | None) -> str:
     """Return a prompt in lower case with one space between words, to compare prompts.
 
-    The result is "" if there is no prompt.
+    The result is "" without a prompt.
     """
     return " ".join(unicodedata.normalize("NFKC", prompt or "").casefold().split())
 

@@ -19,7 +19,7 @@ def list_remarks(document: Mapping[str, Any], *, even: bool, has_kept_splits: bo
         has_kept_splits: Whether the user kept splits that the index already had, by `--keep`.
 
     Returns:
-        The sentences. Empty if there is no problem.
+        The sentences. Empty if the splits have no problem.
     """
     return [
         *_remark_on_groups(document),

@@ -1,7 +1,8 @@
-"""Decode encoded images to RGB pixels and file facts, or refuse them with a status.
+"""Decode image files to RGB pixels.
 
-Start reading at `decode_image`. `peek_image` reads only the header of an image, and `sniff_format`
-returns the format of a file.
+Start reading at `decode_image`. It returns the pixels and facts of the file, such as its format and
+size. If a file cannot be decoded, it raises `ImageRefused` with a status, such as `corrupt_image`.
+`peek_image` reads only the header of an image, and `sniff_format` returns the format of a file.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,9 @@
-"""Read the boxes and items of AVIF and HEIC files (ISO 14496-12).
+"""Read the structure of AVIF and HEIC files, which consist of boxes (ISO 14496-12).
 
-`iter_boxes` yields boxes, and `iter_items_in` yields the items of a `meta` box. `find_coded_items`
-finds coded images, and `find_foreign_kinds` finds images that the decoders cannot read. The work is
-limited, whatever the bytes are.
+`iter_boxes` yields the boxes. The box `meta` lists the items of the file: coded images, tiles,
+EXIF, and XMP. `iter_items_in` yields these items. `find_coded_items` finds coded images, and
+`find_foreign_kinds` finds images that the decoders cannot read. Limits on the number of boxes and
+items keep a hostile file from taking long.
 """
 
 from collections.abc import Iterator
@@ -79,10 +80,16 @@ def find_coded_items(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def find_foreign_kinds(data: bytes) -> list[str]:
-    """Return the item types of an AVIF or HEIC file in which the decoders can read no image.
+    """Return the types of the items in an AVIF or HEIC file whose images cannot be decoded.
 
-    The types name the unreadable content in an error message; items with EXIF or XMP do not count.
-    The result is empty if the file has at least one image that the decoders can read.
+    Call this for an error message that names the unreadable content. Items with EXIF or XMP are
+    left out.
+
+    Args:
+        data: The file.
+
+    Returns:
+        The types, sorted. Empty if the file has at least one image that the decoders can read.
     """
     kinds = {kind for kind, _, _ in _iter_items(data)} - {b"Exif", XMP_ITEM}
     return [] if kinds & {*_CODED} else sorted(kind.decode("ascii", "replace") for kind in kinds)
@@ -94,7 +101,15 @@ def _iter_items(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def iter_items_in(data: bytes, meta: BmffBox) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (kind, offset, size) of each item of a `meta` box that is in the file in one piece."""
+    """Yield the type, offset, and size of each item that a `meta` box lists.
+
+    An item is a coded image, a tile, EXIF, or XMP. Items that the file stores in several pieces are
+    left out.
+
+    Args:
+        data: The file.
+        meta: The `meta` box, from `iter_boxes`.
+    """
     inner = {box.kind: box for box in iter_boxes(data, meta.start + 4, meta.end)}
     if not {b"iinf", b"iloc"} <= inner.keys():
         return

@@ -1,4 +1,4 @@
-"""Decode encoded images to RGB pixels and file facts, the same way for all callers.
+"""Decode image files to RGB pixels and facts of the file, in the same way for all callers.
 
 Start reading at `decode_image`. Callers that reserve memory decode in two steps (`peek_image`).
 `get_decoder_name` returns the library that decodes a format.
@@ -129,7 +129,8 @@ class ImageFormat(NamedTuple):
     """The functions with which files of one format are read.
 
     Attributes:
-        open: A function that reads the header and adds flags.
+        open: A function that reads the header. It may add flags (`FLAG_MEANING`), notes on the file
+            such as `broken_exif`.
         load: A function that decodes every pixel, or raises an exception.
         libraries: The names of the libraries with which Pillow decodes the format, each followed by
             Pillow's name for the library.
@@ -137,7 +138,7 @@ class ImageFormat(NamedTuple):
             `load` raises an exception for incomplete data.
         frames: A function that counts the frames; None if Pillow counts them.
         bits: A function that returns the bits per sample; None if Pillow reports them.
-        multi_frame_flag: The flag for a file with more than one image.
+        multi_frame_flag: The flag for a file with more than one image: `animated` or `multipage`.
     """
 
     open: Opener
@@ -253,7 +254,7 @@ class PeekedImage:
 
     @property
     def facts(self) -> ImageFileFacts:
-        """The facts of the file that its header shows."""
+        """The facts that are known from the header, such as format, width, and height."""
         return self._builder.facts()
 
     def decode(self, *, convert: Converter | None = None) -> DecodedImage:
@@ -592,10 +593,11 @@ def _quieten_pillow() -> None:
 
 
 def has_content(pixels: Image.Image) -> bool:
-    """Return whether an RGB image has content: False if it has one colour, or nearly so.
+    """Return whether an RGB image has content. The result is False if it is nearly of one colour.
 
-    The score of a detector for such an image would depend on its noise alone. The thresholds are the
-    constants of this module, whose comment has the measurements.
+    An image without content gets the flag `no_content` and the verdict abstain, because a
+    detector's score would depend on its noise alone. The comment on the constants of this module
+    has the measurements behind the thresholds.
     """
     width, height = pixels.size
     nearest = Image.Resampling.NEAREST

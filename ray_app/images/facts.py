@@ -1,11 +1,12 @@
-"""Define the facts of an image file, and measure its pixels.
+"""Define the facts of an image file, such as its format and size, and measure its pixels.
 
 `ImageFileFacts` are the facts. `DecodedImage` has the pixels and the facts of a file.
-`ImageRefused` is the error for a file that is refused, with its facts. `add_texture` measures
-texture and graphics, which a card may use.
+`ImageRefused` is the error for a file that cannot be decoded, with its facts. `add_texture`
+measures how textured and how graphic an image is, because some detectors are valid only for some
+values.
 
-`perceptual_hash` returns a hash of which similar images share most bits: the 64 signs of the low
-frequencies of an image, which is ImageHash's `phash`.
+`perceptual_hash` returns a hash that has mostly equal bits for similar images. It is ImageHash's
+`phash`: the 64 signs of the low frequencies of an image.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ _ShortText = Annotated[str, Field(max_length=100, pattern="^[ -~]*$")]
 
 @dataclass(frozen=True)
 class ImageFileFacts:
-    """The facts of an image file that its result row has.
+    """The facts of an image file, such as its format and size. Its result row has them as columns.
 
     A fact is None if reading ended before it was known, or if its value in the file is not valid.
 
@@ -67,13 +68,13 @@ class ImageFileFacts:
         orientation: The EXIF orientation, with which the pixels would be turned upright. It is 1 if
             the file has none, and for TIFF and HEIC, whose decoders apply the orientation.
         icc: Whether the file has a colour profile.
-        flags: The flags (`FLAG_MEANING`), sorted.
+        flags: Notes on the file, such as `animated` or `cmyk`, sorted. `FLAG_MEANING` lists them.
         decoder: The library that decoded the file, and its version.
         quality: The quality of a JPEG, 1 … 100 (`jpeg_quality`).
-        texture: The mean difference of neighbouring pixels, 0 … 255 (`measure_texture`); None if not
-            measured.
+        texture: The mean difference of neighbouring pixels, 0 … 255 (`measure_texture`). None if
+            not measured.
         graphics: How much the image looks like a poster, screenshot, or drawing, 0 … 1
-            (`measure_texture`); None if not measured.
+            (`measure_texture`). None if not measured.
     """
 
     sha256: str
@@ -106,14 +107,16 @@ class DecodedImage:
 
 
 class ImageRefused(InputError):  # noqa: N818 - it names a decision, not a failure
-    """The error for an image that is refused: it gets a row with a status, and no score.
+    """The error for an image file that cannot be decoded or exceeds a limit.
+
+    The image gets a result row with a status and no score.
 
     Args:
-        status: The status of the image's row.
-        detail: The reason for the refusal.
-        facts: The facts known so far.
-        limit: The limit that the image exceeds, None for other refusals.
-        observed: The observed value.
+        status: The status of the image's row, such as `corrupt_image`.
+        detail: The reason, as text.
+        facts: The facts of the file that are known so far.
+        limit: The limit that the image exceeds. None for other reasons.
+        observed: The value that exceeds the limit. None for other reasons.
     """
 
     def __init__(
@@ -130,19 +133,27 @@ class ImageRefused(InputError):  # noqa: N818 - it names a decision, not a failu
 
     @classmethod
     def because(cls, reason: InputError, facts: ImageFileFacts) -> "ImageRefused":
-        """Create an `ImageRefused` from an error and the facts known so far."""
+        """Create an `ImageRefused` from another error about an image.
+
+        Args:
+            reason: The error, whose status and detail are used.
+            facts: The facts of the file that are known so far.
+        """
         return cls(
             reason.status, reason.detail, facts, limit=reason.limit, observed=reason.observed
         )
 
 
 def inspect_bytes(data: bytes) -> ImageFileFacts:
-    """Return facts with only the SHA-256 and the sniffed format of a file.
+    """Return the facts of a file that need no decoding: its SHA-256 and its sniffed format.
 
     This works for all bytes, and never raises an exception.
 
     Args:
-        data: The bytes.
+        data: The bytes of the file.
+
+    Returns:
+        The facts. All other facts are None, and there are no flags.
     """
     return ImageFileFacts(hashlib.sha256(data).hexdigest(), sniff_format(data))
 
@@ -177,33 +188,40 @@ FLAT_MAX_STEP, SOFT_MAX_STEP, SHARP_MIN_STEP = 1, 23, 48  # Limits of flat, soft
 def add_texture(image: DecodedImage) -> DecodedImage:
     """Return the image with measured values of `texture` and `graphics` in its facts.
 
-    A detector's card may require ranges of these values; see `measure_texture` for their meaning.
-
-    This takes about a third of a millisecond, whatever the size of the image.
+    `measure_texture` defines the values. The card of a detector may state for which values its
+    scores are valid. The measurement takes about a third of a millisecond for images of all sizes.
     """
     texture, graphics = measure_texture(image.pixels)
     return replace(image, facts=replace(image.facts, texture=texture, graphics=graphics))
 
 
 def measure_texture(pixels: Image.Image) -> tuple[float, float]:
-    """Return (`texture`, `graphics`) of an RGB image, rounded to 4 digits.
+    """Measure how textured an RGB image is, and how much it looks like a drawing or screenshot.
 
-    Both are 0 for an image that is one pixel wide. Both are computed from steps: the difference
-    between neighbouring pixels of a row (the largest of any channel, 0 … 255). The image is first
-    reduced to at most 256 × 256 of its pixels, without averaging. Averaging would remove the noise
-    of photographs, so that photographs would also be flat.
+    Both values are computed from steps. A step is the difference between two neighbouring pixels of
+    a row, the largest of any channel, from 0 to 255. The image is first reduced to at most
+    256 × 256 of its pixels. It is not averaged, because that would remove the noise by which
+    photographs differ from drawings.
 
-    `texture` is the mean of the steps. A wall or a sky has 1 to 2, an ordinary photograph 13.
+    `texture` is the mean step. A wall or a sky has 1 to 2, an ordinary photograph 13.
 
-    `graphics` is high for a poster, screenshot, chart, or drawing. It is min(flat, 15 × sharp, 1 −
-    2 × soft), and at least 0. `flat` is the fraction of steps of at most 1, `sharp` the fraction of
-    at least 48, and `soft` the fraction from 2 to 23. Drawn images have areas of one colour and
-    hard edges between them, and little else; a photograph has noise and gradients. The factors and
-    steps were chosen on 533 photographs of 20 sources and 48 screenshots and diagrams, each
-    unchanged and also at 512 px and JPEG 75. Above 0.55 are 4 and 4 of the photographs (playing
-    cards and white cut-outs) and 36 and 30 of the others. Of 222 photographs of 11 further sources
-    none is above 0.55; of 44 further screenshots and diagrams, 24 and 19 are. Posters that are
-    painted or photographed are not recognised: 1 of 60 from a gallery of generated posters.
+    `graphics` is high for a poster, screenshot, chart, or drawing. Such images have areas of one
+    colour, hard edges between them, and little else. A photograph has noise and gradients. The
+    value is min(flat, 15 × sharp, 1 − 2 × soft), and at least 0. `flat` is the fraction of steps of
+    at most 1, `sharp` the fraction of at least 48, and `soft` the fraction from 2 to 23.
+
+    The factors were chosen on 533 photographs of 20 sources and on 48 screenshots and diagrams.
+    Each was measured unchanged, and at 512 px and JPEG 75. 4 and 4 photographs are above 0.55
+    (playing cards and white cut-outs), and 36 and 30 screenshots and diagrams. Of 222 photographs
+    of 11 further sources none is above 0.55. Of 44 further screenshots and diagrams, 24 and 19 are.
+    Posters that are painted or photographed are not recognised: 1 of 60 from a gallery of generated
+    posters.
+
+    Args:
+        pixels: The RGB image.
+
+    Returns:
+        `texture` and `graphics`, rounded to 4 digits. Both are 0 if the image is one pixel wide.
     """
     width, height = pixels.size
     sample = np.asarray(

@@ -127,9 +127,9 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def describe_unsupported(data: bytes) -> str:
-    """Return what a file is that `sniff_format` does not recognise, and what the user can do.
+    """Describe a file that `sniff_format` does not recognise, and what the user can do.
 
-    The text becomes the `detail` of the file's row.
+    The description becomes the `detail` of the file's result row.
     """
     return (
         describe_signature(data)
@@ -139,7 +139,7 @@ def describe_unsupported(data: bytes) -> str:
 
 
 def describe_signature(data: bytes) -> str | None:
-    """Return, for a file that is not an image, what it is and what the user can do.
+    """Describe a file that is not an image, such as a video or PDF, and what the user can do.
 
     The first 262 bytes decide. The result is None if they have no known signature.
     """

@@ -180,15 +180,15 @@ def extract_camera_preview(data: bytes) -> bytes:
 def check_webp(image: Image.Image, data: bytes) -> None:
     """Refuse a WebP whose coded data is incomplete, because its decoder does not report this.
 
-    Zeros decode to a flat colour. If coded data ends in zeros and can also be decoded without the
-    last zeros, the zeros are treated as a replacement for missing data.
+    Missing data may be replaced with zeros, which decode to a flat colour. If coded data ends in
+    zeros and can also be decoded without the last zeros, it counts as incomplete.
 
     Args:
         image: The decoded image, which is not used.
         data: The file.
 
     Raises:
-        InputError: truncated_image.
+        InputError: Coded data is missing. The status is `truncated_image`.
     """
     del image
     position, kind, size = 12, b"", 0
@@ -219,12 +219,14 @@ def check_webp(image: Image.Image, data: bytes) -> None:
 def check_items(image: Image.Image, data: bytes) -> None:
     """Refuse an AVIF or HEIC with incomplete coded data, which its decoder does not report.
 
+    The data of a coded image counts as incomplete if it ends in many zeros (`ZERO_TAIL`).
+
     Args:
         image: The decoded image, which is not used.
         data: The file.
 
     Raises:
-        InputError: truncated_image.
+        InputError: Coded data is missing. The status is `truncated_image`.
     """
     del image
     for start, size in find_coded_items(data):

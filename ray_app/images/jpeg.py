@@ -1,13 +1,16 @@
-"""Read JPEGs (ITU-T T.81), and find damage in their scans.
+"""Read JPEGs (ITU-T T.81), and refuse those whose pixel data is damaged.
 
-`open_header` opens a file, `load` decodes the pixels of undamaged scans, `find_damage` checks a
-JPEG within another file, and `jpeg_quality` estimates the quality.
+`open_header` opens a file, and `load` decodes its pixels. `find_damage` checks a JPEG within
+another file, such as a TIFF. `jpeg_quality` estimates the quality setting.
 
-libjpeg fills missing coded data with grey and skips surplus data. It then warns, but Pillow does
-not report the warnings. simplejpeg uses the same library, decodes to the same pixels, and raises
-the first warning as an exception. Damage inside a scan shifts the blocks behind it. So, at the end
-of the scan, coded data is missing or left over. If by chance neither is the case, the damage is not
-found, because libjpeg checks no codes before the last few kB.
+A scan is the coded data of the pixels, or of a part of it. libjpeg fills missing data of a scan
+with grey, and skips surplus data. It then warns, but Pillow does not report the warnings.
+simplejpeg uses the same library, decodes to the same pixels, and raises the first warning as an
+exception.
+
+Damage inside a scan shifts the blocks behind it. So, at the end of the scan, coded data is missing
+or left over. If by chance neither is the case, the damage is not found, because libjpeg checks no
+codes before the last few kB.
 """
 
 import contextlib
@@ -83,17 +86,18 @@ _EXPORTS_FOREIGN_MEMORY = int(PIL.__version__.partition(".")[0]) >= 13
 
 # The example table of luminance (ITU-T T.81, Annex K.1), which most encoders scale by a quality.
 _LUMINANCE = (
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
-    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98,
-    112, 100, 103, 99,
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113,
+    92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
 )  # fmt: skip
 
 
 class JpegImage(JpegImageFile):
-    """Pillow's JPEG image, with which only the header is read.
+    """A JPEG whose header was read by Pillow. `load` decodes its pixels with simplejpeg.
 
     Attributes:
-        segments: An iterator over the segments from the first frame header on. It can be used once.
+        segments: An iterator over the segments (`JpegSegment`) from the first frame header to the
+            end of the file. It can be used once.
     """
 
     segments: "Iterable[JpegSegment]" = ()
@@ -122,10 +126,11 @@ class JpegSegment(NamedTuple):
     end: int
 
     def encode(self, data: bytes) -> bytes | memoryview:
-        """Return the segment as bytes, with the body that the object has now.
+        """Return the segment as bytes, to write a changed copy of the file.
 
         Args:
-            data: The file, from which coded data is taken.
+            data: The file. The coded data of a scan is taken from it. Other segments are written
+                from `body`, which the caller may have replaced.
         """
         return (
             memoryview(data)[self.start : self.end]
@@ -218,8 +223,8 @@ def open_header(data: bytes, flags: set[str], _: int = 0) -> JpegImage:
 def estimate_coefficient_bytes(image: JpegImageFile, data: bytes) -> int:
     """Return the bytes of memory that libjpeg needs for the coefficients of a JPEG.
 
-    A JPEG may code its image in several scans, for example a progressive JPEG. libjpeg then holds two
-    bytes per sample of the whole image. For a single scan, the result is 0.
+    A JPEG may code its image in several scans, for example a progressive JPEG. libjpeg then holds
+    two bytes per sample of the whole image. For a single scan, the result is 0.
 
     Args:
         image: The opened JPEG.
@@ -288,8 +293,8 @@ def find_damage(data: bytes, max_pixels: int) -> InputError | None:
             hostile JPEG can take.
 
     Returns:
-        The error that `load` would raise. None if no damage is found, or if only the decoder of the
-        other file can decode the JPEG.
+        The error that `load` would raise for this JPEG. None if no damage is found. None also if
+        simplejpeg cannot decode the JPEG, although the decoder of the other file can.
     """
     warning = _find_warning(data, max_pixels)
     if any(phrase in warning for phrase in _OUTSIDE_SCANS):

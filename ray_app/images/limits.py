@@ -1,4 +1,4 @@
-"""Define the intake limits, estimate the memory of a decode, and survive crashes of decoders.
+"""Limit the size of images, estimate the memory of a decode, and survive crashes of decoders.
 
 `ImageLimits` has the default limits, which the endpoint uses. `BatchLimits` has the limits for
 archives, for images on the command line, and for calls from Python. docs/formats.md describes where
@@ -330,7 +330,7 @@ class CrashMarker:
 
     Attributes:
         path: The path of the file.
-        count: The number of calls of `note` and `clear`. It is odd during a decode.
+        count: The number of calls of `note` and `clear`. It is odd while an image is being decoded.
         patience: The factor by which the time limit of the current decode is multiplied.
     """
 
@@ -391,10 +391,12 @@ class CrashMarker:
 
 
 class Watchdog:
-    """Ends this process with `EXIT_CODE` if a recorded decode takes longer than the wall limit.
+    """Ends this process with `EXIT_CODE` if the decode of an image takes too long.
 
-    A hang then has the same effect as a crash. A thread checks the crash marker ten times per
-    limit. So a hang ends after 1.0 to 1.1 times the limit, multiplied by the marker's `patience`.
+    A hang then has the same effect as a crash: other processes learn from the crash marker which
+    image caused it. A thread checks the crash marker ten times per time limit. So a hang ends after
+    1.0 to 1.1 times the limit, multiplied by the marker's `patience`.
+
     The thread can run because all decoders release the interpreter lock. `re` does not release it,
     so searches in a file must take at most linear time.
 

@@ -70,13 +70,19 @@ class PngImage(PngImageFile):
         return image
 
     def load_prepare(self) -> None:
-        """Fill the memory with a colour that hardly any row consists of, before rows are decoded."""
+        """Fill the memory with a rare colour before rows are decoded.
+
+        So `load` can recognise rows that were never decoded.
+        """
         if self._im is None:
             self.im = Image.new(self.mode, self.size, _get_fill_colour(self.mode)).im
         super().load_prepare()
 
     def load_end(self) -> None:
-        """Do not read the chunks after the pixels, which decide no pixel of the first frame."""
+        """Do nothing after the decode. Pillow would read the chunks after the pixels here.
+
+        These chunks change no pixel of the first frame.
+        """
 
 
 class PngText(NamedTuple):
@@ -93,7 +99,11 @@ class PngText(NamedTuple):
     is_packed: bool
 
     def unpack(self, max_bytes: int) -> tuple[bytes, int]:
-        """Return up to `max_bytes` of the unpacked text, and the number of unpacked bytes."""
+        """Return the text, unpacked if it is compressed, and the number of bytes that were read.
+
+        Args:
+            max_bytes: The maximum number of bytes to return. A longer text is cut.
+        """
         if self.is_packed:
             return inflate(self.body, max_bytes)
         text = self.body[:max_bytes]

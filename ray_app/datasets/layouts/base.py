@@ -402,7 +402,7 @@ def read_class_label(item: ListedMember, name: str) -> Label:
     decides, and not its number.
 
     Raises:
-        ConfigError: There is no such column, or its value is not a label.
+        ConfigError: The column is missing, or its value is not a label.
     """
     number = get_column(item, name)
     label_name = item.input.get(f"{name}_name")
