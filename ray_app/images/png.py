@@ -99,7 +99,9 @@ class PngText(NamedTuple):
     is_packed: bool
 
     def unpack(self, max_bytes: int) -> tuple[bytes, int]:
-        """Return the text, unpacked if it is compressed, and the number of bytes that were read.
+        """Return the encoded text, uncompressed, and the number of bytes that were unpacked.
+
+        If the compressed data is broken, the text is empty.
 
         Args:
             max_bytes: The maximum number of bytes to return. A longer text is cut.

@@ -52,7 +52,7 @@ _ADVICE = "save it as PNG, or as a TIFF of 8-bit RGB"
 
 
 class TiffImage(TiffImageFile):
-    """Pillow's TIFF image, with corrections.
+    """Pillow's TIFF image, changed to decode some files that Pillow decodes wrongly.
 
     Pillow alone unpacks some uncompressed samples wrongly, and ignores some tags.
     """
@@ -167,7 +167,10 @@ class TiffLayout(NamedTuple):
         return f"a TIFF of {self.samples} × {max(self.bits)} bits{' ' + kind if kind else ''}, {colours}{order}"
 
     def find_unsupported(self) -> str | None:
-        """Return the reason why samples of this layout cannot be read correctly, or None."""
+        """Return the reason why Pillow would decode samples of this layout wrongly, or None.
+
+        The reason is text for the user.
+        """
         # Pillow leaves out unspecified extra samples.
         planes = self.samples - (0 if any(self.extra) else len(self.extra))
         if self.compression in _UNREAD or self.compression not in COMPRESSION_INFO:

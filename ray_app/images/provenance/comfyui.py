@@ -1,4 +1,7 @@
-"""Read the graphs that ComfyUI writes into images, as fields of a `Generator`.
+"""Read the node graphs that ComfyUI writes into the images it generates.
+
+A graph contains the parameters of the generator, such as model, prompt, and seed. They are returned
+as fields of a `Generator`.
 
 `read_prompt` reads a graph in the form in which it was executed (`prompt`). `read_workflow` reads a
 graph in the form of the editor (`workflow`). `read_graph` reads a graph in either form.

@@ -1,6 +1,6 @@
-"""Read the parameters of generators in metadata texts (`read_generator`).
+"""Find out from metadata which program generated an image, and its parameters (`read_generator`).
 
-The generators are Stable Diffusion web UI, ComfyUI, NovelAI, InvokeAI, Fooocus, Midjourney, and
+The programs are Stable Diffusion web UI, ComfyUI, NovelAI, InvokeAI, Fooocus, Midjourney, and
 others. `is_generator` distinguishes names of generators from names of cameras.
 """
 
@@ -69,10 +69,10 @@ _MAKER_PREFIXES = re.compile(
 
 
 def merge_texts(*sources: Texts) -> dict[str, str]:
-    """Merge several dicts of texts by keyword into one.
+    """Merge the metadata texts of several sources, such as PNG and EXIF, into one dict by keyword.
 
     Keywords are changed to lower case without surrounding blanks. If several sources have the same
-    keyword, the text of the last one is kept.
+    keyword, the text of the last source is kept.
     """
     return {
         keyword.strip().casefold(): text for texts in sources for keyword, text in texts.items()
@@ -80,7 +80,10 @@ def merge_texts(*sources: Texts) -> dict[str, str]:
 
 
 def find_complex(texts: Texts) -> list[str]:
-    """Return the keywords of texts that are not read because their JSON has too many values."""
+    """Return the keywords of metadata texts that `read_generator` does not parse.
+
+    These are JSON texts with too many values, which could take long to parse.
+    """
     return [
         keyword
         for keyword, text in texts.items()

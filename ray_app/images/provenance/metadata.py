@@ -87,10 +87,10 @@ class ExifStatements:
         model: The model of the camera.
         taken: The local time at which the photograph was taken, as EXIF writes it.
         software: The program that wrote the file.
-        texts: Texts that a generator may have written, by the keywords of PNG. A text may also be a
-            person's remark, which is used for nothing else.
+        texts: Texts in which a generator may have written its parameters, by the keyword that PNG
+            uses, such as `parameters`. A text may also be a person's remark.
         is_whole: Whether all texts were read in full.
-        left_bytes: The number of bytes that further texts may have.
+        left_bytes: The number of bytes that can still be read before the limit on all texts.
     """
 
     make: str = ""
@@ -268,7 +268,8 @@ class XmpStatements:
         source_types: The digital source types as codes of IPTC, without the address of the
             vocabulary.
         remote_manifest: Whether the packets name a C2PA manifest that is stored elsewhere.
-        texts: Texts that a generator may have written, by the keywords of PNG.
+        texts: Texts in which a generator may have written its parameters, by the keyword that PNG
+            uses, such as `parameters`.
         is_whole: Whether all packets were read.
     """
 

@@ -1,12 +1,12 @@
-"""Read the provenance of a file (`ProvenanceReader`).
+"""Read the provenance of an image file: what it states about its own origin (`ProvenanceReader`).
 
 `ProvenanceConfig` sets whether provenance is read and which certificates are trusted. The
-certificates are read once and passed on as text. `CredentialsReader` validates a C2PA manifest
-store with the C2PA project's own library, and reads its claims. Nothing is fetched.
+certificates are read once and passed on as text. `CredentialsReader` reads a C2PA manifest store,
+the signed part of the metadata, and checks its signature. Nothing is fetched.
 
-The library is native code that reads hostile bytes. It is called only in processes in which a crash
-or a hang loses no more than one image (see `inference.decoder`). It is imported at the first
-manifest (0.13 s and 16 MiB), so files without a manifest never load it.
+The library of the C2PA project is native code that reads hostile bytes. It is called only in
+processes in which a crash or a hang loses no more than one image (see `inference.decoder`). It is
+imported at the first manifest (0.13 s and 16 MiB), so files without a manifest never load it.
 """
 
 import io
@@ -64,7 +64,10 @@ _PREFIX = re.compile(r".*[:.]", re.DOTALL)
 
 
 class ProvenancePolicy(Frozen):
-    """The settings of a `ProvenanceReader`, with the trusted certificates as text."""
+    """The settings of a `ProvenanceReader`, with the trusted certificates as text.
+
+    It names no files, so it can be sent to processes on other machines.
+    """
 
     trust_lists: tuple[TrustList, ...] = Field(
         default=(),
@@ -96,9 +99,9 @@ class ProvenanceConfig(Frozen):
     )
 
     def policy(self) -> ProvenancePolicy | None:
-        """Return the settings for `ProvenanceReader`; None if provenance is not read.
+        """Return the settings for `ProvenanceReader`, with the certificates from the trust lists.
 
-        The files of trust lists are read.
+        The result is None if provenance is not read.
 
         Raises:
             ConfigError: A trust list has no certificates.
@@ -225,12 +228,16 @@ def has_manifest(data: bytes, format_name: str | None) -> bool:
 
 
 def build_unread(reason: str) -> statement.ContentCredentials:
-    """Return the `ContentCredentials` for a C2PA manifest that was not read, with the reason."""
+    """Return the `ContentCredentials` for a C2PA manifest that was not read.
+
+    Args:
+        reason: The reason why it was not read, as text.
+    """
     return statement.ContentCredentials(state="unreadable", ai_generated=False, problems=(reason,))
 
 
 class CredentialsReader:
-    """Validates and reads C2PA manifests.
+    """Reads C2PA manifests, the signed statements of files, and checks their signatures.
 
     Args:
         trust_lists: The trust lists, in the order in which a signature is checked against them. If
@@ -243,10 +250,11 @@ class CredentialsReader:
     def read_sidecar(
         self, data: bytes, format_name: str, store: bytes
     ) -> statement.ContentCredentials:
-        """Read a manifest store from a sidecar file next to the image. Never raise an exception.
+        """Read a C2PA manifest store from a sidecar, a file next to the image.
 
-        The two files belong together only by their names. If the signed hash is that of another
-        file, the store states nothing about this image.
+        Only their names connect the two files. If the signed hash does not match the image, the
+        state of the result is `unreadable`, because the store states nothing about this image.
+        Errors are noted in the result, and no exception is raised.
 
         Args:
             data: The image file.
@@ -266,8 +274,9 @@ class CredentialsReader:
     def read(
         self, data: bytes, format_name: str, store_bytes: int, store: bytes | None = None
     ) -> statement.ContentCredentials:
-        """Read the manifest store of a file, and check that neither was changed after signing.
+        """Read the C2PA manifest store of a file, and check its signature.
 
+        If the file or the store was changed after signing, the state of the result is `invalid`.
         Errors are noted in the result, and no exception is raised.
 
         Args:

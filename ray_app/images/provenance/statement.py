@@ -201,7 +201,10 @@ def describe_signer(state: str, trust_lists: Sequence[str] = ()) -> str:
 
 
 class Provenance(Frozen):
-    """The statements of a file about its own origin. There is at least one."""
+    """The statements of a file about its own origin, such as the camera or generator it names.
+
+    A file without statements has no `Provenance`; see `from_statements`.
+    """
 
     camera: Camera | None = Field(default=None, description="camera that EXIF names")
     software: Line = Field(default=None, description="program that wrote the file")
@@ -226,7 +229,14 @@ class Provenance(Frozen):
 
     @classmethod
     def from_statements(cls, **statements: Any) -> "Provenance | None":
-        """Create a `Provenance` with `ai_declared` from statements; None without any."""
+        """Create a `Provenance`, and compute its field `ai_declared`.
+
+        Args:
+            **statements: Values of the other fields, such as `camera`.
+
+        Returns:
+            The statements. None if all fields are empty.
+        """
         provenance = cls(**statements, ai_declared=False)
         if provenance == _NO_STATEMENTS:
             return None
@@ -243,11 +253,14 @@ class Provenance(Frozen):
         return provenance.model_copy(update={"ai_declared": is_declared})
 
     def row(self) -> str:
-        """Return the JSON text for a result row. Keys without a statement are left out."""
+        """Return the statements as JSON text for the file's result row.
+
+        Keys without a statement are left out.
+        """
         return self.model_dump_json(exclude_defaults=True)
 
     def lines(self) -> dict[str, str]:
-        """Return the statements as short lines of text by name, for display."""
+        """Return the statements as short lines of text for display, by name, such as `software`."""
         camera, generator, c2pa = self.camera or Camera(), self.generator, self.c2pa
         statements = {
             "make": camera.make,
@@ -300,7 +313,7 @@ class MetadataBlocks:
 
     @property
     def left_bytes(self) -> int:
-        """The number of bytes of metadata that can still be added to the blocks."""
+        """The number of bytes of metadata that can still be added before the limit `max_bytes`."""
         return self.max_bytes - self._taken_bytes
 
     def note_unread(self, description: str) -> None:
@@ -309,7 +322,11 @@ class MetadataBlocks:
             self.unread.append(description)
 
     def note_over_limit(self, block_name: str) -> None:
-        """Note in `unread` that metadata is over the limit, so a block was not fully read."""
+        """Note in `unread` that a block was not fully read, because metadata is over the limit.
+
+        Args:
+            block_name: The name of the block for the note, such as "EXIF".
+        """
         self.note_unread(f"{block_name}: over max_text_bytes ({self.max_bytes})")
 
     def add_exif(self, block: bytes) -> None:
@@ -323,7 +340,14 @@ class MetadataBlocks:
             )
 
     def has_room(self, keyword: str, *, is_xmp: bool) -> bool:
-        """Return whether another XMP packet or text can be added. If not, note it in `unread`."""
+        """Return whether another XMP packet or text can be added within the limits.
+
+        If not, note in `unread` that it was not read.
+
+        Args:
+            keyword: The keyword of the text, for the note. It is not used for XMP.
+            is_xmp: Whether an XMP packet is to be added, and not a text.
+        """
         if not self.left_bytes:
             self.note_over_limit("XMP" if is_xmp else _describe_text(keyword))
         elif is_xmp and len(self.xmp) == MAX_PACKETS:
@@ -342,7 +366,8 @@ class MetadataBlocks:
     def add_text(self, keyword: str, text: bytes, encoding: str) -> None:
         """Add a text, unless there is one with the same keyword already.
 
-        A text over the limit is not added, and no bytes remain after it.
+        A text that exceeds the remaining bytes is not added, and uses up these bytes. So no further
+        blocks can be added.
 
         Args:
             keyword: The keyword.
@@ -355,7 +380,7 @@ class MetadataBlocks:
             self.texts[keyword] = block.decode(encoding, "replace")
 
     def charge(self, size_bytes: int) -> None:
-        """Subtract a number of unpacked bytes from the bytes that can still be added."""
+        """Count bytes towards the limit `max_bytes`, such as bytes of a text that was unpacked."""
         self._taken_bytes += min(size_bytes, self.left_bytes)
 
     def _take(self, block_name: str, block: bytes) -> bytes:
@@ -367,6 +392,8 @@ class MetadataBlocks:
 
     def add_jumbf(self, start: bytes, size: int) -> None:
         """Add the size of a JUMBF superbox to `manifest_bytes` if it is a C2PA manifest store.
+
+        JUMBF superboxes are containers for metadata. Those with other content are ignored.
 
         Args:
             start: The first 48 bytes of the superbox.

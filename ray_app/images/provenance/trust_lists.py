@@ -1,4 +1,4 @@
-"""Define whose C2PA signatures are trusted (`TrustList`).
+"""Read and update lists of certificates whose C2PA signatures are trusted (`TrustList`).
 
 `update_cache` fetches the official trust list and the older interim list. `load_cached_lists`
 returns the lists that were fetched. `load_own_list` returns a list that the user provides.
@@ -48,7 +48,7 @@ class TrustList(Frozen):
     time_stamps: str = Field(default="", description="certificates of time-stamp authorities")
 
     def time_stamps_alone(self) -> str:
-        """Return the certificates of the time-stamp authorities that are not also anchors."""
+        """Return those certificates of time-stamp authorities that are not also in `anchors`."""
         return "\n".join(
             certificate
             for certificate in _CERTIFICATE.findall(self.time_stamps)

@@ -1,18 +1,27 @@
-"""Read the invisible marks that reference codes of generators leave in pixels (`read_watermark`).
+"""Read the invisible watermarks of image generators from pixels (`read_watermark`).
 
-The codes use the package invisible-watermark (`dwtDct`).
+The reference code of some generators, such as Stable Diffusion XL, marks each image with the method
+`dwtDct` of the package invisible-watermark.
 
-The mark (github.com/ShieldMnt/invisible-watermark, imwatermark/maxDct.py) is in U of YUV, (blue −
-luma) × 0.492, averaged over 2 × 2 pixels and doubled (the low band of a Haar wavelet). In each 4 ×
-4 of these levels, without the first level, the largest is moved to ¼ or ¾ of a step of 36. That is
-one bit. Blocks repeat the message in raster order. Codes that mark floats have U around 0, and move
-the level with the largest absolute value. Early versions of diffusers swapped red and blue.
+How the package writes a message (github.com/ShieldMnt/invisible-watermark, imwatermark/maxDct.py):
 
-Here each block votes by how near its largest level is to ¾ rather than ¼. The mean vote of its
-neighbours is subtracted, because areas of one colour lean to one side. The votes for each bit are
-averaged and compared with their mean. The package compares with ½ instead, and so loses 5 to 45 %
-of unchanged files, depending on the code. Two kinds of changed images are also read: images that
-were resized from a size that these generators produce, and crops whose block grid can be found.
+- It uses the channel U of YUV, (blue − luma) × 0.492, averaged over 2 × 2 pixels and doubled. This
+  is the low band of a Haar wavelet.
+- Each block of 4 × 4 levels holds one bit. The largest level, except the first, is moved to ¼ or ¾
+  of a step of 36.
+- The blocks repeat the message in raster order.
+- Codes that mark floats have U around 0, and move the level with the largest absolute value. Early
+  versions of diffusers swapped red and blue.
+
+How this module reads it:
+
+- Each block votes by how near its largest level is to ¾ rather than ¼. The mean vote of its
+  neighbours is subtracted, because areas of one colour lean to one side.
+- The votes for each bit are averaged. A bit is 1 if its average is above the mean of all averages.
+  The package compares with ½ instead, and so loses 5 to 45 % of unchanged files, depending on the
+  code.
+- Images that were resized from a size that these generators produce are also read. So are crops
+  whose block grid can be found.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
 """Read the text in which Stable Diffusion web UI and related programs write their parameters.
 
-Start reading at `read_parameters`. The settings are on a separate line after the prompts, or all
-text is on one line.
+Start reading at `read_parameters`. The text contains the prompt, the negative prompt, and settings
+such as `Steps: 20`. The settings are on a separate line after the prompts, or all text is on one
+line.
 """
 
 import re
