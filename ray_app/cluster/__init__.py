@@ -1,6 +1,5 @@
-"""Start or join Ray, and stop a scoring session in time.
+"""Start or join Ray for a command, print its progress, and stop it gracefully.
 
-A session is one execution of a command, which may resume an earlier session. `ray_cluster.cluster`
-starts or joins Ray, `shutdown` ends a session gracefully, and `progress` prints its progress.
-Importing this package does not import Ray.
+`ray_cluster.cluster` starts or joins Ray, `progress` prints the progress of a command, and
+`shutdown` stops a scoring run in time. Importing this package does not import Ray.
 """

@@ -23,10 +23,13 @@ _IMAGE = "name another ImageId in cluster.yaml (docs/cluster.md)"
 
 
 def torch_and_gpus() -> tuple[str, str]:
-    """Return a description of torch, and a description of the GPUs that torch can use.
+    """Describe the installed torch, and the GPUs that torch can use, for `touchstone doctor`.
 
-    The second is "" if torch can use no GPU. If torch is damaged, the exception of its import is
-    raised.
+    If torch is damaged, the exception of its import is raised.
+
+    Returns:
+        The text on torch, such as its version, and the text on the GPUs, such as their number and
+        name. The second text is "" if torch can use no GPU.
     """
     import torch
 
@@ -43,13 +46,14 @@ def torch_and_gpus() -> tuple[str, str]:
 
 
 def require_gpus(planned: int) -> None:
-    """Check that GPUs in a config are not planned for a machine without a GPU.
+    """Check that this machine has a GPU, for a config that plans to use GPUs.
 
-    The check passes if this process is connected to Ray, whose other nodes may have the GPUs. Without
-    this check, a machine without a GPU would start the decoders for all GPUs of a cluster.
+    A config for a cluster may be used on a single machine by mistake. Without this check, a machine
+    without a GPU would start the decoders for all GPUs of the cluster. The check passes if this
+    process is connected to Ray, because other nodes may have the GPUs.
 
     Args:
-        planned: The number of GPUs in the config.
+        planned: The number of GPUs in the config, for the message.
 
     Raises:
         ConfigError: This machine has no GPU, and the process is not connected to Ray.

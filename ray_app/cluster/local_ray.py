@@ -46,7 +46,8 @@ def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
     processes. The environment of this process is restored after the block.
 
     Args:
-        hidden: Names of further variables that Ray's processes do not inherit.
+        hidden: Names of environment variables that Ray's processes do not inherit, such as those
+            with secrets.
 
     Yields:
         The folder for Ray's files.
@@ -93,7 +94,10 @@ def _restricted_access() -> dict[str, str]:
 def require_loopback() -> None:
     """Check that the local Ray listens only on loopback addresses.
 
-    If it does not, Ray is shut down, and ClusterError is raised.
+    If Ray listens on another address, it is shut down.
+
+    Raises:
+        ClusterError: Ray listens on an address that other machines can reach.
     """
     import ray
 

@@ -1,7 +1,9 @@
-"""Check whether `check` and `score` can work on this machine (`CHECKS`), for `touchstone doctor`.
+"""Check whether Touchstone can work on this machine, for `touchstone doctor`.
 
-Each check returns its finding, and an instruction for the user ("" if nothing has to be done). It
-raises an exception if neither command could work. Only the checks that need torch or Ray import them.
+`CHECKS` has the checks by name, such as "gpu" and "memory". Each check is a function that returns
+two texts. The first describes the result. The second is an instruction for the user, or "" if
+nothing has to be done. A check raises an exception if neither `touchstone check` nor `touchstone
+score` could work. Only the checks that need torch or Ray import them.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Import private names of Ray that have no public substitute.
+"""Call private functions of Ray that have no public substitute.
 
-For each name, a docstring has the reason, and the fallback for a version of Ray without the name.
+Each docstring states why the private function is needed, and the fallback if a version of Ray does
+not have it.
 """
 
 import logging
@@ -13,12 +14,12 @@ def draining_nodes() -> dict[str, int]:
     """Return the nodes that will be taken away, with the time at which this happens.
 
     Reason: Ray publishes notices of preemption to the workers of Ray Train only
-    (`ray.train.get_preemption_info`). A scoring run needs these notices, to start no further block
-    on such nodes. Ray Data, Train, and Serve read the same state. Fallback: no node counts as
-    draining, and a block of a lost node is repeated on another node.
+    (`ray.train.get_preemption_info`). A scoring run needs these notices to start no new work on
+    such nodes. Ray Data, Train, and Serve read the same state. Fallback: no node counts as
+    draining, and work on a lost node is repeated on another node.
 
     Returns:
-        The deadline of each node in milliseconds since 1970, or 0 if it has none.
+        By node id, the time in milliseconds since 1970, or 0 if the time is not known.
     """
     from ray.exceptions import RayError
 

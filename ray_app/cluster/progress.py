@@ -58,7 +58,7 @@ class Progress:
 
         Args:
             members: The number of finished members.
-            bad: How many of them have no score.
+            bad: The number of finished members without a score.
         """
         now = self._clock()
         self._done, self._bad = self._done + members, self._bad + bad
@@ -81,10 +81,10 @@ class Progress:
         self._stream.flush()
 
     def redraw(self) -> None:
-        """Print the progress line again if it is old, although no member was finished.
+        """Print the progress line again if it is old, even if no member was finished since then.
 
-        Without this, a block that takes long would look like a stall. The line is old after 1 s on
-        a terminal, and after 60 s elsewhere.
+        Call this regularly, because a long wait without output would look like a stall. The line is
+        old after 1 s on a terminal, and after 60 s elsewhere.
         """
         now = self._clock()
         if now - self._drawn_at >= (1.0 if self._terminal else LOG_EVERY_S):
@@ -98,7 +98,11 @@ class Progress:
         self._stream.flush()
 
     def line(self, now: float) -> str:
-        """Return the text of the progress line at a time of the clock."""
+        """Return the text of the progress line.
+
+        Args:
+            now: The present time of the clock in seconds, for the rate.
+        """
         progress = (
             ", listing continues"
             if self._goes_on

@@ -246,7 +246,7 @@ def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
         labels: Ray label selectors. Only nodes that match all of them are counted.
 
     Returns:
-        The number of nodes and the memory. If no such node exists, 1 and the memory of this machine.
+        The number of nodes and the memory. If no node matches, 1 and the memory of this machine.
     """
     import ray
 
@@ -262,16 +262,17 @@ def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
 
 
 def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | None]:
-    """Return how many nodes give a number of cores, and the memory of the smallest node in bytes.
+    """Estimate how many nodes a run on a number of cores will use, and the memory of each node.
 
-    Nodes that an autoscaler adds later are assumed to be like the present nodes.
+    An autoscaler may add nodes later. They are assumed to be like the present nodes.
 
     Args:
         labels: Ray label selectors. Only nodes that match all of them are counted.
-        cpus: The number of cores.
+        cpus: The number of cores for which the run is planned.
 
     Returns:
-        The number of nodes and the memory. They are 1 and None if no matching node has started.
+        The number of nodes, and the memory of the smallest node in bytes. If no matching node has
+        started, they are 1 and None.
     """
     present = _present_resources(labels)["CPU"]
     count, smallest = working_nodes(labels)

@@ -1,4 +1,4 @@
-"""Stop a session gracefully: start no new work, commit running work, then exit.
+"""Stop a scoring run gracefully: start no new work, commit running work, then exit.
 
 `ShutdownController` collects the reasons to stop: signals, limits of hours and cost, and nodes that
 are taken away. `StallWatchdog` checks the controller in a thread, and also detects a stall.
@@ -52,9 +52,10 @@ def signal_grace_s(configured_s: float | None = None) -> float:
 
 
 class ShutdownController:
-    """Collect the reasons to stop a session, and measure how much time running work has left.
+    """Collect the reasons to stop a scoring run, and measure how much time running work has left.
 
-    The scoring run reads the reasons, and then stops its pipelines.
+    A reason is a signal, a limit of hours or cost, or nodes that are taken away. The scoring run
+    reads the attributes, and then stops its pipelines.
 
     Args:
         say: A function that prints one line.
@@ -65,7 +66,7 @@ class ShutdownController:
 
     Attributes:
         reason: The first reason to stop, or None.
-        at_once: Whether the next signal stops the session immediately.
+        at_once: Whether the next signal stops the run immediately.
         draining_nodes: Ids of the nodes that get no new work.
     """
 
@@ -86,13 +87,14 @@ class ShutdownController:
         self._killed_after_s: float | None = None
 
     def request_stop(self, reason: str, grace_s: float) -> None:
-        """Request that no further block starts, and that running blocks finish in some seconds.
+        """Request that the run starts no new work, and that running work finishes in some seconds.
 
         If this is called several times, the first reason and the earliest end apply.
 
         Args:
-            reason: The reason to stop.
-            grace_s: The seconds, unless the controller has its own `grace_s`.
+            reason: The reason to stop, as text for the user.
+            grace_s: The seconds that running work gets. The controller's own `grace_s` replaces it,
+                if set.
         """
         self._end_in(grace_s if self._grace_s is None else self._grace_s, reason)
 
@@ -101,7 +103,7 @@ class ShutdownController:
         self.reason = self.reason or reason
 
     def avoid_nodes(self, nodes: Iterable[str]) -> None:
-        """Request that no further block of images starts on the nodes with these ids."""
+        """Request that no new work starts on the nodes with these ids."""
         self.draining_nodes |= frozenset(nodes)
 
     @property

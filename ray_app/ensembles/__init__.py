@@ -1,8 +1,9 @@
-"""Turn detector scores into verdicts: ensemble cards, rules, thresholds, and cascades.
+"""Turn the scores of detectors into a verdict per image: real, fake, or abstain.
 
 An ensemble card is a YAML file that names detectors and states how their scores become a verdict.
-Start at `load_ensemble_card`, which reads a card, and `decide`, which applies it. The package also
-describes the images that a calibration is valid for (`Population`). `find_origin` combines the
+Start at `load_ensemble_card`, which reads a card, and `decide`, which applies it.
+
+`Population` describes the images that a calibration is valid for. `find_origin` combines the
 verdict with what a file states about its own origin, such as Content Credentials.
 """
 

@@ -109,10 +109,11 @@ class Thresholds(Frozen):
 
 
 class Stacking(Frozen):
-    """Parameters of the rule `stacked`: a logistic regression on the members' calibrated scores.
+    """Parameters of the rule `stacked`, which combines detector scores by a logistic regression.
 
-    The combined log-odds are Σ coefficient × (score − mean) / scale + intercept. Each list has one
-    number per member, in the order of the ensemble's members. `fit_stacking` fits the parameters.
+    The combined log-odds are Σ coefficient × (score − mean) / scale + intercept, summed over the
+    ensemble's detectors. Each list has one number per detector, in the order of the ensemble's
+    members. `fit_stacking` fits the parameters to labelled images.
     """
 
     mean: tuple[float, ...] = Field(description="mean of each member's scores")
@@ -124,13 +125,15 @@ class Stacking(Frozen):
 
 
 class OutlierGate(Frozen):
-    """Limits of the rule `gated-mean`, which averages the members except outliers.
+    """Limits of the rule `gated-mean`, which averages the detectors' scores without outliers.
 
-    For each image, a member is left out if its modified z-score exceeds `deviations` (Iglewicz and
-    Hoaglin 1993). The z-score is 0.6745 × the distance of the member's log-odds from the median of
-    all members, divided by the median of these distances. If that median is less than `floor`,
-    `floor` replaces it, so no member is left out if the members nearly agree. At least half of the
-    members always stay.
+    For each image, a detector is left out if its score is far from the median of all detectors. The
+    measure is the modified z-score (Iglewicz and Hoaglin 1993), which must not exceed `deviations`.
+    It is 0.6745 × the distance of the score from the median, divided by the median of these
+    distances.
+
+    If the detectors nearly agree, none is left out, because the divisor is at least `floor`. At
+    least half of the detectors always stay.
     """
 
     deviations: float = Field(
@@ -144,10 +147,10 @@ class OutlierGate(Frozen):
 
 
 class CascadeStage(Frozen):
-    """How one stage of a cascade turns its members' calibrated scores into one score.
+    """How one of the two stages of a cascade combines the scores of its detectors into one score.
 
     A cascade runs costly detectors only on images that cheap detectors leave uncertain. `rule`
-    combines the scores, then `calibration` is applied to the result.
+    combines the calibrated scores, then `calibration` is applied to the result.
     """
 
     rule: SymmetricRule | Literal["stacked"] = Field(
@@ -161,12 +164,13 @@ class CascadeStage(Frozen):
 
 
 class Cascade(Frozen):
-    """Two stages: cheap members score every image, all members score the uncertain images.
+    """Settings of the rule `cascade`, which runs costly detectors only on uncertain images.
 
-    An image enters the second stage if its first-stage score is in `band`. A random sample of all
-    images, the audit, also enters the second stage; `audit_share` is its fraction. The audit
-    depends on the files' bytes and not on scores, so it shows how the second stage would have
-    scored the other images.
+    The first detectors of the ensemble score every image. If the first-stage score of an image is
+    in `band`, the image enters the second stage, in which all detectors score it.
+
+    A random sample of all images, the audit, also enters the second stage. The audit does not
+    depend on scores, so it shows how the second stage would have scored the images outside `band`.
     """
 
     first: int = Field(
@@ -207,13 +211,14 @@ class Cascade(Frozen):
 
 
 class Guarantee(Frozen):
-    """Upper limit of the false-positive rate at the threshold `fake_above`, and its evidence.
+    """Evidence that an ensemble gives few real images the verdict fake.
 
-    The guarantee holds with probability `confidence`: of real images like those of the calibration,
-    a fraction less than `target_fpr` gets the verdict fake. It holds if `upper_bound` is at most
-    `target_fpr`; otherwise reports call the rate measured. The evidence is a set of `n_real`
-    held-out real images on which nothing else was fitted. `false_positives` of them reached the
-    threshold.
+    The guarantee states: with probability `confidence`, at most the fraction `target_fpr` of real
+    images gets the verdict fake, if the images are like those of the calibration. Reports state it
+    only if `upper_bound` is at most `target_fpr`. Otherwise they call the rate measured.
+
+    The evidence is a set of `n_real` held-out real images on which nothing else was fitted.
+    `false_positives` of these images reached the threshold `fake_above`.
     """
 
     target_fpr: float = Field(
@@ -310,7 +315,7 @@ class OperatingPoint(Frozen):
 
 
 class CalibrationSettings(Frozen):
-    """Settings with which the scores for a calibration were computed.
+    """Settings with which detectors computed the scores that an ensemble was calibrated on.
 
     A calibration is valid only for these settings: another precision or resize mode gives other
     scores, and another decoder gives other pixels.
@@ -450,9 +455,9 @@ class EnsembleCard(Frozen):
 
     @property
     def is_passthrough(self) -> bool:
-        """Whether the ensemble has one member and adds nothing to the member's calibrated score.
+        """Whether the ensemble is one detector whose score it does not change before calibration.
 
-        In this case, the member's calibration is also that of the ensemble.
+        In this case, a calibration of the detector also calibrates the ensemble.
         """
         return (
             len(self.members) == 1
@@ -463,9 +468,10 @@ class EnsembleCard(Frozen):
 
     @property
     def first(self) -> int:
-        """Number of members that score every image, counted from the first member.
+        """Number of detectors that score every image: the first detectors in the list of members.
 
-        In a cascade, the other members score only the images of the second stage.
+        In a cascade, the detectors after them score only the uncertain images. In all other
+        ensembles, all detectors score every image.
         """
         return self.cascade.first if self.cascade else len(self.members)
 
@@ -503,10 +509,17 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
 
 
 def find_ensemble(name_or_path: str) -> EnsembleCard | None:
-    """Load an ensemble card by name or path, or return None if neither is an ensemble.
+    """Load an ensemble card, or return None if the name or path is not one of an ensemble.
 
-    The name of an ensemble or detector never means a file in the current folder. Raises ConfigError
-    if the card is invalid.
+    Args:
+        name_or_path: A name or path that may also be one of a detector. The name of a shipped
+            ensemble or detector has priority over a file in the current folder.
+
+    Returns:
+        The card, or None.
+
+    Raises:
+        ConfigError: The card is invalid.
     """
     if is_named("ensembles", name_or_path):
         return load_ensemble_card(name_or_path)
@@ -631,9 +644,9 @@ def list_rates(card: EnsembleCard) -> list[float]:
 def get_decision_settings(card: EnsembleCard) -> dict[str, Any]:
     """Return the settings of an ensemble card that affect verdicts, as plain JSON.
 
-    The settings are part of a run's identity: the values that must stay equal when a run is
-    resumed. Optional keys that the card leaves out are also left out of the settings, so a run
-    keeps its identity when new keys are added to cards.
+    The settings are recorded with a scoring run, which can only be resumed with equal settings.
+    Optional keys that the card leaves out are also left out of the settings. So a run can be
+    resumed with a newer version of Touchstone that adds optional keys.
 
     Args:
         card: An ensemble card.

@@ -4,11 +4,11 @@
 images that cheap detectors leave uncertain. `list_second_stage_reasons` and `select_audited` return
 which images these are.
 
-A rule combines the calibrated log-odds of the ensemble's members. Each rule takes an (n, members)
-float64 table and returns (n,) log-odds. NaN in any member gives NaN. The rules compute on log-odds
-alone, in forms that neither overflow nor underflow, because products of probabilities lose all
-digits if the log-odds exceed ±30. `fit_stacking` fits the rule `stacked`. It imports scikit-learn
-on first use.
+A rule is a function that combines the calibrated log-odds of the ensemble's members, which are
+detectors. It takes an (n, members) float64 table and returns (n,) log-odds. NaN in any member gives
+NaN. The rules compute on log-odds alone, in forms that neither overflow nor underflow. Products of
+probabilities would lose all digits if the log-odds exceed ±30. `fit_stacking` fits the rule
+`stacked`. It imports scikit-learn on first use.
 """
 
 import hashlib
@@ -237,10 +237,14 @@ def select_audited(card: EnsembleCard, digests: Sequence[str | None]) -> list[bo
 
 
 def score_first_stage(card: EnsembleCard, table: Table) -> Column:
-    """Return the first-stage scores of a cascade: log-odds of fake (n,).
+    """Return the scores of n images after the first stage of a cascade, as log-odds of fake (n,).
 
-    `table` has the calibrated scores (n, members), with at least the columns of the members that
-    score every image.
+    In the first stage, only the first detectors of the ensemble score the images.
+
+    Args:
+        card: The ensemble card, which must be a cascade.
+        table: Calibrated log-odds (n, members). Columns of detectors that score only the second
+            stage may be missing, and are not used.
     """
     assert card.cascade is not None
     return _score_stage(card.cascade.early, table[:, : card.first])
@@ -292,7 +296,7 @@ def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Platt | None]) 
 def make_abstain_reason(
     has_score: bool, outside: str | None, remark: str | None
 ) -> AbstainReason | None:
-    """Return the reason why a detector's score of an image does not count, or None if it counts.
+    """Return why a detector's score of an image cannot be used, or None if it can be used.
 
     Args:
         has_score: Whether the detector gave a finite score.
@@ -395,16 +399,29 @@ def _merge_reasons(doubts: Sequence[AbstainReason]) -> AbstainReason:
 
 
 def mean_probability(table: Table) -> Column:
-    """Return the log-odds of the mean probability: the log of Σ p over Σ (1 − p)."""
+    """Apply the rule `mean-probability`: average the probabilities of the detectors.
+
+    Args:
+        table: Calibrated log-odds of fake (n, detectors).
+
+    Returns:
+        Log-odds of the mean probability (n,).
+    """
     return log_sum_exp(_log_sigmoid(table)) - log_sum_exp(_log_sigmoid(-table))
 
 
 def soft_or(table: Table) -> Column:
-    """Return the log-odds that at least one member is right to say fake: logit(1 − Π(1 − p)).
+    """Apply the rule `soft-or`: an image is fake if at least one detector is right to call it fake.
 
-    The formula assumes independent members with probabilities p of fake. The odds a and b of two
-    members combine to a + b + ab. The function applies this rule member by member and computes no
-    probabilities.
+    The detectors are treated as independent. With their probabilities p of fake, the result is
+    logit(1 − Π(1 − p)). It is computed from odds, without probabilities: the odds a and b of two
+    detectors combine to a + b + ab.
+
+    Args:
+        table: Calibrated log-odds of fake (n, detectors).
+
+    Returns:
+        Combined log-odds (n,).
     """
     result = table[:, 0]
     for column in table.T[1:]:
@@ -413,24 +430,45 @@ def soft_or(table: Table) -> Column:
 
 
 def log_sum_exp(table: Table) -> Column:
-    """Return the log of the sum of the members' odds, not divided by the number of members."""
+    """Apply the rule `log-sum-exp`: add the odds of the detectors, and return the log of the sum.
+
+    Args:
+        table: Calibrated log-odds of fake (n, detectors).
+
+    Returns:
+        Combined log-odds (n,). They are not divided by the number of detectors.
+    """
     result: Column = np.logaddexp.reduce(table, axis=1)
     return result
 
 
 def weighted(table: Table, weights: Column) -> Column:
-    """Return the weighted sum of the members' log-odds."""
+    """Apply the rule `weighted`: return the weighted sum of the detectors' log-odds.
+
+    Args:
+        table: Calibrated log-odds of fake (n, detectors).
+        weights: Weight of each detector (detectors,). The weights need not sum to 1.
+
+    Returns:
+        Combined log-odds (n,).
+    """
     result: Column = (table * weights).sum(axis=1)
     return result
 
 
 def gated_mean(table: Table, gate: OutlierGate) -> Column:
-    """Return the mean log-odds per image over the members near the median of all members.
+    """Apply the rule `gated-mean`: average the detectors' log-odds per image, without outliers.
 
-    `OutlierGate` defines which members are near. The result is between the lowest and the highest
-    member. The influence of a single member is bounded: far from the median, the member is left
-    out. A higher score of one member may therefore lower the result. As with every rule, NaN of any
-    member gives NaN, so the other members do not outvote a member without a score.
+    A detector is an outlier if it is far from the median of all detectors (`OutlierGate`). So a
+    single detector has a bounded influence. A higher score of one detector may lower the result, if
+    it makes the detector an outlier.
+
+    Args:
+        table: Calibrated log-odds of fake (n, detectors).
+        gate: The limits that define outliers.
+
+    Returns:
+        Combined log-odds (n,). NaN if any detector has no score for the image.
     """
     distance = np.abs(table - np.median(table, axis=1, keepdims=True))
     spread = np.maximum(np.median(distance, axis=1, keepdims=True), gate.floor)
@@ -440,7 +478,15 @@ def gated_mean(table: Table, gate: OutlierGate) -> Column:
 
 
 def stacked(table: Table, stacking: Stacking) -> Column:
-    """Return the log-odds of a logistic regression on the members' standardised log-odds."""
+    """Apply the rule `stacked`: a logistic regression on the detectors' standardised log-odds.
+
+    Args:
+        table: Calibrated log-odds of fake (n, detectors).
+        stacking: The parameters, from `fit_stacking`.
+
+    Returns:
+        Combined log-odds (n,).
+    """
     standardised = (table - np.array(stacking.mean)) / np.array(stacking.scale)
     return weighted(standardised, np.array(stacking.coefficients)) + stacking.intercept
 
@@ -472,15 +518,19 @@ INVERSE_REGULARIZATION = 1.0
 
 
 def fit_stacking(scores: Table, labels: Labels, seed: int = 0) -> Stacking:
-    """Fit the rule `stacked`: a logistic regression on the members' calibrated scores.
+    """Fit the rule `stacked`: a logistic regression on the detectors' calibrated scores.
 
     The log-odds that it predicts are calibrated for images with the same fraction of fakes as
     `labels`.
 
     Args:
-        scores: Log-odds (n, members), in the card's order.
+        scores: Calibrated log-odds of fake of labelled images (n, detectors), in the order of the
+            ensemble's members.
         labels: Labels (n,), 1 = fake.
         seed: Seed of the solver.
+
+    Returns:
+        The parameters, for the key `stacking` of an ensemble card.
 
     Raises:
         ConfigError: If a score is missing or all labels are equal.

@@ -1,11 +1,13 @@
-"""Find the origin of a file (`find_origin`): a finding and the grounds for it.
+"""Conclude the origin of a file from the detectors' verdict and its metadata (`find_origin`).
 
-A ground is a piece of evidence: the verdict of the detectors, or a statement in the file about its
-own origin, such as signed Content Credentials (`images.provenance`). Each ground states its error
-rate, or why it has none: a statement that anyone can write or remove has no error rate. Grounds are
-sorted by `Strength`, strongest first. The finding comes from the strongest ground that supports a
-finding. A ground that contradicts the finding stays in the list and is marked. A finding changes no
-verdict, score, or measured rate.
+The conclusion is a `Finding`, such as that a model generated the image. It lists the evidence, each
+piece as a `Ground`. A ground is the verdict of the detectors, or a statement in the file about its
+own origin, such as signed Content Credentials (`images.provenance`).
+
+Each ground states its error rate. A statement that anyone can write or remove has no error rate.
+Grounds are sorted by `Strength`, strongest first. The strongest ground that supports a conclusion
+decides it. A ground that contradicts the conclusion is marked. A conclusion changes no verdict,
+score, or measured rate.
 """
 
 from collections.abc import Iterator
@@ -47,23 +49,24 @@ _VERDICT_STATEMENTS = {
 
 
 class Strength(IntEnum):
-    """Rank of a piece of evidence about a file's origin; the lowest value is the strongest.
+    """Rank of a piece of evidence about a file's origin. The lowest value is the strongest.
 
-    An image gains credibility by claiming to be from a camera, so a camera claim signed by an
-    unknown signer ranks below a flag by the detectors. A file has no such reason to claim that a
-    model generated it. If a file changed after it was signed, its signature does not count.
+    A forger gains credibility if an image claims to be from a camera. So such a statement by an
+    unknown signer ranks below the detectors' verdict fake. A forger gains nothing if an image
+    claims that a model generated it. If a file changed after it was signed, its signature does not
+    count.
 
     Attributes:
         TRUSTED: Content Credentials by a trusted signer.
         WATERMARK: The watermark of a generator in the pixels.
-        VALID_AI: Valid Content Credentials by an unknown signer, for a model.
-        DECLARED: Unsigned metadata which states that a model made the image.
+        VALID_AI: Valid Content Credentials by an unknown signer, which name a model as the origin.
+        DECLARED: Unsigned metadata that names a model as the origin.
         FLAGGED: The detectors' verdict fake.
-        VALID_CAMERA: Valid Content Credentials by an unknown signer, for a camera.
-        BROKEN_AI: Content Credentials for a model, in a file that was changed afterwards.
+        VALID_CAMERA: Valid Content Credentials by an unknown signer, which name a camera.
+        BROKEN_AI: Content Credentials that name a model, in a file that was changed afterwards.
         NOT_FLAGGED: The detectors' verdict real or abstain.
-        WITHOUT_FINDING: A statement that supports no finding, such as unread metadata.
-        CAMERA: A camera named in unsigned EXIF data, which supports no finding.
+        WITHOUT_FINDING: A statement that supports no conclusion, such as unread metadata.
+        CAMERA: A camera named in unsigned EXIF data, which supports no conclusion.
     """
 
     TRUSTED = auto()
@@ -165,10 +168,10 @@ def find_origin(provenance: str | None, verdict: str | None, thresholds: Thresho
 
 
 def describe_rates(thresholds: Thresholds) -> str:
-    """Return a phrase with the rates at which detectors flag real and generated images.
+    """Return a phrase that states which fractions of real and generated images are flagged as fake.
 
-    The rates are those that were measured when the thresholds were chosen. The phrase is "not
-    measured" if there are none.
+    The fractions were measured when the thresholds were chosen. The phrase is "not measured" if the
+    thresholds have no fractions.
     """
     measured = [
         f"{100 * rate:.3g} % of {f'{count:,} ' if count else ''}{kind} images"
@@ -182,13 +185,13 @@ def describe_rates(thresholds: Thresholds) -> str:
 
 
 def describe_error_rates(card: EnsembleCard) -> str:
-    """Return sentences on the error rates of an ensemble, see `format_error_rates`.
+    """Return sentences on the error rates of an ensemble, which are shown next to verdicts.
 
     Args:
         card: An ensemble card.
 
     Returns:
-        Sentences for people.
+        Sentences for people, as `format_error_rates` returns them.
     """
     confidence = card.guarantee.confidence if card.guarantee else None
     return format_error_rates(card.name, card.thresholds, confidence)

@@ -28,10 +28,10 @@ FORMAT = "format"  # The only property with text values.
 
 
 class LabelledPart(Frozen):
-    """One of the disjoint parts of the labelled images of a calibration.
+    """One of the disjoint parts of the labelled images that an ensemble was calibrated on.
 
-    The rule is fitted on the part `fit`, probabilities are calibrated on `calibrate`, and
-    thresholds are chosen on `choose`.
+    The rule that combines the detectors' scores is fitted on the part `fit`. Probabilities are
+    calibrated on the part `calibrate`. Thresholds are chosen on the part `choose`.
     """
 
     name: Literal["fit", "calibrate", "choose"] = Field(description="what the part is used for")
@@ -45,10 +45,11 @@ class LabelledPart(Frozen):
 
 
 class Feature(Frozen):
-    """Distribution of one image property in a calibration: the number of reals and fakes per bin.
+    """Histogram of one property of the images that an ensemble was calibrated on.
 
-    For a property with numbers, such as the score, `edges` separate the bins. For a property with
-    text values, such as the format, each of `words` has a bin.
+    It has the number of real and of fake images per bin. For a property with numbers, such as the
+    score, `edges` separate the bins. For the property `format`, each of `words`, such as JPEG, has
+    a bin.
     """
 
     name: str = Field(description="name of the property")
@@ -107,15 +108,18 @@ class Seen(Frozen):
     def describe_mismatch(
         self, format: str | None, width: int | None, height: int | None
     ) -> str | None:
-        """Return a phrase that states how an image is outside these formats and sizes, or None.
+        """Describe how the format or size of an image differs from those of the calibration.
 
-        None means that the image is inside. A format or size that is unknown counts as inside. The
-        phrase states limits and not the image's own size, so there are few different phrases.
+        An unknown format or size counts as equal. The phrase states the limits and not the image's
+        own size, so that it is the same for many images.
 
         Args:
             format: Format of the image. None if unknown.
             width: Width in pixels. None if unknown.
             height: Height in pixels. None if unknown.
+
+        Returns:
+            The phrase. None if the format and size are among those of the calibration.
         """
         reasons = (
             [f"format {format}"]
@@ -157,7 +161,7 @@ class Population(Frozen):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the serialized population, in hex."""
+        """SHA-256 of the serialized population, in hex. It identifies the calibration of a run."""
         return hashlib.sha256(
             json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
         ).hexdigest()
@@ -305,7 +309,12 @@ def measure_coverage(properties: Properties) -> Seen:
 
 
 def select_values(column: Values, rows: npt.NDArray[np.bool_]) -> Values:
-    """Return the values of a property for the rows that a bool mask (n,) selects."""
+    """Return the values of an image property for the images that a mask selects.
+
+    Args:
+        column: Values of the property (n,), from `compute_properties`.
+        rows: Whether each image is selected (n,).
+    """
     return (
         column[rows]
         if isinstance(column, np.ndarray)

@@ -1,12 +1,12 @@
-"""Predict the prompts of images with a network (`NetworkDescriber`).
+"""Predict the prompts from which images were generated, with a network (`NetworkDescriber`).
 
-A describer predicts the prompt from which an image was generated. `build_describer` loads the
-describer of a card: one with a network, or an index of prompts (`Retrieval`).
+A describer predicts prompts. `build_describer` loads the describer of a card: one with a network,
+or an index of prompts (`Retrieval`).
 
-A `PrefixNetwork` turns an embedding into a few tokens that GPT-2 continues (ClipCap: Mokady, Hertz,
-Bermano 2021, arXiv 2111.09734, its mapping by an MLP). A `CaptionNetwork` is a model of
-transformers that reads pixels, from the auto class for its model type: GIT, BLIP, an
-encoder-decoder, or a vision-language model with a question. No code is downloaded from a hub.
+There are two kinds of networks. A `PrefixNetwork` turns an embedding into a few tokens that GPT-2
+continues (ClipCap: Mokady, Hertz, Bermano 2021, arXiv 2111.09734, its mapping by an MLP). A
+`CaptionNetwork` is a model of the library transformers that reads pixels: GIT, BLIP, an
+encoder-decoder, or a vision-language model that gets a question. No code is downloaded from a hub.
 """
 
 import warnings
@@ -66,9 +66,9 @@ def build_describer(card: DescriberCard, *, device: str = "cpu") -> Describer:
 class NetworkDescriber:
     """Predict the prompts of images with the network of a describer card.
 
-    The network of the tier `dialogue` runs in bf16 on a GPU, all other networks in fp32. All
-    batches are padded to the same number of rows, so the caption of an image never depends on the
-    other images of its batch.
+    A vision-language model (the card's tier `dialogue`) runs in bf16 on a GPU. All other networks
+    run in fp32. All batches are padded to the same number of rows, so the predicted prompt of an
+    image never depends on the other images of its batch.
 
     Args:
         card: The describer card.
@@ -148,12 +148,12 @@ class NetworkDescriber:
 class PrefixNetwork(nn.Module):
     """Predict a prompt from an embedding: an MLP maps it to tokens, which GPT-2 continues.
 
-    The MLP maps the embedding, scaled to unit length, to k tokens of H numbers: width → H·k/2 →
-    H·k, with tanh.
+    The MLP maps the embedding, scaled to unit length, to k token vectors of H numbers. It has two
+    linear layers, with H·k/2 and H·k outputs, and tanh between them.
 
     Args:
-        width: Width of an embedding.
-        prefix: Number of tokens per embedding.
+        width: Length of an embedding.
+        prefix: Number k of tokens per embedding.
         config: Keys of transformers' GPT2Config.
     """
 
@@ -173,9 +173,15 @@ class PrefixNetwork(nn.Module):
         )
 
     def forward(self, embeddings: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the logits (n, L, V) of the token after each of `tokens` (n, L).
+        """Return the logits of the next token after each token of n prompts, for training.
 
-        The prefix replaces the first token, which is the begin token.
+        Args:
+            embeddings: Embeddings of the images (n, width).
+            tokens: Token ids of their prompts (n, L). The prefix from the embedding replaces the
+                first token, which is the begin token.
+
+        Returns:
+            Logits (n, L, V) over the vocabulary of V tokens.
         """
         text = self.lm.get_input_embeddings()(tokens[:, 1:])
         inputs = torch.cat([self._prefixes(embeddings), text], dim=1)
@@ -183,7 +189,11 @@ class PrefixNetwork(nn.Module):
         return logits
 
     def generation_inputs(self, embeddings: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
-        """Return the model that generates the text, and its inputs: the prefixes of embeddings."""
+        """Return the model to generate prompts with, and the inputs for its method `generate`.
+
+        Args:
+            embeddings: Embeddings of the images (n, width).
+        """
         prefixes = self._prefixes(embeddings)
         mask = torch.ones(prefixes.shape[:2], dtype=torch.long, device=prefixes.device)
         return self.lm, {"inputs_embeds": prefixes, "attention_mask": mask}
@@ -207,13 +217,25 @@ class CaptionNetwork(nn.Module):
         self.model, self.question = model, list(question)
 
     def forward(self, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the logits (n, L, V) of the token after each of `tokens` (n, L)."""
+        """Return the logits of the next token after each token of n prompts, for training.
+
+        Args:
+            pixels: Normalised pixels of the images (n, 3, H, W).
+            tokens: Token ids of their prompts (n, L).
+
+        Returns:
+            Logits (n, L, V) over the vocabulary of V tokens.
+        """
         name = "decoder_input_ids" if self.model.config.is_encoder_decoder else "input_ids"
         logits: torch.Tensor = self.model(pixel_values=pixels, **{name: tokens}).logits
         return logits[:, -tokens.shape[1] :]  # The logits of GIT begin with those of the image.
 
     def generation_inputs(self, pixels: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
-        """Return the model that generates the text, and its inputs: pixels and question."""
+        """Return the model to generate prompts with, and the inputs for its method `generate`.
+
+        Args:
+            pixels: Normalised pixels of the images (n, 3, H, W).
+        """
         inputs = {"pixel_values": pixels.to(self.model.dtype)}
         if self.question:
             ids = torch.tensor(self.question, device=pixels.device).expand(len(pixels), -1)
@@ -242,7 +264,7 @@ def build_network(card: DescriberCard, tokenizer: CaptionTokenizer) -> Network:
 
 
 def build_prefix(name: str, architecture: Mapping[str, Any], prefix: int) -> PrefixNetwork:
-    """Build the network of a describer of the tier `prefix`, which reads embeddings.
+    """Build the network for a describer card of the tier `prefix`: GPT-2 that reads an embedding.
 
     Args:
         name: Name of the describer card, for errors.
@@ -260,10 +282,16 @@ def build_prefix(name: str, architecture: Mapping[str, Any], prefix: int) -> Pre
 
 
 def build_captioner(name: str, architecture: Mapping[str, Any]) -> CaptionNetwork:
-    """Build the network of a describer of the tier `captioner`, in evaluation mode.
+    """Build the network for a describer card of the tier `captioner`, which reads pixels.
 
-    `architecture` has a `model` type of transformers, such as "git", and its `config`. Raises
-    DetectorError if transformers cannot build it, or if `config` has an unknown key.
+    The network has no trained weights yet. It is in evaluation mode.
+
+    Args:
+        name: Name of the describer card, for errors.
+        architecture: The `model` type of transformers, such as "git", and its `config`.
+
+    Raises:
+        DetectorError: If transformers cannot build the model, or if `config` has an unknown key.
     """
     _require_keys(name, architecture, ("model",))
     config = _build_config(name, architecture)
@@ -309,10 +337,17 @@ def _require_known(name: str, config: Mapping[str, Any], default: Any) -> None:
 
 
 def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[int]:
-    """Return the token ids of a dialogue describer's question in the model's chat template.
+    """Return the token ids of the question that a vision-language model gets about each image.
 
-    The ids include the placeholder tokens of an image. Raises DetectorError if the template and the
-    tokenizer do not fit together.
+    The question is put into the chat template of the model. The ids include the tokens that stand
+    for the image.
+
+    Args:
+        card: A describer card of the tier `dialogue`.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        DetectorError: If the template and the tokenizer do not fit together.
     """
     from ray_app.detectors.families.internvl import expand_template
 

@@ -182,10 +182,14 @@ class Retrieval:
 
 
 def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensors of the file of a `Retrieval` index, by name.
+    """Return the tensors to save as the file of a `Retrieval` index, by name.
 
-    `vectors` (n, d) are the embeddings of the n images of `prompts`. They may have any length above
-    zero. Raises ValueError if `prompts` is empty or differs in number from `vectors`.
+    Args:
+        vectors: Embeddings of n images (n, d). They are scaled to length 1.
+        prompts: The prompt of each image.
+
+    Raises:
+        ValueError: If `prompts` is empty or differs in number from `vectors`.
     """
     encoded = [prompt.encode() for prompt in prompts]
     if len(encoded) != len(vectors) or not encoded:

@@ -27,9 +27,11 @@ _NO_FACTS = {
 
 
 class OpenSet(Frozen):
-    """Rule of an identifier by which the generator of an image is not one of the known generators.
+    """Rule by which an identifier calls the generator of an image unknown.
 
-    The generator is unknown if the confidence, computed by `method`, is below `threshold`.
+    An identifier predicts which of its known generators generated an image. `method` computes the
+    confidence that the generator is a known one. If the confidence is below `threshold`, the
+    generator is unknown.
     """
 
     method: Literal["energy", "distance"] = Field(
@@ -84,9 +86,12 @@ Card = TypeVar("Card", bound=_Card)
 class IdentifierCard(_Card):
     """Card of an identifier, which predicts the generator of an image from a detector's embedding.
 
-    An embedding is the input of the detector's last layer, a vector of d numbers. For C generators,
-    the weights file has the tensors `weight` (C, d) and, optionally, `bias` (C,). For the
-    `open_set` method `distance`, it also has `means` (C, d) and `whitening` (d, k).
+    An embedding is the input of the detector's last layer, a vector of d numbers. The identifier
+    applies a linear layer to it, or computes cosines, with one output per known generator.
+
+    For C generators, the weights file has the tensors `weight` (C, d) and, optionally, `bias` (C,).
+    If `open_set.method` is `distance`, the file also has the mean embedding of each generator,
+    `means` (C, d), and the matrix `whitening` (d, k) for `mahalanobis`.
     """
 
     detector: str = Field(description="name of the detector, a member of the ensemble")
@@ -117,14 +122,20 @@ class IdentifierCard(_Card):
 
     @property
     def class_families(self) -> tuple[str, ...]:
-        """Family of each class, or the name of the class if its family is unknown."""
+        """Family of each known generator, in the order of `classes`.
+
+        It is the name of the generator itself if the family is unknown.
+        """
         return tuple(self.families.get(name) or find_family(name) or name for name in self.classes)
 
     def facts(self) -> dict[str, Any]:
         """Return all settings of the card that affect its predictions, as plain JSON.
 
-        They include the family of each generator, because the index of generators may change. They
-        are part of a run's identity. Raises DetectorError if a weight file is missing.
+        They are recorded with a scoring run, which can only be resumed with equal settings. They
+        include the family of each generator, because the index of generators may change.
+
+        Raises:
+            DetectorError: If a weight file is missing.
         """
         return super().facts() | {
             "families": dict(zip(self.classes, self.class_families, strict=True))
@@ -134,8 +145,12 @@ class IdentifierCard(_Card):
 class DescriberCard(_Card):
     """Card of a describer, which predicts the prompt that an image was generated from.
 
-    For the tier `retrieval`, the weights file has the `embeddings` (n, d), the UTF-8 bytes of all
-    `prompts` in one row (uint8), and the `ends` (n,) of the prompts in this row (int64).
+    The `tier` states the kind of describer. For the tier `retrieval`, which looks up the most
+    similar image with a known prompt, the weights file has three tensors:
+
+    - `embeddings` (n, d), of the images with known prompts.
+    - `prompts`, the UTF-8 bytes of all prompts one after another (uint8).
+    - `ends` (n,), the position in `prompts` at which each prompt ends (int64).
     """
 
     tier: Literal["retrieval", "prefix", "captioner", "dialogue"] = Field(
@@ -197,7 +212,10 @@ class DescriberCard(_Card):
         return (*super().parts, tokenizer)
 
     def precision_on(self, device: str) -> Literal["bf16", "fp32"]:
-        """Return bf16 if the card has the tier `dialogue` and the device is a GPU, otherwise fp32."""
+        """Return the precision in which the describer runs on a device.
+
+        It is bf16 if the card has the tier `dialogue` and the device is a GPU, otherwise fp32.
+        """
         return "bf16" if self.tier == "dialogue" and device.startswith("cuda") else "fp32"
 
     @model_validator(mode="after")
@@ -234,9 +252,18 @@ def load_describer(name_or_path: str | Path) -> DescriberCard:
 
 
 def find_profile_card(name_or_path: str | Path) -> IdentifierCard | DescriberCard | None:
-    """Load the card of an identifier or describer by shipped name or path.
+    """Load the card of the identifier or describer that a name or path means.
 
-    Returns None if the name or path is neither of both. Raises ConfigError if the card is invalid.
+    An identifier predicts the generator of an image, and a describer its prompt.
+
+    Args:
+        name_or_path: The name of a shipped card, or the path of a card.
+
+    Returns:
+        The card. None if the name or path is of neither kind.
+
+    Raises:
+        ConfigError: If the card is invalid.
     """
     if str(name_or_path) in named_configs("identifiers"):
         return load_identifier(name_or_path)

@@ -37,7 +37,7 @@ class GeneratorEntry(Frozen):
 
 @dataclass(frozen=True)
 class ResolvedGenerator:
-    """The generator that a name means, as a name and a family in the index of known generators.
+    """The known generator or family that a name means, such as "SDXL 1.0" in any spelling.
 
     Attributes:
         name: Name of the generator in the index. None if only its family is known.
@@ -49,7 +49,7 @@ class ResolvedGenerator:
 
 
 class GeneratorIndex(Frozen):
-    """All known families and generators."""
+    """The index of known generators, the models that generate images, and of their families."""
 
     families: Mapping[str, Family] = Field(description="families by name")
     generators: Mapping[str, GeneratorEntry] = Field(description="generators by name")
@@ -68,14 +68,17 @@ class GeneratorIndex(Frozen):
 
     @cached_property
     def families_by_key(self) -> Mapping[str, str]:
-        """Name of each family, by its spelling key."""
+        """Name of each family, by the result of `spelling_key` for the name.
+
+        The keys make it possible to find a family in any spelling.
+        """
         return {spelling_key(name): name for name in self.families}
 
     @cached_property
     def entries_by_key(self) -> Mapping[str, ResolvedGenerator]:
-        """Generator or family that a name means, by the spelling key of the name.
+        """Generator or family that a name means, by the result of `spelling_key` for the name.
 
-        If a generator and a family have the same key, the key means the generator.
+        If a generator and a family have equal keys, the key means the generator.
         """
         entries = {key: ResolvedGenerator(None, name) for key, name in self.families_by_key.items()}
         for name, entry in self.generators.items():
@@ -85,9 +88,9 @@ class GeneratorIndex(Frozen):
 
 
 def spelling_key(name: str) -> str:
-    """Return the key by which names of generators are compared.
+    """Return a key that is equal for all spellings of the name of a generator.
 
-    The key ignores case, spaces, dots, dashes, and underscores.
+    It has the lower-case name without spaces, dots, dashes, and underscores.
     """
     return _SEPARATORS.sub("", name.casefold())
 
@@ -135,12 +138,12 @@ def family_title(family: str) -> str:
 
 
 def matches(query: str, name: str | None, family: str | None) -> bool:
-    """Return whether the name in a query means a generator or its family.
+    """Return whether a user's query means the generator of an image, to filter result rows.
 
     Args:
-        query: Name of a generator or family, in any spelling.
-        name: Name of the generator. None never matches.
-        family: Family of the generator. None if it is unknown.
+        query: Name of a generator or family that the user searches for, in any spelling.
+        name: Name of the image's generator. None if it is unknown; then the result is False.
+        family: Family of the image's generator. None if it is unknown.
     """
     if name is None:
         return False

@@ -29,10 +29,12 @@ class NamedGenerator(NamedTuple):
     Attributes:
         predicted_generator: The most probable generator. None if the generator is unknown.
         generator_family: The family of the generator. None if the generator is unknown.
-        generator_probability: Probability of the first generator in the ranking, if the generator
-            is a known one.
-        generator_confidence: Confidence that the generator is a known one. Higher means surer.
-        generator_ranking: Known generators, the most probable first.
+        generator_probability: Probability of the first generator in the ranking, under the
+            assumption that a known generator generated the image.
+        generator_confidence: Confidence that a known generator generated the image. Higher means
+            surer. The scale depends on the method of the card's `open_set`.
+        generator_ranking: Names of up to five known generators. Those of the predicted family come
+            first, the most probable one at the top.
     """
 
     predicted_generator: str | None
@@ -51,10 +53,12 @@ class Identified:
         families: The family of each known generator.
         codes: Index in `classes` of each image's generator (n,). −1 for an unknown generator or an
             image without an embedding.
-        probability: Probability of the first generator in the ranking (n,), if the generator is a
-            known one.
-        confidence: Confidence that the generator is a known one (n,). NaN without an embedding.
-        ranking: Indices in `classes` (n, k), the most probable first, also for unknown generators.
+        probability: Probability of the first generator in the ranking (n,), under the assumption
+            that a known generator generated the image. NaN without an embedding.
+        confidence: Confidence that a known generator generated the image (n,). NaN without an
+            embedding.
+        ranking: Indices in `classes` (n, k) of up to five generators, also for unknown generators.
+            Those of the predicted family come first, the most probable one at the top.
     """
 
     classes: tuple[str, ...]
@@ -200,19 +204,28 @@ def softmax(logits: Floats) -> Floats:
 
 
 def energy(logits: Floats) -> Floats:
-    """Return log Σ exp of each row of logits, the energy as a confidence. See `OpenSet`."""
+    """Return the confidence (n,) that the generator of each image is a known one.
+
+    It is log Σ exp of the image's logits, the `energy` method of `OpenSet`.
+
+    Args:
+        logits: Logits (n, C) of C known generators.
+    """
     top = logits.max(axis=1)
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)), np.float32)
 
 
 def mahalanobis(vectors: Floats, means: Floats, whitening: Floats) -> Floats:
-    """Return the Mahalanobis distances (n, C) of vectors to class means.
+    """Return the Mahalanobis distances of embeddings to the mean embedding of each generator.
 
     Args:
-        vectors: Vectors (n, d).
-        means: Means (C, d).
-        whitening: Matrix (d, k) that transforms the covariance, which all classes share, to the
-            identity.
+        vectors: Embeddings (n, d).
+        means: Mean embeddings of C generators (C, d).
+        whitening: Matrix (d, k) by which the embeddings are multiplied, so that their covariance
+            within a generator becomes the identity. All generators share one covariance.
+
+    Returns:
+        Distances (n, C).
     """
     # In float32, only rounding errors would remain of a difference of large squares.
     matrix = whitening.astype(np.float64)

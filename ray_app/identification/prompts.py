@@ -1,6 +1,8 @@
-"""Remove the syntax of front ends and ratings from prompts (`clean_prompt`).
+"""Clean prompts, so that they describe only the image (`clean_prompt`).
 
-The rules follow DFLIP's own cleaning. `normalise_prompt` removes only the syntax and keeps ratings.
+Programs such as Stable Diffusion web UI and Midjourney have a prompt syntax, such as
+`(word:1.3)` and `--ar 16:9`. `normalise_prompt` removes this syntax. `clean_prompt` also removes
+ratings such as nsfw. The rules follow the cleaning of the data set DFLIP-3K.
 """
 
 import re
@@ -30,11 +32,11 @@ _RATING = re.compile(
 
 
 def normalise_prompt(prompt: str) -> str:
-    r"""Remove the syntax of Stable Diffusion's and Midjourney's front ends from a prompt.
+    r"""Remove the prompt syntax of programs such as Stable Diffusion web UI and Midjourney.
 
     Removed: leading image links, `<lora:…>` and similar tags, parameters such as `--ar 16:9`, `--no
     x, y` with its values, the weights `::2` and `(word:1.3)`, brackets of emphasis, and BREAK.
-    Kept: the brackets of `\(so\)`, which are escaped, and both sides of `[from:to:0.5]`.
+    Kept: escaped brackets as in `\(so\)`, and both texts of `[from:to:0.5]`.
     """
     text = _one_line(unicodedata.normalize("NFKC", prompt))
     for pattern in (_LEADING_URLS, _NETWORK, _UNWANTED, _PARAMETER, _PART_WEIGHT, _BREAK):
@@ -52,10 +54,14 @@ def _one_line(text: str) -> str:
 
 
 def clean_prompt(prompt: str | None) -> str | None:
-    """Return a prompt on one line, without the syntax of front ends and without ratings.
+    """Return a prompt on one line, without the syntax of programs and without ratings.
 
-    Ratings are words such as sfw, nsfw, rating:safe, and R-18. Returns None for a text that is not
-    a prompt: fewer than 10 characters, more than 2,000, or no letter.
+    `normalise_prompt` describes the syntax. Ratings are words such as sfw, nsfw, rating:safe, and
+    R-18.
+
+    Returns:
+        The prompt. None if the cleaned text cannot be a prompt, because it has no letter, fewer
+        than 10 characters, or more than 2,000.
     """
     text = normalise_prompt(_RATING.sub(" ", prompt or ""))
     return (

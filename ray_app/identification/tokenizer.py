@@ -44,7 +44,12 @@ class CaptionTokenizer:
     pad: int
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Return the token ids of a text and the end token, cut to `max_tokens` ids."""
+        """Return the token ids of a text, followed by the id of the end token.
+
+        Args:
+            text: The text.
+            max_tokens: Maximum number of ids. Further ids are cut off, the end token first.
+        """
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return [*ids, self.end][:max_tokens]
 
