@@ -238,11 +238,13 @@ class MixedSampler:
     def from_table(
         cls, rows: pa.Table, sampling: config.Sampling, shuffle: Shuffle
     ) -> "MixedSampler":
-        """Build strata from a labelled table: real before fake, generators in order of appearance.
+        """Create a sampler with a stratum for each generator of real and of fake images.
+
+        Strata of real images come first. Generators are in the order of their first rows.
 
         Args:
             rows: A labelled table.
-            sampling: The recipe's section `sampling`.
+            sampling: The section `sampling` of the training's config.
             shuffle: The shuffle.
         """
         generators, names = labels.coded(rows, "generator")
@@ -258,7 +260,10 @@ class MixedSampler:
         )
 
     def epoch(self, number: int) -> Indices:
-        """Return the rows of an epoch (length,), with each stratum spread evenly over it."""
+        """Return the row numbers of an epoch (length,), in the order in which they are read.
+
+        The rows of each generator are spread evenly over the epoch.
+        """
         draws = self.draws(number)
         walks = zip(self._count_before(number).tolist(), draws.tolist(), strict=True)
         rows = np.concatenate(
@@ -276,10 +281,10 @@ class MixedSampler:
         return ordered
 
     def draws(self, number: int) -> Counts:
-        """Return the number of rows of each stratum (strata,) in an epoch.
+        """Return how many rows of each stratum, a generator in one class, an epoch has (strata,).
 
-        It differs from the stratum's fraction of the epoch by less than one row, and equals that
-        fraction on average over epochs.
+        The number differs from the stratum's fraction of the epoch by less than one row. On average
+        over epochs, both are equal.
         """
         return self._count_before(number + 1) - self._count_before(number)
 
@@ -376,13 +381,14 @@ def compute_fractions(
 ) -> Fractions:
     """Return the fraction of an epoch (strata,) that each stratum gets.
 
-    A stratum is the rows of one generator in one class, real or fake. The fraction of a class is
+    A stratum is the rows of one generator in one class, real or fake. Balanced classes get half of
+    the epoch each. Otherwise a class gets its fraction of all rows. The fraction of a class is
     divided among its strata in proportion to count ** `sampling.generators`.
 
     Args:
         counts: Number of rows of each stratum (strata,).
         is_fake: Whether a stratum is fake (strata,).
-        sampling: The recipe's section `sampling`.
+        sampling: The section `sampling` of the training's config.
     """
     fractions: Fractions = np.power(counts, sampling.generators, dtype=np.float64)
     classes = [is_fake == fake for fake in (False, True) if (is_fake == fake).any()]

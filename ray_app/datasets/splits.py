@@ -63,7 +63,7 @@ def make_splits(
     """Read the sources of a training, and divide their rows into splits.
 
     Args:
-        data: The recipe's section `data`.
+        data: The section `data` of the training's config.
         open_source: Returns the labelled table of a source.
         one_class: Whether a split may have fakes only, or reals only.
 

@@ -38,7 +38,7 @@ class MatchedFiles(NamedTuple):
     Attributes:
         archive: The archive.
         layout: The layout that labels its members.
-        containers: The containers that pass the source's patterns.
+        containers: The containers (zip, tar, or Parquet files) that pass the source's patterns.
         files: Number of files that pass the patterns.
         size_bytes: Size of these files.
     """

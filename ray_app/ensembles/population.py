@@ -289,9 +289,10 @@ def measure_population(
 
 
 def measure_coverage(properties: Properties) -> Seen:
-    """Return the formats and the range of sizes of images, for `Population.seen`.
+    """Return the formats and the range of sizes of the calibration's images, for `Population.seen`.
 
-    `properties` are those of the images, from `compute_properties`.
+    Args:
+        properties: The properties of the images, from `compute_properties`.
     """
     ranges = {}
     for name in ("short_side_px", "megapixels"):

@@ -339,8 +339,8 @@ def _require_known(name: str, config: Mapping[str, Any], default: Any) -> None:
 def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[int]:
     """Return the token ids of the question that a vision-language model gets about each image.
 
-    The question is put into the chat template of the model. The ids include the tokens that stand
-    for the image.
+    The question is put into the chat template of the model. The ids include the tokens in place of
+    the image.
 
     Args:
         card: A describer card of the tier `dialogue`.

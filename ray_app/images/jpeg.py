@@ -158,7 +158,7 @@ class Frame(NamedTuple):
 
     @classmethod
     def from_segment(cls, segment: JpegSegment) -> "Frame":
-        """Parse the body of a start-of-frame segment (SOF) as far as it is present."""
+        """Parse the body of a start-of-frame segment (SOF), which may be cut short."""
         body = segment.body.ljust(8, b"\0")
         height, width = struct.unpack_from(">HH", body, 3)
         end = min(8 + 3 * body[7], len(body) - 2)  # An incomplete component is ignored.

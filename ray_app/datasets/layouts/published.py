@@ -37,7 +37,7 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 
 
 class OpenFake(base.DatasetLayout):
-    """OpenFake as a table with the columns `image`, `prompt`, `label`, and `model`.
+    """Layout of OpenFake as a table with the columns `image`, `prompt`, `label`, and `model`.
 
     Version 2 also has `type` and `release_date`. Images of one prompt are one group. In the
     configuration `reddit`, a row without a model gets the model `reddit`, as in the authors' code
@@ -82,7 +82,7 @@ class OpenFake(base.DatasetLayout):
 
 
 class OpenFakeCsv(base.ListedLayout):
-    """The label files of OpenFake.
+    """Layout that reads OpenFake's label files, which are CSV files next to the images.
 
     The file of version 1 has the columns `filename,typ`. `typ` is `real` or a generator, and names
     the folder below the root. Version 2 has one file per split, with the columns
@@ -149,7 +149,7 @@ class OpenFakeCsv(base.ListedLayout):
 
 
 class OpenFakeOod(base.DatasetLayout):
-    """OpenFake's sets of images by Imagen 3 and by Stable Diffusion 2.1.
+    """Layout of OpenFake's two sets of images by one generator, Imagen 3 or Stable Diffusion 2.1.
 
     Each set is a folder or a zip with about 1500 images, which are all fake.
 
@@ -207,7 +207,7 @@ _MAX_EXAMPLES = 5
 
 
 class ImdlbencoJson(base.ListedLayout):
-    """IMDLBenCo's JSON list of pairs [image, mask], which are paths below `root`.
+    """Layout of IMDLBenCo's JSON list of pairs [image, mask], which are paths below `root`.
 
     The mask "Negative" means that the image is real.
 
@@ -252,7 +252,7 @@ class ImdlbencoJson(base.ListedLayout):
 
 
 class ImdlbencoFolder(base.DatasetLayout):
-    """IMDLBenCo's folders `Tp` with altered images and `Gt` with their masks, side by side.
+    """Layout of IMDLBenCo's folders: `Tp` has altered images, and `Gt` next to it their masks.
 
     All images are fakes.
 
@@ -314,7 +314,7 @@ class ImdlbencoFolder(base.DatasetLayout):
         return layout
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the labels of images in Tp, with their masks."""
+        """Return the label fake, with the mask, for an image in the folder `Tp`, else None."""
         mask = self._masks.get(base.get_path(item))
         return None if mask is None else Labels("fake", self.generator, mask)
 
@@ -328,7 +328,7 @@ _FOLDERS = {
 
 
 class CommunityForensics(base.DatasetLayout):
-    """Community Forensics as Parquet, on the hub.
+    """Layout of the data set Community Forensics as Parquet, on the Hugging Face hub.
 
     Columns are `image_data`, `label`, `model_name`, `prompt`, `real_source`, `architecture`, and
     others. `label` is 0 for real and 1 for fake, `architecture` is LatDiff, PixDiff, GAN,
@@ -379,7 +379,7 @@ _NAMES: dict[int, Label] = {0: "fake", 1: "real"}
 
 
 class OpenDeepfakePreview(base.DatasetLayout):
-    """OpenDeepfake-Preview, a table with the columns `image` and `label` (0 is Fake, 1 is Real).
+    """Layout of OpenDeepfake-Preview, a table with columns `image` and `label`: 0 Fake, 1 Real.
 
     Args:
         generator: Name for the generator of all fakes, which is not published.
@@ -439,7 +439,7 @@ _OPENSDI = {
 
 
 class OpenSdi(base.DatasetLayout):
-    """OpenSDI, with columns `key`, `image`, `mask`, and `label`.
+    """Layout of OpenSDI, a table with the columns `key`, `image`, `mask`, and `label`.
 
     A key is `partial|entire/<generator>/real|fake/<id>.jpg`. The hub's splits are named after
     generators. The mask of a real image is ignored, and a fake without a mask is generated as a
@@ -517,7 +517,10 @@ _SHARDS = base.Folders(split_folder=-1)
 
 
 class Dflip(base.ListedLayout):
-    """DFLIP-3K in version 1 or 2.
+    """Layout of DFLIP-3K in version 1 or 2.
+
+    Version 1 is JSON files with a mapping from image id to metadata, and has fakes only. Version 2
+    is a JSON list of images with their labels, or WebDataset shards on the Hugging Face hub.
 
     Args:
         file: The JSON file. None for the shards of version 2, which need none.
@@ -570,7 +573,7 @@ class Dflip(base.ListedLayout):
         return self._listed.get(_parse_id(path) if self._has_ids else path)
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Return the label in version 2, and `all` in version 1."""
+        """Return the name of the subset: the label in version 2, and `all` in version 1."""
         return "all" if self._has_ids else labels.label
 
     def _read_v1(self, content: Mapping[str, Any], file: str) -> None:

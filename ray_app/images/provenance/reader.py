@@ -213,9 +213,9 @@ class ProvenanceReader:
 
 
 def has_manifest(data: bytes, format_name: str | None) -> bool:
-    """Return whether a file or its sidecar has a C2PA manifest store.
+    """Return whether a file or its sidecar has a C2PA manifest store: signed Content Credentials.
 
-    Compressed texts are not unpacked for this.
+    The store is not checked. Compressed texts are not unpacked for this.
 
     Args:
         data: The file.
