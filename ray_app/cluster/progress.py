@@ -98,11 +98,7 @@ class Progress:
         self._stream.flush()
 
     def line(self, now: float) -> str:
-        """Return the text of the progress line.
-
-        Args:
-            now: The present time of the clock in seconds, for the rate.
-        """
+        """Return the text of the progress line at a time `now` of the clock, in seconds."""
         progress = (
             ", listing continues"
             if self._goes_on

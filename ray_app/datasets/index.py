@@ -269,7 +269,9 @@ def check_source(source: DatasetSource, store: Store) -> None:
         store: The folder for the index. Files in it do not belong to the source.
 
     Raises:
-        ConfigError: The settings of the source are invalid.
+        ConfigError: The settings of the source are invalid, it does not exist, or no file passes
+            its patterns.
+        StorageError: The source is unreachable.
     """
     if not list_indexes(source):
         archive, _ = open_archive(source, store)

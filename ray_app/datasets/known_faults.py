@@ -62,6 +62,9 @@ class KnownFault(Frozen):
 
         Args:
             stratum: The split, label, and generator of the rows.
+
+        Returns:
+            True if the fault is documented for such rows, even if only for some of them.
         """
         split, label, generator = stratum
         is_by_generator = any(fnmatchcase(generator, glob) for glob in self.generators)

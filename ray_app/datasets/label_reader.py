@@ -158,8 +158,7 @@ class LabelIndex:
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield tables with the given columns, one per file of the index, in order.
 
-        Args:
-            columns: Names that `find_columns` has returned.
+        `columns` are names that `find_columns` has returned.
         """
         store = Store.open(self.place)
         for block in read_blocks(store, 0):

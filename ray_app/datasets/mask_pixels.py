@@ -77,10 +77,13 @@ def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Imag
 
 
 def measure_coverage(mask: Image.Image) -> Coverage:
-    """Return how much of the image a mask marks as altered: "empty", "part", or "full".
+    """Return how much of the image a mask marks as altered.
 
     Args:
         mask: The mask in mode L, 0 where the image was not altered.
+
+    Returns:
+        "empty" if the mask marks nothing, "full" if it marks every pixel, or else "part".
     """
     lowest, highest = cast(tuple[int, int], mask.getextrema())
     return "empty" if not highest else "full" if lowest else "part"

@@ -150,8 +150,10 @@ class Shuffle:
         """Return a new random generator for a purpose, such as the order of an epoch.
 
         Args:
-            *which: Numbers that name the purpose, such as the number of the epoch. Equal numbers
-                always give a generator in the same state.
+            *which: Numbers that name the purpose, such as the number of the epoch.
+
+        Returns:
+            A generator that is always in the same state for equal numbers.
         """
         return np.random.default_rng([self.seed, _ORDER, len(which), *which])
 
@@ -362,13 +364,10 @@ class PairedSampler:
         return self.pairs.size + (self.last is not None)
 
     def epoch(self, number: int) -> Indices:
-        """Return the row numbers of an epoch (length,), pair after pair.
+        """Return the row numbers of the epoch `number` (length,), pair after pair.
 
         If the number of rows is odd, the row without a partner comes last in even epochs and first
         in odd epochs. So pairs always begin at an even position of the training.
-
-        Args:
-            number: Number of the epoch, from 0.
         """
         rows = self.pairs[self.shuffle.permute(len(self.pairs), number)].ravel()
         if self.last is None:

@@ -237,7 +237,7 @@ def select_audited(card: EnsembleCard, digests: Sequence[str | None]) -> list[bo
 
 
 def score_first_stage(card: EnsembleCard, table: Table) -> Column:
-    """Return the scores of n images after the first stage of a cascade, as log-odds of fake (n,).
+    """Return the scores of images after the first stage of a cascade.
 
     In the first stage, only the first detectors of the ensemble score the images.
 
@@ -245,6 +245,9 @@ def score_first_stage(card: EnsembleCard, table: Table) -> Column:
         card: The ensemble card, which must be a cascade.
         table: Calibrated log-odds (n, members). Columns of detectors that score only the second
             stage may be missing, and are not used.
+
+    Returns:
+        Log-odds of fake (n,).
     """
     assert card.cascade is not None
     return _score_stage(card.cascade.early, table[:, : card.first])

@@ -291,8 +291,7 @@ def measure_population(
 def measure_coverage(properties: Properties) -> Seen:
     """Return the formats and the range of sizes of the calibration's images, for `Population.seen`.
 
-    Args:
-        properties: The properties of the images, from `compute_properties`.
+    `properties` are those of the images, from `compute_properties`.
     """
     ranges = {}
     for name in ("short_side_px", "megapixels"):
@@ -310,11 +309,9 @@ def measure_coverage(properties: Properties) -> Seen:
 
 
 def select_values(column: Values, rows: npt.NDArray[np.bool_]) -> Values:
-    """Return the values of an image property for the images that a mask selects.
+    """Return the values of an image property for the images that a bool mask (n,) selects.
 
-    Args:
-        column: Values of the property (n,), from `compute_properties`.
-        rows: Whether each image is selected (n,).
+    `column` has the values of the property (n,), from `compute_properties`.
     """
     return (
         column[rows]

@@ -191,8 +191,7 @@ class PrefixNetwork(nn.Module):
     def generation_inputs(self, embeddings: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
         """Return the model to generate prompts with, and the inputs for its method `generate`.
 
-        Args:
-            embeddings: Embeddings of the images (n, width).
+        `embeddings` (n, width) are those of the images.
         """
         prefixes = self._prefixes(embeddings)
         mask = torch.ones(prefixes.shape[:2], dtype=torch.long, device=prefixes.device)
@@ -233,8 +232,7 @@ class CaptionNetwork(nn.Module):
     def generation_inputs(self, pixels: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
         """Return the model to generate prompts with, and the inputs for its method `generate`.
 
-        Args:
-            pixels: Normalised pixels of the images (n, 3, H, W).
+        `pixels` (n, 3, H, W) are the normalised pixels of the images.
         """
         inputs = {"pixel_values": pixels.to(self.model.dtype)}
         if self.question:
@@ -284,11 +282,12 @@ def build_prefix(name: str, architecture: Mapping[str, Any], prefix: int) -> Pre
 def build_captioner(name: str, architecture: Mapping[str, Any]) -> CaptionNetwork:
     """Build the network for a describer card of the tier `captioner`, which reads pixels.
 
-    The network has no trained weights yet. It is in evaluation mode.
-
     Args:
         name: Name of the describer card, for errors.
         architecture: The `model` type of transformers, such as "git", and its `config`.
+
+    Returns:
+        The network in evaluation mode, without trained weights.
 
     Raises:
         DetectorError: If transformers cannot build the model, or if `config` has an unknown key.
@@ -337,14 +336,16 @@ def _require_known(name: str, config: Mapping[str, Any], default: Any) -> None:
 
 
 def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[int]:
-    """Return the token ids of the question that a vision-language model gets about each image.
+    """Tokenize the question that a vision-language model gets about each image.
 
-    The question is put into the chat template of the model. The ids include the tokens in place of
-    the image.
+    The question is put into the chat template of the model.
 
     Args:
         card: A describer card of the tier `dialogue`.
         tokenizer: Its tokenizer.
+
+    Returns:
+        Token ids. They include the tokens in place of the image.
 
     Raises:
         DetectorError: If the template and the tokenizer do not fit together.

@@ -182,11 +182,14 @@ class Retrieval:
 
 
 def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensors to save as the file of a `Retrieval` index, by name.
+    """Build the tensors to save as the file of a `Retrieval` index.
 
     Args:
         vectors: Embeddings of n images (n, d). They are scaled to length 1.
         prompts: The prompt of each image.
+
+    Returns:
+        The tensors by name: `embeddings`, `prompts`, and `ends`, as `DescriberCard` defines them.
 
     Raises:
         ValueError: If `prompts` is empty or differs in number from `vectors`.

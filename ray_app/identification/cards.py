@@ -132,10 +132,8 @@ class IdentifierCard(_Card):
         """Return all settings of the card that affect its predictions, as plain JSON.
 
         They are recorded with a scoring run, which can only be resumed with equal settings. They
-        include the family of each generator, because the index of generators may change.
-
-        Raises:
-            DetectorError: If a weight file is missing.
+        include the family of each generator, because the index of generators may change. Raises
+        DetectorError if a weight file is missing.
         """
         return super().facts() | {
             "families": dict(zip(self.classes, self.class_families, strict=True))

@@ -206,10 +206,8 @@ def softmax(logits: Floats) -> Floats:
 def energy(logits: Floats) -> Floats:
     """Return the confidence (n,) that the generator of each image is a known one.
 
-    It is log Σ exp of the image's logits, the `energy` method of `OpenSet`.
-
-    Args:
-        logits: Logits (n, C) of C known generators.
+    It is log Σ exp of the image's logits (n, C) for C known generators. This is the method `energy`
+    of `OpenSet`.
     """
     top = logits.max(axis=1)
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)), np.float32)

@@ -57,11 +57,8 @@ def clean_prompt(prompt: str | None) -> str | None:
     """Return a prompt on one line, without the syntax of programs and without ratings.
 
     `normalise_prompt` describes the syntax. Ratings are words such as sfw, nsfw, rating:safe, and
-    R-18.
-
-    Returns:
-        The prompt. None if the cleaned text cannot be a prompt, because it has no letter, fewer
-        than 10 characters, or more than 2,000.
+    R-18. The result is None if the cleaned text cannot be a prompt, because it has no letter, fewer
+    than 10 characters, or more than 2,000.
     """
     text = normalise_prompt(_RATING.sub(" ", prompt or ""))
     return (

@@ -46,9 +46,7 @@ class CaptionTokenizer:
     def encode(self, text: str, max_tokens: int) -> list[int]:
         """Return the token ids of a text, followed by the id of the end token.
 
-        Args:
-            text: The text.
-            max_tokens: Maximum number of ids. Further ids are cut off, the end token first.
+        A longer result is cut to `max_tokens` ids, and then has no end token.
         """
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return [*ids, self.end][:max_tokens]

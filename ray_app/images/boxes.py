@@ -103,8 +103,8 @@ def _iter_items(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 def iter_items_in(data: bytes, meta: BmffBox) -> Iterator[tuple[bytes, int, int]]:
     """Yield the type, offset, and size of each item that a `meta` box lists.
 
-    An item is a coded image, a tile, EXIF, or XMP. Items that the file stores in several pieces are
-    left out.
+    Items are, for example, coded images, tiles, EXIF, and XMP. Items that the file stores in
+    several pieces are left out.
 
     Args:
         data: The file.

@@ -133,11 +133,9 @@ class ImageRefused(InputError):  # noqa: N818 - it names a decision, not a failu
 
     @classmethod
     def because(cls, reason: InputError, facts: ImageFileFacts) -> "ImageRefused":
-        """Create an `ImageRefused` from another error about an image.
+        """Create an `ImageRefused` with the status and detail of another error about an image.
 
-        Args:
-            reason: The error, whose status and detail are used.
-            facts: The facts of the file that are known so far.
+        `facts` are the facts of the file that are known so far.
         """
         return cls(
             reason.status, reason.detail, facts, limit=reason.limit, observed=reason.observed

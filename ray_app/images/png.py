@@ -101,10 +101,7 @@ class PngText(NamedTuple):
     def unpack(self, max_bytes: int) -> tuple[bytes, int]:
         """Return the encoded text, uncompressed, and the number of bytes that were unpacked.
 
-        If the compressed data is broken, the text is empty.
-
-        Args:
-            max_bytes: The maximum number of bytes to return. A longer text is cut.
+        A text longer than `max_bytes` is cut. If the compressed data is broken, the text is empty.
         """
         if self.is_packed:
             return inflate(self.body, max_bytes)

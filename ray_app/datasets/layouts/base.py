@@ -399,10 +399,8 @@ def read_class_label(item: ListedMember, name: str) -> Label:
     """Return the label, `real` or `fake`, that a member has in a column.
 
     If the table names the classes (ClassLabel of the library `datasets`), the name of the class
-    decides, and not its number.
-
-    Raises:
-        ConfigError: The column is missing, or its value is not a label.
+    decides, and not its number. Raise ConfigError if the column is missing or its value is not a
+    label.
     """
     number = get_column(item, name)
     label_name = item.input.get(f"{name}_name")
@@ -414,9 +412,7 @@ def read_class_label(item: ListedMember, name: str) -> Label:
 def make_contradiction(item: ListedMember, reason: str) -> ConfigError:
     """Return the error for a member whose labels contradict one another.
 
-    Args:
-        item: The member.
-        reason: The contradiction, as text.
+    `reason` describes the contradiction, for the message.
     """
     return ConfigError(
         f"{describe_member(item)}: {reason}",

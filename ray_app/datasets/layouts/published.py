@@ -122,8 +122,7 @@ class OpenFakeCsv(base.ListedLayout):
     def labels(self, item: ListedMember) -> Labels | None:
         """Return the labels of an image, or None if the label file does not list it.
 
-        Raises:
-            ConfigError: The label is missing or unknown, or a fake has no model.
+        Raise ConfigError if the label is missing or unknown, or if a fake has no model.
         """
         return (
             super().labels(item)

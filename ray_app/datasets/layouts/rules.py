@@ -38,11 +38,10 @@ class PathRule(Frozen):
     )
 
     def match(self, path: str) -> re.Match[str] | None:
-        """Match a path with this rule.
+        """Match a path with this rule. Return None if the path does not match.
 
-        Returns:
-            None if the path does not match. Otherwise a match with the named groups `generator` and
-            `split`, the names of these folders, if the pattern has them.
+        The named groups of the match are `generator` and `split`, if the pattern has them. They are
+        the names of folders.
         """
         pattern = _WILDCARD.sub(
             lambda wildcard: (

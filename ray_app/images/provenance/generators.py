@@ -82,7 +82,7 @@ def merge_texts(*sources: Texts) -> dict[str, str]:
 def find_complex(texts: Texts) -> list[str]:
     """Return the keywords of metadata texts that `read_generator` does not parse.
 
-    These are JSON texts with too many values, which could take long to parse.
+    These are JSON texts with too many values, which could need much memory.
     """
     return [
         keyword

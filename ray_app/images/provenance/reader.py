@@ -228,11 +228,7 @@ def has_manifest(data: bytes, format_name: str | None) -> bool:
 
 
 def build_unread(reason: str) -> statement.ContentCredentials:
-    """Return the `ContentCredentials` for a C2PA manifest that was not read.
-
-    Args:
-        reason: The reason why it was not read, as text.
-    """
+    """Return the `ContentCredentials` of a C2PA manifest that was not read for some reason."""
     return statement.ContentCredentials(state="unreadable", ai_generated=False, problems=(reason,))
 
 

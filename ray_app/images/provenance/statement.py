@@ -342,11 +342,8 @@ class MetadataBlocks:
     def has_room(self, keyword: str, *, is_xmp: bool) -> bool:
         """Return whether another XMP packet or text can be added within the limits.
 
-        If not, note in `unread` that it was not read.
-
-        Args:
-            keyword: The keyword of the text, for the note. It is not used for XMP.
-            is_xmp: Whether an XMP packet is to be added, and not a text.
+        If not, note in `unread` that it was not read. `keyword` is the keyword of the text, for the
+        note. It is not used for an XMP packet.
         """
         if not self.left_bytes:
             self.note_over_limit("XMP" if is_xmp else _describe_text(keyword))
