@@ -1,6 +1,8 @@
-"""Divide the images of a recipe into training, validation, and test: `make_splits`.
+"""Divide the images of a training into training, validation, and test (`make_splits`).
 
-Images are divided by group and by generator. No image is read.
+The config of the training states whether validation and test have their own sources, or are held
+out from the training sources. Images are held out by group (the images of one prompt, scene, or
+pair) and by generator. No image is read.
 """
 
 import hashlib

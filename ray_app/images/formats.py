@@ -139,7 +139,7 @@ def describe_unsupported(data: bytes) -> str:
 
 
 def describe_signature(data: bytes) -> str | None:
-    """Describe a file that is not an image, such as a video or PDF, and what the user can do.
+    """Describe a file that is not a supported image, such as a PDF, and what the user can do.
 
     The first 262 bytes decide. The result is None if they have no known signature.
     """
