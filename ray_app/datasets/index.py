@@ -309,27 +309,27 @@ def write_index(
     reading: MapFunction = map_serial,
     progress: Progress = report_nothing,
 ) -> IndexInfo:
-    """List an archive, label its members, and write the index. An unfinished index is replaced.
+    """List the files of an archive, label them, and write the index. Replace an unfinished index.
 
     Args:
         store: The folder of the index.
         archive: The archive.
-        layout: The layout that labels the members.
-        hashes: Hashes to compute, which reads every image.
-        limits: Limits of images, for the hashes.
-        limit: Maximum number of members. None for all.
-        source: Description of the source, for `IndexInfo`.
-        requires_all_folders: Refuse a source with a folder that cannot be listed.
-        each: Runs the tasks of listing and labelling.
-        reading: Runs the tasks that compute hashes, if the archive has more than one block.
-        progress: Receives the kind of work and the number of members so far.
+        layout: The layout that reads the labels of the files.
+        hashes: Names of the hashes to compute, which reads every image. Empty for none.
+        limits: Limits on the images that are hashed.
+        limit: Maximum number of files. None for all.
+        source: Settings of the source to record, for `IndexInfo.source`.
+        requires_all_folders: Whether a folder that cannot be listed is an error.
+        each: Runs the tasks that list and label files.
+        reading: Runs the tasks that also compute hashes, if they are more than one.
+        progress: Called with the kind of work, such as `labelled`, and the number of files so far.
 
     Returns:
         The summary of the index.
 
     Raises:
-        ConfigError: A hash cannot be computed, or no labelled image is left. Or a member has no
-            known label, or is listed twice with different labels.
+        ConfigError: A hash cannot be computed, or no image has a label. Also if the label of an
+            image is unknown, or if it is listed twice with different labels.
         StorageError: The source is unreachable, or a required folder cannot be listed.
     """
     check_hashes(hashes)

@@ -70,7 +70,7 @@ class LabelFile:
         return self._table.column_names
 
     def find_columns(self, names: Sequence[str] = COLUMNS) -> list[str]:
-        """Return those of the names that are columns of the file. Letter case does not matter.
+        """Return those of `names` that the file has as columns. Letter case does not matter.
 
         Raises:
             ConfigError: The file cannot be read, or two of its columns match one name.
@@ -152,7 +152,7 @@ class LabelIndex:
         return ["image_id", "uri", "member", *INPUT.names]
 
     def find_columns(self, names: Sequence[str] = COLUMNS) -> list[str]:
-        """Return those of the names that are columns of an index."""
+        """Return those of `names` that every index has as columns."""
         return [name for name in names if name in self.list_columns()]
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -179,7 +179,8 @@ class Folders(DatasetLayout):
         generator_folder: Position of the folder that names the generator of a fake or the source of
             a real image, counted from the label's folder: 1 is the next folder inside, −1 the
             folder outside. If it does not exist, fakes are by `unknown`.
-        split_folder: Position of the split's folder, counted alike. None for no splits.
+        split_folder: Position of the folder that names the split, counted in the same way. None for
+            no splits.
     """
 
     generator: str | None = None
