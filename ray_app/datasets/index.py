@@ -676,8 +676,8 @@ def list_indexes(source: DatasetSource) -> Sequence[str]:
         info = read_info(Store.open(path))
         if info is not None and (missing := set(source.hashes) - set(info.hashes)):
             raise ConfigError(
-                f"{path}: an index without {', '.join(sorted(missing))}, which the source's hashes require",
-                hint="make it again by touchstone data index … --hash sha256,phash, or remove hashes",
+                f"{path}: the index has no column {', '.join(sorted(missing))}, which the setting `hashes` of the source needs",
+                hint="make the index again with touchstone data index … --hash sha256,phash, or remove `hashes` from the source",
             )
     return indexes
 

@@ -222,8 +222,8 @@ def _refuse_one_class(name: str, table: pa.Table, *, allowed: bool) -> None:
             f"data.{name}: the split has no images; check its sources and the held-out parts"
         )
     if not allowed and (is_fake.all() or not is_fake.any()):
-        raise ConfigError(f"data.{name}: all {len(table)} images are {'fake' if is_fake.all() else 'real'}",
-                          hint="hold out groups, too, which have real images: {generators: […], groups: 0.1}")  # fmt: skip
+        raise ConfigError(f"data.{name}: all {len(table)} images are {'fake' if is_fake.all() else 'real'}, but both classes are needed",
+                          hint="hold out groups, too, since groups have images of both classes: {generators: […], groups: 0.1}")  # fmt: skip
 
 
 def _tally(column: pa.ChunkedArray) -> dict[str, int]:

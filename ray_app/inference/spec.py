@@ -563,7 +563,7 @@ def profile_cards(
         if card is not None and card.detector is not None and card.detector not in first:
             raise ConfigError(
                 f"{ensemble.name}: {card.name} reads embeddings of {card.detector}, which does not score every image",
-                hint=f"add {card.detector} to the detectors that score every image, or use a profile that reads one of {', '.join(first)}",
+                hint=f"add {card.detector} to the detectors that score every image, or use a card that reads one of {', '.join(first)}",
             )
     if describer is not None and describer.name in cards:
         raise ConfigError(

@@ -25,7 +25,7 @@ def check_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
             f"scores of shape {values.shape} and labels of shape {label_values.shape} must be one-dimensional and of equal length"
         )
     if not len(values):
-        raise ValueError("there are no scores")
+        raise ValueError("there are no scores, so no metric is defined")
     _require_finite(values)
     if not np.isin(label_values, (0, 1)).all():
         raise ValueError(

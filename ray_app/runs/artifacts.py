@@ -226,7 +226,7 @@ def read_features(
     differing = directory.differences({"detector": detector, **facts}, _facts_in(rows.schema))
     if differing:
         raise ConfigError(
-            f"{run.store.url}: block {ref.block} of listing {ref.manifest} has other embeddings of {detector}:\n  "
+            f"{run.store.url}: block {ref.block} of listing {ref.manifest} has embeddings of {detector} that were computed in another way:\n  "
             + "\n  ".join(differing),
             hint="score the images again with --features",
         )

@@ -295,7 +295,7 @@ class TestSources:
         assert not (tmp_path / "nowhere").exists()
         for wrong, said in [
             ({"limit": 1}, "limit must be set when it is made"),
-            ({"hashes": ("phash",)}, "an index without phash"),
+            ({"hashes": ("phash",)}, "the index has no column phash"),
             ({"at": (store.url, *folders.at)}, "is an index, but"),
         ]:
             with pytest.raises(ConfigError, match=said):

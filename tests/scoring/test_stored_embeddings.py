@@ -92,7 +92,9 @@ def test_resume_continues_with_its_own_manifest(run, tmp_path):
     kept = read_features(run, last, ids, NAME, FACTS)
     other = feature_rows(ids, kept, NAME, FACTS | {"sha256": "0" * 64})
     write_features(run, 1, last.block, NAME, other)
-    message = r"block 0 of listing 1 has other embeddings of .*\n  sha256"
+    message = (
+        r"block 0 of listing 1 has embeddings of .* that were computed in another way:\n  sha256"
+    )
     with pytest.raises(ConfigError, match=message):
         score_stored(run, tmp_path / "new")
     write_features(run, 1, last.block, NAME, feature_rows(ids, kept, NAME, FACTS))

@@ -188,7 +188,9 @@ class PublishedLayout(Frozen):
     @classmethod
     def _stated(cls, source: str) -> str:
         if len(source) < 10:
-            raise ValueError("must name where the layout is described, in 10 or more characters")
+            raise ValueError(
+                "must be the address or the paper that describes the layout, in 10 or more characters"
+            )
         return source
 
 

@@ -242,8 +242,11 @@ def _find_entry_point(name: str) -> str:
     )
     targets: dict[str, str] = {point.name: point.value for point in group}
     if name not in targets:
-        raise UnusableError(f"no installed package has an entry point {name} in the group {ENTRY_POINTS}",
-                            f"use one of {', '.join(targets) or 'none'}, or write callable:MODULE:FUNCTION")  # fmt: skip
+        others = f"use one of {', '.join(targets)}, or " if targets else ""
+        raise UnusableError(
+            f"no installed package has an entry point {name} in the group {ENTRY_POINTS}",
+            f"{others}write callable:MODULE:FUNCTION",
+        )
     return targets[name]
 
 
