@@ -184,11 +184,11 @@ export function kindOf(answer) {
 /** Several verdicts in one sentence. */
 export function tally(items) {
   const of = (kind) => items.filter((item) => item.answer?.verdict === kind).length;
-  const [fake, open, real] = ["fake", "abstain", "real"].map(of);
+  const [fake, undecided, real] = ["fake", "abstain", "real"].map(of);
   const without = items.filter((item) => item.answer && !item.answer.verdict).length;
   const open = items.filter((item) => !item.answer).length;
   const parts = [`${fake || "none"} flagged as fake`];
-  if (open) parts.push(`${open} left open`);
+  if (undecided) parts.push(`${undecided} left open`);
   if (real) parts.push(`${real} with no evidence found`);
   if (without) parts.push(`${without} could not be scored`);
   if (open) parts.push(`${open} not scored yet`);
