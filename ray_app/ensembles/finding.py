@@ -4,10 +4,10 @@ The conclusion is a `Finding`, such as that a model generated the image. It list
 piece as a `Ground`. A ground is the verdict of the detectors, or a statement in the file about its
 own origin, such as signed Content Credentials (`images.provenance`).
 
-Each ground states its error rate. A statement that anyone can write or remove has no error rate.
-Grounds are sorted by `Strength`, strongest first. The strongest ground that supports a conclusion
-decides it. A ground that contradicts the conclusion is marked. A conclusion changes no verdict,
-score, or measured rate.
+Each ground states its error rate, or why it has none. A statement that anyone can write or remove
+has no error rate. Grounds are sorted by `Strength`, strongest first. The strongest ground that
+supports a conclusion decides it. A ground that contradicts the conclusion is marked. A conclusion
+changes no verdict, score, or measured rate.
 """
 
 from collections.abc import Iterator

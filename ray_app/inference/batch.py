@@ -86,8 +86,8 @@ class PerturbedBatch:
     """The images of a batch after one perturbation, such as JPEG compression.
 
     Attributes:
-        pixels: For each distinct preprocessing, one (slots, H, W, 3) array. `EncodedImages` if the
-            preprocessing does not resize.
+        pixels: For each distinct preprocessing of detectors, one (slots, H, W, 3) array.
+            `EncodedImages` if the preprocessing does not resize.
         sizes: For each file of the batch, the (width, height) of the perturbed image before it was
             resized for detectors. None for an image that could not be perturbed.
     """
@@ -110,9 +110,9 @@ class Batch:
             slots. If the preprocessing does not resize, one array or None per slot, or
             `EncodedImages`. Empty if no member could be decoded.
         sizes: The (width, height) of each member that has pixels, else None.
-        encoded: The files that are decoded again later. The second stage of a cascade needs them,
-            and detectors that read images in their own size. None for a file that does not decode.
-            Empty if no file is decoded again.
+        encoded: For each member, its file if it is decoded again later, else None. The second stage
+            of a cascade needs files, and detectors that read images in their own size. Empty if
+            the decoder passes on no files.
         views: The images after each perturbation that the spec requests. Empty if `pixels` is
             empty.
         ids: The image ids of the members. Empty if the ids are unknown.
@@ -141,7 +141,7 @@ class Batch:
     def files(self) -> list[MemberFile | None]:
         """For each member, (image id, file) if the file is decoded again later, else None.
 
-        The second stage of a cascade decodes files again.
+        The image id is 0 if it is unknown.
         """
         ids = self.ids or (0,) * len(self.outcomes)
         files = self.encoded or (None,) * len(self.outcomes)
@@ -162,7 +162,7 @@ def join_batches(batches: Sequence[Batch], slots: int) -> list[Batch]:
     The joined batch has neither files nor ids.
 
     Args:
-        batches: Batches of `slots` images each. Only the last batch may have fewer images.
+        batches: Batches of up to `slots` images each.
         slots: The fixed number of images per batch.
 
     Returns:

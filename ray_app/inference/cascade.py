@@ -150,7 +150,8 @@ class CascadeScorer:
             only: The names of the first-stage detectors that score the batches. None for all.
 
         Returns:
-            The outputs with one row per image. An image without a second-stage score has NaN there.
+            The outputs with one row per image. Columns of the second stage have NaN or None for an
+            image that it did not score.
         """
         remaining, outputs = iter(batches), list[DetectorOutputs]()
         while True:

@@ -26,7 +26,8 @@ class CheckedFile(NamedTuple):
     """The result of one file.
 
     Attributes:
-        row: The result as JSON values, with the keys of `Result.to_dict`, `uri`, and `provenance`.
+        row: The result as JSON values. It has the keys of `Result.to_dict`, but `uri` in place of
+            `source`, and also `provenance`.
         picture: A small copy of the image as JPEG. None if small copies are not requested, or if
             the file does not decode.
     """

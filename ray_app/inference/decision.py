@@ -430,8 +430,8 @@ def find_audited_members(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResul
     """Return for each image whether the audit of a cascade selects it.
 
     The second stage of a cascade scores the images that its first stage leaves undecided. To check
-    the first stage, it also scores a random sample of the other images, the audit. The hash of a
-    file decides whether it is in the sample.
+    the first stage, it also scores a random sample of all images, the audit. The hash of a file
+    decides whether it is in the sample.
 
     Args:
         spec: The spec of the whole ensemble.

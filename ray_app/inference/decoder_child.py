@@ -72,10 +72,11 @@ class DecodeRequest(Frozen):
     Attributes:
         preprocessings: The preprocessings to apply. Each preprocessing that resizes gives one
             tensor. None requests the RGB pixels instead of tensors.
-        resize: `exact` resizes with the libraries of the detectors' authors, `fast` with torch.
+        resize: `exact` resizes with the library of a detector's authors. `fast` replaces Pillow's
+            bilinear filter by that of torch.
         provenance: How to read what the file states about its origin. None does not read it.
-        native: Whether native code may read a C2PA manifest. False for a file with which that code
-            crashed.
+        native: Whether native code may read a C2PA manifest. False for a file on which the child
+            crashed or took too long before.
         measured: Whether the facts include values that are measured on pixels, such as `texture`.
         sidecar_bytes: The size of the sidecar, a second file with statements on the origin. It is
             sent after the file. 0 for no sidecar.

@@ -174,7 +174,7 @@ def measure_batches(
 ) -> list[MeasuredBatch]:
     """Measure the speed of a forward pass with batches of increasing size.
 
-    Measuring stops before a batch that is too large, or after one that takes over `MAX_BATCH_S`
+    Measuring stops at a batch that is too large, or after one that takes over `MAX_BATCH_S`
     seconds. A batch is too large if it takes more than the fraction `MAX_MEMORY` of the device's
     memory. It is also too large if memory is exhausted, or if a kernel cannot index it with 32
     bits.
@@ -185,7 +185,8 @@ def measure_batches(
         meter: Measures time and memory of the device.
 
     Returns:
-        One measurement for each size that is not too large. The smallest size is always included.
+        The measurements until then, without that of a batch that is too large. The smallest size is
+        always included.
 
     Raises:
         RuntimeError: Even the smallest batch fails.

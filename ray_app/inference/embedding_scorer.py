@@ -31,15 +31,15 @@ class EmbeddingScorer:
     def score(
         self, outcomes: Sequence[DecodeResult], vectors: Mapping[str, npt.NDArray[np.float32]]
     ) -> DetectorOutputs:
-        """Return the scores and embeddings of all detectors for n images.
+        """Return the scores of all detectors for n images, and the embeddings that are needed.
 
         Args:
             outcomes: The decoding result of each image.
             vectors: Embeddings (n, d) by detector. A row of NaN is a missing embedding.
 
         Returns:
-            The outputs. A decoded image without an embedding has no score. `failures` has the
-            reason.
+            The outputs. An image without an embedding has no score, and `failures` has the reason.
+            An image that was not decoded, or that a detector would not score, has no score either.
         """
         scores, failures = {}, {}
         for name, head in self._heads.items():

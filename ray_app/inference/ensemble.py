@@ -90,8 +90,8 @@ class Ensemble:
             0.05. Defaults to the main thresholds of the card.
         device: `cpu`, `cuda`, `cuda:0`, or `auto` for a GPU if one is available.
         precision: `bf16`, `fp32`, or `auto` for the settings of the card and the device.
-        resize: `exact` resizes with the libraries of the detectors' authors, `fast` with torch.
-            `auto` uses the setting of the card.
+        resize: `exact` resizes with the library of a detector's authors. `fast` replaces Pillow's
+            bilinear filter by that of torch. `auto` uses the setting of the card.
         limits: Limits on the size of an image.
         batch_size: Images per forward pass. Defaults to 4 on a CPU and 64 on a GPU.
         image_column: The column of a batch that has the images. Defaults to `bytes` or `image`, or
@@ -240,7 +240,7 @@ class Ensemble:
     def score_read(self, images: Iterable[Any]) -> list[result.Result]:
         """Score images that are already in memory, and return when all of them are scored.
 
-        `score` also reads files, but cannot use images that a child process has decoded.
+        Use `score` for paths, URLs, and folders.
 
         Args:
             images: For each image, the bytes of its file, a PIL image, a `PreparedImage`, or the

@@ -35,8 +35,8 @@ class NamedFiles:
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the content of a file that the user named.
 
-        A web URL must use https, and its host must have a public address. The content of a local
-        file includes its sidecar, a second file with statements on its origin.
+        A web URL must use https, and its host must have a public address. If a local file has a
+        sidecar, a second file with statements on its origin, the content includes it.
 
         Raises:
             InputError: The file cannot be read, or is larger than `max_bytes`.

@@ -110,7 +110,7 @@ class Result:
 
         `facts` is replaced by `format`, `width`, `height`, and `sha256`. `masks`, `picture`, and
         `demonstration` are left out. The attributes about a generator or a prompt are left out if
-        the ensemble predicts none.
+        the ensemble predicts none for this image.
         """
         row = {
             "source": self.source,

@@ -189,7 +189,8 @@ class ScoringSpec:
         cards: The detector cards by name, in the order of the ensemble.
         limits: Limits on the size of an image.
         precision: The precision (bf16 or fp32) by detector.
-        resize: `exact` resizes with the libraries of the detectors' authors, `fast` with torch.
+        resize: `exact` resizes with the library of a detector's authors. `fast` replaces Pillow's
+            bilinear filter by that of torch.
         slots: The fixed number of images per batch.
         device: The PyTorch device of the detectors, such as `cuda`.
         provenance: How to read what files state about their origin. This adds a column and changes
@@ -199,7 +200,7 @@ class ScoringSpec:
         absent: Perturbations of a requested published list that Touchstone does not have. The keys
             are their names, the values {"kind": …, "why": …}.
         features: For each detector whose embeddings the run stores, the settings that determine the
-            embeddings, such as `width`.
+            embeddings, such as the SHA-256 of the weights.
         identifier: The card of the model that predicts the generator of an image. None if the
             ensemble has no such model.
         describer: The card of the model that guesses the prompt of an image. None if the ensemble
@@ -625,9 +626,9 @@ class ResourceEstimate:
             process.
         tensor_bytes: Bytes that are sent between processes for one image: its prepared tensors,
             and its file (estimated size) if the file is decoded again.
-        pool_gmac: Expected billions of multiply-adds per image. There is one number for each
-            process in the spec's `all_pools`, which includes perturbed copies of the image. Images
-            that are not resized count as one megapixel. A detector of a second stage counts only
+        pool_gmac: Expected billions of multiply-adds per image, with its perturbed copies. There is
+            one number for each group in the spec's `all_pools`. Images that are not resized count
+            as one megapixel. A detector of a second stage counts only
             for the fraction `second_stage_share` of images, and the describer for
             `share_described`. A cost that no card states counts as 0.
         worst_gmac: Billions of multiply-adds if each detector scores the largest image that it

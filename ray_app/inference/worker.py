@@ -1,7 +1,7 @@
 """Create the decoder and the scorer of a process (`open_scorer`).
 
-All code that scores images uses this module: the command line, the workers of a run, the estimate
-of a run's cost, the Python API, and the endpoint.
+The command line, the workers of a run, the estimate of a run's cost, the Python API, and the
+endpoint use this module.
 """
 
 from collections.abc import Sequence

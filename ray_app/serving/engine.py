@@ -1,7 +1,7 @@
 """Score the images of an endpoint's requests (`Engine`), without HTTP and Ray.
 
 Images are decoded in child processes and scored in this process. The code for decoding, scoring,
-and deciding is that of a batch run, so the same image gets the same score.
+and deciding is that of a batch run, so with equal settings an image gets the same score.
 """
 
 import gc
@@ -84,8 +84,8 @@ class EncodedAnswer:
 
     Attributes:
         status: The HTTP status.
-        body: The JSON of an `ImageAnswer`. If a refused image is alone in its request, the JSON of
-            an `Error`.
+        body: The JSON of an `ImageAnswer`. If a refused image is alone in its request, or after an
+            internal error, the JSON of an `Error`.
         ensemble: Name of the ensemble.
         verdict: The verdict. None for a refused image.
         refused: The reason for the refusal as a code, such as `corrupt_image`. None for a scored

@@ -113,8 +113,8 @@ class Served:
     def check(self, request: ImageQuery) -> None:
         """Raise Refusal if the endpoint cannot score an image with the requested options.
 
-        This is the case if the ensemble or a detector is not served. It is also the case if the
-        ensemble has no thresholds for `fpr`.
+        This is the case if the ensemble is not served, or if a detector is not an optional detector
+        of the endpoint. It is also the case if the ensemble has no thresholds for `fpr`.
         """
         names = [info.name for info in self.ensembles]
         if request.ensemble is not None and request.ensemble not in names:
@@ -289,8 +289,8 @@ class WorkerPool:
         """Score one image, and return its answer. There is no time limit.
 
         Raises:
-            Refusal: The ensemble or a detector is not served, or the ensemble has no thresholds for
-                `fpr`. Or `MAX_DEATHS` workers have died while they processed the image.
+            Refusal: `Served.check` refuses the options. Or `MAX_DEATHS` workers have died while
+                they processed the image.
         """
         self.served.check(request)
         self._count_in_flight(+1)

@@ -38,7 +38,7 @@ class FrameLogHandler(logging.Handler):
 
 
 def write_worker_record(fields: dict[str, Any]) -> None:
-    """Write a log record that a worker sent to the log of this process, the HTTP process.
+    """Write a log record from a worker to the log of this process, the HTTP process.
 
     Args:
         fields: The fields of the record, as `FrameLogHandler` sends them.

@@ -195,7 +195,7 @@ def make_folder_error(error: BaseException) -> SourceError:
     """Convert an exception of a library into the error for a folder that cannot be listed.
 
     Returns:
-        The error. Its text has the reason, but not the name of the folder.
+        The error. Its text has the reason, but does not begin with the name of the folder.
 
     Raises:
         BaseException: The exception itself, if it is not about storage.

@@ -82,9 +82,9 @@ class Holder:
 
 
 def find_newest_claim(store: Store) -> int:
-    """Return the number of times that processes have claimed a directory to write to it.
+    """Return the number of the newest claim on a directory (`Lease.number`), 0 if there is none.
 
-    It is the `Lease.number` of the newest claim. 0 means that no process has claimed the directory.
+    Each process that writes to the directory claims it first, with a higher number than before.
     """
     names = filter(_NAME.fullmatch, store.names(_FOLDER))
     return max((_parse_number(f"{_FOLDER}/{name}") for name in names), default=0)

@@ -33,7 +33,7 @@ class NotedFolders:
 
     Attributes:
         count: The number of folders.
-        example: The path of the first of these folders. "" if there is none.
+        example: The path or uri of the first of these folders. "" if there is none.
     """
 
     count: int = 0

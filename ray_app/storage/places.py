@@ -1,4 +1,4 @@
-"""Read and write files on S3 (`S3`), web servers (`Web`), and all other stores (`Fsspec`).
+"""Read and write files on S3 (`S3`) and other stores (`Fsspec`), and read web servers (`Web`).
 
 `choose_backend` returns one of these backends, or `storage.local.Local`, for the scheme of a URL.
 """

@@ -162,7 +162,7 @@ class Backpressure(Layer):
     def estimate_wait_s(self) -> float:
         """Return the seconds until all running requests are likely to be answered.
 
-        The mean interval between answers is used. Return 0 before the first answers, or if no
+        The mean interval between answers is used. Return 0 before the first four answers, or if no
         request is running.
         """
         if self._answers < _MIN_ANSWERS or not self.running:

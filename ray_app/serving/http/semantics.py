@@ -135,7 +135,7 @@ class HeadAsGet(Layer):
 
 
 def has_body(scope: Scope) -> bool:
-    """Return whether a request has a body, according to its headers, which has yet to be read."""
+    """Return whether the headers of a request announce a body."""
     return any(
         name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
         for name, value in scope["headers"]
