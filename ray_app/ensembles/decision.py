@@ -536,7 +536,8 @@ def fit_stacking(scores: Table, labels: Labels, seed: int = 0) -> Stacking:
         The parameters, for the key `stacking` of an ensemble card.
 
     Raises:
-        ConfigError: The shapes do not match, a score is missing, or the labels are not both 0 and 1.
+        ConfigError: The shapes do not match, a score is missing, or the labels are not exactly 0
+            and 1, both present.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
