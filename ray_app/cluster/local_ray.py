@@ -46,8 +46,8 @@ def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
     processes. The environment of this process is restored after the block.
 
     Args:
-        hidden: Names of environment variables that Ray's processes do not inherit, such as those
-            with secrets.
+        hidden: Names of environment variables that Ray's processes do not inherit, in addition to
+            `SECRETS`.
 
     Yields:
         The folder for Ray's files.

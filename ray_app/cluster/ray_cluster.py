@@ -246,7 +246,8 @@ def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
         labels: Ray label selectors. Only nodes that match all of them are counted.
 
     Returns:
-        The number of nodes and the memory. If no node matches, 1 and the memory of this machine.
+        The number of nodes and the memory. If no matching node has cores, 1 and the memory of this
+        machine.
     """
     import ray
 
@@ -262,7 +263,7 @@ def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
 
 
 def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | None]:
-    """Estimate how many nodes a run on a number of cores will use, and the memory of each node.
+    """Estimate how many nodes a run on a number of cores will use, and the memory of the smallest.
 
     An autoscaler may add nodes later. They are assumed to be like the present nodes.
 

@@ -54,8 +54,9 @@ def signal_grace_s(configured_s: float | None = None) -> float:
 class ShutdownController:
     """Collect the reasons to stop a scoring run, and measure how much time running work has left.
 
-    A reason is a signal, a limit of hours or cost, or nodes that are taken away. The scoring run
-    reads the attributes, and then stops its pipelines.
+    A reason is a signal, a limit of hours or cost, or that this machine will be taken away. Other
+    nodes that will be taken away get no new work. The scoring run reads the attributes, and stops
+    its pipelines.
 
     Args:
         say: A function that prints one line.

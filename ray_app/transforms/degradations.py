@@ -93,8 +93,8 @@ def blur_by_glass(
 ) -> Image.Image:
     """Blur an image as through frosted glass (Hendrycks and Dietterich 2019).
 
-    The image is blurred, its pixels are displaced, and it is blurred again. Twice, every pixel
-    takes the value of a random pixel up to `strength` pixels away along each axis.
+    The image is blurred, its pixels are displaced twice, and it is blurred again. A displaced pixel
+    takes the value of a random pixel up to `strength` pixels (rounded up) away along each axis.
     """
     taps = ops.gaussian_taps(2 * math.ceil(strength) + 1, 0.4 + 0.2 * strength)
     pixels, max_offset = np.asarray(ops.blur(image, taps)), math.ceil(strength)

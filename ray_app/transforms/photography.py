@@ -41,9 +41,8 @@ def denoise(
 ) -> Image.Image:
     """Remove noise as a camera does, by Lee's (1980) local Wiener filter.
 
-    Every value moves towards the mean of its `window` × `window` neighbours. The more the variance
-    of the neighbours exceeds `sigma`², the less it moves. So level areas become smooth, and edges
-    stay.
+    Every value moves towards the mean of its `window` × `window` neighbours, by the fraction
+    `sigma`² ÷ their variance, at most 1. So level areas become smooth, and edges stay.
     """
     from scipy.ndimage import uniform_filter
 

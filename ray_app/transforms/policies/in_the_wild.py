@@ -1,6 +1,6 @@
 """Define the augmentation policy `in-the-wild`, which imitates what happens to images online.
 
-Between its publication and an archive, an image goes through resizes, crops, blur, noise,
+Between its publication and an archive, an image may go through resizes, crops, blur, noise,
 sharpening, tone, screenshots, and one or two saves as JPEG or WebP. The steps are those of NTIRE
 2026's challenge on robust detection in the wild (arXiv 2604.11487) that need no network. Real and
 generated images go through equal steps, so neither size, format, nor compression separates the

@@ -165,8 +165,8 @@ class SocialMedia(Frozen):
 
     It changes real and fake images. The steps are a crop, changes of colour, rotation, mirroring,
     blur, and at last a compression such as JPEG. The result needs no further preprocessing. If this
-    Pillow cannot write AVIF, WebP replaces it, as in the authors' code. Set `avif` if only some
-    machines of a training can write AVIF.
+    Pillow cannot write AVIF, WebP replaces it, as in the authors' code. Set `avif` to false if
+    only some machines of a training can write AVIF.
     """
 
     crop: int = Field(
