@@ -259,8 +259,7 @@ def decide(
     """Apply another ensemble card to the scores of a run, and write the new verdicts to another run.
 
     An ensemble card names detectors, and the rule and thresholds that turn their scores into verdicts. RUN must have scores of every
-    detector of the card. NEW gets one row for each file that the last listing of RUN
-    found: the newest.
+    detector of the card. NEW gets the newest row of each file that the last listing of RUN found.
 
     \b
     touchstone runs decide run --ensemble stricter.yaml --out stricter-run
@@ -282,7 +281,7 @@ def decide(
 def compact(run: str, out: str, unguarded: bool) -> int:
     """Rewrite a finished run as a new run with fewer files.
 
-    NEW has one row for each file that the last listing of OLD found: the newest. `touchstone score` can continue NEW.
+    NEW has the newest row of each file that the last listing of OLD found. `touchstone score` can continue NEW.
 
     \b
     touchstone runs compact run compacted

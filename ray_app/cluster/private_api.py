@@ -19,7 +19,7 @@ def draining_nodes() -> dict[str, int]:
     draining, and work on a lost node is repeated on another node.
 
     Returns:
-        By node id, the time in milliseconds since 1970, or 0 if there is no deadline.
+        By node id, the time in milliseconds since 1970, or 0 without a deadline.
     """
     from ray.exceptions import RayError
 

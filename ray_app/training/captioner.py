@@ -101,7 +101,8 @@ class CaptionLearner(Learner):
     def answer(self, part: Batch) -> torch.Tensor:
         """Return the logits (n, L, V) of the prompt tokens of one micro-batch.
 
-        L is the number of tokens of a prompt, and V is the size of the tokenizer's vocabulary.
+        L is the number of tokens of the longest training prompt, to which the others are padded. V
+        is the size of the tokenizer's vocabulary.
         """
         if self._normalise is None:
             inputs = torch.tensor(part["embedding"], device=self.device)
@@ -212,7 +213,7 @@ def make_plan(
         recipe: Name of the recipe, for errors.
         section: The recipe's section `describe`.
         width: Length of an embedding, which the tier prefix reads. None for the tier captioner.
-        prompts: Training prompts, on which a tokenizer is trained if `tokenizer` is None.
+        prompts: Training prompts, on which a tokenizer is trained if there is none yet.
         tokenizer: JSON of the tokenizer that an earlier session of this training stored. None if
             there is none.
 

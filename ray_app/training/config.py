@@ -178,8 +178,8 @@ class Schedule(Frozen):
     The rate rises linearly over the warm-up steps. Then it is constant, or falls along a line or a
     cosine to a fraction of `Optimiser.rate`.
 
-    The exact formulas for step s of T steps, from 0, with W warm-up steps: before W, the factor of
-    the rate is (s + 1) / W. Afterwards, with p = (s − W) / (T − W), the curve is 1 − p for linear,
+    The T steps are counted from 0. In step s of W warm-up steps, the factor of the rate is
+    (s + 1) / W. Afterwards, with p = (s − W) / (T − W), the curve is 1 − p for linear,
     (1 + cos πp) / 2 for cosine, and 1 for constant. Linear and cosine are scaled to end at `floor`
     in step T.
     """

@@ -73,7 +73,7 @@ def describe(
 
     Args:
         job: The job.
-        findings: The numbers of images and the digest of each split (`Splits.findings`).
+        findings: Counts and digests of the splits, and leakage between them (`Splits.findings`).
         claim: The content of `train.json`, which records the recipe and the data of the directory.
         fit: Runs the training loop of a job until its last step is in a checkpoint.
 
@@ -163,7 +163,7 @@ def _predict_nearest(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRo
 
 
 def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
-    """Return the prompt of the nearest training image for each validation and test image.
+    """Return the prompt of the nearest training image for each embedded image of other splits.
 
     The embeddings of the training images with their prompts form an index. If the recipe's tier is
     retrieval, this index is the describer, and is written to the training's directory.
@@ -334,9 +334,10 @@ def write_describer(
 
     Args:
         folder: A local folder with the weights.
-        recipe: The recipe, from which name, title, licence, and source of the card come.
+        recipe: The recipe, from which keys of the card such as `name` and `title` come.
         facts: Further keys of the card, such as `tier` and `architecture`.
-        start: The card whose weights the training started from. None for random weights.
+        start: The card whose weights the training started from. Its licence may be inherited. None
+            for random weights.
 
     Returns:
         The card as loaded from the file.

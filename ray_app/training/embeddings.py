@@ -124,7 +124,7 @@ def compute_embeddings(
 
 
 def store_block(out: Store, split: str, first: int, embedded: Embeddings) -> None:
-    """Store the embeddings of one block, which is `loop.batch` rows of a split, as a file.
+    """Store the embeddings of one block, up to `loop.batch` rows of a split, as a file.
 
     Args:
         out: The directory of the training.
@@ -146,8 +146,8 @@ def read_embeddings(out: Store, split: str) -> Embeddings:
     """Return all stored embeddings of a split.
 
     Raises:
-        TouchstoneError: None of the split's images could be read, or some embeddings were computed
-            in bf16 and others in fp32.
+        TouchstoneError: The split has no stored embeddings, or some were computed in bf16 and
+            others in fp32.
     """
     blocks = [
         block for block in _read_blocks(out.subdir(f"{FOLDER}/{split}")) if len(block["rows"])

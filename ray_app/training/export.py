@@ -108,22 +108,6 @@ def export(
         recipe: The recipe.
         card: The training card, see `networks.training_card`.
         network: The network as the card describes it, with the weights of the best checkpoint.
-        facts: The metrics and other results of the training, which the new card and the model page
-            show.
-
-    Raises:
-        DetectorError: The network differs from the one that the card describes.
-        StorageError: The files cannot be written.
-    Write the weights, the configuration of their library, and the card; return the card.
-
-    All files are first written to a temporary folder and loaded again. They are copied to `out`
-    only if the loaded tensors equal the trained tensors. `card.yaml` is copied last.
-
-    Args:
-        out: The directory of the training.
-        recipe: The recipe.
-        card: The training card, see `networks.training_card`.
-        network: The network as the card describes it, with the weights of the best checkpoint.
         facts: The metrics and other results of the training, which the new card states.
 
     Raises:
@@ -511,7 +495,7 @@ def finish(
 
     Args:
         job: The job.
-        findings: The numbers of images and the digest of each split (`Splits.findings`).
+        findings: Counts and digests of the splits, and leakage between them (`Splits.findings`).
         claim: The content of `train.json`, which records the recipe and the data of the directory.
 
     Returns:

@@ -233,7 +233,7 @@ def load_backbone_detector(
 
 
 def find_labels(path: str) -> str:
-    """Return the path of a labels file. In a folder, it is index.parquet."""
+    """Return the path of a labels file. In a local folder, it is index.parquet."""
     inside = Path(path) / "index.parquet"
     return str(inside) if "://" not in path and inside.is_file() else path
 

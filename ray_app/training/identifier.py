@@ -1,7 +1,7 @@
 """Fit and calibrate an identifier, which names the generator of a fake image from its embedding.
 
-`assign_classes` gives each labelled row a class, usually its generator. `fit` fits a linear head
-that predicts the class. It chooses the head's settings and calibrates its probabilities by a
+`assign_classes` gives each labelled row a class, usually its generator. `fit` fits a head that
+predicts the class. It chooses the head's settings and calibrates its probabilities by a
 cross-validation of the training images. In it, a head judges an image only if it saw no image of
 the same group. Validation images are used only by `find_threshold`, which sets the confidence below
 which a generator is called unknown.
@@ -106,8 +106,8 @@ def fit_distances(vectors: Vectors, codes: Labels) -> dict[str, Vectors]:
         codes: Classes (n,), 0 … C − 1.
 
     Returns:
-        `means` (C, d), the mean of each class, and `whitening` (d, d). The product of `whitening`
-        with a difference of embeddings has the Mahalanobis distance as its length.
+        `means` (C, d), the mean of each class, and `whitening` (d, d). The length of
+        (vector − mean) @ `whitening` is the Mahalanobis distance.
     """
     from sklearn.covariance import LedoitWolf
 
@@ -130,8 +130,8 @@ def find_threshold(confidence: Vectors, abstains: float) -> float:
     known generators below it is at most `abstains`, for example 0.05.
 
     The exact rule is that of split conformal prediction. The k-th smallest of n given confidences
-    is returned. The confidence of a new image is below it with probability k / (n + 1). k is the
-    largest number for which that is at most `abstains`.
+    is returned. The confidence of a new image that is like the given ones is below it with
+    probability k / (n + 1). k is the largest number for which that is at most `abstains`.
 
     Args:
         confidence: Confidence (n,) of images of known generators that nothing was fitted on.
@@ -190,8 +190,8 @@ class ClassAssignments:
     Attributes:
         names: Name (n,) of each row's class, also if the identifier will not have the class. `real`
             for real images, None if the generator is unknown.
-        held_out: Whether each row's generator is in `held_out` of the recipe (n,). Nothing is
-            fitted on such a row, and the test split counts it as an unknown generator.
+        held_out: Whether `held_out` of the recipe names each row's generator, class, or family
+            (n,). Nothing is fitted on such a row.
         absent: Names in `held_out` of the recipe that match no row.
     """
 

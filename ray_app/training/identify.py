@@ -366,7 +366,7 @@ def identify(
 
     Args:
         job: The job.
-        findings: The numbers of images and the digest of each split (`Splits.findings`).
+        findings: Counts and digests of the splits, and leakage between them (`Splits.findings`).
         claim: The content of `train.json`, which records the recipe and the data of the directory.
 
     Returns:

@@ -1,7 +1,7 @@
 """Predict the steps and the memory of a training, for `touchstone train --dry-run`.
 
 `plan_training` trains nothing. It counts the bytes of parameters, gradients, and optimiser state
-from the network's tensors. It measures the bytes of activations with one image on the CPU.
+from the network's tensors. It measures the bytes of activations per image on this machine's CPU.
 """
 
 import math
@@ -36,7 +36,7 @@ def plan_training(
 
     Returns:
         `steps`, `epochs`, `batch`, `images_per_worker_and_step`, `micro_batch`, `memory` (see
-        `estimate_memory`), `layout`, and names. `format_plan` formats them for the terminal.
+        `estimate_memory`), `layout`, and names.
     """
     steps = config.loop.steps or max(
         1, math.ceil((config.loop.epochs or 1.0) * rows / config.loop.batch - 1e-9)
@@ -130,7 +130,10 @@ def measure_activation_bytes(
 
 
 def format_plan(plan: Mapping[str, Any]) -> list[str]:
-    """Return the plan of a dry run, see `plan_training`, as lines for the terminal."""
+    """Return the plan of a dry run as lines for the terminal.
+
+    The plan is that of `plan_training`, with the added key `data` (`Splits.findings`, or None).
+    """
     layout, memory = plan["layout"], plan["memory"]
     lines = [
         f"{plan['name']}: {plan['steps']:,} steps of {plan['batch']:,} images, {plan['epochs']:g} epochs"

@@ -2,10 +2,10 @@
 
     runs of steps ──> one pool of `Loader` for each rank, on any node: rows, fetched, decoded, augmented ──> get_dataset_shard in the worker
 
-A run of steps is a few consecutive step numbers. Only these numbers pass through the dataset,
-because a step's number decides its rows (ray_app.datasets.sampling). So a training resumes its data
-at the number of a step. Ray Train receives `make_step_dataset` and `Shards`, and a worker takes its
-`batches`.
+A run of steps is a few consecutive step numbers. The dataset that `Loader` reads has only these
+numbers, because a step's number decides its rows (ray_app.datasets.sampling). So a training resumes
+its data at the number of a step. Ray Train receives `make_step_dataset` and `Shards`, and a worker
+takes its `batches`.
 
 Each rank has an execution of its own, in order. Ray's `streaming_split` would instead give each
 block to the first rank that requests one.

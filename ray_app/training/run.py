@@ -254,7 +254,7 @@ def make_opener(
 def locate_index(source: DatasetSource, out: Store) -> Store:
     """Return the folder for the index of a source, which lists the images with their labels.
 
-    Two sources that differ only in the rows that they select share this folder.
+    Two sources that differ only in `split`, `generators`, or `allow_private` share this folder.
     """
     content = source.model_dump_json(exclude={"split", "generators", "allow_private"})
     return out.subdir(f"data/{hashlib.sha256(content.encode()).hexdigest()[:12]}")
@@ -465,8 +465,8 @@ def _train(
 def uses_ray(config: TrainConfig) -> bool:
     """Return whether Ray runs the training.
 
-    Ray is used for several workers or for a cluster that `cluster.address` names, but not under
-    torchrun.
+    Ray is used for several workers, or for a cluster that `cluster.address` or RAY_ADDRESS names,
+    but not under torchrun.
     """
     is_on_cluster = named_cluster(config.cluster.address) is not None
     return not is_under_torchrun() and (config.workers.count > 1 or is_on_cluster)

@@ -150,7 +150,7 @@ _PACKAGES = ("ray", "torch", "torchvision", "timm", "transformers", "peft", "num
 def extract_recipe(config: TrainConfig) -> dict[str, Any]:
     """Return the part of a config that decides what is learned, as plain JSON without secrets.
 
-    A training can resume only with an equal part. Texts that may change later are left out: the
+    A training can resume only with an equal part. Keys that may change later are left out: the
     title, the source, the departures from it, and the section `export`.
     """
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
@@ -237,7 +237,7 @@ def claim_data(out: Store, claim: dict[str, Any], findings: Mapping[str, Any]) -
     Args:
         out: The directory of the training.
         claim: The content of `train.json`, which is updated.
-        findings: The numbers of images and the digest of each split (`Splits.findings`).
+        findings: Counts and digests of the splits (`Splits.findings`).
 
     Raises:
         IdentityError: The data differ from the recorded ones, because a source has changed.

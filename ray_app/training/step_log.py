@@ -38,7 +38,7 @@ class StepLog:
     def add(
         self, batch: Batch, metrics: StepMetrics, precision: str, waited_s: float, started_at: float
     ) -> None:
-        """Record a step, and show its metrics on the progress line.
+        """Record a step. Rank 0 also shows its metrics on the progress line.
 
         Args:
             batch: This worker's part of the images.
@@ -109,7 +109,7 @@ class StepLog:
         )
 
     def write(self, step: int) -> None:
-        """Write the records that are not written yet to the training's directory.
+        """Write the records since the last call to the training's directory.
 
         Args:
             step: The number of finished steps. The next records start at this step.

@@ -149,7 +149,7 @@ def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation
 
 
 def compute_metrics(job: TrainingJob, split: str, judged: "ScoredRows") -> dict[str, Any]:
-    """Return the metrics of a split, with those of masks if the detector predicts masks.
+    """Return the metrics of a split, with those of masks if `judged` has them.
 
     Args:
         job: The job.
@@ -449,7 +449,7 @@ def build_detector(
 
     Args:
         card: The card of the detector.
-        network: The network that `load_trained` returns.
+        network: A network as the card describes it, such as that of `load_trained`.
         device: `cpu`, `cuda`, or `cuda:N`.
         precision: `auto`, `bf16`, or `fp32`.
         slots: Images of a forward pass. None for the default of the device.

@@ -1,6 +1,6 @@
-"""Write a network's weights as files that timm or transformers loads unchanged: `write_weights`.
+"""Write a network's weights as files that its own library loads unchanged: `write_weights`.
 
-timm loads them by path or folder, transformers by folder.
+The library is timm or transformers. timm loads the files by path or folder, transformers by folder.
 """
 
 import json
@@ -41,7 +41,7 @@ def _hide_progress_bar() -> Iterator[None]:
 
 
 def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weights:
-    """Write `model.safetensors`, and the configuration file that timm or transformers needs.
+    """Write `model.safetensors`, and the configuration files that timm or transformers needs.
 
     Tensors are written in fp32 under the names that the library itself writes. If the card names a
     backbone, its tensors are left out, because the backbone is a file of its own.
@@ -99,7 +99,7 @@ def measure_size(card: DetectorCard) -> Size | None:
 def list_labels(output: Output) -> tuple[str, ...]:
     """Return the name of each output of a network, in order, for its configuration file.
 
-    The names are the card's labels, or else `real` and `fake`.
+    The names are the card's labels, or else `real` and `fake`, or one of them for a single output.
     """
     if output.labels:
         return output.labels

@@ -19,8 +19,8 @@ from ray_app.training.learner import Batch
 class Worker:
     """The process that runs the training loop, alone or in a process group of torch.
 
-    This class is a single process that shows nothing. Subclasses load batches, and pass on messages
-    and signals to stop.
+    This class itself loads no batches, shows nothing, and is never asked to stop. Subclasses
+    override these methods.
 
     Attributes:
         rank: Number of this worker, from 0.
