@@ -1,9 +1,9 @@
 """Read and write the parts of a job, and run its units of work (`run_units`).
 
-A job, such as a download or the generation of images, divides its work into units. A unit is for
-example a block of images to generate, or a shard to write. A part is a Parquet file in `parts/`
-with one row for each image of a unit. The process that did the unit writes the part. A unit without
-a part is not done. A job that is started again runs only these units.
+A job divides its work into units, such as blocks of images to generate, or shards to write. A part
+is a Parquet file in `parts/` with one row for each image of a unit. The process that did the unit
+writes the part. A unit without a part is not done. A job that is started again runs only these
+units.
 """
 
 import io

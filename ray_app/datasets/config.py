@@ -71,8 +71,10 @@ class DatasetSource(Frozen):
 class HeldOut(Frozen):
     """A validation or test split that is taken from the training sources.
 
-    The split gets all fakes of some generators (the models that made them), a fraction of the
-    groups, or both. A group is the images of one prompt, scene, or pair, and is never divided.
+    The split gets the groups whose fakes are all by held-out generators, a fraction of the groups,
+    or both. A group is the images of one prompt, scene, or pair, and is never divided between
+    splits. If its group is in another split, a fake by a held-out generator is in no split. A split
+    that names generators has no other fakes.
     """
 
     generators: tuple[str, ...] = Field(

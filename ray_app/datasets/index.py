@@ -8,7 +8,8 @@ An index is a folder. Each row of its table is one member, an image of the archi
 
 `index_source` returns the rows of a training's source, and indexes the source if necessary.
 `build_index` and `write_index` write an index, and `read_index` and `read_info` read it.
-`write_split_index` writes a copy with other splits. Only one file of rows is in memory at a time.
+`write_split_index` writes a copy with other splits. An index is written as a stream, so that its
+rows are never all in memory.
 """
 
 import difflib
@@ -137,7 +138,7 @@ class IndexInfo:
         left_out: For each reason to leave out files of the source, their number and an example.
         unreadable: For each reason why a row has no readable image, the number of such rows and an
             example.
-        repeated: Number of images that the source lists more than once.
+        repeated: Number of listed files that repeat an earlier one.
         format: Version of the format of index.json.
     """
 
@@ -262,7 +263,7 @@ def build_index(
 def check_source(source: DatasetSource, store: Store) -> None:
     """Check that a source can be indexed, by reading only its beginning. Nothing is written.
 
-    Nothing is read if the source itself is an index.
+    If the source itself is an index, only its summary is read.
 
     Args:
         source: The source.
@@ -287,7 +288,8 @@ def get_source_guard(source: DatasetSource, store: Store) -> Guard:
 
     Returns:
         The guard. It allows the servers that the user named and all servers with a public address.
-        If `source.allow_private` is set, it also allows servers in private networks.
+        It also allows servers in private networks if `source.allow_private` is set, or was set when
+        the index was made.
     """
     stores = [Store.open(path) for path in list_indexes(source)] or [store]
     return reduce(

@@ -183,7 +183,7 @@ def label_member(item: ListedMember, layout: DatasetLayout) -> Labels | None:
 
     Returns:
         The labels. None if the member is not an image of the data set, or if it stands for a
-        folder, zip, or tar that could not be listed.
+        folder or container (zip, tar, or Parquet file) that could not be listed.
 
     Raises:
         ConfigError: A label is unknown or contradictory.

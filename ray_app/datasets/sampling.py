@@ -380,8 +380,8 @@ def compute_fractions(
 ) -> Fractions:
     """Return the fraction of an epoch (strata,) that each stratum gets.
 
-    A stratum is the rows of one generator in one class, real or fake. Balanced classes get half of
-    the epoch each. Otherwise a class gets its fraction of all rows. The fraction of a class is
+    A stratum is the rows of one generator in one class, real or fake. Balanced classes get
+    equal fractions. Otherwise a class gets its fraction of all rows. The fraction of a class is
     divided among its strata in proportion to count ** `sampling.generators`.
 
     Args:

@@ -157,7 +157,8 @@ def divide(
       of its pinned rows, in the order train, validation, test. So no image of a group that a
       detector learned from moves to test.
     - A group without pinned rows goes to test if its fakes are all by held-out generators. If a
-      group in another split has fakes by held-out generators, these fakes are aside, in no split.
+      group in another split has fakes by held-out generators, these fakes are aside, in no split,
+      even if they are pinned.
 
     Args:
         rows: Rows of an index.

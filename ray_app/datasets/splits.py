@@ -34,7 +34,7 @@ _SEED = -1
 class Splits:
     """The labelled rows of a training, divided into training, validation, and test.
 
-    No row is in two splits if all splits come from the same sources.
+    No row is in two splits if validation and test are held out from the training sources.
 
     Attributes:
         train: The training rows.

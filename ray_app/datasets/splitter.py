@@ -47,7 +47,7 @@ def split(groups: Keys, strata: Codes | None, shares: Sequence[float], seed: int
 def group_keys(rows: pa.Table, groups: Codes | None = None) -> Keys:
     """Return a key for each row's group, by which `split` chooses the part of the group.
 
-    The key of a group does not depend on other groups, so an unchanged group keeps its part when
+    The key of a group does not depend on other groups, so an unchanged group keeps its key when
     data are added.
 
     Args:

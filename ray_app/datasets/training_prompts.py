@@ -36,7 +36,7 @@ def select_prompted_rows(rows: pa.Table) -> pa.Table:
     """Return the rows that have a prompt, with the prompt cleaned.
 
     `clean_prompt` removes the syntax of front ends, and rejects texts that are not prompts. A row
-    without a group gets the group of its prompt, so that splits do not share prompts.
+    without a group gets the group of its prompt.
     """
     prompts = [clean_prompt(prompt) for prompt in texts(rows, "prompt").to_pylist()]
     groups = [

@@ -290,7 +290,8 @@ def build_captioner(name: str, architecture: Mapping[str, Any]) -> CaptionNetwor
         The network in evaluation mode, without trained weights.
 
     Raises:
-        DetectorError: If transformers cannot build the model, or if `config` has an unknown key.
+        DetectorError: If `model` is missing, if transformers cannot build it, or if `config` has an
+            unknown key.
     """
     _require_keys(name, architecture, ("model",))
     config = _build_config(name, architecture)

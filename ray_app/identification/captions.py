@@ -185,7 +185,7 @@ def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDAr
     """Build the tensors to save as the file of a `Retrieval` index.
 
     Args:
-        vectors: Embeddings of n images (n, d). They are scaled to length 1.
+        vectors: Embeddings of n images (n, d), of any length above 0. They are scaled to length 1.
         prompts: The prompt of each image.
 
     Returns:

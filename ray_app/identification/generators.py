@@ -88,9 +88,9 @@ class GeneratorIndex(Frozen):
 
 
 def spelling_key(name: str) -> str:
-    """Return a key that is equal for all spellings of the name of a generator.
+    """Return the key by which names of generators are compared.
 
-    It has the lower-case name without spaces, dots, dashes, and underscores.
+    It is the name in lower case without spaces, dots, dashes, and underscores.
     """
     return _SEPARATORS.sub("", name.casefold())
 
@@ -138,7 +138,7 @@ def family_title(family: str) -> str:
 
 
 def matches(query: str, name: str | None, family: str | None) -> bool:
-    """Return whether a user's query means the generator of an image, to filter result rows.
+    """Return whether a user's query means the generator of an image, or its family.
 
     Args:
         query: Name of a generator or family that the user searches for, in any spelling.

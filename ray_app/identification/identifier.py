@@ -33,8 +33,8 @@ class NamedGenerator(NamedTuple):
             assumption that a known generator generated the image.
         generator_confidence: Confidence that a known generator generated the image. Higher means
             surer. The scale depends on the method of the card's `open_set`.
-        generator_ranking: Names of up to five known generators. Those of the predicted family come
-            first, the most probable one at the top.
+        generator_ranking: Names of up to five known generators. Those of the most probable family
+            come first, then the others, each from most to least probable.
     """
 
     predicted_generator: str | None
@@ -58,7 +58,8 @@ class Identified:
         confidence: Confidence that a known generator generated the image (n,). NaN without an
             embedding.
         ranking: Indices in `classes` (n, k) of up to five generators, also for unknown generators.
-            Those of the predicted family come first, the most probable one at the top.
+            Those of the most probable family come first, then the others, each from most to least
+            probable.
     """
 
     classes: tuple[str, ...]

@@ -104,7 +104,7 @@ def iter_items_in(data: bytes, meta: BmffBox) -> Iterator[tuple[bytes, int, int]
     """Yield the type, offset, and size of each item that a `meta` box lists.
 
     Items are, for example, coded images, tiles, EXIF, and XMP. Items that the file stores in
-    several pieces are left out.
+    several pieces are left out, and text items other than XMP.
 
     Args:
         data: The file.

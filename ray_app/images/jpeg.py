@@ -3,7 +3,7 @@
 `open_header` opens a file, and `load` decodes its pixels. `find_damage` checks a JPEG within
 another file, such as a TIFF. `jpeg_quality` estimates the quality setting.
 
-A scan is the coded data of the pixels, or of a part of it. libjpeg fills missing data of a scan
+A scan is the coded data of the image, or of a part of it. libjpeg fills missing data of a scan
 with grey, and skips surplus data. It then warns, but Pillow does not report the warnings.
 simplejpeg uses the same library, decodes to the same pixels, and raises the first warning as an
 exception.
@@ -93,7 +93,7 @@ _LUMINANCE = (
 
 
 class JpegImage(JpegImageFile):
-    """A JPEG whose header was read by Pillow. `load` decodes its pixels with simplejpeg.
+    """A JPEG whose header was read by Pillow. `jpeg.load` decodes its pixels.
 
     Attributes:
         segments: An iterator over the segments (`JpegSegment`) from the first frame header to the

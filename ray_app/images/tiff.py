@@ -167,9 +167,9 @@ class TiffLayout(NamedTuple):
         return f"a TIFF of {self.samples} × {max(self.bits)} bits{' ' + kind if kind else ''}, {colours}{order}"
 
     def find_unsupported(self) -> str | None:
-        """Return the reason why Pillow would decode samples of this layout wrongly, or None.
+        """Return the reason why Pillow cannot decode samples of this layout correctly, or None.
 
-        The reason is text for the user.
+        The reason is text for the user. It is also None for values that Pillow itself refuses.
         """
         # Pillow leaves out unspecified extra samples.
         planes = self.samples - (0 if any(self.extra) else len(self.extra))

@@ -271,8 +271,9 @@ def _adapt(host: "Host", failure: FetchFailed) -> None:
 class Host:
     """Limit the requests to one host, and adapt the pauses between them to its responses.
 
-    Call `visit` around each request. Afterwards, report the response with `count_answer`,
-    `count_silence`, or `slow_down`. An object must be used in one event loop only.
+    Call `visit` around each request. Report a useful response with `count_answer`, and a throttling
+    one with `slow_down`. Report a URL that ended without any response with `count_silence`. An
+    object must be used in one event loop only.
 
     Args:
         name: Name of the host.

@@ -202,11 +202,11 @@ def _summarize(records: "Records", listing: url_table.UrlTable) -> dict[str, Any
 
 @dataclass(frozen=True)
 class State:
-    """The result of earlier calls, which an output directory of a collection has.
+    """The results of earlier calls that an output directory has.
 
     Attributes:
         rows: The row on the result of each URL, with the columns of `OUTCOME` such as `id` and
-            `status`. A row is left out if its image does not exist any more.
+            `status`. A row is left out if its image is missing or has another size.
         unrecorded_files: Names of image files that no row names, such as those of a killed process,
             by the name without extension.
     """
@@ -220,8 +220,8 @@ class Records:
 
     Attributes:
         config: Settings of the collection.
-        url: URL of the folder of the records, such as tables of results, which are all files except
-            the images.
+        url: URL of the folder of the records: all files except the images, such as tables of
+            results.
         images: The store of the output directory. It has images as files in `folder`, or shards in
             `data`.
         store: The store of the records.

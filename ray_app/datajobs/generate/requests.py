@@ -109,9 +109,9 @@ class GenerationBlock:
 
     @property
     def name(self) -> str:
-        """Name of the file in `parts/` with the rows of the block, such as "000012".
+        """Name, without extension, of the file in `parts/` with the rows of the block.
 
-        The file exists only if the block is done.
+        An example is "000012". The file exists only if the block is done.
         """
         return f"{self.number:06}"
 

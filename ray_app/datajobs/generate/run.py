@@ -298,7 +298,7 @@ def _count_local_gpus(config: GenerateConfig) -> int:
 def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Return the lines of text that the command prints about generated and failed images.
 
-    The last lines are commands that use the images.
+    If any image was generated, the last lines are commands that use the images.
 
     Args:
         summary: The result of `generate_images`.

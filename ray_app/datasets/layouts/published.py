@@ -76,7 +76,8 @@ class OpenFake(base.DatasetLayout):
     def subset(self, item: ListedMember, labels: Labels) -> str:
         """Return the configuration and split of a row, such as `core/test`.
 
-        The path of the Parquet file names both.
+        The path of the Parquet file names both. If it does not, the configuration is `default`, and
+        the split is that of the column `split`.
         """
         return f"{base.parse_config(item.uri) or 'default'}/{labels.split}"
 
@@ -488,9 +489,9 @@ class OpenSdi(base.DatasetLayout):
         )
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Return the part and the generator of a row, such as `train/sd15`.
+        """Return the part and the hub's split of a row, such as `train/sd15`.
 
-        The hub's splits are named after generators.
+        The hub's splits are named after generators, and also have real images.
         """
         return f"{self._part(item) or 'unknown'}/{base.parse_split(item.uri) or str(base.get_column(item, 'key')).split('/')[1]}"
 

@@ -80,9 +80,9 @@ def merge_texts(*sources: Texts) -> dict[str, str]:
 
 
 def find_complex(texts: Texts) -> list[str]:
-    """Return the keywords of metadata texts that `read_generator` does not parse.
+    """Return the keywords of metadata texts that must not be passed to `read_generator`.
 
-    These are JSON texts with too many values, which could need much memory.
+    These are JSON texts with too many values, which would need much memory.
     """
     return [
         keyword

@@ -248,8 +248,9 @@ class CredentialsReader:
     ) -> statement.ContentCredentials:
         """Read a C2PA manifest store from a sidecar, a file next to the image.
 
-        Only their names connect the two files. If the signed hash does not match the image, the
-        state of the result is `unreadable`, because the store states nothing about this image.
+        Only their names connect the two files. If the store is not valid for the image, such as
+        with the hash of another file, it states nothing about this image. The state of the result
+        is then `unreadable`.
         Errors are noted in the result, and no exception is raised.
 
         Args:
