@@ -138,7 +138,8 @@ def find_shared(bond: DuplicateCriterion, checked: Rows, other: Rows) -> Rows:
     """Return which rows of one split have a duplicate among the rows of another split.
 
     If there are more than eight million pairs of nearly equal values, `near_pairs` does not keep
-    all of them. Then some rows with a duplicate may not be found, but never all.
+    all of them. Then some rows with a duplicate may not be found. At least one is found if every
+    row is in one of the two splits.
 
     Args:
         bond: The criterion by which rows are duplicates.
