@@ -2,7 +2,7 @@
 
 - `list_members` lists an archive at once, and writes one manifest.
 - `list_portions` writes a manifest in portions, so that the first portions can be scored while the
-  listing continues.
+  listing continues. A source that is followed has one manifest per day.
 - `is_as_listed` tests whether the sources have anything new.
 - `write_selected` writes a manifest of members of other manifests, under their own ids.
 - `write_retry` writes a manifest of members that are scored again.
@@ -11,7 +11,7 @@ A listing has three steps, which run in this process or in tasks (`MapFunction`)
 
 1. `ArchiveWalker` lists the archive into raw files, which have members that are not cut into blocks
    yet. The files of the sources come first, then the members of containers. If a digest shows that
-   the sources list the same files as before, the listing ends here.
+   the sources list the same files as before, the listing ends before it opens containers.
 2. `IdTable` compares the ids of the listed members with the ids of earlier manifests. It finds
    duplicates, collisions, known members, and vanished members.
 3. The new members are cut into blocks and written. Only then does the portion or manifest count. An
@@ -247,7 +247,8 @@ def list_portions(
     new one. The first listing of a large archive has several portions. The first portion has some
     50,000 members. Each further portion makes the total about four times as large. `goes_on` of the
     yielded info is False for the last portion. An interrupted listing continues after its last
-    complete portion. Later listings have one portion, or none if nothing is new.
+    complete portion. Any later listing, and a first listing with `limit`, has one portion, or none
+    if nothing is new.
 
     Args:
         store: The run directory.

@@ -80,7 +80,7 @@ def find_length_field(kind: pa.DataType) -> str | None:
         kind: The Arrow type of the column.
 
     Returns:
-        The name of the field; None if rows are not lists of structs {bytes, path}.
+        The name of the field; None if rows are not lists of structs with `bytes` and such a field.
     """
     if not _is_list(kind) or not is_struct_of_bytes(kind.value_type):
         return None

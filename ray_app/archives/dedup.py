@@ -1,10 +1,10 @@
 """Find which listed members are new, and which known members vanished (`IdTable`).
 
-A member's id is a part of a digest of its uri, name, and version. DuckDB joins the ids of listed
-members with the ids of earlier manifests, because they may not fit into memory. Two members with
-the same id but different digests collide, which is very rare. A member of an earlier manifest keeps
-the id, otherwise the member that is listed first. The other members are hashed again until each has
-an id of its own.
+A member's id is a part of its digest (`identity_digest`). DuckDB joins the ids of listed members
+with the ids of earlier manifests, because they may not fit into memory. Two members with the same
+id but different digests collide, which is very rare. A member of an earlier manifest keeps the id,
+otherwise the member that is listed first. The other members are hashed again until each has an id
+of its own.
 """
 
 import contextlib

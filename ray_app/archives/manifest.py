@@ -1,8 +1,9 @@
 """Read and write manifests, the lists of members that a run scores.
 
 Start reading at `ManifestInfo`, `BlockRef`, `read_blocks`, and `write_listed`. `listed_rows`
-converts members to Arrow rows. Each listing or retry of a run adds a manifest. Manifest <n>, from
-0, has these files in the run directory:
+converts members to Arrow rows. A retry adds a manifest to a run, and so does a listing that finds
+a change. While a source is followed, the listings of a day share a manifest. Manifest <n>, from 0,
+has these files in the run directory:
 
     manifest/<n>/part-00000-00000.parquet   members; a row group is a block, a few blocks are a file
     manifest/<n>/blocks.parquet             for each block: its file, row group, members, and bytes
@@ -151,7 +152,10 @@ class ManifestInfo:
 
     @property
     def current(self) -> int:
-        """The number of members in the archive now: those of all manifests, minus the vanished."""
+        """The number of members in the archive at the time of this manifest.
+
+        These are the members of all manifests up to this one, without those that vanished.
+        """
         return self.members_so_far - self.vanished
 
 
@@ -884,7 +888,7 @@ def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
 def finalize_type(kind: pa.StructType | None) -> pa.StructType | None:
     """Return the type of the column `input` that a manifest file can store.
 
-    Fields without any value have Arrow's null type until all members are listed. They become text.
+    Fields without any value have Arrow's null type in raw files. They become text.
     """
     return kind and pa.struct(
         [

@@ -270,8 +270,8 @@ class BlockPlan(Frozen):
     """The sizes of batches and blocks into which a list of members is cut.
 
     A batch has the members that a detector scores together. A block is a list of members that a
-    worker scores and commits as a unit. Its size is a multiple of the batch, unless the list or
-    `max_block_bytes` ends it earlier.
+    worker scores and commits as a unit. Its size is a multiple of the batch, unless the end of the
+    list, `max_block_bytes`, or the end of a container makes it smaller.
     """
 
     batch_slots: int = Field(default=32, ge=1, description="members in one batch")

@@ -116,8 +116,8 @@ class SectionListing:
         digest: The sum, modulo 2**256, of the SHA-256 digests of all members and containers that
             passed. If a section is listed in parts, the digests of the parts add up to the same
             sum.
-        settled: Whether these members can change only if their containers change. This is true if
-            each of them is inside a container, or is refused for a lasting reason, such as damage.
+        settled: Whether the members that passed can change only if their containers change. This is
+            true if each is inside a container, or is refused for a lasting reason, such as damage.
         linked: The number of symbolic links to folders, which were not followed, and an example.
         closed: Folders, files, and containers whose members the store refused to list.
         rest: The part of a range of keys that was not listed yet, None if there is none.

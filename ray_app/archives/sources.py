@@ -183,7 +183,8 @@ class Archive:
     def range_section(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
         """Return the section of a source that has a range of keys of an S3 prefix.
 
-        A listing that was interrupted stores ranges of keys, and continues with their sections.
+        A listing stores the ranges of keys that are still to be listed. If it is interrupted, the
+        next command continues with their sections.
 
         Args:
             source: The number of the source, from 0.

@@ -1,7 +1,7 @@
 """List the parts of an archive step by step, and collect the members found (`ArchiveWalker`).
 
-`build` uses this module to list an archive in portions. The files and containers that the sources
-list come first, then the members of containers.
+`build` uses this module to list an archive, at once or in portions. The files and containers that
+the sources list come first, then the members of containers.
 
 Each portion of a first listing makes the total number of members about `GROWTH` times as large. If
 the containers that a step finds have more members than this, some containers wait for the next
@@ -84,7 +84,10 @@ class PendingSection:
 
     @property
     def order(self) -> Order:
-        """The sort key of the section: the number of its source, its own number, its first key."""
+        """The sort key that gives sections the order that they have in a single listing.
+
+        It has the number of the source, that of the section, and the key before a range of keys.
+        """
         return self.source, self.ordinal, (self.keys and self.keys.after) or ""
 
 
@@ -158,10 +161,9 @@ class ArchiveWalker:
             self.step(is_portion=False)
 
     def step(self, *, is_portion: bool = True) -> None:
-        """List files and containers until their total is about `GROWTH` times as large.
+        """List a part of every range of S3 keys, and some of the other sections (parts of sources).
 
-        The step lists a part of every range of S3 keys, and some of the other sections (parts of
-        sources).
+        The step makes the total number of members about `GROWTH` times as large.
 
         Args:
             is_portion: Whether to stop when the step is large enough. Otherwise all sections that

@@ -15,10 +15,10 @@ from ray_app.storage import Fetcher
 
 @dataclass(frozen=True)
 class Listing:
-    """The manifests (lists of files) of a run, their blocks, and the blocks left to score.
+    """The unfinished manifests (lists of files) of a run, and their blocks, scored or pending.
 
-    A block is a group of files that is scored as a unit. A listing in progress writes one open
-    manifest in parts, called portions.
+    `find_work` can also include finished manifests. A block is a group of files that is scored as a
+    unit. A listing in progress writes one open manifest in parts, called portions.
 
     Attributes:
         manifests: The numbers of the manifests. If a manifest is open, it is the last.

@@ -41,8 +41,8 @@ class DemoArchive:
 
     Attributes:
         source: The folder with the images.
-        kinds: For each image of the sample archive, by its URI, whether it is a photograph or a
-            simulated image, for example. Empty for a user's folder.
+        kinds: By URI, the kind of each image of the sample archive: `PHOTOGRAPH`, `DRAWN` (by a
+            simulated camera), or `SIMULATED` (as a generated image). Empty for a user's folder.
         labels: The labels of the sample archive, for `touchstone evaluate`.
         credits: The file that names authors and licences of the photographs.
         limit: The maximum number of files to score. None is all.

@@ -242,7 +242,7 @@ def decide_rows(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
         spec: The ensemble that decides.
 
     Returns:
-        The rows with the new columns.
+        The rows with the new values.
     """
     has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
     scores = {

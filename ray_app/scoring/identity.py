@@ -74,7 +74,7 @@ class Settings:
         cards: The cards of the ensemble's detectors, in its order.
         views: The perturbations, such as `jpeg:75`. Each image is scored unchanged and after each
             of them.
-        absent: Perturbations that are in a list of the user but that Touchstone does not have. By
+        absent: Perturbations that a requested list declares but that Touchstone does not have. By
             name, a dict with the kind and the reason.
         precision: By detector, the precision that the run stores. Empty for a new run, or if the
             user sets the precision.
@@ -397,9 +397,10 @@ def has_guarantee(card: EnsembleCard) -> bool:
 
 
 def scoring_facts(spec: ScoringSpec) -> dict[str, Any]:
-    """Return all settings that determine the score and verdict of an image, for comparison.
+    """Return the settings of an ensemble that determine scores and verdicts, for comparison.
 
-    They have the same form in a run's `run.json` and in a served ensemble.
+    They have the same form in a run's `run.json` and in a served ensemble. Settings of the run
+    itself, such as `limits`, are not among them (see `Settings.facts`).
 
     Args:
         spec: The scoring specification.

@@ -196,7 +196,10 @@ class ScoringSession:
         return session
 
     def elapsed_s(self) -> float:
-        """Return the seconds since the session started."""
+        """Return the seconds since the session started.
+
+        The first session of a command starts with the command.
+        """
         return time.monotonic() - self._start
 
     def note(self, **facts: Any) -> None:

@@ -3,10 +3,10 @@
 Start reading at `index`, `index_uris`, and `read_rows_by`. A row is a member. If rows have lists of
 images, each image of a list is a member, named ROW/NUMBER.
 
-Listing a table reads the footer and, row group by row group, all columns except for the images. The
-columns become the `input` of members. Other columns of bytes (masks, depth maps) are not read, and
-long texts are not kept. In place of both, `input` gets a column NAME_uri with a reference to the
-cell, which `read_referenced` reads.
+Listing a table reads the footer and, row group by row group, all columns without bytes. These
+columns become the `input` of members. Other columns of bytes than the images (masks, depth maps)
+are not read, and long texts are not kept. In place of both, `input` gets a column NAME_uri with a
+reference to the cell, which `read_referenced` reads.
 
 A table with uris and without images is a list of files if the user named the table as a source. In
 a folder, such a table is listed as one file that cannot be scored.
@@ -130,8 +130,8 @@ def read_rows_by(
         max_cells: The maximum number of cells, rows times columns.
 
     Returns:
-        The rows by key. Empty if the table has no such column, holds images, cannot be read to its
-        end, or has more than `max_cells` cells.
+        The rows by key. Empty if the table has no such column of texts, holds images, cannot be
+        read to its end, or has more than `max_cells` cells.
 
     Raises:
         StorageError: The store did not answer.

@@ -88,8 +88,8 @@ def classify_error(error: BaseException) -> Status:
     """Return the status of a Parquet file that pyarrow cannot read.
 
     The status is `unsupported_format` if pyarrow does not know a codec, encoding, or type of the
-    file. The message of the error shows this. Otherwise the file is damaged, and the status is
-    `corrupt_image`.
+    file. The type or the message of the error shows this. Otherwise the file is damaged, and the
+    status is `corrupt_image`.
     """
     is_unknown = isinstance(error, NotImplementedError) or any(
         phrase in str(error) for phrase in ("not supported", "Unsupported")

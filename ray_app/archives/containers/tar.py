@@ -145,7 +145,7 @@ def read_headers(stream: Stream) -> Iterator[Header]:
 
     Raises:
         InputError: truncated_image if the archive ends without an end mark, corrupt_image for data
-            that is not a header, image_too_large if too many zeros follow each other.
+            that is not a header, image_too_large if the end marks have too many zeros in total.
     """
     reader = _HeaderReader(stream)
     offset = 0
