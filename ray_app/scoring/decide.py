@@ -52,8 +52,9 @@ def decide_run(
 
     Raises:
         ConfigError: If the run is not finished or lacks scores of a detector of the card. Also if
-            the card has another profile (identifier and describer) than the run, or was not
-            calibrated for the run's settings. Also if the card lacks the operating point.
+            the card has another profile (identifier and describer) than the run, or lacks the
+            operating point. Also if it was not calibrated for the run's settings, unless
+            `waive_guarantee` is set.
     """
     run, target = RunDirectory.open(url), RunDirectory.open(out)
     run_info = run.describe_finished()

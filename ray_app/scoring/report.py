@@ -33,9 +33,10 @@ from ray_app.storage import NotedFolders
 def write_summary(
     run: RunDirectory, spec: ScoringSpec, session: ScoringSession, *, thumbnails: bool = True
 ) -> dict[str, Any]:
-    """Count the results of a run and write `summary.json`, which marks the run as finished.
+    """Count the results of a run and write its summary, which finishes all manifests listed so far.
 
-    Only the current row of each file counts.
+    The summary is `summary.json` and `summaries/<n>.json`, where n is the last manifest. Only the
+    current row of each file counts.
 
     Args:
         run: The run, in which every block of every manifest (list of files) has its rows.
