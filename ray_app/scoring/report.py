@@ -35,7 +35,7 @@ def write_summary(
 ) -> dict[str, Any]:
     """Count the results of a run and write its summary, which finishes all manifests listed so far.
 
-    The summary is `summary.json` and `summaries/<n>.json`, where n is the last manifest. Only the
+    The summary is `summary.json`, with a copy in `summaries/` for the last manifest. Only the
     current row of each file counts.
 
     Args:
