@@ -252,7 +252,7 @@ class PublishedMetric(Frozen):
 
 
 class Size(Frozen):
-    """Size of a network: its parameters, its tensors, and the multiply-adds per image."""
+    """Size of a network: its parameters, tensors, and multiply-adds."""
 
     parameters: int = Field(ge=1, description="number of parameters")
     tensors: int = Field(ge=1, description="number of entries of the state dict")

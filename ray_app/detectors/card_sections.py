@@ -187,8 +187,8 @@ class Fragility(Frozen):
     def facts(self) -> dict[str, Any]:
         """The limits as plain JSON, such as {"jpeg_quality": {"below": 30.0}}.
 
-        An empty result means no limits. A scoring run records them. They must be unchanged when the
-        run is resumed.
+        An empty result means no limits. They are part of a run's identity: the values that must
+        stay equal when a scoring run is resumed.
         """
         return {name: bound.facts for name, bound in self.abstains.items()}
 

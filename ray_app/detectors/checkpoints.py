@@ -320,8 +320,8 @@ def unreadable(
 ) -> DetectorError:
     """Return the error for a checkpoint or configuration file that cannot be read.
 
-    The message states the type of the file, such as a Git LFS pointer, and how to correct the
-    problem. It never advises to open the file without `weights_only`.
+    The message states the reason, for example that the file is a Git LFS pointer. A hint states how
+    to correct it. Neither advises to open the file without `weights_only`.
 
     Args:
         path: The file.

@@ -30,9 +30,9 @@ def compile_checked(
 ) -> str | None:
     """Compile the network of a detector, and keep the compiled network if its scores agree.
 
-    The original and the compiled network score a batch of generated images. Two passes of the
-    compiled network must agree with the original, because the first pass only records the CUDA
-    graph that later passes replay. `precision.TOLERANCE` is the largest allowed difference.
+    The original and the compiled network score a batch of generated images. The compiled network
+    does so twice, because the first pass only records the CUDA graph that later passes replay. Both
+    passes must agree with the original within the tolerance of the precision (`TOLERANCE`).
 
     A network is not compiled if it keeps the size of images, replies with text, has a backbone, or
     records embeddings. Such a network has no static graph of its own.

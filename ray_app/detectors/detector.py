@@ -206,8 +206,8 @@ class Prediction(NamedTuple):
     Attributes:
         logits: Logits (N, 1 or 2). NaN if the text reply of a network states no verdict.
         masks: The probability that a pixel was altered. Either a tensor (N, H, W) in the size of
-            the network's input, or a list with one (h, w) uint8 mask per image, 255 for probability
-            1. None for networks without masks.
+            the network's input, or a list with one (h, w) uint8 mask or None per image, 255 for
+            probability 1. None for networks without masks.
         replies: A text per image, for networks that reply with text.
         failures: Per image, the reason why it has no score, or None.
     """
@@ -223,8 +223,9 @@ class BatchPrediction(NamedTuple):
 
     Attributes:
         scores: Log-odds of fake (N,), float32. NaN means no score.
-        masks: The probability that a pixel was altered, as uint8 from 0 to 255. Either a tensor (N,
-            H, W), or a list with one (h, w) mask per image. None for detectors without masks.
+        masks: The probability that a pixel was altered, as uint8, 255 for probability 1. Either a
+            tensor (N, H, W), or a list with one (h, w) mask or None per image. None for detectors
+            without masks.
         replies: A text per image, for networks that reply with text.
         embeddings: Inputs of the network's last linear layer (N, d), float32. None unless
             `Detector.keep_embeddings` was called.

@@ -43,7 +43,8 @@ class FetchedWeights(NamedTuple):
 def find_fetchable(accepted: Sequence[str], progress: Progress) -> Iterator[DetectorCard]:
     """Yield each shipped card whose weights can be fetched and whose licence the user accepts.
 
-    A card is left out if its licence is not accepted, or if a person has to obtain the weights.
+    A card is left out if its licence is not accepted, or if a person has to obtain weights that are
+    not on this machine yet.
 
     Args:
         accepted: Names of detectors or licences that the user accepts for this call.

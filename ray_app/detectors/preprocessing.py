@@ -151,9 +151,10 @@ class Preprocessing(Frozen):
         Args:
             image: The image.
             resize: "exact" resizes with the authors' library. "fast" replaces Pillow's bilinear
-                filter by torch's, which differs by at most one grey level. In all other cases,
-                "fast" does the same as "exact". Pillow's bicubic filter is not replaced, because
-                torch's 16-bit weights differ by two levels in one value of a million.
+                filter by torch's, which differs by at most one grey level. For thumbnails and all
+                other filters, "fast" does the same as "exact". Pillow's bicubic filter is not
+                replaced, because torch's 16-bit weights differ by two levels in one value of a
+                million.
 
         Returns:
             Pixels (height, width, 3) uint8, C-contiguous and writable.

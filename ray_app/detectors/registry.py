@@ -48,7 +48,7 @@ RETIRED_FAMILIES = {
 
 
 def refuse_retired_family(name: str) -> None:
-    """Raise ConfigError for a family of networks that an earlier version had.
+    """Raise ConfigError if a name means a family of networks that only earlier versions had.
 
     Such a family was an adapter for another package. The hint of the error names the example module
     that replaces it.

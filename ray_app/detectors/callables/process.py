@@ -109,8 +109,8 @@ class CallableProcess(ChildProcess):
             Identity, libraries, and size limit that the process reports.
 
         Raises:
-            DetectorError: If the callable cannot be loaded, or if its identity is not the expected
-                one. The error has a hint.
+            DetectorError: If the process cannot be started, if the callable cannot be loaded, or
+                if its identity is not the expected one. The error has a hint.
         """
         with self._lock, tempfile.TemporaryFile() as errors:
             self._start(errors)
@@ -147,8 +147,8 @@ class CallableProcess(ChildProcess):
     def score(self, images: Sequence[PixelArray]) -> list[CallableScore | str]:
         """Score images with the callable.
 
-        A batch that fails is repeated image by image. If the child process has exited, it is
-        started again.
+        A batch that fails is repeated image by image. If the child process is not running, it is
+        started with `open`.
 
         Args:
             images: Images (height, width, 3) uint8 RGB.
@@ -157,7 +157,7 @@ class CallableProcess(ChildProcess):
             For each image, its score, or a text with the reason why it has no score.
 
         Raises:
-            DetectorError: If the child process cannot be started.
+            DetectorError: If `open` raises it.
         """
         with self._lock:
             outputs = self._score_batch(images)
@@ -290,8 +290,8 @@ def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
     """Read the identity that a callable had when its card was written.
 
     The identity is everything that affects the callable's scores, such as digests of its source. It
-    is in a JSON file in the card's `folder`, which `weights.config` of the card names. Raises
-    DetectorError if the file is unreadable.
+    is in the JSON file that the card names as `weights.config`. The file is in the card's `folder`.
+    Raises DetectorError if the file is unreadable.
     """
     path = folder / str(card.weights.config)
     try:
@@ -307,8 +307,9 @@ def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
 def add_command(card: DetectorCard) -> str:
     """Return the shell command that writes the card of a callable again, for hints to the user.
 
-    The user needs it if the callable has changed since its card was written. Its options are those
-    that the card records.
+    The user needs it, for example, if the callable has changed since its card was written. The
+    options state the Python, folder, scores, pictures, and licence of the card, but not its name
+    and time limit.
     """
     settings, arguments = _require_settings(card), card.architecture.arguments
     options = {

@@ -5,7 +5,7 @@ image. LPIPS, a perceptual distance, compares the image and its reconstruction. 
 
 The card's `backbone` is the autoencoder: that of Stable Diffusion (`KlAutoencoder`), with
 diffusers' key names. The card's own file has the linear layers of LPIPS. torchvision's VGG-16 file
-must be next to it, because LPIPS uses the first four convolutions of VGG-16.
+must be next to it, because the distance uses the first four convolutions of VGG-16.
 
 Sources: Ricker et al., CVPR 2024 (arXiv 2401.17879). LPIPS: Zhang et al., CVPR 2018 (arXiv
 1801.03924). Autoencoder: Rombach et al., CVPR 2022 (arXiv 2112.10752).
@@ -280,7 +280,7 @@ class Aeroblade(nn.Module):
         self.take_vgg(read_state_dict(path, weights), str(path))
 
     def take_vgg(self, state: Mapping[str, torch.Tensor], where: str) -> None:
-        """Load the four convolutions that LPIPS uses from a state dict of torchvision's VGG-16.
+        """Load the first four convolutions from a state dict of torchvision's VGG-16.
 
         `where` names the file, for the error message. Raises DetectorError if a tensor is missing
         or has another shape.

@@ -95,9 +95,9 @@ class Aide(nn.Module):
     """AIDE's network: pixels (N, 3, H, W), 0 to 1 → logits (N, 2) of real and fake.
 
     The two patches with the least texture and the two with the most go through noise filters and
-    two ResNet-50s. The image at 256 × 256 px goes through ConvNeXt-XXL. A linear head gets the
-    features of both. The sides of an image must be at least 32 px. Smaller images get the score
-    NaN.
+    two ResNet-50s. The image at 256 × 256 px goes through ConvNeXt-XXL. A head of two linear layers
+    gets the features of both. The sides of an image must be at least 32 px. Smaller images get the
+    score NaN.
 
     Args:
         layers: Blocks per stage of both ResNets.

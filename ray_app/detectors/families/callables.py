@@ -1,7 +1,7 @@
 """Build the family `callable`: Python code of a user, run in a separate process.
 
 `callables.process` starts the process. The code gets pixels from 0 to 255. The card of a callable
-therefore has mean 0 and standard deviation 1/255, with which `Normalise` leaves pixels unchanged.
+therefore has mean 0 and standard deviation 1/255, with which `Normalise` keeps their values.
 """
 
 import math
@@ -52,8 +52,8 @@ class CallableNetwork(nn.Module):
     def to(self, *where: Any, **how: Any) -> Self:
         """Start the process of the callable for a device, such as "cpu" or "cuda:0".
 
-        Raises DetectorError if the callable cannot be loaded, or if it has changed since its card
-        was written.
+        Raises DetectorError if the process cannot be started, if the callable cannot be loaded, or
+        if it has changed since its card was written.
         """
         if where and isinstance(where[0], str) and self._process is None:
             self._process = CallableProcess(self._card, self._identity, where[0])
@@ -64,7 +64,8 @@ class CallableNetwork(nn.Module):
     def forward(self, pixels: torch.Tensor) -> Prediction:
         """Score a batch of images: pixels (N, 3, H, W), 0 to 255 → log-odds of fake and masks.
 
-        Raises DetectorError if the process is not started.
+        Raises DetectorError if `to` was not called, or if the process has exited and cannot be
+        started again.
         """
         if self._process is None:
             raise DetectorError(

@@ -65,8 +65,8 @@ class QuickGELU(nn.Module):
 class Attention(nn.Module):
     """Self-attention of tokens (N, tokens, width). The shape stays.
 
-    One matrix projects to query, key, and value.
-    The key names are those of `nn.MultiheadAttention`.
+    One matrix projects to query, key, and value. The key names are those of
+    `nn.MultiheadAttention`.
 
     Args:
         width: Width of the tokens.
@@ -211,7 +211,7 @@ class VisionTower(nn.Module):
         self.proj = None if embed_dim is None else nn.Parameter(drawn(width, embed_dim, std=scale))
 
     def forward(self, pixels: torch.Tensor) -> VisionFeatures:
-        """Return the features of a batch of images (N, 3, image_size, image_size), normalised."""
+        """Return the features of normalised pixels (N, 3, image_size, image_size)."""
         tokens, tapped, class_tokens = self.transformer(self.embed(pixels), taps=self.taps)
         class_token = self.ln_post(tokens[:, 0])
         return VisionFeatures(class_token, tapped, project(class_token, self.proj), class_tokens)

@@ -37,7 +37,8 @@ class Gapl(nn.Module):
         prototypes: Number of prototypes.
         width: Width of a prototype.
         heads: Heads of the attention to the prototypes.
-        alpha: Scale of the low-rank factors that `published_keys` merges into the tower.
+        alpha: The alpha of LoRA: `published_keys` merges low-rank factors into the tower with the
+            scale alpha / rank.
     """
 
     def __init__(

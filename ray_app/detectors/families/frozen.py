@@ -4,10 +4,10 @@ A backbone is a network with weights of its own, which several detectors may sha
 `FrozenLinear` and `build_backbone`. Networks are built from a configuration, never downloaded from
 a hub.
 
-A linear head on a current vision foundation model performs better than specialised detectors on
-real-world images (Zhou et al. 2026, arXiv 2602.01738, and arXiv 2509.12995). Other sources: CLIP-D
-(Cozzolino et al., arXiv 2312.00195), UnivFD (Ojha et al., arXiv 2302.10174), CLIP-Cues (Willi et
-al. 2026, arXiv 2602.12381).
+A linear head on frozen features of a current vision foundation model performs better than
+specialised detectors on real-world images (Zhou et al. 2026, arXiv 2602.01738, and arXiv
+2509.12995). Other sources: CLIP-D (Cozzolino et al., arXiv 2312.00195), UnivFD (Ojha et al., arXiv
+2302.10174), CLIP-Cues (Willi et al. 2026, arXiv 2602.12381).
 """
 
 from collections.abc import Mapping

@@ -276,10 +276,10 @@ class Interrogator(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Ask the model about each image of a batch: (N, 3, H, W) → logits (N, 1) and replies.
+        """Ask the model about each image of a batch: (N, 3, H, W) → logits (N, 1).
 
-        All prompts are equal, so nothing is padded. Raises DetectorError if `attach` was not
-        called.
+        In mode `reply`, the prediction also has the replies. All prompts are equal, so nothing is
+        padded. Raises DetectorError if `attach` was not called.
         """
         if self._tokens is None:
             raise DetectorError(

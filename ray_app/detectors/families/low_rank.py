@@ -78,7 +78,7 @@ def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card.
 
     `architecture.name` is a name of timm. `architecture.arguments` are the arguments of
-    `timm.create_model`, and `alpha`, the scale of the low-rank factors in the weight file.
+    `timm.create_model`, and `alpha`, the alpha of LoRA (see `merged`).
     """
     import timm  # Other users of this module do not need it.
 

@@ -1,8 +1,8 @@
 """Build the image encoder of a masked autoencoder (`MaeVit`, ViT-B/16), for mask networks.
 
-Most of its blocks attend within windows, and positions are relative. The families `iml-vit` and
-`maskclip` use the encoder. `fused_maps` and `predicted_in_fp32` are for the decoders that turn its
-tokens into masks. `headwise_attention` is a faster attention for CPUs.
+Most of its blocks attend within windows, and all have relative positions. The families `iml-vit`
+and `maskclip` use the encoder. `fused_maps` and `predicted_in_fp32` are for the decoders that turn
+its tokens into masks. `headwise_attention` is a faster attention for bf16 on CPUs.
 
 The keys are those of the published MAE encoder, with additional tables of relative positions.
 Sources: He et al. 2021 (arXiv 2111.06377), Li et al. 2022 (arXiv 2112.01526, decomposed positions).
@@ -86,14 +86,14 @@ class MaeVit(nn.Module):
 class MaeBlock(nn.Module):
     """Pre-norm transformer block on a map of tokens: (N, H, W, width) → the same shape.
 
-    In training, the attention or the MLP is skipped at random for single images, at the rate
+    In training, attention and MLP are each skipped at random for single images, at the rate
     `drop_path`.
 
     Args:
         width: Width of the tokens.
         heads: Attention heads.
         side: Side of an attention window, in tokens.
-        drop_path: Rate at which attention or MLP is skipped in training.
+        drop_path: Rate at which attention and MLP are skipped in training.
     """
 
     def __init__(self, width: int, heads: int, side: int, drop_path: float) -> None:
@@ -123,8 +123,8 @@ class MaeBlock(nn.Module):
 class WindowAttention(nn.Module):
     """Self-attention within windows of side × side tokens: (N, H, W, width) → the same shape.
 
-    A bias depends on the relative row and column of two tokens (decomposed relative positions). The
-    map is padded at the bottom and the right to whole windows, and the padding takes part in the
+    `relative_bias` is added to the attention scores (decomposed relative positions). The map is
+    padded at the bottom and the right to whole windows, and the padding takes part in the
     attention. If `side` is the side of the map, the attention is global.
 
     Args:
@@ -273,8 +273,8 @@ def headwise_attention(
     2 bytes) stay in the cache. oneDNN's matrix products are faster than torch's fused kernel, which
     computes bf16 at the speed of fp32. For 12 heads of 1024 tokens, the times are 14 and 37 ms.
 
-    The fused kernel is used on other devices and with a mask or dropout. It is also used in
-    training, because backpropagation head by head is far slower.
+    The fused kernel is used on other devices, for other types than bf16, and with a mask or
+    dropout. It is also used in training, because backpropagation head by head is far slower.
 
     Args:
         module: Not used.

@@ -275,9 +275,9 @@ class PromptLearner(nn.Module):
 class Aggregator(nn.Module):
     """Find altered pixels: pixels (N, 3, S, S) and CLIP's tokens → the mask's logits (N, S, S).
 
-    A MAE encoder computes tokens of the image. CLIP's patch tokens are added after seven of its
-    blocks by cross-attention. A `MaskDecoder` turns the tokens into the mask. It also gets CLIP's
-    text feature of the class fake.
+    A MAE encoder computes tokens of the image. After seven of its blocks, the output of a
+    cross-attention with CLIP's patch tokens is added (`ClipToMae`). A `MaskDecoder` turns the
+    tokens into the mask. It also gets CLIP's text feature of the class fake.
 
     Args:
         vit_model: The MAE encoder.
@@ -323,10 +323,10 @@ class Aggregator(nn.Module):
 
 
 class ClipToMae(nn.Module):
-    """Cross-attention that adds CLIP's features to MAE tokens (N, G, G, width).
+    """Cross-attention from CLIP's patch tokens to MAE tokens (N, G, G, width).
 
     CLIP's patch tokens are the queries, and the MAE tokens are keys and values. The attention is
-    over the whole map.
+    over the whole map. Its output is to be added to the MAE tokens.
 
     Args:
         clip_width: Width of CLIP's patch tokens.

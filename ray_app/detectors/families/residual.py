@@ -223,8 +223,8 @@ def feature_map(features: Features, pixels: torch.Tensor, tiling: Tiling) -> tor
 def mean_features(features: Features, pixels: torch.Tensor, tiling: Tiling) -> torch.Tensor:
     """Compute the mean of a network's features over all positions, tile by tile, to limit memory.
 
-    Sums are in float64. A pass has at most as many pixels as a tile with its halo on each side, or
-    one image if that is smaller.
+    Sums are in float64. A pass has at most as many pixels as a tile with its halo on each side.
+    Several small images may share a pass.
 
     Args:
         features: The network.

@@ -200,8 +200,8 @@ _SPACE, _CHANNELS = (-2, -1), (1,)
 def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
     """Remove the low frequencies of features, then clip negative values to 0.
 
-    A frequency is removed if it is low along all of `dims` at once. Low means −n // 4 to n // 4 − 1
-    cycles for n values. The authors use a complex Fourier transform and drop the imaginary part.
+    A frequency is removed if it is low along all of `dims` at once. Low means −(n // 4) to n // 4 −
+    1 cycles for n values. The authors use a complex Fourier transform and drop the imaginary part.
     Here, a real transform gives the same result: if only one of two frequencies of opposite sign is
     low, both are halved.
 
