@@ -66,7 +66,7 @@ def describe_backbone(backbone: Backbone) -> str | dict[str, Any]:
 
     Returns:
         The name, if a backbone with this name and equal values is shipped with Touchstone.
-            Otherwise all keys and values.
+            Otherwise the keys and values that differ from the defaults.
     """
     shipped = named_configs("backbones").get(backbone.name)
     # The comparison ignores the folders that the two were read from.

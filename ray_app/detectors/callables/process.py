@@ -308,8 +308,8 @@ def add_command(card: DetectorCard) -> str:
     """Return the shell command that writes the card of a callable again, for hints to the user.
 
     The user needs it, for example, if the callable has changed since its card was written. The
-    options state the Python, folder, scores, pictures, and licence of the card, but not its name
-    and time limit.
+    options state the Python, folder, kinds of scores and images, and licence on the card, but not
+    its name and time limit.
     """
     settings, arguments = _require_settings(card), card.architecture.arguments
     options = {
