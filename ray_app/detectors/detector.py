@@ -50,8 +50,8 @@ def build_network(card: DetectorCard) -> nn.Module:
     last linear layer is treated as the head, which stays in fp32 (see `lower_to_bf16`).
 
     A family is the code that builds similar networks, and the card names it. Raises DetectorError
-    if the family's module cannot be imported, or if the network cannot be built from the card's
-    arguments.
+    if a family of another package cannot be imported, or if the network cannot be built from the
+    card's arguments.
     """
     network_class: Any = None
     try:
