@@ -1,7 +1,7 @@
 """Run a child process that answers one request at a time, with a time limit.
 
-Untrusted image files are decoded in such a child. A detector that is a Python callable of the user
-also runs in one.
+Such a child decodes image files that may crash or hang the decoder. A detector that is a Python
+callable of the user also runs in one.
 `ChildProcess` communicates with the child through pipes. `ChildDeadline` kills the child if it
 exceeds its time limit; one thread watches all deadlines. `environment_without_secrets` returns the
 environment variables for a child. `is_running` returns whether a recorded process still runs.

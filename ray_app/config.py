@@ -226,7 +226,7 @@ def list_ensembles() -> list[str]:
 
 
 def is_named(kind: str, name: str | Path) -> bool:
-    """Return whether a shipped YAML file, or one that the user has added, has a name.
+    """Return whether a name belongs to a YAML file that is shipped or that the user has added.
 
     Args:
         kind: The kind of the file, such as `detectors` or `ensembles`.
@@ -273,7 +273,7 @@ def find_config(kind: str, name_or_path: str | Path) -> Path:
         The path of the file. A name takes precedence over a file in the current folder.
 
     Raises:
-        ConfigError: If such a file does not exist. The message suggests the nearest name.
+        ConfigError: If such a file does not exist. The message suggests a similar name, if any.
     """
     configs = added_configs(kind) | named_configs(kind)
     if str(name_or_path) in configs:
@@ -395,7 +395,8 @@ def validate(
         The model.
 
     Raises:
-        ConfigError: If the data do not fit the model. The message has one line for each wrong key.
+        ConfigError: If the data do not fit the model, with one line for each wrong key. Also if an
+            override is malformed.
     """
     merged = _deep_copy(data)
     for override in overrides:
@@ -431,9 +432,9 @@ def complete_from_run(config: Model, begun: Mapping[str, Any], *, where: str) ->
 
 
 def get_set_values(config: BaseModel) -> dict[str, Any]:
-    """Return the keys of a config that the user wrote, without those that have their defaults.
+    """Return the keys of a config that the user wrote, with their values.
 
-    Values that are sections are returned as dictionaries of their own.
+    Keys that the user did not write are left out. Values that are sections are returned as dictionaries of their own.
     """
     values = {name: getattr(config, name) for name in config.model_fields_set}
     return {

@@ -9,8 +9,8 @@
     └─ ClusterError             exit 5    the cluster has no capacity, or a run makes no progress
        └─ StorageError          exit 5    a source or a run directory cannot be reached
 
-A problem with one image does not stop a run: the image gets a result row with a status. Any other
-problem stops the command. The exception then has a hint for the user and an exit code.
+A problem with one image does not stop a run: the image gets a result row with a status. The other
+exceptions stop the command. They have an exit code and, in most cases, a hint for the user.
 """
 
 from collections.abc import Iterator
@@ -285,7 +285,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_image_error(error: Exception) -> bool:
     """Return whether an unexpected exception affects only the image that was being processed.
 
-    The caller then gives this image an error status and continues. The result is False if the
+    The caller then records the failure for this image and continues. The result is False if the
     reason is missing memory, a missing library, or an exception of Touchstone (`TouchstoneError`),
     such as an unreachable storage.
     """

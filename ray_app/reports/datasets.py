@@ -19,9 +19,9 @@ _AGREES = {True: "agree", False: "DIFFER", None: "unknown"}
 def index_lines(info: IndexInfo) -> Iterator[str]:
     """Yield lines that describe an index, a table of images with their labels.
 
-    The lines show the number of images of each split, label, and generator. They also compare the
-    number of images of each subset with the number that the authors of the data set published. The
-    last lines are on files that were left out.
+    The lines show the number of images of each combination of split, label, and generator. They
+    also compare the number of images of each subset with the number that the authors of the data
+    set published. The last lines are on files that were left out.
     """
     hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
     yield f"{info.rows:,} labelled images, layout {info.layout}{hashed} · digest {info.digest[:16]}"
@@ -97,7 +97,7 @@ def split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
 def leak_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on leaks: images, or near duplicates, that are in two splits of an index.
 
-    `document` is the result of `check_splits`, which searches them.
+    `document` is the result of `check_splits`, which searches for leaks.
     """
     yield " · ".join(f"{name} {count:,}" for name, count in document["images"].items() if count)
     for leak in document["leaks"]:

@@ -124,8 +124,8 @@ class PlannedProfile:
         describer: Name of the describer, which predicts prompts of images.
         describe: `all` if prompts are predicted for all images, `flagged` for those with the
             verdict `fake`.
-        share: Fraction of the images for which prompts are predicted. None if it was not measured
-            on a sample.
+        share: Fraction of the images for which prompts are predicted. It is an estimate if the
+            sample was only decoded. None without a sample.
     """
 
     identifier: str | None = None

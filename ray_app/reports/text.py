@@ -33,8 +33,8 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     additional column shows the verdicts on files whose finding comes from other evidence. If no
     row has a finding, the verdicts replace the findings.
 
-    If generators were predicted, the last column names the generator of each image. It is empty for
-    images with the verdict `real`.
+    If generators were predicted, the last column names the nearest known generator of each image,
+    or `unknown`. It is empty for images with the verdict `real`.
 
     Args:
         rows: Result rows with `uri`, `member`, `finding`, `verdict`, `probability`, `score`,

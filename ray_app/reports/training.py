@@ -418,7 +418,7 @@ class TrainingFacts:
     def figures(self) -> list[str]:
         """Keys of the metrics that were measured on any split, for the columns of a table.
 
-        The first key is `metric`, by which the best step was chosen.
+        `metric`, by which the best step was chosen, is first if it was measured.
         """
         return [
             name
@@ -430,7 +430,7 @@ class TrainingFacts:
     def validated_figures(self) -> list[str]:
         """Keys of the metrics that were measured in any validation during the training.
 
-        The first key is `metric`, by which the best step was chosen.
+        `metric`, by which the best step was chosen, is first if it was measured.
         """
         return [name for name in self._order_metrics() if self.validated(name)]
 

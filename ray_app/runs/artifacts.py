@@ -169,7 +169,7 @@ def write_features(
 
     Args:
         run: The run.
-        manifest: The number of the manifest, the list of files that one listing found.
+        manifest: The number of the manifest, a list of files to score.
         block: The number of the block in the manifest.
         detector: The name of the detector.
         rows: The table that `feature_rows` returned.

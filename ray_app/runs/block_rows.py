@@ -20,10 +20,10 @@ from ray_app.runs.score_files import ScoreFile
 class BlockRows:
     """Read the result rows of a finished run, one block at a time.
 
-    A block is a fixed range of files of a manifest, the list of files that one listing found. Rows
-    that are not current, for example because a retry replaced them, are included. A Parquet row
-    group contains the rows of many blocks. The last row group stays in memory, so each row group is
-    loaded only once if blocks are read in their order.
+    A block is a fixed range of files of a manifest, a list of files to score. Rows that are not
+    current, for example because a retry replaced them, are included. A Parquet row group contains
+    the rows of many blocks. The last row group stays in memory, so each row group is loaded only
+    once if blocks are read in their order.
 
     Args:
         run: The run directory.
@@ -36,13 +36,13 @@ class BlockRows:
         self._file: ScoreFile | None = None
 
     def read(self, ref: BlockRef) -> pa.Table:
-        """Return the rows of a block, a fixed range of the files that one listing found.
+        """Return the rows of a block, a fixed range of the files of a manifest.
 
         Args:
             ref: The block.
 
         Returns:
-            One row for each file, in the order of the listing.
+            One row for each file, in the order of the manifest.
 
         Raises:
             ConfigError: If the run no longer has the rows of this block.

@@ -39,9 +39,10 @@ _FOR_FINDINGS = [*_MARKED, "score", "provenance"]
 class CurrentRows:
     """The current rows of a run, one for each file that the last listing found.
 
-    A manifest has the new files that one listing found, or the files that one retry scored again.
-    If a file was scored again, only its last row is current. The object is picklable, so that each Ray
-    task can read some of the run's Parquet files. Create it with `read` or `at_end`.
+    A manifest has the new and changed files that one listing found, or the files that one retry
+    scores again. If a file was scored again, only its last row is current. The object is
+    picklable, so that each Ray task can read some of the run's Parquet files. Create it with `read`
+    or `at_end`.
 
     Attributes:
         run: The run directory.
@@ -268,7 +269,7 @@ class CurrentRows:
             of a listing with the location of one image file.
 
         Raises:
-            ClusterError: If the rows of a Parquet file do not match the listing.
+            ClusterError: If the rows of a Parquet file do not match the manifest.
         """
         for file in self.published():
             listed = members_in(self.run, file)
@@ -486,7 +487,7 @@ def blocks_in(
 def block_lists_in(
     run: directory.RunDirectory, file: score_files.ScoreFile
 ) -> Iterator[archives.BlockList]:
-    """Yield the blocks whose rows a Parquet file in `scores/` contains, grouped by listing.
+    """Yield the blocks whose rows a Parquet file in `scores/` contains, as one list per manifest.
 
     A block is a fixed range of image files that is scored and stored together. `blocks_in` yields
     these blocks one by one.

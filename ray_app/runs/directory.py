@@ -468,7 +468,7 @@ class RunDirectory(PartTable):
 
         Args:
             folder: The folder of these files in the run, such as "masks".
-            manifest: The number of the manifest, the list of files that one listing found.
+            manifest: The number of the manifest, a list of files to score.
             block: The number of the block in the manifest.
             rows: The masks or embeddings.
         """
@@ -484,7 +484,7 @@ class RunDirectory(PartTable):
 
         Args:
             folder: The folder of these files in the run, such as "masks".
-            manifest: The number of the manifest, the list of files that one listing found.
+            manifest: The number of the manifest, a list of files to score.
             block: The number of the block in the manifest.
 
         Returns:
@@ -505,7 +505,7 @@ class RunDirectory(PartTable):
         perturbation.
 
         Args:
-            manifest: The number of the manifest, the list of files that one listing found.
+            manifest: The number of the manifest, a list of files to score.
 
         Yields:
             A table with a row per mask, in the order of the manifest.

@@ -76,7 +76,7 @@ class Histogram(Section):
     def detectors(self) -> dict[str, Sequence[int]]:
         """Number of images in each bin of each detector's score, by name of the detector.
 
-        Empty if there is only one detector, whose counts equal those of the ensemble.
+        Empty if there is only one detector and its counts equal those of the ensemble.
         """
         others = {name: counts for name, counts in self._drawable().items() if name != "ensemble"}
         return {} if list(others.values()) == [self.ensemble] else others
@@ -250,7 +250,7 @@ class RetrySummary(Section):
 
     Attributes:
         listing: The number of the retry's manifest, the list of files that it scores again.
-        statuses: The statuses that these files had before, such as `source_timeout`.
+        statuses: The statuses whose files are scored again, such as `source_timeout`.
         members: The number of these files.
     """
 
@@ -536,7 +536,7 @@ class GuaranteeSummary(Section):
     def stated(self) -> bool:
         """Whether the archive was compared with the images of the ensemble's calibration.
 
-        False for an empty section, which a run has whose ensemble card allows no comparison.
+        False for a section without `images`.
         """
         return self.images is not None
 
@@ -548,7 +548,7 @@ class RunHead(Section):
         schema_number: The schema of `summary.json`.
         row_schema: The newest schema that rows of the run may have.
         run: The URL of the run directory.
-        listing: The number of the last manifest, the list of files that one listing found.
+        listing: The number of the last manifest, a list of files to score.
         version: The version of Touchstone that wrote the summary.
         started_at: The start of the last command, in ISO 8601.
         finished_at: The end of the last command, in ISO 8601.
@@ -578,7 +578,7 @@ class RunCounts(Section):
         own_failures: Rows that have no score because of a bug in Touchstone.
         examples: A few members of each status except `ok`.
         refused_by_limits: Rows of files over a limit, by name of the limit.
-        findings: Rows per finding, the strongest statement about the origin of a file.
+        findings: Rows per finding, the conclusion on the origin of a file.
         verdicts: Rows per verdict.
         verdict_reasons: Rows per reason of the verdict `abstain`.
         second_look: Images that a cascade's second stage scored.
@@ -654,8 +654,8 @@ class RunSummary(RunCounts, RunHead):
     def has_other_findings(self) -> bool:
         """Whether any file has a finding that does not come from the detectors alone.
 
-        A finding is the strongest statement about the origin of a file. An example is a signed
-        declaration in the file that a model generated it.
+        A finding is the conclusion on the origin of a file. It may also come from other evidence,
+        such as a signed declaration in the file that a model generated it.
         """
         return not set(self.findings) <= set(DETECTOR_FINDINGS.values())
 

@@ -1,8 +1,8 @@
 """Store the result rows of a run while it scores, and merge them into few files (`PartTable`).
 
-A manifest is the list of files that one listing found. It is cut into blocks, fixed ranges of files
-that one worker scores. The worker writes the rows of a block to a part, a small Parquet file. When
-all blocks of a manifest are done, their parts are merged into published files:
+A manifest is a list of files to score. It is cut into blocks, fixed ranges of files that one worker
+scores. The worker writes the rows of a block to a part, a small Parquet file. When all blocks of a
+manifest are done, their parts are merged into published files:
 
     parts/<manifest>/<block>.parquet    part: the rows of one block
     scores/*.parquet                    published: the rows of consecutive blocks, 64 to 128 MiB
@@ -88,7 +88,7 @@ def group_consecutive(
     The parts of a range can be merged into one file, whose name has the first and the last block.
 
     Args:
-        manifest: The number of the manifest, the list of files that one listing found.
+        manifest: The number of the manifest, a list of files to score.
         sizes: The size in bytes of each part, by number of its block.
         covered: Blocks whose rows are already in a published file. They are left out.
 
@@ -156,10 +156,10 @@ class Merger:
 class PartTable:
     """The result rows of a run in its store.
 
-    A manifest, the list of files that one listing found, is cut into blocks. A worker writes the
-    rows of each block to a Parquet file of its own, a part. Later, the parts of a manifest are
-    merged into few published files. The object is small and picklable, because workers receive it
-    to write their parts.
+    A manifest, a list of files to score, is cut into blocks. A worker writes the rows of each block
+    to a Parquet file of its own, a part. Later, the parts of a manifest are merged into few
+    published files. The object is small and picklable, because workers receive it to write their
+    parts.
     """
 
     store: Store
@@ -168,7 +168,7 @@ class PartTable:
         """Return the path of a part, the Parquet file with the rows of one block.
 
         Args:
-            manifest: The number of the manifest, the list of files that one listing found.
+            manifest: The number of the manifest, a list of files to score.
             block: The number of the block, a fixed range of these files.
 
         Returns:
@@ -182,7 +182,7 @@ class PartTable:
         A block is a fixed range of files. An existing part of the block is replaced.
 
         Args:
-            manifest: The number of the manifest, the list of files that one listing found.
+            manifest: The number of the manifest, a list of files to score.
             block: The number of the block in the manifest.
             rows: The result rows, one for each file of the block.
 
@@ -198,7 +198,7 @@ class PartTable:
         """Delete parts, the Parquet files with the rows of one block each.
 
         Args:
-            manifest: The number of the manifest, the list of files that one listing found.
+            manifest: The number of the manifest, a list of files to score.
             blocks: The numbers of the blocks.
         """
         self.store.delete_all([self.part_path(manifest, block) for block in blocks])
@@ -227,7 +227,7 @@ class PartTable:
         A part is the Parquet file with the rows of one block, a fixed range of files.
 
         Args:
-            manifest: The number of the manifest, the list of files that one listing found.
+            manifest: The number of the manifest, a list of files to score.
             parts: The numbers of the blocks that have a part.
             max_blocks: The maximum number of blocks in a range.
 
@@ -254,11 +254,11 @@ class PartTable:
         return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
 
     def published(self, manifests: Collection[int] | None = None) -> list[ScoreFile]:
-        """Return the merged Parquet files in `scores/`, in the order of the listings.
+        """Return the merged Parquet files in `scores/`, in the order of the manifests.
 
         Args:
-            manifests: The numbers of the manifests (lists of files, one per listing) whose rows are
-                needed. Files of other manifests may also be returned. None returns all files.
+            manifests: The numbers of the manifests (lists of files to score) whose rows are needed.
+                Files of other manifests may also be returned. None returns all files.
 
         Returns:
             The files, whose names show which blocks they contain.
@@ -276,8 +276,8 @@ class PartTable:
     def last_finished(self, summary: Mapping[str, Any] | None = None) -> int:
         """Return the number of the last finished manifest; -1 if there is none.
 
-        A manifest is the list of files that one listing found. It is finished when all its files
-        have rows and its summary exists.
+        A manifest is a list of files to score. It is finished when all its files have rows and its
+        summary exists.
 
         Args:
             summary: The content of `summary.json`. None reads it.
@@ -325,7 +325,7 @@ class PartTable:
 
         Args:
             lists: All blocks of each manifest to consider, by number of the manifest. A manifest is
-                the list of files that one listing found.
+                a list of files to score.
 
         Returns:
             The blocks without rows, as one list for each manifest, in the order of `lists`.
@@ -341,17 +341,17 @@ class PartTable:
         return pending
 
     def row_files(self, manifests: Sequence[int]) -> list[str]:
-        """Return the paths of the Parquet files that contain the rows of some listings.
+        """Return the paths of the Parquet files that contain the rows of some manifests.
 
         The paths are those of merged files in `scores/`, and of files in `parts/` whose rows are
         not merged yet. A file that a version before 0.25 merged may also contain rows of other
-        listings.
+        manifests.
 
         Args:
-            manifests: The numbers of the manifests, one for each listing.
+            manifests: The numbers of the manifests, which are lists of files to score.
 
         Returns:
-            The paths, relative to the run directory, in the order of the listings.
+            The paths, relative to the run directory, in the order of the manifests.
         """
         numbers = set(manifests)
         published = self.published(numbers)
@@ -417,7 +417,7 @@ class PartTable:
         next call continues.
 
         Args:
-            manifest: The number of the manifest, the list of files that one listing found.
+            manifest: The number of the manifest, a list of files to score.
             each: Maps a function over ranges of parts to merge them, for example as Ray tasks.
 
         Returns:

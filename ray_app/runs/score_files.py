@@ -1,7 +1,7 @@
 """Parse the names of the Parquet files in `scores/` of a run (`ScoreFile`).
 
-A manifest is the list of files that one listing found. It is cut into blocks, fixed ranges of
-files. The name of a Parquet file shows the blocks whose result rows it contains:
+A manifest is a list of files to score. It is cut into blocks, fixed ranges of files. The name of a
+Parquet file shows the blocks whose result rows it contains:
 
     scores/00003-00000000-00000011.parquet           blocks 0 … 11 of manifest 3
     scores/00003-00000000--00027-00000001.parquet    block 0 of manifest 3 up to block 1 of manifest 27
@@ -23,8 +23,8 @@ BlockPlace = tuple[int, int]  # A manifest and a block of it.
 class ScoreFile:
     """A Parquet file in `scores/` of a run, which contains the rows of consecutive blocks.
 
-    A block is a fixed range of files of a manifest, the list of files that one listing found. Such
-    a Parquet file is called published.
+    A block is a fixed range of files of a manifest, a list of files to score. Such a Parquet file
+    is called published.
 
     Attributes:
         manifest: The number of the manifest of the first block.
@@ -68,12 +68,12 @@ class ScoreFile:
     def has_block(self, manifest: int, block: int) -> bool:
         """Return whether the file contains the rows of a block.
 
-        `manifest` and `block` are the numbers of a manifest (a listing) and of a block in it.
+        `manifest` and `block` are the numbers of a manifest and of a block in it.
         """
         return self.start <= (manifest, block) <= self.end
 
     def blocks_of(self, manifest: int, count: int) -> range:
-        """Return the blocks of a manifest (a listing) whose rows are in the file.
+        """Return the blocks of a manifest whose rows are in the file.
 
         Args:
             manifest: The number of the manifest.
@@ -92,12 +92,12 @@ class ScoreFile:
         return self.start <= other.start and other.end <= self.end
 
     def manifests(self) -> range:
-        """Return the numbers of the manifests (listings) whose rows may be in the file."""
+        """Return the numbers of the manifests whose rows may be in the file."""
         return range(self.manifest, self.end[0] + 1)
 
 
 def manifest_of(path: str) -> int:
-    """Return the number of the manifest (the listing) to which the first rows of a file belong.
+    """Return the number of the manifest to which the first rows of a file belong.
 
     `path` is the path of the Parquet file in `scores/` or `parts/` of a run.
     """

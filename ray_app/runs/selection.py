@@ -152,7 +152,7 @@ def _sorted(table: pa.Table, column: str, descending: bool) -> pa.Table:
 
 
 def filter_by_generator(table: pa.Table, name: str) -> pa.Table:
-    """Select the rows whose predicted generator, or its family, has a name in any known spelling.
+    """Select the rows whose predicted generator or family has a name, in any known spelling.
 
     Args:
         table: Result rows.

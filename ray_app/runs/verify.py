@@ -94,10 +94,10 @@ def check_conservation(
     *,
     each: archives.MapFunction = archives.map_serial,
 ) -> int:
-    """Check that every listed file of a run has exactly one row, so that no file was lost.
+    """Check that every file of a manifest has exactly one row, so that no file was lost.
 
-    Each manifest, the list of files that one listing found, is compared with its rows. Both must
-    have the same ids in the same order.
+    Each manifest, a list of files to score, is compared with its rows in `scores/`. Both must have
+    the same ids in the same order.
 
     Args:
         run: The run directory.

@@ -394,8 +394,8 @@ class ReferenceInfo:
 class TableRowInfo:
     """A row of the main table of an evaluation: the images of one generator or of several.
 
-    A protocol, the rules by which a published table is reproduced, defines the rows. The values of
-    a row are in the metrics table: in the scope `table`, under the name of the row.
+    A protocol, the rules by which a published table is reproduced, may define the rows. The values
+    of a row are in the metrics table: in the scope `table`, under the name of the row.
 
     Attributes:
         name: Name of the row.
@@ -566,7 +566,7 @@ class IdentificationInfo:
         pairs: Confusions: true name, wrong name, and number of images. The wrong name is None if
             the identifier gave no name.
         notes: Sentences on how to read the metrics.
-        counts: Numbers of images without a name, by reason, such as `without_prediction`.
+        counts: Numbers of fakes without a name, by key such as `without_prediction`.
     """
 
     scope: str
@@ -585,7 +585,7 @@ class IdentificationInfo:
 
     @property
     def confusions(self) -> list[tuple[str, str, int]]:
-        """The 30 most frequent confusions: true name, wrong name or "no name", number of images."""
+        """The most frequent confusions, at most 30: true name, wrong name or "no name", images."""
         named = [
             (truth, "no name" if predicted is None else predicted, number)
             for truth, predicted, number in self.pairs
@@ -867,7 +867,7 @@ class EvaluationResult:
 
     @property
     def systems(self) -> list["SystemResult"]:
-        """The systems (detectors and ensembles) with their metrics and curves."""
+        """The ensemble and the detectors in the order of `meta`, with their metrics and curves."""
         return [
             SystemResult(info, self.metrics, self.curves.get(info.name, Curves()))
             for info in self.meta.systems
@@ -928,7 +928,7 @@ class SystemResult:
             view: Name of a perturbation; "" for images without perturbation.
 
         Returns:
-            The metrics that were measured.
+            The metrics in the table. The value of a metric is None if it is undefined.
         """
         return self.metrics.select(self.info.name, view=view, scope=scope)
 
