@@ -434,7 +434,8 @@ def complete_from_run(config: Model, begun: Mapping[str, Any], *, where: str) ->
 def get_set_values(config: BaseModel) -> dict[str, Any]:
     """Return the keys of a config that the user wrote, with their values.
 
-    Keys that the user did not write are left out. Values that are sections are returned as dictionaries of their own.
+    Keys that the user did not write are left out. Values that are sections are returned as
+    dictionaries of their own.
     """
     values = {name: getattr(config, name) for name in config.model_fields_set}
     return {

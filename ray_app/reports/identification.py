@@ -94,8 +94,8 @@ class NamedSplit:
         n_known: Number of images of known generators.
         n_unknown: Number of images of unknown generators.
         n_real: Number of real images.
-        figures: Metrics of the split as a whole, by key such as `accuracy` (`FIGURES`). Most of them
-            are on the images of known generators only.
+        figures: Metrics of the split, by key such as `accuracy` (`FIGURES`). Most of them are on
+            the images of known generators only.
         classes: Metrics of each known generator.
         pairs: Confusions of known generators: true name, wrong name, number of images. The wrong
             name is None if the image was given no name.
