@@ -91,7 +91,7 @@ class Figures:
         n_real: Number of real images.
         n_fake: Number of fakes.
         generators: Metrics on the images of each generator, and of each source of real images.
-        n: Number of compared masks.
+        n: Number of images with altered pixels, on which `pixel_f1` and `pixel_iou` are computed.
         unreadable: Number of images without a score.
     """
 
