@@ -33,7 +33,7 @@ def test_comparison_counts_right_wrong_abstained_and_not_scored():
     labels = {row["uri"]: kind for row, kind in zip(rows, kinds, strict=True)}
     _, *lines, last = demo.comparison_lines(rows, labels, ENSEMBLE)
     assert lines == [
-        "  photographs: 2 of 4 right (no evidence found), 1 flagged as fake, 1 abstained",
+        "  photographs: 2 of 4 right (no evidence found), 1 flagged as fake, 1 left open",
         "  generated images, simulated: 1 of 3 right (flagged as fake), 1 no evidence found, 1 not scored",
         "  images of simulated cameras: 1 no evidence found, 1 flagged as fake",
     ]

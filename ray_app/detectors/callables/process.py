@@ -308,15 +308,16 @@ def add_command(card: DetectorCard) -> str:
     """Return the shell command that writes the card of a callable again, for hints to the user.
 
     The user needs it, for example, if the callable has changed since its card was written. The
-    options state the Python, folder, kinds of scores and images, and licence on the card, but not
-    its name and time limit.
+    options repeat what the card states.
     """
     settings, arguments = _require_settings(card), card.architecture.arguments
     options = {
+        "--as": card.name,
         "--python": settings.python,
         "--folder": settings.folder,
         "--scores": arguments.get("scores", "log-odds"),
         "--pictures": arguments.get("images", "arrays"),
+        "--limit-s": f"{settings.limit_s:g}",
         "--licence": card.licence if card.terms != "none-stated" else None,
     }
     parts = [f"{name} {shlex.quote(value)}" for name, value in options.items() if value]

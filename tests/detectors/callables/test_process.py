@@ -128,9 +128,9 @@ def test_a_changed_source_is_another_detector(own_place):
         pytest.raises(DetectorError, match="the detector has changed: source was") as told,
     ):
         process.open()
-    assert "touchstone detectors add callable:strange:two" in told.value.hint
+    assert f"touchstone detectors add callable:strange:two --as {card.name}" in told.value.hint
     assert told.value.hint.endswith(
-        f"--folder {own_place} --scores log-odds --pictures arrays --licence own"
+        f"--folder {own_place} --scores log-odds --pictures arrays --limit-s {card.process.limit_s:g} --licence own"
     )
 
 
