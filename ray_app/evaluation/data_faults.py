@@ -52,8 +52,8 @@ def compare_prompts(
         clip: The folder of CLIP weights; None to skip the check.
 
     Returns:
-        For each generator with enough pairs of images, a sentence with the result. If the check was
-        skipped, one sentence that says so.
+        For each generator with enough pairs of images, a sentence with the result. If there are
+        prompts but the check was skipped, one sentence that says so.
 
     Raises:
         ConfigError: The folder has no CLIP.

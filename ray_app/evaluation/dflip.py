@@ -152,8 +152,8 @@ def dflip_v1(
 
     The metrics are in three scopes:
 
-    - `identification` has DFLIP-3K's accuracy and macro F1 of the named classes. Images of groups
-      that are only detected are left out.
+    - `identification` has DFLIP-3K's accuracy and macro F1. Images of groups that are only detected
+      are left out. The macro F1 is over all classes that are true or answered.
     - `identification, by index` has these metrics after all spellings of a generator were treated
       as one name. An unknown name is wrong.
     - `identification, detection` is about real or fake, for all images and by group of generators.

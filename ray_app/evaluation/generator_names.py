@@ -46,7 +46,7 @@ class Names:
         )
 
     def label(self, name: str) -> str:
-        """Return the key of a generator that the labels name, and remember its spelling.
+        """Return the key of a generator that the labels name, and remember its first spelling.
 
         `shown` returns this spelling.
         """
@@ -65,8 +65,8 @@ class Names:
     def shown(self, key: str | None) -> str | None:
         """Return the spelling of a generator to show in reports, given its key.
 
-        It is the first spelling in the labels, or else the first predicted one, or else the key
-        itself.
+        It is the first spelling in the labels, or else that of the identifier's class, or else the
+        first predicted one, or else the key itself.
         """
         return None if key is None else self._labels.get(key) or self._predicted.get(key) or key
 

@@ -37,7 +37,8 @@ class EvaluationGroup(NamedTuple):
 
     Attributes:
         kind: real, whole (generated as a whole), or local (an edit inside a photograph).
-        generator: The generator of a fake as in the labels, or the source of a real image.
+        generator: The generator of a fake as in the labels. For a real image, it is its source, such
+            as `real:coco`, or `real` if the source is unknown.
     """
 
     kind: str

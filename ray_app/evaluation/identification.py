@@ -161,7 +161,8 @@ def measure_answers(
     identifier knows, or all fakes if the run does not record its classes. An image without a name
     counts as wrong. These metrics are added:
 
-    - `top_k`: the fraction of images whose true name is among the first k names of the ranking.
+    - `top_k`: the fraction of images whose true name is among the first k names of the ranking,
+      even if no name was predicted.
     - `abstained_known`: the fraction of images that the identifier attributed to no known
       generator, among images of known generators with an answer.
     - `abstained_unknown`: this fraction among images of other generators.
@@ -199,8 +200,8 @@ def measure_group(
         top_k: Values of k for top-k accuracies.
 
     Returns:
-        `accuracy`, `top_1` and so on, `macro_f1`, `family_accuracy`, and `abstained`, the fraction
-        of images that were attributed to no known generator.
+        `accuracy`, `top_1` and so on, `macro_f1`, `family_accuracy`, and `abstained`. The last one
+        is the fraction of images attributed to no known generator, among images with an answer.
     """
     names = answers.names
     keys = {names.label(name) for name in generators}

@@ -92,7 +92,7 @@ class Intervals:
 
         Intervals of different kinds are shown together, so they must have one meaning. If the
         labels name too few generators of one kind, the intervals of all kinds describe only further
-        images of the labelled generators.
+        images of the labelled generators and sources.
 
         Args:
             kinds: Kinds of fakes, such as `whole` and `local`.

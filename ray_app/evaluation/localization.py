@@ -397,7 +397,7 @@ class Overlays:
         A mask of an image without altered pixels is ignored.
 
         Args:
-            metrics: The metrics of the mask.
+            metrics: The metrics of the mask at the image's own size.
             image: The image.
             row: The row of the mask in `masks/` of the run.
         """
@@ -414,7 +414,7 @@ class Overlays:
     def render(
         self, measurer: MaskMeasurer, fetcher: Fetcher, limits: ImageLimits
     ) -> list[Overlay]:
-        """Return up to twelve overlays, divided among the detectors, the worst masks first.
+        """Return up to twelve overlays, divided among the detectors, the worst of each first.
 
         Args:
             measurer: Reads true masks.

@@ -46,11 +46,11 @@ _NOT_COMPUTED = undefined("was not computed")
 class ProtocolLine(NamedTuple):
     """The definition of one row of the table of results: which generators it covers.
 
-    The protocol defines most rows. Other rows are added for each release year or generator of the
+    A row is one of the protocol, or is added for a release year, a generator, or a source of the
     data.
 
     Attributes:
-        row: The row as in the protocol: its name, its metric, and globs that select generators.
+        row: The name of the row, its metric, and globs that select generators.
         year: Select only generators that were released in this year; None for all.
         only: Select only the generator with exactly this name; None for all.
     """

@@ -80,7 +80,8 @@ class ProtocolRow(Frozen):
     def matches(self, generator: GeneratorInfo) -> bool:
         """Return whether the row covers the images of a generator, or of a source of real images.
 
-        The class, the kind, and the globs over names or architectures must match.
+        The class, the kind, and a glob over names or architectures must match, and no glob of
+        `excluding`.
         """
         name, family = generator.name, generator.architecture
         is_match = any(is_named(name, glob) for glob in self.generators)
@@ -282,7 +283,7 @@ class Protocol(Frozen):
 
     @property
     def info(self) -> ProtocolInfo:
-        """The title, source, threshold, and notes of the protocol, for an evaluation's result."""
+        """Facts such as the title, source, and threshold, for the result of an evaluation."""
         return ProtocolInfo(
             name=self.name,
             title=self.title,

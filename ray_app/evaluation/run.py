@@ -47,8 +47,8 @@ def labels_for(
 
     The labels are in a file, in an index of labelled images, or in the run's own columns. A layout,
     a rule that derives labels from the paths or tables of a source, can also give them. It is that
-    of the config, or else of the protocol. Labels from a layout are written to `out`/index, and
-    reused if the evaluation is repeated.
+    of the config, or else of the protocol. The source is that of the run, or else of the config.
+    Labels from a layout are written to `out`/index, and reused if the evaluation is repeated.
 
     Args:
         config: The settings of the evaluation.

@@ -43,8 +43,8 @@ class System:
         calibrated: Whether the probabilities are calibrated.
         binary: Whether the detector only replies yes or no.
         decides: Whether the run's verdicts are those of this detector or ensemble.
-        late: Whether it is a detector that scores only uncertain images, in the second stage of a
-            cascade.
+        late: Whether it is a detector that scores only the images in the second stage of a cascade,
+            which are uncertain images and a random sample.
         card: The detector's card, which describes the detector; None if it cannot be read any more.
     """
 

@@ -50,16 +50,17 @@ def effective_size(scores: ArrayLike, groups: ArrayLike, fraction: float) -> Eff
     """Return how many independent images the grouped images are worth for a rate above a threshold.
 
     Use it to bound a false-positive rate on real images of few sources. Images of one group, such
-    as those of one source, have similar scores, so they are worth fewer independent images. The
-    result would give an equally precise rate.
+    as those of one source, have similar scores, so they are worth fewer independent images. That
+    many independent images would give an equally precise rate.
 
     The number is n / deff · (t / t_df)² (Korn and Graubard 1998, "Confidence intervals for
     proportions with small expected number of positive counts"). deff is the larger one of two
     design effects. The first is the observed effect, from the variance of group totals above the
     threshold. It is too uncertain if few images reach the threshold. The second is 1 + (b − 1) ρ
-    (Kish 1965). b is the average size of an image's group. ρ is the correlation, within
-    groups, of reaching the threshold (`tail_correlation`; Donner 1986). The second effect does not
-    account for rare groups that differ from the others.
+    (Kish 1965). b is the average size of an image's group. ρ is the correlation, within groups, of
+    reaching the threshold (`tail_correlation`; Donner 1986). It follows from the correlation of the
+    scores (`rank_correlation`). The second effect does not account for rare groups that differ from
+    the others.
 
     Args:
         scores: Scores (n,).

@@ -1,10 +1,10 @@
 """Measure how well the scores or verdicts of a detector separate fakes from real images.
 
-`measure_detection` returns all metrics of some images, and `detection_figures` also the metrics of
-each generator, as plain JSON. Fake is the positive class, and the default threshold is 0, which is
-P(fake) > ½. `average_rates` computes means of a rate over generators. `measure_verdicts` is for
-verdicts with abstentions. `build_classification_report` returns scikit-learn's classification
-report.
+`measure_detection` returns all metrics of some images. `detection_figures` returns a few of them as
+plain JSON, also for each generator. Fake is the positive class, and the default threshold is 0,
+which is P(fake) > ½. `average_rates` computes means of a rate over generators. `measure_verdicts`
+is for verdicts with abstentions. `build_classification_report` computes scikit-learn's
+classification report from counts.
 """
 
 from collections.abc import Mapping, Sequence

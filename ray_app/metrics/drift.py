@@ -84,11 +84,12 @@ def find_shifts(
 ) -> dict[str, Shift]:
     """Compare an archive with the images of a calibration, property by property.
 
-    An archive may have any fraction of fakes. With the calibration images as they are, it would
-    differ because of its fraction of fakes alone. So each property is compared with a mixture of
-    the calibration's real images and fakes. The fraction of fakes in the mixture is the one that
+    An archive may have any fraction of fakes. Compared with the calibration images as they are, it
+    would differ because of its fraction of fakes alone. So each property is compared with a mixture
+    of the calibration's real images and fakes. The fraction of fakes in the mixture is the one that
     explains the property best. Only fractions at which the scores do not differ noticeably are
-    tried. Otherwise, real images that have become like fakes would be treated as fakes.
+    tried, or the one at which they differ least. Otherwise, real images that have become like fakes
+    would be treated as fakes.
 
     Args:
         counts: By property, three numbers of images per bin (k,): of the archive, and of the

@@ -228,7 +228,7 @@ class Resampled:
     def strata(self) -> list[tuple[Stratum, Bools]]:
         """The groups of each class that has images, with a mask (n,) of its images.
 
-        The first entry is for fakes, the second one for real images.
+        The entry for fakes comes before that for real images.
         """
         both = [(self.fakes, self.images.is_fake), (self.reals, ~self.images.is_fake)]
         return [(stratum, mask) for stratum, mask in both if len(stratum.codes)]
@@ -333,8 +333,8 @@ class Metric:
         of_both: Whether a proportion is over images of both classes. Its interval for grouped
             images is then that of the jackknife.
         scale: Transformation of the values for the jackknife. `logit` is for values from 0 to 1,
-            `log` for values above 0, and `plain` for no transformation. It keeps intervals in this
-            range.
+            `log` for values above 0, and `plain` for no transformation. The transformation keeps
+            intervals in this range.
         interval: Computes the interval of this metric instead of the jackknife.
         method: Name of the method of the interval, to be shown.
         min_per_class: Minimum number of images of each class for an interval.
@@ -394,7 +394,8 @@ def measure(metric: Metric, images: ScoredImages, sample: Resampled | None = Non
             None, only proportions get an interval.
 
     Returns:
-        The value. If it or its interval is undefined, `why` has the reason.
+        The value. If it is undefined, or has no interval in spite of a sample, `why` has the
+        reason.
     """
     try:
         value, n = metric.compute(images), metric.count(images)
@@ -495,7 +496,8 @@ def difference(value: float, parts: list[Replicates], n: int) -> tuple[MetricVal
     """Return a difference of a metric between two systems, with its interval and p-value.
 
     The interval and the p-value are computed by the jackknife. Both are missing if a class has too
-    few groups of images.
+    few groups of images. If the difference does not vary between groups, the interval is missing, and
+    the p-value is 1 for a difference of 0, else missing.
 
     Args:
         value: The difference between two systems.
@@ -503,7 +505,8 @@ def difference(value: float, parts: list[Replicates], n: int) -> tuple[MetricVal
         n: Number of images.
 
     Returns:
-        The difference with its interval, and the p-value for the hypothesis of no difference.
+        The difference with its interval, and the p-value for the hypothesis of no difference, or
+        None.
     """
     n_replicates = min((len(part.values) for part in parts), default=0)
     if n_replicates < uncertainty.MIN_GROUPS:
@@ -565,7 +568,7 @@ def true_positive_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
         The mask of the hits, and the mask of the images that count.
 
     Raises:
-        UndefinedError: All images are real.
+        UndefinedError: No image is fake.
     """
     if not images.n_fake:
         raise UndefinedError(NO_FAKES)
@@ -584,7 +587,7 @@ def true_negative_outcomes(images: ScoredImages) -> tuple[Bools, Bools]:
         The mask of the hits, and the mask of the images that count.
 
     Raises:
-        UndefinedError: All images are fakes.
+        UndefinedError: No image is real.
     """
     if not images.n_real:
         raise UndefinedError(NO_REALS)
@@ -915,7 +918,7 @@ def _folded_normal_mean(mean: Floats, deviation: Floats) -> Floats:
 def oracle_accuracy(images: ScoredImages, points: int = 100) -> float:
     """Return the best accuracy over 100 thresholds, which are tried on the test images themselves.
 
-    The accuracy is therefore too optimistic. It reproduces published results of sidbench.
+    The accuracy is therefore too optimistic. Sidbench computes it in this way.
     """
     images.require_both()
     with np.errstate(divide="ignore"):

@@ -1,7 +1,7 @@
-"""Estimate the error rates of a run on its archive from labels of a sample (`archive_figures`).
+"""Estimate the fraction of fakes and error rates from labels of a sample (`archive_figures`).
 
-The sample is stratified: random images are drawn from each stratum, a part of the archive with one
-verdict and a range of scores.
+The estimates are for all images of an archive that have a verdict. The sample is stratified: random
+images are drawn from each stratum, a part of the archive with one verdict and a range of scores.
 """
 
 import math

@@ -1,10 +1,10 @@
 """Compute 95 % intervals of metrics.
 
-Proportions have the exact interval of Clopper and Pearson. All other metrics have the interval of
-the jackknife, which computes the metric again with each group of images left out. If images are
-grouped by name (the generator of a fake, the source of a real image), intervals also hold for
-further groups. A class without such groups is cut into `BLOCKS` random blocks. `docs/evaluation.md`
-states the measured coverage.
+Proportions have the exact interval of Clopper and Pearson. Most other metrics have the interval of
+the delete-a-group jackknife, which computes the metric again without each group of images. If
+images are grouped by name (the generator of a fake, the source of a real image), intervals also
+hold for further groups. A class without such groups is cut into `BLOCKS` random blocks.
+`docs/evaluation.md` states the measured coverage.
 """
 
 import math
@@ -88,7 +88,7 @@ def make_stratum(
         seed: Seed of the random blocks.
 
     Returns:
-        The number of the group or block of each image.
+        The groups or blocks, with the number of the group or block of each image.
     """
     random = np.random.default_rng(seed)
     total = m if n is None else n

@@ -59,8 +59,9 @@ class CalibrationData:
         source: The scene, photographer, or article (n,), whose images are not independent; None if
             unknown.
         phash: Perceptual hash, 16 hexadecimal digits (n,); None if unknown.
-        part: Use of each image (n,): `fit` for fitting detectors, `calibrate` for the
-            ensemble, or `choose` for thresholds. None if the labels do not divide the images.
+        part: Use of each image (n,): `fit` for the detectors' calibrations and the rule,
+            `calibrate` for the ensemble, or `choose` for thresholds. None if the labels do not
+            divide the images.
         format: The file format as in the run (n,).
         width: Width in pixels, int (n,).
         height: Height in pixels, int (n,).

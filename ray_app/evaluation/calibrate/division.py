@@ -1,9 +1,9 @@
 """Divide the labelled images of a calibration into three disjoint parts (`Division`).
 
-Detectors are fitted on the first part, the ensemble is calibrated on the second, and thresholds are
-chosen on the third. Images that are not independent (copies, one scene, one source) form a group,
-and all images of a group are in one part. A seed and the bytes of a group's files determine its
-part.
+The calibrations of the detectors and the rule that combines them are fitted on the first part. The
+ensemble is calibrated on the second, and thresholds are chosen on the third. Images that are not
+independent (copies, one scene, one source) form a group, and all images of a group are in one part.
+A seed and the bytes of the files determine the part, unless the labels do.
 """
 
 import hashlib
@@ -133,9 +133,9 @@ def find_copies(labelled: CalibrationData) -> Bools:
 def assign_parts(labelled: CalibrationData, groups: Indices, *, seed: int = 0) -> Indices:
     """Return what each image (n,) is used for, as an index of `PARTS`.
 
-    The parts are `fit` for fitting detectors, `calibrate` for the ensemble, and `choose` for
-    thresholds. If the labels have a column `part`, this column is used. Otherwise, the parts are
-    drawn (`draw_parts`).
+    The parts are `fit` for the detectors' calibrations and the rule, `calibrate` for the ensemble,
+    and `choose` for thresholds. If the labels have a column `part`, this column is used. Otherwise,
+    the parts are drawn (`draw_parts`).
 
     Args:
         labelled: The images.
@@ -278,8 +278,8 @@ def describe_parts(
 ) -> tuple[LabelledPart, ...]:
     """Return counts and a hash of each part of the labelled images, for the ensemble card.
 
-    The hash is the SHA-256 of the sorted sha256 of the files, one per line. It shows later which
-    files the card was fitted on.
+    The hash is the SHA-256 of the sorted sha256 of the files, one per line. By it, one can check
+    later whether given files are those of the part.
 
     Args:
         labelled: The images.

@@ -341,7 +341,7 @@ def add_thresholds(
     """Choose the thresholds of a fitted ensemble card, and add them to the card.
 
     The threshold `fake_above` keeps the false-positive rate within `config.fpr`. The card also gets
-    operating points, which are the thresholds for several other false-positive rates.
+    operating points, which are the thresholds for this and several other false-positive rates.
 
     Args:
         fitted: The card without thresholds.
