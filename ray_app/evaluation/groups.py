@@ -37,8 +37,8 @@ class EvaluationGroup(NamedTuple):
 
     Attributes:
         kind: real, whole (generated as a whole), or local (an edit inside a photograph).
-        generator: The generator of a fake as in the labels. For a real image, it is its source, such
-            as `real:coco`, or `real` if the source is unknown.
+        generator: The generator of a fake as in the labels. For a real image, it is the source,
+            such as `real:coco`, or `real` if the source is unknown.
     """
 
     kind: str

@@ -496,8 +496,8 @@ def difference(value: float, parts: list[Replicates], n: int) -> tuple[MetricVal
     """Return a difference of a metric between two systems, with its interval and p-value.
 
     The interval and the p-value are computed by the jackknife. Both are missing if a class has too
-    few groups of images. If the difference does not vary between groups, the interval is missing, and
-    the p-value is 1 for a difference of 0, else missing.
+    few groups of images. If the difference does not vary between groups, the interval is missing.
+    The p-value is then 1 for a difference of 0, else missing.
 
     Args:
         value: The difference between two systems.
@@ -787,7 +787,7 @@ def tpr_at_fpr(images: ScoredImages, one_in: int) -> float:
     """Return the TPR at the lowest threshold that flags at most one real in `one_in`.
 
     The metric is undefined with fewer reals than `one_in`. The threshold would then be above all
-    reals, and on average more than one of `one_in` further reals would exceed it.
+    reals, and on average one or more of `one_in` further reals would exceed it.
     """
     images.require_both()
     if images.n_real < one_in:
