@@ -215,7 +215,8 @@ class Guarantee(Frozen):
 
     The guarantee states: with probability `confidence`, at most the fraction `target_fpr` of real
     images gets the verdict fake, if the images are like those of the calibration. Reports state it
-    only if `upper_bound` is at most `target_fpr`. Otherwise they call the rate measured.
+    only if `upper_bound`, the upper confidence bound of the false-positive rate, is at most
+    `target_fpr`. Otherwise they state that the false-positive rate is measured, not guaranteed.
 
     The evidence is a set of `n_real` held-out real images on which nothing else was fitted.
     `false_positives` of these images reached the threshold `fake_above`.
@@ -307,9 +308,10 @@ class OperatingPoint(Frozen):
 
     @property
     def is_guaranteed(self) -> bool:
-        """Whether the upper bound of the false-positive rate is at most `rate`.
+        """Whether the false-positive rate `rate` is guaranteed, and not only measured.
 
-        If the bound is higher, the false-positive rate is only measured, not guaranteed.
+        This is the case if `upper_bound`, the upper confidence bound of the false-positive rate, is
+        at most `rate`.
         """
         return self.upper_bound <= self.rate
 
@@ -551,8 +553,9 @@ def build_ensemble(detectors: list[str]) -> EnsembleCard:
 def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
     """Return a card with the thresholds for another false-positive rate.
 
-    The card's guarantee becomes that of the operating point. If the upper bound of the operating
-    point exceeds the rate, reports call the rate measured and not guaranteed.
+    The card's guarantee becomes that of the operating point. The operating point has an upper
+    confidence bound of its false-positive rate. If this bound exceeds `rate`, reports state that
+    the false-positive rate is measured, not guaranteed.
 
     Args:
         card: A card that `touchstone detectors calibrate` wrote.
@@ -564,7 +567,8 @@ def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
 
     Raises:
         ConfigError: If the rate is not between 0 and 1, if the card has no thresholds for this
-            rate, or if the card is a cascade with a threshold for another rate.
+            rate, or if the card is a cascade whose thresholds are for another rate. A cascade has
+            thresholds for only one rate.
     """
     check_rate(rate)
     if card.thresholds.target_fpr is not None and math.isclose(card.thresholds.target_fpr, rate):

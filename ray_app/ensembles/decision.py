@@ -45,8 +45,10 @@ class Decisions:
     """The verdicts of an ensemble on n images, with their scores and reasons, one list per column.
 
     Attributes:
-        score: Ensemble scores (n,), log-odds of fake. NaN if a required member has no score.
-        probability: Probabilities of fake (n,). NaN if a required member has no score.
+        score: Ensemble scores (n,), log-odds of fake. NaN if a required detector has no score. All
+            detectors of the ensemble are required. In a cascade, an image that does not enter the
+            second stage requires only those of the first stage.
+        probability: Probabilities of fake (n,). NaN if `score` is NaN.
         calibrated: Whether the probabilities are calibrated.
         verdict: Per image "fake", "real", or "abstain".
         reason: Per image the reason why the verdict is abstain, or None for other verdicts.
@@ -154,7 +156,9 @@ def combine(
             means that it selected none.
 
     Returns:
-        Log-odds of fake (n,). NaN if the score of a required member is missing or infinite.
+        Log-odds of fake (n,). NaN if the score of a required member is missing or infinite. All
+        members are required. In a cascade, an image that does not enter the second stage requires
+        only the members of the first stage.
     """
     table = _table(scores, calibrations)
     if card.cascade is None:
@@ -414,7 +418,7 @@ def mean_probability(table: Table) -> Column:
 
 
 def soft_or(table: Table) -> Column:
-    """Apply the rule `soft-or`: an image is fake if at least one detector is right to call it fake.
+    """Apply the rule `soft-or`: combine the detectors' probabilities of fake by a probabilistic OR.
 
     The detectors are treated as independent. With their probabilities p of fake, the result is
     logit(1 − Π(1 − p)). It is computed from odds, without probabilities: the odds a and b of two

@@ -208,7 +208,8 @@ def format_error_rates(
     Args:
         ensemble: Name of the ensemble. "" if it has none.
         thresholds: The thresholds with their rates. None if they are unknown.
-        confidence: The confidence of the upper bound, from 0 to 1. None means 0.95.
+        confidence: The confidence of `thresholds.upper_bound`, the upper bound of the
+            false-positive rate, from 0 to 1. None means 0.95.
 
     Returns:
         Sentences for people.

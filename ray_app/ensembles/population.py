@@ -224,8 +224,8 @@ def compute_properties(
 
     Args:
         score: Ensemble scores (n,), log-odds of fake.
-        scores: Raw scores (n,) per detector. NaN if a later member of a cascade did not score the
-            image.
+        scores: Raw scores (n,) per detector. NaN if the detector did not score the image, such as a
+            detector of a cascade's second stage.
         formats: Format of each image. None if unknown.
         width: Widths (n,) in pixels. NaN if unknown.
         height: Heights (n,) in pixels. NaN if unknown.
@@ -262,15 +262,17 @@ def measure_population(
 ) -> Population:
     """Describe labelled images as a `Population`: count their properties per class and bin.
 
-    The edges of bins of numbers are the deciles of the real images. A value that many real images
-    share has its own bin. A property that no real image has is left out.
+    For a property with numbers, such as the score, the bins end at the deciles of the real images.
+    A value that many real images share has its own bin. A property that no real image has is left
+    out.
 
     Args:
         what: Description of the images.
         fake: Labels (n,), True = fake.
         properties: The properties of the images, from `compute_properties`.
-        parts: Disjoint parts of the labelled images.
-        prevalence: Fraction of fakes among all images that the calibrated probabilities assume.
+        parts: The disjoint parts of the labelled images, each for one step of the calibration.
+        prevalence: The fraction of fakes among all images for which the calibrated probabilities
+            are right.
         generators: Generators of the fakes.
 
     Returns:

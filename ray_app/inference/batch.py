@@ -107,12 +107,13 @@ class Batch:
         outcomes: The decoding result of each member. Only the last batch of a block has fewer
             members than slots.
         pixels: For each distinct preprocessing, one (slots, H, W, 3) array with zeros in unusable
-            slots. If the preprocessing does not resize, one array or None per slot, or
-            `EncodedImages`. Empty if no member could be decoded.
+            slots. If the preprocessing does not resize, one array per slot (None in unusable
+            slots), or `EncodedImages`, which decodes on demand. Empty if no member could be
+            decoded.
         sizes: The (width, height) of each member that has pixels, else None.
-        encoded: For each member, its file if it is decoded again later, else None. The second stage
-            of a cascade needs files, and detectors that read images in their own size. Empty if
-            the decoder passes on no files.
+        encoded: For each member, its file if it is decoded again later, else None. Files are needed
+            by detectors that read images in their own size. A cascade also needs files, because its
+            second stage scores some images again. Empty if the decoder passes on no files.
         views: The images after each perturbation that the spec requests. Empty if `pixels` is
             empty.
         ids: The image ids of the members. Empty if the ids are unknown.
@@ -271,7 +272,7 @@ class ImageDecoder(Protocol):
             image: The RGB image.
 
         Returns:
-            The (height, width, 3) pixels. None if none of the detectors scores the image.
+            The (height, width, 3) pixels. None if nothing in `target` reads images of this size.
         """
 
 
@@ -284,8 +285,8 @@ class BatchImages:
     """The encoded files of a batch, with a cache of decoded images.
 
     Detectors read an image once unperturbed, and once after each perturbation. The cache avoids
-    decoding it each time. A large image is not kept, but decoded again. It would hold memory that
-    all processes of the node share.
+    decoding it each time. A large image, of over 50 million pixels, is not kept, but decoded again.
+    Its memory is part of a budget that all processes of the node share.
 
     Args:
         decoder: Decodes the files, and counts them.
@@ -305,7 +306,10 @@ class BatchImages:
         self._cache: OrderedDict[int, DecodedImage] = OrderedDict()
 
     def keep(self, slot: int, image: DecodedImage) -> None:
-        """Keep a decoded image in the cache as the most recently used one, unless it is large."""
+        """Keep a decoded image in the cache as the most recently used one.
+
+        An image of over 50 million pixels is not kept.
+        """
         if is_large(image) or not self._max_kept_pixels:
             return
         self._cache[slot] = image
@@ -404,5 +408,8 @@ def images_at(images: Pixels | Ragged | EncodedImages, slots: Sequence[int]) -> 
 
 
 def is_large(image: DecodedImage) -> bool:
-    """Return whether an image has so many pixels that decoding must wait for memory of the node."""
+    """Return whether an image has over 50 million pixels.
+
+    Decoding such an image waits until the memory budget of the node has space for it.
+    """
     return DecodeCost(image.pixels.width * image.pixels.height, 0).is_large

@@ -40,8 +40,8 @@ class BlockReader:
         clock: Counts the seconds of fetching.
         fetcher: Reads the bytes of the members.
         decoder: Decodes these bytes. `close` of the reader closes the decoder.
-        decode_bytes: Total memory in bytes that large images may take on this node. None for the
-            default of the node.
+        decode_bytes: Memory in bytes that all processes of this node together may take to decode
+            large images. None for a quarter of the node's memory.
     """
 
     def __init__(

@@ -276,10 +276,10 @@ class BatchDecoder:
         spec: Has the preprocessings, perturbations, limits, and batch size.
         clock: Measures the time of each step, such as `decode` and `prepare`.
         marker_dir: Folder for crash markers (see `CrashSafeDecoder`).
-        hand_over: Whether a batch contains encoded files in place of images that are not resized.
-            The process that scores the batch decodes the files (see `complete`).
-        keeps_files: Whether batches contain all files. A cascade needs this, because its second
-            stage decodes some files again.
+        hand_over: Whether images that are not resized stay encoded in a batch. The process that
+            scores the batch must then call `complete`, and decodes these images.
+        keeps_files: Whether batches contain all files. A cascade, which is an ensemble in two
+            stages, needs this, because its second stage decodes some files again.
         wall_limit_s: Seconds that decoding one image may take.
         budget: Memory for large images, which all processes of this node share.
         careful: The `CrashSafeDecoder` that decodes single images. Several `BatchDecoder`s may
@@ -389,12 +389,11 @@ class BatchDecoder:
         return any(self._spec.is_scored(name, width, height) for name in native)
 
     def complete(self, batch: Batch) -> Batch:
-        """Make the encoded files of a batch readable for detectors.
+        """Return a batch in which detectors can also read the images that stayed encoded.
 
-        Call it in the process that scores a batch that was decoded with `hand_over`. In the
-        returned batch, images that are not resized are `EncodedImages`. These images may be large,
-        so each is decoded only when a detector reads it. A batch without files is returned
-        unchanged.
+        With `hand_over`, images that are not resized stay encoded in a batch. Call this method in
+        the process that scores such a batch. It replaces these images by `EncodedImages`, which
+        decode an image only when a detector reads it. A batch without files is returned unchanged.
         """
         if not batch.encoded or not batch.pixels:
             return batch

@@ -16,8 +16,9 @@ An answer has these parts, in order:
 - a `Report` as JSON;
 - the pixels: either RGB, or one tensor after another.
 
-The child sends one `READY` byte when it can serve. Before it decodes a large image, it sends a JSON
-of length 0 and a `DEMAND`, and waits for a `READY` byte.
+The child sends one `READY` byte when it can serve. Before it decodes a large image, it sends an
+answer with an empty JSON and a `DEMAND`: the number of pixels, and the peak memory in bytes. Then
+it waits for a `READY` byte.
 
 The child runs as a file, not as a module of `inference`, because the other modules import Arrow. It
 must start fast and stay small.
@@ -101,7 +102,8 @@ class DecodeRequest(Frozen):
     def needs_torch(self) -> bool:
         """Whether resizing may need torch.
 
-        Importing torch takes longer than the wall limit of an image, so it must happen before.
+        Importing torch takes longer than the wall limit of an image. Therefore a child imports it
+        when it starts, before the first request.
         """
         return any(
             preprocessing.resampler == "torch" or self.resize == "fast"

@@ -171,7 +171,8 @@ class DecoderProcess(ChildProcess):
     def peek(self, data: bytes, request: DecodeRequest = _PIXELS) -> "PeekedFile":
         """Send a file to the child, which reads its header, and decodes it unless it is large.
 
-        A large image waits, so that the caller can first reserve memory for it. Call `finish`,
+        An image is large if decoding needs over 384 MiB, or if it has over 50 million pixels. A
+        large image waits, so that the caller can first reserve memory for it. Call `finish`,
         `decode`, or `close` of the result before you send another file.
 
         Args:
@@ -379,9 +380,10 @@ class DecoderProcess(ChildProcess):
 class PeekedFile:
     """A file that was sent to a child process, which has read its header.
 
-    The child has also decoded the image, unless it is large. A large image is decoded only when
-    `decode` or `finish` is called, so that the caller can first reserve `demand.peak_bytes` of
-    memory. Call `decode` to get an image, `finish` to get the child's answer, or `close`.
+    The child has also decoded the image, unless it is large: decoding needs over 384 MiB, or the
+    image has over 50 million pixels. A large image is decoded only when `decode` or `finish` is
+    called, so that the caller can first reserve `demand.peak_bytes` of memory. Call `decode` to get
+    an image, `finish` to get the child's answer, or `close`.
 
     Attributes:
         demand: The number of pixels, and the peak memory for decoding in the child and in this
@@ -520,8 +522,9 @@ class IsolatedDecoders:
     def peek(self, data: bytes) -> PeekedFile:
         """Send a file to a child, which reads its header, and decodes it unless it is large.
 
-        Blocks until a child is idle. A large image keeps its child occupied until you call
-        `decode`, `finish`, or `close` of the result.
+        Blocks until a child is idle. An image is large if decoding needs over 384 MiB, or if it has
+        over 50 million pixels. It keeps its child occupied until you call `decode`, `finish`, or
+        `close` of the result.
 
         Raises:
             ImageRefused: The image is rejected.

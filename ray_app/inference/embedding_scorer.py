@@ -31,7 +31,10 @@ class EmbeddingScorer:
     def score(
         self, outcomes: Sequence[DecodeResult], vectors: Mapping[str, npt.NDArray[np.float32]]
     ) -> DetectorOutputs:
-        """Return the scores of all detectors for n images, and the embeddings that are needed.
+        """Return the scores of all detectors for n images, and the embeddings in `spec.embedded`.
+
+        These embeddings are those that the run stores, or that the model for the generator or the
+        prompt of an image reads.
 
         Args:
             outcomes: The decoding result of each image.

@@ -87,15 +87,16 @@ class Ensemble:
     Args:
         name_or_path: The name of a shipped ensemble, the path of a card, or a card.
         fpr: Decide with the thresholds that the card has for this false-positive rate, such as
-            0.05. Defaults to the main thresholds of the card.
+            0.05. Defaults to the thresholds in the section `thresholds` of the card.
         device: `cpu`, `cuda`, `cuda:0`, or `auto` for a GPU if one is available.
         precision: `bf16`, `fp32`, or `auto` for the settings of the card and the device.
         resize: `exact` resizes with the library of a detector's authors. `fast` replaces Pillow's
             bilinear filter by that of torch. `auto` uses the setting of the card.
         limits: Limits on the size of an image.
         batch_size: Images per forward pass. Defaults to 4 on a CPU and 64 on a GPU.
-        image_column: The column of a batch that has the images. Defaults to `bytes` or `image`, or
-            to the only column whose first value is an image.
+        image_column: The column with the images, if you call the ensemble with a batch of columns,
+            as Ray Data's `map_batches` does. Defaults to `bytes` or `image`, or to the only column
+            whose first value is an image.
         accept_licences: Names of detectors, or licences, whose terms you accept.
         waive_guarantee: Allow a precision or resize mode that differs from the calibration of the
             card. The card's guarantee on false positives then does not cover the verdicts.
@@ -505,8 +506,11 @@ class ImageInputs:
 
         Args:
             sources: The sources of the images.
-            names: A list to which the name and the display image of each source are appended,
-                before its image is yielded.
+            names: A list to which the pair `name` and `picture` of each source is appended before
+                its image is yielded. The second value is an image or path for display.
+
+        Yields:
+            The image id, which is always 0, and the image, or the error if it cannot be read.
         """
         remaining = iter(sources)
         first = next(remaining, None)

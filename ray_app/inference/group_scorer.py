@@ -67,10 +67,10 @@ class GroupScorer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The counts of all detectors and of the describer since the start, by name.
+        """The counts of all detectors and of the describer since this object was created.
 
-        The names are those of `CascadeScorer.counts`, such as `images seen by NAME`. Groups that
-        are no longer in memory are included.
+        The keys are those of `CascadeScorer.counts`, such as `images seen by NAME`. Groups that are
+        no longer in memory are included.
         """
         counts = Counter(self._dropped_counts)
         counts.update(self._counts_in_memory())

@@ -25,8 +25,9 @@ class NamedFiles:
     """Files in the order in which the user named them.
 
     Attributes:
-        names: Paths, URLs, and `-` for standard input. Folders are replaced by their files.
-        closed: The error for each folder in `names` that cannot be listed.
+        names: Paths, URLs, and `-` for standard input. A folder is replaced by the files below it.
+            Folders that cannot be listed are also in `names`.
+        closed: The errors for the folders that cannot be listed, by path.
     """
 
     names: Sequence[str]

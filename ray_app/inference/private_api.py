@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def pillow_blocks(size_bytes: int) -> Iterator[None]:
-    """Let Pillow allocate memory for images in blocks of this size.
+    """Let Pillow allocate memory in blocks of `size_bytes` during a `with` block.
 
     Reason: Pillow reads its public setting, the environment variable PILLOW_BLOCK_SIZE, once, when
-    it is imported. Only large images need larger blocks, and the process may belong to a caller.
+    it is imported. Only large images need larger blocks, so the size is restored after the block.
 
-    Fallback: Pillow's own block size. A large image then takes longer, since more of its memory
-    returns to the system.
+    Fallback: Pillow's own block size. A large image then takes longer, because more of its
+    memory is returned to the operating system.
     """
     try:
         from PIL._imaging import get_block_size, set_block_size

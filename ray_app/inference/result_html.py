@@ -40,7 +40,8 @@ def card(
         row: The result, as `Result.to_dict` returns it.
         picture: The image, as in `ImageSource.picture`. The HTML has no image if it can no longer
             be read.
-        demonstration: Whether to add the note that the result is a demonstration.
+        demonstration: Whether to add the note that the result must not be used for decisions. It is
+            for ensembles with a detector that is only for demonstrations.
         side: Maximum width and height of the image in pixels.
 
     Returns:
@@ -79,7 +80,8 @@ def cards(
     A notebook calls this to display an iterator, which stays unread.
 
     Args:
-        results: For each result to render, its row, its image, and whether it is a demonstration.
+        results: For each result to render, its row, its image, and whether its ensemble has a
+            detector that is only for demonstrations.
         n_read: The number of results that were read before `results`.
         count: The number of all images. None if the number is unknown.
 

@@ -267,9 +267,9 @@ class LoadedDetectors:
 
     Attributes:
         by_name: The loaded detectors, by name.
-        steps: The number of images per forward pass, as `EnsembleScorer.fit_batches` has measured
-            it. The keys are (slots of a decoded batch, preprocessing). Without an entry, a forward
-            pass has the images of one decoded batch.
+        steps: The best number of images per forward pass that `EnsembleScorer.fit_batches` has
+            measured, by (slots, preprocessing). `slots` is the size of decoded batches. Without an
+            entry, a forward pass has `slots` images.
     """
 
     def __init__(self, spec: ScoringSpec, pool: Sequence[str] | None = None) -> None:
@@ -312,7 +312,7 @@ class EnsembleScorer:
     they share its features.
 
     Args:
-        spec: Has the detectors, views, and batch size.
+        spec: Has the detectors, the perturbations of images (views), and the batch size.
         clock: Counts the seconds of scoring.
         pool: The names of the detectors to use. None uses all detectors of the spec.
         loaded: Detectors that are already in memory. None loads the detectors.
@@ -337,8 +337,8 @@ class EnsembleScorer:
     def for_spec(self, spec: ScoringSpec, clock: StageClock) -> "EnsembleScorer":
         """Return a scorer for another spec that uses the detectors already in memory.
 
-        The views, the batch size, and the selection of detectors are those of the new spec. Use
-        `ScoringSpec.select_detectors` to get a spec with fewer detectors.
+        The perturbations, the batch size, and the choice of detectors are those of the new spec.
+        Use `ScoringSpec.select_detectors` to get a spec with fewer detectors.
         """
         return EnsembleScorer(spec, clock, loaded=self._loaded)
 
@@ -351,8 +351,9 @@ class EnsembleScorer:
     def counts(self) -> dict[str, int]:
         """Counters since the detectors were loaded, by name of the count.
 
-        They are the images and times from `DetectorTimes`, and for each shared backbone, how often
-        it was requested and how often it was executed.
+        Examples are `images seen by NAME` and `microseconds of NAME` for a detector. For a backbone
+        that detectors share, `asked of backbone NAME` counts how often they requested its features,
+        and `runs of backbone NAME` how often it was executed.
         """
         counts = Counter(self._loaded.times.counts)
         for backbone in self._loaded.backbones:
@@ -367,11 +368,12 @@ class EnsembleScorer:
         """Measure the best number of images per forward pass, and use it from now on.
 
         The size of decoded batches, which is a setting of a run, does not change. All forward
-        passes still have one shape, so a score does not depend on the other images in its batch.
-        Another number of images may change the last bits of a score, as another model of GPU may.
+        passes still have one shape, so a score does not depend on the other images in its batch. If
+        the number of images per forward pass differs, the last bits of a score may also differ.
 
         Args:
-            pieces: The typical numbers of images that are scored together, such as in a block.
+            pieces: The typical numbers of images that are scored together, such as the number in a
+                block, which is the group of images that one task scores.
             meter: Measures time and memory on the device.
 
         Returns:
@@ -569,9 +571,9 @@ class BlockReadings:
 
     Images that were not decoded get no score. Resized images go through the networks in batches of
     one fixed shape. Therefore a score never depends on the other images in the batch. Images that
-    are not resized go through them one at a time, or on a GPU in groups of equal size. The GPU is
-    synchronised only once, in `finish`. While the GPU computes, the next batch is decoded and
-    copied to it.
+    are not resized go through them one at a time, or on a GPU in groups of images that all have the
+    same size. The GPU is synchronised only once, in `finish`. While the GPU computes, the next
+    batch is decoded and copied to it.
     """
 
     def __init__(self, scorer: EnsembleScorer, columns: "_Columns") -> None:
@@ -579,7 +581,11 @@ class BlockReadings:
         self._pending: list[Batch] = []
 
     def add(self, batch: Batch) -> None:
-        """Run the detectors on a batch, either immediately or joined with the next batches."""
+        """Add a batch, and run the detectors when there are enough images for a forward pass.
+
+        A forward pass has the images of one batch, or of several if `EnsembleScorer.fit_batches`
+        measured that this is faster. `finish` runs the detectors on the remaining batches.
+        """
         self._pending.append(batch)
         if len(self._pending) >= self._scorer._max_joined:
             self._read_waiting()

@@ -197,8 +197,9 @@ class ScoringSpec:
             no score. None does not read it.
         views: Perturbations, such as JPEG compression. Each image is scored unperturbed, and after
             each perturbation.
-        absent: Perturbations of a requested published list that Touchstone does not have. The keys
-            are their names, the values {"kind": …, "why": …}.
+        absent: The perturbations that a published list has, but Touchstone does not implement. The
+            user requested this list. The keys are the names of the perturbations, the values
+            {"kind": …, "why": …} with the reason.
         features: For each detector whose embeddings the run stores, the settings that determine the
             embeddings, such as the SHA-256 of the weights.
         identifier: The card of the model that predicts the generator of an image. None if the
@@ -587,6 +588,8 @@ def choose_precision(
 ) -> Precision:
     """Return the requested precision, resolving `auto` for a device.
 
+    `auto` is bf16 on a GPU, and on a CPU with fast bf16 instructions, unless the card sets fp32.
+    The environment variable TOUCHSTONE_CPU_PRECISION replaces the check of the CPU's instructions.
     The device need not be available to this process. A GPU is assumed to support bf16.
 
     Args:
@@ -622,7 +625,7 @@ class ResourceEstimate:
         process_bytes: Maximum memory of a process with all detectors, and with the describer unless
             that has its own process. It includes libraries, fp32 weights, and a batch of images
             with all its perturbed copies. The largest weights count twice, since they are copied
-            while they load. Each detector from another package adds the memory of its child
+            while they load. A detector of the family `callable` adds the memory of its child
             process.
         tensor_bytes: Bytes that are sent between processes for one image: its prepared tensors,
             and its file (estimated size) if the file is decoded again.
@@ -631,8 +634,8 @@ class ResourceEstimate:
             as one megapixel. A detector of a second stage counts only
             for the fraction `second_stage_share` of images, and the describer for
             `share_described`. A cost that no card states counts as 0.
-        worst_gmac: Billions of multiply-adds if each detector scores the largest image that it
-            accepts.
+        worst_gmac: Maximum of billions of multiply-adds per image, with its perturbed copies. Each
+            detector scores the image, at the largest size that it accepts.
         second_stage_share: The expected fraction of images that the second stage of a cascade
             scores. 1 without a second stage.
         share_described: The expected fraction of images whose prompt is guessed.
@@ -698,9 +701,9 @@ def count_shared_once(
 ) -> dict[str, float]:
     """Return the sizes of detectors, with each shared backbone counted only once.
 
-    Detectors share a backbone if its name and precision are equal. The first of them counts in
-    full. From the size of each further one, the size of the smallest of them is subtracted, because
-    that is about the size of the backbone.
+    Detectors share a backbone if its name and precision are equal. The backbone is about as large
+    as the smallest detector that shares it. This size is therefore subtracted from each of these
+    detectors except the first.
 
     Args:
         sizes: The size or cost of each detector.

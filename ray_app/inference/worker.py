@@ -1,7 +1,7 @@
 """Create the decoder and the scorer of a process (`open_scorer`).
 
 The command line, the workers of a run, the estimate of a run's cost, the Python API, and the
-endpoint use this module.
+endpoint (the scoring server of `touchstone serve`) use this module.
 """
 
 from collections.abc import Sequence
@@ -44,10 +44,10 @@ def open_decoder(
             the second stage decodes again.
         clock: Counts the seconds of decoding.
         careful: Decodes single images, and protects the process from files that crash it. If it is
-            None, images are decoded in this process, without a wall limit and without waiting for
-            memory of the node.
-        hand_over: Whether a batch contains encoded files in place of images that are not resized.
-            The process that scores the batch decodes the files (see `BatchDecoder.complete`).
+            None, images are decoded in this process. Decoding then has no wall limit, and large
+            images do not wait for memory of the node.
+        hand_over: Whether images that are not resized stay encoded in a batch. The process that
+            scores the batch must then call `BatchDecoder.complete`, and decodes these images.
 
     Returns:
         The decoder.

@@ -1,4 +1,7 @@
-"""Check the address on which an endpoint listens, and wait until the endpoint is ready."""
+"""Check the address on which an endpoint listens, and wait until the endpoint is ready.
+
+An endpoint is the scoring server of `touchstone serve`.
+"""
 
 import errno
 import os

@@ -62,7 +62,7 @@ def make_scored_answer(
         name: The name of the file as the client sent it.
         size_bytes: Size of the file.
         provenance: What the file states about its origin.
-        masks: Whether the answer has masks.
+        masks: Whether the answer has masks of altered pixels.
         timings: The seconds for decoding, waiting, and scoring.
         request_id: The id of the request.
 

@@ -1,5 +1,7 @@
 """Score images with an endpoint from Python (`EndpointClient`), without torch and Ray.
 
+An endpoint is the scoring server of `touchstone serve`.
+
 with EndpointClient("http://localhost:8000") as endpoint:
     for answer in endpoint.score(Path("photos").glob("*.jpg")):
         print(answer["name"], answer["verdict"], answer["probability"])
@@ -72,6 +74,8 @@ class _File:
 
 class EndpointClient:
     """Score images with one endpoint, in as few requests as its limits allow.
+
+    An endpoint is the scoring server of `touchstone serve`.
 
     A request to a busy endpoint (429, 503) is retried after the time that the endpoint requests. A
     request to a broken endpoint (500, 502, 504, no connection) is retried after a growing, random
@@ -155,7 +159,7 @@ class EndpointClient:
         Args:
             images: Local paths, (name, bytes), or (name, InputError) of a file that cannot be read.
             ensemble: The name of an ensemble of the endpoint. Defaults to the first ensemble.
-            masks: Whether to request masks.
+            masks: Whether to request masks of altered pixels.
             detectors: Names of optional detectors of the endpoint that also score the images.
             fpr: Decide with the thresholds that the ensemble has for this false-positive rate, such
                 as 0.05. Defaults to its main thresholds.

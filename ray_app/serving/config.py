@@ -76,7 +76,7 @@ class RequestLimits(Frozen):
 
 
 class Access(Frozen):
-    """The clients that may use the endpoint.
+    """The clients that may use the endpoint, which is the scoring server.
 
     A config does not contain tokens. It names the environment variable or the file with the tokens,
     or contains their digests.
@@ -145,7 +145,7 @@ class Batching(Frozen):
 
 
 class ServeConfig(Frozen):
-    """The settings of one endpoint."""
+    """The settings of one endpoint, which is a server that scores images over HTTP."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "jobs": "submit runs with Ray's own job API: ray job submit -- touchstone score …",

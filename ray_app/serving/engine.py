@@ -1,5 +1,7 @@
 """Score the images of an endpoint's requests (`Engine`), without HTTP and Ray.
 
+An endpoint is the scoring server of `touchstone serve`.
+
 Images are decoded in child processes and scored in this process. The code for decoding, scoring,
 and deciding is that of a batch run, so with equal settings an image gets the same score.
 """

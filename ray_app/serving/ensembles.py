@@ -116,7 +116,7 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
 
     Raises:
         ConfigError: The ensembles cannot be served together, for example because they were
-            calibrated with different settings. Or a card has no thresholds for `fpr`.
+            calibrated with different settings. Or a card has no thresholds for `config.fpr`.
         DetectorError: A licence is not accepted.
     """
     cards = [load_ensemble_card(name) for name in config.ensembles]
@@ -149,7 +149,7 @@ def load_ensembles(config: ServeConfig) -> ServedEnsembles:
 
     Raises:
         ConfigError: The ensembles cannot be served together, for example because they were
-            calibrated with different settings. Or a card has no thresholds for `fpr`.
+            calibrated with different settings. Or a card has no thresholds for `config.fpr`.
         DetectorError: A licence is not accepted, or weights are missing.
     """
     plan = plan_ensembles(config)

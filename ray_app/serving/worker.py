@@ -1,7 +1,7 @@
 """Run a worker process of an endpoint.
 
 The worker loads all detectors, and answers the images that the HTTP process sends through a socket.
-One thread receives images, `decoders` threads have them decoded in child processes, and the main
+One thread receives images. Other threads pass them to child processes, which decode them. The main
 thread scores the decoded images. `ray_app.serving.pool` starts the worker.
 """
 

@@ -250,7 +250,9 @@ def is_conflict(error: BaseException) -> bool:
 def refuses_condition(error: BaseException | None) -> bool:
     """Return whether the exception shows that the store does not support conditional writes.
 
-    Call this with the exception of a conditional write, after a read has succeeded.
+    A conditional write succeeds only if a file does not exist yet, or has a certain version. Call
+    this function with the exception of such a write, after a read from the store has succeeded.
+    Otherwise the HTTP status 400 may have another cause.
     """
     return error is not None and _get_http_status(error) in (
         HTTPStatus.NOT_IMPLEMENTED,

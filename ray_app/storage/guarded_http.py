@@ -2,8 +2,8 @@
 
 An untrusted URL could name a server of the internal network (SSRF). `fetch_image` fetches the image
 for `touchstone check URL`. `storage.ssrf` decides which URLs and addresses are allowed. aiohttp
-does not follow redirects by itself here, because each next URL must be checked again, and its host
-may have other limits.
+does not follow redirects by itself here, because each next URL must be checked again. Its host may
+also have its own limit on concurrent requests.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the 
         answered: Whether the host answered at all.
         asked: Whether a request was made. It is False if the URL is refused before any request.
         http_status: The HTTP status of the response, None without a response.
-        sha256: The SHA-256 of the received bytes, if the bytes are not acceptable. None for any
+        sha256: The SHA-256 of the received bytes, if these do not decode as an image. None for any
             other failure.
     """
 

@@ -181,11 +181,11 @@ class RangeReader:
 def split_range(keys: KeyRange, pieces: int) -> list[KeyRange]:
     """Split a range of keys into about `pieces` parts, and return the parts in order.
 
-    A range with only one key is not split. The parts have equal size if the keys are spread evenly
-    over their characters. Requests that return one key each find the positions for the splits. The
-    first requests find how many first characters all keys of the range share. Further requests
-    find, one after another, which characters follow at that position. For numbered keys, ten parts
-    need about 15 requests.
+    A range with only one key is not split. The parts are about equally large if each character is
+    about equally frequent in the keys. To find positions for the splits, it requests single keys.
+    First it finds the beginning that all keys of the range share. Then it finds the characters that
+    follow this beginning, and splits between them. For numbered keys, ten parts need about 15
+    requests.
 
     Raises:
         StorageError: The store is unreachable.

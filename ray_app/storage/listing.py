@@ -1,10 +1,10 @@
 """List the files of a source with their sizes and versions, in the order of uris (`list_objects`).
 
 A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https
-URL. A source with characters of a pattern is a literal name if a file or folder has this name.
-Symbolic links to files are listed. Links to folders are not followed, so that a cycle cannot hang a
-run. A folder in the source that cannot be listed is reported (`ClosedFolder`), and everything else
-is listed.
+URL. If a file or folder has the name `a[1].jpg`, the source `a[1].jpg` is this name and not a
+pattern. Symbolic links to files are listed. Links to folders are not followed, so that a cycle
+cannot hang a run. A folder in the source that cannot be listed is reported (`ClosedFolder`), and
+everything else is listed.
 """
 
 import difflib

@@ -27,9 +27,10 @@ _UNFINISHED = ".touchstone-"  # A killed writer leaves a file with this prefix. 
 
 @dataclass
 class NotedFolders:
-    """The number of folders that a listing skipped for one reason, for a note in a report.
+    """The number of folders that a listing left out for one reason, with an example.
 
-    An example is links to folders, which are not followed.
+    The reason is that they are links, which are not followed, or that they cannot be listed.
+    Reports show the number.
 
     Attributes:
         count: The number of folders.
@@ -257,8 +258,8 @@ def walk_folder(
         its path and the exception.
 
     Raises:
-        OSError: The folder itself cannot be listed or entered, or this process has no resources
-            left.
+        OSError: The folder itself cannot be listed or entered. Or this process has too many open
+            files, or no memory left.
     """
     prefix = folder.rstrip("/") + "/"
     # Raises for a folder that can be listed but not entered, in which every file would be denied.

@@ -150,6 +150,8 @@ class Backend(Protocol):
     def list(self, folder: str, *, timeout_s: float, prefix: str = "") -> list[Entry]:
         """List the files and folders directly in a folder.
 
+        If the folder is missing, some backends raise an exception, and others return no entry.
+
         Args:
             folder: The folder.
             timeout_s: Seconds for the attempt.
@@ -172,7 +174,7 @@ class Backend(Protocol):
         """
 
     def delete(self, path: str, *, timeout_s: float) -> None:
-        """Delete a file."""
+        """Delete a file. If the file is missing, some backends raise an exception."""
 
     def delete_many(self, paths: Sequence[str], *, timeout_s: float) -> None:
         """Delete up to `max_deletes` files with one request. Raise an error if a file remains."""

@@ -230,7 +230,7 @@ class Fsspec(Backend):
 
 
 class S3(Fsspec):
-    """The backend for S3, with requests that s3fs does not make (`storage.s3`).
+    """The backend for S3. It reads, lists, and deletes in bulk by `storage.s3`, not by s3fs.
 
     One request is enough to read a file or to check that it exists. A read fails if the file does
     not have the given version. If some of many files cannot be deleted, the error names one file.

@@ -2,13 +2,14 @@
 
 `get` and `get_range` read one version of an object, `head` and `find` return its size and ETag,
 `delete_objects` deletes many objects, and `page` and `pages` list objects. `filesystem` returns the
-s3fs file system of this process. Its client makes all requests (credentials, AWS_ENDPOINT_URL,
-FSSPEC_S3_*, one event loop per process). The retries of the client and of s3fs are switched off,
-since nested retries multiply and are not counted. Exceptions are those of botocore and aiohttp,
-which `storage.errors` translates.
+s3fs file system of this process. Its client makes all requests. So they have the same credentials,
+settings (AWS_ENDPOINT_URL, FSSPEC_S3_*), and event loop. The retries of the client and of s3fs are
+switched off, since nested retries multiply and are not counted. Exceptions are those of botocore
+and aiohttp, which `storage.errors` translates.
 
-`S3Config` and `apply_s3_settings` apply the settings of a config. `get_worker_variables` returns
-the environment variables with which other processes make the same requests.
+`S3Config` has the S3 settings of a config, such as who pays for requests. `apply_s3_settings`
+applies these settings while a function runs. `get_worker_variables` returns the environment
+variables with which other processes make the same requests.
 """
 
 import asyncio

@@ -56,7 +56,9 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> "Store":
-        """Return the store at a URL or path. No request is made.
+        """Return the store at a URL or path, with the default retries. No request is made.
+
+        Use the constructor instead to set the retries.
 
         Raises:
             ConfigError: The scheme is unknown, its package is missing, or the URL is invalid.

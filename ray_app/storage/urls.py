@@ -219,7 +219,11 @@ def make_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 def make_folder_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Return a function that tests whether any path below a given folder could match a pattern."""
+    """Return a function that tests whether a path below a folder might match any of the patterns.
+
+    Its argument is the relative path of the folder. Use it to skip folders that cannot have a
+    match.
+    """
     tests = [[None if part == "**" else re.compile(_translate_pattern(part)) for part in pattern.removeprefix("/").split("/")]
              for pattern in patterns if "/" in pattern]  # fmt: skip
     has_names = any("/" not in pattern for pattern in patterns)
@@ -231,7 +235,8 @@ def make_folder_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 def make_subtree_matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Return a function that tests whether one of the patterns matches all paths below a folder.
 
-    Examples of such patterns are `photos/**` and `*`.
+    Its argument is the relative path of the folder. Use it to skip folders that are excluded as a
+    whole. Examples of patterns that match all paths below a folder are `photos/**` and `*`.
     """
     folders = []
     for pattern in patterns:

@@ -1,4 +1,4 @@
-"""Build the HTTP side of the endpoint as one FastAPI application (`create_app`).
+"""Build the FastAPI application of an endpoint, which is a scoring server (`create_app`).
 
 The application has the routes of the API, the web page, and middleware. Guards are middleware that
 refuse requests, for example without a token. `install` defines their order, with the cheapest
@@ -191,11 +191,12 @@ class Envelope(errors.Layer):
     This also applies to requests that other middleware refuses. If the client sent a valid id (see
     `is_request_id`), that id is used, and otherwise 16 random hex digits. The id is in
     `scope["state"]["request_id"]`. The headers forbid browsers sniffing, framing, referrers, and
-    use by other sites. Answers of `/v1` are not cached, and the page may use only its own files.
+    use by other sites. Answers of `/v1` are not cached, and the web page (`/`) may load only its
+    own files.
 
     Args:
         app: The application inside this layer.
-        page: The paths of the page.
+        page: The paths of the web page and its files.
         meter: Counts requests and refusals. None does not count.
         echo: Whether to add the header with the id to the answer. It must be False behind Ray Serve's
             proxy, which sends the id with the request, and adds the header to every answer itself.

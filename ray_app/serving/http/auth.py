@@ -1,4 +1,4 @@
-"""Check which clients may use the endpoint.
+"""Check which clients may use the endpoint, the scoring server of `touchstone serve`.
 
 `BearerTokens` checks tokens. Without tokens, `AccessGuard` accepts only clients on this machine, unless
 `access.anonymous` is set. It refuses requests from web pages of other sites, unless

@@ -1,7 +1,8 @@
 """Limit the cost of a request with middleware, before a route handles the request.
 
 `BodyLimit` limits bytes, `Backpressure` the number of requests, `Deadline` their time, and
-`RateLimit` the requests per minute of one owner. Each HTTP process counts its own requests.
+`RateLimit` the requests per minute of one owner, which is a bearer token. Each HTTP process counts
+its own requests.
 """
 
 import asyncio
@@ -26,9 +27,10 @@ _MIN_ANSWERS = 4  # Answers before the mean time between them is used.
 
 
 class BodyLimit(Layer):
-    """Refuse bodies that are too large, compressed, or ambiguous in length.
+    """Refuse bodies that are too large, compressed, or of an unclear length.
 
-    An announced length is checked before a byte is read, and every byte is counted as it arrives.
+    The length is unclear if Content-Length is not a number or if Transfer-Encoding is also set. An
+    announced length is checked before a byte is read, and every byte is counted as it arrives.
 
     Args:
         app: The application inside this layer.
@@ -124,7 +126,7 @@ class Backpressure(Layer):
 
     @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it before or after its body."""
+        """Pass the request on. Refuse it if no slot is free before or after its body arrives."""
         if not self.counted.has(scope["path"]):
             await self.app(scope, receive, send)
             return
