@@ -457,9 +457,10 @@ class EnsembleCard(Frozen):
 
     @property
     def is_passthrough(self) -> bool:
-        """Whether the ensemble is one detector whose score it does not change before calibration.
+        """Whether the ensemble is one detector with weight 1, without bias and without stacking.
 
-        In this case, a calibration of the detector also calibrates the ensemble.
+        Its score before calibration is then the score of the detector. Therefore a calibration of
+        the detector also calibrates the ensemble.
         """
         return (
             len(self.members) == 1

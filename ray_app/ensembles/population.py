@@ -91,7 +91,7 @@ class Feature(Frozen):
 
 
 class Seen(Frozen):
-    """Formats and sizes of the images that the calibration was measured on, of both classes."""
+    """Formats and sizes of all images, real and fake, that the calibration was measured on."""
 
     formats: tuple[str, ...] = Field(
         default=(), description="formats of the images. Empty means not recorded"

@@ -228,8 +228,8 @@ def apply_view(view: Perturbation, image: DecodedImage) -> Image.Image | None:
     Random perturbations use a seed from the file's hash, so each call returns the same pixels.
 
     Raises:
-        MemoryError: Memory runs out. This does not give None, because the available memory must not
-            decide which images have a score.
+        MemoryError: Memory runs out. The function does not return None in this case, because the
+            available memory must not decide which images have a score.
     """
     try:
         return view.apply(image.pixels, seed_of(image.facts.sha256, view.name))

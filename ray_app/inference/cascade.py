@@ -99,9 +99,9 @@ class CascadeScorer:
             the others are in other processes.
         decoder: Decodes undecided images again.
         clock: Counts the seconds of all steps of scoring, such as `decode`.
-        kept_bytes: Maximum size in bytes of the files and describer inputs that are kept. When they
-            reach this limit, the second stage and the describer process them. One batch may exceed
-            the limit.
+        kept_bytes: Maximum size in bytes of the images that wait for the second stage or the
+            describer. When they reach this limit, the second stage and the describer process them.
+            One batch may exceed the limit.
         describing: The describer that adds captions. None for no captions.
 
     Attributes:

@@ -570,9 +570,9 @@ def describe_range_violations(
 
     Returns:
         By detector, the reason for each image, or None for an image in range. A detector for which
-        all images are in range is left out. The card of the ensemble may record the sizes and
-        formats of the images that it was calibrated on. The key `IMAGE` then has the reasons why
-        images differ from these.
+        all images are in range is left out. If the card of the ensemble records the sizes and
+        formats of its calibration images, there is also the key `IMAGE`. It has the reason why each
+        image differs from the calibration images, or None.
     """
     reasons: dict[str, list[str | None]] = {}
     population = spec.ensemble.population

@@ -577,8 +577,8 @@ class BatchDecoder:
 def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
     """Return the memory budget of a node for encoded files over 64 MiB, in bytes.
 
-    A worker reads smaller files ahead without a budget. At least one file of the maximum size fits
-    into the budget.
+    Workers reserve memory from this budget before they read such a file. Smaller files need
+    no reservation. At least one file of the maximum size fits into the budget.
 
     Args:
         decode_bytes: Memory that large images may take on the node.

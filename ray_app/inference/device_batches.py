@@ -185,8 +185,8 @@ def measure_batches(
         meter: Measures time and memory of the device.
 
     Returns:
-        The measurements until then, without that of a batch that is too large. The smallest size is
-        always included.
+        One measurement per batch size, up to the size at which measuring stopped. A batch that is
+        too large has no measurement, unless it has the smallest size.
 
     Raises:
         RuntimeError: Even the smallest batch fails.

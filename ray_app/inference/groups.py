@@ -24,7 +24,7 @@ class DetectorGroups:
         groups: The names of the detectors in each group. No group has detectors of both stages of a
             cascade. If the ensemble has a describer, which guesses prompts, the last group has only
             its name.
-        process_bytes: Maximum memory of a process in bytes, with the images that it keeps.
+        process_bytes: Maximum memory of a process in bytes, including `kept_bytes`.
         kept_bytes: Memory in bytes for decoded images, which are kept until all groups have scored
             them.
         weights_bytes: Size of the weights of all groups together in bytes.

@@ -54,8 +54,8 @@ class Result:
         facts: Format, size, and other properties of the file.
         masks: For each detector that finds altered pixels, a (H, W) uint8 array in the resolution
             of its network. The array covers the whole image, and 255 means surely altered.
-        finding: The conclusion on the origin of the image as text, from the strongest of the
-            `grounds` that supports a conclusion. None if no ground does.
+        finding: The conclusion on the origin of the image as text. Among the `grounds` that support
+            any conclusion, the strongest decides. None if no ground supports a conclusion.
         grounds: What the file states about its origin, and what the detectors conclude, the
             strongest first.
         second_look: The reason why all detectors of a cascade scored the image: `band` (the first

@@ -55,7 +55,10 @@ class KeyRange:
 
 
 def list_prefix(url: str) -> Iterator[ObjectInfo]:
-    """Yield the objects below an S3 prefix in key order, or the single object with that name."""
+    """Yield the objects below an S3 prefix in key order.
+
+    If there are none, the object whose key is the prefix itself is yielded, if it exists.
+    """
     bucket, key = urls.split_bucket(url)
     is_empty = True
     for info in RangeReader(_make_range(bucket, key)):

@@ -37,9 +37,10 @@ def join(base: str, path: str) -> str:
 class Store:
     """Reads and writes the files in a folder, a bucket prefix, or another fsspec URL.
 
-    Paths are relative to this root, with `/`. A new file becomes visible only when it is complete.
-    If the store is unreachable or refuses a request, methods raise StorageError with a hint. A
-    store can be pickled. The copy opens the same URL with the environment of its own process.
+    Paths are relative to this folder or prefix, the root, with `/`. A new file becomes visible only
+    when it is complete. If the store is unreachable or refuses a request, methods raise
+    StorageError with a hint. A store can be pickled. The copy opens the same URL with the
+    environment of its own process.
 
     Args:
         url: The URL or path of the root.
