@@ -51,8 +51,8 @@ def make_option(model: "type[BaseModel]", path: str, flag: str) -> click.Option:
     """Make the click option of a config field.
 
     The option passes None if the user does not set it, so that the config file keeps its value. The
-    help of the option is the description of the field. Text after `; null = ` in the description is
-    shown as the default.
+    help of the option is the description of the field. If the description ends in `; null = TEXT`,
+    the help shows TEXT as the default.
 
     Args:
         model: The config class.

@@ -108,7 +108,9 @@ def collect(
     as_json: bool,
     **values: Any,
 ) -> int:
-    """Download the images at the URLs of META: DFLIP-3K's JSON, or a CSV, JSONL, or Parquet table.
+    """Download the images at the URLs that META lists.
+
+    META is the JSON file of the data set DFLIP-3K, or a CSV, JSONL, or Parquet table.
 
     \b
     touchstone data collect urls.csv --out images --contact me@example.org
@@ -237,7 +239,8 @@ def _split_at_commas(
 def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) -> int:
     """Split an index into train, validation, and test.
 
-    Images of the same prompt or scene, and images that look alike, stay in the same split.
+    An index is the folder that `touchstone data index` writes: a table of images with their labels. Images of the same prompt or
+    scene, and images that look alike, stay in the same split.
 
     \b
     touchstone data split index --out divided

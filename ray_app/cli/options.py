@@ -234,7 +234,8 @@ def accept_licences(accept: "Callable[[str], Acceptance]", names: Sequence[str])
     """Accept licences, and print to stderr in which file each acceptance is stored.
 
     Args:
-        accept: Function that accepts the licence of one name.
+        accept: Function that records that the user accepts the licence with this name, or the
+            licence of the detector or pipeline with this name.
         names: Names of detectors or pipelines, or ids of licences.
 
     Returns:

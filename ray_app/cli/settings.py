@@ -208,8 +208,8 @@ def doctor(as_json: bool) -> int:
     \b
     touchstone doctor
 
-    FAIL means that `check` or `score` would fail with the exit code of this command. `note` marks advice that can wait.
-    Include the output in a bug report.
+    FAIL marks a problem because of which `check` or `score` would fail. This command then exits with the code that they would exit
+    with. `note` marks advice that can wait. Include the output in a bug report.
     """
     from ray_app.cluster.machine import CHECKS
 

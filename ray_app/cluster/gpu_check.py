@@ -49,8 +49,8 @@ def require_gpus(planned: int) -> None:
     """Check that this machine has a GPU, for a config that plans to use GPUs.
 
     A config for a cluster may be used on a single machine by mistake. Without this check, a machine
-    without a GPU would start the decoders for all GPUs of the cluster. The check passes if this
-    process is connected to Ray, because other nodes may have the GPUs.
+    without a GPU would start as many processes that decode images as the planned GPUs need. The
+    check passes if this process is connected to Ray, because other nodes may have the GPUs.
 
     Args:
         planned: The number of GPUs in the config, for the message.
@@ -72,12 +72,12 @@ def gpu_problem(pci: Path = PCI, driver: Path = DRIVER, device: Path = DEVICE) -
     """Return one line with the reason why torch cannot use the GPU of this node, and with the fix.
 
     Args:
-        pci: The folder of the PCI devices.
-        driver: The file of a loaded driver.
-        device: The device file of the GPUs.
+        pci: The folder in which Linux lists the PCI devices.
+        driver: The file that exists if an NVIDIA driver is loaded, and has its version.
+        device: The device file by which programs use NVIDIA GPUs.
 
     Returns:
-        None if torch can use the GPU, or if there is no GPU.
+        The line. None if torch can use the GPU, or if there is no NVIDIA GPU.
     """
     if not any(_is_gpu(entry) for entry in pci.glob("*")):
         return None

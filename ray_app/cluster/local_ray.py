@@ -47,7 +47,7 @@ def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
 
     Args:
         hidden: Names of environment variables that Ray's processes do not inherit, in addition to
-            `SECRETS`.
+            those with the tokens of `touchstone serve` (`SECRETS`).
 
     Yields:
         The folder for Ray's files.

@@ -22,12 +22,12 @@ class Progress:
     """Count members of an archive against a total, and print the progress in one line.
 
     A member is one image file. The line has the count, the rate, the remaining time, and the number
-    of members without a score. The rate is that of the last minutes. The time before the first result
-    is not counted, because it would distort the rate.
+    of members without a score. The rate is that of the last minutes. The time before the first call
+    of `advance` does not count for the rate, because processes start in it.
 
     Args:
         total: The expected number of members; see also `grow`.
-        done: The number of members that are already done.
+        done: The number of members that earlier sessions have finished.
         name: The first word of the line.
         note: A function that returns a text for the end of each log line. Terminals do not show it.
         stream: The output. None means standard error.

@@ -34,8 +34,8 @@ def private_folder() -> Iterator[Path]:
     """Create a folder for Ray's files that only this user may enter.
 
     Ray makes its own folder accessible to every user. Therefore Ray's folder has to be inside a
-    private folder. The private folder stays with its logs after the block. The next call, in any
-    process of this user, deletes it.
+    private folder. After the block, the private folder stays with its logs. The next call in any
+    process of this user deletes it. A folder whose block still runs is not deleted.
     """
     base = ray_base()
     _remove_abandoned(base)

@@ -43,8 +43,8 @@ def job_stop_wait_s() -> float | None:
 def signal_grace_s(configured_s: float | None = None) -> float:
     """Return how many seconds running work gets to finish after a signal.
 
-    The time is `configured_s`, the setting of the config, or else `SIGNAL_GRACE_S`. For a submitted
-    job, it is no longer than the time after which Ray kills the job.
+    `configured_s` is the setting `cluster.grace_s`. If it is None, the time is `SIGNAL_GRACE_S`. In
+    a submitted Ray job, the time is shortened so that it ends before Ray kills the job.
     """
     grace_s = SIGNAL_GRACE_S if configured_s is None else configured_s
     wait_s = job_stop_wait_s()
@@ -60,9 +60,9 @@ class ShutdownController:
 
     Args:
         say: A function that prints one line.
-        grace_s: Seconds that running work gets to finish, whatever the reason to stop. None uses the
-            time that belongs to each reason. A signal to a submitted Ray job may leave less time
-            (see `signal_grace_s`).
+        grace_s: Seconds that running work gets to finish, whatever the reason to stop. If it is
+            None, the caller of `request_stop` decides, and signals give `SIGNAL_GRACE_S`. A signal
+            to a submitted Ray job may leave less time (see `signal_grace_s`).
         clock: A function that returns the time in seconds.
 
     Attributes:
@@ -109,7 +109,7 @@ class ShutdownController:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether the time that running work had to finish is over."""
+        """Whether a stop was requested, and the time for running work to finish is over."""
         return self._clock() >= self._until
 
     def announce(self) -> None:
@@ -171,16 +171,17 @@ class StallWatchdog:
     second thread calls `tick` once a second, and may interrupt the `with` block by an exception:
 
     - the exception of `tick`, if it raises one;
-    - KeyboardInterrupt, if the time that `stopper` gives running work is over;
+    - KeyboardInterrupt, if `stopper.is_overdue`;
     - ClusterError, if no block of images is finished in `stall_timeout_s`.
 
     Args:
         stall_timeout_s: Maximum seconds without a finished block of images.
-        stopper: The controller of the session.
+        stopper: The controller that collects the reasons to stop.
         tick: A function that is called each second in the second thread.
 
     Attributes:
-        is_idle: Whether no block of images is pending, so that there is no stall.
+        is_idle: Whether all blocks of images are finished. `tick` sets it. While it is True, the
+            stall timeout does not run.
     """
 
     def __init__(

@@ -212,7 +212,8 @@ def make_plan(
     Args:
         recipe: Name of the recipe, for errors.
         section: The recipe's section `describe`.
-        width: Length of an embedding, which the tier prefix reads. None for the tier captioner.
+        width: Length of an embedding, for a describer that reads embeddings (tier prefix). None for
+            one that reads pixels (tier captioner).
         prompts: Training prompts, on which a tokenizer is trained if there is none yet.
         tokenizer: JSON of the tokenizer that an earlier session of this training stored. None if
             there is none.
@@ -310,9 +311,9 @@ def build_caption_network(name: str, section: Describe, plan: DescriberPlan, see
 def make_captioning_job(job: TrainingJob) -> TrainingJob:
     """Return a copy of the job whose field `captions` has the training data of a describer.
 
-    If the tier is captioner, the images are prepared as the describer needs them: `preprocessing`
-    of the copy's card is replaced. A new tokenizer is trained once and stored in the training's
-    directory.
+    If the describer reads pixels (tier captioner), `preprocessing` of the copy's card is set as the
+    describer needs it. A tokenizer that is trained here is stored in the training's directory.
+    Later sessions read it from there.
 
     Raises:
         ConfigError: The section `describe` is invalid.

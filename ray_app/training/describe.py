@@ -124,8 +124,9 @@ def plan_describer(
         steps: Number of training steps.
 
     Returns:
-        `method`, `name`, `tier`, `detector`, and `batch` of the recipe, `images` by split, and
-        `data` (`Splits.findings`). `steps` is 0 for the tier retrieval, which trains no network.
+        `method`, `name`, `tier`, `detector`, and `batch` of the recipe, and the number of `images`
+        by split. `data` has further counts and digests of the splits (`Splits.findings`). `steps`
+        is 0 for the tier retrieval, which trains no network.
     """
     section = require_section(config)
     counts = {name: facts["images"] for name, facts in splits.findings["splits"].items()}
@@ -163,10 +164,11 @@ def _predict_nearest(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRo
 
 
 def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
-    """Return the prompt of the nearest training image for each embedded image of other splits.
+    """Predict the prompts of validation and test images: those of the nearest training images.
 
-    The embeddings of the training images with their prompts form an index. If the recipe's tier is
-    retrieval, this index is the describer, and is written to the training's directory.
+    Images without a stored embedding have no prediction. The embeddings of the training images with
+    their prompts form an index. If the recipe's tier is retrieval, this index is the describer, and
+    is written to the training's directory.
 
     Args:
         job: The job, whose embeddings are in the training's directory.
@@ -310,8 +312,9 @@ def write_network(
     Args:
         folder: A local folder.
         recipe: The recipe.
-        plan: The plan of the network.
-        sees: The card's key `preprocessing`, or its keys `detector` and `embedding`.
+        plan: The architecture and tokenizer of the network.
+        sees: Card keys on the input of the network. For pixels, it is `preprocessing`. For
+            embeddings, they are `detector` and `embedding`.
         state: The weights by name, as a checkpoint stores them.
     """
     from safetensors.torch import save_file

@@ -113,7 +113,7 @@ class DetectorLearner(Learner):
         return self.network.state_dict(), _name_state(self.network, self.optimiser)
 
     def restore(self, folder: Path) -> None:
-        """Load weights and optimiser state of a checkpoint, whichever strategy wrote it.
+        """Load weights and optimiser state of a checkpoint, whether DDP or FSDP2 wrote it.
 
         If the processes divide the network, rank 0 alone reads the files and sends the others their
         parts.
@@ -216,8 +216,9 @@ def compute_batch_loss(
         output: The section `output` of the detector's card, which defines the meaning of the
             logits.
         answer: The outputs of the network for the N images of the micro-batch.
-        batch: Arrays of `BatchLoader.load`: `label` (N,) with 1 for fake, `usable` (N,), and
-            `group` (N,). The loss maskclip also needs `mask` and `edge` (N, S, S).
+        batch: Arrays of `BatchLoader.load`: `label` (N,) with 1 for fake, and `usable` (N,). If
+            `loss.twins` is set, also `group` (N,), equal for a real and a fake to compare. The loss
+            maskclip also needs `mask` and `edge` (N, S, S).
         count: Number of images of this process's batch. The sum over the N images is divided by it.
     """
     device = answer.logits.device
@@ -287,7 +288,7 @@ def load_trained(recipe: Recipe, card: DetectorCard, folder: Path) -> nn.Module:
 
     Args:
         recipe: The recipe.
-        card: The training card.
+        card: The training card, see `networks.training_card`.
         folder: A local folder that `Learner.save` wrote.
 
     Raises:

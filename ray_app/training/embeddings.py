@@ -129,8 +129,9 @@ def store_block(out: Store, split: str, first: int, embedded: Embeddings) -> Non
     Args:
         out: The directory of the training.
         split: Name of the split.
-        first: Position of the block's first row among the requested rows. It names the file.
-        embedded: The embeddings.
+        first: Position of the block's first row among the rows of the split that
+            `compute_embeddings` was called with. It names the file.
+        embedded: The embeddings of the block.
     """
     _write_block(
         out,

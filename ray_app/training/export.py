@@ -98,7 +98,7 @@ def export(
     network: nn.Module,
     facts: reports.TrainingFacts,
 ) -> DetectorCard:
-    """Write the weights, the configuration of their library, and the card; return the card.
+    """Write weights, configuration files for timm or transformers, and the card; return the card.
 
     All files are first written to a temporary folder and loaded again. They are copied to `out`
     only if the loaded tensors equal the trained tensors. `card.yaml` is copied last.
@@ -234,7 +234,9 @@ def data_name(recipe: config.Recipe) -> str:
 
 
 def make_profile_facts(recipe: config.Recipe, weights: Path, title: str) -> dict[str, Any]:
-    """Return the card keys that identifiers and describers share, from the recipe.
+    """Return the keys that the cards of identifiers and of describers have in common.
+
+    An identifier names the generator of a fake, and a describer predicts the prompt of an image.
 
     Args:
         recipe: The recipe.
@@ -309,7 +311,8 @@ class InheritedLicence(NamedTuple):
 def infer_terms(licence: str) -> Terms:
     """Return which terms of use a licence's name implies, one of `STRICTNESS`.
 
-    `CC BY-NC 4.0` is non-commercial. An unknown name is restricted, and an empty name none-stated.
+    "CC BY-NC 4.0" gives "non-commercial". A name that matches none of the known licences gives
+    "restricted". An empty name, "unknown", and "not stated" give "none-stated".
     """
     return next(
         (terms for terms, pattern in _TERMS_BY_NAME if re.search(pattern, licence, re.IGNORECASE)),
@@ -608,7 +611,8 @@ def serialize_rows(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
     """Return the bytes of a Parquet file with `image_id`, `uri`, `member`, and further columns.
 
     Args:
-        rows: The labelled rows, from which the first three columns are taken.
+        rows: The labelled rows, from which the first three columns are taken. `member` is the path
+            of an image inside an archive, such as a tar file at `uri`.
         columns: Further columns of the same length.
     """
     buffer = io.BytesIO()

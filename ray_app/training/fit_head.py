@@ -216,7 +216,8 @@ def load_backbone_detector(
         precision: `auto`, `bf16`, or `fp32`.
 
     Raises:
-        ConfigError: The card is of another family.
+        ConfigError: The card has no backbone, or its `family` is not one of `HEADS`, such as
+            `clip-linear`.
         DetectorError: The weights of the backbone are missing or do not fit.
     """
     if card.family not in HEADS or card.backbone is None:
@@ -233,7 +234,7 @@ def load_backbone_detector(
 
 
 def find_labels(path: str) -> str:
-    """Return the path of a labels file. In a local folder, it is index.parquet."""
+    """Return `path`, or the path of index.parquet if `path` is a local folder that contains it."""
     inside = Path(path) / "index.parquet"
     return str(inside) if "://" not in path and inside.is_file() else path
 

@@ -1,7 +1,7 @@
 """Fit a linear head to vectors of images (`fit_head`), and measure it on images it did not see.
 
 The vectors are embeddings. The command `detectors fit` and the methods `linear-probe` and
-`identify` call these functions. The first two fit real and fake, and `identify` fits generators.
+`identify` call these functions. The classes are real and fake, or for `identify` the generators.
 scikit-learn fits, and is imported only then.
 """
 
@@ -38,8 +38,9 @@ class HeadSettings(NamedTuple):
 
     Attributes:
         classifier: `svm` is scikit-learn's LinearSVC, whose score ranks images, but is not a
-            log-odds until it is calibrated. `logistic` is its LogisticRegression. `cosine` compares
-            only directions.
+            log-odds until it is calibrated. `logistic` is its LogisticRegression. `cosine` fits
+            a direction for each class. A logit is the cosine of a vector and that direction, times
+            a fitted factor.
         c: The inverse strength of the penalty, for centred vectors with a mean square length of 1.
         is_balanced: Whether all classes weigh the same, however many images they have.
         scales_each: Whether each number of a vector is scaled by its own standard deviation. If

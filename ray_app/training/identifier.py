@@ -190,8 +190,8 @@ class ClassAssignments:
     Attributes:
         names: Name (n,) of each row's class, also if the identifier will not have the class. `real`
             for real images, None if the generator is unknown.
-        held_out: Whether `held_out` of the recipe names each row's generator, class, or family
-            (n,). Nothing is fitted on such a row.
+        held_out: (n,) True if the recipe's `identify.held_out` names the generator, class, or
+            family of the row. Nothing is fitted on such a row.
         absent: Names in `held_out` of the recipe that match no row.
     """
 
@@ -211,9 +211,9 @@ class ClassAssignments:
 def get_class_name(config: Identify, generator: str) -> str:
     """Return the class of a fake image, to which an identifier assigns its generator.
 
-    If `level` of the section is `generator`, the class is the name in configs/generators.yaml. If
-    it is `family`, the class is the generator's family. A generator that no list has is a class of
-    its own.
+    If `config.level` is `generator`, the class is the generator's name in configs/generators.yaml.
+    If it is `family`, the class is its family in `config.families` or configs/generators.yaml. A
+    generator that is not listed there is a class of its own.
 
     Args:
         config: The recipe's section `identify`.

@@ -533,7 +533,8 @@ def plan_identifier(config: TrainConfig, card: DetectorCard, splits: Splits) -> 
         `splits` has the numbers of images by split and class.
 
     Raises:
-        ConfigError: As in `identify`.
+        ConfigError: A class has too few images, there are fewer than two classes, or a held-out
+            name matches no training row.
     """
     tables = {"train": splits.train, "validation": splits.validation} | (
         {"test": splits.test} if splits.test is not None else {}

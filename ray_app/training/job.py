@@ -66,7 +66,7 @@ def plan_workers(
     """Divide the CPUs and GPUs of machines among the processes of a training.
 
     Args:
-        workers: The recipe's section `workers`.
+        workers: The section `workers` of the training's config.
         cpus: CPUs of all machines together.
         gpus: GPUs of all machines together.
         node_cpus: CPUs of the largest machine.
@@ -206,7 +206,7 @@ class TrainingJob:
     def has_vectors(self) -> bool:
         """Whether training steps read stored embeddings instead of images.
 
-        This is so if a describer of the tier prefix is trained.
+        This is so for a describer that predicts prompts from embeddings (tier prefix).
         """
         return self.captions is not None and self.captions.vectors is not None
 

@@ -225,6 +225,8 @@ class Learner:
     def restore(self, folder: Path) -> None:
         """Load weights and optimiser state from a checkpoint's folder. Every process calls it.
 
+        Subclasses define this method. Call `load`, which also sets `step_number`.
+
         Raises:
             DetectorError: The checkpoint is of another network.
         """
@@ -312,8 +314,8 @@ class Learner:
         """Write a checkpoint to an existing folder. Every process calls it; rank 0 writes.
 
         The files are `model.safetensors`, `optimiser.pt`, and `position.json`. The first contains
-        the whole network as it learns, with adapters and norms, by parameter name. The files depend
-        on neither the strategy nor the number of processes.
+        the whole network as it learns, with adapters and norms, by parameter name. The files do
+        not depend on the strategy (DDP or FSDP2) or on the number of processes.
 
         Raises:
             StorageError: A file cannot be written.
@@ -333,9 +335,10 @@ class Learner:
             ) from error
 
     def load(self, folder: Path) -> None:
-        """Continue from a checkpoint of any strategy and any number of processes.
+        """Load weights, optimiser state, and step number of a checkpoint, to continue from it.
 
-        Every process calls this method with a local folder of its own.
+        The checkpoint may be from DDP or FSDP2, and from any number of processes. Every process
+        calls this method with a local folder of its own.
 
         Raises:
             DetectorError: The checkpoint is of another network.

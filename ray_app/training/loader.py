@@ -75,7 +75,7 @@ class BatchLoader:
         policy: The augmentation. None leaves images as they are, as for validation.
         seed: Seed of the augmentation.
         masks: Whether batches have masks and edges.
-        limits: Limits of images.
+        limits: Maximum bytes and pixels of an image. An image beyond them counts as unreadable.
         fetcher: Reads files. None for a new one.
 
     Raises:

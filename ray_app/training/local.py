@@ -33,7 +33,8 @@ def train_here(job: TrainingJob) -> None:
     Raises:
         KeyboardInterrupt: A signal asked the training to stop. A checkpoint was saved, unless a
             second signal came before.
-        TouchstoneError: As in `loop.train`.
+        TouchstoneError: The training failed, for example because the loss is not finite or too many
+            images cannot be read.
     """
     join_torchrun(job.layout.device)
     progress = TrainingProgress(job.total_steps) if torchrun_rank() == 0 else None

@@ -77,7 +77,8 @@ def _open_batches(job: TrainingJob, worker: Worker, first: int) -> Any:
 def make_learner(job: TrainingJob, worker: Worker) -> Learner:
     """Return the object that makes this worker's training steps.
 
-    It trains a describer if the recipe's method is `describe`, otherwise a detector.
+    It trains a describer, which predicts prompts, if the job has `captions`. Otherwise it trains a
+    detector.
     """
     if job.captions is not None:
         from ray_app.training.captioner import make_caption_learner

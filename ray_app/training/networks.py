@@ -35,8 +35,8 @@ def training_card(recipe: Recipe) -> DetectorCard:
     detector. The export replaces them.
 
     Raises:
-        ConfigError: The detector answers in text, or it keeps the size of images and the method
-            needs batches of one size.
+        ConfigError: The detector answers in text, which no method can train. Also if its
+            preprocessing keeps the size of every image, except for `identify` and `describe`.
     """
     card = load_card(recipe.detector, recipe.card)
     if card.replies:

@@ -35,8 +35,8 @@ def plan_training(
         layout: The number of workers and their resources.
 
     Returns:
-        `steps`, `epochs`, `batch`, `images_per_worker_and_step`, `micro_batch`, `memory` (see
-        `estimate_memory`), `layout`, and names.
+        `name` and `detector` of the recipe, `steps`, `rows_per_epoch`, `epochs`, `batch`,
+        `images_per_worker_and_step`, `micro_batch`, `memory` (see `estimate_memory`), and `layout`.
     """
     steps = config.loop.steps or max(
         1, math.ceil((config.loop.epochs or 1.0) * rows / config.loop.batch - 1e-9)
@@ -132,7 +132,8 @@ def measure_activation_bytes(
 def format_plan(plan: Mapping[str, Any]) -> list[str]:
     """Return the plan of a dry run as lines for the terminal.
 
-    The plan is that of `plan_training`, with the added key `data` (`Splits.findings`, or None).
+    The plan is that of `plan_training` with the added key `data`. It has the counts of the splits
+    (`Splits.findings`), or None if the dry run did not make splits.
     """
     layout, memory = plan["layout"], plan["memory"]
     lines = [
@@ -156,7 +157,8 @@ def format_source_lines(
     The lines show the files, the images per split, and known faults of published data.
 
     Args:
-        sources: The surveys of the sources (`survey.survey`).
+        sources: Counts of files, splits, and labels of each source, as `survey.survey` returns
+            them. The added key `for` has the split that the source is for.
         one_class: Whether the data may have only real or only fake images. Otherwise a split that
             lacks one of them gets a warning.
     """

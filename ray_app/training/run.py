@@ -124,9 +124,9 @@ class PreparedTraining:
 def list_initial_cards(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
     """Return a card for each set of weights that a training starts from.
 
-    The caller checks their licences and fetches or publishes their files. The list has the
-    detector's card, or one card per file under the recipe's `initial.weights`. It is empty if the
-    weights are random.
+    Callers check the licences of the cards, fetch the weights, and copy them to storage for other
+    machines. The list has the detector's card, or one card per file under the recipe's
+    `initial.weights`. It is empty if the weights are random.
     """
     if config.initial.start == "card":
         return [card]

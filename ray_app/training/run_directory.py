@@ -150,8 +150,8 @@ _PACKAGES = ("ray", "torch", "torchvision", "timm", "transformers", "peft", "num
 def extract_recipe(config: TrainConfig) -> dict[str, Any]:
     """Return the part of a config that decides what is learned, as plain JSON without secrets.
 
-    A training can resume only with an equal part. Keys that may change later are left out: the
-    title, the source, the departures from it, and the section `export`.
+    A training can resume only with an equal part. The keys `title`, `source`, `departures`, and
+    `export` are left out, because they may change later.
     """
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
     content: dict[str, Any] = strip_all_secrets(
@@ -290,7 +290,10 @@ def describe_environment() -> dict[str, Any]:
 
 
 def get_device_name(device: str) -> str:
-    """Return the product name of a device of this machine."""
+    """Return the product name of the CPU or of the current GPU, such as "NVIDIA H200".
+
+    `device` is `cpu` or a CUDA device. If the CPU's name is unknown, return its architecture.
+    """
     if device != "cpu":
         import torch
 

@@ -66,8 +66,8 @@ class SessionReport:
 
     Attributes:
         line: The metrics of the last reported step.
-        steps: Number of reported steps of this session.
-        beats: Number of reports that a validation advances.
+        steps: Number of training steps that this session has reported.
+        beats: Number of times that workers reported progress of a validation (`beat`).
         said: Lines for the user that the driver has not read yet.
         failure: A pickled error of a worker. It is set only if a restart of the worker would raise
             the error again.

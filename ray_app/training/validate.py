@@ -312,7 +312,8 @@ def read_validations(out: Store) -> list[dict[str, Any]]:
 def describe_last(job: TrainingJob) -> str:
     """Return the metric and the step of the last validation as text, such as "auc 0.9312 at 2,000".
 
-    The text is empty if the metric is undefined.
+    The metric is the recipe's `validation.metric`. The text is empty if the metric is undefined. At
+    least one validation must be stored.
     """
     metric, last = job.config.validation.metric, read_validations(job.out)[-1]
     value = last.get(metric)
@@ -405,8 +406,8 @@ class ScoredRows(NamedTuple):
         pixels: Metrics of the predicted masks (`metrics.pixel_figures`) over all images with a
             mask. None if the detector predicts no masks.
         reasons: The reason why a row has no score, by row number.
-        odd_masks: By row number of fakes whose stored mask marks nothing or everything: "empty" or
-            "full".
+        odd_masks: "empty" or "full" by row number, for fakes whose stored mask marks nothing or
+            everything.
     """
 
     rows: npt.NDArray[np.int64]
@@ -466,8 +467,8 @@ def score_batches(
 ) -> ScoredRows:
     """Score batches of any sizes, as `BatchLoader.load` returns them.
 
-    One batch is in memory at a time. Masks are compared if batches have masks and the detector
-    predicts some.
+    One batch is in memory at a time. If the detector predicts masks and the batches have masks, the
+    predicted masks are compared with those of the batches.
 
     Raises:
         TouchstoneError: A score is not finite.

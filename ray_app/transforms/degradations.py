@@ -1,8 +1,9 @@
-"""Define steps of perturbations with one parameter, `strength`, named as in robustness suites.
+"""Define steps of perturbations that have one parameter, `strength`.
 
 A step is a function that changes an image. The steps are blurs, changes of colour and tone, noises,
-compression, and crops. The formulas are from papers and from the published levels of ARNIQA
-(Agnolucci et al. 2024, arXiv 2310.14918), on which NTIRE 2026 builds (arXiv 2604.11487).
+compression, and crops. Robustness suites apply steps of these names at several strengths, called
+levels. The formulas are from papers and from the published levels of ARNIQA (Agnolucci et al. 2024,
+arXiv 2310.14918), on which NTIRE 2026 builds (arXiv 2604.11487).
 """
 
 import io

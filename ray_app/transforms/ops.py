@@ -91,8 +91,9 @@ def opencv_taps(size: int) -> Taps:
 def scipy_blur(image: Image.Image, sigma: float) -> Image.Image:
     """Apply `scipy.ndimage.gaussian_filter` to each channel as uint8.
 
-    CNNDetection's code and its successors call it in this way. Both passes truncate fractions, so
-    the image becomes up to two grey levels darker, as in their measurements.
+    The authors of CNNDetection, and papers that build on it, call it in this way. The filter blurs
+    along one axis and then along the other, and rounds down each time. So the image becomes up to
+    two grey levels darker.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -168,9 +169,10 @@ def _recompress(image: Image.Image, codec: str, **options: Any) -> Image.Image:
 
 
 def resize(image: Image.Image, size: Size, method: Filter) -> Image.Image:
-    """Resize to (width, height) with Pillow, rows before columns in every version.
+    """Resize an image to (width, height) with a filter of Pillow.
 
-    If the result would have more than 2²⁶ pixels (`MAX_PIXELS`), the image is returned unchanged.
+    Every version of Pillow resizes rows before columns here; see `resize_rows_first`. If the result
+    would have more than 2²⁶ pixels (`MAX_PIXELS`), the image is returned unchanged.
 
     Args:
         image: The image.
@@ -319,7 +321,7 @@ def resize_sample(sample: ImageSample, size: Size, filter: Resampling) -> ImageS
     Args:
         sample: The image and its mask.
         size: Width and height.
-        filter: Filter of Pillow for the image.
+        filter: Filter of Pillow for the image. The mask is resized by the nearest pixel.
     """
     return transform_sample(
         sample,
@@ -363,7 +365,7 @@ def rotate(sample: ImageSample, degrees: float, filter: Resampling) -> ImageSamp
     Args:
         sample: The image and its mask.
         degrees: Angle in degrees.
-        filter: Filter of Pillow for the image.
+        filter: Filter of Pillow for the image. The mask is rotated by the nearest pixel.
     """
     return transform_sample(
         sample,
@@ -394,8 +396,8 @@ def resize_short_side(
 ) -> ImageSample:
     """Resize the shorter side of an image and its mask to `short`, the longer one in proportion.
 
-    The longer side is truncated, as torchvision's Resize does. A strip that is more than 16 times
-    as long as wide is first cropped to a random part 16 times as long.
+    The new length of the longer side is rounded down, as by torchvision's Resize. A strip that is
+    more than 16 times as long as wide is first cropped to a random part 16 times as long.
 
     Args:
         sample: The image and its mask.

@@ -174,10 +174,10 @@ class Perturbation(Frozen):
 
     @property
     def keeps_place(self) -> bool:
-        """Whether each part of an image keeps its position, so that masks of both images match.
+        """Whether each part of an image keeps its position in the perturbed image.
 
-        If True, a mask that a detector finds in the perturbed image also fits the original. A crop
-        prevents this.
+        If True, a mask that a detector predicts for the perturbed image also fits the original. A
+        crop moves parts, so it is then False.
         """
         return all(step.keeps_place for step in self.steps)
 

@@ -59,8 +59,8 @@ class CnnDetection(Frozen):
     """The augmentation policy `cnndetection` (Wang et al. 2020): blur, JPEG, and a random crop.
 
     The short side is resized to 256 pixels. Then follow blur, JPEG, a random crop to a square of
-    224 pixels, and mirroring. Another `crop` scales the 256 pixels with it. The result needs no
-    further preprocessing.
+    224 pixels, and mirroring. Another `crop` scales the 256 pixels with it, for example to 512 for
+    a crop of 448. The result needs no further preprocessing.
 
     The authors choose JPEG's encoder at random from OpenCV and Pillow. The two give equal pixels
     (ray_app.transforms.ops), so this policy always uses Pillow.
@@ -163,7 +163,7 @@ def make_policy(
 ) -> Policy:
     """Create the augmentation policy that a config names, with its arguments.
 
-    If the policy requires an argument `crop`, its default is `side`.
+    If the policy needs an argument `crop` and the config does not set it, `side` is used.
 
     Args:
         config: The config.

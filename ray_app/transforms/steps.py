@@ -188,8 +188,8 @@ def crop_square(
 ) -> Image.Image:
     """Crop to a square at a random position.
 
-    Its side is drawn from `share` of the short side to all of it, within `low` and `high`. If the
-    short side is below `low`, the side is the short side.
+    The side of the square is random: from `share` times the short side of the image up to that
+    side, and within `low` and `high`. If the short side is below `low`, the square has that side.
     """
     return ops.random_square(image, low, high, share, rng)
 

@@ -63,9 +63,9 @@ class RealStatistics:
 def sharpness(image: Image.Image) -> float:
     """Return the sharpness of an image: the variance of the Laplacian of its luma.
 
-    The unit is grey levels squared. OpenFake's file `real_train_stats.npz` has this measure. The 3
-    × 3 Laplacian (0 1 0, 1 −4 1, 0 1 0) has the border mirrored at the centres of its pixels, as
-    OpenCV's.
+    The unit is grey levels squared. OpenFake's file `real_train_stats.npz` has this measure. The
+    kernel of the Laplacian is (0 1 0, 1 −4 1, 0 1 0). Outside the image, pixels are mirrored
+    without repeating the outermost pixel, which is the default of OpenCV.
     """
     luma = np.pad(np.asarray(image.convert("L"), np.int16), 1, mode="reflect")
     centre = luma[1:-1, 1:-1]
@@ -307,9 +307,9 @@ class MaskClipPolicy(Frozen):
     detector's card follows. The policy has no arguments.
 
     The result equals that of the authors' library, albumentations 1.3 on OpenCV, in these details:
-    no antialiasing when shrinking, the nearest mask pixel rounded down, a JPEG that treats RGB as
-    BGR, and OpenCV's fixed kernels for a Gaussian of 3, 5, and 7 pixels. Only torchvision's
-    bilinear filter differs from OpenCV's, by up to one grey level.
+    no antialiasing when shrinking, masks resized by the nearest pixel (coordinates rounded down), a
+    JPEG that treats RGB as BGR, and OpenCV's fixed kernels for a Gaussian of 3, 5, and 7 pixels.
+    Only torchvision's bilinear filter differs from OpenCV's, by up to one grey level.
     """
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
