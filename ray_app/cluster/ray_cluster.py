@@ -353,6 +353,8 @@ def _kept_sigterm_handler() -> Iterator[None]:
 def get_draining_nodes() -> dict[str, float]:
     """Return the nodes that will be taken away, for example after a spot notice or a scale-down.
 
+    It converts the deadlines of `private_api.draining_nodes` to seconds from now.
+
     Returns:
         The seconds until each node is taken away, by node id; inf if that time is unknown.
     """

@@ -206,6 +206,8 @@ def make_plan(
 ) -> DescriberPlan:
     """Decide the architecture and tokenizer of the describer that a recipe trains.
 
+    A describer is a model that predicts the prompt of an image.
+
     If the recipe's `describe.start` names a describer, its architecture and tokenizer are used.
     Otherwise the architecture is that of the recipe.
 
@@ -284,6 +286,8 @@ def _complete_architecture(
 
 def build_caption_network(name: str, section: Describe, plan: DescriberPlan, seed: int) -> Any:
     """Build a describer's network on the CPU, with the weights of `plan.start` or random weights.
+
+    A describer is a model that predicts the prompt of an image.
 
     Args:
         name: Name of the recipe, for errors.

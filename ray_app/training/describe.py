@@ -307,7 +307,8 @@ def write_network(
 ) -> DescriberCard:
     """Write a describer with a network to FOLDER/describer.yaml, and return its card.
 
-    The file of the weights also contains the tokenizer.
+    Such a describer predicts prompts by a trained network. The file of the weights also contains the
+    tokenizer.
 
     Args:
         folder: A local folder.
@@ -334,6 +335,8 @@ def write_describer(
     folder: Path, recipe: Recipe, facts: Mapping[str, Any], start: DescriberCard | None = None
 ) -> DescriberCard:
     """Write the card of a describer whose weights are in the folder, and read the card back.
+
+    A describer is a model that predicts the prompt of an image.
 
     Args:
         folder: A local folder with the weights.
@@ -368,7 +371,8 @@ def _inherit_licence(recipe: Recipe, start: DescriberCard | None) -> str:
 def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> bytes:
     """Add the fraction of exactly predicted prompts to a describer's card as a published metric.
 
-    If no prompt could be compared, the card gets no metric.
+    A describer is the model that predicted the prompts. If no prompt could be compared, the card
+    gets no metric.
 
     Args:
         card: The card as YAML.

@@ -186,8 +186,9 @@ def get_label_column(rows: pa.Table, indices: Integers, name: str) -> list[Any]:
 def describe_embeddings(card: DetectorCard, embedded: Embeddings) -> dict[str, Any]:
     """Return what decided the values of embeddings, such as the backbone and the precision.
 
-    An identifier or describer reads embeddings, so its card contains these settings. They show
-    later which embeddings it accepts. See `detectors.linear_head.embedding_facts`.
+    A model that reads embeddings has these settings on its card. They show later which embeddings it
+    accepts. It is an identifier, which names the generator of a fake, or a describer, which predicts
+    the prompt. See `detectors.linear_head.embedding_facts`.
 
     Args:
         card: Card of the detector that computed the embeddings.
@@ -424,8 +425,9 @@ def _require_readable(job: TrainingJob, split: str, count: int) -> None:
 def require_own_weights(job: TrainingJob) -> None:
     """Raise ConfigError if the recipe changes the detector whose embeddings it uses.
 
-    The keys `initial`, `card`, and `lora` change it. An identifier or describer must learn from the
-    embeddings that `touchstone score` computes later, which are those of the unchanged detector.
+    The keys `initial`, `card`, and `lora` change it. A model that names generators (identifier) or
+    predicts prompts (describer) must learn from the embeddings that `touchstone score` computes
+    later. They are those of the unchanged detector.
     """
     config = job.config
     if config.initial.start != "card" or config.card or config.lora:

@@ -159,8 +159,8 @@ def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
 def list_unreadable(out: Store) -> list[dict[str, Any]]:
     """Return one note per unreadable image of a training, as `note_images` makes them.
 
-    If an image has several notes, the first is returned. The added key `times` is the number of
-    notes on the image.
+    A note is a JSON record of the image and its problem. If an image has several notes, the first is
+    returned. The added key `times` is the number of notes on the image.
     """
     return list(_merge(read_history(out, UNREADABLE)).values())
 
@@ -206,15 +206,18 @@ def name_files(unreadable: Sequence[Mapping[str, Any]]) -> tuple[UnreadableFile,
 
 
 def describe_note(note: Mapping[str, Any]) -> str:
-    """Return a line with the path of an unreadable image and the reason, from the note on it."""
+    """Return a line with the path of an unreadable image and the reason.
+
+    `note` is the JSON record of the image that `note_images` made.
+    """
     return escape_invisible(f"{file_name(note['uri'], note['member'])}: {note['detail']}")
 
 
 def join_examples(notes: Iterable[Mapping[str, Any]]) -> str:
-    """Return a few of the noted images, each with its reason, as text for a message.
+    """Return a few of the images in `notes`, each with its reason, as text for a message.
 
     Args:
-        notes: Notes, see `note_images`.
+        notes: JSON records of images and their problems, as `note_images` returns them.
 
     Returns:
         Up to `MAX_EXAMPLES` images, separated by semicolons.
@@ -225,8 +228,9 @@ def join_examples(notes: Iterable[Mapping[str, Any]]) -> str:
 class FileLog:
     """Makes log lines about files that could not be read, from the notes of all workers.
 
-    Up to `MAX_NAMED` files are named, each once. Files that an earlier session of the training
-    noted are not named again. A single line warns of masks that mark nothing or everything.
+    A note is a JSON record of an image and its problem, in the training's directory. Up to
+    `MAX_NAMED` files are named, each once. Files that an earlier session of the training noted are
+    not named again. A single line warns of masks that mark nothing or everything.
     """
 
     def __init__(self, out: Store) -> None:

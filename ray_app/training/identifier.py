@@ -281,7 +281,8 @@ def select_classes(
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Return the names of an identifier's classes, and the image counts of classes left out.
 
-    A class is left out if it has too few training images.
+    An identifier is a model that names the generator of a fake. A class is left out if it has too
+    few training images.
 
     Args:
         config: The recipe's section `identify`.

@@ -246,8 +246,8 @@ def measure_split(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]
         known from unknown generators by confidence.
         `classes`: the classes with `n`, `recall`, `precision`, `f1`, and `abstained`.
         `pairs`: the wrong names of known generators as [true, predicted, n].
-        `unknown`: the unknown generators with `n`, `abstained`, and `nearest`, the class that is
-        predicted most often, for `nearest_n` images.
+        `unknown`: the unknown generators with `n`, `abstained`, `nearest`, the class that is most
+        often ranked first, and `nearest_n`, the number of images for which it is.
     """
     names, classes = np.array(truth, object), np.array(predicted.classes, object)
     is_known = np.isin(names, predicted.classes)
@@ -399,6 +399,8 @@ def identify(
 def select_rows(config: TrainConfig, tables: Mapping[str, pa.Table]) -> IdentifierRequest:
     """Select the rows of the labelled tables that an identifier is fitted and measured on.
 
+    An identifier is a model that names the generator of a fake.
+
     Args:
         config: The settings.
         tables: The labelled rows by split.
@@ -432,6 +434,8 @@ def write_identifier(
     started_at: float,
 ) -> dict[str, Any]:
     """Fit an identifier to stored embeddings, measure it, and write all of its files.
+
+    An identifier is a model that names the generator of a fake.
 
     Args:
         config: The settings.

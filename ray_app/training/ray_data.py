@@ -97,7 +97,7 @@ def make_step_dataset(shared: SharedJob) -> "Dataset":
 class Shards(DataConfig):
     """Tells Ray Train which images each rank gets: its own part of the images of every step.
 
-    Each rank has a dataset of all steps, and a pool of `Loader` processes.
+    Each rank has a dataset of all steps, and actors of its own that run `Loader`.
     """
 
     def __init__(self, shared: SharedJob) -> None:

@@ -190,7 +190,7 @@ def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
         The content of `train.json`. None if no training has used the directory.
 
     Raises:
-        ConfigError: The directory belongs to another kind of command.
+        ConfigError: The directory belongs to another command, such as `touchstone score`.
         IdentityError: The directory belongs to another recipe.
     """
     claim = read_claim(out)
@@ -212,7 +212,7 @@ def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
         The content of `train.json`.
 
     Raises:
-        ConfigError: The directory belongs to another kind of command.
+        ConfigError: The directory belongs to another command, such as `touchstone score`.
         IdentityError: The directory belongs to another recipe.
     """
     claim = check_claim(out, config)

@@ -104,7 +104,11 @@ def _require_any(judged: "ScoredRows", split: str) -> None:
 
 
 def select_validation_rows(job: TrainingJob) -> Rows:
-    """Return the validation rows on which checkpoints are compared: all, or one fixed sample."""
+    """Return the numbers of the validation rows on which all checkpoints are compared.
+
+    They are all rows, or a random sample of `validation.most_images` rows. The sample is the same
+    for every checkpoint.
+    """
     count, max_images = len(job.rows("validation")), job.config.validation.most_images
     if max_images is None or max_images >= count:
         return np.arange(count)

@@ -49,7 +49,7 @@ class Worker:
         return False
 
     def is_notice_due(self) -> bool:
-        """Return whether it is time to check for the loss of a machine.
+        """Return whether it is time to check if a machine will be taken away.
 
         If so, all workers must call `has_notice`. Only rank 0 ever returns True.
         """
