@@ -307,8 +307,8 @@ def write_network(
 ) -> DescriberCard:
     """Write a describer with a network to FOLDER/describer.yaml, and return its card.
 
-    Such a describer predicts prompts by a trained network. The file of the weights also contains the
-    tokenizer.
+    Such a describer predicts prompts by a trained network. The file of the weights also contains
+    the tokenizer.
 
     Args:
         folder: A local folder.

@@ -186,9 +186,9 @@ def get_label_column(rows: pa.Table, indices: Integers, name: str) -> list[Any]:
 def describe_embeddings(card: DetectorCard, embedded: Embeddings) -> dict[str, Any]:
     """Return what decided the values of embeddings, such as the backbone and the precision.
 
-    A model that reads embeddings has these settings on its card. They show later which embeddings it
-    accepts. It is an identifier, which names the generator of a fake, or a describer, which predicts
-    the prompt. See `detectors.linear_head.embedding_facts`.
+    A model that reads embeddings has these settings on its card. They show later which embeddings
+    it accepts. It is an identifier, which names the generator of a fake, or a describer, which
+    predicts the prompt. See `detectors.linear_head.embedding_facts`.
 
     Args:
         card: Card of the detector that computed the embeddings.

@@ -159,8 +159,8 @@ def find_odd_masks(batch: Mapping[str, npt.NDArray[Any]]) -> dict[int, str]:
 def list_unreadable(out: Store) -> list[dict[str, Any]]:
     """Return one note per unreadable image of a training, as `note_images` makes them.
 
-    A note is a JSON record of the image and its problem. If an image has several notes, the first is
-    returned. The added key `times` is the number of notes on the image.
+    A note is a JSON record of the image and its problem. If an image has several notes, the first
+    is returned. The added key `times` is the number of notes on the image.
     """
     return list(_merge(read_history(out, UNREADABLE)).values())
 
