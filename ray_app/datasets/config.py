@@ -71,10 +71,10 @@ class DatasetSource(Frozen):
 class HeldOut(Frozen):
     """A validation or test split that is taken from the training sources.
 
-    The split gets the groups whose fakes are all by held-out generators, a fraction of the groups,
+    The split gets the groups whose fakes are all by the named generators, a fraction of all groups,
     or both. A group is the images of one prompt, scene, or pair, and is never divided between
-    splits. If its group is in another split, a fake by a held-out generator is in no split. A split
-    that names generators has no other fakes.
+    splits. Fakes by the named generators whose group is in another split are in no split. If the
+    split names generators, fakes by all other generators are left out of it.
     """
 
     generators: tuple[str, ...] = Field(
@@ -118,8 +118,9 @@ class Data(Frozen):
 class Sampling(Frozen):
     """How often a training sees each image, and in which order.
 
-    By default, an epoch has every row once. If classes are balanced, or generators are weighted, an
-    epoch has `epoch_rows` rows. The rows of a class or generator with few images then repeat.
+    By default, an epoch has every row once. If `classes` is `balanced`, or `generators` is below 1,
+    an epoch has `epoch_rows` rows. It then repeats rows of small classes and generators, and may
+    leave out rows of large ones.
     """
 
     classes: Literal["natural", "balanced"] = Field(

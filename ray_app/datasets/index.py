@@ -93,8 +93,9 @@ def index_source(
     Args:
         source: The images and their layout, or the indexes.
         store: The folder of the index. It is not used if `source.at` names indexes.
-        each: Runs the tasks that list and label files.
-        reading: Runs the tasks that read whole images.
+        each: Applies a function to parts of the work, like `map`, in this process or on Ray. It
+            lists files, and labels them if no hash is computed.
+        reading: The same for labelling with hashes, which reads whole images.
         progress: Called with the kind of work, such as `labelled`, and the number of files so far.
         requires_all_folders: Whether a folder that cannot be listed is an error.
 
@@ -133,12 +134,13 @@ class IndexInfo:
         rows: Number of rows, one per image.
         digest: SHA-256 over ids and labels of all rows in order.
         counts: Number of rows for each combination of split, label, and generator.
-        published: For each subset of the data set that has rows, such as a split, its number of
-            rows, the number that its authors published, and whether the two agree.
-        left_out: For each reason to leave out files of the source, their number and an example.
-        unreadable: For each reason why a row has no readable image, the number of such rows and an
-            example.
-        repeated: Number of listed files that repeat an earlier one.
+        published: For each subset of the data set that has rows, such as a split, a dictionary as
+            `compare_counts` returns it: the number of rows and the published number.
+        left_out: For each reason to leave out files of the source, a dictionary. Its keys are `why`
+            (the reason), `files` (their number), and `example`.
+        unreadable: For each reason why images of rows cannot be read, a dictionary with the same
+            keys as in `left_out`.
+        repeated: Number of files that were left out because the source lists them repeatedly.
         format: Version of the format of index.json.
     """
 
@@ -221,8 +223,9 @@ def build_index(
     Args:
         source: The archive and its layout.
         store: The folder of the index.
-        each: Runs the tasks that list and label files.
-        reading: Runs the tasks that read whole images.
+        each: Applies a function to parts of the work, like `map`, in this process or on Ray. It
+            lists files, and labels them if no hash is computed.
+        reading: The same for labelling with hashes, which reads whole images.
         progress: Called with the kind of work, such as `labelled`, and the number of files so far.
         requires_all_folders: Whether a folder that cannot be listed is an error. A training sets
             this, because it would otherwise miss images.
@@ -322,8 +325,10 @@ def write_index(
         limit: Maximum number of files. None for all.
         source: Settings of the source to record, for `IndexInfo.source`.
         requires_all_folders: Whether a folder that cannot be listed is an error.
-        each: Runs the tasks that list and label files.
-        reading: Runs the tasks that also compute hashes, if they are more than one.
+        each: Applies a function to parts of the work, like `map`, in this process or on Ray. It
+            lists files, and labels them if `reading` does not.
+        reading: Labels files instead of `each` if hashes are computed and there are several blocks
+            of files.
         progress: Called with the kind of work, such as `labelled`, and the number of files so far.
 
     Returns:
@@ -471,14 +476,17 @@ def is_index(path: str) -> bool:
 
 
 def has_index(store: Store) -> bool:
-    """Return whether a store has a complete index, not just a file named index.json."""
+    """Return whether a store has a complete index, not just a file named index.json.
+
+    `is_index` takes a path or URL instead of a store.
+    """
     return store.exists("index.json") and archives.read_complete(store, 0) is not None
 
 
 def write_split_index(
     store: Store, original: Store, splits: pa.Array, source: Mapping[str, Any]
 ) -> IndexInfo:
-    """Write a copy of an index in which the rows are in other splits.
+    """Write a copy of an index in which each row has a new split.
 
     An index that already is in `store` is replaced.
 
@@ -609,8 +617,9 @@ def compare_counts(published: Mapping[str, int], counts: Mapping[str, int]) -> l
         counts: The number of rows by subset.
 
     Returns:
-        For each subset its name, its number of rows, the published number, and whether the two
-        agree. The last two are None if no number is published.
+        A dictionary per subset. Its keys are `subset` (the name), `rows` (the number of rows),
+        `published` (the published number), and `agrees` (whether both numbers are equal). The
+        last two are None if no number is published.
     """
     return [
         {

@@ -24,8 +24,8 @@ Stratum = tuple[str | None, str, str]
 class KnownFault(Frozen):
     """One documented fault of a published data set, such as prompts that belong to other images.
 
-    `layouts`, `at`, and `version` select the data. `splits`, `label`, `generators`, and `numbers`
-    select the rows that may have the fault.
+    `layouts`, `at`, and `version` select the data. `splits`, `label`, and `generators` select the
+    rows that may have the fault. `numbers` selects rows by the number that is their file name.
     """
 
     name: str = Field(description="name of the fault")

@@ -35,7 +35,8 @@ class LabelFile:
     Attributes:
         place: The path or fsspec URL of the file.
         words: Values of the column `label`, in lower case, that are valid in addition to real and
-            fake. `tables` returns them in lower case.
+            fake. An example is "unsure", in an audit by people. `tables` returns these values in
+            lower case.
         resolves_uris: Whether `tables` makes the column `uri` absolute and removes secrets, so that
             its values equal the URIs in a scoring run. Relative paths are relative to the file.
     """
@@ -152,7 +153,10 @@ class LabelIndex:
         return ["image_id", "uri", "member", *INPUT.names]
 
     def find_columns(self, names: Sequence[str] = COLUMNS) -> list[str]:
-        """Return those of `names` that every index has as columns."""
+        """Return those of `names` that are columns of an index.
+
+        The columns are the same for all indexes, so that no file is read.
+        """
         return [name for name in names if name in self.list_columns()]
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -179,8 +183,8 @@ def open_labels(place: str, words: Collection[str] = ()) -> Labels:
 
     Args:
         place: A file of labels, or the directory of an index that `touchstone data index` wrote.
-        words: Values of `label` in a file, in lower case, that are valid in addition to real and
-            fake.
+        words: Values of the column `label`, in lower case, that a file may have in addition to
+            real and fake.
 
     Returns:
         A `LabelFile` or a `LabelIndex`. Both have the same methods to read labels.
@@ -249,7 +253,8 @@ def parse_labels(
         column: Labels as strings, numbers, or booleans.
         where: Name of the table in messages.
         first_row: Number of the first row in messages.
-        words: Values, in lower case, that are also accepted. They are returned in lower case.
+        words: Values, in lower case, that are accepted in addition to labels. They are returned
+            in lower case.
 
     Returns:
         An array of strings with one value per row.

@@ -95,8 +95,8 @@ class LabelledBlock:
 class Labeller:
     """Labels the files of one block, a part of the archive's list of files.
 
-    The object is called with the reference of a block, and returns a `LabelledBlock`. It is
-    picklable, because Ray tasks use it.
+    Call the object with a `BlockRef`, which `archives.read_blocks` returns for each block. It
+    returns a `LabelledBlock`. The object is picklable, because Ray tasks use it.
 
     Attributes:
         store: The folder of the list of files.

@@ -51,8 +51,9 @@ def to_mask(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Imag
 
     Data sets store masks in different ways. The mask itself decides which pixels are altered:
 
-    - Grey mask: pixels above half of white. White is the first of 1, 255, and the maximum of the
-      format that no pixel exceeds. So masks of 0 and 1 are read like masks of 0 and 255.
+    - Grey mask: pixels above half of white. White is 1 if no pixel exceeds 1, else 255 if no pixel
+      exceeds 255, else the maximum of the format. So masks of 0 and 1 are read like masks of 0
+      and 255.
     - Mask with colours on black: all pixels that are not black.
     - Mask with a palette whose two colours look alike: pixels whose index is not 0.
     - Mask painted on transparent in one colour: the painted pixels. If it is painted in black and

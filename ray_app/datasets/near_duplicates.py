@@ -72,7 +72,10 @@ class DuplicateCriterion:
 
     @property
     def known(self) -> int:
-        """Number of rows that have a value."""
+        """Number of rows that have a value of the property, such as a prompt.
+
+        A perceptual hash of nearly equal bits does not count as a value.
+        """
         return int((self.codes >= 0).sum())
 
 
@@ -137,9 +140,9 @@ def connected_groups(bonds: Sequence[DuplicateCriterion], count: int) -> tuple[C
 def find_shared(bond: DuplicateCriterion, checked: Rows, other: Rows) -> Rows:
     """Return which rows of one split have a duplicate among the rows of another split.
 
-    If there are more than eight million pairs of nearly equal values, `near_pairs` does not keep
-    all of them. Then some rows with a duplicate may not be found. At least one is found if every
-    row is in one of the two splits.
+    If more than eight million pairs of values are nearly equal, `near_pairs` drops some pairs, and
+    some rows with a duplicate may not be found. If every row is in one of the two splits, at least
+    one such row is still found.
 
     Args:
         bond: The criterion by which rows are duplicates.
@@ -225,14 +228,14 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
 
 
 def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
-    """Find all pairs of perceptual hashes that differ in at most `bits` bits.
+    """Find the pairs of perceptual hashes that differ in at most `bits` bits.
 
-    The bits of a hash are divided into seven parts. Only hashes with three equal parts are
-    compared. So a million hashes take seconds, unless very many of them are similar: k similar
-    hashes have k² / 2 pairs.
+    The bits of a hash are divided into seven parts. Hashes that differ in up to four bits have at
+    least three equal parts, so only hashes with three equal parts are compared. A million hashes
+    take seconds, unless very many of them are similar: k similar hashes have k² / 2 pairs.
 
-    If more than eight million pairs are found, only a spanning forest of the found pairs is kept,
-    which limits the memory. Hashes that were connected by pairs stay connected by other pairs.
+    All pairs are returned if there are at most eight million. Otherwise, pairs are dropped to limit
+    the memory. Two hashes of a dropped pair stay connected through pairs with other hashes.
 
     Args:
         hashes: (n,) hashes of 64 bits, all different.

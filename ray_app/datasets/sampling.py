@@ -137,9 +137,10 @@ class Shuffle:
 
     Attributes:
         seed: The seed.
-        window: None for a full shuffle. Otherwise, runs of neighbouring rows are shuffled first.
-            Then the rows are shuffled within windows of this length.
-        run: Number of neighbouring rows in a run, if `window` is set.
+        window: None for a full shuffle. Otherwise, the rows are cut into pieces of `run`
+            neighbouring rows, and the order of the pieces is shuffled. Then each `window`
+            consecutive rows of this order are shuffled.
+        run: Number of neighbouring rows in a piece. It is used only if `window` is set.
     """
 
     seed: int
@@ -162,7 +163,7 @@ class Shuffle:
 
         Args:
             count: Number of rows.
-            *which: Numbers that name the purpose, such as the number of the epoch.
+            *which: Numbers, such as the number of the epoch. Equal numbers give an equal order.
         """
         return self._shuffle(count, self.generator(*which))
 
@@ -172,7 +173,7 @@ class Shuffle:
         Args:
             count: Number of rows.
             times: Number of repetitions.
-            *which: Numbers that name the purpose, as for `generator`.
+            *which: Numbers, such as the index of a stratum. Equal numbers give equal orders.
         """
         rng = self.generator(*which)
         # One run has no neighbours to keep together. It may repeat very often, so numpy loops.
@@ -215,11 +216,12 @@ class FullEpochSampler:
 
 @dataclass(frozen=True)
 class MixedSampler:
-    """A sampler for balanced classes or weighted generators: epochs have given fractions of strata.
+    """A sampler for balanced classes or weighted generators.
 
-    A stratum is the rows of one generator in one class, real or fake. All rows of a stratum appear
-    equally often, because epochs take them from an endless sequence of permutations. Each epoch
-    continues the sequence where the epoch before stopped.
+    A stratum is the rows of one generator in one class, real or fake. Each stratum gets a fixed
+    fraction of an epoch. All rows of a stratum appear equally often, because epochs take them from
+    an endless sequence of permutations. Each epoch continues the sequence where the epoch before
+    stopped.
 
     The number of rows of a stratum in an epoch is rounded up in some epochs and down in others. So
     a stratum of less than one row per epoch appears every few epochs instead of never.
@@ -283,10 +285,13 @@ class MixedSampler:
         return ordered
 
     def draws(self, number: int) -> Counts:
-        """Return how many rows of each stratum, a generator in one class, an epoch has (strata,).
+        """Return the number of rows that an epoch has of each stratum (strata,).
 
-        The number differs from the stratum's fraction of the epoch by less than one row. On average
-        over epochs, both are equal.
+        A stratum is the rows of one generator in one class. The number differs from
+        `fractions` × `length` by less than one row. On average over epochs, both are equal.
+
+        Args:
+            number: Number of the epoch, from 0.
         """
         return self._count_before(number + 1) - self._count_before(number)
 
@@ -330,8 +335,8 @@ class PairedSampler:
     even size.
 
     Attributes:
-        pairs: Row numbers (M, 2) of twins, and of rows without a twin, two at a time.
-        last: The row that is left over. None if the number of rows is even.
+        pairs: Row numbers (M, 2). A pair is a real image and its twin, or two rows without a twin.
+        last: The row that is in no pair. None if the number of rows is even.
         shuffle: The shuffle.
     """
 
@@ -382,7 +387,7 @@ def compute_fractions(
 
     A stratum is the rows of one generator in one class, real or fake. Balanced classes get
     equal fractions. Otherwise a class gets its fraction of all rows. The fraction of a class is
-    divided among its strata in proportion to count ** `sampling.generators`.
+    divided among its strata in proportion to n ** `sampling.generators` for a stratum of n rows.
 
     Args:
         counts: Number of rows of each stratum (strata,).

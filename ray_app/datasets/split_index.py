@@ -88,7 +88,8 @@ def split_index(
 
     Args:
         config: The settings.
-        remarks: Returns warnings on the images, which are added to `remarks` in split.json.
+        remarks: Called without arguments when the rows are divided. The warnings that it returns
+            are added to `remarks` in split.json.
 
     Returns:
         The content of split.json: counts per split, images that splits share (`leaks`), and
@@ -151,19 +152,20 @@ def divide(
 ) -> Parts:
     """Divide the rows of an index into splits.
 
-    A group, images that belong together, is not divided. Two settings restrict the division:
+    A group is images that belong together, such as those of one prompt. Two settings restrict the
+    division:
 
-    - Pinned rows stay in their earlier split. The other rows of their group go to the first split
-      of its pinned rows, in the order train, validation, test. So no image of a group that a
-      detector learned from moves to test.
-    - A group without pinned rows goes to test if its fakes are all by held-out generators. If a
-      group in another split has fakes by held-out generators, these fakes are aside, in no split,
-      even if they are pinned.
+    - The user may pin rows to their earlier split (`config.keep`, `config.after`). The other rows
+      of their group go to the first split of its pinned rows, in the order train, validation, test.
+      So if a detector learned from an image, no other image of its group moves to test.
+    - A group without pinned rows goes to test if its fakes are all by held-out generators. Fakes by
+      held-out generators in another split are put aside, in no split. This also applies to pinned
+      fakes.
 
     Args:
         rows: Rows of an index.
         groups: (N,) number of each row's group.
-        pins: (N,) number of the split in which a pinned row stays, FREE for all other rows.
+        pins: (N,) index in SPLITS of the split of a pinned row, FREE for all other rows.
         held_out: Generators whose fakes may be in test only.
         config: Fractions, seed, and whether each label and generator is divided evenly.
 

@@ -34,7 +34,8 @@ _SEED = -1
 class Splits:
     """The labelled rows of a training, divided into training, validation, and test.
 
-    No row is in two splits if validation and test are held out from the training sources.
+    A split that is held out from the training sources has no row of the training split. A split
+    with sources of its own may have such rows; `findings` counts them under `leakage`.
 
     Attributes:
         train: The training rows.
@@ -67,7 +68,8 @@ def make_splits(
     Args:
         data: The section `data` of the training's config.
         open_source: Returns the labelled table of a source.
-        one_class: Whether a split may have fakes only, or reals only.
+        one_class: Whether a split may have fakes only, or reals only. True for networks that
+            predict the generator or the prompt instead of real or fake.
 
     Returns:
         The splits.

@@ -1,8 +1,8 @@
-"""Divide labelled images into parts, one whole group after another: `split`.
+"""Divide labelled images into parts, such as train and test, without dividing a group (`split`).
 
-A group holds images that no two parts may share: images of one prompt, one scene, or one pair, and
-copies. scikit-learn's splitters draw again when data are added, and `StratifiedGroupKFold` takes
-minutes for 100,000 groups, so `split` uses a hash of each group and pandas instead.
+A group is images that must be in one part, such as those of one prompt or equal images. `split`
+uses a hash of each group and pandas. scikit-learn's splitters would move unchanged groups to other
+parts when data are added, and `StratifiedGroupKFold` takes minutes for 100,000 groups.
 """
 
 import hashlib
@@ -21,11 +21,12 @@ Parts = npt.NDArray[np.int8]
 
 
 def split(groups: Keys, strata: Codes | None, shares: Sequence[float], seed: int = 0) -> Parts:
-    """Divide rows into parts without dividing a group, and return the part of each row.
+    """Divide rows into parts, such as train and test, and return the part of each row.
 
-    Without strata, the part of a group depends only on its key, the fractions, and the seed, so an
-    unchanged group keeps its part when data are added. With strata, every stratum is divided in
-    these fractions as evenly as its groups allow, and added data may move groups.
+    All rows of a group are in one part. Without strata, the part of a group depends only on its
+    key, the fractions, and the seed, so an unchanged group keeps its part when data are added. With
+    strata, every stratum is divided in these fractions as evenly as its groups allow, and added
+    data may move groups.
 
     Args:
         groups: (N,) key of each row's group, as `group_keys` returns it.

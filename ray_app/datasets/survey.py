@@ -1,8 +1,9 @@
 """Count the files and labels of a training's source before the training starts (`survey`).
 
 The dry run of a training prints the result. Files are matched by their names, then the source is
-indexed. If the source is too large for that, rows are counted by the footers of Parquet files.
-Labels are then counted by their statistics, or by the first rows of some files.
+indexed. A source of more than 64 GiB of Parquet files is not indexed. Its rows are counted by the
+footers of the files. Its labels are counted by the statistics of the label column in the footers,
+or by the first rows of some files.
 """
 
 import difflib
@@ -68,9 +69,10 @@ def survey(source: DatasetSource, store: Store, max_bytes: float = MAX_BYTES) ->
         `files` and `size_bytes`: the number and size of its files, null for an index.
         `counted`: the method of counting, as text.
         `exact`: whether the numbers of real and fake images are exact.
-        `real` and `fake`: the numbers of images in the splits that the source takes.
-        `splits`: for each split `real`, `fake`, and whether it is `taken`.
-        `published`: for each subset, the number of rows and the published number.
+        `real` and `fake`: the numbers of images in the splits that `source.split` names, or in all.
+        `splits`: for each split the numbers `real` and `fake`, and whether `source.split` names it
+        (`taken`).
+        `published`: the dictionaries of `index.compare_counts`, one for each subset.
         `faults`: lines on documented faults of the data.
 
     Raises:

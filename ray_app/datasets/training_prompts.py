@@ -21,7 +21,7 @@ def with_prompts(
 ) -> Callable[[DatasetSource], pa.Table]:
     """Wrap a function that opens sources, so that it returns only rows that have a prompt.
 
-    `select_prompted_rows` selects the rows and cleans their prompts.
+    The prompts are also cleaned. `select_prompted_rows` describes how.
 
     Args:
         open_source: Returns the labelled table of a source.
@@ -35,8 +35,8 @@ def with_prompts(
 def select_prompted_rows(rows: pa.Table) -> pa.Table:
     """Return the rows that have a prompt, with the prompt cleaned.
 
-    `clean_prompt` removes the syntax of front ends, and rejects texts that are not prompts. A row
-    without a group gets the group of its prompt.
+    `clean_prompt` removes the prompt syntax of programs, such as `(word:1.3)`, and rejects texts
+    that cannot be prompts. A row without a group gets the group of its prompt.
     """
     prompts = [clean_prompt(prompt) for prompt in texts(rows, "prompt").to_pylist()]
     groups = [

@@ -71,7 +71,8 @@ class DatasetLayout(Frozen):
     def published(self) -> Mapping[str, int]:
         """Number of images in each subset, such as a split, that the data set's authors published.
 
-        The rows of an index are compared with these numbers. Empty if no exact number is known.
+        The keys are names of subsets, as `subset` returns them. The rows of an index are compared
+        with these numbers. Empty if no exact number is known.
         """
         return {}
 
@@ -306,7 +307,10 @@ class LabelColumns(DatasetLayout):
 
 
 def get_path(item: ListedMember) -> str:
-    """Return the full name of a member: its URI, followed by the path in its container."""
+    """Return the URI of a member, such as `a.jpg` or `a.zip/b.jpg` for a member of a zip or tar.
+
+    For a row of a table, it is the URI of the table.
+    """
     return item.uri if item.member is None or _is_row(item) else f"{item.uri}/{item.member}"
 
 
@@ -330,7 +334,7 @@ def list_folders(item: ListedMember) -> list[str]:
 
 
 def describe_member(item: ListedMember) -> str:
-    """Return the name of a member for messages."""
+    """Return the name of a member for messages, such as `a.zip/b.jpg` or `a.parquet, row 7`."""
     return f"{item.uri}, row {item.member}" if _is_row(item) else get_path(item)
 
 
@@ -357,9 +361,10 @@ def get_column(item: ListedMember, name: str) -> Any:
 
 
 def rename_columns(item: ListedMember, names: tuple[str, ...]) -> ListedMember:
-    """Return a member whose columns are renamed to the spelling of `names`.
+    """Return a member whose columns have the letter case of `names`.
 
-    A column such as `Label` becomes `label` if `names` has `label`. Other columns keep their names.
+    A column `Label` is renamed to `label` if `names` has `label`, so that it can be looked up.
+    Other columns keep their names.
     """
     new_names = _match_names(tuple(item.input), names)
     if not new_names:

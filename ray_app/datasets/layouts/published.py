@@ -90,8 +90,8 @@ class OpenFakeCsv(base.ListedLayout):
     `file_name,prompt,label,model,type,release_date`.
 
     Args:
-        file: The CSV. None if the CSV itself is the source (in version 1 with columns.uri:
-            filename).
+        file: The CSV. None if the source is the CSV itself. For version 1, the source then needs
+            the setting `columns.uri: filename`.
         split: Split of all rows.
     """
 
@@ -117,7 +117,10 @@ class OpenFakeCsv(base.ListedLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Number of rows of the label file. Empty if `file` is None."""
+        """Number of rows of the label file, by `split`, or by `all` if no split is set.
+
+        Empty if `file` is None.
+        """
         return {self.split or "all": len(self._listed)} if self.file else {}
 
     def labels(self, item: ListedMember) -> Labels | None:
@@ -247,7 +250,7 @@ class ImdlbencoJson(base.ListedLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Number of images that the file lists."""
+        """Number of images that the file lists, under the key `all`."""
         return {"all": len(self._listed)}
 
 
@@ -270,10 +273,10 @@ class ImdlbencoFolder(base.DatasetLayout):
     _masks: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def prepare(self, members: Iterable[ListedMember]) -> Self:
-        """Pair all images and masks.
+        """Return a layout that has the mask of each image, by pairing the file names.
 
         Raises:
-            ConfigError: An image or a mask has no partner, or masks are in an archive.
+            ConfigError: An image or a mask has no partner, or files are in a zip or tar.
         """
         images: dict[str, str] = {}
         masks: dict[str, str] = {}
@@ -446,9 +449,10 @@ class OpenSdi(base.DatasetLayout):
     whole. Images of one id are one group.
 
     Args:
-        part: Part of the data set, which decides the split; `plus` is for training. None to use the
-            name of the repository in the path (`OpenSDI_train`, `OpenSDI_test`, `tempplusdata`, or
-            their old names), or no split.
+        part: Part of the data set: `train`, `test`, or `plus`. It is the split of all rows, except
+            that the split of `plus` is `train`. None to find the part by the name of the repository
+            in the path (`OpenSDI_train`, `OpenSDI_test`, `tempplusdata`, or their old names). If
+            the path has no such name, rows have no split.
     """
 
     part: Part | None = None

@@ -102,7 +102,7 @@ class TableRules(base.ListedLayout):
             real for "Authentic".
         unknown: Values of the column `label` whose rows are left out.
         generator: Column of the generator. None if there is none.
-        generators: Generator of all fakes without a value in the column `generator`.
+        generators: One name, the generator of all fakes without a value in the column `generator`.
         split: Column of the split. None if there is none.
     """
 
