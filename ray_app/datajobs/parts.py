@@ -112,8 +112,8 @@ def run_units(
 
     Args:
         map_fn: Applies `work` to the units, in this process or on a cluster.
-        work: Function that does one unit, and returns the number of its `images` and how many of
-            them are `bad`.
+        work: Function that does one unit. It returns the number of its `images`, and how many of
+            them failed (`bad`).
         units: The units that are not done.
         progress: The progress line, which is closed at the end.
         lease: The lock that keeps other commands from writing to the directory of the job. It is

@@ -31,9 +31,9 @@ class Caption(NamedTuple):
 
     Attributes:
         text: The prompt.
-        likelihood: The mean log-probability of a token (at most 0) if the text was generated, or
-            the cosine to the nearest embedding if it was retrieved. It is finite, or None if there
-            is no text or the model returned no finite number.
+        likelihood: Confidence in the text. For a describer with a network, it is the mean
+            log-probability of the tokens of the text, at most 0. For `Retrieval`, it is the cosine
+            to the nearest embedding. None if there is no text or no finite number.
     """
 
     text: str
@@ -100,7 +100,8 @@ def describe_embeddings(
 ) -> list[Caption]:
     """Call `describe` with batches of embeddings.
 
-    A row with NaN or infinity gets `NOTHING`, the caption of an image without an embedding.
+    A row with NaN or infinity is an image without an embedding. It gets `NOTHING`, a caption
+    without text.
 
     Args:
         card: The describer card, for errors.

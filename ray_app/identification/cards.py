@@ -29,9 +29,9 @@ _NO_FACTS = {
 class OpenSet(Frozen):
     """Rule by which an identifier calls the generator of an image unknown.
 
-    An identifier predicts which of its known generators generated an image. `method` computes the
-    confidence that the generator is a known one. If the confidence is below `threshold`, the
-    generator is unknown.
+    An identifier predicts which generator of its list (`IdentifierCard.classes`) generated an
+    image. `method` computes the confidence that the generator is in the list. If the confidence is
+    below `threshold`, the generator is unknown.
     """
 
     method: Literal["energy", "distance"] = Field(

@@ -68,17 +68,18 @@ class GeneratorIndex(Frozen):
 
     @cached_property
     def families_by_key(self) -> Mapping[str, str]:
-        """Name of each family, by the result of `spelling_key` for the name.
+        """Name of each family by its key, with which a family is found in any spelling.
 
-        The keys make it possible to find a family in any spelling.
+        To look up a name, use the result of `spelling_key` as the key.
         """
         return {spelling_key(name): name for name in self.families}
 
     @cached_property
     def entries_by_key(self) -> Mapping[str, ResolvedGenerator]:
-        """Generator or family that a name means, by the result of `spelling_key` for the name.
+        """Every known generator and family by its key. The aliases of generators are also keys.
 
-        If a generator and a family have equal keys, the key means the generator.
+        To look up a name in any spelling, use the result of `spelling_key` as the key. If a
+        generator and a family have equal keys, the key means the generator.
         """
         entries = {key: ResolvedGenerator(None, name) for key, name in self.families_by_key.items()}
         for name, entry in self.generators.items():
@@ -104,8 +105,8 @@ def generator_index() -> GeneratorIndex:
 def find_generator(name: str) -> ResolvedGenerator | None:
     """Return the known generator that a name means, in any spelling, or None if it is unknown.
 
-    If the index has only the family of the name, the result has only a family. An example is
-    FAMILY/NAME, the label of a fine-tuned model.
+    If the name is that of a family, or FAMILY/NAME for a model that is not in the index, the result
+    has a family but no generator.
     """
     index = generator_index()
     if entry := index.entries_by_key.get(spelling_key(name)):

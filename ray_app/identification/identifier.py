@@ -27,8 +27,9 @@ class NamedGenerator(NamedTuple):
     """The predicted generator of an image. A scoring run stores the fields as columns.
 
     Attributes:
-        predicted_generator: The most probable generator. None if the generator is unknown.
-        generator_family: The family of the generator. None if the generator is unknown.
+        predicted_generator: The first generator in the ranking. None if the confidence is so low
+            that the generator counts as unknown.
+        generator_family: The family of `predicted_generator`. None if that is None.
         generator_probability: Probability of the first generator in the ranking, under the
             assumption that a known generator generated the image.
         generator_confidence: Confidence that a known generator generated the image. Higher means

@@ -80,7 +80,7 @@ def find_coded_items(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def find_foreign_kinds(data: bytes) -> list[str]:
-    """Return the types of the items in an AVIF or HEIC file whose images cannot be decoded.
+    """Return the types of the items of an AVIF or HEIC file if none is an image to decode.
 
     Call this for an error message that names the unreadable content. Items with EXIF or XMP are
     left out.

@@ -1,4 +1,7 @@
-"""Convert any mode that Pillow decodes to 8-bit RGB (`to_rgb`), as the detectors' authors did."""
+"""Convert images of any Pillow mode to 8-bit RGB (`to_rgb`).
+
+The conversion is the one with which the authors of the detectors prepared their images.
+"""
 
 import contextlib
 import io

@@ -232,7 +232,7 @@ class _FactsBuilder:
 
 
 class PeekedImage:
-    """An image that is not decoded yet: its header was read, and its limits were checked.
+    """An image that is not decoded yet. Its header was read, and it is within the `ImageLimits`.
 
     Attributes:
         demand: The estimated memory and number of pixels of the decode.
@@ -593,11 +593,10 @@ def _quieten_pillow() -> None:
 
 
 def has_content(pixels: Image.Image) -> bool:
-    """Return whether an RGB image has content. The result is False if it is nearly of one colour.
+    """Return whether an RGB image has content. It has none if all pixels have nearly one colour.
 
-    An image without content gets the flag `no_content` and the verdict abstain, because a
-    detector's score would depend on its noise alone. The comment on the constants of this module
-    has the measurements behind the thresholds.
+    An image without content, such as a blank page, gets the flag `no_content` and the verdict
+    abstain. A detector's score would depend on its noise alone.
     """
     width, height = pixels.size
     nearest = Image.Resampling.NEAREST

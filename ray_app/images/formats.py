@@ -226,8 +226,8 @@ def read_header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
     """Return the width and height that the header of a PNG, GIF, or WebP states.
 
     The result is None for other formats, which have no fixed position of the size, and for a file
-    that is too short. The size is read before Pillow opens a file, because libwebp allocates its
-    canvas at opening. So a refusal can name the size.
+    that is too short. Call this to refuse an image that is too large before Pillow opens it. The
+    WebP decoder allocates memory for all pixels when it opens a file.
     """
     try:
         if format_name == "PNG":
@@ -293,9 +293,10 @@ def iter_gif_blocks(data: bytes, max_blocks: int) -> Iterator[tuple[bool, int, i
         max_blocks: The maximum number of sub-blocks to read.
 
     Yields:
-        For each image or extension: whether it is an image, the label of the extension, the start
-        of its sub-blocks, and the position of their terminator. The position is None for the last
-        one, if the file ends before the terminator or if `max_blocks` sub-blocks were read.
+        For each image or extension: whether it is an image, its label, the start of its sub-blocks,
+        and the position of their terminator. The label is the type of an extension, and has no
+        meaning for an image. The position is None for the last item, if the file ends before the
+        terminator or if `max_blocks` sub-blocks were read.
     """
     blocks = 0
     with suppress(IndexError):  # Raised at the end of the file.
@@ -384,7 +385,8 @@ class TiffEntry(NamedTuple):
     Attributes:
         kind: The TIFF type of the values.
         value_count: The number of values.
-        inline: The value itself, or the offset of the value.
+        inline: The last field of the tag, of 4 bytes (8 in BigTIFF). It has the values if they fit
+            into it, and otherwise their offset in the file.
     """
 
     kind: int

@@ -129,8 +129,8 @@ class JpegSegment(NamedTuple):
         """Return the segment as bytes, to write a changed copy of the file.
 
         Args:
-            data: The file. The coded data of a scan is taken from it. Other segments are written
-                from `body`, which the caller may have replaced.
+            data: The file. If the segment is coded data (SCAN), its bytes are copied from the file.
+                Otherwise they are the marker and `body`, which the caller may have replaced.
         """
         return (
             memoryview(data)[self.start : self.end]

@@ -1,10 +1,10 @@
 """Limit the size of images, estimate the memory of a decode, and survive crashes of decoders.
 
-`ImageLimits` has the default limits, which the endpoint uses. `BatchLimits` has the limits for
-archives, for images on the command line, and for calls from Python. docs/formats.md describes where
-each limit applies. `estimate_demand` estimates the peak memory of decoding an image from its header
-(`DecodeCost`). `CrashMarker` is a file that names the image that this process decodes. `Watchdog`
-ends a process whose decode exceeds a limit on wall time.
+`ImageLimits` has the default limits, which the scoring server of `touchstone serve` uses.
+`BatchLimits` has wider limits for archives, images on the command line, and calls from Python.
+docs/formats.md describes where each limit applies. `estimate_demand` estimates the peak memory of
+decoding an image from its header (`DecodeCost`). `CrashMarker` is a file that names the image that
+this process decodes. `Watchdog` ends a process whose decode exceeds a limit on wall time.
 """
 
 import itertools
@@ -81,7 +81,7 @@ _serial = itertools.count()
 
 
 class ImageLimits(Frozen):
-    """Limits on the images that are accepted, by default the limits of the endpoint.
+    """Limits on the images that are accepted, by default those of `touchstone serve`.
 
     All limits are checked from file sizes and headers before any pixel is decoded.
     """
@@ -191,11 +191,11 @@ class ImageLimits(Frozen):
 
 
 class BatchLimits(ImageLimits):
-    """Intake limits for archives, which allow images of current cameras, scanners, and screens.
+    """Limits on images of archives, which allow those of current cameras, scanners, and screens.
 
     These limits alone do not keep a worker within its memory. The memory of a decode is therefore
-    estimated from the header (`estimate_demand`), and large images share a memory budget of their
-    node (`storage.node_budget`).
+    estimated from the header (`estimate_demand`). All processes of a node reserve memory for large
+    images from one budget (`storage.node_budget`).
     """
 
     max_bytes: int = Field(
@@ -246,10 +246,11 @@ class DecodeCost(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        """Whether the decode first has to reserve memory from the budget of its node.
+        """Whether the decode first has to reserve memory (`storage.node_budget`).
 
-        It has to if it needs more than 384 MiB (`SMALL_BYTES`), or has more than 50 million pixels
-        (`LIMIT_PIXELS`), so that its time limit is longer, too.
+        All processes of a node share this memory. The decode has to reserve memory if it needs more
+        than 384 MiB (`SMALL_BYTES`). It also has to if the image has more than 50 million pixels
+        (`LIMIT_PIXELS`), because its time limit is longer.
         """
         return self.peak_bytes > SMALL_BYTES or self.pixels > LIMIT_PIXELS
 
@@ -263,7 +264,10 @@ class DecodeCost(NamedTuple):
 
 
 def worst_bytes(limits: ImageLimits) -> int:
-    """Return an upper bound of `DecodeCost.peak_bytes` for all images within these limits."""
+    """Return an upper bound of `DecodeCost.peak_bytes` for all images within these limits.
+
+    Use it to plan the memory of processes that decode.
+    """
     max_whole_pixels = min(limits.max_whole_pixels or limits.max_pixels, limits.max_pixels)
     return _FIXED_BYTES + max(
         limits.max_pixels * _MAX_BYTES_PER_PIXEL_LARGEST, max_whole_pixels * _MAX_BYTES_PER_PIXEL
@@ -297,7 +301,8 @@ def estimate_demand(image: ImageFile, data: bytes, format_name: str) -> DecodeCo
 def estimate_webp_demand(width: int, height: int) -> DecodeCost:
     """Estimate the cost of decoding a WebP before it is opened.
 
-    The size is given because the decoder already allocates its canvas when it opens a file.
+    Use this in place of `estimate_demand`, because the WebP decoder allocates memory for all pixels
+    when it opens a file. `formats.read_header_size` returns the width and height.
     """
     return DecodeCost(width * height, _FIXED_BYTES + width * height * (4 + _DECODE_BYTES["WEBP"]))
 

@@ -1,8 +1,9 @@
 """Fetch URLs within the limits of their hosts, check that each is an image, and store it.
 
 `fetch_images` is the entry point and keeps up to a thousand URLs in progress. For each of them,
-`_Session` waits for the host, requests the URL, decodes the response, stores the image, and records
-the outcome. `Host` has the limits of one host, `Queue` takes turns between hosts.
+`_Session` waits until the limits of the host allow a request, requests the URL, decodes the
+response, stores the image, and records the outcome. `Host` has the limits of one host. `Queue`
+chooses the next URL so that all hosts get requests in turn.
 """
 
 import asyncio
@@ -271,9 +272,9 @@ def _adapt(host: "Host", failure: FetchFailed) -> None:
 class Host:
     """Limit the requests to one host, and adapt the pauses between them to its responses.
 
-    Call `visit` around each request. Report a useful response with `count_answer`, and a throttling
-    one with `slow_down`. Report a URL that ended without any response with `count_silence`. An
-    object must be used in one event loop only.
+    Call `visit` around each request. Report a response that throttles (such as status 429) or has
+    Retry-After with `slow_down`, and any other response with `count_answer`. Report a URL that
+    ended without any response with `count_silence`. Use an object in one event loop only.
 
     Args:
         name: Name of the host.
@@ -293,7 +294,7 @@ class Host:
 
     @asynccontextmanager
     async def visit(self) -> AsyncIterator[None]:
-        """Wait until a request to the host may start; the caller makes it inside the context.
+        """Wait until a request to the host may start. Make the request inside this context.
 
         Raises:
             FetchFailed: If the host gets no more requests, because it did not respond or requested
@@ -312,7 +313,7 @@ class Host:
             yield
 
     def count_answer(self) -> None:
-        """Shorten the pauses between requests after a useful response.
+        """Shorten the pauses between requests after a response that does not throttle.
 
         The count of consecutive URLs without a response (`count_silence`) starts at 0 again.
         """
@@ -323,7 +324,7 @@ class Host:
     def count_silence(self) -> None:
         """Count a URL that ended without any response from the host.
 
-        After `give_up_after` such URLs in a row, `visit` refuses further requests.
+        After `Politeness.give_up_after` such URLs in a row, `visit` refuses further requests.
         """
         self._silent_urls += 1
         if self._silent_urls >= self._rules.give_up_after and self._refusal is None:
@@ -349,7 +350,7 @@ class Host:
 
 
 class Queue:
-    """Tasks by host, of which the next one is chosen so that hosts take turns.
+    """A queue of the URLs to download, which serves all hosts in turn.
 
     Each host has at most `limit` tasks in progress.
 

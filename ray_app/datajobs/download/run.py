@@ -1,8 +1,9 @@
 """Run `touchstone data collect`: `collect` is the entry point.
 
 `collect` reads a list of URLs, downloads the missing images, and writes the tables. A repeated call
-keeps the rows of images that exist (a file of the recorded size, or its shard) and the rows of
-failed URLs. It fetches all other URLs. `Records` is the output directory, which has these files:
+does not request a URL again if its image still exists, or if the URL failed with a status that is
+not in `retry`. An image exists if its file has the recorded size, or if its shard exists.
+`Records` is the output directory, which has these files:
 
 - `collect.json`: the settings that may not change.
 - `parts/`: the committed rows. If an id has several rows, the last one counts.
@@ -202,13 +203,13 @@ def _summarize(records: "Records", listing: url_table.UrlTable) -> dict[str, Any
 
 @dataclass(frozen=True)
 class State:
-    """The results of earlier calls that an output directory has.
+    """The results in an output directory, from all earlier calls of `collect` for it.
 
     Attributes:
         rows: The row on the result of each URL, with the columns of `OUTCOME` such as `id` and
             `status`. A row is left out if its image is missing or has another size.
-        unrecorded_files: Names of image files that no row names, such as those of a killed process,
-            by the name without extension.
+        unrecorded_files: Names of image files that no row names, such as those of a killed process.
+            The key is the name without extension. Empty if images are in shards.
     """
 
     rows: pa.Table
@@ -220,11 +221,10 @@ class Records:
 
     Attributes:
         config: Settings of the collection.
-        url: URL of the folder of the records: all files except the images, such as tables of
-            results.
+        url: URL of the folder for all files except images, such as the tables of results.
         images: The store of the output directory. It has images as files in `folder`, or shards in
             `data`.
-        store: The store of the records.
+        store: The store of the folder `url`.
     """
 
     def __init__(self, config: CollectConfig) -> None:
@@ -313,9 +313,10 @@ class Records:
     def write_results(self, listing: url_table.UrlTable, rows: pa.Table) -> None:
         """Write collected.parquet with the downloaded images, and failed.parquet with other URLs.
 
-        Rows are in the order of the list. collected.parquet has the columns of the list, columns on
-        the file, and the path of each image relative to the table. The path is in `uri`, or in
-        `shard` for shards. failed.parquet has the reason.
+        Rows are in the order of the list. collected.parquet has the columns of the list, and facts
+        of each image file such as `sha256` and `width`. If images are files, `uri` has the path of
+        the file relative to the table. Otherwise, `shard` has the path of the shard. failed.parquet
+        has the reason.
 
         Args:
             listing: The list of URLs.

@@ -220,9 +220,10 @@ class Sink:
             self._publish()
 
     def commit(self) -> None:
-        """Write the rows that are not written yet, so that these URLs are not requested again.
+        """Write the rows that are not written yet.
 
-        Rows of images in a shard that is not full are written later, with their shard.
+        A later call of the job does not request the URLs of written rows. Rows of images in a shard
+        that is not full are written later, with their shard.
         """
         rows, self._rows = self._rows, []
         if rows:
@@ -240,8 +241,8 @@ class Sink:
     def close(self) -> None:
         """Discard the shard that is not uploaded, with its images and rows.
 
-        Call `publish` before to keep them. The rows are discarded so that no later shard counts
-        them as its own.
+        Call `publish` before to keep them. A later call of the job downloads discarded images
+        again.
         """
         shard, self._shard = self._shard, None
         if shard is not None:
@@ -292,7 +293,7 @@ def make_file_stems(ids: Iterable[str]) -> tuple[list[str], int]:
         ids: The ids.
 
     Returns:
-        The names, and the number of ids whose name was changed because an earlier id has that name.
+        The names, and the number of ids whose name got a hash because an earlier id has the name.
     """
     used: set[str] = set()
     stems: list[str] = []

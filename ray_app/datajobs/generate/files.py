@@ -63,7 +63,7 @@ def make_fetcher(source: str, retry: RetryPolicy, *, allow_private: bool) -> Fet
 def has_manifest(source: str) -> bool:
     """Return whether a path or URL is a scoring run or an index of labelled images.
 
-    Both have a manifest, a list of the files in the archive that they are about.
+    Both have a manifest: the list of the files of the archive that was scored or labelled.
     """
     if "::" in source or urls.get_scheme(source) in ("http", "https"):
         return False

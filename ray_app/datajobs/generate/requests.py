@@ -51,7 +51,7 @@ class Prompt:
         negative: The negative prompt.
         group: Group of the images. `touchstone data split` keeps a group in one split.
         split: Split of the images, such as "train".
-        image: The real image to alter. None for a task without images.
+        image: The real image to alter. None unless the pipeline is for inpainting.
         mask: URI of the mask that marks the part of the image to alter. None to draw a mask.
     """
 
@@ -236,8 +236,8 @@ def _hash64(text: str) -> int:
 def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
     """Read the prompts of a job, in the order of the source.
 
-    Rows of an index or a table without a prompt are left out. The prompts of a run are those that
-    it predicted.
+    Rows of an index or a table without a prompt are left out. If the source is a scoring run, the
+    prompts are those that the run predicted for its images.
 
     Args:
         config: Settings of the job, which name the source.

@@ -56,8 +56,9 @@ class GenerationWorker:
     """Generate the images of blocks with one pipeline, and write their files and rows.
 
     A block is a group of image requests that is committed as a whole. Call the object with a block
-    to generate all its images. The object is sent to worker processes. Each process loads the
-    pipeline before its first block.
+    to generate all its images. The call returns the number of `images`, and how many of them failed
+    (`bad`). The object is sent to worker processes. Each process loads the pipeline before its
+    first block.
 
     Attributes:
         store: The output directory.
@@ -104,7 +105,12 @@ class GenerationWorker:
         return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows.values())}
 
     def load(self) -> None:
-        """Load the pipeline if it is not loaded yet. Raise the same errors as `__call__`."""
+        """Load the pipeline if it is not loaded yet.
+
+        Raises:
+            ClusterError: If the weights do not fit into memory.
+            DetectorError: If the pipeline cannot be loaded for another reason.
+        """
         if self._pipeline is not None:
             return
         try:

@@ -1,7 +1,7 @@
 """Pack an archive into shards, large files with many images each: start at `pack_archive`.
 
 It lists the archive once, writes the missing shards, and checks that no file was lost. Small jobs
-run in this process, larger ones in a pool on Ray. The output directory has these files:
+run in this process, larger ones in worker processes on Ray. The output directory has these files:
 
 - `pack.json`: source and settings. A command with other settings is rejected.
 - `manifest/0/`: the listing, in blocks. It alone determines which shard holds which member
@@ -215,13 +215,14 @@ def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
     """Decide which files go into which shard, by the listing of the archive in `store`.
 
     Every session of a job gets the same shards, so that it can write the missing ones. The listing
-    is divided into blocks of files. A shard has one or more consecutive blocks. It has at most
-    65,536 files if it has several blocks.
+    is divided into blocks of files, which are not divided further. Consecutive blocks go into one
+    shard, up to `shard_bytes` bytes and 65,536 files. A block above these limits is a shard of its
+    own.
 
     Args:
         store: The store with the listing.
         form: Format of the shards.
-        shard_bytes: Maximum size of the files in a shard of several blocks, in bytes.
+        shard_bytes: Maximum size of the files in a shard in bytes, except in a shard of one block.
 
     Returns:
         The shards in order.

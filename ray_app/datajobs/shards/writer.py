@@ -234,7 +234,8 @@ class ParquetShard(LocalShard):
 class WebDatasetShard(LocalShard):
     """A shard as a WebDataset tar file.
 
-    Equal samples have equal bytes: the tar has no times, owners, or modes of real files.
+    Shards with the same members are equal byte for byte, because the tar has no times, owners, or
+    modes of real files.
     """
 
     def _begin(self, fields: Sequence[pa.Field]) -> None:
@@ -309,7 +310,8 @@ class Shard:
 class WriteShard:
     """Write shards with the files (members) of the listing in `store`.
 
-    Call the object with a `Shard` to write it. The object is sent to worker processes.
+    Call the object with a `Shard` to write it. The call returns the number of `images`, and how
+    many of them are not in the shard (`bad`). The object is sent to worker processes.
 
     Attributes:
         store: The output directory, which has the listing.

@@ -6,6 +6,7 @@ C2PA manifest can be verified, and only a trust list shows whose signature is tr
 fetched, no name of a person or place is read, and no pixel is decoded.
 
 The JSON (`Provenance.row`) has these keys. Keys for which the file has no statement are left out.
+The classes of `provenance.statement`, such as `ContentCredentials` for `c2pa`, describe the fields.
 
     camera               {make, model, taken}                      EXIF
     software             "Adobe Photoshop 25.0"                    EXIF, PNG text, XMP, IPTC-IIM: the first that states it

@@ -90,7 +90,8 @@ class ExifStatements:
         texts: Texts in which a generator may have written its parameters, by the keyword that PNG
             uses, such as `parameters`. A text may also be a person's remark.
         is_whole: Whether all texts were read in full.
-        left_bytes: The number of bytes that can still be read before the limit on all texts.
+        left_bytes: The number of bytes of texts that `read_exif` may still read. It starts at
+            `max_bytes` and falls with each text.
     """
 
     make: str = ""

@@ -101,7 +101,7 @@ class ProvenanceConfig(Frozen):
     def policy(self) -> ProvenancePolicy | None:
         """Return the settings for `ProvenanceReader`, with the certificates from the trust lists.
 
-        The result is None if provenance is not read.
+        The result is None if `read` is False, so that no statements are read.
 
         Raises:
             ConfigError: A trust list has no certificates.
@@ -228,7 +228,10 @@ def has_manifest(data: bytes, format_name: str | None) -> bool:
 
 
 def build_unread(reason: str) -> statement.ContentCredentials:
-    """Return the `ContentCredentials` of a C2PA manifest that was not read for some reason."""
+    """Return the `ContentCredentials` of a C2PA manifest that was not read.
+
+    The state is `unreadable`. `reason` is a text for the user, the only entry of `problems`.
+    """
     return statement.ContentCredentials(state="unreadable", ai_generated=False, problems=(reason,))
 
 
@@ -279,7 +282,8 @@ class CredentialsReader:
         Args:
             data: The file.
             format_name: The sniffed format of the file.
-            store_bytes: The size of the manifest store.
+            store_bytes: The size of the manifest store. A store above MAX_STORE_BYTES is not read;
+                the state is then `unreadable`.
             store: The manifest store, None if it is in the file.
         """
         if store_bytes > MAX_STORE_BYTES:

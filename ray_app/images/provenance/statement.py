@@ -356,15 +356,15 @@ class MetadataBlocks:
         return False
 
     def add_xmp(self, packet: bytes) -> None:
-        """Add an XMP packet. A packet over the limit is cut."""
+        """Add an XMP packet if `has_room` is True. Cut it if it would exceed `max_bytes`."""
         if self.has_room("", is_xmp=True):
             self.xmp.append(self._take("XMP", packet))
 
     def add_text(self, keyword: str, text: bytes, encoding: str) -> None:
         """Add a text, unless there is one with the same keyword already.
 
-        A text that exceeds the remaining bytes is not added, and uses up these bytes. So no further
-        blocks can be added.
+        A text that is longer than `left_bytes` is not added. `left_bytes` is then 0, so that no
+        further blocks can be added.
 
         Args:
             keyword: The keyword.
@@ -377,7 +377,11 @@ class MetadataBlocks:
             self.texts[keyword] = block.decode(encoding, "replace")
 
     def charge(self, size_bytes: int) -> None:
-        """Count bytes towards the limit `max_bytes`, such as bytes of a text that was unpacked."""
+        """Count bytes towards the limit `max_bytes`.
+
+        The methods that add blocks do this themselves. Call it for bytes that were unpacked but are
+        not added.
+        """
         self._taken_bytes += min(size_bytes, self.left_bytes)
 
     def _take(self, block_name: str, block: bytes) -> bytes:

@@ -48,7 +48,7 @@ class TrustList(Frozen):
     time_stamps: str = Field(default="", description="certificates of time-stamp authorities")
 
     def time_stamps_alone(self) -> str:
-        """Return those certificates of time-stamp authorities that are not also in `anchors`."""
+        """Return the certificates of `time_stamps` that are not in `anchors`, as PEM text."""
         return "\n".join(
             certificate
             for certificate in _CERTIFICATE.findall(self.time_stamps)
@@ -123,10 +123,11 @@ def update_cache(addresses: Mapping[str, str], *, offline: bool = False) -> Iter
 def cached_files() -> Mapping[str, CachedFile]:
     """Return the files of trust lists that are in use, by name.
 
-    The result is empty if no file was fetched, or if the index `lists.json` cannot be read.
+    The index `lists.json` in the cache names the files. The result is empty if the index does not
+    exist, because no file was fetched, or cannot be opened.
 
     Raises:
-        ConfigError: The index has invalid content.
+        ConfigError: The index was read, but has invalid content.
     """
     index = cache_folder("trust") / "lists.json"
     try:
