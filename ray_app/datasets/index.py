@@ -134,8 +134,8 @@ class IndexInfo:
         rows: Number of rows, one per image.
         digest: SHA-256 over ids and labels of all rows in order.
         counts: Number of rows for each combination of split, label, and generator.
-        published: For each subset of the data set that has rows, such as a split, a dictionary as
-            `compare_counts` returns it: the number of rows and the published number.
+        published: For each subset of the data set that has rows, such as a split, a dictionary with
+            the number of rows and the published number. `compare_counts` describes its keys.
         left_out: For each reason to leave out files of the source, a dictionary. Its keys are `why`
             (the reason), `files` (their number), and `example`.
         unreadable: For each reason why images of rows cannot be read, a dictionary with the same

@@ -74,7 +74,7 @@ class DuplicateCriterion:
     def known(self) -> int:
         """Number of rows that have a value of the property, such as a prompt.
 
-        A perceptual hash of nearly equal bits does not count as a value.
+        A perceptual hash whose bits are nearly all 0 or nearly all 1 does not count as a value.
         """
         return int((self.codes >= 0).sum())
 
@@ -140,8 +140,8 @@ def connected_groups(bonds: Sequence[DuplicateCriterion], count: int) -> tuple[C
 def find_shared(bond: DuplicateCriterion, checked: Rows, other: Rows) -> Rows:
     """Return which rows of one split have a duplicate among the rows of another split.
 
-    If more than eight million pairs of values are nearly equal, `near_pairs` drops some pairs, and
-    some rows with a duplicate may not be found. If every row is in one of the two splits, at least
+    If more than eight million pairs of values are nearly equal, `near_pairs` drops some pairs. Some
+    rows with a duplicate may then not be found. If every row is in one of the two splits, at least
     one such row is still found.
 
     Args:

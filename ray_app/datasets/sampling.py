@@ -289,9 +289,7 @@ class MixedSampler:
 
         A stratum is the rows of one generator in one class. The number differs from
         `fractions` × `length` by less than one row. On average over epochs, both are equal.
-
-        Args:
-            number: Number of the epoch, from 0.
+        `number` is that of the epoch, from 0.
         """
         return self._count_before(number + 1) - self._count_before(number)
 

@@ -105,8 +105,8 @@ def generator_index() -> GeneratorIndex:
 def find_generator(name: str) -> ResolvedGenerator | None:
     """Return the known generator that a name means, in any spelling, or None if it is unknown.
 
-    If the name is that of a family, or FAMILY/NAME for a model that is not in the index, the result
-    has a family but no generator.
+    If `name` is the name of a family, the result has only a family. The same applies to
+    FAMILY/NAME, the label of a fine-tuned model that is not in the index.
     """
     index = generator_index()
     if entry := index.entries_by_key.get(spelling_key(name)):

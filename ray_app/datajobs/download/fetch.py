@@ -1,8 +1,8 @@
 """Fetch URLs within the limits of their hosts, check that each is an image, and store it.
 
 `fetch_images` is the entry point and keeps up to a thousand URLs in progress. For each of them,
-`_Session` waits until the limits of the host allow a request, requests the URL, decodes the
-response, stores the image, and records the outcome. `Host` has the limits of one host. `Queue`
+`_Session` waits until the limits of the host allow a request, and requests the URL. It then decodes
+the response, stores the image, and records the outcome. `Host` has the limits of one host. `Queue`
 chooses the next URL so that all hosts get requests in turn.
 """
 

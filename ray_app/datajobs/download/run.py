@@ -1,8 +1,8 @@
 """Run `touchstone data collect`: `collect` is the entry point.
 
 `collect` reads a list of URLs, downloads the missing images, and writes the tables. A repeated call
-does not request a URL again if its image still exists, or if the URL failed with a status that is
-not in `retry`. An image exists if its file has the recorded size, or if its shard exists.
+does not request the URL of an image that still exists. Failed URLs are only requested again if
+`retry` has their status. An image exists if its file has the recorded size, or if its shard exists.
 `Records` is the output directory, which has these files:
 
 - `collect.json`: the settings that may not change.
