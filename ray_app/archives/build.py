@@ -2,7 +2,7 @@
 
 - `list_members` lists an archive at once, and writes one manifest.
 - `list_portions` writes a manifest in portions, so that the first portions can be scored while the
-  listing continues. A source that is followed has one manifest per day.
+  listing continues. If a source is listed repeatedly (`--follow`), it has one manifest per day.
 - `is_as_listed` tests whether the sources have anything new.
 - `write_selected` writes a manifest of members of other manifests, under their own ids.
 - `write_retry` writes a manifest of members that are scored again.
@@ -12,10 +12,10 @@ A listing has three steps, which run in this process or in tasks (`MapFunction`)
 1. `ArchiveWalker` lists the archive into raw files, which have members that are not cut into blocks
    yet. The files of the sources come first, then the members of containers. If a digest shows that
    the sources list the same files as before, the listing ends before it opens containers.
-2. `IdTable` compares the ids of the listed members with the ids of earlier manifests. It finds
-   duplicates, collisions, known members, and vanished members.
-3. The new members are cut into blocks and written. Only then does the portion or manifest count. An
-   interrupted portion is listed again.
+2. `IdTable` compares the ids of the listed members with the ids of earlier manifests. It finds new
+   members, members that the run already has, and members that the archive no longer has.
+3. The new members are cut into blocks, which workers score as units, and written. Readers use a
+   portion or manifest only when all its files are written. An interrupted portion is listed again.
 
 A listing takes memory for a few numbers per section, block, and container, a bit per member, 8
 bytes per vanished member, and the comparison of ids.
@@ -91,7 +91,8 @@ def write_selected(
 ) -> manifest.ManifestInfo:
     """Write a manifest from rows of existing manifests, for example to copy or to retry members.
 
-    The rows keep their order and their ids, and are cut into new blocks.
+    A manifest is a list of members. The rows keep their order and their ids, and are cut into new
+    blocks.
 
     Args:
         store: The run directory.
@@ -99,9 +100,10 @@ def write_selected(
         plan: The sizes of blocks.
         input_type: The type of the column `input`, which has the user's own columns. None if there
             are none.
-        guard: Which web servers may be requested for the members. It applies if `base` is None.
-        base: The info of the new manifest. The counts of members and blocks are filled in by this
-            function. None writes manifest 0.
+        guard: Which web servers may be requested for the members. It is used only if `base` is
+            None.
+        base: The info to write for the new manifest, such as its number. This function sets the
+            counts that depend on `rows` and `vanished`. None writes manifest 0.
         vanished: Sorted ids of the members that the manifest lists as no longer in the archive.
 
     Returns:
@@ -171,10 +173,10 @@ class Portions:
     Attributes:
         raw_rows: The maximum number of members of one raw file, which one task holds in memory. A
             raw file has members that are not cut into blocks yet.
-        id_rows: About how many ids one file of ids has at most.
+        id_rows: The approximate maximum number of ids in one file of a manifest's folder `ids/`.
         run_rows: The minimum number of members that one task cuts into blocks.
-        few: If neither the listing nor the run has more members than this, blocks are cut in this
-            process, and not in tasks.
+        few: Blocks are cut in this process, and not in tasks, if the new listing and all earlier
+            manifests each have up to this number of members.
     """
 
     raw_rows: int = raw_listing.RAW_ROWS
@@ -214,8 +216,8 @@ def list_members(
 
     A member is new if no earlier manifest has its id. The manifest lists as vanished all ids of
     earlier manifests that are not in the archive now. If a file returns to an older version, its
-    old id and its existing row are current again. If a folder or container could not be listed, its
-    members count as present or vanished as in the last listing.
+    old id is no longer vanished, and its existing result row is used again. If a folder or
+    container cannot be listed, each of its members stays present or vanished.
 
     Args:
         store: The run directory.
@@ -243,12 +245,13 @@ def list_portions(
 ) -> Iterator[manifest.ManifestInfo]:
     """List an archive in portions, so that scoring can start before the listing ends.
 
-    A portion is a part of a manifest. Portions are added to the open manifest of the run, or to a
-    new one. The first listing of a large archive has several portions. The first portion has some
-    50,000 members. Each further portion makes the total about four times as large. `goes_on` of the
-    yielded info is False for the last portion. An interrupted listing continues after its last
-    complete portion. Any later listing, and a first listing with `limit`, has one portion, or none
-    if nothing is new.
+    A portion is a part of a manifest, which is a list of members. Portions are added to the run's
+    open manifest, which is not complete yet, or to a new manifest. The first listing of a large
+    archive has several portions. The first portion has some 50,000 members. Each further portion
+    makes the total about four times as large. `goes_on` of the yielded info is False for the last
+    portion. An interrupted listing continues after its last complete portion. All other listings
+    have a single portion, or none if nothing is new. These are later listings of an archive, and
+    listings with `limit`.
 
     Args:
         store: The run directory.

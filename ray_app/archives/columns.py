@@ -73,14 +73,15 @@ def holds_files(kind: pa.DataType) -> bool:
 def find_length_field(kind: pa.DataType) -> str | None:
     """Find the struct field to read in order to count the images in each row of a list column.
 
-    Reading this field does not read the images. It is `path`, which the library `datasets` writes,
-    or else any other field of the struct without bytes.
+    Reading this field does not read the images. It is `path`, which the library `datasets` writes.
+    Without `path`, it is the first field that is not nested and has no bytes.
 
     Args:
         kind: The Arrow type of the column.
 
     Returns:
-        The name of the field; None if rows are not lists of structs with `bytes` and such a field.
+        The name of the field. None if the column does not hold lists of structs with `bytes`, or if
+        the struct has no suitable field.
     """
     if not _is_list(kind) or not is_struct_of_bytes(kind.value_type):
         return None
@@ -382,7 +383,8 @@ def measure_cells(column: pa.Array) -> Sizes:
         column: The column.
 
     Returns:
-        The bytes of each cell; 0 for a null text.
+        The bytes of each cell, 0 for a null text. Each cell of a column of numbers or times has the
+        mean size of the column.
     """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):

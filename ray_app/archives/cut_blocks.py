@@ -1,9 +1,9 @@
-"""Cut listed members into blocks, the units in which a run scores, and write them into a manifest.
+"""Cut listed members into blocks, which workers score as units, and write them into a manifest.
 
-The members are in raw files, without those that earlier manifests already have. `build_runs` groups
-raw files into runs of consecutive members, each of which one task cuts. `find_block_ends` finds the
-ends of the blocks of a run, and `cut_run` writes these blocks. The same input always gives the same
-blocks.
+A listing writes its members into raw files. Members that earlier manifests already have are left
+out. `build_runs` groups raw files into sequences of members (`Run`), each of which one task cuts.
+`find_block_ends` finds the ends of the blocks of a `Run`, and `cut_run` writes these blocks. The
+same input always gives the same blocks.
 """
 
 import io
@@ -37,7 +37,7 @@ class Run:
 
     Attributes:
         number: The number of the run in the listing.
-        files: For each raw file, those of its members that are written.
+        files: For each raw file, those of its members that are new and go into the manifest.
     """
 
     number: int
@@ -69,8 +69,8 @@ class Run:
 def build_runs(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]:
     """Group raw files into runs of at least `run_rows` members each, except for the last run.
 
-    A raw file has listed members that are not cut into blocks yet. One task cuts the members of a
-    run.
+    A raw file has listed members that are not cut into blocks yet. A run is a sequence of members
+    that one task cuts into blocks.
     """
     runs: list[Run] = []
     buffered: list[dedup.ChosenMembers] = []
@@ -88,7 +88,8 @@ def build_runs(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]
 def must_read_rows(plan: members.BlockPlan, run: Run) -> bool:
     """Return whether `find_block_ends` must read the rows of a run, and not only count them.
 
-    It must if blocks should end with a container or a row group of a table, or if a block may
+    A run is a sequence of members that one task cuts into blocks. Its rows are necessary if blocks
+    should end with a container or a row group of a table. They are also necessary if a block may
     exceed the plan's maximum bytes.
     """
     return run.has_groups or _may_be_heavy(plan, run)

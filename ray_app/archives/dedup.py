@@ -139,10 +139,11 @@ class IdTable:
         *,
         without: members.Ids | None = None,
     ) -> list[ChosenMembers]:
-        """Find the listed members that no earlier manifest has, and write their ids.
+        """Find the listed members that the run does not have yet, and write their ids to files.
 
         Args:
-            folder: The folder of the manifest or portion that gets the members.
+            folder: The folder of the manifest or portion that gets the members. Its folder `ids/`
+                gets the files.
             files: The raw files with the listed members.
             digest: Computes further digests of members whose ids collide.
             id_rows: About how many ids one written file has at most.

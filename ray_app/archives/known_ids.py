@@ -76,7 +76,8 @@ def read_known_ids(store: Store) -> Iterator[pa.Table]:
     """Yield the ids and check words of all members that the run's manifests list so far.
 
     A check word is a second word of a member's digest, which differs if two members have the same
-    id. The ids of complete manifests are also written into merged files, for the next listing.
+    id. The ids of small complete manifests are also copied into merged files (`ids/`). The next
+    listing then reads fewer files.
     """
     earlier, open_info = manifest.list_manifests(store)
     if open_info is not None:
@@ -210,9 +211,9 @@ def find_ids_in(store: Store, ids: members.Ids, places: Collection[ClosedPlace])
 
 
 def find_file_rows(store: Store, uris: Collection[str], without: members.Ids) -> set[str]:
-    """Find which uris a manifest lists as separate files with a known version.
+    """Find which uris any manifest of a run lists as separate files with a known version.
 
-    Such a file keeps its row if a later listing cannot read its version.
+    If a later listing cannot read the version of such a file, its existing result row is kept.
 
     Args:
         store: The run directory.

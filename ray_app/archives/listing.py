@@ -174,9 +174,9 @@ def list_archive(
     """List an archive, and write its manifest (the list of its members) in portions.
 
     A portion can be scored while the listing continues. If `every_s` of the request is set, the
-    archive is listed repeatedly, and the function does not return. The manifest then stays open,
-    and each listing adds the members that are new. If a source fails and the run already has listed
-    members, the error is printed and the listing is repeated.
+    archive is listed again and again, and the function does not return. Each listing then adds the
+    new members to the manifest, which the scoring process completes. If a source fails and the run
+    already has listed members, the error is printed and the listing is repeated.
 
     Args:
         request: The archive and the run.

@@ -346,8 +346,8 @@ def list_manifests(store: Store) -> tuple[list[int], ManifestInfo | None]:
 def last_complete(store: Store) -> ManifestInfo | None:
     """Return the info of the newest complete manifest; None if no manifest is complete.
 
-    Manifests are numbered without gaps, and a complete manifest never changes. The folder of
-    manifests is therefore listed only once for each `Store`.
+    The result is kept for each `Store`, because a complete manifest never changes. Later calls only
+    look for manifests with higher numbers.
     """
     last = _last_complete.get(store)
     if last is None:
@@ -741,7 +741,8 @@ def listed_rows(ids: Ids, items: Sequence[ListedMember]) -> pa.Table:
         has such columns.
 
     Raises:
-        ConfigError: A column of a list that the user named has values of several types.
+        ConfigError: The members are from a list of uris, and a column of the list has values of
+            several types.
     """
     columns = [
         pa.array(ids, pa.int64()),
@@ -771,11 +772,11 @@ def listed_rows(ids: Ids, items: Sequence[ListedMember]) -> pa.Table:
 
 
 def has_archive_columns(item: ListedMember) -> bool:
-    """Return whether a member's `input` is from the archive, and not from a list of uris.
+    """Return whether a member's `input` is from a file of the archive, not from a list of uris.
 
-    `input` has the user's own columns. Columns from tables and sidecar files of an archive become
-    text if their types clash, because no such file may stop a run. A list of uris with such a clash
-    is refused.
+    `input` has the user's own columns. If the types of a column clash in tables or sidecar files of
+    the archive, the column becomes text, so that the run continues. A clash in a list of uris
+    raises a ConfigError.
     """
     return item.place is not None or isinstance(item, ListedWithColumns)
 
@@ -843,7 +844,7 @@ def widen_input(table: pa.Table, kind: pa.StructType | None) -> pa.Table:
 def merge_input_types(
     types: Iterable[pa.StructType | None], *, as_text: bool
 ) -> pa.StructType | None:
-    """Return one type for the column `input` that can hold the values of several types of it.
+    """Merge the types that the column `input` has in several files into one type.
 
     `input` is a struct of the user's own columns.
 
@@ -888,7 +889,8 @@ def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
 def finalize_type(kind: pa.StructType | None) -> pa.StructType | None:
     """Return the type of the column `input` that a manifest file can store.
 
-    Fields without any value have Arrow's null type in raw files. They become text.
+    A raw file has members that are not cut into blocks yet. Its fields without any value have
+    Arrow's null type. These fields become text.
     """
     return kind and pa.struct(
         [

@@ -108,8 +108,8 @@ class VersionlessFile(ListedMember):
 class UnreadableFolder(ListedMember):
     """A member that represents a folder that could not be listed, in place of the folder's files.
 
-    Its version contains the reason. So its id differs from that of every file, and from that of the
-    same folder closed for another reason.
+    The version of this member contains the reason. So its id differs from that of every file. The
+    id changes if the folder later cannot be listed for another reason.
     """
 
     __slots__ = ()

@@ -170,7 +170,8 @@ class ObjectPrefix:
         Args:
             objects: The objects, in the order of their uris.
             fetcher: Reads sidecar tables, which have columns for the images next to them.
-            table: The sidecar table that applies to the first of `objects`, None if there is none.
+            table: The sidecar table that may describe the first of `objects` but is not among them.
+                None if there is none.
 
         Yields:
             Tuples of the path relative to the source, and the member or container.
@@ -282,8 +283,8 @@ class PrefixRange:
 class PartialRange:
     """The beginning of a range of S3 keys, up to about `max_members` members.
 
-    A listing in steps lists such a part of each range, and then `remaining`. A container counts as
-    the number of members that its size suggests.
+    A large range is listed in steps: first this part, then parts of `remaining`. Each container
+    counts as a number of members that is estimated from its size.
 
     Args:
         prefix_range: The range.
@@ -300,8 +301,8 @@ class PartialRange:
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
         """Yield the first objects of the range as members or containers, up to about `max_members`.
 
-        Keys are listed in pages, and the last page is listed to its end. If a container reaches the
-        number, however, the listing stops directly after the container.
+        Keys are listed in pages, and the last page is listed to its end. If the members of a
+        container make the count reach `max_members`, the listing stops directly after it.
         """
         members = 0
         for path, item in self._range.items(self._reader, fetcher):

@@ -1,4 +1,4 @@
-"""Print how many members a listing or an index has so far (`ProgressLog`)."""
+"""Print the progress of long work, such as a listing, as a number of members (`ProgressLog`)."""
 
 import sys
 import time

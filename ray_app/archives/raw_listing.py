@@ -116,11 +116,12 @@ class SectionListing:
         digest: The sum, modulo 2**256, of the SHA-256 digests of all members and containers that
             passed. If a section is listed in parts, the digests of the parts add up to the same
             sum.
-        settled: Whether the members that passed can change only if their containers change. This is
-            true if each is inside a container, or is refused for a lasting reason, such as damage.
+        settled: Whether each member that passed is inside a container, or is refused for a lasting
+            reason, such as damage. Such members can change only if their containers change.
         linked: The number of symbolic links to folders, which were not followed, and an example.
         closed: Folders, files, and containers whose members the store refused to list.
-        rest: The part of a range of keys that was not listed yet, None if there is none.
+        rest: The part of the section that was not listed yet, if the section is a range of keys and
+            only its beginning was requested. Otherwise None.
     """
 
     found: int

@@ -205,9 +205,10 @@ class Archive:
         return self._members(_iter_in_order(self.sections(), self.fetcher))
 
     def beginning(self) -> Iterator[members.ListedMember]:
-        """Yield the members of the archive like an iteration over it, but without reading ahead.
+        """Yield the members of the archive in order, without listing any section in advance.
 
-        Use this if only the first few members are needed, because it makes fewer requests.
+        An iteration over the archive lists several ranges of S3 keys at the same time. Use this
+        method if only the first few members are needed, because it makes fewer requests.
         """
         return self._members(
             item for section in self.sections() for item in section.list_entries(self.fetcher)

@@ -172,7 +172,7 @@ def json_tables(file: Any, text_columns: Collection[str | None]) -> Iterator[pa.
     """Read a JSON lines file, and yield one Arrow table for each chunk of lines.
 
     The types of columns are inferred for each table from its values. Values of `text_columns` stay
-    texts even if they look like times.
+    texts even if they look like times. A None among `text_columns` has no effect.
     """
     for chunk in read_chunks(file, quoted=False):
         _check_depth(chunk)

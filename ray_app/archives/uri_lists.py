@@ -88,10 +88,10 @@ class UriList:
     limits: ContainerLimits
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[tuple[str, members.ListedMember]]:
-        """Yield, for each row, the path that patterns are compared with and the member.
+        """Yield, for each row, the path and the member of the file that the row names.
 
-        If the file is in the list's folder, the path is relative to this folder. Otherwise it is
-        the whole uri.
+        The user's patterns are compared with this path. If the file is in the list's folder, the
+        path is relative to this folder. Otherwise it is the whole uri.
 
         Args:
             fetcher: Reads the list.

@@ -4,13 +4,13 @@
 the sources list come first, then the members of containers.
 
 Each portion of a first listing makes the total number of members about `GROWTH` times as large. If
-the containers that a step finds have more members than this, some containers wait for the next
-portions.
+the containers that a step finds have more members than the portion needs, some containers wait for
+the next portions.
 
-Ranges of S3 keys are listed in parallel and in steps. Each step lists a part of every range. Ranges
-that fall behind are divided again before the next step, so that many processes share the large
-ranges. A step is planned only from what was listed before. The step in which a member is listed
-does not depend on time or on the number of processes.
+Ranges of S3 keys are listed in parallel and in steps. Each step lists a part of every range. If few
+ranges remain when many members are already listed, these ranges are divided before the next step.
+Many processes then share the large ranges. A step is planned only from what was listed before. The
+step in which a member is listed does not depend on time or on the number of processes.
 """
 
 import hashlib
@@ -86,7 +86,8 @@ class PendingSection:
     def order(self) -> Order:
         """The sort key that gives sections the order that they have in a single listing.
 
-        It has the number of the source, that of the section, and the key before a range of keys.
+        It has the number of the source, the number of the section, and a key. For a range of keys,
+        this is the key after which the range begins. For other sections, it is "".
         """
         return self.source, self.ordinal, (self.keys and self.keys.after) or ""
 
@@ -97,8 +98,8 @@ class ArchiveWalker:
 
     Call `sources` or `step` to list files and unopened containers, and `containers` to list the
     members of containers. The members are written into raw files (`files`), which have members that
-    are not cut into blocks yet. "The patterns" are those with which the user includes and excludes
-    paths.
+    are not cut into blocks yet. A portion is a part of a manifest that is written before the
+    listing ends. "The patterns" are those with which the user includes and excludes paths.
 
     Attributes:
         lister: Lists sections (parts of sources) into raw files.
@@ -118,7 +119,8 @@ class ArchiveWalker:
         linked: The number of symbolic links to folders, which were not followed, and an example.
         closed_folders: The number of folders of the whole listing that could not be listed, and an
             example.
-        closed: Folders, files, and containers whose members this process could not list.
+        closed: Folders, files, and containers whose members could not be listed. After `resume`,
+            those of the earlier process are not included.
         unlisted: The sections that are still to be listed, None before the first step.
     """
 
@@ -163,11 +165,9 @@ class ArchiveWalker:
     def step(self, *, is_portion: bool = True) -> None:
         """List a part of every range of S3 keys, and some of the other sections (parts of sources).
 
-        The step makes the total number of members about `GROWTH` times as large.
-
         Args:
-            is_portion: Whether to stop when the step is large enough. Otherwise all sections that
-                are not ranges of keys are listed, too.
+            is_portion: Whether to stop when the total number of members is about `GROWTH` times as
+                large as before. Otherwise all sections that are not ranges of keys are listed, too.
         """
         pending = self._divide_ranges(self._pending_sections())
         target = self._portion_size()
@@ -238,7 +238,7 @@ class ArchiveWalker:
 
     @property
     def files(self) -> list[raw_listing.RawFile]:
-        """The raw files with members listed since the last portion, in the listing's order."""
+        """The raw files with the members listed since `next_portion`, in the listing's order."""
         return [file for _, file in sorted(self._files, key=lambda ordered_file: ordered_file[0])]
 
     @property
@@ -265,9 +265,9 @@ class ArchiveWalker:
         return total.hexdigest()
 
     def next_portion(self) -> None:
-        """Start the next portion of the manifest.
+        """Start a new portion of the manifest, if no member listed for this portion is new.
 
-        The raw files so far are forgotten, because their members are already in a manifest.
+        The raw files so far are forgotten, because the manifests already have their members.
         """
         self._files, self.kept, self._carried = [], 0, 0
 
@@ -300,8 +300,8 @@ class ArchiveWalker:
     def resume(self, saved: bytes) -> None:
         """Continue a listing from the state that `save_state` returned in an earlier process.
 
-        Sections that are not ranges of S3 keys are not in the state, except for their numbers. They
-        are looked up in the sources again.
+        The state has each pending range of S3 keys, but only the numbers of other pending sections.
+        These sections are looked up in the sources again.
         """
         state: Mapping[str, Any] = json.loads(saved)
         self.found, self.listed, self.opened, self.named = (

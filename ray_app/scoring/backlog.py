@@ -24,7 +24,8 @@ class Listing:
         manifests: The numbers of the manifests. If a manifest is open, it is the last.
         blocks: The blocks of these manifests that are listed so far.
         pending: Those of `blocks` that have no result rows yet.
-        following: The numbers of the manifest and of its portion that a listing writes next.
+        following: The portion after `blocks`, which a listing writes next: the number of its
+            manifest, and its own number.
         listed: The counts of the open manifest so far; None if no manifest is open.
     """
 
@@ -44,7 +45,7 @@ class Listing:
 
     @property
     def members(self) -> int:
-        """The number of files that these manifests list so far."""
+        """The number of files in `blocks`, scored or pending."""
         return self.blocks.members
 
 
@@ -96,7 +97,11 @@ def listing_request(config: ScoreConfig, lease: int, plan: archives.BlockPlan) -
 
 
 def report_folders(run: RunDirectory) -> None:
-    """Print to stderr which folders the last listing did not follow or could not list."""
+    """Print to stderr how many folders the last listing of a run skipped, with an example.
+
+    These are symbolic links to folders, which are not followed, and folders that could not be
+    listed.
+    """
     linked, closed = linked_folders(run), closed_folders(run)
     if linked.count:
         print(
@@ -115,7 +120,7 @@ def report_folders(run: RunDirectory) -> None:
 def is_complete(run: RunDirectory) -> bool:
     """Return whether all files that a run has listed so far are scored, and its summary is written.
 
-    The result is False if the last command was interrupted, even if it had nothing left to score.
+    The result is False if the last command was interrupted, even if all files were already scored.
     """
     try:
         summary = run.read_json("summary.json")

@@ -1,8 +1,8 @@
 """Copy a finished run to a new directory with few files (`compact_run`).
 
-All files of the copy are in one manifest, which is a list of files. `copy_rows` can also compute
-new verdicts, as `touchstone runs decide` does. The source run is never changed. It may be a run of
-Touchstone 0.20 or later.
+The new run lists all its files in a single manifest, even if the source run has many. `copy_rows`
+can also compute new verdicts, as `touchstone runs decide` does. The source run is never changed. It
+may be a run of Touchstone 0.20 or later.
 """
 
 import tempfile
@@ -97,7 +97,8 @@ def copy_rows(
 ) -> None:
     """Write current rows, with their manifest, masks, and embeddings, into a new run directory.
 
-    Files that an interrupted copy left in the directory are removed first.
+    The current row of a file is its newest row. Files that an interrupted copy left in the
+    directory are removed first.
 
     Args:
         rows: The rows to copy.

@@ -44,7 +44,8 @@ def decide_run(
         out: The new run directory.
         fpr: Decide at the card's operating point for this false-positive rate, such as 0.05. None
             uses the thresholds of the card.
-        waive_guarantee: Keep verdicts that the card's guarantee does not cover.
+        waive_guarantee: Keep verdicts that the card's guarantee, a maximum false-positive rate,
+            does not cover.
         unguarded: Accept a store without conditional writes.
 
     Returns:
@@ -52,9 +53,9 @@ def decide_run(
 
     Raises:
         ConfigError: If the run is not finished or lacks scores of a detector of the card. Also if
-            the card has another profile (identifier and describer) than the run, or lacks the
-            operating point. Also if it was not calibrated for the run's settings, unless
-            `waive_guarantee` is set.
+            the card names other models for generators and prompts (`profile`) than the run, or
+            lacks the operating point. Also if the card was not calibrated for the run's settings,
+            unless `waive_guarantee` is set.
     """
     run, target = RunDirectory.open(url), RunDirectory.open(out)
     run_info = run.describe_finished()

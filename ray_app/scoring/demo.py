@@ -41,8 +41,9 @@ class DemoArchive:
 
     Attributes:
         source: The folder with the images.
-        kinds: By URI, the kind of each image of the sample archive: `PHOTOGRAPH`, `DRAWN` (by a
-            simulated camera), or `SIMULATED` (as a generated image). Empty for a user's folder.
+        kinds: By URI, the kind of each image of the sample archive: `PHOTOGRAPH`, `DRAWN` (an image
+            of a simulated camera), or `SIMULATED` (a simulated generated image). Empty for a user's
+            folder.
         labels: The labels of the sample archive, for `touchstone evaluate`.
         credits: The file that names authors and licences of the photographs.
         limit: The maximum number of files to score. None is all.
@@ -130,9 +131,10 @@ def run_demo(folder: Path, *, images: Path | None = None, limit: int | None = No
 
 
 def select_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Select the rows that the demo prints: flagged, left open, not scored, and real, each by score.
+    """Select the rows that the demo prints, in groups by verdict, with the highest scores first.
 
-    If there are many rows, only the first rows of each group are returned.
+    The groups are fake, `abstain`, not scored, and real. If there are many rows, only the first
+    rows of each group are returned.
     """
     ordered = sorted(rows, key=lambda row: -(row["score"] if row["score"] is not None else 0.0))
     limit = len(rows) if len(rows) <= _MAX_SHOWN_ROWS else _MAX_SHOWN_ROWS // 3

@@ -8,10 +8,11 @@ from ray_app.inference import ScoringSpec
 
 
 def select_embeddings(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Select the detectors whose embeddings a run stores, so that other heads can use them later.
+    """Select the detectors whose embeddings a run stores.
 
-    If detectors of a requested backbone have equal embeddings, only those of the first detector are
-    stored. The embeddings of a detector that is requested by its own name are always stored.
+    Other heads (last layers) can later score the archive from these embeddings. If detectors of a
+    requested backbone have equal embeddings, only those of the first detector are stored. The
+    embeddings of a detector that is requested by its own name are always stored.
 
     Args:
         spec: The ensemble of the run.
@@ -22,7 +23,8 @@ def select_embeddings(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, 
         the precision. Empty if nothing is requested.
 
     Raises:
-        ConfigError: If a name is unknown, or its detector does not see every image.
+        ConfigError: If a name is unknown, or if its detectors are all in the second stage of a
+            cascade, which scores only some images.
         DetectorError: If a detector has no embedding, or weights are missing.
     """
     if not requested:

@@ -11,9 +11,9 @@ At each arrow, a block of Ray Data is one row with a message about one block of 
 
 - BlockRef has the positions of the block's members in the manifest, in about 100 bytes.
 - OpenBlock has all members of the block with their statuses. After the decoders, it also has their
-  prepared uint8 tensors, or their files if detectors keep sizes. These are up to 512 MiB in Ray's
-  object store, and never in the driver. After the last pool that reads images, only statuses and
-  scores are left.
+  prepared uint8 tensors, or their files if detectors read images at their original size. These are
+  up to 512 MiB in Ray's object store, and never in the driver. After the last pool that reads
+  images, only statuses and scores are left.
 - BlockReport shows that the block's part is written, and how much work it took, in about 1 kB. The
   driver receives no other message.
 

@@ -112,8 +112,8 @@ def count_archive(
 ) -> ArchiveTally:
     """Count the images of a run by property, to compare them with the calibration of its ensemble.
 
-    Only the current row of each file counts. If the counts of the last summary are given, only rows
-    that changed since are read.
+    Only the current (newest) row of each file counts. If the counts of the last summary are given,
+    only rows that changed since are read.
 
     Args:
         spec: The ensemble.
@@ -160,7 +160,7 @@ def compare(run: RunDirectory, spec: ScoringSpec, tally: ArchiveTally) -> docume
         run: The run directory.
         spec: The ensemble, whose card has a guarantee or statistics of its calibration
             (`population`).
-        tally: The counts of the current rows.
+        tally: The counts of the run's images, as `count_archive` returns them.
 
     Returns:
         The `guarantee` section of `summary.json`. If the archive differs so much that every verdict

@@ -74,8 +74,8 @@ class Settings:
         cards: The cards of the ensemble's detectors, in its order.
         views: The perturbations, such as `jpeg:75`. Each image is scored unchanged and after each
             of them.
-        absent: Perturbations that a requested list declares but that Touchstone does not have. By
-            name, a dict with the kind and the reason.
+        absent: Perturbations that Touchstone does not have, although a list in `config.perturb`
+            names them. By name, a dict with the kind and the reason.
         precision: By detector, the precision that the run stores. Empty for a new run, or if the
             user sets the precision.
         stored: The settings in `run.json`; None for a new run.
@@ -169,8 +169,8 @@ class Settings:
     def require_same(self, run: RunDirectory) -> None:
         """Check that an existing run was started with the same settings.
 
-        The number of GPUs is not known yet, so it is enough if the settings match with or without
-        GPUs.
+        Some settings depend on whether the cluster has GPUs, which is not known yet. The check
+        passes if the settings match in one of the two cases.
 
         Args:
             run: The run directory.
@@ -390,7 +390,8 @@ def _card_facts(ensemble: EnsembleCard, cards: Sequence[DetectorCard]) -> dict[s
 def has_guarantee(card: EnsembleCard) -> bool:
     """Return whether the option `waive_guarantee` has an effect for an ensemble's card.
 
-    It has an effect if the card has a guarantee, settings of the calibration, or statistics of the
+    The option keeps verdicts that the guarantee, a maximum false-positive rate, does not cover. It
+    has an effect if the card has a guarantee, settings of the calibration, or statistics of the
     calibration's images (`population`).
     """
     return any(part is not None for part in (card.guarantee, card.settings, card.population))
@@ -399,15 +400,15 @@ def has_guarantee(card: EnsembleCard) -> bool:
 def scoring_facts(spec: ScoringSpec) -> dict[str, Any]:
     """Return the settings of an ensemble that determine scores and verdicts, for comparison.
 
-    They have the same form in a run's `run.json` and in a served ensemble. Settings of the run
-    itself, such as `limits`, are not among them (see `Settings.facts`).
+    A run stores these settings in `run.json`. `touchstone serve` computes a fingerprint of them.
+    Settings of the run itself, such as `limits`, are not among them (see `Settings.facts`).
 
     Args:
         spec: The scoring specification.
 
     Returns:
         The settings by name: `detectors`, `precision`, `resize`, `batch_slots`, `decision`, and
-        `profile` if the card has a profile.
+        `profile` if the card has this key, for models that predict generators and prompts.
 
     Raises:
         DetectorError: If weights are missing.

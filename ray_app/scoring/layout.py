@@ -104,9 +104,9 @@ class ScoringLayout:
     def max_open_blocks(self) -> int:
         """The maximum number of blocks in progress.
 
-        It includes the blocks that processes work on, and the blocks that are on their way to a
-        process. In a fused layout more blocks may wait, at about 100 bytes each. Otherwise, workers
-        with small blocks would wait for the driver to send the next blocks.
+        It includes the blocks that processes work on, and the blocks that wait for a process. A
+        fused layout lets more blocks wait, because a waiting block takes only about 100 bytes.
+        Workers with small blocks then do not wait for the driver.
         """
         return 1 + (IN_FLIGHT if self.kind == "split" else REFERENCES) * self.workers
 

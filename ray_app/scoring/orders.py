@@ -98,7 +98,11 @@ class OrderWriter:
                 self._write(replace(self._orders, released=released))
 
     def end_turn(self) -> None:
-        """End the turn after the blocks that are already listed, without waiting for more."""
+        """End the turn after the blocks that are already listed, without waiting for more.
+
+        A turn is the list of blocks that one pipeline scores. A listing in progress adds blocks to
+        it until the turn ends.
+        """
         with self._lock:
             self._write(replace(self._orders, is_ended=True))
 

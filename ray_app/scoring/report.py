@@ -36,12 +36,12 @@ def write_summary(
     """Count the results of a run and write its summary, which finishes all manifests listed so far.
 
     The summary is `summary.json`, with a copy in `summaries/` for the last manifest. Only the
-    current row of each file counts.
+    current (newest) row of each file counts.
 
     Args:
         run: The run, in which every block of every manifest (list of files) has its rows.
         spec: The ensemble that computed the verdicts.
-        session: The session that finishes the run.
+        session: The session, the work of the present command, which finishes the run.
         thumbnails: Whether reports show thumbnails.
 
     Returns:
@@ -71,6 +71,8 @@ def renew_summary(
 ) -> dict[str, Any]:
     """Write `summary.json` for a session that scored nothing, without counting rows again.
 
+    A session is the work of one command. The counts are copied from the last summary.
+
     Args:
         run: The run, which is finished.
         session: The session that found nothing to score.
@@ -87,14 +89,14 @@ def renew_summary(
 
 
 def count_current(run: RunDirectory, spec: ScoringSpec, rows: CurrentRows) -> dict[str, Any]:
-    """Count the results of a run for its summary. Only the current row of each file counts.
+    """Count the results of a run for its summary, by the current (newest) row of each file.
 
     If the last summary has the same settings and version, only rows that changed since are read.
 
     Args:
         run: The run.
         spec: The ensemble that computed the verdicts.
-        rows: The current rows.
+        rows: The current rows of the run.
 
     Returns:
         Keys of `summary.json` with their values: the counts, the comparison with the calibration

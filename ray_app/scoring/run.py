@@ -352,8 +352,8 @@ class ScoringRun:
     def score_embeddings(self, embeddings: StoredEmbeddings) -> None:
         """Score the stored embeddings of another run (`features::RUN`) instead of files.
 
-        If an earlier command left blocks unscored, these are scored. Otherwise the embeddings are
-        scored that the other run has stored since the last command.
+        If an earlier command left some blocks unscored, only these blocks are scored. Otherwise all
+        embeddings are scored that this run has not scored yet.
 
         Args:
             embeddings: The embeddings of the other run.
@@ -367,13 +367,13 @@ class ScoringRun:
         self.score(None)
 
     def retry(self, plan: BlockPlan) -> None:
-        """Score files again whose current row has one of the statuses in `config.rescore`.
+        """Score files again whose current (newest) row has one of the statuses in `config.rescore`.
 
         The source is not listed. If an earlier command did not finish a retry, that retry is
         continued instead.
 
         Args:
-            plan: The sizes of blocks into which these members are cut.
+            plan: The sizes of blocks into which the files to score again are cut.
 
         Raises:
             ConfigError: If some files of the last listing have not been scored.
@@ -799,11 +799,11 @@ class _TurnState:
 def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
     """Return the URL from which all workers can load the weights of an ensemble.
 
-    If no mirror is set, the weights are copied to the run directory. Only the driver fetches weights
-    from a hub, because a hub would refuse a thousand workers at once.
+    If $TOUCHSTONE_WEIGHTS_MIRROR is not set, the weights are copied to the run directory. Only the
+    driver fetches weights from a hub, because a hub would refuse a thousand workers at once.
 
     Args:
-        spec: The detectors, and the cards of the identifier and the describer.
+        spec: The detectors, and the cards of the models that predict generators and prompts.
         run: The run directory.
 
     Returns:

@@ -60,9 +60,9 @@ class _Pool(NamedTuple):
 
 
 class RunMeter:
-    """Derive metrics from the sums of a session's committed blocks, at most once a second.
+    """Derive the metrics of a run in progress from the work on the blocks committed so far.
 
-    A session is the work of one command on a run.
+    The blocks are those of one session, which is the work of one command on a run.
 
     Args:
         name: The name of the run, as a label of the metrics.
@@ -143,7 +143,7 @@ class RunMeter:
     def bound(self) -> str:
         """Return a phrase for the progress line about what limited the run in the last minutes.
 
-        It names the kind of process that was busiest, or the listing or the driver.
+        Examples are `bound by listing` and `bound by scoring: 8 workers 93% busy`.
         """
         _, images, _, _, by_stage = self._tally.read()
         now, cpu_s = self._clock(), self._cpu()

@@ -344,9 +344,9 @@ def count_backbone_runs(counts: Mapping[str, int]) -> dict[str, document.Sharing
 
 
 def detector_times(counts: Mapping[str, int]) -> dict[str, document.DetectorTime]:
-    """Return for each detector how long it took, and for how many images.
+    """Return for each detector the seconds that it took, and the number of images that it scored.
 
-    These numbers are among `counts`, the counters of the workers by name.
+    The numbers are read from `counts`, the counters of the workers by name.
     """
     images_by_name = {
         name.removeprefix(SEEN): images for name, images in counts.items() if name.startswith(SEEN)

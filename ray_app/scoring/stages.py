@@ -9,7 +9,7 @@ the split layout, the stages are:
 1. `BlockDecoder`.
 2. `TensorScorer`, one pool after another. If groups of detectors take turns, one `GroupTensorScorer`
    replaces all pools of scorers.
-3. `BlockDescriber`, if the describer has separate processes.
+3. `BlockDescriber`, if the describer, the model that predicts prompts, has separate processes.
 4. `BlockCommitter`.
 """
 
@@ -561,8 +561,8 @@ class BlockDescriber(BlockStage):
     def work(self, block: OpenBlock) -> OpenBlock:
         """Add the predicted prompts to a block.
 
-        The ensemble's profile determines for which images a prompt is predicted, for example only
-        for flagged images.
+        The key `profile` of the ensemble's card determines for which images a prompt is predicted,
+        for example only for flagged images.
         """
         with self._attempts.count(block.ref, block.members["uri"][0].as_py()):
             outputs = self._describing.add_captions(

@@ -5,7 +5,7 @@ images. A worker computes the scores of a block from the stored embeddings. It d
 backbone's weights.
 
 The new run gets the manifests (lists of files) of RUN: the same members and ids in the same blocks,
-the same lists of vanished files, and the same retries. So both runs have current rows of the same
+the same lists of vanished files, and the same retries. So both runs have results for the same
 files.
 
 A member without a score in RUN keeps its status and its detail. A member without an embedding in
@@ -72,14 +72,18 @@ class StoredEmbeddings:
         )
 
     def is_listed(self, target: RunDirectory) -> bool:
-        """Return whether another run already has all files whose embeddings the run stores.
+        """Return whether the run `target` already has all files whose embeddings are stored.
 
-        This is true if the other run has all finished manifests, which are lists of files.
+        This is true if `target` has each finished manifest (list of files) of the run that stores
+        the embeddings.
         """
         return len(list_complete_manifests(target.store)) > self.run.last_finished()
 
     def copy_manifests(self, target: RunDirectory) -> None:
-        """Copy the finished manifests (lists of files) that another run lacks into that run."""
+        """Copy to `target` the finished manifests of the run that stores the embeddings.
+
+        A manifest is a list of files. Manifests that `target` already has are not copied.
+        """
         for number in range(
             len(list_complete_manifests(target.store)), self.run.last_finished() + 1
         ):
@@ -101,8 +105,9 @@ def open_embeddings(config: ScoreConfig) -> StoredEmbeddings | None:
         The embeddings; None if the source has another form.
 
     Raises:
-        ConfigError: If the run is missing, is not finished, or stores no embeddings, or if the
-            config selects files.
+        ConfigError: If the run is missing, is not finished, or stores no embeddings. Also if the
+            config has another source, or a setting that needs images or selects files, such as
+            `limit`.
     """
     if not reads_embeddings(config):
         return None

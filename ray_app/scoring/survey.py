@@ -61,12 +61,12 @@ class Survey:
         billed: The number of files and containers that are read over a network, so that their
             requests are billed.
         gets: The number of GET requests over a network that are needed to read all members.
-        kinds: For single files (key `files`) and for containers of each format (such as key `tar`),
-            the numbers of members, bytes, and containers. The keys of these numbers are the fields
-            of `PlannedKind`.
+        kinds: The numbers `members`, `size_bytes`, and `containers`, by kind of file. A kind is
+            `files`, for single files, or a container format such as `tar`.
         refused: By status, the number of members that will not be read because the listing refuses
             them, and of folders that it could not list.
-        closed_folders: The number of folders that could not be listed, and an example.
+        closed_folders: The number of folders that could not be listed, and the URI of the first of
+            them.
         sample: Members drawn evenly from the whole listing, in its order.
     """
 

@@ -27,10 +27,10 @@ class Turn:
     Attributes:
         run: The run directory.
         lease: The number of the command's claim on the run directory.
-        number: The number of the turn.
+        number: The number of the turn, which `OrderWriter.begin_turn` returned.
         blocks: The blocks that are known when the turn starts.
-        following: The numbers of the manifest and of its portion that the listing writes next; None
-            if no listing is in progress.
+        following: The first portion that the listing writes after `blocks`: the number of its
+            manifest, and its own number. None if no listing is in progress.
     """
 
     run: RunDirectory

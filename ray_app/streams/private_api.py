@@ -1,8 +1,8 @@
 """Import private names of Ray Data that have no public substitute.
 
-`EXECUTION_CALLBACKS` slows the polling of Ray Data's scheduler, which otherwise takes a whole core.
-A comment at each import states why the private name is needed, and what happens if a version of Ray
-lacks it.
+`EXECUTION_CALLBACKS` is a list of callbacks for the settings of Ray Data. They slow the polling of
+its scheduler, which otherwise takes a whole core. A comment at each import states why the private
+name is needed, and what happens if a version of Ray lacks it.
 """
 
 import logging

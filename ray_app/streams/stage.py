@@ -50,7 +50,7 @@ class StageFailure(TerminalMessage):
     The message contains the exception itself, because Ray would keep only the exception's text.
 
     Attributes:
-        error: The exception of the stage, after `to_touchstone_error`.
+        error: The exception of the stage, as `to_touchstone_error` converted it.
     """
 
     error: TouchstoneError

@@ -97,8 +97,8 @@ def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) 
         fetcher: Reads the first bytes.
 
     Returns:
-        The member with a new reason. It is unchanged unless it is damaged and its first bytes are
-        those of another format.
+        The member, whose `refused.detail` names the actual format. It is returned unchanged if its
+        status is not that of a damaged file, or if the first bytes show no other format.
     """
     refused = item.refused
     if refused is None or refused.status not in (Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE):

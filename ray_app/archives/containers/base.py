@@ -101,8 +101,8 @@ class Container:
 class Unopened(ListedMember):
     """A member that represents a container whose members could not be listed.
 
-    It takes the place of these members in the results. So a pattern for names of members does not
-    exclude it.
+    The results have a row for it in place of rows for these members. The user's include patterns
+    may match only names of members. Such a pattern does not leave this member out.
     """
 
     __slots__ = ()
@@ -149,7 +149,8 @@ class ContainerFormat(Protocol):
 def find_name_problem(name: str) -> str | None:
     """Return the reason why a member's name is unsafe, or None if it is safe.
 
-    A careless tool would unpack a file with an unsafe name outside the target folder.
+    A careless tool would unpack a file with an unsafe name outside the target folder. Examples of
+    reasons are `an absolute name` and `'..' in its name`.
     """
     if not name:
         return "it has no name"

@@ -121,7 +121,7 @@ def read_rows_by(
 ) -> dict[str, dict[str, Any]]:
     """Read a small table into a dict from the text in one of its columns to the row.
 
-    Each row is a dict of all columns. Rows with the same text are left out.
+    Each row is a dict of all columns. If several rows have the same text, all of them are left out.
 
     Args:
         column: The name of the column with the keys.

@@ -343,8 +343,9 @@ def list_tar_entries(
     Args:
         stream: The tar.
         kind: The container's format, such as `tar.gz`.
-        measure: A function that returns how many bytes of a file's data are in the tar, which may
-            be cut short. It may skip these bytes in the stream.
+        measure: A function that returns how many bytes of a file's data the tar contains. These are
+            fewer than the header states if the tar is cut short. The function may skip these bytes
+            in the stream.
 
     Returns:
         Whether the data of the last file is complete.
