@@ -175,8 +175,8 @@ class Portions:
             raw file has members that are not cut into blocks yet.
         id_rows: The approximate maximum number of ids in one file of a manifest's folder `ids/`.
         run_rows: The minimum number of members that one task cuts into blocks.
-        few: Blocks are cut in this process, and not in tasks, if the new listing and all earlier
-            manifests each have up to this number of members.
+        few: Blocks are cut in this process, and not in tasks, if the new listing has up to this
+            number of members, and so do all earlier manifests together.
     """
 
     raw_rows: int = raw_listing.RAW_ROWS

@@ -3,7 +3,7 @@
 `read_known_ids` reads the ids, so that a new listing can leave out known members. `find_ids_in`
 finds the members in folders and files that could not be listed.
 
-    ids/00000.parquet    image_id and check word of all members that manifests 0 … n added; its metadata has n
+    ids/00000.parquet    image_id and check word of all members that manifests 0 to n added; n is in its metadata
 
 Each manifest or portion has files with its own ids. To save requests, the ids of many small
 manifests are copied into one merged file, such as the file above. A listing reads the merged files

@@ -98,10 +98,11 @@ class ManifestInfo:
         listed: The number of members that the listing found and that passed the patterns.
         vanished: The number of members of earlier manifests that are no longer in the archive.
         listing_s: The seconds that the listing took.
-        named: The number of files and containers that the sources themselves list.
-        digest: A hash of these files and containers, which shows whether a later listing has
-            anything new. It is "" if the listing is not finished, or if the members of a container
-            may change without a change of the hash.
+        named: The number of files and containers that the sources list, without members of
+            containers.
+        digest: A hash of the files and containers that `named` counts. It shows whether a later
+            listing has anything new. It is "" if the listing is not finished, or if the members of
+            a container may change without a change of the hash.
         linked_folders: The number of symbolic links to folders, which were not followed.
         linked_example: The path of the first of these links.
         closed_folders: The number of folders that could not be listed; each is a member.

@@ -229,7 +229,7 @@ class PrefixRange:
     def split(self, count: int) -> list["PrefixRange"]:
         """Divide the range into about `count` ranges, so that several tasks can list it.
 
-        Requests to the store find the bounds of the ranges.
+        Requests to the store find the keys at which the range is divided.
 
         Args:
             count: About how many ranges to return.

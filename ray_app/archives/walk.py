@@ -238,7 +238,7 @@ class ArchiveWalker:
 
     @property
     def files(self) -> list[raw_listing.RawFile]:
-        """The raw files with the members listed since `next_portion`, in the listing's order."""
+        """The raw files with the members listed for this portion, in the listing's order."""
         return [file for _, file in sorted(self._files, key=lambda ordered_file: ordered_file[0])]
 
     @property

@@ -270,7 +270,8 @@ def plan_groups(
         The groups. None if all detectors fit together.
 
     Raises:
-        ConfigError: If detectors that must be together need more than `worker_bytes`.
+        ConfigError: If one detector, or several that share a backbone, need more than
+            `worker_bytes`.
     """
     if worker_bytes is not None:
         return _groups_within(spec, worker_bytes)

@@ -90,7 +90,7 @@ class OrderWriter:
         quarter of `window`.
 
         Args:
-            finished: The number of finished blocks of this turn.
+            finished: The number of blocks that have finished since `begin_turn`.
         """
         with self._lock:
             released = finished + self.window

@@ -239,8 +239,9 @@ def find_bottleneck(
 
     Args:
         spec: The scoring specification.
-        layout: The planned processes.
-        used: The same layout, with no more processes per stage than there are blocks.
+        layout: The planned processes, which do not depend on the number of blocks.
+        used: The same layout, reduced to the number of blocks if there are fewer blocks than
+            processes in a stage.
         pools: The pools of processes with their rates.
         blocks: The number of blocks of the run.
         machines: The planned machines.

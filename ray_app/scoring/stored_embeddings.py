@@ -143,8 +143,8 @@ class StoredHead:
 
     Attributes:
         layer: The head.
-        detector: The name of the detector that computed the embeddings, which may be another
-            detector.
+        detector: The name of the detector that computed the embeddings. It may differ from the
+            detector of the head.
         facts: The settings that determine the embeddings, such as the precision.
     """
 

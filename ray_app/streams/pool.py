@@ -130,7 +130,7 @@ def dataset(
     own, so other pipelines in this process keep theirs.
 
     Args:
-        items: A function that returns the items. It is called in the generator task.
+        items: A function that returns the items. It is called in a Ray task, not in this process.
         pools: The pools that every item passes, in order.
         ordered: Whether results keep the order of the items.
         store_bytes: Maximum bytes of results that wait between the pools and the reader. None lets
@@ -194,7 +194,7 @@ def stream(
     it, and it is yielded as the result of the item. Close the generator to end all processes early.
 
     Args:
-        items: A function that returns the items. It is called in a generator task.
+        items: A function that returns the items. It is called in a Ray task, not in this process.
         pools: The pools that every item passes, in order.
         name: The name of the pipeline on Ray's dashboard.
         ordered: Whether results keep the order of the items.

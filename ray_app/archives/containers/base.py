@@ -404,8 +404,9 @@ def explain_refusal(container: Container, error: InputError) -> RefusedMember:
         The status and the detail of the error.
 
     Raises:
-        StorageError: The store did not answer, so it will not answer for other containers either. A
-            timeout of a local disk does not count, because it may concern one damaged file.
+        StorageError: The store throttled the requests or did not answer in time. Other containers
+            would fail, too. A timeout of a local disk is not raised, because it may concern only
+            one damaged file.
     """
     is_damaged = error.status == Status.SOURCE_TIMEOUT and urls.get_scheme(container.uri) == "file"
     if error.status in (Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT) and not is_damaged:
