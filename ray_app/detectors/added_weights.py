@@ -20,9 +20,9 @@ class AddedWeights(NamedTuple):
         part: Name of the detector or backbone.
         sha256: SHA-256 of the main file, in hex.
         path: Path of the main file in the cache.
-        lacking: For each detector that uses these weights, by name, what it still needs. The
-            entries are its own name or the name of its backbone, if the files of these are not on
-            this machine. An empty list means that the detector has all files.
+        lacking: By name of each detector that uses these weights, the weights that this machine
+            still lacks: the detector's own name, its backbone's name, or both. An empty list means
+            that the detector has all files.
     """
 
     part: str
@@ -49,7 +49,9 @@ class AddedWeights(NamedTuple):
 def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = None) -> AddedWeights:
     """Copy the files of weights that the user already has into the cache.
 
-    If the card states a SHA-256, it is checked. Otherwise, keys and shapes are checked.
+    The files are checked against the card that has these weights. If the card states a SHA-256, the
+    file must have it. If the card states none for the main file, the keys and shapes of the file
+    must fit the network.
 
     Args:
         name: The detector or backbone that the weights are for.
@@ -60,8 +62,8 @@ def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = No
         The weights in the cache.
 
     Raises:
-        DetectorError: If no card has `name`, a SHA-256 is not the card's, a key or shape does not
-            fit, or a file cannot be copied.
+        DetectorError: If no card has `name`, if a file is missing, if a SHA-256 differs from the
+            one on the card, if a key or shape does not fit, or if a file cannot be copied.
     """
     cards = _shipped_cards() if cards is None else cards
     matches = [

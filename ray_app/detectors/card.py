@@ -490,12 +490,13 @@ def apply_run_settings(card: DetectorCard, facts: Mapping[str, Any]) -> Detector
 def share_folder(card: DetectorCard, other: DetectorCard) -> DetectorCard:
     """Set the folder of a card to that of another card, in place, and return the first card.
 
-    Relative paths of weights are relative to this folder. A card that was built from changed data
-    needs it, because only `load_card` sets a folder.
+    The folder of a card is the one that contains its file. Relative paths of weights are relative
+    to it. Only `load_card` sets it, so call this function for a card that you built from the data
+    of a loaded card.
 
     Args:
         card: The card that is changed.
-        other: The card that was loaded from a file.
+        other: The card that `load_card` returned.
 
     Returns:
         The changed card.
@@ -527,8 +528,8 @@ def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None
         The validated card.
 
     Raises:
-        ConfigError: If there is no such card or variant, if the card is invalid, or if the card
-            needs an adapter of an earlier version.
+        ConfigError: If there is no such card or variant, if the card is invalid, or if its family
+            is an adapter for another package that only earlier versions had.
         StorageError: If the URL is unreachable.
     """
     refuse_retired_family(str(name_or_path))
@@ -588,7 +589,7 @@ def list_variants(card: DetectorCard) -> Iterator[DetectorCard]:
 def strip_variant(name: str) -> str:
     """Return a detector's name without its variant: "npr" for "npr:VARIANT".
 
-    Accepted licences and the files in the cache of weights are named after it.
+    All variants of a detector share this name for accepted licences and in the cache of weights.
     """
     return name.partition(":")[0]
 
@@ -600,9 +601,9 @@ def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
         name_or_path: A name, path, or URL, such as "npr:native".
 
     Returns:
-        The name or path, and the variant or None. After the name of a known detector, `:VARIANT` is
-            always a variant. Otherwise, if a file with the whole text as its path exists, the text
-            has no variant.
+        The name or path, and the variant or None, such as ("npr", "native"). After the name of a
+            shipped or added detector, `:VARIANT` is always a variant. Otherwise, if a file with the
+            whole text as its path exists, the text has no variant.
     """
     base, _, variant = str(name_or_path).rpartition(":")
     is_variant = bool(base and _VARIANT.fullmatch(variant)) and (

@@ -1,8 +1,8 @@
 """Define sections of a detector card that do not affect its raw scores.
 
 The sections are the expected scores of single images (`GoldenScore`, `FormulaScore`), the known
-limits (`Fragility`), the training images (`TrainingData`), and the process of a detector from
-another package (`CallableSettings`). The module loads without torch.
+limits (`Fragility`), the training images (`TrainingData`), and the process of a callable, a user's
+Python code that works as a detector (`CallableSettings`). The module loads without torch.
 """
 
 import glob
@@ -187,19 +187,19 @@ class Fragility(Frozen):
     def facts(self) -> dict[str, Any]:
         """The limits as plain JSON, such as {"jpeg_quality": {"below": 30.0}}.
 
-        An empty result means no limits. They are part of a run's identity: the values that must
-        stay equal when a scoring run is resumed.
+        An empty result means no limits. The limits are part of a run's identity: the values that
+        must stay equal when a scoring run is resumed.
         """
         return {name: bound.facts for name, bound in self.abstains.items()}
 
     def with_recorded_limits(self, facts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         """Return this section as JSON, with its limits replaced by those that a run recorded.
 
-        A run that is resumed keeps its limits, even if the card has changed. Descriptions of the
-        limits are those of the card.
+        A run that is resumed keeps its limits, even if the card has changed. Only the text that
+        describes a limit is that of the present card.
 
         Args:
-            facts: The property `facts` of the section when the run was started.
+            facts: The limits that the run recorded: `Fragility.facts` when the run was started.
 
         Returns:
             The section `fragility` of a card.
@@ -270,8 +270,8 @@ class SeenNames(NamedTuple):
     Attributes:
         generators: Glob patterns that match the names of the generators.
         sources: Glob patterns that match the names of the sources.
-        complete: Whether no name is unknown: all generators are listed and, if any sources are
-            listed, all sources are.
+        complete: Whether `generators` covers all generators and `sources` covers all sources. If
+            `sources` is empty, only `generators` counts.
     """
 
     generators: tuple[str, ...]

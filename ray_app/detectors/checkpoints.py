@@ -147,7 +147,8 @@ def _strip_prefixes(
 def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
     """Read the configuration that was published with a checkpoint, such as config.json.
 
-    It may have the labels of the logits, and must not contradict the card.
+    It may have the labels of the logits. Call `fake_index` to check that it does not contradict the
+    card.
 
     Args:
         card: The detector card, whose `weights.config` names the file.
@@ -187,8 +188,7 @@ def require_fit(
         without: Prefix of a submodule that is loaded from another file. None if there is none.
 
     Returns:
-        The network's own tensors by key, which `state` can replace. Those of the submodule
-            `without` are left out.
+        The network's present tensors by key. Those of the submodule `without` are left out.
 
     Raises:
         DetectorError: If a key or shape does not fit. The message names it.

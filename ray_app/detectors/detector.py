@@ -103,7 +103,7 @@ def load_network(
     The module of the card's family may define `published_keys(state, network)`, which renames the
     tensors of a file to those of the network. The network may define `attach(folder)`, which reads
     further files from the folder of its weights. If the network has `reads_its_own_weights = True`,
-    the tensors of its own file are not loaded here.
+    only `attach` reads its own file.
 
     Args:
         card: The detector card.
@@ -142,8 +142,8 @@ def load_backbone(
     Args:
         card: The detector card.
         network: The network with the submodule.
-        path: The main file of the weights.
-        part: The weights that the file belongs to.
+        path: The main file of the backbone's weights.
+        part: The backbone's weight set, which states the format of the file.
 
     Raises:
         DetectorError: If the file is unreadable, or if a key or shape does not fit. The message
@@ -347,8 +347,8 @@ class Detector:
         """Return the log-odds of fake per image: (N, height, width, 3) uint8 → (N,) float32.
 
         N may be any number. `pixels` are images from `prepare`. NaN and infinity of the network
-        are returned unchanged. The caller gives such images the status `detector_failed`. Raises
-        ValueError if type or shape of `pixels` is not that of the card.
+        are returned unchanged, so check for them. A scoring run gives such images the status
+        `detector_failed`. Raises ValueError if type or shape of `pixels` is not that of the card.
         """
         images = torch.as_tensor(pixels)
         self._check(images)
@@ -392,8 +392,8 @@ class Detector:
     def batch_size_for(self, width: int, height: int) -> int:
         """Return how many images of this size, in pixels, form a batch. It is at least 1.
 
-        Call it only if the card keeps the size of images (`card.preprocessing.shape` is None). The
-        number of images in other batches is `slots`.
+        Call it only if the card keeps the size of images (`card.preprocessing.shape` is None). For
+        any other card, a batch has `slots` images.
         """
         return max(1, self._group_pixels // max(width * height, 1))
 
@@ -497,8 +497,8 @@ def load_detector(
             than fp32 and the card allows bf16, else fp32.
         resize: "exact" or "fast", see `Preprocessing.prepare`.
         slots: Images per batch. None means 4 on a CPU and 64 on a GPU.
-        offline: Whether to use only weights on this machine or on the mirror. None reads
-            $TOUCHSTONE_OFFLINE and $HF_HUB_OFFLINE.
+        offline: Whether to use only weights on this machine or on the mirror that
+            $TOUCHSTONE_WEIGHTS_MIRROR names. None reads $TOUCHSTONE_OFFLINE and $HF_HUB_OFFLINE.
         compiled: Whether to compile the network with `torch.compile`. Compiling takes about a
             minute and makes long runs on a GPU faster.
 

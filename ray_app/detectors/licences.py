@@ -102,9 +102,9 @@ def accept_licence(name: str) -> Acceptance:
     """Record in the user's config file that a licence is accepted.
 
     `name` is a detector, the path of its card, or the id of a licence. Other keys and comments of
-    the file stay. If there is no home folder or it is not writable, nothing is recorded. Then the
-    licence is accepted only in calls of `is_accepted` that get its name. Raises ConfigError if the
-    name is unknown or the file is damaged.
+    the file stay. If there is no home folder or it is not writable, nothing is recorded. In this
+    case, pass the name in `accepted` to each call of `is_accepted`. Raises ConfigError if the name
+    is unknown or the file is damaged.
     """
     return remember_licence(*_find_licence(name))
 
@@ -112,8 +112,9 @@ def accept_licence(name: str) -> Acceptance:
 def remember_licence(name: str, licence: str) -> Acceptance:
     """Record in the user's config file that a licence is accepted under a name.
 
-    `name` is the licence itself, or the name of a card of any kind, such as that of a detector or
-    of a pipeline. Raises ConfigError if the file is damaged.
+    Unlike `accept_licence`, it does not search for a detector with the name. `name` is the licence
+    itself, or the name of a card, for example that of a diffusion pipeline which generates images.
+    Raises ConfigError if the file is damaged.
     """
     path = config_file()
     if path is None or accepted_licences().get(name) == licence:

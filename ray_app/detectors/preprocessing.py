@@ -131,7 +131,8 @@ class Preprocessing(Frozen):
     def image_area(self, width: int, height: int) -> tuple[slice, slice]:
         """Return the area of a prepared image that is not padding, for example to cut a mask.
 
-        Only the padding of `pad: corner`, which is at the bottom and right, is left out.
+        If `pad` is "corner", the padding at the bottom and right is left out. For any other value
+        of `pad`, the area is the whole image, even if it has padding.
 
         Args:
             width: Width of the original image in pixels.
@@ -150,11 +151,11 @@ class Preprocessing(Frozen):
 
         Args:
             image: The image.
-            resize: "exact" resizes with the authors' library. "fast" replaces Pillow's bilinear
-                filter by torch's, which differs by at most one grey level. For thumbnails and all
-                other filters, "fast" does the same as "exact". Pillow's bicubic filter is not
-                replaced, because torch's 16-bit weights differ by two levels in one value of a
-                million.
+            resize: "exact" resizes with the library on the card. "fast" replaces Pillow's bilinear
+                filter by torch's, which differs by at most one grey level. For Pillow's thumbnails
+                and bicubic filter, and for other libraries, "fast" does the same as "exact".
+                torch's bicubic filter would differ by two levels in one value of a million, because
+                of its 16-bit weights.
 
         Returns:
             Pixels (height, width, 3) uint8, C-contiguous and writable.

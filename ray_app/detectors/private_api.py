@@ -33,9 +33,10 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Return freed memory of this process to the system.
 
-    After `keep_freed_memory`, glibc keeps up to 512 MiB of the memory that a group of detectors
-    freed, and all freed memory below memory that is in use. The next group of detectors would need
-    memory in addition to it. Other C libraries keep their default behaviour.
+    Call it after you deleted detectors, before you load others into the same process. After
+    `keep_freed_memory`, glibc keeps up to 512 MiB of freed memory at the end of the heap. It also
+    keeps all freed memory at lower addresses than memory that is in use. Other C libraries keep
+    their default behaviour.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

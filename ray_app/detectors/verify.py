@@ -1,4 +1,4 @@
-"""Check a detector on this machine: its files, keys, counts, and golden scores.
+"""Check a detector on this machine: its files, keys, parameter counts, and golden scores.
 
 A golden score is the expected score of one image on a card. Start at `verify_detector`.
 `check_keys` compares the keys of one file. torch is imported when a network is built.
@@ -56,7 +56,8 @@ def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[
     A part is the detector's own weights or those of its backbone. The checks of a part are: its
     files are present, their SHA-256 is the one on the card, and their keys and shapes fit the
     network. If a part is missing or wrong, the other parts are still checked, but checks that need
-    all parts are skipped. Nothing is downloaded except from the mirror.
+    all parts are skipped. Files that are not on this machine are fetched only from the mirror
+    that $TOUCHSTONE_WEIGHTS_MIRROR names.
 
     Args:
         card: The detector card.

@@ -90,8 +90,8 @@ def list_parts(card: DetectorCard) -> list[WeightSet]:
 def is_offline() -> bool:
     """Return whether the environment forbids downloads of weights from their origin.
 
-    It does if $TOUCHSTONE_OFFLINE or $HF_HUB_OFFLINE is set to a value other than 0 or false. The
-    mirror of weights is still used.
+    It does if $TOUCHSTONE_OFFLINE or $HF_HUB_OFFLINE is set to a value other than 0 or false.
+    Weights are still copied from the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names.
     """
     return any(
         os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES
@@ -99,9 +99,10 @@ def is_offline() -> bool:
 
 
 def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
-    """Return the verified local path of the card's own weights.
+    """Return the path of a detector's own main weight file on this machine, after verification.
 
-    Files of the card that are not on this machine are fetched.
+    Missing files are fetched, with those of the card's backbone. Call `resolve_parts` if you also
+    need the path of the backbone.
 
     Args:
         card: The detector card.
@@ -123,8 +124,8 @@ def resolve_parts(card: DetectorCard, offline: bool | None = None) -> list[tuple
 
     Args:
         card: The detector card.
-        offline: Whether to fetch only from the mirror, and not from the origin that the card names.
-            None means `is_offline()`.
+        offline: Whether to fetch only from the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names, and
+            not from the origin that the card names. None means `is_offline()`.
 
     Returns:
         The detector's own weight set, then that of its backbone, if any, each with the path of its
@@ -141,8 +142,8 @@ def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
 
     Args:
         part: The weight set.
-        offline: Whether to fetch only from the mirror, and not from the origin that the card names.
-            None means `is_offline()`.
+        offline: Whether to fetch only from the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names, and
+            not from the origin that the card names. None means `is_offline()`.
 
     Returns:
         The path of the main file. The other files of the set are in the same folder.

@@ -68,7 +68,8 @@ class AddedCard(NamedTuple):
     Attributes:
         card: The card.
         path: Path of the card.
-        opened: Identity, libraries, and size limit that the callable's process reported.
+        opened: Report of the callable's process: the versions and digests that identify the
+            callable, versions of libraries, and the size limit of images.
         score: Log-odds of fake of the last test image. None if the callable returned no score.
         failure: The reason why a test image got no score. None if all test images got a score.
     """
@@ -110,10 +111,10 @@ class AddedCard(NamedTuple):
 
 
 def is_callable(name: str) -> bool:
-    """Return whether a text means a Python callable, such as `callable:MODULE:FUNCTION`.
+    """Return whether `name` has the form `callable:MODULE:FUNCTION`, which means a Python callable.
 
-    A text that is the path of an existing file or folder is not a callable. Raises ConfigError if
-    the text names an adapter of an earlier version, such as `detectzoo:safe`.
+    The path of an existing file or folder is not a callable. Raises ConfigError if `name` begins
+    with an adapter for another package that only earlier versions had, as in `detectzoo:safe`.
     """
     refuse_retired_family(name)
     return name.startswith("callable:") and not Path(name).exists()
@@ -130,7 +131,7 @@ def add_callable(request: CallableAddition) -> AddedCard:
 
     Raises:
         ConfigError: If a shipped detector has the name, if the name is not valid for a card, or if
-            there is no folder for cards.
+            the user has neither a home folder nor a config file, next to which cards are written.
         DetectorError: If the Python interpreter is not found, if the callable cannot be loaded, or
             if it returns neither a score nor a valid mask.
     """

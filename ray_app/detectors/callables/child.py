@@ -59,7 +59,10 @@ class UnusableError(Exception):
 
 
 def main() -> None:
-    """Answer requests until the parent closes the connection or exits."""
+    """Load the callable and score batches of images as the parent process requests.
+
+    The function returns when the parent closes the pipe. If the parent exits, so does this process.
+    """
     # The callable must not import Touchstone's files as modules.
     sys.path[:] = [folder for folder in sys.path if folder != str(Path(__file__).parent)]
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

@@ -1,11 +1,10 @@
 """Run a callable in a separate process, possibly with another interpreter (`CallableProcess`).
 
 A callable is Python code of a user that works as a detector. If a batch ends in a crash, a hang, an
-exception, or a wrong answer, it is repeated image by image. Only the images that cause the failure
-therefore get no score. If a process cannot start, a DetectorError is raised.
+exception, or an invalid answer, the batch is repeated image by image. Only images that also fail by
+themselves get no score. If a process cannot start, a DetectorError is raised.
 
-The module does not import torch, because the driver of a run calls `require_startable` before it
-lists the images.
+The module does not import torch, because a scoring run calls `require_startable` at its start.
 """
 
 import json

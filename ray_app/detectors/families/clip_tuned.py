@@ -66,9 +66,9 @@ class Gapl(nn.Module):
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card of the family `clip-tuned`.
 
-    The card's `architecture.arguments` are those of `FrozenLinear` named `feature` and `normalise`,
-    and `tower`, which has the arguments of `VisionTower`. Raises DetectorError if an argument is
-    invalid.
+    The card's `architecture.arguments` has three keys: `tower`, `feature`, and `normalise`. `tower`
+    has the arguments of `VisionTower`. The other two are arguments of `FrozenLinear`. Raises
+    DetectorError if an argument is invalid.
     """
     head: dict[str, Any] = dict(card.architecture.arguments)
     arguments = head.pop("tower", None)

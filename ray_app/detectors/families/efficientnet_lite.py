@@ -66,7 +66,7 @@ class LiteBlock(nn.Module):
         like: The network whose methods `conv` and `norm` build the layers of the block.
 
     Attributes:
-        pairs: Names of the block's layers: each convolution with the batch norm after it.
+        pairs: Names of each convolution and the batch norm after it, such as ("conv_dw", "bn2").
     """
 
     def __init__(

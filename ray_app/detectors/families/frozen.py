@@ -130,12 +130,12 @@ class StageBackbone(LibraryBackbone):
     """Backbone that returns statistics of all stages of an EfficientNet-Lite.
 
     Pixels (N, 3, H, W) → `StageFeatures`: mean and standard deviation of every channel after every
-    stage and after the last convolution. For each stage, the means come first. Earlier layers still
-    contain how an image was generated, because only the last layer was trained to ignore it. The
-    network has no batch norms. If a file has them, `folded` folds them into the convolutions.
+    stage and after the last convolution. For each stage, the means come first. Features of early
+    stages still show how an image was generated. Only the last layer was trained to ignore that.
+    The network has no batch norms. If a file has them, `folded` folds them into the convolutions.
 
     Args:
-        name: Name of the EfficientNet-Lite.
+        name: Name of the EfficientNet-Lite, such as "efficientnet_lite0".
     """
 
     def __init__(self, name: str) -> None:

@@ -2,7 +2,7 @@
 
 The model is the InternVL class of transformers, without code from a hub. `Dialogue` has the
 question, which the card states. `Interrogator` asks this question about each image. `score_of`
-turns a reply into a score, like the authors of the published baseline.
+turns a reply into a score by the rules of OpenFake's authors, who published this baseline.
 """
 
 import math
@@ -31,10 +31,11 @@ SCORES: dict[Answer, float] = {"real": -1.0, "fake": 1.0, "unknown": math.nan}
 
 
 class AnswerWords(Frozen):
-    """The words that mean fake and the words that mean real in a model's first token.
+    """The words that mean fake and the words that mean real as the first token of a reply.
 
-    Only mode `first-token` uses them: it compares the logits of their tokens. Each word is tried
-    with and without a leading space. Forms that are not a single token are ignored.
+    They are used only if `Dialogue.mode` is `first-token`, which compares the logits of their
+    tokens. Each word is tried with and without a leading space. Forms that are not a single token
+    are ignored.
     """
 
     fake: tuple[str, ...] = Field(min_length=1, description="words that mean fake")
@@ -187,8 +188,9 @@ def _single_tokens(
 def answer_of(reply: str) -> Answer:
     """Interpret a reply of the model as "real", "fake", or "unknown".
 
-    The rules are those of the authors. If "real" occurs anywhere, the answer is real, even in "not
-    real" and "unreal". Otherwise, "ai" or "generated" makes it fake, also within other words.
+    The rules are those of OpenFake's authors. If "real" occurs anywhere, the answer is real, even
+    in "not real" and "unreal". Otherwise, if "ai" or "generated" occurs anywhere, even within
+    another word, the answer is fake.
     """
     text = reply.lower()
     if "real" in text:
@@ -251,8 +253,10 @@ def published_keys(
 class Interrogator(nn.Module):
     """Ask the model about each image: (N, 3, H, W) → logits (N, 1), log-odds of fake.
 
-    With mode `reply`, the logits are the scores of the replies, and the prediction also contains
-    the replies. Call `attach` with the folder of the weights first, to load the tokenizer.
+    The mode of the dialogue decides what the logits are. With `reply`, they are the scores of the
+    generated replies (`score_of`), and the prediction also contains the replies. With
+    `first-token`, they compare the logits of both answers for the first token. Call `attach` with
+    the folder of the weights first, to load the tokenizer.
 
     Args:
         chat: The vision-language model.
@@ -278,8 +282,8 @@ class Interrogator(nn.Module):
     def forward(self, pixels: torch.Tensor) -> Prediction:
         """Ask the model about each image of a batch: (N, 3, H, W) → logits (N, 1).
 
-        In mode `reply`, the prediction also has the replies. All prompts are equal, so nothing is
-        padded. Raises DetectorError if `attach` was not called.
+        If `dialogue.mode` is `reply`, the prediction also has the replies. All prompts are equal,
+        so nothing is padded. Raises DetectorError if `attach` was not called.
         """
         if self._tokens is None:
             raise DetectorError(

@@ -124,8 +124,8 @@ class TinyLaDeDa(PatchNetwork):
     px, or 6 px with the residual `npr`, which drops the last row or column of an odd side.
 
     The residual must be that of the training. Otherwise, the logits are wrong, even if they look
-    plausible. With another residual, the published WildRF file gives logits in the tens, as with
-    the right one. The ForenSynth file gives thousands.
+    plausible. With a wrong residual, the published file trained on WildRF still gives logits in the
+    tens, like with the correct residual. The file trained on ForenSynth gives thousands.
 
     Args:
         residual: The filter of the pixels before the first layer, see `resnet.residual_of`.

@@ -271,7 +271,8 @@ def headwise_attention(
 
     The signature is that of transformers' attention registry. The scores of a single head (1024² ×
     2 bytes) stay in the cache. oneDNN's matrix products are faster than torch's fused kernel, which
-    computes bf16 at the speed of fp32. For 12 heads of 1024 tokens, the times are 14 and 37 ms.
+    computes bf16 at the speed of fp32. For 12 heads of 1024 tokens, this function takes 14 ms, and
+    the fused kernel takes 37 ms.
 
     The fused kernel is used on other devices, for other types than bf16, and with a mask or
     dropout. It is also used in training, because backpropagation head by head is far slower.

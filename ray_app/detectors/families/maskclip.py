@@ -1,7 +1,8 @@
 """Build the `maskclip` family: CLIP classifies an image, and a MAE encoder finds altered pixels.
 
-`MaskClip` is the network, with the reference's 778 keys. CLIP is frozen. `losses`,
-`trainable_parameters`, and `initialise` are for training. `MaskDecoder` turns tokens into a mask.
+`MaskClip` is the network. Its state dict has the 778 keys of the authors' code. CLIP is frozen.
+`losses`, `trainable_parameters`, and `initialise` are for training. `MaskDecoder` turns tokens into
+a mask.
 Source: OpenSDI, CVPR 2025.
 """
 

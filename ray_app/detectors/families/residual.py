@@ -64,8 +64,8 @@ class ResidualNet(nn.Module):
 
     Args:
         widths: Channels of the convolutions.
-        norms: Whether to add batch norms, for training. `without_norms` folds them, and cards
-            describe the folded network.
+        norms: Whether to add batch norms, for training. `without_norms` removes them afterwards,
+            because the network of a card has none.
     """
 
     residual: torch.Tensor

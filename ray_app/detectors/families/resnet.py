@@ -202,8 +202,8 @@ def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
 
     A frequency is removed if it is low along all of `dims` at once. Low means −(n // 4) to n // 4 −
     1 cycles for n values. The authors use a complex Fourier transform and drop the imaginary part.
-    Here, a real transform gives the same result: if only one of two frequencies of opposite sign is
-    low, both are halved.
+    The real transform used here gives the same result. If only one of a frequency and
+    its negative is low, both are halved.
 
     Args:
         features: Features of any shape.
@@ -240,10 +240,10 @@ def convolve_spectrum(
 ) -> torch.Tensor:
     """Convolve the real and imaginary parts of the spectrum of features, and transform back.
 
-    The spectrum is the Fourier transform over rows and columns, but no transform is computed. The
-    real parts are the transform of the features' even part around the origin, and the imaginary
-    parts that of their odd part. The 1 × 1 convolutions are therefore applied to the even and odd
-    parts directly. Negative results are clipped to 0.
+    The spectrum is the Fourier transform over rows and columns. Its real part is the transform of
+    the features' even part around the origin, and its imaginary part that of their odd part. A
+    1 × 1 convolution mixes only channels. It is therefore applied to the even or odd part directly,
+    and no transform is computed. Negative results are clipped to 0.
 
     Args:
         features: Features (N, C, H, W).
@@ -262,8 +262,8 @@ class FreqNet(nn.Module):
     """FreqNet: pixels (N, 3, H, W), ImageNet-normalised → log-odds (N, 1) of fake.
 
     Source: Tan et al., AAAI 2024 (arXiv 2403.07240). H and W are at least 2. Four steps remove low
-    frequencies from the image or from features. They are combined with layer1 and layer2 of a
-    ResNet-50.
+    frequencies from the image or from features. The order is: steps 1 and 2, a max pooling, layer1
+    of a ResNet-50, steps 3 and 4, layer2, the mean, and a linear layer.
 
     The names of the parameters are those of the authors' file. In step 1, `weight1` and `bias1` are
     a 1 × 1 convolution, and `realconv1` and `imagconv1` convolve the spectrum of its output. The
@@ -476,8 +476,9 @@ class Corvi(ResNetBody):
 def receptive_radius(layers: Sequence[int]) -> int:
     """Return the radius in pixels of the receptive field of a `Corvi` network's features.
 
-    A feature depends on this number of pixels to every side of the first pixel of its cell. The
-    radius is 56 for ResNet-50, so the field has 113 × 113 pixels.
+    A position of the feature map belongs to a cell of 8 × 8 pixels. Its features depend on this
+    number of pixels to every side of the cell's upper left pixel. The radius is 56 for ResNet-50,
+    so the field has 113 × 113 pixels.
 
     Args:
         layers: Blocks per stage of the ResNet.

@@ -23,7 +23,8 @@ class Rine(nn.Module):
 
     Args:
         backbone: CLIP's vision tower.
-        projections: Number of linear layers of the projection before the sum, and of that after it.
+        projections: Number of linear layers in each of two projections. One is before the weighted
+            sum, and the other is after it.
         width: Width of the projections.
     """
 

@@ -127,8 +127,9 @@ class MixBlock(nn.Module):
 class MixStage:
     """The modules of one encoder stage: `embed`, `blocks`, and `norm`.
 
-    The class is not a module itself, because checkpoints have these parts of all stages at the same
-    level. The encoder registers the parts. The static method `run` applies them.
+    The class is not an `nn.Module`, because checkpoints have no level for a stage in their key
+    names, such as `patch_embed1` and `block1`. The encoder registers the three modules under these
+    names. The static method `run` applies them.
 
     Args:
         channels: Input channels.
