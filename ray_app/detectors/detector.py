@@ -347,8 +347,9 @@ class Detector:
         """Return the log-odds of fake per image: (N, height, width, 3) uint8 → (N,) float32.
 
         N may be any number. `pixels` are images from `prepare`. NaN and infinity of the network
-        are returned unchanged, so check for them. A scoring run gives such images the status
-        `detector_failed`. Raises ValueError if type or shape of `pixels` is not that of the card.
+        are returned unchanged, so check for them. In a scoring run, an image gets the status
+        `detector_failed` only if no detector has a finite score for it. Raises ValueError if type
+        or shape of `pixels` is not that of the card.
         """
         images = torch.as_tensor(pixels)
         self._check(images)

@@ -202,8 +202,8 @@ def high_pass(features: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
 
     A frequency is removed if it is low along all of `dims` at once. Low means −(n // 4) to n // 4 −
     1 cycles for n values. The authors use a complex Fourier transform and drop the imaginary part.
-    The real transform used here gives the same result. If only one of a frequency and
-    its negative is low, both are halved.
+    The real transform used here gives the same result. If only one of a frequency and its negative
+    is low, both are halved.
 
     Args:
         features: Features of any shape.
