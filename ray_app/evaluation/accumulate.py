@@ -96,12 +96,13 @@ class Cells:
     a run has one row of results.
 
     Attributes:
-        rows: Number of labelled rows by cell, status, and verdict. The verdict is None if the image
+        rows: Number of labelled rows by (cell, status, verdict). The verdict is None if the image
             was not scored.
         cells: All cells.
         scores: Function that reads the scores of a detector or ensemble, given its name.
         views: Function that reads the scores of perturbed copies of the images, given the name of a
-            detector or ensemble. It yields the name of each perturbation and the scores.
+            detector or ensemble. For each perturbation, it yields the name, such as `jpeg:75`, and
+            the scores.
         sample: Random sample of the labelled rows.
         mistakes: Images whose score is on the wrong side of the threshold, the most confident
             first. The score is that of the ensemble or detector that decides verdicts.

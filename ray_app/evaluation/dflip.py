@@ -7,8 +7,9 @@ sentence has "ai generated" for a fake, or "real" for a real image. Identificati
 whole sentence. An unknown name counts as `sd`, Stable Diffusion.
 
 This module departs from the authors' rules if a rule is unknown or clearly a mistake. An answer
-that is not such a sentence, or is missing, is wrong rather than `sd`. The hits of a group are
-divided by its size, not by its size plus .001 (`accuracy_by_their_formula`).
+that is not such a sentence, or is missing, is wrong rather than `sd`. The accuracy of a group of
+generators is its hits divided by its size. The authors divide by the size plus .001, and the metric
+`accuracy_by_their_formula` has their value.
 """
 
 import re
@@ -65,9 +66,10 @@ def find_class(label: str, generator: str) -> str:
         generator: The generator in the labels.
 
     Returns:
-        `real` for a real image. For a fake, a family that is to be named (`dalle`, `mj`, or `sd`),
-        or a group that is only detected (`imagen`, `parti`, or `sdftood`). The class of another
-        fake, by a fine-tuned model, is the name of the generator.
+        `real` for a real image. For a fake, the family of its generator (`dalle`, `mj`, or `sd`),
+        which the model has to name. DFLIP-3K does not ask for the generator of fakes of the groups
+        `imagen`, `parti`, and `sdftood`. It only measures whether they are called fake. The class
+        of another fake, by a fine-tuned model, is the name of the generator.
     """
     if label == "real":
         return "real"
@@ -152,8 +154,9 @@ def dflip_v1(
 
     The metrics are in three scopes:
 
-    - `identification` has DFLIP-3K's accuracy and macro F1. Images of groups that are only detected
-      are left out. The macro F1 is over all classes that are true or answered.
+    - `identification` has DFLIP-3K's accuracy and macro F1. Fakes of `imagen`, `parti`, and
+      `sdftood` are left out, because DFLIP-3K does not ask for their generators. The macro F1 is
+      over all classes that are true or answered.
     - `identification, by index` has these metrics after all spellings of a generator were treated
       as one name. An unknown name is wrong.
     - `identification, detection` is about real or fake, for all images and by group of generators.

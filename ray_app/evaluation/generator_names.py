@@ -65,16 +65,18 @@ class Names:
     def shown(self, key: str | None) -> str | None:
         """Return the spelling of a generator to show in reports, given its key.
 
-        It is the first spelling in the labels, or else that of the identifier's class, or else the
-        first predicted one, or else the key itself.
+        It is the first spelling in the labels. Without one, it is the spelling in `classes`, the
+        names that the run's model for naming generators can predict. Without one there, it is the
+        first predicted spelling, or else the key itself.
         """
         return None if key is None else self._labels.get(key) or self._predicted.get(key) or key
 
     def family(self, key: str) -> str:
         """Return the family of a generator, such as all versions of Midjourney, by its key or name.
 
-        The family is the one that the identifier records. Without such a record, it is the family
-        in the index of generators. A generator that is not in the index is a family of its own.
+        The family is the one in `families`, which the run's model for naming generators records.
+        Without such a record, it is the family in the shipped index of generators. A generator that
+        is not in the index is a family of its own.
         """
         if family := self._families.get(key):
             return family
@@ -92,8 +94,8 @@ def read_names(run_info: Mapping[str, Any]) -> Names:
     """Return a map from names of generators to keys, for the predictions and labels of a run.
 
     Args:
-        run_info: The content of `run.json`, which records the generators that the run's identifier
-            can name.
+        run_info: The content of `run.json`. It records the classes of the run's identifier, which
+            are the generators that this model can name.
 
     Returns:
         The map.

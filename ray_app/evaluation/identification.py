@@ -88,7 +88,7 @@ class Answers:
     is_ranked: bool = False
 
     def add(self, table: pa.Table) -> None:
-        """Add the answers of labelled rows, which have the columns `COLUMNS`."""
+        """Count the predicted generators in labelled rows, which have the columns `COLUMNS`."""
         columns = {name: table[name].cast(pa.string()) for name in COLUMNS[:4]}
         ranking, confidence = table["generator_ranking"], numbers(table["generator_confidence"])
         self.is_ranked = self.is_ranked or ranking.null_count < len(ranking)
@@ -141,7 +141,10 @@ class Answers:
 
 
 def collect_answers(tables: join.Tables, names: Names) -> Answers | None:
-    """Count the answers in the labelled rows of a run; return None if no image has an answer."""
+    """Count the generators that a run predicted for its labelled rows.
+
+    The result is None if the run predicted no generator, ranking, or confidence for any image.
+    """
     answers = Answers(names)
     for table in tables(COLUMNS):
         answers.add(table)
@@ -157,8 +160,9 @@ def measure_answers(
     """Measure how well a run named the generators of images.
 
     The metrics are in the scope `identification`, and for families in `identification, families`.
-    Plain metrics are those of `metrics.identification`. They cover the fakes whose generator the
-    identifier knows, or all fakes if the run does not record its classes. An image without a name
+    Plain metrics are those of `metrics.identification`. The identifier is the model that named the
+    generators. Known generators are those that it can name. Plain metrics cover the fakes of known
+    generators, or all fakes if the run does not record which are known. An image without a name
     counts as wrong. These metrics are added:
 
     - `top_k`: the fraction of images whose true name is among the first k names of the ranking,

@@ -168,7 +168,8 @@ class Intervals:
             tpr: The true-positive rate of all fakes together, with its interval.
 
         Returns:
-            The metrics, with intervals if these describe further generators.
+            The metrics. They have intervals only if the labels name enough generators, so that the
+        intervals also describe generators that the labels do not have.
         """
         metrics = dict(averages)
         is_of_generators = self.facts.fakes == "generators"
@@ -187,9 +188,10 @@ class Intervals:
     ) -> dict[str, MetricValue]:
         """Add 95 % intervals for further generators and sources to metrics of verdicts.
 
-        The intervals are computed from the verdicts of the sample, if the labels name enough
-        generators or sources. `balanced_accuracy_strict` gets an interval in any case. Without a
-        sample, the metrics are returned unchanged.
+        The intervals are computed from the verdicts of the sample. Without a sample, the metrics
+        are returned unchanged. If the labels name too few generators and sources, proportions keep
+        the intervals that they have. `balanced_accuracy_strict` then gets an interval for further
+        images.
 
         Args:
             verdict_metrics: The metrics, from `metrics.detection.measure_verdicts`.

@@ -136,7 +136,7 @@ class LabelledRows:
         name: Name of the labels in messages.
         key: The column that joins labels to rows, one of `KEYS` such as `sha256`. It is `INPUT_KEY`
             if the labels are in the run's own column `input`.
-        guard: The web servers from which masks that the labels name may be read.
+        guard: The web servers that may be requested to read true masks, if labels have their URLs.
         split: The split whose labels are used; None for all labels.
         rows: Number of labels read.
         doubled: Number of labels that repeat an earlier label of an image.
@@ -184,7 +184,8 @@ class LabelledRows:
     def read(self, source: Labels, names: Sequence[str]) -> None:
         """Read all labels of a file or an index of labelled images into the database.
 
-        If an image has several equal labels, the first is kept.
+        Use `read_labels` instead, which creates the object and calls this method. If an image has
+        several equal labels, the first is kept.
 
         Args:
             source: The file or the index.
@@ -231,7 +232,7 @@ class LabelledRows:
         systems: Systems | None = None,
         map_fn: MapFunction | None = None,
     ) -> "LabelledRows":
-        """Read the current rows of a run, and join them with the labels.
+        """Read the newest row of each file of a run, and join the rows with the labels.
 
         Args:
             run: The run.
@@ -286,7 +287,7 @@ class LabelledRows:
     def tables(
         self, columns: Sequence[str], *, include_unlabelled: bool = False
     ) -> Iterator[pa.Table]:
-        """Yield the labelled rows in batches, in the order of the run.
+        """Yield the labelled rows in batches, in the order in which `join` read them.
 
         Args:
             columns: Names of columns to return. They are columns of the run, or `label`,
@@ -295,8 +296,8 @@ class LabelledRows:
             include_unlabelled: Whether to also yield rows without a label.
 
         Raises:
-            ConfigError: A label in the run's own column `input` names a mask at a path or URL that
-                the archive of its image may not name.
+            ConfigError: A label in the run's own column `input` names a mask that must not be read.
+                An archive may be untrusted, so it may not name private files (`may_name`).
         """
         existing = self.database.list_columns("joined")
         checked = self.key == INPUT_KEY and "mask_uri" in columns

@@ -268,7 +268,7 @@ def iter_masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[Masked
     """Yield each image for which a run predicted masks.
 
     Masks are read one block at a time, a block being a group of files that one task scored. Images
-    that were deleted from the archive since then have no label.
+    that the last listing of the archive no longer found have no label.
 
     Args:
         run: The run.

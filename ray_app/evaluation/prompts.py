@@ -178,7 +178,10 @@ class Prompts:
         return self._measure(self.similarities)
 
     def measure(self, generators: Collection[str]) -> Mapping[str, values.MetricValue]:
-        """Return the metrics of the images of some generators, by their names in the labels."""
+        """Return the mean CLIP similarities of images of some generators with regenerated images.
+
+        Generators have the names of the labels.
+        """
         mask = np.array([maker in generators for maker in self.makers], np.bool_)
         return self._measure(None if self.similarities is None else self.similarities[mask])
 
@@ -207,7 +210,7 @@ def collect_prompts(
     Args:
         tables: Function that returns the labelled rows.
         run: The run.
-        clip: A folder of published CLIP weights.
+        clip: A folder of published CLIP weights; needed only with `regenerated`.
         regenerated: A folder of images generated from the prompts that the run predicted; None to
             leave the metrics undefined.
 

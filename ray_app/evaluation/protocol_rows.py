@@ -141,9 +141,9 @@ def describe_rows(
 ) -> list[TableRowInfo]:
     """Return the facts on each row of the table of results, for the report.
 
-    The facts are the name, the class, and the number of images. They also show for each detector or
-    ensemble whether it was trained on one of the row's generators (`in-training`, `unseen`, or
-    `unknown`).
+    The facts are the name of the row, the class of its images (`real` or `fake`), and their number.
+    They also show for each detector or ensemble whether it was trained on one of the row's
+    generators (`in-training`, `unseen`, or `unknown`).
 
     Args:
         lines: The rows of the table.

@@ -80,8 +80,8 @@ class ProtocolRow(Frozen):
     def matches(self, generator: GeneratorInfo) -> bool:
         """Return whether the row covers the images of a generator, or of a source of real images.
 
-        The class, the kind, and a glob over names or architectures must match, and no glob of
-        `excluding`.
+        The class and the kind must match, and a glob of `generators` or `architectures`. A name
+        that matches a glob of `excluding` is not covered.
         """
         name, family = generator.name, generator.architecture
         is_match = any(is_named(name, glob) for glob in self.generators)

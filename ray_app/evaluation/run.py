@@ -2,8 +2,8 @@
 
 Labels come from a file, an index of labelled images, the run itself, or a layout (`labels_for`). A
 layout is a rule that derives labels from the paths or tables of the source. An interrupted
-evaluation resumes with the same command: scoring continues from the committed rows, and the index
-is reused.
+evaluation resumes with the same command. Files that are already scored are not scored again, and
+the index is reused.
 """
 
 import contextlib
@@ -46,9 +46,10 @@ def labels_for(
     """Read the labels that a config selects.
 
     The labels are in a file, in an index of labelled images, or in the run's own columns. A layout,
-    a rule that derives labels from the paths or tables of a source, can also give them. It is that
-    of the config, or else of the protocol. The source is that of the run, or else of the config.
-    Labels from a layout are written to `out`/index, and reused if the evaluation is repeated.
+    a rule that derives labels from the paths or tables of a source, can also give them. The layout
+    is named by the config, or else by the protocol. It is applied to the source of the run, or to
+    that of the config if `run` is None. Labels from a layout are written to `out`/index, and
+    reused if the evaluation is repeated.
 
     Args:
         config: The settings of the evaluation.

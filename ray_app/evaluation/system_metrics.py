@@ -314,8 +314,8 @@ class SystemScores:
 
         Args:
             images: The images.
-            sample: The images in the groups that the jackknife leaves out; None for intervals of
-                proportions only.
+            sample: The images in the groups that the jackknife leaves out to compute intervals. If
+                None, only proportions, such as the TPR, have intervals.
         """
         return detection.measure_detection(images, sample, continuous=not self.binary)
 
@@ -525,7 +525,7 @@ def _build_report(images: ScoredImages) -> dict[str, dict[str, MetricValue]]:
 def report_scope(name: str) -> str:
     """Return the scope, in the metrics table, of a line of scikit-learn's classification report.
 
-    `name` is the line, such as `fake` or `macro avg`.
+    `name` is the line, such as `macro avg`. The scope is then `report: macro avg`.
     """
     return f"report: {name}"
 

@@ -34,8 +34,8 @@ class System:
 
     Attributes:
         name: Name in the run.
-        kind: `ensemble` if the scores are the ensemble's, also under a detector's name; else
-            `detector`.
+        kind: `ensemble` if the scores are the ensemble's, else `detector`. An ensemble of one
+            detector has the kind `ensemble` and the name of the detector.
         title: Title for people.
         threshold: Scores above it are fake.
         strict: If False, scores at the threshold are also fake.
@@ -175,10 +175,10 @@ def list_systems(
 ) -> Systems:
     """List the systems of a run, which are its detectors and its ensemble, from its `run.json`.
 
-    An ensemble of one detector and this detector are one system, under the detector's name. It has
-    the ensemble's scores, title, and threshold. It has the detector's own scores if the ensemble
-    does not change them, or if a threshold is given. A protocol defines such a threshold for the
-    detector's own scores.
+    An ensemble of one detector and this detector are one system, under the detector's name. If a
+    threshold is given, the system has the detector's own scores, title, and threshold, because a
+    protocol defines thresholds for these scores. The same applies if the ensemble equals the
+    detector. Otherwise, the system has the ensemble's scores, title, and threshold.
 
     Args:
         run: The run.

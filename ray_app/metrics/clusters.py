@@ -33,7 +33,8 @@ class EffectiveSize:
     Attributes:
         n: Number of images.
         groups: Number of groups.
-        largest: The largest group, by its number in the input.
+        largest: The number that identifies the largest group in the argument `groups` of
+            `effective_size`.
         largest_share: Fraction of the images in the largest group.
         effective: Number of independent images that would give an equally precise rate. It is n if
             each group has one image, and 0 if one group has all of several images.
@@ -47,11 +48,11 @@ class EffectiveSize:
 
 
 def effective_size(scores: ArrayLike, groups: ArrayLike, fraction: float) -> EffectiveSize:
-    """Return how many independent images the grouped images are worth for a rate above a threshold.
+    """Return how many independent images would give an equally precise rate as grouped images.
 
-    Use it to bound a false-positive rate on real images of few sources. Images of one group, such
-    as those of one source, have similar scores, so they are worth fewer independent images. That
-    many independent images would give an equally precise rate.
+    The rate is the fraction of images whose scores reach a threshold, such as a false-positive
+    rate. Use the function to bound this rate on real images of few sources. Images of one group,
+    such as those of one source, have similar scores, so they are worth fewer independent images.
 
     The number is n / deff · (t / t_df)² (Korn and Graubard 1998, "Confidence intervals for
     proportions with small expected number of positive counts"). deff is the larger one of two

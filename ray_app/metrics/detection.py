@@ -242,7 +242,7 @@ class VerdictCounts:
 
     @property
     def totals(self) -> tuple[int, int]:
-        """The number of all fakes, and the number of all real images."""
+        """The number of all fakes, and that of all real images, including unscored images."""
         return (
             self.fake_fake + self.fake_real + self.fake_abstain + self.fake_unscored,
             self.real_fake + self.real_real + self.real_abstain + self.real_unscored,

@@ -82,14 +82,14 @@ class Shift:
 def find_shifts(
     counts: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, score: str = "score"
 ) -> dict[str, Shift]:
-    """Compare an archive with the images of a calibration, property by property.
+    """Compare an archive with the images that an ensemble was calibrated on, for each property.
 
     An archive may have any fraction of fakes. Compared with the calibration images as they are, it
     would differ because of its fraction of fakes alone. So each property is compared with a mixture
     of the calibration's real images and fakes. The fraction of fakes in the mixture is the one that
     explains the property best. Only fractions at which the scores do not differ noticeably are
-    tried, or the one at which they differ least. Otherwise, real images that have become like fakes
-    would be treated as fakes.
+    tried. If the scores differ at every fraction, the fraction with the least difference is used.
+    Without this limit, real images that have become like fakes would be treated as fakes.
 
     Args:
         counts: By property, three numbers of images per bin (k,): of the archive, and of the

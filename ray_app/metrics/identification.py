@@ -137,7 +137,8 @@ def measure_open_set(
 
     Known generators are those that an identifier, a model that names generators, can predict.
 
-    The AUC is undefined without `known` or `confidence`, or if all images are of one kind.
+    The AUC is undefined without `known` or `confidence`. It also needs images of both known and
+    unknown generators.
 
     Args:
         truth: True names (n,).

@@ -41,9 +41,9 @@ class MaskMetrics(NamedTuple):
         marked: Number of pixels that the mask marks: their probability is above the threshold.
         pixels: Number of all pixels.
         auc: ROC AUC of the pixels; None if all or no pixels are altered.
-        even: Pixels exactly at the threshold. Neither the mask nor a mask of the inverted
-            probabilities marks them.
-        even_altered: Altered pixels exactly at the threshold.
+        even: Number of pixels whose probability equals the threshold. The mask does not mark them.
+            At the threshold ½, a mask of the probabilities 1 − p does not mark them either.
+        even_altered: Number of altered pixels whose probability equals the threshold.
     """
 
     hits: int
@@ -121,8 +121,7 @@ def average_masks(rows: Rows, *, empty: Empty) -> dict[str, MetricValue]:
     """Return the means over images of pixel F1, IoU, AUC, and accuracy.
 
     The AUC of an image needs both altered and intact pixels. Images with only one kind of pixels
-    are left out of its mean, regardless of `empty`. The `n` of the metric is the number of the
-    others.
+    are left out of the mean AUC, regardless of `empty`, and are not counted in its `n`.
 
     Args:
         rows: The `MaskMetrics` of the images, or the table of a `MaskRows`.
@@ -156,8 +155,9 @@ def average_masks_imdlbenco(rows: Rows, *, mode: Mode = "origin") -> dict[str, M
     image that is altered everywhere makes IMDLBenCo's mean AUC NaN, and is left out of the mean
     here.
 
-    OpenSDI reports these metrics for partial fakes alone, at the network's size. As in OpenSDI's
-    code, an image whose truth is empty at that size counts as 0.
+    OpenSDI reports these metrics only for fakes that are edited locally, with masks at the size of
+    the network's output. As in OpenSDI's code, an image without altered pixels at this size counts
+    as 0.
 
     Args:
         rows: The `MaskMetrics` of the images, or the table of a `MaskRows`.

@@ -237,9 +237,11 @@ class Resampled:
     def leave_one_out(self) -> list[tuple[Floats, float, list[ScoredImages]]]:
         """The images without each group, from which jackknife replicates are computed.
 
-        There is one entry for each class (stratum). The first value of an entry is the fraction of
-        the class in each group. The second value is the factor of the variance (`Stratum.scale`).
-        The third value is a list with the images of both classes without each group.
+        There is one entry for each class (stratum), of three values:
+
+        - the fraction of the images of the class that each group has;
+        - a factor for the variance of metrics, which is below 1 for a sample (`Stratum.scale`);
+        - a list with an item for each group: the images of both classes without this group.
         """
         entries = []
         for stratum, mask in self.strata:
@@ -330,8 +332,9 @@ class Metric:
         value: Computes the value. It raises `UndefinedError` with the reason if there is no value.
         outcomes: For a proportion, such as the TPR, returns two masks: the images that are hits,
             and the images that count. `value` is then not needed.
-        of_both: Whether a proportion is over images of both classes. Its interval for grouped
-            images is then that of the jackknife.
+        of_both: Whether a proportion, such as the accuracy, is over images of both classes. If
+            images are grouped by generator or source, its interval is then that of the jackknife,
+            not the exact interval of a proportion.
         scale: Transformation of the values for the jackknife. `logit` is for values from 0 to 1,
             `log` for values above 0, and `plain` for no transformation. The transformation keeps
             intervals in this range.
@@ -339,8 +342,8 @@ class Metric:
         method: Name of the method of the interval, to be shown.
         min_per_class: Minimum number of images of each class for an interval.
         min_images: Minimum number of images for a value.
-        leave_out: Computes the values without each group (the jackknife replicates) faster than by
-            `value`. None to use `value`.
+        leave_out: Computes all jackknife replicates, which are the values without each group, in a
+            faster way. None to call `value` or `outcomes` for the images without each group.
     """
 
     name: str
@@ -471,12 +474,12 @@ def jackknife_interval(metric: Metric, value: float, sample: Resampled) -> Inter
 def measure_difference(
     metric: Metric, a: Resampled, b: Resampled
 ) -> tuple[MetricValue, float | None]:
-    """Measure the difference of a metric between two systems on the same images: b minus a.
+    """Measure the difference of a metric between two detectors or ensembles a and b: b minus a.
 
     Args:
         metric: The metric.
-        a: The images with the scores of system a.
-        b: The images with the scores of system b, in the groups of `a`.
+        a: Images with the scores of a.
+        b: The same images with the scores of b, in the groups of `a`.
 
     Returns:
         The difference with its interval, and the p-value for the hypothesis of no difference. The
@@ -493,15 +496,15 @@ def measure_difference(
 
 
 def difference(value: float, parts: list[Replicates], n: int) -> tuple[MetricValue, float | None]:
-    """Return a difference of a metric between two systems, with its interval and p-value.
+    """Return a difference of a metric between two detectors, with its interval and p-value.
 
     The interval and the p-value are computed by the jackknife. Both are missing if a class has too
     few groups of images. If the difference does not vary between groups, the interval is missing.
     The p-value is then 1 for a difference of 0, else missing.
 
     Args:
-        value: The difference between two systems.
-        parts: The differences with each group of images left out, for each class.
+        value: The difference for all images.
+        parts: For each class, the differences with each of its groups of images left out.
         n: Number of images.
 
     Returns:
@@ -648,7 +651,7 @@ def f1(images: ScoredImages) -> float:
 
 
 def f1_even(images: ScoredImages) -> float:
-    """Return the F1 score of the class fake for equal numbers of real images and fakes."""
+    """Return the F1 score of the class fake if real images and fakes were equally frequent."""
     images.require_both()
     tpr = images.true_positives / images.n_fake
     return 2 * tpr / (1 + tpr + images.false_positives / images.n_real)
@@ -694,8 +697,8 @@ def auc(images: ScoredImages) -> float:
     """Return the area under the ROC curve (`sklearn.metrics.roc_auc_score`).
 
     It is the fraction of pairs of a fake and a real image in which the fake scores higher; a tie
-    counts half. The images of one generator are few compared with all images of the other class, so
-    the scores of the smaller class are located by binary search, without a curve.
+    counts half. The function is fast if one class is small, such as the images of one generator. It
+    finds the rank of each score of the smaller class by binary search.
     """
     images.require_both()
     fakes, reals = images.scores[images.is_fake], images.scores[~images.is_fake]
@@ -707,7 +710,8 @@ def auc(images: ScoredImages) -> float:
 def auc_replicates(sample: Resampled) -> list[Replicates]:
     """Return the jackknife replicates of the AUC: its values with each group of images left out.
 
-    They are computed from the pairs of a fake and a real image that each group wins, which is
+    The AUC counts the pairs of a fake and a real image in which the fake scores higher. The
+    replicates are computed from the number of such pairs with an image of each group. This is
     faster than computing each AUC.
 
     Args:
@@ -755,7 +759,7 @@ def average_precision(images: ScoredImages) -> float:
 
 
 def average_precision_even(images: ScoredImages) -> float:
-    """Return the average precision for equal numbers of real images and fakes."""
+    """Return the average precision if real images and fakes were equally frequent."""
     images.require_both()
     return _average_precision(images.curve, images.n_fake, images.n_fake / images.n_real)
 
@@ -786,8 +790,8 @@ def equal_error_rate(images: ScoredImages) -> float:
 def tpr_at_fpr(images: ScoredImages, one_in: int) -> float:
     """Return the TPR at the lowest threshold that flags at most one real in `one_in`.
 
-    The metric is undefined with fewer reals than `one_in`. The threshold would then be above all
-    reals, and on average one or more of `one_in` further reals would exceed it.
+    The metric is undefined with fewer reals than `one_in`. The lowest threshold above all of these
+    reals would not suffice: on average, one or more of `one_in` further reals would exceed it.
     """
     images.require_both()
     if images.n_real < one_in:

@@ -71,10 +71,11 @@ class MetricsTable:
         """Return the table from rows in the format of `to_dicts`.
 
         Args:
-            rows: Dictionaries with the columns of `SCHEMA`. Only the first four are required.
+            rows: Dictionaries with the columns of `SCHEMA`. Only the four columns that identify a
+                row are required: `system`, `view`, `scope`, and the name of the metric.
 
         Raises:
-            KeyError: A row lacks one of the first four columns.
+            KeyError: A row lacks a required column.
             TypeError: A row has an unknown column.
         """
         return cls(

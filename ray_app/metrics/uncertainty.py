@@ -35,14 +35,15 @@ Codes = npt.NDArray[np.int64]
 class Stratum(NamedTuple):
     """Images of one class in groups, of which the jackknife leaves out one at a time.
 
-    The images of the two classes, fake and real, are sampled independently of each other.
+    The images may be a random sample of all images of the class. The two classes, fake and real,
+    are sampled independently of each other.
 
     Attributes:
-        codes: The group of each image of the sample, 0 … `groups` − 1.
+        codes: The group of each image (of the sample, if there is one), 0 … `groups` − 1.
         groups: Number of groups, or of random blocks if `is_grouped` is False.
         is_grouped: Whether the groups are generators or sources by name, so that an interval holds
             for further generators or sources. False for random blocks.
-        n: Number of images from which the sample was drawn.
+        n: Number of all images of the class, from which the sample was drawn.
     """
 
     codes: Codes
@@ -52,9 +53,9 @@ class Stratum(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """The variance of a metric for all images, divided by that for the sample.
+        """The variance of a metric over all images, divided by its variance over the sample.
 
-        It is below 1 if only a sample is resampled in random blocks. It is 1 for groups by name.
+        It is 1 for groups by name. For random blocks, it is the size of the sample divided by `n`.
         """
         return 1.0 if self.is_grouped else len(self.codes) / max(self.n, 1)
 
@@ -145,11 +146,11 @@ def effective_count(
     groups have the same proportion, every group counts as one image.
 
     Args:
-        hits: Whether each sampled image is a success, for the images that the proportion is
-            computed from.
-        strata: The groups of each class, and a mask of the images of the class among `hits`.
-        fraction: The proportion over all images.
-        n: Number of all images that the proportion is computed from.
+        hits: Whether each image of a sample (m,) is a success. The sample has only images that
+            count for the proportion, such as fakes for the TPR.
+        strata: For each class, its groups, and a mask (m,) of its images in `hits`.
+        fraction: The proportion over all images, not only the sample.
+        n: Number of all images that count for the proportion.
     """
     from scipy.special import stdtrit
 
@@ -192,13 +193,14 @@ def variance_of_mean(values: Floats, stratum: Stratum) -> float:
 def jackknife(value: float, parts: Sequence[Replicates], scale: Scale = "logit") -> Interval | None:
     """Return the 95 % interval of a metric from its jackknife replicates.
 
-    The variances of the strata add up. Student's t has the degrees of freedom of Satterthwaite. The
-    interval is None if nothing varies, or if a stratum has fewer than two replicates. It is also
-    None if the value or a replicate is at an end of the scale.
+    The variances of the two classes add up. Student's t has Satterthwaite's degrees of freedom. The
+    interval is None if the replicates of each class are all equal, or if a class has fewer than two
+    replicates. It is also None if `scale` maps the value or a replicate to infinity, for
+    example a rate of 1 on the logit scale.
 
     Args:
         value: The metric of all images.
-        parts: Replicates of each stratum.
+        parts: Replicates of each class.
         scale: `logit` for values between 0 and 1, `log` for values above 0, `plain` otherwise.
     """
     from scipy.special import stdtrit

@@ -61,7 +61,8 @@ def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
             the labels.
 
     Returns:
-        The content of `result.json`: the estimates with 95 % intervals, counts, and notes.
+        The content of `result.json`: the estimates with 95 % intervals, and counts of labels. The
+        key `notes` has sentences on files and labels that the estimates leave out.
 
     Raises:
         ConfigError: The sample is missing or was drawn from another run, or a label is invalid.
@@ -161,11 +162,11 @@ def _match(source: Labels, key: list[str], sample: pd.DataFrame) -> pd.DataFrame
 
 
 def build_document(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
-    """Return the content of `result.json` except for its notes.
+    """Return the content of `result.json` except for the key `notes`, which `estimate` adds.
 
     The content has the estimated error rates, the counts of labels by stratum, and conclusions as
-    sentences. One conclusion is whether the labels show that the false-positive rate that the
-    ensemble's card guarantees is kept.
+    sentences. The ensemble's card may guarantee a maximum false-positive rate. One conclusion is
+    then whether the labels show that the run keeps this rate.
 
     Args:
         audit: The sample of the run.

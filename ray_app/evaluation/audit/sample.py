@@ -110,7 +110,7 @@ class AuditStratum:
 
 @dataclass(frozen=True)
 class RunVerdicts:
-    """The images of a run that have a verdict, in the order of the run.
+    """The images of a run that have a verdict, in the order of the run's rows.
 
     Attributes:
         ids: Ids (n,).
@@ -126,7 +126,7 @@ class RunVerdicts:
 
     @classmethod
     def from_run(cls, run: RunDirectory) -> "RunVerdicts":
-        """Read the verdicts of the current rows of a run.
+        """Read the verdicts of a run from the newest row of each file.
 
         Raises:
             ConfigError: The run does not exist.

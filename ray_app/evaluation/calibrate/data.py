@@ -1,9 +1,10 @@
 """Read the labelled images of a run for a calibration (`read_labelled`, `CalibrationData`).
 
 The result has one entry per image, with a score of every detector. Images without a score of every
-detector or without a label are left out and counted. So are images of one colour, and images
-outside the range of sizes or properties for which a detector's card declares the detector valid.
-The verdict on images of these last two kinds is always `abstain`.
+detector or without a label are left out and counted. Images of one colour are also left out. So are
+images for which a detector is not valid. A detector's card has the valid ranges of sizes and of
+properties such as the JPEG quality. The verdict on images of these last two kinds is always
+`abstain`.
 """
 
 from collections import Counter
@@ -59,9 +60,9 @@ class CalibrationData:
         source: The scene, photographer, or article (n,), whose images are not independent; None if
             unknown.
         phash: Perceptual hash, 16 hexadecimal digits (n,); None if unknown.
-        part: Use of each image (n,): `fit` for the detectors' calibrations and the rule,
-            `calibrate` for the ensemble, or `choose` for thresholds. None if the labels do not
-            divide the images.
+        part: Use of each image (n,). `fit` is for the detectors' calibrations and the rule that
+            combines the detectors. `calibrate` is for the ensemble's calibration, and `choose` for
+            thresholds. None if the labels do not divide the images.
         format: The file format as in the run (n,).
         width: Width in pixels, int (n,).
         height: Height in pixels, int (n,).
@@ -91,7 +92,7 @@ class CalibrationData:
 
     @property
     def raw(self) -> NDArray[np.float64]:
-        """The raw scores of all detectors as one array, float64 (n, detectors)."""
+        """The uncalibrated scores of all detectors as one array, float64 (n, detectors)."""
         return np.stack([np.asarray(scores, np.float64) for scores in self.scores.values()], axis=1)
 
     def take(self, selection: NDArray[Any]) -> "CalibrationData":
@@ -167,8 +168,9 @@ def read_labelled(
         The labelled images with their scores, and facts of the run.
 
     Raises:
-        ConfigError: The run does not exist, the labels are of other images, a detector was not run,
-            or not every detector scored every image.
+        ConfigError: The run does not exist, a cascade scored it, or it has no scores of a requested
+            detector. A detector's card has changed since the run was scored. Labels are invalid
+            or are of other images, or no labelled image has a score of every detector.
     """
     run = RunDirectory.open(url)
     if not run.exists():

@@ -120,8 +120,8 @@ def find_copies(labelled: CalibrationData) -> Bools:
     """Return for each image (n,) whether it is a copy of another image of its class.
 
     Images with the same bytes or a similar perceptual hash are copies of the one with the smallest
-    sha256. A bound on a rate treats images as independent, so it must not count copies. A real
-    image is not a copy of the fake that was made from it.
+    sha256. An upper bound of the false-positive rate requires independent images, so it must not
+    count copies. A real image is not a copy of the fake that was made from it.
     """
     groups = 2 * connected_groups(_find_copy_criteria(labelled), len(labelled))[0] + labelled.fake
     order = np.lexsort((np.array(labelled.sha256, dtype="S"), groups))
@@ -133,9 +133,9 @@ def find_copies(labelled: CalibrationData) -> Bools:
 def assign_parts(labelled: CalibrationData, groups: Indices, *, seed: int = 0) -> Indices:
     """Return what each image (n,) is used for, as an index of `PARTS`.
 
-    The parts are `fit` for the detectors' calibrations and the rule, `calibrate` for the ensemble,
-    and `choose` for thresholds. If the labels have a column `part`, this column is used. Otherwise,
-    the parts are drawn (`draw_parts`).
+    The part `fit` is for the detectors' calibrations and the rule that combines the detectors.
+    `calibrate` is for the ensemble's calibration, and `choose` is for thresholds. If the labels
+    have a column `part`, this column is used. Otherwise, the parts are drawn (`draw_parts`).
 
     Args:
         labelled: The images.
@@ -154,11 +154,11 @@ def assign_parts(labelled: CalibrationData, groups: Indices, *, seed: int = 0) -
 
 
 def draw_parts(labelled: CalibrationData, groups: Indices, seed: int = 0) -> Indices:
-    """Draw what each image (n,) is used for: FIT, CALIBRATE, or CHOOSE.
+    """Draw the part of the calibration data, such as `fit`, for which each image (n,) is used.
 
-    All images of a group get one part. The parts have about 0.3, 0.2, and 0.5 of each class, if
-    there are many groups. If there are few groups, a part may lack a class. Other divisions are
-    then drawn until every part has both classes.
+    The parts `fit`, `calibrate`, and `choose` have about 0.3, 0.2, and 0.5 of each class, if there
+    are many groups. All images of a group get one part. If there are few groups, a part may lack a
+    class. Other divisions are then drawn until every part has both classes.
 
     Args:
         labelled: The images.
@@ -189,6 +189,8 @@ def draw_parts(labelled: CalibrationData, groups: Indices, seed: int = 0) -> Ind
 
 def read_parts(labelled: CalibrationData, groups: Indices) -> Indices:
     """Return what each image (n,) is used for, from the column `part` of the labels.
+
+    The values of the column are `fit`, `calibrate`, and `choose`.
 
     Args:
         labelled: The images.
@@ -349,8 +351,9 @@ def refuse_dependent(
 
     Args:
         division: The labelled images, in groups and parts.
-        size: The number of independent images that the real images are worth.
-        needed: The number of independent real images that the bound needs.
+        size: The number of independent images that would bound the rate as precisely as the grouped
+            real images do.
+        needed: The number of independent real images needed to bound the rate at `config.fpr`.
         config: The settings.
 
     Raises:

@@ -50,8 +50,8 @@ class CalibratedCard:
     Attributes:
         card: The card.
         names: Names in the run of the card's detectors.
-        prevalence: Fraction of fakes among all images for which the card's probabilities are
-            correct.
+        prevalence: Fraction of fakes in an archive. The card's probabilities are correct for
+            archives with this fraction.
     """
 
     card: EnsembleCard
@@ -104,7 +104,8 @@ class Assembled:
             one false-positive rate.
         chosen: The threshold `fake_above`, with its false positives among held-out real images.
         overall: The threshold `fake_above`, with its false positives among all labelled real
-            images. Its bound accounts for images that are not independent.
+            images. `upper_bound` of its false-positive rate accounts for images that are not
+            independent.
     """
 
     fitted: CalibratedCard
@@ -114,7 +115,10 @@ class Assembled:
 
     @property
     def upper_bound(self) -> float:
-        """Upper bound of the false-positive rate: the higher one of `chosen` and `overall`."""
+        """The higher one of the two upper bounds of the false-positive rate.
+
+        One is from held-out real images (`chosen`), the other from all (`overall`).
+        """
         return max(self.chosen.upper_bound, self.overall.upper_bound)
 
 
@@ -139,10 +143,10 @@ class LabelledScores:
     confidence: float
 
     def size(self, rate: float) -> EffectiveSize:
-        """Return how many independent images the labelled reals are worth for one rate.
+        """Return how many independent images the labelled reals are worth.
 
-        Images of one group may have similar scores. The number is then lower than that of the
-        images.
+        The number is for a threshold with the false-positive rate `rate`. Images of one group may
+        have similar scores. They are then worth fewer independent images.
         """
         return effective_size(self.all_reals, self.all_groups, rate)
 

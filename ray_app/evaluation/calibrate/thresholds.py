@@ -29,7 +29,8 @@ class ChosenThreshold:
         n_real: Number of real images.
         false_positives: Number of real images that reach the threshold.
         upper_bound: Exact upper bound of the false-positive rate.
-        groups: Number of groups of the real images, such as sources, that are independent.
+        groups: Number of groups, such as sources, that the real images form. Images of different
+            groups are independent.
         effective: Number of independent images that the real images are worth. It equals `n_real`
             if all images are independent.
     """
@@ -52,7 +53,8 @@ class Band:
     Attributes:
         low: The lowest first-stage score of the band, in log-odds.
         high: The highest first-stage score of the band, in log-odds.
-        fraction: The fraction of images in the band, at the given prevalence of fakes.
+        fraction: The fraction of an archive's images in the band. It is computed for the prevalence
+            of fakes that was given to `choose_band`.
         upper_bound: Upper bound of `fraction`.
     """
 
@@ -106,9 +108,9 @@ def choose_threshold(
         reals: Scores of real images (n,).
         target: Target of the false-positive rate.
         confidence: Confidence of the bound.
-        size: The number of independent reals that the grouped reals are worth. The allowed fraction
-            of false positives is then that for this number, and the guarantee is as good as this
-            number (docs/calibration.md). None treats all reals as independent.
+        size: The number of independent reals that the grouped reals are worth. It replaces n in the
+            choice of the allowed fraction of false positives. It is an estimate, so the guarantee
+            is not exact (docs/calibration.md). None treats all reals as independent.
 
     Raises:
         ConfigError: The reals are too few.
@@ -201,7 +203,8 @@ def false_positives_allowed(
         target: Target of the false-positive rate.
         confidence: Confidence of the bound.
         effective: Number of independent reals that the grouped reals are worth. The bound is then
-            that of an equal fraction of this number. None treats all reals as independent.
+            computed for this number of reals, with an equal fraction of false positives. None
+            treats all reals as independent.
     """
     n_effective = n_real if effective is None else effective
     ratio = n_effective / max(n_real, 1)
@@ -256,10 +259,11 @@ def choose_band(
     """Choose the range of first-stage scores in which all detectors of a cascade score an image.
 
     In a cascade, a few detectors score every image in the first stage. This range, the band, has
-    the uncertain scores. Half of the target fraction of reals is above the band, which leaves the
-    other half to the second stage. The band begins as low as `fraction` allows. The upper bound of
-    the fraction of images in the band combines the exact bounds for both classes, each at half of 1
-    − `confidence`.
+    the uncertain scores. Images above the band do not enter the second stage. So the band ends at a
+    score that at most the fraction `target` / 2 of the reals exceed. The other half of `target` is
+    left for false positives of the second stage. The band begins as low as `fraction` allows. The
+    upper bound of the fraction of images in the band combines the exact bounds for both classes,
+    each at half of 1 − `confidence`.
 
     Args:
         early: Scores of the first stage (n,).
