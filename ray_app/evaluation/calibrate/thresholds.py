@@ -259,11 +259,11 @@ def choose_band(
     """Choose the range of first-stage scores in which all detectors of a cascade score an image.
 
     In a cascade, a few detectors score every image in the first stage. This range, the band, has
-    the uncertain scores. Images above the band do not enter the second stage. So the band ends at a
-    score that at most the fraction `target` / 2 of the reals exceed. The other half of `target` is
-    left for false positives of the second stage. The band begins as low as `fraction` allows. The
-    upper bound of the fraction of images in the band combines the exact bounds for both classes,
-    each at half of 1 − `confidence`.
+    the uncertain scores. Images above the band do not enter the second stage, except a random audit
+    sample. So the band ends at a score that at most the fraction `target` / 2 of the reals exceed.
+    The other half of `target` is left for false positives of the second stage. The band begins as
+    low as `fraction` allows. The upper bound of the fraction of images in the band combines the
+    exact bounds for both classes, each at half of 1 − `confidence`.
 
     Args:
         early: Scores of the first stage (n,).
