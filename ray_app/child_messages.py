@@ -4,7 +4,7 @@ The parent writes requests to the standard input of the child (`pack_request`), 
 (`read_request`). The child writes answers to its standard output (`write_answer`). Requests and
 answers consist of a text, such as JSON, and of binary data, such as an image file or its pixels:
 
-    request    bytes that follow (uint64), length of the text (uint32), text, data
+    request    number of bytes after this number (uint64), length of the text (uint32), text, data
     answer     length of the text (uint64), length of the data (uint64), text, data
 
 The child writes one `READY` byte as soon as it can serve requests.

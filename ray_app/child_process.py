@@ -164,7 +164,8 @@ class ChildDeadline:
     """Kill a child process unless the `with` block ends within a time limit.
 
     Only a kill can end a read from a child that hangs. The `Popen` object of the child is killed, so
-    that no other process with the same id is hit.
+    that no other process with the same id is hit. The time starts when the block is entered. Within
+    the block, `start` starts it again.
 
     Args:
         child: The child process.
@@ -172,7 +173,7 @@ class ChildDeadline:
 
     Attributes:
         has_passed: Whether the time limit has passed, so that the child was killed.
-        limit_s: The current time limit in seconds: the one that `start` received last.
+        limit_s: The time limit in seconds. `start` replaces it.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
@@ -270,7 +271,8 @@ def is_running(pid: int, started: str) -> bool:
 def environment_without_secrets() -> dict[str, str]:
     """Return the environment variables of this process without secrets, for a child process.
 
-    The variables with the tokens of an endpoint and its clients (`SECRETS`) are left out.
+    The secrets are the access tokens of `touchstone serve`, the scoring server, and of its clients.
+    `SECRETS` has the names of their variables.
     """
     return {name: value for name, value in os.environ.items() if name not in SECRETS}
 

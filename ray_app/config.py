@@ -96,9 +96,9 @@ class Section(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def get_set_fields(self) -> dict[str, Any]:
-        """Return the values of the fields that were set, by key, without conversion to JSON.
+        """Return the fields that were set, by key, as Python objects such as nested sections.
 
-        The values can be passed to the constructor of another section.
+        Use it to pass the values to the constructor of another section. `to_dict` returns JSON.
         """
         fields = type(self).model_fields.items()
         return {
@@ -410,20 +410,20 @@ def validate(
 
 
 def complete_from_run(config: Model, begun: Mapping[str, Any], *, where: str) -> Model:
-    """Replace the defaults in a config by the values with which an existing run was started.
+    """Replace the defaults in a config by the values with which an existing job was started.
 
-    So a later command continues the run even if a default has changed since then. Keys that the
-    user wrote stay. Sections are completed key by key. Training and `touchstone data` use this
-    function.
+    A job is a training or a `touchstone data` command, which can be continued in its output
+    directory. Its values apply even if the defaults of Touchstone have changed since then. Keys
+    that the user wrote stay. Sections are completed key by key.
 
     Args:
         config: The config with the keys that the user wrote.
-        begun: The config that the run was started with, as plain JSON.
+        begun: The config that the job was started with, as plain JSON.
         where: The name of the config's source, for error messages.
 
     Returns:
-        The completed config. If it would be invalid, `config` is returned unchanged, and the later
-        check of the run directory reports the difference.
+        The completed config, or `config` unchanged if the completed config would be invalid. The
+        caller then has to compare it with the config in the output directory.
     """
     try:
         return validate(merge_mappings(begun, get_set_values(config)), type(config), where=where)

@@ -227,8 +227,8 @@ class SourceError(InputError):
 class DetectorError(TouchstoneError):
     """A detector cannot be used, for example because its weights are missing.
 
-    Other reasons are its card (the YAML file that describes it), its licence, its process, or the
-    device.
+    Other examples are a card (its YAML file) that does not fit the weights, a licence that is not
+    accepted, a child process that died, or a device that does not exist.
     """
 
     exit_code = ExitCode.DETECTOR

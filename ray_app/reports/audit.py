@@ -42,8 +42,9 @@ def render_audit(
 def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     """Return the results of an audit as lines for the terminal.
 
-    The lines show the estimated rates, such as precision and recall. They also show the counts of
-    each stratum, a group of images from which the sample was drawn.
+    The lines show the estimated rates, such as precision and recall. A table has a line for each
+    stratum, a group of images from which the sample was drawn. It has the numbers of all images, of
+    labelled images, and of fakes in the stratum.
 
     Args:
         document: The content of `result.json` in the folder of the audit.

@@ -20,9 +20,9 @@ SCHEMA = 2
 class Calibration:
     """The result of `touchstone detectors calibrate`: an ensemble card with chosen thresholds.
 
-    The card is the YAML file that defines the ensemble. The held-out part consists of the labelled
-    images on which the thresholds were chosen and their error rates measured. The rest of the card
-    was fitted on other images.
+    The card is the YAML file that defines the ensemble. Its weights and calibration were fitted on
+    some of the labelled images. The others are held out: only the thresholds were chosen on them,
+    and the error rates of the thresholds were measured on them.
 
     Attributes:
         card: The card as it was written.
@@ -30,14 +30,14 @@ class Calibration:
         run: URL of the run whose images are labelled.
         labels: Name of the labels to show, such as the path of their file.
         detectors: Names of the detectors in the run.
-        used: Number of labelled images that were used.
-        labelled: Number of labelled rows of the run.
+        used: Number of labelled images that the calibration used, fitted or held out.
+        labelled: Number of rows of the run that have a label.
         left_out: Number of labelled images that were not used, by reason.
-        remarks: Sentences on the run and the labels.
+        remarks: Sentences on the run and the labels, to print as notes.
         miss: Maximum fraction of fakes at or below the card's threshold `real_below`, which the
             user requested. It is measured on held-out fakes.
-        held_out: Path of the labels of the held-out part.
-        commands: Commands that evaluate the card on the held-out part.
+        held_out: Path of the labels of the held-out images, such as `calibrated.held-out.csv`.
+        commands: Commands that evaluate the card on the held-out images.
     """
 
     card: EnsembleCard
@@ -56,8 +56,8 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON-compatible values, which `--json` prints.
 
-        They include the thresholds and the guarantee of the card. Other fitted values are only
-        in the file of the card.
+        They include the thresholds of the card and its guarantee, a bound on the false-positive
+        rate. The weights and other fitted values are only in the file of the card.
         """
         keys = {"rule", "thresholds", "guarantee", "operating_points", "notes"}
         population = self.card.population

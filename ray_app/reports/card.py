@@ -28,7 +28,8 @@ class ZooEntry:
         card: The card of the detector, the YAML file that describes it.
         accepted: Whether the licence of the detector is accepted.
         has_weights: Whether the weights of the detector are on this machine.
-        variants: Entries of the variants of the detector, which are used as `DETECTOR:VARIANT`.
+        variants: Entries of the variants of the detector. A variant differs in a few keys of the
+            card, and is used as `DETECTOR:VARIANT`.
     """
 
     card: DetectorCard
@@ -72,10 +73,11 @@ def make_zoo_entry(card: DetectorCard) -> ZooEntry:
 
 
 def zoo_table(entries: Sequence[ZooEntry], width: int) -> str:
-    """Return the text of `touchstone detectors list`: a table, and an explanation of its signs.
+    """Return the text of `touchstone detectors list`: a table, and a legend below it.
 
-    The table has one line per detector and variant. If it is wider than `width`, it leaves out the
-    column of families, and then the column of inputs.
+    The table has one line per detector and variant. The legend explains signs such as "!", a
+    licence that has to be accepted first. If the table would be wider than `width`, the column
+    `family` is left out. If it is still too wide, `input` is left out, too.
     """
     rows = [row for entry in entries for row in (_make_row(entry), *map(_make_row, entry.variants))]
     headers = ["name", "family", "licence", "", "size", "input", "speed", "mask", "weights"]

@@ -87,7 +87,8 @@ class Trace(NamedTuple):
     """A line of a chart with its marks.
 
     Attributes:
-        style: Number of the style of the line and its marks. Styles repeat after `STYLES`.
+        style: Number that selects the colour and the marker of the line, from 0. There are `STYLES`
+            styles; higher numbers repeat them.
         points: Points (x, y) of the line, in the units of the axes.
         spots: Marks on the line.
         level: y of a faint horizontal line for comparison. None for no such line.
@@ -313,8 +314,8 @@ def axis_start(lows: Sequence[float]) -> float:
         lows: The values to show, or the lower bounds of their intervals.
 
     Returns:
-        The minimum of `lows`, rounded down: a multiple of 0.1, 0.95, or 0.99. It is 0 if `lows` is
-        empty.
+        The highest of 0, 0.1, 0.2, …, 0.9, 0.95, and 0.99 that is not above any of `lows`. It is 0
+        if `lows` is empty.
     """
     lowest = min(lows, default=0.0)
     if lowest >= 0.99:
@@ -484,8 +485,9 @@ def line_chart(
         title: The name of the chart.
         description: Text alternative of the chart.
         chosen: The step to mark, such as the best step. None to mark none.
-        from_zero: Whether the axis of values that are not negative starts at 0.
-        compact: Whether the chart is one of many.
+        from_zero: Whether the axis of the values starts at 0 if no value is negative. If False, it
+            starts just below the lowest value.
+        compact: Whether the chart is one of many, and therefore small.
     """
     finite = np.array([(x, y) for x, y in points if math.isfinite(y)])
     if not len(finite):

@@ -6,7 +6,8 @@ that many files share is shown once (`group_texts`).
 
 Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `finding`, `grounds`,
 `verdict`, `verdict_reason`, `verdict_detail`, `probability`, `calibrated`, `score`, `scores` (by
-detector), `width`, `height`, `format`, `provenance`, and the columns of a profile.
+detector), `width`, `height`, `format`, `provenance`, and the columns of a profile: the predicted
+generator and prompt, if the ensemble predicts them.
 """
 
 import csv
@@ -90,14 +91,16 @@ class CheckFacts(NamedTuple):
     Attributes:
         name: Name of the ensemble.
         title: Title of the ensemble.
-        demonstration: Whether any of the detectors is only a demonstration.
+        demonstration: Whether any of the detectors is only for demonstrations, so that the verdicts
+            must not be used for decisions.
         blind_to: Sentences on what the detectors cannot detect.
         thresholds: Thresholds of the ensemble and their error rates.
         detectors: Titles of the detectors by name.
         fingerprint: Digest of all settings that determine scores and verdicts; "" if it was not
             computed.
         made_at: Time of the check (ISO 8601).
-        confidence: Confidence of the upper bound of its false-positive rate. None for the default.
+        confidence: Confidence of the upper bound of the ensemble's false-positive rate, such as
+            0.95. None if its card states none.
     """
 
     name: str
@@ -398,14 +401,14 @@ def check_lines(
 
 
 def reason_lines(rows: Sequence[Row]) -> list[str]:
-    """Return lines for the terminal on why rows have no score, or a verdict that was left open.
+    """Return lines for the terminal on why rows have no score, or the verdict `abstain`.
 
     Args:
         rows: The rows. Their `uri` is the name of the file to show.
 
     Returns:
         A line for each reason, with the number of files and the name of the first. Empty if every
-        row has another verdict.
+        row has the verdict `fake` or `real`.
     """
     groups = list(
         group_texts((str(row["uri"]), text) for row in rows if (text := explain(row))).values()

@@ -99,10 +99,9 @@ class Comparison:
         scores: Differences of scores by system.
         labels: Name of the labels. None without labels.
         labelled: Number of shared images with a label.
-        groups: Basis of the intervals of the metrics, by class. For `fake`, it is the number of
-            generators if the intervals are valid for further generators. For `real`, it is the
-            number of sources if they are valid for further sources. 0 if they are valid only for
-            further images of the same generators or sources.
+        groups: Number of generators (key `fake`), if the intervals of the metrics are valid for
+            further generators. 0 if they are valid only for further images of the same generators.
+            The key `real` has the number for sources of real images.
         metrics: Differences of metrics by system; empty without labels.
     """
 

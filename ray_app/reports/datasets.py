@@ -20,8 +20,8 @@ def index_lines(info: IndexInfo) -> Iterator[str]:
     """Yield lines that describe an index, a table of images with their labels.
 
     The lines show the number of images of each combination of split, label, and generator. They
-    also compare the number of images of each subset with the number that the authors of the data
-    set published. The last lines are on files that were left out.
+    also compare numbers of images with those that the authors of the data set published for its
+    subsets, such as its splits. The last lines are on files that were left out.
     """
     hashed = f" · with {', '.join(info.hashes)}" if info.hashes else ""
     yield f"{info.rows:,} labelled images, layout {info.layout}{hashed} · digest {info.digest[:16]}"

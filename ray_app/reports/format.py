@@ -242,15 +242,15 @@ def escape_invisible(text: str) -> str:
 def adds_to_finding(verdict: str | None, finding: str | None) -> bool:
     """Return whether a verdict has to be shown next to a finding, because it adds information.
 
-    A finding is the conclusion on the origin of an image. It may come from the verdict of the
-    detectors, or from other evidence, such as a signed declaration in the file.
+    A finding is the conclusion on the origin of an image. Usually it only repeats the verdict of
+    the detectors. It may also come from other evidence, such as a signed declaration in the file.
 
     Args:
         verdict: The verdict of the detectors. None if there is none.
         finding: The finding.
 
     Returns:
-        False if the finding comes from the verdict alone. False also if `verdict` is None.
+        True if there is a verdict, and the finding does not just repeat it.
     """
     return verdict is not None and finding != DETECTOR_FINDINGS.get(verdict)
 
@@ -441,9 +441,9 @@ def percent(fraction: float | None, digits: int | None = None) -> str:
 
     Args:
         fraction: A number from 0 to 1.
-        digits: Maximum number of significant digits, for a rate that a user chose ("1 %"); 0 for
-            whole per cent, in a sentence. None for one digit after the point, or two near 0 and
-            100.
+        digits: Maximum number of significant digits: 3 formats 0.01 as "1 %". If 0, the result is
+            in whole per cent. If None, it has one digit after the point ("12.3 %"), or two below
+            1 % and above 99 %.
     """
     if fraction is None or not math.isfinite(fraction):
         return NONE

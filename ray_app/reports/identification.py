@@ -128,14 +128,15 @@ class IdentifierTraining:
         level: `generator` or `family`: what a class is.
         classes: Number of training images of each class.
         families: Family (base architecture) of each class.
-        left_out: Number of images by class, for classes that had too few images to train on.
+        left_out: Classes that had too few images to train on, with their numbers of images.
         held_out: Generators that are not in training.
         c: Inverse strength of the penalty of the classifier: the value with the lowest log loss.
         log_losses: Mean log loss, by value of `c`, on images that the classifier did not see.
         temperature: Number that divides the logits to calibrate probabilities. 1 without
             calibration.
         calibration_note: Reason why there is no calibration. None if there is one.
-        open_set: Rule of the card by which an image is given no name. None if all get a name.
+        open_set: Rule by which an image is given no name, as in the card, the YAML file of the
+            identifier. None if all get a name.
         validation: Metrics on the validation split, which chose the threshold of `open_set`.
         test: Metrics on the test split. None without a test split.
         unreadable: Number of images that could not be read.
@@ -317,7 +318,7 @@ def describer_lines(facts: Mapping[str, Any]) -> list[str]:
 
     A describer predicts prompts of images. The lines compare its metrics on each split with simple
     baselines: the prompt of the nearest image, any prompt, and the most frequent prompt. `facts`
-    are the results of the training by name.
+    are the results of the training by key, such as `name` and `steps`.
     """
     lines = [
         f"{facts['name']}: {facts['tier']}, {facts['steps']:,} steps, {facts['out']}/describer.yaml"

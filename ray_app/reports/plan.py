@@ -34,7 +34,8 @@ def plan_lines(plan: Plan, width: int = OUTPUT_WIDTH) -> list[str]:
         width: Width of the terminal in columns, at which tables wrap.
 
     Returns:
-        Lines that start with a label or are indented below one.
+        The lines. Each begins with a label, such as "archive", or with spaces if it has the label
+        of the line above.
     """
     text_width = width - WIDTH - 1
     parts = (

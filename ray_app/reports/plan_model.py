@@ -124,8 +124,9 @@ class PlannedProfile:
         describer: Name of the describer, which predicts prompts of images.
         describe: `all` if prompts are predicted for all images, `flagged` for those with the
             verdict `fake`.
-        share: Fraction of the images for which prompts are predicted. It is an estimate if the
-            sample was only decoded. None without a sample.
+        share: Fraction of the images for which prompts are predicted. It is measured if the plan
+            scored a sample of the archive, and estimated if it only decoded the sample. None
+            without a sample or a describer.
     """
 
     identifier: str | None = None
@@ -169,11 +170,12 @@ class PlannedMemory:
     Attributes:
         processes: Number of processes.
         process_bytes: Memory of one process.
-        decode_bytes: Memory for large images, which are decoded in turns.
-        file_bytes: Memory for large files.
+        decode_bytes: Memory that all processes share to decode large images. An image waits until
+            enough of it is free.
+        file_bytes: Memory that all processes share for large files that they have read.
         total_bytes: Total memory. `total_bytes`, `decode_bytes`, and `file_bytes` are None if the
             memory of the node is not known.
-        worst_bytes: Maximum memory that decoding one image within the limits takes.
+        worst_bytes: Memory to decode the largest image that the run's limits allow.
     """
 
     processes: int = 0
@@ -334,9 +336,9 @@ class PlannedDetector:
     """Time that one detector needs per image.
 
     Attributes:
-        ms_per_image: Milliseconds per image on one core or GPU, if it runs alone.
-        spent_ms: Milliseconds per image with the other detectors. The first detector of a shared
-            backbone includes the time of the backbone.
+        ms_per_image: Milliseconds per image on one core or GPU, if only this detector runs.
+        spent_ms: Milliseconds per image that this detector adds if all detectors run. If several
+            share a backbone, the first of them includes the time of the backbone.
         share: Fraction of the total time per image.
         basis: `measured`.
     """
@@ -414,15 +416,15 @@ class Plan:
         kinds: Members by kind: `files` for separate files, or the format of their containers.
         refused_in_listing: Number of members that the listing rejects, by status.
         run: The run that would be continued. None for a new run.
-        unlike: How the archive differs from the images of the calibration, if all verdicts abstain
-            because of this difference; else None. It comes from the last summary of the run, or
-            else from the sample.
+        unlike: Difference of the archive from the images on which the ensemble was calibrated, if
+            it is so large that every verdict becomes `abstain`; else None. It is read from the last
+            summary of the run. For a new run, it is measured on the sample.
         views: Names of perturbations, which are scored in addition to the images. None if there are
             none.
         features: Number of values per image of each embedding that the run stores, by name.
-        pools: Groups of detectors that run in separate processes.
+        pools: Groups of detectors; each group has processes of its own.
         kind: `fused` if each process runs all stages, `split` if stages have their own processes.
-        layout: Description of the processes.
+        layout: Description of the processes, such as "8 workers, each decodes and scores".
         block_members: Maximum number of members in a block, which is scored and stored together.
         gmac_per_image: Billions of multiply-adds of the detectors per image.
         blocks: Number of blocks to score.

@@ -1,8 +1,8 @@
 """Render the report of a run (`render_run_report`), and describe its parts in sentences.
 
 The report is one HTML page without scripts that loads nothing. The sentences, which the terminal
-shows as well, are on the guarantee of the card, the profile, the expected number of false flags,
-and files above the limits.
+shows as well, have four subjects: the guaranteed false-positive rate of the ensemble, the expected
+number of false flags, predicted generators and prompts, and files above the limits.
 """
 
 import math
@@ -149,7 +149,8 @@ def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> lis
 
     Args:
         summary: The content of `summary.json`.
-        prior: Expected fraction of fakes. None for three examples.
+        prior: Expected fraction of fakes in the archive. None for a line for each of 0.1 %, 1 %,
+            and 10 % (`PRIORS`).
 
     Raises:
         ConfigError: If the prior is not between 0 and 1.
@@ -209,9 +210,11 @@ def render_run_report(
 
     Args:
         summary: The content of `summary.json`.
-        prior: Expected fraction of fakes, between 0 and 1. None for three examples.
+        prior: Expected fraction of fakes in the archive, between 0 and 1. It decides how many flags
+            are expected to be right. None shows this for 0.1 %, 1 %, and 10 % (`PRIORS`).
         thumbnails: For each `image_id`, JPEG bytes that were encoded again without metadata, or a
-            text on why there is no image. Top files without an entry are shown in a table.
+            text on why there is no image. Files with the highest scores (`RunSummary.top`) that
+            have no entry are listed in a table.
 
     Returns:
         The page as HTML.
@@ -301,10 +304,11 @@ def guarantee_sentences(guarantee: GuaranteeSummary | None) -> list[str]:
 
 
 def unlike_sentence(unlike: str | None) -> str | None:
-    """Return a sentence that all verdicts abstain because the archive is unlike the calibration.
+    """Return a sentence on why every verdict of a run is `abstain`.
 
-    `unlike` is the difference from the images of the calibration, as in `guarantee.unlike` of a
-    summary. The result is None if `unlike` is None.
+    The reason is that the archive differs too much from the images on which the ensemble was
+    calibrated. `unlike` describes the difference, as in `guarantee.unlike` of `summary.json`. The
+    result is None if `unlike` is None.
     """
     return f"all verdicts abstain: {wording.truncate(unlike, 400)}" if unlike else None
 
@@ -314,12 +318,13 @@ def describe_guarantee(
 ) -> str:
     """Return a sentence on the false-positive rate that an ensemble card states.
 
-    If the measured upper bound does not exceed the stated rate, the sentence calls the rate
-    guaranteed. Otherwise it has the measured bound.
+    The sentence calls the stated rate guaranteed if the measured upper bound does not exceed it.
+    Otherwise it has the measured bound.
 
     Args:
-        target_fpr: The stated false-positive rate.
-        upper_bound: The exact upper bound of the false-positive rate, which was measured.
+        target_fpr: The stated false-positive rate, such as 0.01.
+        upper_bound: Upper confidence bound of the false-positive rate, as measured on the images of
+            the calibration.
         confidence: Confidence of the bound. None if it is not known.
         population: Description of the images that it was measured on. None if it is not known.
     """
@@ -407,7 +412,7 @@ def false_flags(
         thresholds: Thresholds of the ensemble with their error rates.
         scored: Number of scored images.
         raised: Number of flagged images.
-        prior: Expected fraction of fakes. None for three examples.
+        prior: Expected fraction of fakes in the archive. None for 0.1 %, 1 %, and 10 % (`PRIORS`).
 
     Returns:
         The comparison; None if no false-positive rate is stated. `shares` is empty if no

@@ -61,7 +61,9 @@ def verdict_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def tile_texts(row: Mapping[str, Any]) -> list[TileText]:
     """Return the texts on the tile of a result row: its label, generators, and prompts.
 
-    Known values, from columns of the source, precede predicted values. Missing values are left out.
+    The label, and the true generator and prompt, are known if the scored source was a table with
+    such columns (`input`). They precede the predicted generator and prompt. Missing values are left
+    out.
     """
     source_columns = row.get("input") or {}
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")

@@ -122,7 +122,7 @@ class Figures:
         """Return a metric, and its 95 % interval if it has one.
 
         `name` is the key of the metric, such as `auc`. The value is None if the metric was not
-        measured, or if `FIGURES` does not have the key.
+        measured, or if the name is not a key of `ray_app.metrics.FIGURES`.
         """
         value: float | None = getattr(self, name) if name in FIGURES else None
         return _metric(value, getattr(self, f"{name}_interval", None))
@@ -193,7 +193,7 @@ class SplitCounts:
         real: Number of real images.
         fake: Number of fakes.
         generators: Number of images by generator, or by source of real images.
-        digest: Digest of the split.
+        digest: SHA-256 of the image ids with their labels.
     """
 
     images: int = 0
@@ -257,10 +257,10 @@ class Leakage:
 
     @property
     def uncompared(self) -> list[str]:
-        """Sentences with the numbers of images that could not be compared between splits.
+        """Sentences with the numbers of images that could not be compared with other splits.
 
-        These images have no hash, although each split has such hashes. The list is empty without
-        such images.
+        They count images without a hash of a kind (`sha256`, `phash`) that other images of every
+        split have. The list is empty without such images.
         """
         counts = {
             criterion: self.unhashed.get(key, 0)
@@ -349,7 +349,8 @@ class TrainingFacts:
             none.
         calibration: Platt scaling that turns scores into probabilities. None without calibration.
         calibration_note: Reason why there is no calibration. None if there is one.
-        calibration_error: Error of the probabilities on the test split.
+        calibration_error: Calibration error of the probabilities on the test split, as a fraction.
+            None if it was not measured.
         validation: Metrics on the validation split at the best step.
         test: Metrics on the test split. None without a test split.
         validations: `step` and metrics of each validation.
@@ -358,7 +359,8 @@ class TrainingFacts:
         environment: Facts that affect time but not the result, such as the device.
         probe: Facts of a linear probe, a linear classifier of fixed embeddings. None for other
             trainings.
-        card: Facts of the card of the trained detector.
+        card: Name, licence, terms, and digest of the weights of the trained detector, as in its
+            card (YAML).
         history: Steps, for the page only.
         mistakes: Misclassified images, for the page only.
     """
@@ -522,8 +524,9 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
 def training_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the results of the training of a detector as lines for the terminal.
 
-    The lines show the chosen step, its metrics, the hardest generators, the report, and the command
-    that scores with the new detector. `facts` has fields of `TrainingFacts` by name.
+    The lines show the chosen step, its metrics, and the hardest generators. The last lines are the
+    path of the HTML report, and the command that scores with the new detector. `facts` has fields
+    of `TrainingFacts` by name.
     """
     training = TrainingFacts.from_dict(facts)
     lines = [headline(training)]

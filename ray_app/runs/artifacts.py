@@ -209,7 +209,7 @@ def read_features(
         ref: The block.
         image_ids: The ids of the images (n,).
         detector: The detector that computed the embeddings.
-        facts: The settings that have to determine the embeddings, such as the weights
+        facts: The expected settings, such as the weights, with which the embeddings were computed
             (`detectors.linear_head.embedding_facts`).
 
     Returns:

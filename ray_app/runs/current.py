@@ -1,12 +1,15 @@
 """Read the current rows of a run, one for each file of the archive, in bounded memory.
 
+The current row of a file is its newest row. Files that the last listing no longer found have none.
+
 A run can list its archive several times, and score files again. A manifest has the new and changed
-files that one listing found, or the files that one retry scores again. A row is current if no later
-manifest contains its `image_id`, and if the last listing still found its file. Only finished
-manifests count: a manifest is finished when its `summaries/<n>.json`, or a later one, exists.
+files that one listing found, or the files that one retry scores again. So a file has a newer row if
+a later manifest contains its `image_id`. Only finished manifests count: a manifest is finished when
+its `summaries/<n>.json`, or a later one, exists.
 
 `current_tables` and `current_rows` return the current rows. `CurrentRows` also reads them by file,
-so that Ray tasks can share the work. `ChangedRows` compares two times of a run.
+so that Ray tasks can share the work. `ChangedRows` has the rows that became current, or stopped
+being current, since an earlier command on the run.
 
 If the whole archive is unlike the images of the ensemble's calibration, readers return `abstain` in
 place of `real` and `fake` (`mark_unlike`). The stored files keep the verdicts of the ensemble.
@@ -42,11 +45,11 @@ class CurrentRows:
     A manifest has the new and changed files that one listing found, or the files that one retry
     scores again. If a file was scored again, only its last row is current. The object is
     picklable, so that each Ray task can read some of the run's Parquet files. Create it with `read`
-    or `at_end`.
+    for a finished run, or with `at_end` to also read the rows of an unfinished run.
 
     Attributes:
         run: The run directory.
-        last: The number of the last manifest that is considered; -1 if there is none.
+        last: The number of the last manifest whose rows are read; -1 if there is none.
         vanished: Sorted ids of files that the listing `last` no longer found.
         retried: For each retry, the number of its manifest and the sorted ids of its files. Earlier
             rows with these ids are not current.
@@ -80,9 +83,10 @@ class CurrentRows:
 
     @classmethod
     def at_end(cls, run: directory.RunDirectory) -> "CurrentRows":
-        """Return the rows that will be current when all files listed so far are scored.
+        """Return the current rows of a run, with those of listings that are still being scored.
 
-        Readers of an unfinished run use it. Rows that do not exist yet are not yielded.
+        A file that waits to be scored has no row yet. Its earlier row, if any, is no longer
+        current. Use `read` to ignore a listing or a retry until it is finished.
 
         Raises:
             ConfigError: If there is no run.

@@ -65,8 +65,8 @@ def add_defaults(identity: Identity) -> dict[str, Any]:
 def fingerprint(identity: Identity) -> str:
     """Return the SHA-256 of the canonical JSON of an identity, in hexadecimal digits.
 
-    An identity is a mapping of the settings that change a score or a verdict. It belongs to a run,
-    or to an ensemble behind an endpoint.
+    An identity is a mapping of the settings that change a score or a verdict. A run has an
+    identity, and so has an ensemble in `touchstone serve` and `touchstone check`.
     """
     return hashlib.sha256(
         json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()
@@ -303,8 +303,8 @@ class RunDirectory(PartTable):
         """Check that this version can add rows to the run.
 
         Raises:
-            ConfigError: If a version before 0.25 wrote the run, so that it is read-only. Also if
-                `check_known` raises it.
+            ConfigError: If a version before 0.25 wrote the run, so that it is read-only. Also if a
+                later version wrote rows, or if the run used a retired option (`check_known`).
         """
         self.check_known()
         run_info = self.describe()
@@ -316,7 +316,7 @@ class RunDirectory(PartTable):
             )
 
     def check_known(self) -> None:
-        """Check that this version can write rows of the same form as those of the run.
+        """Check that this version can write rows with the schema of the run's rows.
 
         A command that copies the rows of a run to another directory needs only this check. A
         command that adds rows to the run calls `check_writable`.

@@ -156,8 +156,9 @@ class DetectorTime(Section):
     Attributes:
         seconds: Seconds, summed over all workers.
         images: The number of scored images. Each perturbed copy of an image counts as an image.
-        ms_per_image: The milliseconds per image if this detector ran alone. They include the shared
-            backbone, even if its time was counted for another detector.
+        ms_per_image: The milliseconds per image that this detector would take without the others.
+            They include the time of a backbone that it shares. `seconds` include this time only for
+            the detector that runs the backbone first.
     """
 
     seconds: float = 0.0
@@ -384,11 +385,13 @@ class ProfileExample(Section):
         score: The log-odds of fake by the ensemble.
         predicted_generator: The most similar known generator; None if none is similar.
         generator_family: The family of that generator.
-        generator_probability: The probability of the first generator in the ranking.
-        generator_confidence: The confidence that the generator is a known one.
+        generator_probability: The probability of the first generator in the ranking, under the
+            assumption that a known generator generated the image.
+        generator_confidence: A number that is higher if it is more certain that a known generator
+            generated the image. It is not a probability.
         generator_ranking: The most similar generators, best first.
         predicted_prompt: The predicted prompt.
-        prompt_likelihood: The likelihood of the predicted prompt under its model.
+        prompt_likelihood: The likelihood of the predicted prompt by the model that predicted it.
     """
 
     image_id: int = 0
@@ -455,14 +458,15 @@ class ShiftSummary(Section):
     Attributes:
         feature: The name of the property, such as `short_side_px`.
         psi: The index.
-        limit: The largest index that counts as no difference: 0.1, or more if chance alone may
-            reach more.
+        limit: The largest index that counts as no difference. It is 0.1, or higher if the archive
+            has so few images that a higher index is plausible by chance.
         noticed: Whether `psi` is above `limit`, so that the guarantee does not hold.
         beyond: Whether `psi` is also above 0.25. Every verdict then becomes `abstain`, unless the
             user waived the guarantee.
         fakes: The fraction of fakes in the mixture, which is chosen to fit the archive.
         images: The number of images of the archive that have the property.
-        tells: Whether the archive has enough images to detect an index of 0.25.
+        tells: Whether the archive has enough images, so that an index of 0.25 is not plausible by
+            chance.
     """
 
     feature: str = ""
@@ -481,10 +485,11 @@ class ArchiveCounts(Section):
     `summary.json` stores the counts, so that a later command only has to count changed rows.
 
     Attributes:
-        card: The digest of the ensemble card, and of the detectors in a cascade's second stage.
-            Counts of another digest are not reused.
-        counts: For each property, such as the size, the images per bin.
-        decoders: Images per image decoder, only of formats that the calibration contained.
+        card: The digest of the ensemble card, and of the detectors in a cascade's second stage. If
+            it differs from that of a later command, the command counts all rows again.
+        counts: The number of images in each bin of a property, by name such as `short_side_px`.
+        decoders: The number of images by name of their decoder. Only formats that the calibration
+            contained are counted.
         images: The number of images with a score.
     """
 
@@ -515,7 +520,7 @@ class GuaranteeSummary(Section):
         shifts: The differences by property.
         decoders: Decoders of this run that the calibration did not use.
         settings: Settings of this run that differ from those of the calibration.
-        counted: The counts of this archive that were compared.
+        counted: The counts of this archive's images, from which the shifts were computed.
     """
 
     holds: bool | None = None
@@ -536,7 +541,7 @@ class GuaranteeSummary(Section):
     def stated(self) -> bool:
         """Whether the archive was compared with the images of the ensemble's calibration.
 
-        False for a section without `images`.
+        This does not say whether the guarantee is valid (`holds`).
         """
         return self.images is not None
 

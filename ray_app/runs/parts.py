@@ -82,14 +82,14 @@ class BlockRange:
 def group_consecutive(
     manifest: int, sizes: Mapping[int, int], covered: Container[int]
 ) -> list[BlockRange]:
-    """Group the blocks whose rows still have to be merged into ranges of consecutive blocks.
+    """Return ranges of consecutive blocks whose parts are not merged into a published file yet.
 
     A block is a fixed range of files, and a part is the Parquet file with the rows of one block.
     The parts of a range can be merged into one file, whose name has the first and the last block.
 
     Args:
         manifest: The number of the manifest, a list of files to score.
-        sizes: The size in bytes of each part, by number of its block.
+        sizes: The size in bytes of each existing part, by number of its block.
         covered: Blocks whose rows are already in a published file. They are left out.
 
     Returns:
@@ -232,7 +232,8 @@ class PartTable:
             max_blocks: The maximum number of blocks in a range.
 
         Yields:
-            The range as the `ScoreFile` that would contain its rows, and the paths of the parts.
+            The range and the paths of its parts. The range is a `ScoreFile`, whose `first` and
+            `last` are the numbers of its blocks; no file of this name exists.
         """
         for block_range in group_consecutive(manifest, dict.fromkeys(parts, 0), ()):
             for start in range(0, len(block_range.sizes), max_blocks):

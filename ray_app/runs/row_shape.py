@@ -17,9 +17,9 @@ from ray_app.runs.directory import RunDirectory
 class RowShape:
     """A common schema for all rows of a run, whose files may have different columns.
 
-    If some rows lack a column, its value is null in these rows. The column `input` repeats the
-    columns of the source, if the source is a table of images. Each of them gets a type that can
-    represent all of its values, or else text.
+    If some rows lack a column, its value is null in these rows. If the scored source is a table of
+    images, the column `input` is a struct with the columns of this table. Each field of the struct
+    gets a type that can represent its values in all files, or else text.
 
     Attributes:
         schema: The common schema.

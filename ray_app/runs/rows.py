@@ -44,13 +44,13 @@ def result_rows(
         scored: The results of decoding and scoring these files.
         attempt: The number of the session, one command's work on the run.
         scored_at: The time of scoring.
-        measured: Names of the facts about pixels to store, such as `texture`.
+        measured: Names of the columns with properties of the pixels to store, such as `texture`.
 
     Returns:
         One row for each file, in the order of `members`.
 
     Raises:
-        AssertionError: If the number of members and of outcomes differ.
+        AssertionError: If `members` and `scored` have different numbers of files.
     """
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
@@ -253,8 +253,8 @@ def with_findings(rows: pa.Table, thresholds: Thresholds) -> pa.Table:
 def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> card_sections.Facts:
     """Read image facts, such as the JPEG quality, from result rows.
 
-    Detector cards may state a range of these facts. The verdict on an image outside of the range is
-    `abstain`.
+    The card of a detector (its YAML file) may state for which values of these facts the detector is
+    valid. The verdict on an image with another value is `abstain`.
 
     Args:
         rows: The result rows (n,).
@@ -302,16 +302,16 @@ def block_tables(
 ) -> BlockTables:
     """Build the tables of a block from the results of its members, in the order of the members.
 
-    If building the tables fails, it is tried for each member alone. A member that fails alone gets
-    the status `decoder_crashed`. If the exception is not about a single member (see
-    `errors.is_image_error`), it is raised.
+    If building the tables raises an exception, each member is tried alone. A member that raises an
+    exception then gets the status `decoder_crashed`, and the tables are built again. An exception
+    that affects more than one member (see `errors.is_image_error`) is raised.
 
     Args:
         members: The rows of the manifest, one for each file of the archive.
         scored: The results of decoding and scoring these files.
         attempt: The number of the session, one command's work on the run.
         scored_at: The time of scoring.
-        measured: Names of the facts about pixels to store, such as `texture`.
+        measured: Names of the columns with properties of the pixels to store, such as `texture`.
         features: The settings that determine the embeddings to store, by name of the detector (see
             `feature_rows`). None stores no embeddings.
 

@@ -52,9 +52,9 @@ def row_schema(
     """Return the schema of the result rows of a run, in `parts/` and `scores/`.
 
     The column `scores` is a struct with a float32 per detector. Columns of features that were not
-    requested are left out. If the identifier knows no generator like that of an image, the columns
-    for generator and family are null. `generator_ranking` (best first) and `generator_probability`
-    (of the first) still show the nearest generators.
+    requested are left out. The identifier, a model that names generators, may know no generator
+    like that of an image. The columns for generator and family are then null. `generator_ranking`
+    (best first) and `generator_probability` (of the first) still show the nearest generators.
 
     Args:
         detectors: The names of the detectors.
@@ -66,8 +66,8 @@ def row_schema(
         second_look: Whether the ensemble is a cascade, which scores some images in a second stage.
         identified: Whether generators are named.
         described: Whether prompts are predicted.
-        measured: Facts about the pixels for which a detector's card states a range (see
-            `ImageFileFacts`).
+        measured: Columns for properties of the pixels, such as `texture`. A detector's card may
+            state for which values the detector is valid (see `ImageFileFacts`).
     """
     text, label = pa.string(), pa.dictionary(pa.int32(), pa.string())
     scores = pa.struct([(name, pa.float32()) for name in detectors])

@@ -68,8 +68,9 @@ class ScoredRun:
 
         Args:
             columns: Some columns of `runs.schema.row_schema`. None reads all.
-            vanished: Also yield rows of files that were changed or removed since.
-            unfinished: Also yield rows of listings that are still being scored.
+            vanished: Also yield rows of files that the last listing no longer found, because they
+                were changed or removed.
+            unfinished: Also yield the rows so far of a listing or a retry that is not finished.
 
         Returns:
             An iterator over tables.
@@ -99,8 +100,9 @@ class ScoredRun:
 
         Args:
             columns: Some columns of `runs.schema.row_schema`. None reads all.
-            vanished: Also return rows of files that were changed or removed since.
-            unfinished: Also return rows of listings that are still being scored.
+            vanished: Also return rows of files that the last listing no longer found, because they
+                were changed or removed.
+            unfinished: Also return the rows so far of a listing or a retry that is not finished.
 
         Returns:
             The table.
@@ -155,7 +157,7 @@ class ScoredRun:
             verdict: `fake`, `real`, or `abstain`.
             status: A status, such as `ok`.
             generator: The predicted generator, or its family.
-            match: A glob for the path of the file.
+            match: A glob (* and ?) for the URI of the file or of the archive that contains it.
             min_score: The minimum score (log-odds).
             max_score: The maximum score (log-odds).
             finding: Text that the finding contains, in upper or lower case.

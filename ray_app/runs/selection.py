@@ -29,7 +29,7 @@ class RowFilter:
         status: The status.
         generator: The predicted generator or its family. `unknown` selects images that resemble no
             known generator.
-        match: A glob (* and ?) for the URI.
+        match: A glob (* and ?) for the URI of the file or of the archive that contains it.
         min_score: The minimum score (log-odds).
         max_score: The maximum score (log-odds).
         finding: Text that the finding contains, in upper or lower case.
@@ -94,8 +94,8 @@ def selected_tables(
         unfinished: Also yield rows of listings that are still being scored.
 
     Raises:
-        ConfigError: If there is no run or no finished listing, if the column cannot be sorted, or
-            if neither the index of generators nor this run contains the generator.
+        ConfigError: If there is no run or no finished listing, or if the column cannot be sorted.
+            Also if no row can match the generator (`require_known_generator`).
     """
     if conditions.generator is not None:
         require_known_generator(run, conditions.generator)
@@ -152,11 +152,12 @@ def _sorted(table: pa.Table, column: str, descending: bool) -> pa.Table:
 
 
 def filter_by_generator(table: pa.Table, name: str) -> pa.Table:
-    """Select the rows whose predicted generator or family has a name, in any known spelling.
+    """Select the rows whose predicted generator, or its family, has the given name.
 
     Args:
         table: Result rows.
-        name: The name. `unknown` selects rows of images that resemble no known generator.
+        name: The name, such as "sdxl", in any spelling (see `generators.matches`). `unknown`
+            selects rows of images that resemble no known generator.
 
     Returns:
         The selected rows. The table is empty if the run does not identify generators.
@@ -184,8 +185,8 @@ def filter_by_generator(table: pa.Table, name: str) -> pa.Table:
 def require_known_generator(run: directory.RunDirectory, name: str) -> None:
     """Raise ConfigError if a filter for this generator name cannot match any row of a run.
 
-    This is the case if the run did not identify generators. It is also the case if neither the
-    index of generators nor the run contains the name.
+    This is the case if the run did not identify generators. It is also the case if no row of the
+    run has the name, and the name is not in the index of known generators (`generators.yaml`).
     """
     if not run.exists():
         raise run.missing_run_error()

@@ -60,9 +60,10 @@ COLUMNS = [
 
 
 def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> document.RunCounts:
-    """Count rows of a run by status, verdict, flag, format, provenance, profile and score.
+    """Count rows of a run by status, verdict, format, score, and other columns.
 
-    The result also has examples of statuses and the rows with the highest scores.
+    The result also has examples of statuses, the rows with the highest scores, and counts of the
+    predicted generators and prompts.
 
     Args:
         tables: Tables of rows with the columns `COLUMNS`.
@@ -383,7 +384,8 @@ def declarations(table: pa.Table) -> document.Declarations:
 
     The JSON in `provenance` is searched as text and not parsed. This is safe because this package
     writes the JSON (`Provenance.row`). It escapes every quote inside a value, so a text between
-    bare quotes is a key or a fixed word. The key `ai_declared` comes last.
+    bare quotes is a key or a fixed word. A file declares itself generated if the JSON ends with the
+    key `ai_declared` and true.
 
     Args:
         table: Result rows with the columns `provenance` and `verdict`.

@@ -30,7 +30,7 @@ class VerifiedRun:
     Attributes:
         manifests: The number of finished manifests, the lists of files that listings and retries
             wrote.
-        members: The number of rows of these manifests.
+        members: The number of files in these manifests, each of which has exactly one row there.
         current: The number of current rows: the last row of each file that the last listing found.
     """
 
@@ -96,20 +96,21 @@ def check_conservation(
 ) -> int:
     """Check that every file of a manifest has exactly one row, so that no file was lost.
 
-    Each manifest, a list of files to score, is compared with its rows in `scores/`. Both must have
-    the same ids in the same order.
+    Each manifest, a list of files to score, is compared with its rows in `scores/` and `parts/`.
+    Both must have the same ids in the same order.
 
     Args:
         run: The run directory.
-        manifests: The numbers of the manifests. None compares all complete manifests.
+        manifests: The numbers of the manifests, all of whose files must be scored. None compares
+            all complete manifests, which contain all files of their listing or retry.
         each: Maps the comparison over groups of blocks, for example as Ray tasks.
 
     Returns:
         The number of files in these manifests.
 
     Raises:
-        ClusterError: If a manifest is incomplete, a listed file has no row, or a row belongs to no
-            listed file.
+        ClusterError: If a manifest is not complete, a listed file has no row, or a row belongs to
+            no listed file.
     """
     spans: list[_Span] = []
     total = 0

@@ -17,8 +17,8 @@ class LeaderboardEntry:
         evaluation: The directory of the evaluation, without secrets.
         system: Name of the detector or the ensemble.
         title: Title of the detector or the ensemble.
-        metric: The metric that orders the table.
-        n: Number of images that it scored.
+        metric: Value and interval of the metric that orders the table, such as the AUC.
+        n: Number of images that the system scored.
         in_training: Number of generators of these images that the system was trained on.
         unseen: Number of generators of these images that the system was not trained on.
         generators: Number of all generators of these images.

@@ -163,9 +163,9 @@ def render_evaluation(result: EvaluationResult) -> str:
 def evaluation_lines(result: EvaluationResult) -> list[str]:
     """Return the result of an evaluation as lines for the terminal.
 
-    The lines have the headline, key metrics, warnings, a table by generator, and metrics on names
-    of generators. If the evaluation reproduces a published table, the table has its rows and also
-    the published values.
+    The lines have the headline, key metrics, warnings, a table by generator, and metrics on
+    predicted generators and prompts. If the evaluation reproduces a published table, the table has
+    the rows of that table, and also its values.
     """
     lines, systems = [headline(result)], opening_systems(result)
     if systems:

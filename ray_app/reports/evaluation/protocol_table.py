@@ -226,9 +226,10 @@ def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
 def list_sources(result: EvaluationResult) -> list[str]:
     """Return sentences on the publications from which the columns of published values come.
 
-    A sentence names the columns and the publication. It states whether the same weights were run on
-    the real data, and the results compared with the published values. It also states the number of
-    images in this run.
+    A sentence names the columns and the publication. It also states whether the developers of
+    Touchstone have verified the values: they ran the detector's weights on the data set of the
+    publication, and compared the results. If the detector was measured, the sentence has the number
+    of its images in this evaluation.
     """
     systems = {system.name: system for system in result.meta.systems}
     columns = dict[str, list[str]]()

@@ -57,12 +57,14 @@ class LabelInfo:
     Attributes:
         name: Path or URL of the labels, without secrets.
         key: The column that joins labels and rows.
-        rows: Number of labels.
-        joined: Number of labels with a row.
-        without_row: Number of labels without a row.
-        rows_without_label: Number of rows without a label.
-        doubled: Number of repeated labels that are equal.
-        other_split: Number of labels of other splits, which are left out.
+        rows: Number of labels that were read.
+        joined: Number of rows of the run that have a label. If `key` is `sha256`, files with equal
+            bytes share a label.
+        without_row: Number of labels whose image has no row in the run.
+        rows_without_label: Number of rows of the run that have no label.
+        doubled: Number of labels that repeat an earlier, equal label of the same image. They are
+            not used.
+        other_split: Number of labels of splits that are not evaluated.
     """
 
     name: str = ""
@@ -298,7 +300,7 @@ class ViewInfo:
     """The images of one system under one perturbation, such as JPEG compression.
 
     Attributes:
-        name: Name of the perturbation, which is the `view` of its metrics.
+        name: Name of the perturbation, which is also in the column `view` of the metrics table.
         kind: `degradation`, `chain` (several changes), or `attack`.
         why: Reason why there are no images under the perturbation; "" if there are.
         n_real: Number of real images.
@@ -328,7 +330,8 @@ class SystemInfo:
         n_real: Number of real images with a score.
         n_fake: Number of fakes with a score.
         unscored: Number of images without a score.
-        kinds_intervals: Validity of the intervals of the metrics on whole fakes and on local edits.
+        kinds_intervals: Whether the intervals of metrics on one kind of fakes, `whole` or `local`,
+            are valid for further generators. It is the same for both kinds.
         generators: The scored images by generator and by source of real images.
         strata: The scored images by format and size.
         views: The perturbed copies of images that were scored, by perturbation.
@@ -377,8 +380,8 @@ class ReferenceInfo:
         marks: Reasons not to compare single values, by name of the row.
         system: Name of the measured system to which the column corresponds. None without such a
             system.
-        verified: Whether the weights of that system were run on the real data, and the results
-            compared with the published values.
+        verified: Whether the developers of Touchstone ran the weights of that system on the data
+            set of the publication, and compared the results with the published values.
     """
 
     column: str = ""
@@ -476,10 +479,10 @@ class MaskInfo:
         images: Number of images.
         empty: Number of images in which nothing is altered.
         all_altered: Number of images in which everything is altered.
-        generators: Local edits by generator.
-        views: Masks under perturbation.
-        rules: Values of the column `scope` in the metrics table for metrics that follow the rules
-            of other publications.
+        generators: Numbers of masks of local edits, by generator.
+        views: Numbers of masks of perturbed images, by perturbation.
+        rules: Values of the column `scope` in the metrics table, such as "masks by OpenSDI", for
+            metrics computed by the rules of a benchmark.
     """
 
     system: str
@@ -524,9 +527,9 @@ class LocalizationInfo:
     """How predicted masks of altered pixels were compared with true masks.
 
     Attributes:
-        policy: Description of the rules.
-        images: Number of images with a mask and a true mask.
-        without_label: Number of images with a mask but without a label.
+        policy: Rules by which masks are compared, by key such as `threshold` and `resolution`.
+        images: Number of images with a predicted mask and a true mask.
+        without_label: Number of images with a predicted mask but without a label.
         warning: Sentence on true masks that mark nothing or everything. None if there are none.
         unreadable: True masks that could not be read, by reason.
         systems: Masks of each detector.
@@ -559,6 +562,8 @@ class ClassInfo:
 class IdentificationInfo:
     """The names of generators or families that an identifier gave to images.
 
+    An identifier is a model that names the generator of an image.
+
     Attributes:
         scope: Value of the column `scope` in the metrics table for metrics on these names.
         title: Description of the classes and the rules, such as "Families named".
@@ -566,7 +571,8 @@ class IdentificationInfo:
         pairs: Confusions: true name, wrong name, and number of images. The wrong name is None if
             the identifier gave no name.
         notes: Sentences on how to read the metrics.
-        counts: Numbers of fakes without a name, by key such as `without_prediction`.
+        counts: Numbers of fakes that have no name (key `without_prediction`), and of fakes that the
+            identifier did not process (`not_asked`).
     """
 
     scope: str
@@ -628,7 +634,8 @@ class PromptInfo:
     The metrics of the prompts are in the metrics table, in the scope `prompts`.
 
     Attributes:
-        counts: Numbers of images by name, such as `compared`.
+        counts: Numbers of images by key, such as `compared` for images that have both a predicted
+            and a true prompt.
         notes: Sentences on how to read the metrics.
     """
 
@@ -660,12 +667,12 @@ class EvaluationMeta:
         reference: Columns of published values.
         paired: Tests of the differences between pairs of systems.
         localization: The comparison of masks of altered pixels. None if there are none.
-        identification: Generators that an identifier named. The first entry follows the rules of
-            the protocol.
+        identification: Generators that an identifier, a model for this purpose, named. There is an
+            entry for each set of rules. The first follows the rules of the protocol.
         prompts: Predicted prompts. None if there are none.
         groups: Groups of generators that were, or were not, in the training data.
-        groups_by: Definition of the groups: `protocol`, or `identifier` for the generators that the
-            identifier knows. "" without groups.
+        groups_by: Origin of the groups: `protocol`, or `identifier`, whose known generators are
+            then a group. "" without groups.
     """
 
     title: str = ""
