@@ -227,8 +227,9 @@ class SourceError(InputError):
 class DetectorError(TouchstoneError):
     """A detector cannot be used, for example because its weights are missing.
 
-    Other examples are a card (its YAML file) that does not fit the weights, a licence that is not
-    accepted, a child process that died, or a device that does not exist.
+    Other examples are a card (the detector's YAML file) that does not fit the weights, and a
+    licence that is not accepted. The child process of the detector may have died, or the device may
+    be missing.
     """
 
     exit_code = ExitCode.DETECTOR

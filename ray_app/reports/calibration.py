@@ -20,9 +20,9 @@ SCHEMA = 2
 class Calibration:
     """The result of `touchstone detectors calibrate`: an ensemble card with chosen thresholds.
 
-    The card is the YAML file that defines the ensemble. Its weights and calibration were fitted on
-    some of the labelled images. The others are held out: only the thresholds were chosen on them,
-    and the error rates of the thresholds were measured on them.
+    The card is the YAML file that defines the ensemble. Its rule, which combines the detectors'
+    scores, was fitted on some of the labelled images. The others are held out: only the thresholds
+    were chosen on them, and the error rates of the thresholds were measured on them.
 
     Attributes:
         card: The card as it was written.
@@ -57,7 +57,7 @@ class Calibration:
         """Return the result as JSON-compatible values, which `--json` prints.
 
         They include the thresholds of the card and its guarantee, a bound on the false-positive
-        rate. The weights and other fitted values are only in the file of the card.
+        rate. The other fitted values are only in the file of the card.
         """
         keys = {"rule", "thresholds", "guarantee", "operating_points", "notes"}
         population = self.card.population

@@ -119,8 +119,8 @@ def describe_input(card: DetectorCard) -> str:
 def speed_class(card: DetectorCard) -> str | None:
     """Return the speed class of a detector: "fast", "medium", "slow", or "very slow".
 
-    The class follows from the multiply-adds per image that the card states. The result is None if
-    the card does not state them.
+    The class follows from the multiply-adds per image. The result is None if the card, the YAML
+    file that describes the detector, does not state them.
     """
     if card.size is None:
         return None

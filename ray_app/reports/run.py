@@ -131,7 +131,7 @@ class FalseFlags:
 
 
 def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
-    """Return lines for the terminal on the guarantee of a run's ensemble card.
+    """Return lines for the terminal on the guarantee of a run's ensemble.
 
     The guarantee is a bound on the false-positive rate. `section` is the value of `guarantee` in
     `summary.json`, or None.
@@ -145,7 +145,8 @@ def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
 def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> list[str]:
     """Return lines on how many of the images that a run flags as fake are expected to be real.
 
-    The list is empty if the ensemble card states no false-positive rate, or if no image was scored.
+    The list is empty if the false-positive rate of the ensemble is not known, or if no image was
+    scored.
 
     Args:
         summary: The content of `summary.json`.
@@ -316,7 +317,7 @@ def unlike_sentence(unlike: str | None) -> str | None:
 def describe_guarantee(
     target_fpr: float, upper_bound: float, confidence: float | None, population: str | None
 ) -> str:
-    """Return a sentence on the false-positive rate that an ensemble card states.
+    """Return a sentence on the false-positive rate that an ensemble's card (YAML) states.
 
     The sentence calls the stated rate guaranteed if the measured upper bound does not exceed it.
     Otherwise it has the measured bound.
@@ -345,8 +346,8 @@ def describe_guarantee(
 def name_feature(name: str) -> str:
     """Return the name to show for a property of images, such as their size or a score.
 
-    An archive is compared with the images of the calibration in such properties. `name` is the name
-    of the property on the ensemble card, such as `short_side_px` or `score:DETECTOR`.
+    An archive is compared in such properties with the images on which the ensemble was calibrated.
+    `name` is the key of the property, such as `short_side_px` or `score:DETECTOR`.
     """
     kind, _, detector = name.partition(":")
     if kind == "score" and detector:

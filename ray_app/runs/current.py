@@ -341,7 +341,8 @@ def mark_unlike(rows: pa.Table, unlike: str, thresholds: Mapping[str, Any]) -> p
 class ChangedRows:
     """The rows that became current, or stopped being current, between two times of a run.
 
-    Counts of a run are updated by these rows, instead of counting all rows again.
+    The current row of a file is its newest row. If rows were counted at the earlier time, the
+    counts can be updated by the changed rows, without counting all rows again.
 
     Attributes:
         before: The current rows at the earlier time.
@@ -401,6 +402,8 @@ def current_tables(
 ) -> Iterator[pa.Table]:
     """Yield the current rows of a run, as tables of bounded size.
 
+    The current row of a file is its newest row.
+
     Args:
         run: The run directory.
         columns: Columns to read, with `image_id` among them. None reads all.
@@ -422,6 +425,8 @@ def current_rows(
     unfinished: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield the current rows of a run as dictionaries.
+
+    The current row of a file is its newest row.
 
     Args:
         run: The run directory.

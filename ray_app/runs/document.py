@@ -440,7 +440,8 @@ class SecondLookSummary(Section):
     Attributes:
         band: Images whose first-stage score was uncertain: it was in the band of scores that the
             ensemble card sets.
-        audit: Images of a random sample, which shows how the second stage would score the others.
+        audit: Images that were drawn at random from the others. They show how the second stage
+            would score images that it does not receive.
         share: Images of the second stage as a fraction of all scored images.
     """
 

@@ -21,7 +21,7 @@ _MAX_NAMED = 3
 def find_image_row(
     run: RunDirectory, image: str, member: str | None = None, *, vanished: bool = False
 ) -> dict[str, Any]:
-    """Find the current row of one image in a run, and return it as a dictionary.
+    """Find the current (newest) row of one image in a run, and return it as a dictionary.
 
     Args:
         run: The run to search.

@@ -43,7 +43,7 @@ def begin_retry(
     The run then scores these files again. `touchstone score --retry` uses this function.
 
     Args:
-        rows: The current rows of a run whose listings are all scored.
+        rows: The newest row of each file of a run. All files listed so far must be scored.
         statuses: The statuses to retry, such as `source_timeout`.
         plan: How to cut the files into blocks, which workers score.
 

@@ -160,7 +160,8 @@ class ScoredRun:
             match: A glob (* and ?) for the URI of the file or of the archive that contains it.
             min_score: The minimum score (log-odds).
             max_score: The maximum score (log-odds).
-            finding: Text that the finding contains, in upper or lower case.
+            finding: Text that the finding contains, in upper or lower case. A finding is the
+                conclusion on the origin of the file.
 
         Returns:
             An iterator over images with their rows.

@@ -32,7 +32,8 @@ class RowFilter:
         match: A glob (* and ?) for the URI of the file or of the archive that contains it.
         min_score: The minimum score (log-odds).
         max_score: The maximum score (log-odds).
-        finding: Text that the finding contains, in upper or lower case.
+        finding: Text that the finding contains, in upper or lower case. A finding is the
+            conclusion on the origin of the file.
         since: The earliest time of scoring.
     """
 
@@ -46,7 +47,7 @@ class RowFilter:
     since: datetime | None = None
 
     def select(self, table: pa.Table) -> pa.Table:
-        """Return the rows of a table of current rows for which the conditions are true."""
+        """Return the rows of a table for which all conditions are true."""
         for name, value in (("verdict", self.verdict), ("status", self.status)):
             if value is not None:
                 table = table.filter(pc.equal(table[name].cast(pa.string()), value))
@@ -82,7 +83,8 @@ def selected_tables(
 ) -> Iterator[pa.Table]:
     """Yield the current rows that match conditions, as tables of bounded size.
 
-    If `order` is set, the first `limit` rows, or all matching rows, are in memory together.
+    The current row of a file is its newest row. If `order` is set, the first `limit` rows, or all
+    matching rows, are in memory together.
 
     Args:
         run: The run.

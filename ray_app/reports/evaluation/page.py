@@ -494,7 +494,7 @@ def system_charts(system: SystemResult, ident: str) -> list[Chart]:
     data is left out.
 
     Args:
-        system: The system.
+        system: The detector or ensemble.
         ident: Suffix of the ids of the charts, which is unique on the page.
     """
     drawings, name = [], short(system.info.called)

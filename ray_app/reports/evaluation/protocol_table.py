@@ -31,7 +31,8 @@ class Column(NamedTuple):
     It has measured metrics, published metrics, or the differences between both.
 
     Attributes:
-        system: Name of the measured system; "" for a published system that was not measured.
+        system: Name of the measured detector or ensemble; "" for a published one that was not
+            measured.
         published: The published column. None for a column of measured metrics.
         differs: Whether the cells are measured metrics minus published ones.
     """
@@ -45,7 +46,8 @@ class TableHead(NamedTuple):
     """The header of a column in the main table of an evaluation.
 
     Attributes:
-        name: Name of the measured system or of the published column, or "difference".
+        name: Name of the measured detector or ensemble, name of the published column, or
+            "difference".
         notes: Sign of the footnote on the header, such as "†"; "" without a footnote.
         is_ours: Whether the column has measured metrics or differences, not published values.
     """
@@ -62,8 +64,8 @@ class TableCell(NamedTuple):
         value: The formatted value; a dash if there is none.
         ends: The formatted bounds of its interval. None without an interval.
         notes: Sign of the footnote on the cell, such as "†"; "" without a footnote.
-        seen: `in-training`, `unseen`, or `unknown`: whether the system was trained on such images.
-            "" for cells without this fact, such as published values.
+        seen: Whether the measured detector or ensemble was trained on such images: `in-training`,
+            `unseen`, or `unknown`. "" for cells without this fact, such as published values.
         about: Number of images, and method of the interval, such as "of 1,000, jackknife".
     """
 
@@ -226,10 +228,10 @@ def protocol_table(result: EvaluationResult) -> tuple[list[TablePart], Notes]:
 def list_sources(result: EvaluationResult) -> list[str]:
     """Return sentences on the publications from which the columns of published values come.
 
-    A sentence names the columns and the publication. It also states whether the developers of
-    Touchstone have verified the values: they ran the detector's weights on the data set of the
-    publication, and compared the results. If the detector was measured, the sentence has the number
-    of its images in this evaluation.
+    A sentence names the columns and the publication. It also states whether the values are
+    verified: the detector's weights were run on the data set of the publication, and the results
+    compared. If the detector was measured, the sentence has the number of its images in this
+    evaluation.
     """
     systems = {system.name: system for system in result.meta.systems}
     columns = dict[str, list[str]]()

@@ -86,7 +86,8 @@ class ProtocolInfo:
         title: Title of the protocol.
         source: The publication.
         what: Description of what the protocol measures.
-        threshold: The threshold on the scores of all systems, in log-odds of fake.
+        threshold: The threshold on the scores of all detectors and the ensemble, in log-odds of
+            fake.
         strict: Whether a score that equals the threshold counts as real.
         averages: Description of how averages over generators are computed.
         notes: Notes on how to read the results.
@@ -242,7 +243,8 @@ class GeneratorInfo:
         name: The generator or the source.
         label: `fake` or `real`.
         kind: `whole` for fakes that are generated as a whole, `local` for local edits, or `real`.
-        seen: Whether the system was trained on it: `in-training`, `unseen`, or `unknown`.
+        seen: Whether the evaluated detector or ensemble was trained on it: `in-training`, `unseen`,
+            or `unknown`.
         released: Date of the release of the generator.
         architecture: Architecture of the generator.
         n: Number of images with a score.
@@ -271,8 +273,8 @@ class GeneratorInfo:
 class StratumInfo:
     """The images of one format and one class of size.
 
-    Metrics on these images show how well a system works if the format and the size do not reveal
-    which images are fakes.
+    Metrics on these images show how well a detector or an ensemble works if the format and the size
+    do not reveal which images are fakes.
 
     Attributes:
         format: Image format, such as JPEG.
@@ -297,7 +299,7 @@ class StratumInfo:
 
 @dataclass(frozen=True)
 class ViewInfo:
-    """The images of one system under one perturbation, such as JPEG compression.
+    """The images that one detector or ensemble scored under one perturbation, such as JPEG.
 
     Attributes:
         name: Name of the perturbation, which is also in the column `view` of the metrics table.
@@ -380,8 +382,8 @@ class ReferenceInfo:
         marks: Reasons not to compare single values, by name of the row.
         system: Name of the measured system to which the column corresponds. None without such a
             system.
-        verified: Whether the developers of Touchstone ran the weights of that system on the data
-            set of the publication, and compared the results with the published values.
+        verified: Whether the weights of that system were run on the data set of the publication,
+            and the results compared with the published values.
     """
 
     column: str = ""
@@ -404,8 +406,8 @@ class TableRowInfo:
         name: Name of the row.
         label: Class of the images, `real` or `fake`.
         n: Number of the images.
-        seen: For each system, whether it was trained on images of these generators: `in-training`,
-            `unseen`, or `unknown`.
+        seen: By name of the system (a detector or the ensemble), whether it was trained on images
+            of these generators: `in-training`, `unseen`, or `unknown`.
     """
 
     name: str
@@ -416,7 +418,7 @@ class TableRowInfo:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A test whether one of two systems is better, on images that both have scored.
+    """A test whether one of two systems (detectors or ensemble) is better on the same images.
 
     The measured difference and its interval are in the metrics table (`find_difference`).
 
@@ -667,8 +669,8 @@ class EvaluationMeta:
         reference: Columns of published values.
         paired: Tests of the differences between pairs of systems.
         localization: The comparison of masks of altered pixels. None if there are none.
-        identification: Generators that an identifier, a model for this purpose, named. There is an
-            entry for each set of rules. The first follows the rules of the protocol.
+        identification: Names that an identifier, a model that names generators, gave to images. The
+            first entry follows the rules of the protocol. Others are, for example, on families.
         prompts: Predicted prompts. None if there are none.
         groups: Groups of generators that were, or were not, in the training data.
         groups_by: Origin of the groups: `protocol`, or `identifier`, whose known generators are
@@ -745,7 +747,7 @@ Points = tuple[tuple[float | None, ...], ...]
 
 @dataclass(frozen=True)
 class Curves:
-    """Curves of one system for the page.
+    """Curves of one system, a detector or the ensemble, for the page of an evaluation.
 
     Attributes:
         roc: FPR, TPR, and threshold of each point.
