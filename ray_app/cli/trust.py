@@ -119,7 +119,9 @@ def audit(
             "use either --draw N to draw a sample, or --labels FILE to read a labelled one"
         )
     if flagged and draw is None:
-        raise click.UsageError("--flagged requires --draw: a sample records how it was drawn")
+        raise click.UsageError(
+            "--flagged requires --draw. An existing sample already records whether it was drawn from flagged images."
+        )
     if draw is not None and draw < _MIN_SAMPLE and not flagged:
         raise click.UsageError(
             f"--draw must be at least {_MIN_SAMPLE}, or 10 with --flagged, got {draw}"

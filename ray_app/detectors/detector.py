@@ -574,7 +574,7 @@ def fake_index(card: DetectorCard, checkpoint: Mapping[str, Any]) -> int:
         index = card.output.index_among(labels)
         if card.output.labels and index != card.output.index_among(card.output.labels):
             raise ValueError(
-                f"it has index {1 - index} by the card ({', '.join(card.output.labels)}), {index} by the checkpoint ({', '.join(labels)})"
+                f"`fake` has index {1 - index} by the card ({', '.join(card.output.labels)}), {index} by the checkpoint ({', '.join(labels)})"
             )
     except ValueError as error:
         raise DetectorError(

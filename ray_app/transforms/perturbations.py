@@ -133,7 +133,9 @@ class Perturbation(Frozen):
     @classmethod
     def _check_name(cls, name: str) -> str:
         if name == "clean":
-            raise ValueError("a perturbation cannot be called clean, as the unperturbed view is")
+            raise ValueError(
+                "a perturbation cannot have the name clean, which is that of the unperturbed view"
+            )
         return name
 
     def apply(self, image: Image.Image, seed: int) -> Image.Image:

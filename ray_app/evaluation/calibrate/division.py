@@ -373,7 +373,7 @@ def refuse_dependent(
     else:
         reason = (
             f"the {size.n:,} labelled reals of {size.groups:,} groups are worth {size.effective:,.0f} independent ones, because those of one "
-            f"group have similar scores ({largest}); a target of {100 * config.fpr:g} % at {100 * config.confidence:g} % confidence needs {needed:,}"
+            f"group have similar scores ({largest}); an FPR of {100 * config.fpr:g} % at {100 * config.confidence:g} % confidence needs {needed:,}"
         )
     raise ConfigError(reason, hint=_independence_hint(division, size))
 

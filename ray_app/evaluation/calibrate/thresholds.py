@@ -125,7 +125,7 @@ def choose_threshold(
             else f", which are worth {size.effective:,.0f} independent ones"
         )
         raise ConfigError(
-            f"thresholds are chosen on {n:,} reals{grouped}; a target of {100 * target:g} % at {100 * confidence:g} % confidence needs {needed:,}",
+            f"thresholds are chosen on {n:,} reals{grouped}; an FPR of {100 * target:g} % at {100 * confidence:g} % confidence needs {needed:,}",
             hint=hint_for_few_reals(n_effective, confidence),
         )
     max_false_positives = false_positives_allowed(n, target, confidence, effective=n_effective)
