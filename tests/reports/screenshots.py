@@ -1,8 +1,15 @@
-"""`python -m tests.reports.screenshots [DEMO]`: pictures of the pages and the table of their
-weights for docs/performance.md, of the demo's run.
+"""Take the screenshots of the documentation. Run it again when a page looks different.
 
-DEMO is the folder of a `touchstone demo`; without it, one is made. Run it again when a page looks
-otherwise than it did. It needs Chromium.
+    python -m tests.reports.screenshots [DEMO]
+    python -m tests.reports.screenshots --tutorials FOLDER
+
+The first command takes the pages of a demo's run and writes the table of their sizes into
+docs/performance.md. DEMO is the folder of a `touchstone demo`; without it, one is made. The second
+command takes the pages that the tutorials show. FOLDER is what the tutorials wrote, of
+
+    pytest -m slow tests/docs/test_journeys.py --basetemp FOLDER -o tmp_path_retention_policy=all
+
+Both need Chromium.
 """
 
 import io
@@ -35,7 +42,52 @@ _NAMES = {
 }  # fmt: skip
 
 
+TUTORIALS = {
+    "verdicts": ("verdicts.html", 1000, None),
+    "run-report": ("run/report.html", 820, None),
+    "false-flags": ("run/report.html", 520, "h-false"),
+    "evaluation": ("figures/report.html", 560, None),
+}
+"""By image of a tutorial: the page, the height of the window, and the id of the heading to show."""
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--tutorials"]:
+        take_tutorials(Path(sys.argv[2]))
+    else:
+        take_pages()
+
+
+def take_tutorials(folder: Path) -> None:
+    """Take the pages that the tutorials wrote below `folder`, and the page of an endpoint."""
+    with chromium() as browser:
+        for name, (file, height, heading) in TUTORIALS.items():
+            (path,) = folder.glob(f"*/{file}")
+            page = browser.new_page(
+                viewport={"width": 1000, "height": height}, color_scheme="light"
+            )
+            page.goto(path.as_uri())
+            page.evaluate(EAGER)
+            page.evaluate(DECODED)
+            if heading:
+                page.evaluate(f"document.getElementById('{heading}').scrollIntoView()")
+            keep(page, DOCS / "tutorials" / f"{name}.png")
+            page.close()
+        (photo,) = folder.glob("*/images/archive/desk/drafts/f12ffc.jpg")
+        with served("--workers", "1", ensemble="tiny") as endpoint:
+            page = browser.new_page(
+                viewport={"width": 1000, "height": 820},
+                color_scheme="light",
+                reduced_motion="reduce",
+            )
+            page.goto(f"http://127.0.0.1:{endpoint.port}")
+            page.wait_for_selector("#drop-note:not(:empty)")
+            score_one(page, photo.name, photo.read_bytes())
+            keep(page, DOCS / "tutorials" / "endpoint.png")
+
+
+def take_pages() -> None:
+    """Take the pages of a demo's run, and write the table of their sizes."""
     with tempfile.TemporaryDirectory() as place, chromium() as browser:
         folder = Path(place)
         demo = Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "demo"
@@ -67,6 +119,8 @@ def _seen(browser, found):
         if name == "report":
             keep(page, DOCS / "report.png")
             page.evaluate("document.getElementById('h-top').scrollIntoView()")
+        if name == "evaluation":
+            keep(page, DOCS / "evaluation.png")
         if name in ("report", "gallery", "check"):
             keep(page, DOCS / "pages" / f"{name}.png")
         if name == "gallery":
