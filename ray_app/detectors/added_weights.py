@@ -20,9 +20,9 @@ class AddedWeights(NamedTuple):
         part: Name of the detector or backbone.
         sha256: SHA-256 of the main file, in hex.
         path: Path of the main file in the cache.
-        lacking: By name of each detector that uses these weights, the weights that this machine
-            still lacks: the detector's own name, its backbone's name, or both. An empty list means
-            that the detector has all files.
+        lacking: Weights that are still missing on this machine, for each detector that uses the
+            added weights. A key is the name of a detector. A value lists the detector's own name,
+            its backbone's name, or both. It is empty if the detector has all files.
     """
 
     part: str
@@ -31,9 +31,10 @@ class AddedWeights(NamedTuple):
     lacking: dict[str, list[str]]
 
     def lines(self, file: Path) -> list[str]:
-        """Return text for people: the path of the weights, and what each detector still lacks.
+        """Return text for people: the path of the weights, then a line per detector.
 
-        `file` is the file that the user added.
+        The line of a detector that uses these weights lists the weights that are still missing, if
+        any. `file` is the file that the user added.
         """
         lines = [f"{file}: the weights of {self.part}; copied to {self.path}"]
         for detector, lacking in self.lacking.items():

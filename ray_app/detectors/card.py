@@ -154,7 +154,8 @@ class Output(Frozen):
     """Which output of the network means fake.
 
     Exactly one of three keys is set. For a network with two logits, `fake_label` or `fake_index`
-    selects one of them. For a network with one logit, `sign` states its direction.
+    selects one of them. For a network with one logit, `sign` is 1 if a positive logit means
+    fake, and −1 if a negative logit does.
     """
 
     labels: tuple[str, ...] = Field(default=(), description="labels of the two logits, in order")

@@ -193,10 +193,10 @@ class Fragility(Frozen):
         return {name: bound.facts for name, bound in self.abstains.items()}
 
     def with_recorded_limits(self, facts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-        """Return this section as JSON, with its limits replaced by those that a run recorded.
+        """Return the section `fragility` with the limits that a scoring run recorded, as JSON.
 
-        A run that is resumed keeps its limits, even if the card has changed. Only the text that
-        describes a limit is that of the present card.
+        A run that is resumed keeps its limits, even if the card has changed. The texts that
+        describe limits are not recorded, so they are taken from the present card.
 
         Args:
             facts: The limits that the run recorded: `Fragility.facts` when the run was started.
@@ -282,15 +282,15 @@ class SeenNames(NamedTuple):
     def from_labels(cls, makers: Iterable[str], sources: Iterable[str]) -> Self:
         """Collect the names of generators and sources from the labels of training images.
 
-        An empty text, "real", or "unknown" means that the name of a generator or source is not
-        known.
+        A label "", "real", or "unknown" means that the name is not known.
 
         Args:
             makers: Name of the generator, for every fake.
             sources: Name of the source, for every real image, such as `real:camera` or `camera`.
 
         Returns:
-            The distinct names that are known, as glob patterns.
+            The distinct names that are known, as glob patterns. `complete` is False if no generator
+                or not every generator is known, or if only some of the sources are known.
         """
         generators, all_generators_known = _globs(makers)
         source_globs, all_sources_known = _globs(source.removeprefix("real:") for source in sources)
@@ -301,16 +301,14 @@ class SeenNames(NamedTuple):
         )
 
     def merge(self, base: TrainingData) -> Self:
-        """Add the names of the original weights to those of fine-tuned weights.
-
-        The object itself has the names of the fine-tuning.
+        """Add the names of the original weights to those of the fine-tuning, which are in `self`.
 
         Args:
             base: Training data of the original weights, from their card.
 
         Returns:
-            The names of both. `complete` is False if either of them is incomplete, or if only one
-                of them lists sources.
+            The names of both. `complete` is False if either of them is incomplete. It is also False
+                if only one lists sources, because those of the other are then not known.
         """
         complete = base.complete and self.complete and bool(base.sources) == bool(self.sources)
         generators, sources = (

@@ -59,7 +59,7 @@ def card_text(card: Card, *, is_compact: bool = False) -> str:
 
 
 def describe_backbone(backbone: Backbone) -> str | dict[str, Any]:
-    """Return a backbone in the form that the key `backbone` of a card has.
+    """Return a backbone as the value of the key `backbone` in a card: a name or a mapping.
 
     Args:
         backbone: The backbone, a part of a network that several detectors share.

@@ -188,7 +188,8 @@ def require_fit(
         without: Prefix of a submodule that is loaded from another file. None if there is none.
 
     Returns:
-        The network's present tensors by key. Those of the submodule `without` are left out.
+        The tensors that the network has now, by key, not those of the file. The tensors of the
+            submodule `without` are left out.
 
     Raises:
         DetectorError: If a key or shape does not fit. The message names it.
@@ -321,7 +322,8 @@ def unreadable(
     """Return the error for a checkpoint or configuration file that cannot be read.
 
     The message states the reason, for example that the file is a Git LFS pointer. A hint states how
-    to correct it. Neither advises to open the file without `weights_only`.
+    to correct it. The text of torch's own error is left out if it advises to open the file without
+    `weights_only`, because the file could then run code.
 
     Args:
         path: The file.

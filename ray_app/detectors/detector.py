@@ -103,7 +103,7 @@ def load_network(
     The module of the card's family may define `published_keys(state, network)`, which renames the
     tensors of a file to those of the network. The network may define `attach(folder)`, which reads
     further files from the folder of its weights. If the network has `reads_its_own_weights = True`,
-    only `attach` reads its own file.
+    the main file is not read here, but only by `attach`.
 
     Args:
         card: The detector card.
@@ -208,8 +208,9 @@ class Prediction(NamedTuple):
         masks: The probability that a pixel was altered. Either a tensor (N, H, W) in the size of
             the network's input, or a list with one (h, w) uint8 mask or None per image, 255 for
             probability 1. None for networks without masks.
-        replies: A text per image, for networks that reply with text.
-        failures: Per image, the reason why it has no score, or None.
+        replies: A text per image. None for networks that do not reply with text.
+        failures: Per image, the reason why it has no score, or None if it has one. None instead of
+            a tuple for networks that report no failures of single images.
     """
 
     logits: torch.Tensor
@@ -226,10 +227,11 @@ class BatchPrediction(NamedTuple):
         masks: The probability that a pixel was altered, as uint8, 255 for probability 1. Either a
             tensor (N, H, W), or a list with one (h, w) mask or None per image. None for detectors
             without masks.
-        replies: A text per image, for networks that reply with text.
+        replies: A text per image. None for networks that do not reply with text.
         embeddings: Inputs of the network's last linear layer (N, d), float32. None unless
             `Detector.keep_embeddings` was called.
-        failures: Per image, the reason why it has no score, or None.
+        failures: Per image, the reason why it has no score, or None if it has one. None instead of
+            a tuple for networks that report no failures of single images.
     """
 
     scores: torch.Tensor

@@ -43,8 +43,8 @@ class FetchedWeights(NamedTuple):
 def find_fetchable(accepted: Sequence[str], progress: Progress) -> Iterator[DetectorCard]:
     """Yield each shipped card whose weights can be fetched and whose licence the user accepts.
 
-    A card is left out if its licence is not accepted, or if a person has to obtain weights that are
-    not on this machine yet.
+    A card is left out if its licence is not accepted. It is also left out if its weights are not on
+    this machine and only the user can obtain them, for example from Google Drive.
 
     Args:
         accepted: Names of detectors or licences that the user accepts for this call.

@@ -1,8 +1,8 @@
 """Score stored embeddings with a detector's linear head, without the images (`LinearHead`).
 
 An embedding is the input of the last linear layer of a detector's network, and the head is that
-layer. A head can score embeddings only if `embedding_facts` of both are equal.
-`ray_app.training.head` fits heads.
+layer. A detector's head can score the stored embeddings of another detector only if
+`embedding_facts` of the two detectors are equal. `ray_app.training.head` fits heads.
 """
 
 import functools

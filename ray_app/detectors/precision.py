@@ -30,7 +30,7 @@ _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 def resolve_precision(
     precision: Precision, device: str, preferred: Literal["auto", "fp32"] = "auto"
 ) -> ResolvedPrecision:
-    """Resolve the precision `auto` to bf16 or fp32 for a device of this process.
+    """Return the precision for a device: bf16 or fp32, even if the requested one is `auto`.
 
     `auto` is bf16 if the device multiplies bf16 fast (`has_bf16`) and the card allows it.
 

@@ -131,8 +131,8 @@ class Preprocessing(Frozen):
     def image_area(self, width: int, height: int) -> tuple[slice, slice]:
         """Return the area of a prepared image that is not padding, for example to cut a mask.
 
-        If `pad` is "corner", the padding at the bottom and right is left out. For any other value
-        of `pad`, the area is the whole image, even if it has padding.
+        Only the padding of `pad` "corner", at the bottom and right, is left out. For any other
+        value of `pad`, the result is the whole image, with its padding.
 
         Args:
             width: Width of the original image in pixels.

@@ -1,9 +1,9 @@
 """List the families of detector networks (`FAMILIES`), each with its module.
 
 A family is the code that builds similar networks, and a detector's card names its family. A module
-is imported when a card needs it. There are two kinds of entries. For MODULE:CLASS, the class is the
-network, and the card's `architecture.arguments` are its arguments. For MODULE, the function
-`build(card)` of the module returns the network.
+is imported when a card needs it. If a value of `FAMILIES` has the form MODULE:CLASS, the class is
+the network, and the card's `architecture.arguments` are its arguments. If the value is only MODULE,
+the function `build(card)` of the module returns the network.
 """
 
 from ray_app.errors import ConfigError

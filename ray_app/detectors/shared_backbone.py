@@ -91,9 +91,8 @@ def _have_equal_weights(first: nn.Module, second: nn.Module) -> bool:
 def share_equal_weights(networks: Iterable[nn.Module]) -> int:
     """Make parameters with equal content share one tensor, to save memory.
 
-    This helps if a detector has a frozen backbone in its own checkpoint that another detector has
-    as a separate file. An example is MaskCLIP with OpenAI's CLIP. The networks must not be trained
-    afterwards.
+    For example, MaskCLIP's checkpoint contains OpenAI's CLIP, which other detectors load from a
+    separate file. The networks must not be trained afterwards.
 
     Args:
         networks: The networks, which are changed in place. Only tensors of the same precision are

@@ -53,11 +53,13 @@ class DetectorCheck(NamedTuple):
 def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[DetectorCheck]:
     """Check a detector's weight files, parameter counts, loading, and golden scores.
 
-    A part is the detector's own weights or those of its backbone. The checks of a part are: its
-    files are present, their SHA-256 is the one on the card, and their keys and shapes fit the
-    network. If a part is missing or wrong, the other parts are still checked, but checks that need
-    all parts are skipped. Files that are not on this machine are fetched only from the mirror
-    that $TOUCHSTONE_WEIGHTS_MIRROR names.
+    A golden score is the expected score of one image on the card. A part is the detector's own
+    weights or those of its backbone.
+
+    The checks of a part are: its files are present, their SHA-256 is the one on the card, and their
+    keys and shapes fit the network. If a part is missing or wrong, the other parts are still
+    checked, but checks that need all parts are skipped. Files that are not on this machine are
+    fetched only from the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names.
 
     Args:
         card: The detector card.

@@ -77,8 +77,8 @@ class WeightSet:
 def list_parts(card: DetectorCard) -> list[WeightSet]:
     """Return the weight sets of a card: the detector's own, then that of its backbone, if any.
 
-    A weight set is the files of one network. A variant of a detector has a weight set with the same
-    name, but may state other files.
+    A weight set is the files of one network. The weight set of a variant has the name of the
+    detector without `:VARIANT`, but may have other files.
     """
     parts = [WeightSet(strip_variant(card.name), card.weights, card.folder, card.name)]
     if card.backbone is not None:
@@ -531,12 +531,12 @@ def use_earlier_weights(
 
     Args:
         card: The card as it is now.
-        digest: The SHA-256 of the earlier weights.
+        digest: The SHA-256 of the weights that the run was started with.
         mirrors: URLs of folders with copies of weights to search, after the cache.
 
     Returns:
-        The changed card. None if the weights are not available, or if the weights of the card
-            consist of several files or include a backbone.
+        The changed card. None if no file with this SHA-256 is available. Also None if the card has
+            several weight files or a backbone, because `digest` is then not that of one file.
     """
     [main, *others] = list_parts(card)
     if others or main.weights.beside:
@@ -566,7 +566,7 @@ def publish_weights(card: DetectorCard, mirror: str) -> str:
         mirror: The mirror: a shared folder, or the fsspec URL of a bucket.
 
     Returns:
-        The URL of the detector's main file.
+        The URL that the detector's main file has on the mirror.
 
     Raises:
         DetectorError: If a file is not available or cannot be written.

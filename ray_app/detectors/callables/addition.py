@@ -113,8 +113,8 @@ class AddedCard(NamedTuple):
 def is_callable(name: str) -> bool:
     """Return whether `name` has the form `callable:MODULE:FUNCTION`, which means a Python callable.
 
-    The path of an existing file or folder is not a callable. Raises ConfigError if `name` begins
-    with an adapter for another package that only earlier versions had, as in `detectzoo:safe`.
+    If `name` is the path of an existing file or folder, the result is False. Raises ConfigError for
+    a form that only earlier versions had, such as `detectzoo:safe`.
     """
     refuse_retired_family(name)
     return name.startswith("callable:") and not Path(name).exists()

@@ -334,8 +334,8 @@ def published_keys(
 ) -> Mapping[str, torch.Tensor]:
     """Rename the tensors of an autoencoder's file to the names of the network.
 
-    Only files of old versions of diffusers have other names. A file for another network is returned
-    unchanged.
+    Only files of diffusers until 0.18 have other names than the network. If `network` is not the
+    autoencoder, the tensors are returned unchanged.
     """
     return rename_attention(state) if isinstance(network, KlAutoencoder) else state
 

@@ -101,8 +101,8 @@ class CallableNetwork(nn.Module):
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card, without starting its process.
 
-    Raises DetectorError if the card has no section `process`, or if its mean and standard deviation
-    change pixels.
+    A callable gets pixels from 0 to 255. Raises DetectorError if the mean and standard deviation on
+    the card would change their values, or if the card has no section `process`.
     """
     if card.process is None:
         raise DetectorError(

@@ -197,7 +197,7 @@ class EfficientNetLite(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> dict[str, torch.Tensor]:
-        """Return the state dict of the equal network without batch norms.
+        """Return the state dict for a network without batch norms that gives the same results.
 
         Each batch norm is folded into the convolution before it. The classifier is left out. The
         network must have been built with `norms=True`.

@@ -102,8 +102,8 @@ class ImagePrompts(nn.Module):
     """Make a prompt for real and one for fake from an image's tokens.
 
     (N, tokens, width) → (N, 2, context, width). A prompt has fixed tokens and learned tokens. The
-    learned tokens attend to the image. The spelling `patch_basaed_enhancer` is that of the authors'
-    file.
+    learned tokens attend to the image. The name of this attention, `patch_basaed_enhancer`, is
+    misspelt in the authors' file.
 
     Args:
         width: Width of the tokens.

@@ -12,8 +12,8 @@ from torch import nn
 def median_residual(pixels: torch.Tensor, window: int = 3) -> torch.Tensor:
     """Subtract from each pixel the median of the window around it: (N, C, H, W) → the same shape.
 
-    For the median, the pixel itself and positions outside the image count as 0. `window` is the odd
-    side of the window in pixels.
+    In the median, the pixel itself counts as 0, so that the median depends only on its neighbours.
+    Positions outside the image also count as 0. `window` is the odd side of the window in pixels.
     """
     reach, (height, width) = window // 2, pixels.shape[-2:]
     padded = functional.pad(pixels, (reach,) * 4)

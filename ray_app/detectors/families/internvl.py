@@ -43,9 +43,10 @@ class AnswerWords(Frozen):
 
 
 class Dialogue(Frozen):
-    """Question to a vision-language model about an image, in the model's own chat template.
+    """Question to a vision-language model about an image, and how its reply gives a score.
 
-    It is part of a card's `architecture.arguments`.
+    The fields are part of a card's `architecture.arguments`. They include the question, the model's
+    chat template, and the words that mean real and fake.
     """
 
     mode: Literal["reply", "first-token"] = Field(
@@ -107,8 +108,8 @@ class DialogueTokens(NamedTuple):
         tokenizer: The tokenizer.
         prompt: Token ids of the prompt, with those of the image.
         end: Token id that ends a reply.
-        fake: Token ids that mean fake.
-        real: Token ids that mean real.
+        fake: Token ids that mean fake if a reply begins with one of them.
+        real: Token ids that mean real if a reply begins with one of them.
     """
 
     tokenizer: tokenizers.Tokenizer
@@ -232,9 +233,9 @@ def published_keys(
 ) -> dict[str, torch.Tensor]:
     """Rename the tensors of a hub checkpoint to the names of `Interrogator`.
 
-    The hub keeps the names of transformers 4.51, such as `language_model.lm_head.*` and
-    `vision_tower.*`. Later versions of transformers rename them when they load a file. `network` is
-    not used.
+    The checkpoint has the names of transformers 4.51, such as `language_model.lm_head.*` and
+    `vision_tower.*`. The network has those of later versions, such as `chat.lm_head.*`. `network`
+    is not used.
     """
     new_prefixes = {
         "language_model.model.": "chat.model.language_model.",
@@ -253,9 +254,10 @@ def published_keys(
 class Interrogator(nn.Module):
     """Ask the model about each image: (N, 3, H, W) → logits (N, 1), log-odds of fake.
 
-    The mode of the dialogue decides what the logits are. With `reply`, they are the scores of the
+    `dialogue.mode` decides how they are computed. With `reply`, they are the scores of the
     generated replies (`score_of`), and the prediction also contains the replies. With
-    `first-token`, they compare the logits of both answers for the first token. Call `attach` with
+    `first-token`, they are the model's log-odds that the first token of a reply means fake instead
+    of real. Call `attach` with
     the folder of the weights first, to load the tokenizer.
 
     Args:

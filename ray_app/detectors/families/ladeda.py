@@ -123,9 +123,9 @@ class TinyLaDeDa(PatchNetwork):
     The network has four convolutions of eight channels and 1,297 parameters. Sides are at least 5
     px, or 6 px with the residual `npr`, which drops the last row or column of an odd side.
 
-    The residual must be that of the training. Otherwise, the logits are wrong, even if they look
-    plausible. With a wrong residual, the published file trained on WildRF still gives logits in the
-    tens, like with the correct residual. The file trained on ForenSynth gives thousands.
+    Set `residual` to the filter that the weights were trained with. With a wrong filter, the logits
+    are wrong but may look plausible. For example, logits of the published file trained on WildRF
+    stay in the tens. Those of the file trained on ForenSynth are in the thousands.
 
     Args:
         residual: The filter of the pixels before the first layer, see `resnet.residual_of`.

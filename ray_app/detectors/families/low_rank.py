@@ -77,8 +77,8 @@ def merged(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.T
 def build(card: DetectorCard) -> nn.Module:
     """Build the network of a card.
 
-    `architecture.name` is a name of timm. `architecture.arguments` are the arguments of
-    `timm.create_model`, and `alpha`, the alpha of LoRA (see `merged`).
+    `architecture.name` is a name of timm. `architecture.arguments` has the arguments of
+    `timm.create_model`. It also has the key `alpha`, the alpha of LoRA (see `merged`).
     """
     import timm  # Other users of this module do not need it.
 

@@ -38,7 +38,8 @@ class MaeVit(nn.Module):
         patch_size: Side of a patch in pixels.
         width: Width of the tokens.
         heads: Heads per block.
-        drop_path: Rate at which the last block skips attention or MLP in training.
+        drop_path: Rate at which the last block skips attention or MLP in training. The rate rises
+            linearly from 0 in the first block.
     """
 
     def __init__(

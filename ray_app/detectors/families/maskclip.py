@@ -497,7 +497,7 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def initialise(
     network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Load the published MAE encoder and CLIP into a new `MaskClip`, as the start of a training.
+    """Load the published MAE encoder and CLIP into a new `MaskClip`, before you train it.
 
     The tables of relative positions become zero. The learned vectors of the prompts are drawn from
     a normal distribution. All other parameters keep their values.

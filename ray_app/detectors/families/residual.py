@@ -64,8 +64,8 @@ class ResidualNet(nn.Module):
 
     Args:
         widths: Channels of the convolutions.
-        norms: Whether to add batch norms, for training. `without_norms` removes them afterwards,
-            because the network of a card has none.
+        norms: Whether to add batch norms, for training. `without_norms` removes them afterwards.
+            Weight files of detectors have no batch norms.
     """
 
     residual: torch.Tensor
@@ -145,12 +145,14 @@ def require_tile(size: object, stride: int) -> None:
 
 
 class ImageTile(NamedTuple):
-    """A tile of an image, with the part of the feature map that it computes.
+    """A tile of an image, and the part of the image's feature map that it computes.
+
+    The tile has a halo, a margin whose features are computed but not kept.
 
     Attributes:
         window: Rows and columns of the image that the network processes, with the halo.
-        core: Rows and columns of the window's feature map to keep, without the halo.
-        cells: Rows and columns of the image's feature map that the core fills.
+        core: Rows and columns of the tile's feature map to keep, without the halo.
+        cells: Rows and columns of the image's feature map to which the core is copied.
     """
 
     window: tuple[slice, slice]
@@ -161,10 +163,11 @@ class ImageTile(NamedTuple):
 def cut_tiles(height: int, width: int, tiling: Tiling) -> Iterator[ImageTile]:
     """Yield the tiles of an image, whose cores together cover its feature map exactly once.
 
-    A core is the part of a tile's feature map that is kept. All tiles have about the same size, at
-    most `size` plus the halo on each side. A tile begins at a multiple of the stride, so its
-    features are at the positions of the image's features. Inside the image, the halo is left out of
-    the core, because it depends on padding at the cut. The border of the image has no halo.
+    A tile has a halo: a margin of pixels that its features also depend on. The core is the tile's
+    feature map without the halo, where features are wrong because the cut is padded. There is no
+    halo at the border of the image. All tiles have about the same size, at most `size` plus the
+    halo on each side. A tile begins at a multiple of the stride, so that its feature map is aligned
+    with that of the image.
 
     Args:
         height: Height of the image in pixels.

@@ -367,10 +367,10 @@ def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
 class Npr(ResNetBody):
     """NPR's network: pixels (N, 3, H, W), ImageNet-normalised, any size → log-odds (N, 1) of fake.
 
-    Source: Tan et al., CVPR 2024 (arXiv 2312.10461). The input of the ResNet is 2/3 of the
-    `upsampling_residual`, differences of neighbouring pixels. A 3 × 3 stem, layer1 and layer2 of a
-    ResNet-50, the mean, and a linear layer follow. The last row or column of an odd side is
-    dropped, and a side of 1 px gives NaN. Large images are processed in tiles.
+    Source: Tan et al., CVPR 2024 (arXiv 2312.10461). The input of the ResNet is the
+    `upsampling_residual` (differences of neighbouring pixels), times 2/3. A 3 × 3 stem, layer1 and
+    layer2 of a ResNet-50, the mean, and a linear layer follow. The last row or column of an odd
+    side is dropped, and a side of 1 px gives NaN. Large images are processed in tiles.
 
     Args:
         tile: Side of a tile in pixels, at least 8, rounded down to a multiple of 8.
@@ -476,9 +476,9 @@ class Corvi(ResNetBody):
 def receptive_radius(layers: Sequence[int]) -> int:
     """Return the radius in pixels of the receptive field of a `Corvi` network's features.
 
-    A position of the feature map belongs to a cell of 8 × 8 pixels. Its features depend on this
-    number of pixels to every side of the cell's upper left pixel. The radius is 56 for ResNet-50,
-    so the field has 113 × 113 pixels.
+    A position of the feature map belongs to a cell of 8 × 8 pixels. The radius is counted from the
+    upper left pixel of the cell to every side. It is 56 for ResNet-50, so the features depend on
+    113 × 113 pixels.
 
     Args:
         layers: Blocks per stage of the ResNet.

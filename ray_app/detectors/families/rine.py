@@ -1,7 +1,8 @@
 """Build the `rine` family, which scores an image by the class tokens of all CLIP blocks.
 
-The tower's weights are those of the card's backbone. The head's weights are the card's own, with
-the authors' key names. Source: Koutlis and Papadopoulos, ECCV 2024 (arXiv 2402.19091).
+CLIP's weights are those of the card's backbone. The weights of the layers after CLIP are in the
+card's own file, with the authors' key names. Source: Koutlis and Papadopoulos, ECCV 2024 (arXiv
+2402.19091).
 """
 
 from itertools import pairwise

@@ -54,7 +54,7 @@ class ShrunkAttention(nn.Module):
     Args:
         width: Width of the tokens.
         heads: Attention heads.
-        ratio: Factor by which each side of the map of keys and values is smaller.
+        ratio: Factor by which each side of the token map is shrunk for keys and values.
     """
 
     def __init__(self, width: int, heads: int, ratio: int) -> None:
@@ -108,8 +108,7 @@ class MixBlock(nn.Module):
     Args:
         width: Width of the tokens.
         heads: Attention heads.
-        ratio: Factor by which each side of the map of keys and values is smaller than that of the
-            tokens.
+        ratio: Factor by which the attention shrinks each side of the token map for keys and values.
     """
 
     def __init__(self, width: int, heads: int, ratio: int) -> None:
@@ -127,8 +126,8 @@ class MixBlock(nn.Module):
 class MixStage:
     """The modules of one encoder stage: `embed`, `blocks`, and `norm`.
 
-    The class is not an `nn.Module`, because checkpoints have no level for a stage in their key
-    names, such as `patch_embed1` and `block1`. The encoder registers the three modules under these
+    The class is not an `nn.Module`, because keys of checkpoints begin with `patch_embed1` or
+    `block1`, without a prefix for the stage. The encoder registers the three modules under these
     names. The static method `run` applies them.
 
     Args:
@@ -136,8 +135,7 @@ class MixStage:
         width: Width of the tokens.
         heads: Attention heads per block.
         depth: Number of blocks.
-        ratio: Factor by which each side of the map of keys and values is smaller than that of the
-            tokens.
+        ratio: Factor by which the attention shrinks each side of the token map for keys and values.
         first: Whether this is the first stage, which has larger patches.
     """
 
@@ -270,8 +268,8 @@ class CrossAttention(nn.Module):
 class CrossPath(nn.Module):
     """Exchange information between two token sequences (N, T, C).
 
-    Each sequence is projected to two halves. One half attends to that of the other sequence. Both
-    halves are then projected and added to the sequence.
+    Each sequence is projected to two halves. The second half attends to the second half of the
+    other sequence. The first half and the result are then projected and added to the sequence.
 
     Args:
         width: Width C of the tokens.
@@ -344,8 +342,8 @@ class DualEncoder(nn.Module):
         widths: Width per stage.
         heads: Attention heads per stage.
         depths: Blocks per stage.
-        ratios: Factor per stage by which the attention's map of keys and values is smaller, see
-            `ShrunkAttention`.
+        ratios: Factor per stage by which the attention shrinks each side of the token map for keys
+            and values.
     """
 
     def __init__(
@@ -434,14 +432,15 @@ class MlpDecoder(nn.Module):
 class TruFor(nn.Module):
     """TruFor: colours (N, 3, H, W), 0 to 255/256, any size → log-odds (N, 1), masks (N, H, W).
 
-    The log-odds are that the image was altered. The masks have the probability that a pixel was
-    altered. The defaults are the published sizes, with 68,697,421 parameters.
+    Positive log-odds mean that the image was altered. The masks have the probability that a pixel
+    was altered. The defaults are the published sizes, with 68,697,421 parameters.
 
     Args:
         widths: Width per stage of the encoder.
         heads: Attention heads per stage.
         depths: Blocks per stage.
-        ratios: Factor per stage by which the attention's map of keys and values is smaller.
+        ratios: Factor per stage by which the attention shrinks each side of the token map for keys
+            and values.
         decoder_width: Channels of the decoders.
     """
 
@@ -474,9 +473,10 @@ class TruFor(nn.Module):
         return Prediction(self.detection(statistics), altered.sigmoid())
 
     def maps(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the log-odds that a pixel was altered, and those that this prediction is right.
+        """Return two maps (N, H, W): log-odds that a pixel was altered, and their confidence.
 
-        `pixels` are colours (N, 3, H, W), 0 to 255/256. Both results are (N, H, W).
+        The confidence is the log-odds that the first map is right about the pixel. `pixels` are
+        colours (N, 3, H, W), 0 to 255/256.
         """
         noise = self.noiseprint(pixels).expand(-1, 3, -1, -1)
         maps = self.backbone((pixels - self.mean) / self.std, noise)
