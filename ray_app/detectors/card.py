@@ -189,7 +189,7 @@ class Output(Frozen):
         return 2 if self.sign is None else 1
 
     def index_among(self, labels: tuple[str, ...]) -> int:
-        """Return the index of the logit that means fake, if the logits have these labels.
+        """Return the index of the logit that means fake, given the labels of the logits in order.
 
         Labels are compared without regard to case. If the card states `fake_index`, it is returned,
         and `labels` are ignored. Raises ValueError if `labels` do not contain the card's
@@ -602,9 +602,9 @@ def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
         name_or_path: A name, path, or URL, such as "npr:native".
 
     Returns:
-        The name or path, and the variant or None, such as ("npr", "native"). After the name of a
-            shipped or added detector, `:VARIANT` is always a variant. Otherwise, if a file with the
-            whole text as its path exists, the text has no variant.
+        The name or path, and the variant or None, such as ("npr", "native"). The variant is None if
+            the whole text is the path of an existing file, unless the text before `:VARIANT` is the
+            name of a shipped or added detector.
     """
     base, _, variant = str(name_or_path).rpartition(":")
     is_variant = bool(base and _VARIANT.fullmatch(variant)) and (

@@ -89,8 +89,8 @@ def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
     """Store the weights of matrix products in bf16, in place.
 
     Norms and the head, which is the last linear layer, stay in fp32. Run the network inside
-    `autocast`, which casts the inputs of each product and keeps scales and the residual stream in
-    fp32. Autocast without stored bf16 weights would cast every weight in every call.
+    `autocast`, which casts the inputs of each product and keeps layer scales and the residual
+    stream in fp32. Autocast without stored bf16 weights would cast every weight in every call.
 
     Args:
         network: The network.

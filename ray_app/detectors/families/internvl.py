@@ -254,11 +254,10 @@ def published_keys(
 class Interrogator(nn.Module):
     """Ask the model about each image: (N, 3, H, W) → logits (N, 1), log-odds of fake.
 
-    `dialogue.mode` decides how they are computed. With `reply`, they are the scores of the
+    `dialogue.mode` decides how the logits are computed. With `reply`, they are the scores of the
     generated replies (`score_of`), and the prediction also contains the replies. With
     `first-token`, they are the model's log-odds that the first token of a reply means fake instead
-    of real. Call `attach` with
-    the folder of the weights first, to load the tokenizer.
+    of real. Call `attach` with the folder of the weights first, to load the tokenizer.
 
     Args:
         chat: The vision-language model.

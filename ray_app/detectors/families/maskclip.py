@@ -326,8 +326,9 @@ class Aggregator(nn.Module):
 class ClipToMae(nn.Module):
     """Cross-attention from CLIP's patch tokens to MAE tokens (N, G, G, width).
 
-    CLIP's patch tokens are the queries, and the MAE tokens are keys and values. The attention is
-    over the whole map. Its output is to be added to the MAE tokens.
+    CLIP's patch tokens, resized to G × G, are the queries. The MAE tokens are keys and values. The
+    attention is over the whole map. Its output has the shape of the MAE tokens, to which the caller
+    adds it.
 
     Args:
         clip_width: Width of CLIP's patch tokens.
