@@ -18,10 +18,10 @@ def keep_freed_memory() -> None:
     batch each page is faulted in and cleared again. That costs 10 % of the CPU time of ViT-S/384 on
     one core, and 19 % of the default ensemble's.
 
-    Environment variables such as MALLOC_TRIM_THRESHOLD_ are no alternative. glibc reads them only
-    when a process starts, but `load_ensemble` and `touchstone check` score in a process that is
-    already running. The variables would also affect Ray's workers that load no detector and should
-    not keep memory. Other C libraries keep their default behaviour.
+    Environment variables such as MALLOC_TRIM_THRESHOLD_ do not help. glibc reads them only when a
+    process starts, but `load_ensemble` and `touchstone check` score in a process that is already
+    running. The variables would also affect Ray's workers that load no detector and should not keep
+    memory. Other C libraries keep their default behaviour.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

@@ -164,10 +164,10 @@ def cut_tiles(height: int, width: int, tiling: Tiling) -> Iterator[ImageTile]:
     """Yield the tiles of an image, whose cores together cover its feature map exactly once.
 
     A tile has a halo: a margin of pixels that its features also depend on. The core is the tile's
-    feature map without the halo, where features are wrong because the cut is padded. There is no
-    halo at the border of the image. All tiles have about the same size, at most `size` plus the
-    halo on each side. A tile begins at a multiple of the stride, so that its feature map is aligned
-    with that of the image.
+    feature map without the halo, because padding at the cut makes features in the halo wrong. Tiles
+    have no halo at the border of the image. All tiles have about the same size, at most `size` plus
+    the halo on each side. A tile begins at a multiple of the stride, so that its feature map is
+    aligned with that of the image.
 
     Args:
         height: Height of the image in pixels.
