@@ -239,15 +239,15 @@ def is_named(kind: str, name: str | Path) -> bool:
 
 
 def absolute_name(kind: str, name_or_path: str) -> str:
-    """Make a path absolute, so that a process in another folder finds the file.
+    """Make a path absolute, but keep a name, so that a process in another folder finds the file.
 
     Args:
         kind: The kind of the file, such as `detectors` or `ensembles`.
         name_or_path: A path, or the name of a file that is shipped or that the user has added.
 
     Returns:
-        The absolute path if the file exists. A name, and a path without a file, are returned
-        unchanged.
+        The absolute path if `name_or_path` is the path of an existing file. Otherwise
+        `name_or_path` unchanged.
     """
     is_path = not is_named(kind, name_or_path) and os.path.exists(name_or_path)
     return os.path.abspath(name_or_path) if is_path else name_or_path
@@ -422,8 +422,8 @@ def complete_from_run(config: Model, begun: Mapping[str, Any], *, where: str) ->
         where: The name of the config's source, for error messages.
 
     Returns:
-        The completed config, or `config` unchanged if the completed config would be invalid. The
-        caller then has to compare it with the config in the output directory.
+        The completed config, or `config` unchanged if the completed config would be invalid. So the
+        caller still has to check that it fits the job (`runs.directory.claim_directory`).
     """
     try:
         return validate(merge_mappings(begun, get_set_values(config)), type(config), where=where)

@@ -59,7 +59,7 @@ class ZooEntry:
 
 
 def make_zoo_entry(card: DetectorCard) -> ZooEntry:
-    """Return a detector's line of `touchstone detectors list`, with those of its variants.
+    """Return the entry of a detector, with its variants, in `touchstone detectors list`.
 
     The function looks up whether the licence is accepted and the weights are on this machine.
     `card` is the card of the detector, the YAML file that describes it.

@@ -270,7 +270,7 @@ def render_check(
     row, the page is a detailed report instead.
 
     Args:
-        rows: The rows.
+        rows: The rows, as `touchstone check --json` prints them.
         names: The name to show for each row.
         pictures: JPEG bytes of the image of each row. None if it cannot be shown.
         facts: Facts on the ensemble.

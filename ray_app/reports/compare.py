@@ -99,9 +99,9 @@ class Comparison:
         scores: Differences of scores by system.
         labels: Name of the labels. None without labels.
         labelled: Number of shared images with a label.
-        groups: Number of generators (key `fake`), if the intervals of the metrics are valid for
-            further generators. 0 if they are valid only for further images of the same generators.
-            The key `real` has the number for sources of real images.
+        groups: Numbers of generators (key `fake`) and of sources of real images (key `real`) from
+            which the intervals of `metrics` are computed. A number is 0 if the intervals are valid
+            only for further images of the same generators or sources.
         metrics: Differences of metrics by system; empty without labels.
     """
 

@@ -393,8 +393,8 @@ def unguarded(session: "SessionSummary") -> list[str]:
 def number(value: float | None, digits: int = 3, *, decimals: int = 0) -> str:
     """Format a number without an exponent; a dash for None.
 
-    All digits before the point are kept. The result is never 0 for another number, and never 1 for
-    a smaller number.
+    All digits before the point are kept. A number is never rounded to 0, nor a number below 1 to 1:
+    the result is then "< 0.0001" or "> 0.999".
 
     Args:
         value: The number.
@@ -642,7 +642,10 @@ def format_metric_interval(key: str, metric: "MetricValue") -> str:
 
 
 def format_metric_with_interval(key: str, metric: "MetricValue") -> str:
-    """Format a metric with its interval in parentheses; a dash if it has no value."""
+    """Format a metric with its interval in parentheses, such as "91.3 % (90.1 to 92.4 %)".
+
+    `key` is the key of the metric, such as `auc`. The result is a dash if `metric` has no value.
+    """
     bounds = format_metric_interval(key, metric)
     return format_metric(key, metric.value) + (f" ({bounds})" if bounds else "")
 

@@ -112,7 +112,7 @@ class NamedSplit:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "NamedSplit":
-        """Make an object from the values of its fields by name, such as those read from JSON."""
+        """Return the metrics of a split from a mapping of field names to values, read from JSON."""
         return TypeAdapter(cls).validate_python(content)
 
 
@@ -173,7 +173,7 @@ class IdentifierTraining:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "IdentifierTraining":
-        """Make a training from the content of `metrics.json`.
+        """Return the results of a training from the content of its `metrics.json`.
 
         Unknown keys are ignored, and null is treated as an absent key.
         """

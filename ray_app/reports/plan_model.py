@@ -232,8 +232,8 @@ class ProbeResult:
         processes: Number of processes that worked on the sample.
         statuses: Number of members by status.
         refused: Number of members with a status other than `ok`.
-        refused_share: Fraction of such members, with its 95 % interval.
-        examples: The first of such members by status.
+        refused_share: Fraction of members with a status other than `ok`, with its 95 % interval.
+        examples: The first members with each status other than `ok`, by status.
         bytes_per_member: Mean size of a member.
     """
 
@@ -340,7 +340,7 @@ class PlannedDetector:
         spent_ms: Milliseconds per image that this detector adds if all detectors run. If several
             share a backbone, the first of them includes the time of the backbone.
         share: Fraction of the total time per image.
-        basis: `measured`.
+        basis: Always `measured`, because the times come from a sample of the archive.
     """
 
     ms_per_image: float | None = None
@@ -421,9 +421,11 @@ class Plan:
             summary of the run. For a new run, it is measured on the sample.
         views: Names of perturbations, which are scored in addition to the images. None if there are
             none.
-        features: Number of values per image of each embedding that the run stores, by name.
+        features: Length of the embeddings that the run stores, by name of the detector. None if it
+            stores none.
         pools: Groups of detectors; each group has processes of its own.
-        kind: `fused` if each process runs all stages, `split` if stages have their own processes.
+        kind: Assignment of stages, such as decoding, to processes. `fused` if each process runs all
+            stages, `split` if stages have their own processes.
         layout: Description of the processes, such as "8 workers, each decodes and scores".
         block_members: Maximum number of members in a block, which is scored and stored together.
         gmac_per_image: Billions of multiply-adds of the detectors per image.
@@ -433,7 +435,7 @@ class Plan:
         costs: Time by detector. `costs`, `probe`, `cascade`, and `bottleneck` are None without a
             probe.
         stages: Rates of the stages of each pool. Empty without a probe.
-        forecast: Predicted time. None without a probe, if there are members to score.
+        forecast: Predicted time. None if there are members to score, but the plan ran no probe.
         bytes_read: Bytes that the run and its listing read from the source.
     """
 

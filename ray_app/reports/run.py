@@ -362,10 +362,10 @@ def families(counts: Sequence[GeneratorCount]) -> list[tuple[str, int, list[tupl
         counts: Number of flagged images of each predicted generator.
 
     Returns:
-        (title, number of flagged images, generators) of each family, in descending order. The
-        generators are (title, number) pairs in the same order. A list has at most 12 entries, and
-        one more that sums up the rest. The generators of a family are empty if its only generator
-        has the title of the family.
+        (title, number of flagged images, generators) of each family, the highest number first. The
+        generators are (title, number of flagged images) pairs, also the highest number first. Each
+        list of families or generators has at most 12 entries, and one more that sums up the rest.
+        The list of generators is empty if the family has only one, of the same title.
     """
     by_family: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for count in counts:

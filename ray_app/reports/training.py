@@ -69,8 +69,8 @@ class GeneratorFigures:
     def area(self) -> MetricValue:
         """AUC with its 95 % interval.
 
-        It is that of a generator against all real images, or of a source of real images against all
-        fakes.
+        The AUC compares the images of a generator with all real images, or the images of a source
+        of real images with all fakes.
         """
         return _metric(self.auc, self.auc_interval)
 
@@ -218,14 +218,14 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Shared:
-    """Numbers of images of one split that have a duplicate in another split.
+    """Numbers of images of a first split that have a duplicate in a second split.
 
     Attributes:
         image_id: Number of images that are the same file.
         sha256: Number of images with the same bytes.
         group: Number of images of the same group, such as a scene.
         phash: Number of images with a similar perceptual hash.
-        examples: Examples of such images.
+        examples: URIs of up to five images with the same bytes or a similar hash.
     """
 
     image_id: int = 0
@@ -236,7 +236,7 @@ class Shared:
 
     @property
     def any(self) -> bool:
-        """Whether the two splits share any image or group."""
+        """Whether any image has a duplicate in the other split, or is of a group in both splits."""
         return bool(self.image_id or self.sha256 or self.phash or self.group)
 
 
@@ -245,10 +245,10 @@ class Leakage:
     """Images that pairs of splits share, which make metrics on these splits too favourable.
 
     Attributes:
-        checked: Whether all splits have hashes, by kind of hash (`sha256`, `phash`). If False, a
-            count of 0 does not show that the splits share nothing.
+        checked: By kind of hash (`sha256`, `phash`), whether every split has images with a hash. If
+            False, a count of 0 does not show that the splits share nothing.
         unhashed: Number of images without a hash, by kind of hash.
-        pairs: Shared images by pair of splits.
+        pairs: Numbers of shared images, by pair of splits such as "test in train".
     """
 
     checked: Mapping[str, bool] = field(default_factory=dict)
@@ -257,10 +257,10 @@ class Leakage:
 
     @property
     def uncompared(self) -> list[str]:
-        """Sentences with the numbers of images that could not be compared with other splits.
+        """Sentences on images that could not be compared with other splits, as they have no hash.
 
-        They count images without a hash of a kind (`sha256`, `phash`) that other images of every
-        split have. The list is empty without such images.
+        There is at most one sentence for each kind of hash (`sha256`, `phash`). A kind is left out
+        if no image lacks its hash, or if a split has no image with such a hash.
         """
         counts = {
             criterion: self.unhashed.get(key, 0)
@@ -293,7 +293,7 @@ class DataFindings:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "DataFindings":
-        """Make the findings from the result of `Splits.findings`."""
+        """Read the numbers from the result of `Splits.findings`, which has the fields by name."""
         return _read(cls, content)
 
     @property
@@ -354,15 +354,15 @@ class TrainingFacts:
         validation: Metrics on the validation split at the best step.
         test: Metrics on the test split. None without a test split.
         validations: `step` and metrics of each validation.
-        data: Findings on the data.
+        data: Numbers of images in each split, and of images that splits share.
         recipe: Settings of the recipe.
         environment: Facts that affect time but not the result, such as the device.
         probe: Facts of a linear probe, a linear classifier of fixed embeddings. None for other
             trainings.
         card: Name, licence, terms, and digest of the weights of the trained detector, as in its
             card (YAML).
-        history: Steps, for the page only.
-        mistakes: Misclassified images, for the page only.
+        history: Loss and speed by step, for the charts of the page.
+        mistakes: Misclassified images, for the page.
     """
 
     schema: int = TRAINING_SCHEMA
@@ -402,7 +402,7 @@ class TrainingFacts:
         return _read(cls, content)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of `metrics.json`, which has no history and no images."""
+        """Return the content of `metrics.json`: all fields except `history` and `mistakes`."""
         facts = replace(self, history=(), mistakes=())
         content: dict[str, Any] = TypeAdapter(TrainingFacts).dump_python(facts, mode="json")
         return {key: value for key, value in content.items() if key not in ("history", "mistakes")}

@@ -1,6 +1,7 @@
 """Read and write run directories, the folders in which `touchstone score` stores its results.
 
-Start at `RunDirectory`. To read a run from Python, start at `scored_run.load_run`.
+`RunDirectory` gives access to the files of a run. To only read the results of a run from Python,
+use `scored_run.load_run`.
 """
 
 from typing import TYPE_CHECKING

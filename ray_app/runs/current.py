@@ -83,10 +83,11 @@ class CurrentRows:
 
     @classmethod
     def at_end(cls, run: directory.RunDirectory) -> "CurrentRows":
-        """Return the current rows of a run, with those of listings that are still being scored.
+        """Return the current rows of a run that may be unfinished.
 
-        A file that waits to be scored has no row yet. Its earlier row, if any, is no longer
-        current. Use `read` to ignore a listing or a retry until it is finished.
+        Rows of a listing or a retry that is still being scored are included. A file that waits to
+        be scored has no current row, even if it was scored before. Use `read` to ignore a
+        listing or a retry until it is finished.
 
         Raises:
             ConfigError: If there is no run.
@@ -137,11 +138,13 @@ class CurrentRows:
         files: Sequence[str] | None = None,
         vanished: bool = False,
     ) -> Iterator[pa.Table]:
-        """Yield the current rows in the order of the archive, as tables of bounded size.
+        """Yield the current (newest) row of each file of the archive, as tables of bounded size.
+
+        The rows are in the order in which the archive was listed.
 
         Args:
             columns: Columns to read, with `image_id` among them. None reads all.
-            files: The Parquet files to read, from `files()`. None reads all.
+            files: The Parquet files to read, some of `CurrentRows.files()`. None reads all.
             vanished: Also yield rows of images that the last listing no longer found.
         """
         for _, table in self.tables_by_file(columns, files=files, vanished=vanished):
@@ -156,11 +159,11 @@ class CurrentRows:
     ) -> Iterator[tuple[str, pa.Table]]:
         """Yield (path, table): current rows, and the Parquet file from which they were read.
 
-        The tables have a bounded size. A file may have several.
+        The tables have a bounded size. The rows of one Parquet file may be in several tables.
 
         Args:
             columns: Columns to read, with `image_id` among them. None reads all.
-            files: The Parquet files to read, from `files()`. None reads all.
+            files: The Parquet files to read, some of `CurrentRows.files()`. None reads all.
             vanished: Also yield rows of images that the last listing no longer found.
 
         Yields:
@@ -273,7 +276,7 @@ class CurrentRows:
             of a listing with the location of one image file.
 
         Raises:
-            ClusterError: If the rows of a Parquet file do not match the manifest.
+            ClusterError: If a Parquet file does not have one row for each listed image file.
         """
         for file in self.published():
             listed = members_in(self.run, file)
@@ -513,13 +516,13 @@ def find_members(
     """Find the locations of images by their ids, to read the image files again.
 
     Args:
-        run: The run directory, whose listings are searched.
+        run: The run directory. Its lists of the files to score are searched.
         image_ids: The ids to look up.
         seconds: Stop the search after this time and return the members found so far.
 
     Returns:
-        The members by id. A member is the entry of a listing with the location of one image file.
-        Ids that were not found are left out.
+        The members by id. A member is the entry of one image file in such a list, with its
+        location. Ids that were not found are left out.
     """
     ids_to_find, deadline = (
         np.unique(np.array(list(image_ids), np.int64)),

@@ -316,10 +316,10 @@ class RunDirectory(PartTable):
             )
 
     def check_known(self) -> None:
-        """Check that this version can write rows with the schema of the run's rows.
+        """Check that this version knows all columns of the run's rows, so that it can write them.
 
-        A command that copies the rows of a run to another directory needs only this check. A
-        command that adds rows to the run calls `check_writable`.
+        This check is sufficient for a command that copies the rows to another directory. A command
+        that adds rows to the run calls `check_writable`.
 
         Raises:
             ConfigError: If a later version wrote rows, or if the run used the retired option
@@ -418,7 +418,10 @@ class RunDirectory(PartTable):
             refuse_others(self.store, "run.json")
 
     def discard(self) -> None:
-        """Delete a run that has listed no file yet, so that the directory is free again."""
+        """Delete a run that has no rows yet, so that another command can use the directory.
+
+        `run.json`, the manifests, and the sessions are deleted, but no rows.
+        """
         for folder in ("manifest", "sessions"):
             self.store.clear(folder)
         self.store.delete("run.json")

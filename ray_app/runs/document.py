@@ -542,7 +542,7 @@ class GuaranteeSummary(Section):
     def stated(self) -> bool:
         """Whether the archive was compared with the images of the ensemble's calibration.
 
-        This does not say whether the guarantee is valid (`holds`).
+        `holds` is the result of this comparison.
         """
         return self.images is not None
 
@@ -552,9 +552,10 @@ class RunHead(Section):
 
     Attributes:
         schema_number: The schema of `summary.json`.
-        row_schema: The newest schema that rows of the run may have.
+        row_schema: The newest version of the schema of result rows (`runs.schema`) that rows of the
+            run may have.
         run: The URL of the run directory.
-        listing: The number of the last manifest, a list of files to score.
+        listing: The number of the last list of files to score (manifest).
         version: The version of Touchstone that wrote the summary.
         started_at: The start of the last command, in ISO 8601.
         finished_at: The end of the last command, in ISO 8601.
@@ -623,10 +624,11 @@ class RunCounts(Section):
 class RunSummary(RunCounts, RunHead):
     """The content of `summary.json`, which describes a finished run.
 
-    Its keys are those of `RunHead`, then those of `RunCounts`, and then the following.
+    The keys of `RunHead` are first, then those of `RunCounts`, and then the attributes below.
 
     Attributes:
-        guarantee: The false-positive guarantee of the ensemble, and whether it is valid here.
+        guarantee: The false-positive guarantee of the ensemble, and whether it holds for the
+            archive.
         ensemble: The ensemble that gave the verdicts.
         session: The work of the last command.
         detectors: The time per detector, summed over all commands that worked on the run.

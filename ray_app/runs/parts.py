@@ -232,8 +232,8 @@ class PartTable:
             max_blocks: The maximum number of blocks in a range.
 
         Yields:
-            The range and the paths of its parts. The range is a `ScoreFile`, whose `first` and
-            `last` are the numbers of its blocks; no file of this name exists.
+            The range and the paths of its parts. The range is a `ScoreFile`, of which only the
+            numbers `manifest`, `first`, and `last` matter. A file with its name may not exist.
         """
         for block_range in group_consecutive(manifest, dict.fromkeys(parts, 0), ()):
             for start in range(0, len(block_range.sizes), max_blocks):
@@ -445,7 +445,9 @@ class PartTable:
         return paths
 
     def publish_all(self, *, each: MapFunction = map_serial) -> list[str]:
-        """Merge the parts of every manifest into files in `scores/` (see `publish`).
+        """Merge all parts of the run into few files in `scores/` (see `publish`).
+
+        A part is a small Parquet file with the rows of one block, a fixed range of files.
 
         Args:
             each: Maps a function over ranges of parts to merge them, for example as Ray tasks.

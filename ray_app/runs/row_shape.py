@@ -61,7 +61,10 @@ class RowShape:
         )
 
     def apply(self, rows: pa.Table) -> pa.Table:
-        """Return the rows converted to the common schema."""
+        """Return rows of the run, converted to `schema`, which fits the rows of all its files.
+
+        Missing columns are added, with null values.
+        """
         rows = widen_input(rows, self.input_type)
         columns = [
             rows[field.name].cast(field.type)

@@ -2,7 +2,8 @@
 
 `result_rows` returns the result rows of some files. `block_tables` returns all tables of a block, a
 group of files that is scored and stored together. `read_outcomes` reads the results of decoding
-back from rows. If verdicts or thresholds have changed, `with_findings` derives the findings again.
+back from rows. A finding is the conclusion on the origin of a file. If verdicts or thresholds have
+changed, `with_findings` derives the findings again.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +41,7 @@ def result_rows(
     """Build the result rows of some image files, with their statuses, scores, and verdicts.
 
     Args:
-        members: The rows of the manifest, one for each file of the archive.
+        members: The files, as rows of a manifest, which is a list of files to score.
         scored: The results of decoding and scoring these files.
         attempt: The number of the session, one command's work on the run.
         scored_at: The time of scoring.
@@ -307,7 +308,7 @@ def block_tables(
     that affects more than one member (see `errors.is_image_error`) is raised.
 
     Args:
-        members: The rows of the manifest, one for each file of the archive.
+        members: The files, as rows of a manifest, which is a list of files to score.
         scored: The results of decoding and scoring these files.
         attempt: The number of the session, one command's work on the run.
         scored_at: The time of scoring.

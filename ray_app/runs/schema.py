@@ -1,7 +1,8 @@
 """Define the columns of a result row (`row_schema`). docs_site/columns.py describes each column.
 
-A reader of schema n also reads schema n-1. A column is never renamed. Schema 8 leaves out the columns
-of features that 1.0 retires (`reused`, `stability`, `phash`). Older files keep these columns.
+The schema has a version number. A reader of version n also reads version n-1. A column is never
+renamed. Version 8 no longer has the columns `reused`, `stability`, and `phash`, whose features
+Touchstone 1.0 removes. Older files keep these columns.
 """
 
 from collections.abc import Sequence
@@ -52,14 +53,14 @@ def row_schema(
     """Return the schema of the result rows of a run, in `parts/` and `scores/`.
 
     The column `scores` is a struct with a float32 per detector. Columns of features that were not
-    requested are left out. The identifier, a model that names generators, may know no generator
-    like that of an image. The columns for generator and family are then null. `generator_ranking`
-    (best first) and `generator_probability` (of the first) still show the nearest generators.
+    requested are left out. The identifier, a model that names generators, may give an image no
+    name. The columns for generator and family are then null. `generator_ranking` (best first) and
+    `generator_probability` (of the first) still show the nearest generators.
 
     Args:
         detectors: The names of the detectors.
-        input_type: The struct of the source's own columns, which `input` repeats. None if the source
-            has no columns, because Parquet has no empty struct.
+        input_type: The struct type of the column `input`, which repeats the columns of a source
+            that is a table. None leaves out the column `input`.
         localizers: Detectors that return masks.
         speakers: Detectors that answer in words.
         views: The names of the perturbations whose images are scored, too.

@@ -46,12 +46,12 @@ class ScoreFile:
 
     @property
     def start(self) -> BlockPlace:
-        """The numbers of the manifest and of the first block whose rows are in the file."""
+        """The first block whose rows are in the file: (number of its manifest, number in it)."""
         return self.manifest, self.first
 
     @property
     def end(self) -> BlockPlace:
-        """The numbers of the manifest and of the last block whose rows are in the file."""
+        """The last block whose rows are in the file: (number of its manifest, number in it)."""
         return (self.until if self.is_merged else self.manifest), self.last
 
     @property
@@ -66,21 +66,24 @@ class ScoreFile:
         return f"scores/{self.name}"
 
     def has_block(self, manifest: int, block: int) -> bool:
-        """Return whether the file contains the rows of a block.
+        """Return whether the file contains the rows of a block, a fixed range of files to score.
 
-        `manifest` and `block` are the numbers of a manifest and of a block in it.
+        `manifest` is the number of the block's manifest, a list of files to score. `block` is the
+        number of the block in this manifest.
         """
         return self.start <= (manifest, block) <= self.end
 
     def blocks_of(self, manifest: int, count: int) -> range:
-        """Return the blocks of a manifest whose rows are in the file.
+        """Return which blocks of a manifest have their rows in this Parquet file.
+
+        A manifest is a list of files to score, and a block is a fixed range of these files.
 
         Args:
             manifest: The number of the manifest.
             count: The number of all blocks of the manifest.
 
         Returns:
-            The numbers of the blocks, which are consecutive. Empty if the file has none of them.
+            The numbers of the blocks, which are consecutive. Empty if there are none.
         """
         if not self.manifest <= manifest <= self.end[0]:
             return range(0)
@@ -92,14 +95,18 @@ class ScoreFile:
         return self.start <= other.start and other.end <= self.end
 
     def manifests(self) -> range:
-        """Return the numbers of the manifests whose rows may be in the file."""
+        """Return the numbers of the manifests, lists of files to score, with rows in the file.
+
+        In a file of several manifests, those between the first and the last may have no rows.
+        """
         return range(self.manifest, self.end[0] + 1)
 
 
 def manifest_of(path: str) -> int:
-    """Return the number of the manifest to which the first rows of a file belong.
+    """Return the number of a Parquet file's manifest, which is part of the path.
 
-    `path` is the path of the Parquet file in `scores/` or `parts/` of a run.
+    A manifest is a list of files to score. `path` is a Parquet file in `scores/` or `parts/` of a
+    run. If the file has rows of several manifests, the result is the first.
     """
     folder, _, name = path.rpartition("/")
     return int(name.split("-")[0] if folder == "scores" else folder.rpartition("/")[2])

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class ScoredRun:
     """Read the rows and images of a run. Nothing is written to the run directory.
 
-    All rows are current rows: the last row of each image that the last listing found.
+    All rows are current rows: the newest row of each image. Images that were missing when
+    `touchstone score` last listed the archive have no current row.
 
     Attributes:
         url: The URL of the run directory.

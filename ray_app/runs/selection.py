@@ -185,10 +185,10 @@ def filter_by_generator(table: pa.Table, name: str) -> pa.Table:
 
 
 def require_known_generator(run: directory.RunDirectory, name: str) -> None:
-    """Raise ConfigError if a filter for this generator name cannot match any row of a run.
+    """Raise ConfigError if rows of a run cannot be filtered by this generator name.
 
-    This is the case if the run did not identify generators. It is also the case if no row of the
-    run has the name, and the name is not in the index of known generators (`generators.yaml`).
+    The first possible reason is that the run did not identify generators. The second is that
+    neither the rows nor the index of known generators (`generators.yaml`) have the name.
     """
     if not run.exists():
         raise run.missing_run_error()

@@ -1,7 +1,7 @@
 """Check that the files of a run are consistent.
 
-`check_conservation` checks that every listed member has exactly one row. `verify_run` also checks
-that the summary agrees with the rows.
+`check_conservation` checks that each file to score has exactly one row. `verify_run` also checks
+that the counts in `summary.json` agree with the rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +28,9 @@ class VerifiedRun:
     """The counts that `verify_run` found in a run without errors.
 
     Attributes:
-        manifests: The number of finished manifests, the lists of files that listings and retries
-            wrote.
-        members: The number of files in these manifests, each of which has exactly one row there.
+        manifests: The number of finished manifests. A manifest is a list of files to score, which a
+            listing of the archive or a retry wrote.
+        members: The number of entries in these manifests, each of which has exactly one row.
         current: The number of current rows: the last row of each file that the last listing found.
     """
 
@@ -57,10 +57,10 @@ def verify_run(
 
     Args:
         run: The run directory.
-        each: Maps the comparison over groups of blocks, for example as Ray tasks.
+        each: Maps the comparison over parts of the run, for example as Ray tasks.
 
     Returns:
-        The counts.
+        The numbers of manifests, of their files, and of current rows.
 
     Raises:
         ConfigError: If there is no run, or the run is not finished.
@@ -101,16 +101,16 @@ def check_conservation(
 
     Args:
         run: The run directory.
-        manifests: The numbers of the manifests, all of whose files must be scored. None compares
-            all complete manifests, which contain all files of their listing or retry.
-        each: Maps the comparison over groups of blocks, for example as Ray tasks.
+        manifests: The numbers of the manifests to compare. None compares all complete manifests, to
+            which a listing or a retry adds no more files.
+        each: Maps the comparison over parts of the manifests, for example as Ray tasks.
 
     Returns:
         The number of files in these manifests.
 
     Raises:
-        ClusterError: If a manifest is not complete, a listed file has no row, or a row belongs to
-            no listed file.
+        ClusterError: If a manifest is not complete, a file has no row or more than one, or a row
+            belongs to no file of the manifest.
     """
     spans: list[_Span] = []
     total = 0

@@ -34,7 +34,7 @@ class LeaderboardEntry:
     generators: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the columns of the table by name."""
+        """Return the values of this line by column, as JSON-compatible values."""
         return {
             "evaluation": self.evaluation,
             "system": self.system,

@@ -164,8 +164,8 @@ def evaluation_lines(result: EvaluationResult) -> list[str]:
     """Return the result of an evaluation as lines for the terminal.
 
     The lines have the headline, key metrics, warnings, a table by generator, and metrics on
-    predicted generators and prompts. If the evaluation reproduces a published table, the table has
-    the rows of that table, and also its values.
+    predicted generators and prompts. If the evaluation reproduces a published table, that table
+    replaces the table by generator. It then has measured and published values.
     """
     lines, systems = [headline(result)], opening_systems(result)
     if systems:

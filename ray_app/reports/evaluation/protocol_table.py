@@ -64,9 +64,11 @@ class TableCell(NamedTuple):
         value: The formatted value; a dash if there is none.
         ends: The formatted bounds of its interval. None without an interval.
         notes: Sign of the footnote on the cell, such as "†"; "" without a footnote.
-        seen: Whether the measured detector or ensemble was trained on such images: `in-training`,
-            `unseen`, or `unknown`. "" for cells without this fact, such as published values.
-        about: Number of images, and method of the interval, such as "of 1,000, jackknife".
+        seen: Whether the measured detector or ensemble was trained on images of the row's
+            generators: `in-training`, `unseen`, or `unknown`. "" for other cells, such as published
+            values.
+        about: Number of images, and method of the interval, such as "of 1,000, jackknife". "" if
+            there is no number of images.
     """
 
     value: str
@@ -109,9 +111,9 @@ class TablePart(NamedTuple):
     summary: str
 
     def lines(self) -> list[str]:
-        """Return the part as lines for the terminal.
+        """Return this part of the table as lines for the terminal.
 
-        Columns that do not fit into the width follow in further tables below.
+        Columns that do not fit next to each other are printed as further tables below.
         """
         rows = [*self.rows, *self.footers]
         names = [wording.truncate(row.name, _MAX_NAME_WIDTH) for row in rows]
@@ -230,8 +232,8 @@ def list_sources(result: EvaluationResult) -> list[str]:
 
     A sentence names the columns and the publication. It also states whether the values are
     verified: the detector's weights were run on the data set of the publication, and the results
-    compared. If the detector was measured, the sentence has the number of its images in this
-    evaluation.
+    compared. If this evaluation measured the detector, the sentence has the number of images that
+    the detector scored.
     """
     systems = {system.name: system for system in result.meta.systems}
     columns = dict[str, list[str]]()

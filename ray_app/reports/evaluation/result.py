@@ -142,13 +142,14 @@ class DataInfo:
 
     @staticmethod
     def most_frequent(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-        """Return the names in `formats` or `sizes` in the order in which a table shows them.
+        """Return the image formats or the image sizes of `counts`, in the order of a table.
 
         Args:
-            counts: Numbers of images by class, and then by format or by class of size.
+            counts: The attribute `formats` or `sizes`: numbers of images by class (`real` or
+                `fake`), and then by format or by size, such as "0.5–1 MP".
 
         Returns:
-            Formats in descending order of their total number, or sizes in ascending order.
+            Formats, the most frequent first, or sizes, the smallest first.
         """
         totals = sum((Counter(by_name) for by_name in counts.values()), Counter[str]())
         return sorted(
@@ -326,14 +327,16 @@ class SystemInfo:
         title: Its title.
         output: `continuous`, or `binary` for replies of yes and no.
         calibrated: Whether its scores are calibrated.
-        threshold: Threshold of the score (log-odds). Images with a higher score are called fake.
-        strict: Whether a score that equals the threshold is not called fake.
+        threshold: Threshold of the score (log-odds). Images with a higher score are flagged as
+            fake.
+        strict: If True, a score that equals the threshold is not flagged. If False, it is flagged.
         late: Whether it scores only some images: those in the second stage of a cascade.
         n_real: Number of real images with a score.
         n_fake: Number of fakes with a score.
         unscored: Number of images without a score.
-        kinds_intervals: Whether the intervals of metrics on one kind of fakes, `whole` or `local`,
-            are valid for further generators. It is the same for both kinds.
+        kinds_intervals: Whether intervals of metrics on only one kind of fakes are valid for
+            further generators. The kinds are `whole` (generated as a whole) and `local` (local
+            edits). The value applies to the metrics on either kind.
         generators: The scored images by generator and by source of real images.
         strata: The scored images by format and size.
         views: The perturbed copies of images that were scored, by perturbation.
@@ -442,9 +445,10 @@ class PairedTest:
 
     @property
     def scope(self) -> str:
-        """Value of the column `scope` in the metrics table for the difference of both systems.
+        """Value of the column `scope` for the row of the metrics table with the difference b − a.
 
-        The value belongs to system `b`. An example is "less ensemble".
+        The row has `b` in the column `system`. If `a` is "ensemble", the value is "less ensemble",
+        which means "minus the ensemble".
         """
         return f"less {self.a}"
 
@@ -459,7 +463,7 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class MaskPartInfo:
-    """Masks of one generator's images, or masks under one perturbation.
+    """The number of compared masks of one generator's images, or under one perturbation.
 
     Attributes:
         name: Name of the generator or of the perturbation.
@@ -504,7 +508,7 @@ class MaskInfo:
     def get_scope(self, part: str) -> str:
         """Return the value of the column `scope` in the metrics table for one generator's masks.
 
-        `part` is the name of the generator.
+        `part` is the name of the generator. An example is "masks at original size: sdxl".
         """
         return f"{self.scope}: {part}"
 
@@ -534,7 +538,7 @@ class LocalizationInfo:
         without_label: Number of images with a predicted mask but without a label.
         warning: Sentence on true masks that mark nothing or everything. None if there are none.
         unreadable: True masks that could not be read, by reason.
-        systems: Masks of each detector.
+        systems: Numbers of compared masks, for each detector and resolution.
     """
 
     policy: Mapping[str, Any] = field(default_factory=dict)
@@ -607,8 +611,8 @@ class GroupInfo:
 
     Attributes:
         name: Name of the group.
-        distribution: `in` if such generators were in training, else `out`.
-        total: Whether it is the total of several groups.
+        distribution: `in` if the group's generators count as in training, else `out`.
+        total: Whether the group consists of all groups with the same `distribution`.
         generators: Names of the generators.
         n: Number of images.
     """
@@ -623,8 +627,8 @@ class GroupInfo:
     def scope(self) -> str:
         """Value of the column `scope` in the metrics table for this group.
 
-        The table has detection metrics of this scope for each system. Other metrics of this scope,
-        such as the accuracy of generator names, belong to no system.
+        An example is "group: all in distribution". Rows with detection metrics also name a detector
+        or the ensemble. Rows with other metrics, such as the accuracy of generator names, do not.
         """
         return f"group: {self.name}"
 
@@ -657,11 +661,11 @@ class EvaluationMeta:
         label_warnings: Warning sentences on the labels.
         data_warnings: Sentences on how the classes differ.
         faults: Sentences on known faults of the data.
-        run: The run.
-        labels: The labels.
+        run: The run whose scores were evaluated.
+        labels: Where the labels are from, and how many of them match rows of the run.
         protocol: The protocol, the rules by which a published table is reproduced. None without a
             protocol.
-        data: The images.
+        data: Counts of the labelled images by class, format, and size.
         intervals: Whether 95 % intervals are valid for further generators and sources.
         systems: The ensemble and the detectors.
         table: Rows of the main table, such as one for each generator.
@@ -670,11 +674,11 @@ class EvaluationMeta:
         paired: Tests of the differences between pairs of systems.
         localization: The comparison of masks of altered pixels. None if there are none.
         identification: Names that an identifier, a model that names generators, gave to images. The
-            first entry follows the rules of the protocol. Others are, for example, on families.
+            first entry uses the rules of the protocol. Others use other rules, or name families.
         prompts: Predicted prompts. None if there are none.
         groups: Groups of generators that were, or were not, in the training data.
-        groups_by: Origin of the groups: `protocol`, or `identifier`, whose known generators are
-            then a group. "" without groups.
+        groups_by: What defines `groups`: `protocol`, or `identifier` for groups by the training
+            data of the identifier. "" without groups.
     """
 
     title: str = ""
@@ -753,8 +757,9 @@ class Curves:
         roc: FPR, TPR, and threshold of each point.
         precision_recall: Recall, precision, and threshold of each point.
         risk_coverage: Coverage and risk of each point.
-        reliability: Bins of stated probabilities.
-        histogram: Scores by class.
+        reliability: Bins of the reliability chart, which compares stated probabilities with
+            fractions of fakes.
+        histogram: Numbers of images by score, for real images and for fakes.
     """
 
     roc: Points = ()
@@ -994,8 +999,10 @@ class SystemResult:
 def kind_scope(kind: str) -> str:
     """Return the value of the column `scope` in the metrics table for one kind of fakes.
 
-    The metrics of this scope compare these fakes with all real images. `kind` is `whole` for fakes
-    that are generated as a whole, or `local` for local edits.
+    The metrics in this scope are on the fakes of this kind and all real images. `kind` is `whole`
+    for fakes that are generated as a whole, or `local` for local edits.
+
+    An example is "local fakes".
     """
     return f"{kind} fakes"
 

@@ -42,7 +42,8 @@ class EvaluationWarning(NamedTuple):
     Attributes:
         heading: Heading of the warning.
         text: Its text.
-        is_grave: Whether it puts the headline in doubt.
+        is_grave: Whether the results may be misleading. The terminal then prints "warning",
+            otherwise "note".
     """
 
     heading: str
@@ -58,8 +59,8 @@ def short(name: str) -> str:
 def headline(result: EvaluationResult) -> str:
     """Describe in one sentence how many fakes and real images the leading system flags.
 
-    The leading system is the ensemble, or else the best detector. If an interval is too wide for
-    such a claim, the sentence says so.
+    The leading system is the ensemble, or else the best detector. If an interval is too wide to
+    state these fractions, the sentence says so.
     """
     system = result.leading
     if system is None:
@@ -79,9 +80,10 @@ def headline(result: EvaluationResult) -> str:
 
 
 def answers(result: EvaluationResult) -> list[tuple[str, list[str]]]:
-    """Return four questions (how good, on what, how sure, where it breaks) with their answers.
+    """Return questions on an evaluation, each with the sentences that answer it.
 
-    Questions without an answer are left out.
+    The questions are "How good", "On what", "How sure", and "Where it breaks". A question without
+    an answer is left out.
     """
     system = result.leading
     if system is None:
@@ -454,7 +456,10 @@ def _describe_intervals(result: EvaluationResult, system: SystemResult) -> str:
 
 
 def find_difference(result: EvaluationResult, test: PairedTest) -> MetricValue:
-    """Return the difference that a paired test compares with 0: system `b` minus system `a`."""
+    """Return the measured difference of a paired test: the metric of system `b` minus that of `a`.
+
+    The metric is the AUC or the accuracy.
+    """
     return result.metrics.find(test.test, test.b, scope=test.scope)
 
 
