@@ -463,7 +463,7 @@ def percent(fraction: float | None, digits: int | None = None) -> str:
 
 
 def probability(value: float | None) -> str:
-    """Format a probability or a p-value, never as 0 or 1; a dash for None."""
+    """Format a probability or a p-value, at most as "< 0.0001" or "> 0.9999"; a dash for None."""
     if value is None or not math.isfinite(value):
         return NONE
     return number(min(max(value, 1e-9), 1 - 1e-9), 1, decimals=4)

@@ -61,8 +61,8 @@ def verdict_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def tile_texts(row: Mapping[str, Any]) -> list[TileText]:
     """Return the texts on the tile of a result row: its label, generators, and prompts.
 
-    The label, and the true generator and prompt, are known if the scored source was a table with
-    such columns (`input`). They precede the predicted generator and prompt. Missing values are left
+    The label, and the true generator and prompt, are in the column `input` if the scored source was
+    a table that has them. They precede the predicted generator and prompt. Missing values are left
     out.
     """
     source_columns = row.get("input") or {}

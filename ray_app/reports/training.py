@@ -76,7 +76,7 @@ class GeneratorFigures:
 
     @property
     def rate(self) -> MetricValue:
-        """Fraction judged correctly: flagged fakes, or real images that are not flagged."""
+        """Fraction of the images that are judged correctly: `tpr` of fakes, `tnr` of real images."""
         return _metric(self.tpr if self.label == "fake" else self.tnr, self.interval)
 
 
@@ -361,7 +361,7 @@ class TrainingFacts:
             trainings.
         card: Name, licence, terms, and digest of the weights of the trained detector, as in its
             card (YAML).
-        history: Loss and speed by step, for the charts of the page.
+        history: Loss, learning rate, and speed by step, for the charts of the page.
         mistakes: Misclassified images, for the page.
     """
 

@@ -356,13 +356,16 @@ class ChangedRows:
     now: CurrentRows
 
     def added(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield rows that are current now but were not before, as tables of bounded size."""
+        """Yield rows that are in `now` but not in `before`, as tables of bounded size."""
         yield from self._of_older_files(columns, is_added=True)
         newer = self.now.run.row_files(range(self.before.last + 1, self.now.last + 1))
         yield from self.now.tables(columns, files=newer)
 
     def removed(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield rows that were current before but are not now, with their earlier content."""
+        """Yield rows that are in `before` but not in `now`, as tables of bounded size.
+
+        They have the verdicts that `before` returns.
+        """
         yield from self._of_older_files(columns, is_added=False)
 
     def _of_older_files(self, columns: Sequence[str], *, is_added: bool) -> Iterator[pa.Table]:

@@ -542,7 +542,7 @@ class GuaranteeSummary(Section):
     def stated(self) -> bool:
         """Whether the archive was compared with the images of the ensemble's calibration.
 
-        `holds` is the result of this comparison.
+        `holds` shows whether the guarantee is valid.
         """
         return self.images is not None
 

@@ -275,10 +275,10 @@ def opening_systems(result: EvaluationResult) -> list[SystemResult]:
 
 
 def opening_cells(system: SystemResult) -> list[tuple[str, str]]:
-    """Return the row of a system in the table of key metrics, without its name.
+    """Return the cells of a system in the table of key metrics, without the cell for its name.
 
-    The columns are the fraction of fakes that it finds, the fraction of real images that it flags,
-    and its ROC AUC (`HEADERS`).
+    The columns are the fraction of fakes that the system flags, the fraction of real images that it
+    flags, and its ROC AUC (`HEADERS`).
 
     Args:
         system: The detector or ensemble.

@@ -68,7 +68,7 @@ class TableCell(NamedTuple):
             generators: `in-training`, `unseen`, or `unknown`. "" for other cells, such as published
             values.
         about: Number of images, and method of the interval, such as "of 1,000, jackknife". "" if
-            there is no number of images.
+            the number is not known.
     """
 
     value: str

@@ -429,8 +429,8 @@ class PairedTest:
         a: Name of the first system.
         b: Name of the second system.
         test: The metric that is compared, `auc` or `accuracy`. It has the prefix `clustered ` if
-            the result is valid for further generators or sources of real images. Without the
-            prefix, it is valid only for further images of the tested ones.
+            the p-value is valid for further generators or sources of real images. Without the
+            prefix, it is valid only for further images of the tested generators and sources.
         n: Number of images with scores of both systems.
         p: Two-sided p-value. None if the test is undefined.
         p_holm: p-value after Holm's correction for the tests of all pairs of systems.
@@ -454,7 +454,7 @@ class PairedTest:
 
     @property
     def is_clustered(self) -> bool:
-        """Whether the result is valid for further generators or sources of real images.
+        """Whether the p-value is valid for further generators or sources of real images.
 
         If False, it is valid only for further images of the tested generators and sources.
         """
@@ -840,7 +840,7 @@ class EvaluationResult:
         meta: Facts on the data, the systems, and the rules.
         metrics: All metrics.
         curves: Curves for the page by system.
-        mistakes: The most confident mistakes of the leading system, which `leading` returns.
+        mistakes: The most confident mistakes of the system that `leading` returns.
         overlays: Images with predicted and true masks of altered pixels.
     """
 
@@ -924,8 +924,8 @@ class SystemResult:
 
         Args:
             name: Key of the metric, such as `auc`.
-            scope: The images on which it was measured, such as `GeneratorInfo.scope`. All images by
-                default.
+            scope: Name of the images on which it was measured, such as the `scope` of a
+                `GeneratorInfo`. All images by default.
             view: Name of a perturbation; "" for images without perturbation.
 
         Returns:
@@ -937,8 +937,8 @@ class SystemResult:
         """Return the metrics of the system on all images or on some images, by key such as `auc`.
 
         Args:
-            scope: The images on which the metrics were measured, such as `GeneratorInfo.scope`. All
-                images by default.
+            scope: Name of the images on which the metrics were measured, such as the `scope` of a
+                `GeneratorInfo`. All images by default.
             view: Name of a perturbation; "" for images without perturbation.
 
         Returns:
