@@ -76,7 +76,7 @@ class GeneratorFigures:
 
     @property
     def rate(self) -> MetricValue:
-        """Fraction of the images that are judged correctly: `tpr` of fakes, `tnr` of real images."""
+        """Fraction of images that are judged correctly: `tpr` of fakes, or `tnr` of real images."""
         return _metric(self.tpr if self.label == "fake" else self.tnr, self.interval)
 
 
