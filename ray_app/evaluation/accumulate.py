@@ -81,7 +81,8 @@ class ScoreColumn(NamedTuple):
 
     Attributes:
         scores: Scores (n,), log-odds of fake, in no particular order.
-        cells: Index (n,) in `Cells.cells` of the cell to which each scored image belongs.
+        cells: Index (n,) in `Cells.cells` of the cell of each scored image. A cell is a set of
+            images of one kind, generator, file format, and range of sizes.
     """
 
     scores: npt.NDArray[np.floating[Any]]
@@ -122,7 +123,7 @@ class Cells:
 
     @property
     def joined(self) -> int:
-        """Number of rows with a label."""
+        """Number of rows of the run that have a label."""
         return self.rows.total()
 
 

@@ -52,10 +52,10 @@ def compare(
         labels: A file or an index of labels; None for the labels in the runs' own columns.
         by: The column that matches the rows of both runs; None for `image_id`, or `sha256` if the
             runs share no id.
-        intervals: Which images the 95 % intervals of metrics are to describe. `generators` includes
-            images of generators and sources that the labels do not have, and requires that labels
-            name eight or more. `images` means further images of the labelled generators and
-            sources.
+        intervals: The images to which the 95 % intervals of metrics apply. With `generators`,
+            intervals also apply to generators and sources that the labels do not have, if the
+            labels name at least eight of them. With `images`, intervals apply only to further
+            images of the labelled generators and sources.
 
     Returns:
         The comparison, with counts, differences, and their intervals.

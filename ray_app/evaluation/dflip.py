@@ -66,10 +66,10 @@ def find_class(label: str, generator: str) -> str:
         generator: The generator in the labels.
 
     Returns:
-        `real` for a real image. For a fake, the family of its generator (`dalle`, `mj`, or `sd`),
-        which the model has to name. DFLIP-3K does not ask for the generator of fakes of the groups
-        `imagen`, `parti`, and `sdftood`. It only measures whether they are called fake. The class
-        of another fake, by a fine-tuned model, is the name of the generator.
+        `real` for a real image. For a fake, the family of its generator: `dalle`, `mj`, `sd`,
+        `imagen`, `parti`, or `sdftood`. DFLIP-3K does not ask for the generator of fakes of the
+        last three families, but only whether they are fake. If the generator is of another family,
+        such as a fine-tuned model, the class is the name of the generator.
     """
     if label == "real":
         return "real"
@@ -157,8 +157,9 @@ def dflip_v1(
     - `identification` has DFLIP-3K's accuracy and macro F1. Fakes of `imagen`, `parti`, and
       `sdftood` are left out, because DFLIP-3K does not ask for their generators. The macro F1 is
       over all classes that are true or answered.
-    - `identification, by index` has these metrics after all spellings of a generator were treated
-      as one name. An unknown name is wrong.
+    - `identification, by index` also has accuracy and macro F1. But names are first looked up in
+      the shipped index of generators, so that all spellings of a generator are one name. An unknown
+      name is wrong.
     - `identification, detection` is about real or fake, for all images and by group of generators.
       Real images are one group.
 

@@ -2,9 +2,10 @@
 
 `divide_generators` divides generators into groups that are in or out of the training distribution.
 `measure_groups` measures how well a detector or ensemble detects each group. A protocol, the rules
-for reproducing a paper's table, may name the rows of the table that are the groups. Otherwise, the
-run's identifier, a model that names generators, defines three groups. They are the generators of
-its training, new generators of a family in its training, and generators of new families.
+for reproducing a paper's table, may define the groups: each one has the generators of a row of the
+table. Otherwise, the run's identifier, a model that names generators, defines three groups. They
+are generators that it was trained on, other generators of their families, and generators of other
+families.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,9 +36,9 @@ def divide_generators(
 ) -> tuple[str, list[GroupInfo]]:
     """Divide the generators of fakes into groups in and out of the training distribution.
 
-    If the protocol names rows of its table as groups, these are used. Otherwise, the run's
-    identifier, a model that names generators, defines three groups. They are the generators of its
-    training, other generators of their families, and generators of other families.
+    If the protocol defines groups, each group has the generators of a row of its table. Otherwise,
+    the run's identifier, a model that names generators, defines three groups. They are generators
+    that it was trained on, other generators of their families, and generators of other families.
 
     Args:
         protocol: The rules for reproducing a published table, or None.

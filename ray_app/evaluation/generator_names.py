@@ -15,11 +15,12 @@ REAL = "real"
 class Names:
     """Map names of generators to keys, so that all spellings of a generator have one key.
 
-    The map uses a shipped index of generators with their spellings and families. If an identifier,
-    a model that names generators, can only predict families of this index, the keys are families.
+    The map uses a shipped index of generators with their spellings and families. An identifier is a
+    model that names generators. If all names that it can predict are families of this index, all
+    generators of a family have one key.
 
     Args:
-        classes: The names that an identifier can predict; empty without an identifier.
+        classes: The names that the identifier of a run can predict; empty without an identifier.
         families: The family of each class that is not in the index of generators.
     """
 
@@ -55,7 +56,10 @@ class Names:
         return key
 
     def predicted(self, name: str | None) -> str | None:
-        """Return the key of a generator that a run predicted; None if the name is None or blank."""
+        """Return the key of a name that a run predicted; None if the name is None or blank.
+
+        All spellings of a generator have one key. The first spelling is kept for `shown`.
+        """
         if name is None or not name.strip():
             return None
         key = self._key(name)
@@ -65,18 +69,21 @@ class Names:
     def shown(self, key: str | None) -> str | None:
         """Return the spelling of a generator to show in reports, given its key.
 
-        It is the first spelling in the labels. Without one, it is the spelling in `classes`, the
-        names that the run's model for naming generators can predict. Without one there, it is the
-        first predicted spelling, or else the key itself.
+        The spelling is the first one that is available, in this order: from the labels, from the
+        names that the run's identifier can predict (`classes`), and from predictions. If no
+        spelling is available, it is the key.
         """
         return None if key is None else self._labels.get(key) or self._predicted.get(key) or key
 
     def family(self, key: str) -> str:
-        """Return the family of a generator, such as all versions of Midjourney, by its key or name.
+        """Return the family of a generator, such as `midjourney` for all versions of Midjourney.
 
-        The family is the one in `families`, which the run's model for naming generators records.
-        Without such a record, it is the family in the shipped index of generators. A generator that
-        is not in the index is a family of its own.
+        If the run's identifier, a model that names generators, records the family, this is the
+        result. Otherwise, it is the family in the shipped index of generators. A generator that is
+        not in the index is a family of its own.
+
+        Args:
+            key: The key or the name of the generator.
         """
         if family := self._families.get(key):
             return family
@@ -94,8 +101,8 @@ def read_names(run_info: Mapping[str, Any]) -> Names:
     """Return a map from names of generators to keys, for the predictions and labels of a run.
 
     Args:
-        run_info: The content of `run.json`. It records the classes of the run's identifier, which
-            are the generators that this model can name.
+        run_info: The content of `run.json`. If the run has an identifier, a model that names
+            generators, `run.json` records the names that this model can predict.
 
     Returns:
         The map.

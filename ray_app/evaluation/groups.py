@@ -1,7 +1,7 @@
 """Group labelled images by kind and generator (`GroupCoder`).
 
 The kind is `real`, `whole` (a fake generated as a whole), or `local` (a photograph that was edited
-locally). The group is the truth that scores are compared with.
+locally). Scores are compared with the label of the group, which is `real` or `fake`.
 """
 
 from typing import NamedTuple
@@ -51,7 +51,7 @@ class EvaluationGroup(NamedTuple):
 
 
 class GroupCoder:
-    """Assign a number to each group of labelled rows, so that a column of integers has the truth.
+    """Assign a number to each group of labelled rows, so that an integer column can hold labels.
 
     A group has the rows of one kind (`real`, `whole`, or `local`) and one generator. Numbers are in
     the order in which groups first occur, over all calls of `encode`.
@@ -73,8 +73,9 @@ class GroupCoder:
     def encode(self, table: pa.Table, *, complete: bool) -> npt.NDArray[np.int32]:
         """Return the number (n,) of the group, an index of `groups`, that each row belongs to.
 
-        The number is -1 for a row without a label. A fake is a local edit if its kind is a local
-        edit, or if it has a mask and no kind.
+        The number is -1 for a row without a label. A fake is of the kind `local` if the column
+        `kind` has this value or a synonym, such as `inpainted`. A fake with a mask and without a
+        kind is also `local`.
 
         Args:
             table: Rows with `label`, and if known `generator`, `kind`, and `mask_uri`.

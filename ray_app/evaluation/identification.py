@@ -73,11 +73,11 @@ class Answers:
 
     Attributes:
         names: Maps names of generators to keys, which are equal for all spellings of a generator.
-        counts: Number of images by answer. Answers have keys.
+        counts: Number of images by answer. The names in an answer are keys.
         row_counts: Number of images by label, generator, verdict, and predicted name, with names
             spelled as in the rows.
-        confidences: For fakes, the confidences that the generator is a known one, by the key of the
-            true generator.
+        confidences: The run's confidences that the generator of a fake is one that the run can
+            name. They are arrays, by the key of the true generator.
         is_ranked: Whether any row has a ranking of names.
     """
 
@@ -160,20 +160,21 @@ def measure_answers(
     """Measure how well a run named the generators of images.
 
     The metrics are in the scope `identification`, and for families in `identification, families`.
-    Plain metrics are those of `metrics.identification`. The identifier is the model that named the
-    generators. Known generators are those that it can name. Plain metrics cover the fakes of known
-    generators, or all fakes if the run does not record which are known. An image without a name
-    counts as wrong. These metrics are added:
+    The identifier is the model that named the generators, and known generators are those that it
+    can name. The plain metrics, such as accuracy and F1, are those of `metrics.identification`.
+    They cover the fakes of known generators, or all fakes if the run does not record which are
+    known. An image without a name counts as wrong. These metrics are added:
 
     - `top_k`: the fraction of images whose true name is among the first k names of the ranking,
       even if no name was predicted.
-    - `abstained_known`: the fraction of images that the identifier attributed to no known
-      generator, among images of known generators with an answer.
-    - `abstained_unknown`: this fraction among images of other generators.
+    - `abstained_known`: among fakes of known generators with an answer, the fraction that the
+      identifier attributed to no known generator.
+    - `abstained_unknown`: among fakes of other generators with an answer, the fraction that the
+      identifier attributed to no known generator.
     - `reals_named`: the fraction of real images that were attributed to a generator.
 
-    With the rules `dflip-v1`, the scope `identification` has the metrics of the DFLIP-3K paper with
-    their flaws, and `identification, plain` has the plain metrics.
+    With the rules `dflip-v1`, the scope `identification` has metrics by the rules of the DFLIP-3K
+    paper, some of which are flawed. The plain metrics are then in `identification, plain`.
 
     Args:
         answers: The answers of all images.

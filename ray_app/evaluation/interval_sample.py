@@ -1,9 +1,9 @@
 """Choose which images the 95 % intervals of an evaluation describe (`Intervals`).
 
-If the labels name at least eight generators, intervals describe how a metric may differ for images
-of generators that the labels do not have. The same holds for sources of real images. Otherwise,
-intervals describe only further images of the labelled generators and sources. Intervals for further
-generators are computed from a sample of the labelled rows.
+If the labels name at least eight generators of fakes, intervals also apply to images of generators
+that the labels do not have. With fewer generators, intervals apply only to further images of the
+labelled generators. Sources of real images are counted in the same way, on their own. Intervals for
+further generators or sources are computed from a sample of the labelled rows.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -55,9 +55,10 @@ class Intervals:
     groups, intervals describe only further images of the labelled generators and sources.
 
     Args:
-        meaning: `generators` to leave out generators and sources if the labels name at least eight,
-            or `images` to leave out random groups always.
-        sample: The sample of `accumulate.Cells`; None for random groups always.
+        meaning: `generators` to leave out one generator or source at a time, if the labels name at
+            least eight generators or sources. `images` to always leave out random groups.
+        sample: Labelled rows with scores, from `accumulate.Cells.sample`. Groups by generator or
+            source are made from these rows. None to always use random groups.
         seed: Seed of the random groups of images.
     """
 
@@ -72,14 +73,17 @@ class Intervals:
         self.facts = self.read_info(FAKE_KINDS)
 
     def read_info(self, kinds: Collection[str]) -> IntervalInfo:
-        """Return which images the intervals describe, for metrics of some kinds of fakes and reals.
+        """Return whether intervals apply to further generators and to further sources.
+
+        The intervals are those of metrics of all real images and of fakes of some kinds.
 
         Args:
             kinds: Kinds of fakes: `whole`, `local`, or both.
 
         Returns:
-            Whether the intervals describe further generators or only further images of the labelled
-            ones, and in the same way for sources of real images.
+            For fakes, whether intervals apply to further generators or only to further images of
+            the labelled generators. For real images, whether they apply to further sources or only
+            to further images of the labelled sources.
         """
         names = [
             () if self._names is None else self._names[np.isin(self._kinds, kind_filter)]
@@ -88,17 +92,17 @@ class Intervals:
         return IntervalInfo.from_names(*names)
 
     def common_info(self, kinds: Sequence[str]) -> IntervalInfo:
-        """Return which images the intervals of several kinds of fakes describe, the same for all.
+        """Return the common meaning of intervals that are shown together for several kinds of fakes.
 
-        Intervals of different kinds are shown together, so they must have one meaning. If the
-        labels name too few generators of one kind, the intervals of all kinds describe only further
-        images of the labelled generators and sources.
+        The meaning is whether intervals apply to further generators and sources. If the labels name
+        too few generators of one kind, the intervals of all kinds apply only to further images of
+        the labelled generators and sources.
 
         Args:
             kinds: Kinds of fakes, such as `whole` and `local`.
 
         Returns:
-            Which generators and sources the intervals describe.
+            The generators and sources to which the intervals apply.
         """
         infos = [self.read_info((kind,)) for kind in kinds]
         image_info = next((info for info in infos if info.fakes == "images"), None)
@@ -114,14 +118,17 @@ class Intervals:
         *,
         is_of_images: bool = False,
     ) -> Resampled:
-        """Return the groups of images that the jackknife leaves out, for some fakes and all reals.
+        """Return images in the groups that the jackknife leaves out to compute an interval.
+
+        The groups are generators and sources if the labels name enough of them, else random groups.
 
         Args:
-            images: The images that the metrics are computed from.
+            images: The images that the metrics are computed from: all real images, and the fakes of
+                `kinds`.
             system: The detector or ensemble that scored the images.
-            kinds: The kinds of the fakes, such as `whole`.
-            is_of_images: Whether to use random groups, so that intervals describe only further
-                images of the labelled generators and sources.
+            kinds: Kinds of fakes, such as `whole`.
+            is_of_images: Whether to use random groups in any case. Intervals then apply only to
+                further images of the labelled generators and sources.
 
         Returns:
             A sample of the images, in groups by generator or source, or in random groups.
@@ -144,7 +151,8 @@ class Intervals:
     def resample_images(self, images: ScoredImages) -> Resampled:
         """Return the images in random groups for the jackknife.
 
-        Intervals then describe further images of the labelled generators and sources.
+        Intervals from random groups apply only to further images of the labelled generators and
+        sources.
         """
         return Resampled.in_blocks(images, self._seed)
 
@@ -169,7 +177,7 @@ class Intervals:
 
         Returns:
             The metrics. They have intervals only if the labels name enough generators, so that the
-        intervals also describe generators that the labels do not have.
+            intervals also describe generators that the labels do not have.
         """
         metrics = dict(averages)
         is_of_generators = self.facts.fakes == "generators"
@@ -186,12 +194,12 @@ class Intervals:
     def add_to_verdicts(
         self, verdict_metrics: Metrics, counts: VerdictCounts
     ) -> dict[str, MetricValue]:
-        """Add 95 % intervals for further generators and sources to metrics of verdicts.
+        """Add 95 % intervals to metrics of verdicts, from the verdicts of the sample.
 
-        The intervals are computed from the verdicts of the sample. Without a sample, the metrics
-        are returned unchanged. If the labels name too few generators and sources, proportions keep
-        the intervals that they have. `balanced_accuracy_strict` then gets an interval for further
-        images.
+        If the labels name enough generators or sources, intervals apply to further generators or
+        sources. Otherwise, only `balanced_accuracy_strict` gets an interval, which applies to
+        further images of the labelled ones. Proportions then keep the intervals that they have.
+        Without a sample, the metrics are returned unchanged.
 
         Args:
             verdict_metrics: The metrics, from `metrics.detection.measure_verdicts`.
@@ -283,10 +291,11 @@ def _add_balanced_interval(metric: MetricValue, is_hit: Bools, sample: Resampled
 
 
 def read_group_names(sample: pa.Table) -> Names:
-    """Return the name (m,) of the group that the jackknife leaves out with each row of the sample.
+    """Return for each row (m,) of the sample the name of its group, for the jackknife.
 
-    The name is the generator of a fake, or the source of a real image. If the labels have no
-    source, a real image has the name in the column `generator`.
+    The jackknife leaves out one group at a time. A fake is named by its generator, and a real image
+    by its source. A real image without a source is named by the column `generator`, such as
+    `real:coco`.
     """
     generators = np.asarray(sample["generator"].to_pylist(), object)
     if "source" not in sample.column_names:

@@ -290,14 +290,15 @@ class LabelledRows:
         """Yield the labelled rows in batches, in the order in which `join` read them.
 
         Args:
-            columns: Names of columns to return. They are columns of the run, or `label`,
-                `generator`, `kind`, and texts such as `mask_uri` and `prompt` of the labels. A
+            columns: Names of the columns to yield. The labels have `label`, `generator`, `kind`,
+                and texts such as `mask_uri` and `prompt`. Other names are columns of the run. A
                 column that does not exist is null.
             include_unlabelled: Whether to also yield rows without a label.
 
         Raises:
-            ConfigError: A label in the run's own column `input` names a mask that must not be read.
-                An archive may be untrusted, so it may not name private files (`may_name`).
+            ConfigError: The labels are from the archive itself (the run's column `input`), and one
+                names a mask that must not be read. An archive may be untrusted, so it may not name
+                private files (`may_name`).
         """
         existing = self.database.list_columns("joined")
         checked = self.key == INPUT_KEY and "mask_uri" in columns

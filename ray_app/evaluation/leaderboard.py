@@ -1,4 +1,4 @@
-"""Rank the systems of several evaluations of the same labelled images (`rank_systems`)."""
+"""Rank the detectors and ensembles of evaluations of the same labelled images (`rank_systems`)."""
 
 from collections.abc import Sequence
 

@@ -114,9 +114,9 @@ class MaskedImage:
     """A labelled image with all masks that detectors of the run predicted for it.
 
     Attributes:
-        member: The file of the image in the archive. Its `input` has the label and the path of the
-            true mask, which `datasets.masks` needs.
-        truth: Its label, with the path of the true mask.
+        member: The file of the image in the archive. In its field `input`, the label and the path of
+            the true mask replace the user's columns, because `datasets.masks` reads them from there.
+        truth: The label of the image, with the path of the true mask.
         masks: A row for each predicted mask, from the folder `masks/` of the run.
     """
 
@@ -267,15 +267,15 @@ class MaskMeasurer:
 def iter_masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage | None]:
     """Yield each image for which a run predicted masks.
 
-    Masks are read one block at a time, a block being a group of files that one task scored. Images
-    that the last listing of the archive no longer found have no label.
+    Masks are read one block at a time. A block is a group of files that one task scored.
 
     Args:
         run: The run.
-        truths: The labels of images.
+        truths: The labels of the run's images.
 
     Yields:
-        The image with its label and masks, or None for an image without a label.
+        The image with its label and masks, or None for an image without a label. Images that the
+        last listing of the archive no longer found are without a label.
     """
     rows = CurrentRows.read(run)
     for manifest in (index for index in list_complete_manifests(run.store) if index <= rows.last):
@@ -310,8 +310,8 @@ def resize_nearest(truth: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[
 def map_in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Yield the result of `work` for each item in order, computed by a few threads.
 
-    Use it for work that waits for downloads. Items are taken from `items` only a few ahead of the
-    result.
+    Use it for work that waits for downloads. To limit memory, an item is taken from `items` only a
+    few items before its result is needed.
     """
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="masks") as pool:
         pending: deque[Future[R]] = deque()

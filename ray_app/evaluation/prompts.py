@@ -171,16 +171,21 @@ class Prompts:
 
     @property
     def figures(self) -> dict[str, values.MetricValue]:
-        """The mean CLIP similarities of all images with images regenerated from predicted prompts.
+        """The metrics `clip_image` and `clip_image_chance`, computed from all images.
 
-        The values are undefined if no images were regenerated.
+        `clip_image` is the mean CLIP similarity of an image with images generated from its own
+        predicted prompt. `clip_image_chance` is that with images generated from other prompts. Both
+        are undefined if no images were generated.
         """
         return self._measure(self.similarities)
 
     def measure(self, generators: Collection[str]) -> Mapping[str, values.MetricValue]:
-        """Return the mean CLIP similarities of images of some generators with regenerated images.
+        """Return the metrics of `figures`, computed from the images of some generators.
 
-        Generators have the names of the labels.
+        The metrics are mean CLIP similarities of images with images generated from prompts.
+
+        Args:
+            generators: Names of generators as in the labels.
         """
         mask = np.array([maker in generators for maker in self.makers], np.bool_)
         return self._measure(None if self.similarities is None else self.similarities[mask])

@@ -90,9 +90,9 @@ def list_lines(
 
     Rows that the protocol names come first, including rows without a generator in the data. The
     rows that the protocol adds automatically follow. They are for sources, generators, or years, in
-    the order of release and name. Rows for a source or generator are left out if a row of the
-    protocol covers it already and is not a mean. Without a protocol, there is a row for each source
-    and each generator.
+    the order of release and name. A source or generator gets no automatic row if a row that the
+    protocol names already covers its images. Rows that are a mean over generators do not count for
+    this. Without a protocol, there is a row for each source and each generator.
 
     Args:
         protocol: The rules for reproducing a published table, or None.
@@ -180,8 +180,8 @@ def measure_rows(
 ) -> MeasuredRows:
     """Measure the values of all rows and footers of the table for one detector or ensemble.
 
-    A footer is a value below the rows, such as a mean over rows. All intervals are for further
-    images of the labelled generators and sources.
+    A footer is a value below the rows, such as a mean over rows. All intervals apply to further
+    images of the labelled generators and sources, not to further generators and sources.
 
     Args:
         protocol: The rules for reproducing a published table; None for the plain table.

@@ -1,8 +1,8 @@
 """Read protocols, which define how to reproduce a paper's table of results (`load_protocol`).
 
 A protocol is a YAML file. It defines the images, rows, and metrics of the table, and has the
-published values for comparison. If a project computes an unusual or a wrong average, that average
-has a name of its own, so that its table can be reproduced.
+published values for comparison. If a paper uses an unusual or wrong average, there is a metric with
+a name of its own for this average, such as `f1_by_source`. So the paper's table can be reproduced.
 
 `read_traits` returns the release date or architecture of each generator, from labels or from a
 run's own columns. `ray_app.evaluation.protocol_rows` computes the table.
@@ -80,8 +80,9 @@ class ProtocolRow(Frozen):
     def matches(self, generator: GeneratorInfo) -> bool:
         """Return whether the row covers the images of a generator, or of a source of real images.
 
-        The class and the kind must match, and a glob of `generators` or `architectures`. A name
-        that matches a glob of `excluding` is not covered.
+        The class and the kind of its images must be those of the row. Its name must match a glob of
+        `generators`, or its architecture a glob of `architectures`. Its name must not match a glob
+        of `excluding`.
         """
         name, family = generator.name, generator.architecture
         is_match = any(is_named(name, glob) for glob in self.generators)
@@ -171,7 +172,8 @@ class IdentificationRules(Frozen):
 class Groups(Frozen):
     """Names of the rows of a protocol's table that are in or out of the training distribution.
 
-    Fakes of each row are measured on their own, and those of all rows in, or out, together.
+    Metrics are computed for the fakes of each row. They are also computed for the fakes of all rows
+    that are in the distribution together, and of all rows that are out of it.
     """
 
     inside: tuple[str, ...] = Field(
@@ -271,10 +273,11 @@ class Protocol(Frozen):
 
     @property
     def traits(self) -> Mapping[str, str]:
-        """The columns of labels that are needed to assign generators to rows of the table.
+        """The facts on generators that are needed to assign them to rows of the table.
 
-        The keys are `released`, for the column `release_date`, and `architecture`, for the column
-        of this name. A key is left out if no row needs its column.
+        The keys are the facts, `released` and `architecture`. The values are the columns of the
+        labels with these facts, `release_date` and `architecture`. A fact is left out if no row
+        needs it.
         """
         columns = {"released": "release_date"} if "years" in self.automatic else {}
         return columns | (

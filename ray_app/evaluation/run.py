@@ -2,8 +2,8 @@
 
 Labels come from a file, an index of labelled images, the run itself, or a layout (`labels_for`). A
 layout is a rule that derives labels from the paths or tables of the source. An interrupted
-evaluation resumes with the same command. Files that are already scored are not scored again, and
-the index is reused.
+evaluation resumes with the same command. Files that are already scored are not scored again. Labels
+from a layout are not derived again.
 """
 
 import contextlib
@@ -46,10 +46,10 @@ def labels_for(
     """Read the labels that a config selects.
 
     The labels are in a file, in an index of labelled images, or in the run's own columns. A layout,
-    a rule that derives labels from the paths or tables of a source, can also give them. The layout
-    is named by the config, or else by the protocol. It is applied to the source of the run, or to
-    that of the config if `run` is None. Labels from a layout are written to `out`/index, and
-    reused if the evaluation is repeated.
+    a rule that derives labels from the paths or tables of a source, can also give them. The config
+    or else the protocol names the layout. The layout is applied to the source of the run. If `run`
+    is None, it is applied to the source that the config names. Labels from a layout are written to
+    `out`/index, and reused if the evaluation is repeated.
 
     Args:
         config: The settings of the evaluation.
@@ -58,7 +58,7 @@ def labels_for(
         out: The output directory of the evaluation.
 
     Returns:
-        The labels; None if they are the run's own columns and the source is not scored yet.
+        The labels. None if they would be in the run's own columns, but `run` is None.
 
     Raises:
         ConfigError: The labels or the layout are invalid, or `leave_out_faults` is set without a

@@ -4,10 +4,9 @@ A system is a detector or the ensemble of a run. Its metrics are computed for al
 parts of the images: whole fakes and local edits, each generator, each format and size, and
 perturbed images.
 
-The 95 % intervals of metrics may describe images of generators that the labels do not have. This
-applies to metrics of all images, of whole fakes, and of local edits, and
-`ray_app.evaluation.interval_sample` decides it. The intervals of other metrics describe only
-further images like the labelled ones.
+The 95 % intervals of metrics of all images, of whole fakes, and of local edits may also apply to
+generators that the labels do not have. `ray_app.evaluation.interval_sample` decides whether they
+do. The intervals of other metrics apply only to further images like the labelled ones.
 """
 
 from collections import Counter
@@ -523,9 +522,9 @@ def _build_report(images: ScoredImages) -> dict[str, dict[str, MetricValue]]:
 
 
 def report_scope(name: str) -> str:
-    """Return the scope, in the metrics table, of a line of scikit-learn's classification report.
+    """Return the scope under which the metrics table has a line of the classification report.
 
-    `name` is the line, such as `macro avg`. The scope is then `report: macro avg`.
+    The report is scikit-learn's. For the line `macro avg`, the scope is `report: macro avg`.
     """
     return f"report: {name}"
 

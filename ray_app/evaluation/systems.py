@@ -175,10 +175,10 @@ def list_systems(
 ) -> Systems:
     """List the systems of a run, which are its detectors and its ensemble, from its `run.json`.
 
-    An ensemble of one detector and this detector are one system, under the detector's name. If a
-    threshold is given, the system has the detector's own scores, title, and threshold, because a
-    protocol defines thresholds for these scores. The same applies if the ensemble equals the
-    detector. Otherwise, the system has the ensemble's scores, title, and threshold.
+    An ensemble of one detector and this detector are one system, under the detector's name. This
+    system has the scores, title, and threshold of the ensemble, with two exceptions. It has those
+    of the detector if the ensemble changes neither scores nor verdicts. It also has the detector's
+    scores and title if `threshold` is given, because protocols define thresholds for these scores.
 
     Args:
         run: The run.

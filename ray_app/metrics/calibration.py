@@ -65,12 +65,11 @@ def expected_calibration_error(
 def bin_sums(p_fake: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
     """Sort weighted probabilities into bins of equal width, and sum them per bin.
 
-    The sums are those that a calibration error needs. A weight is the number of images with one
-    probability.
+    A calibration error is computed from these sums.
 
     Args:
         p_fake: Probabilities 0 … 1 (k,).
-        weights: Weights (k,).
+        weights: Weights (k,), such as 1 to count all images, or the labels to count fakes.
         bins: Number of bins.
 
     Returns:

@@ -33,8 +33,7 @@ class EffectiveSize:
     Attributes:
         n: Number of images.
         groups: Number of groups.
-        largest: The number that identifies the largest group in the argument `groups` of
-            `effective_size`.
+        largest: The largest group, as it is numbered in the argument `groups` of `effective_size`.
         largest_share: Fraction of the images in the largest group.
         effective: Number of independent images that would give an equally precise rate. It is n if
             each group has one image, and 0 if one group has all of several images.
@@ -114,17 +113,17 @@ def rank_correlation(scores: Floats, codes: Counts, sizes: Counts) -> float:
 
 
 def tail_correlation(correlation: float, fraction: float) -> float:
-    """Return the correlation of two events: that each of two normal variables is above a quantile.
+    """Return how strongly reaching a threshold correlates between two images of one group.
 
-    The variables are the scores of two images of one group. The result is 0 if the correlation of
-    the scores is negative.
+    The scores of the images are treated as normal. The two events are that the first, and that the
+    second, image reaches the threshold. Their correlation is 0 if that of the scores is negative.
 
     Args:
-        correlation: The correlation of the variables.
-        fraction: The fraction of a normal population above the quantile.
+        correlation: The correlation of the scores of two images of one group.
+        fraction: The fraction of all images that reach the threshold.
 
     Returns:
-        The correlation of the events.
+        The correlation of the two events.
     """
     from scipy.stats import norm
 

@@ -48,18 +48,16 @@ class Shift:
 
     @property
     def limit(self) -> float:
-        """The larger one of `NOTICED_PSI` and `chance`.
+        """The highest population stability index at which the archive counts as not different.
 
-        Up to this index, the archive counts as not different.
+        The limit is the larger one of `NOTICED_PSI` and `chance`, the largest index that is
+        plausible by chance.
         """
         return max(NOTICED_PSI, self.chance)
 
     @property
     def is_noticed(self) -> bool:
-        """Whether the difference is worth a warning.
-
-        The index is then above `NOTICED_PSI` and `chance`.
-        """
+        """Whether the difference is worth a warning: `psi` is above `NOTICED_PSI` and `chance`."""
         return self.psi > self.limit
 
     @property
@@ -74,7 +72,7 @@ class Shift:
     def is_conclusive(self) -> bool:
         """Whether the archive has enough images to show a difference of `LIMIT_PSI`.
 
-        A difference that large would then be more than chance.
+        With enough images, a difference that large is not plausible by chance.
         """
         return self.chance < LIMIT_PSI
 
@@ -84,12 +82,14 @@ def find_shifts(
 ) -> dict[str, Shift]:
     """Compare an archive with the images that an ensemble was calibrated on, for each property.
 
-    An archive may have any fraction of fakes. Compared with the calibration images as they are, it
-    would differ because of its fraction of fakes alone. So each property is compared with a mixture
-    of the calibration's real images and fakes. The fraction of fakes in the mixture is the one that
-    explains the property best. Only fractions at which the scores do not differ noticeably are
-    tried. If the scores differ at every fraction, the fraction with the least difference is used.
-    Without this limit, real images that have become like fakes would be treated as fakes.
+    A property is, for example, the width or the score. An archive may have any fraction of fakes.
+    Compared with the calibration images as they are, it would differ because of its fraction of
+    fakes alone. So each property is compared with a mixture of the calibration's real images and
+    fakes. The fraction of fakes in the mixture is the one that explains the property best.
+
+    Only fractions at which the scores do not differ noticeably are tried. Otherwise, real images
+    whose properties have become like those of fakes would be treated as fakes. If the scores differ
+    at every fraction, the fraction with the least difference is used.
 
     Args:
         counts: By property, three numbers of images per bin (k,): of the archive, and of the

@@ -180,16 +180,16 @@ def average_masks_imdlbenco(rows: Rows, *, mode: Mode = "origin") -> dict[str, M
 
 
 def count_masks(rows: Rows) -> dict[str, int]:
-    """Return the number of all images (`images`), and of images on which an AUC is undefined.
+    """Return the number of images, and of images whose pixels are all intact or all altered.
 
-    These are images without altered pixels (`empty`), and images altered everywhere
-    (`all_altered`).
+    Such images have no AUC of pixels.
 
     Args:
         rows: The `MaskMetrics` of the images, or the table of a `MaskRows`.
 
     Returns:
-        The three numbers by name.
+        `images`, the number of all images; `empty`, that of images without altered pixels; and
+        `all_altered`, that of images that are altered everywhere.
     """
     _, altered, _, pixels, *_ = _to_columns(rows)
     return {

@@ -207,12 +207,12 @@ class Resampled:
     """Scored images in groups, of which the jackknife leaves out one at a time for intervals.
 
     The groups are images of one generator or source, or random blocks. If there are many images,
-    they are a sample.
+    only a sample of them is kept.
 
     Attributes:
-        images: The images.
-        fakes: The group of each fake, in the order of `images`.
-        reals: The group of each real image, in the order of `images`.
+        images: The images, or the sample of them.
+        fakes: The groups of the fakes, with the group of each fake in the order of `images`.
+        reals: The groups of the real images, with the group of each one in the order of `images`.
     """
 
     images: ScoredImages
@@ -237,11 +237,11 @@ class Resampled:
     def leave_one_out(self) -> list[tuple[Floats, float, list[ScoredImages]]]:
         """The images without each group, from which jackknife replicates are computed.
 
-        There is one entry for each class (stratum), of three values:
+        There is one tuple for each class that has images, fakes first:
 
-        - the fraction of the images of the class that each group has;
-        - a factor for the variance of metrics, which is below 1 for a sample (`Stratum.scale`);
-        - a list with an item for each group: the images of both classes without this group.
+        - The size of each group, as a fraction of the images of the class (groups,).
+        - The factor `Stratum.scale` for the variance of metrics, which is below 1 for a sample.
+        - For each group, the images of both classes without this group.
         """
         entries = []
         for stratum, mask in self.strata:
@@ -264,11 +264,11 @@ class Resampled:
     ) -> "Resampled":
         """Return scored images in groups by name, or in random blocks, for the jackknife.
 
-        If a class has too few names, its images are cut into random blocks.
+        If a class has too few names, its images are cut into random blocks. Groups do not depend on
+        scores, so two detectors get equal groups for the same images.
 
         Args:
-            scores: Scores (n,) in any order. Two detectors with the same images get the same
-                groups.
+            scores: Scores (n,) in any order.
             is_fake: The class of each image (n,).
             names: The generator of a fake and the source of a real image (n,); None for random
                 blocks.
@@ -790,8 +790,8 @@ def equal_error_rate(images: ScoredImages) -> float:
 def tpr_at_fpr(images: ScoredImages, one_in: int) -> float:
     """Return the TPR at the lowest threshold that flags at most one real in `one_in`.
 
-    The metric is undefined with fewer reals than `one_in`. The lowest threshold above all of these
-    reals would not suffice: on average, one or more of `one_in` further reals would exceed it.
+    The metric is undefined with fewer reals than `one_in`. The threshold would then be just above
+    all reals. But of `one_in` further reals, one or more would exceed this threshold on average.
     """
     images.require_both()
     if images.n_real < one_in:

@@ -77,7 +77,7 @@ def archive_figures(strata: Sequence[LabelledStratum]) -> dict[str, MetricValue]
 
 
 def estimate_fraction(strata: Sequence[LabelledStratum]) -> MetricValue:
-    """Estimate the fraction of fakes among all images of these strata, from labels of a few.
+    """Estimate the fraction of fakes among all images of some strata, from labels of a sample.
 
     The estimate weighs each stratum by its size (Horvitz and Thompson 1952), which is unbiased for
     any strata. The interval is exact (Clopper and Pearson 1934), for the effective number of labels
@@ -110,6 +110,10 @@ def effective_labels(strata: Sequence[LabelledStratum], value: float) -> float:
     by the variance of the estimate (Korn and Graubard 1998), and by the weights of the strata (Kish
     1965). The first alone would treat strata without a labelled fake as certain. The more images of
     a stratum are labelled, the less it contributes to the variance and to the weights.
+
+    Args:
+        strata: The strata with their numbers of labels.
+        value: The estimated fraction of fakes among all images of the strata.
     """
     total = sum(stratum.size for stratum in strata)
     variance = weights = 0.0

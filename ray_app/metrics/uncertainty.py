@@ -53,9 +53,10 @@ class Stratum(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """The variance of a metric over all images, divided by its variance over the sample.
+        """Factor that turns the variance of a metric of the sample into that of all `n` images.
 
-        It is 1 for groups by name. For random blocks, it is the size of the sample divided by `n`.
+        The factor is 1 for groups by name. For random blocks, it is the number of images of the
+        sample divided by `n`.
         """
         return 1.0 if self.is_grouped else len(self.codes) / max(self.n, 1)
 
@@ -175,10 +176,14 @@ def effective_count(
 
 
 def variance_of_mean(values: Floats, stratum: Stratum) -> float:
-    """Return the variance of the mean of values (m,), one for each image of a class.
+    """Return the variance of the mean of values of the images of one class.
 
-    If the images are grouped by name, the variance is computed from group totals, because images of
-    one group are similar.
+    If the groups are generators or sources, the variance is computed from group totals, because
+    images of one group are similar. Random blocks are ignored.
+
+    Args:
+        values: A value for each image (m,).
+        stratum: The groups of these images.
     """
     m = len(values)
     if m < 2:
@@ -280,15 +285,17 @@ _SCALES: dict[Scale, tuple[Callable[[Floats], Floats], Callable[[Floats], Floats
 
 
 def mean_replicates(values: Floats, strata: Sequence[tuple[Stratum, Bools]]) -> list[Replicates]:
-    """Return the mean of values (n,) with each group of images left out, for the jackknife.
+    """Return the mean of values with each group of images left out, for the jackknife.
+
+    A class keeps its weight in the mean if one of its groups is left out, so that only the mean of
+    this class changes.
 
     Args:
-        values: A value for each image.
-        strata: The groups of each class, and a mask (n,) of the images of the class. A class keeps
-            its weight in the mean if a group is left out.
+        values: A value for each image (n,), of both classes.
+        strata: For each class, its groups, and a mask (n,) of its images.
 
     Returns:
-        The means without each group, for each class.
+        For each class, the means of all values without each of its groups.
     """
     means = [float(values[mask].mean()) for _, mask in strata]
     fractions = [float(mask.mean()) for _, mask in strata]

@@ -272,7 +272,9 @@ def draw(
         seed: Seed of the draw.
 
     Returns:
-        For each image, `image_id`, `uri`, `member`, and `stratum`, the index of its stratum.
+        For each image, `image_id`, `uri`, `member`, and `stratum`. `member` is the name of the
+        image in the container `uri`, or None for a separate file. `stratum` is an index in
+        `strata`.
     """
     rows = pd.DataFrame({"image_id": verdicts.ids, "stratum": stratum_codes(verdicts, strata)})
     rows = rows.sort_values("image_id")

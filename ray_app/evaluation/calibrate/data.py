@@ -1,10 +1,9 @@
 """Read the labelled images of a run for a calibration (`read_labelled`, `CalibrationData`).
 
 The result has one entry per image, with a score of every detector. Images without a score of every
-detector or without a label are left out and counted. Images of one colour are also left out. So are
-images for which a detector is not valid. A detector's card has the valid ranges of sizes and of
-properties such as the JPEG quality. The verdict on images of these last two kinds is always
-`abstain`.
+detector or without a label are left out and counted. Images of one colour, and images outside the
+valid ranges of a detector, are also left out, because their verdict is always `abstain`. A
+detector's card has its valid ranges of sizes and of properties such as the JPEG quality.
 """
 
 from collections import Counter
@@ -96,7 +95,11 @@ class CalibrationData:
         return np.stack([np.asarray(scores, np.float64) for scores in self.scores.values()], axis=1)
 
     def take(self, selection: NDArray[Any]) -> "CalibrationData":
-        """Return the images at indices (m,), in their order, or those that a mask (n,) selects."""
+        """Return the selected images.
+
+        Args:
+            selection: Indices (m,), in the order of the result, or a mask (n,), bool.
+        """
         indices = np.flatnonzero(selection) if selection.dtype == np.bool_ else selection
         selected: dict[str, Any] = {
             "scores": {name: scores[indices] for name, scores in self.scores.items()}
@@ -121,8 +124,8 @@ class LabelledRun:
         labels: Name of the labels in messages.
         members: The detectors to calibrate, as members of an ensemble.
         names: Names of the detectors in the run, in the order of `members`.
-        before: The run's ensemble before the calibration. If it does not have exactly these
-            detectors, a default ensemble of them.
+        before: The ensemble before the calibration. It is the run's ensemble if this has exactly
+            the detectors to calibrate, else a default ensemble of these detectors.
         calibrations: Calibration that each detector had in the run, by name in the run.
         labelled: The labelled images with a score of every detector.
         identity: The section `identity` of `run.json`: the settings of the run.

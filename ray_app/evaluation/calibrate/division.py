@@ -3,7 +3,8 @@
 The calibrations of the detectors and the rule that combines them are fitted on the first part. The
 ensemble is calibrated on the second, and thresholds are chosen on the third. Images that are not
 independent (copies, one scene, one source) form a group, and all images of a group are in one part.
-A seed and the bytes of the files determine the part, unless the labels do.
+If the labels have a column `part`, it determines the part of an image. Otherwise, a seed and the
+bytes of the files determine it.
 """
 
 import hashlib

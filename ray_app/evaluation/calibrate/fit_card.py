@@ -5,8 +5,8 @@ detectors, are fitted on the part `fit`. The ensemble's calibration is fitted on
 part `choose` is used only for the thresholds, so that their guarantee holds.
 
 There are two exceptions. In a cascade, both `fit` and `calibrate` determine which images need the
-second stage. A single detector has one calibration, fitted on both parts together: a second
-calibration would undo the first, from fewer images and generators.
+second stage. A single detector has only one calibration, fitted on both parts together. A second
+calibration would replace the first by one from fewer images and generators.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ class CalibratedCard:
 
     Attributes:
         card: The card.
-        names: Names in the run of the card's detectors.
+        names: Names of the detectors as in the run, in the order of the card's members.
         prevalence: Fraction of fakes in an archive. The card's probabilities are correct for
             archives with this fraction.
     """
@@ -79,9 +79,10 @@ class CalibratedCard:
     def second_stage_reasons(self, labelled: data.CalibrationData) -> list[str | None] | None:
         """Return for each image why all detectors of a cascade score it, not only the first ones.
 
-        The reason is `band` if the score of the first detectors is uncertain, or `audit` if the
-        image was drawn at random. It is None if only the first detectors score the image. The
-        result is None if the card is not a cascade.
+        Returns:
+            An item for each image: `band` if the score of the first detectors is uncertain, `audit`
+            if the image was drawn at random, or None if only the first detectors score the image.
+            None instead of a list if the card is not a cascade.
         """
         audited = select_audited(self.card, labelled.sha256)
         return list_second_stage_reasons(
@@ -151,12 +152,12 @@ class LabelledScores:
         return effective_size(self.all_reals, self.all_groups, rate)
 
     def choose(self, rate: float) -> tuple[ChosenThreshold, ChosenThreshold]:
-        """Return the lowest threshold whose false-positive rate is at most `rate` by two bounds.
+        """Return the lowest threshold at which two upper bounds of the false-positive rate hold.
 
-        The first bound uses held-out reals, which the fit has not used. The second bound uses all
-        labelled reals, so it accounts for how similar reals of one group are, and no division into
-        parts can favour it. Some of these reals were used for fitting, but little of the fit
-        depends on any single image.
+        Both bounds must be at most `rate`. The first one is computed from held-out reals, on which
+        nothing was fitted. The second one is computed from all labelled reals. It accounts for how
+        similar reals of one group are, and no division into parts can favour it. Some of these
+        reals were used to fit the ensemble card, but the card depends little on any single image.
 
         Returns:
             The threshold twice: with its false positives among held-out reals, and among all
@@ -193,8 +194,9 @@ class LabelledScores:
     def measure(self, rates: Iterable[float], real_below: float) -> list[OperatingPoint]:
         """Return the threshold and the measured rates for each of several false-positive rates.
 
-        If the real images are too few to guarantee a rate, the threshold only keeps the rate on the
-        held-out real images. It is never below the threshold of a higher rate.
+        If the real images are too few to guarantee a rate, its threshold keeps the rate on the
+        held-out real images, without a guarantee for further images. The threshold of a rate is
+        never below that of a higher rate.
 
         Args:
             rates: The false-positive rates.

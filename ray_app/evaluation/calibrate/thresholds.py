@@ -169,7 +169,8 @@ def evaluate_threshold(
 def reals_needed(target: float, confidence: float = 0.95) -> int:
     """Return the minimum number of reals that can show a false-positive rate within the target.
 
-    With fewer reals, it is too likely that none of them is a false positive by chance.
+    With fewer reals, the upper bound of the rate exceeds the target even if none of them is a false
+    positive.
     """
     return math.ceil(math.log(1 - confidence) / math.log1p(-target))
 
@@ -192,11 +193,11 @@ def hint_for_few_reals(reals: float, confidence: float = 0.95) -> str:
 def false_positives_allowed(
     n_real: int, target: float, confidence: float = 0.95, *, effective: float | None = None
 ) -> int:
-    """Return the maximum number of false positives that shows that the rate is within a target.
+    """Return the maximum number of false positives that keeps an upper bound within a target.
 
-    With this number, the upper bound of the false-positive rate is at most the target. The number
-    is the largest k with P(Bin(n, target) ≤ k) ≤ 1 − confidence, or −1 if there is no such k. The
-    bound is the one-sided bound of Clopper and Pearson (1934).
+    The bound is that of the false-positive rate, one-sided by Clopper and Pearson (1934). The
+    number is the largest k with P(Bin(n, target) ≤ k) ≤ 1 − confidence, or −1 if there is no such
+    k.
 
     Args:
         n_real: Number of reals n.
@@ -223,9 +224,9 @@ def false_positives_allowed(
 def choose_real_below(fakes: ArrayLike, miss: float = 0.05, *, fake_above: float) -> float:
     """Return the threshold `real_below`, at or below which the verdict is real.
 
-    It is the highest threshold at or below which at most the fraction `miss` of the fakes score,
-    and never above `fake_above`. This fraction is an observation and not a bound, because fakes of
-    few generators are not a sample of all fakes.
+    It is the highest threshold for which at most the fraction `miss` of the given fakes would be
+    called real, but at most `fake_above`. The fraction does not hold for further fakes, because
+    fakes of few generators are not a sample of all fakes.
 
     Args:
         fakes: Scores of fakes (n,).
