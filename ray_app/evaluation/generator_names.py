@@ -84,6 +84,9 @@ class Names:
 
         Args:
             key: The key or the name of the generator.
+
+        Returns:
+            The family.
         """
         if family := self._families.get(key):
             return family

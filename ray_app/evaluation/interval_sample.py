@@ -92,7 +92,7 @@ class Intervals:
         return IntervalInfo.from_names(*names)
 
     def common_info(self, kinds: Sequence[str]) -> IntervalInfo:
-        """Return the common meaning of intervals that are shown together for several kinds of fakes.
+        """Return the one meaning of intervals that are shown together for several kinds of fakes.
 
         The meaning is whether intervals apply to further generators and sources. If the labels name
         too few generators of one kind, the intervals of all kinds apply only to further images of

@@ -114,8 +114,8 @@ class MaskedImage:
     """A labelled image with all masks that detectors of the run predicted for it.
 
     Attributes:
-        member: The file of the image in the archive. In its field `input`, the label and the path of
-            the true mask replace the user's columns, because `datasets.masks` reads them from there.
+        member: The file of the image in the archive. In its field `input`, the label and the path
+            of the true mask replace the user's columns, because `datasets.masks` reads them there.
         truth: The label of the image, with the path of the true mask.
         masks: A row for each predicted mask, from the folder `masks/` of the run.
     """

@@ -180,12 +180,15 @@ class Prompts:
         return self._measure(self.similarities)
 
     def measure(self, generators: Collection[str]) -> Mapping[str, values.MetricValue]:
-        """Return the metrics of `figures`, computed from the images of some generators.
+        """Return `clip_image` and `clip_image_chance`, computed from images of some generators.
 
         The metrics are mean CLIP similarities of images with images generated from prompts.
 
         Args:
             generators: Names of generators as in the labels.
+
+        Returns:
+            The metrics by name. They are undefined if no images were generated.
         """
         mask = np.array([maker in generators for maker in self.makers], np.bool_)
         return self._measure(None if self.similarities is None else self.similarities[mask])

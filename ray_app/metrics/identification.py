@@ -91,12 +91,12 @@ def measure_pairs(
 
     The accuracy and the averages over names, such as `macro_f1`, cover the images whose true name
     is in `known`. A missing name counts as wrong. Averages are those of scikit-learn with the true
-    names as `labels` and `zero_division` 0. A name that is predicted but never true is therefore not
-    a class of the average, in which it would have an F1 of 0.
+    names as `labels` and `zero_division` 0. A name that is predicted but never true is therefore
+    not a class of the average, in which it would have an F1 of 0.
 
     Among the images whose true name is not in `known`, `unknown_named` is the fraction for which a
-    name in `known` was predicted. It is undefined if `known` is None. `open_set_auroc` is always undefined here. It needs
-    confidences, see `measure_open_set`.
+    name in `known` was predicted. It is undefined if `known` is None. `open_set_auroc` is always
+    undefined here. It needs confidences, see `measure_open_set`.
 
     Args:
         pairs: Number of images by true and predicted name.

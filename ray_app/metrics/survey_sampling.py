@@ -114,6 +114,9 @@ def effective_labels(strata: Sequence[LabelledStratum], value: float) -> float:
     Args:
         strata: The strata with their numbers of labels.
         value: The estimated fraction of fakes among all images of the strata.
+
+    Returns:
+        The number of labels, which need not be a whole number.
     """
     total = sum(stratum.size for stratum in strata)
     variance = weights = 0.0

@@ -184,6 +184,9 @@ def variance_of_mean(values: Floats, stratum: Stratum) -> float:
     Args:
         values: A value for each image (m,).
         stratum: The groups of these images.
+
+    Returns:
+        The variance; 0 for fewer than two images.
     """
     m = len(values)
     if m < 2:

@@ -95,10 +95,13 @@ class CalibrationData:
         return np.stack([np.asarray(scores, np.float64) for scores in self.scores.values()], axis=1)
 
     def take(self, selection: NDArray[Any]) -> "CalibrationData":
-        """Return the selected images.
+        """Return some of the images, selected by index or by a mask.
 
         Args:
-            selection: Indices (m,), in the order of the result, or a mask (n,), bool.
+            selection: Indices (m,) in the order of the result, or a mask (n,), bool.
+
+        Returns:
+            The selected images.
         """
         indices = np.flatnonzero(selection) if selection.dtype == np.bool_ else selection
         selected: dict[str, Any] = {

@@ -79,6 +79,9 @@ class CalibratedCard:
     def second_stage_reasons(self, labelled: data.CalibrationData) -> list[str | None] | None:
         """Return for each image why all detectors of a cascade score it, not only the first ones.
 
+        Args:
+            labelled: The images.
+
         Returns:
             An item for each image: `band` if the score of the first detectors is uncertain, `audit`
             if the image was drawn at random, or None if only the first detectors score the image.

@@ -196,8 +196,7 @@ def false_positives_allowed(
     """Return the maximum number of false positives that keeps an upper bound within a target.
 
     The bound is that of the false-positive rate, one-sided by Clopper and Pearson (1934). The
-    number is the largest k with P(Bin(n, target) ≤ k) ≤ 1 − confidence, or −1 if there is no such
-    k.
+    number is the largest k with P(Bin(n, target) ≤ k) ≤ 1 − confidence, or −1 if none exists.
 
     Args:
         n_real: Number of reals n.
