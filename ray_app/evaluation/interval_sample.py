@@ -2,8 +2,9 @@
 
 If the labels name at least eight generators of fakes, intervals also apply to images of generators
 that the labels do not have. With fewer generators, intervals apply only to further images of the
-labelled generators. Sources of real images are counted in the same way, on their own. Intervals for
-further generators or sources are computed from a sample of the labelled rows.
+labelled generators. Similarly, intervals also apply to further sources of real images if the labels
+name at least eight sources. Intervals for further generators or sources are computed from a sample
+of the labelled rows.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -197,8 +198,9 @@ class Intervals:
         """Add 95 % intervals to metrics of verdicts, from the verdicts of the sample.
 
         If the labels name enough generators or sources, intervals apply to further generators or
-        sources. Otherwise, only `balanced_accuracy_strict` gets an interval, which applies to
-        further images of the labelled ones. Proportions then keep the intervals that they have.
+        sources. Otherwise, proportions keep the intervals that they have, and only
+        `balanced_accuracy_strict` gets an interval. It applies to further images of the labelled
+        generators and sources.
         Without a sample, the metrics are returned unchanged.
 
         Args:

@@ -115,15 +115,15 @@ def rank_correlation(scores: Floats, codes: Counts, sizes: Counts) -> float:
 def tail_correlation(correlation: float, fraction: float) -> float:
     """Return how strongly reaching a threshold correlates between two images of one group.
 
-    The scores of the images are treated as normal. The two events are that the first, and that the
-    second, image reaches the threshold. Their correlation is 0 if that of the scores is negative.
+    The scores of the images are treated as normal. The correlated events are that one image reaches
+    the threshold, and that the other one does. The result is 0 if `correlation` is negative.
 
     Args:
         correlation: The correlation of the scores of two images of one group.
         fraction: The fraction of all images that reach the threshold.
 
     Returns:
-        The correlation of the two events.
+        The correlation of the events.
     """
     from scipy.stats import norm
 

@@ -155,12 +155,13 @@ class LabelledScores:
         return effective_size(self.all_reals, self.all_groups, rate)
 
     def choose(self, rate: float) -> tuple[ChosenThreshold, ChosenThreshold]:
-        """Return the lowest threshold at which two upper bounds of the false-positive rate hold.
+        """Return the lowest threshold that keeps two bounds of false positives within `rate`.
 
-        Both bounds must be at most `rate`. The first one is computed from held-out reals, on which
-        nothing was fitted. The second one is computed from all labelled reals. It accounts for how
-        similar reals of one group are, and no division into parts can favour it. Some of these
-        reals were used to fit the ensemble card, but the card depends little on any single image.
+        Both are upper bounds of the false-positive rate. The first one is computed from held-out
+        reals, on which nothing was fitted. The second one is computed from all labelled reals. It
+        accounts for how similar reals of one group are, and no division into parts can favour it.
+        Some of these reals were used to fit the ensemble card, but the card depends little on any
+        single image.
 
         Returns:
             The threshold twice: with its false positives among held-out reals, and among all
