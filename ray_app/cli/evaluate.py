@@ -129,7 +129,9 @@ def compare(
     intervals: Literal["generators", "images"] | None,
     as_json: bool,
 ) -> int:
-    """Show what changed between two runs, image by image.
+    """Compare the verdicts and scores of two runs on the images that both scored.
+
+    With labels, the comparison also has true-positive and true-negative rates and AUC.
 
     \b
     touchstone compare old new --labels truth.csv

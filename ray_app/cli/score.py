@@ -48,6 +48,8 @@ _SOURCE_FIELDS = {
 def demo(images: str | None, out: str | None, limit: int | None, archive_only: bool) -> int:
     """Score a small sample archive with the ensemble `tiny`, or a FOLDER with the default ensemble.
 
+    With --archive-only, the sample archive and its labels are written, and nothing is scored.
+
     \b
     touchstone demo
     """
@@ -259,8 +261,8 @@ def decide(
     """Apply another ensemble card to the scores of a run, and write the new verdicts to another run.
 
     An ensemble card names detectors, and the rule and thresholds that turn their scores into verdicts. RUN must have scores of every
-    detector of the card. If a file was scored several times, NEW gets its newest row. Files that RUN's last listing of the archive
-    did not find are left out.
+    detector of the card. If a file was scored several times, the new run NEW gets its newest row. Files that
+    RUN's last listing of the archive did not find are left out.
 
     \b
     touchstone runs decide run --ensemble stricter.yaml --out stricter-run
@@ -280,10 +282,10 @@ def decide(
 @click.argument("out", metavar="NEW")
 @options.unguarded_option
 def compact(run: str, out: str, unguarded: bool) -> int:
-    """Rewrite a finished run as a new run with fewer files.
+    """Rewrite the finished run OLD as a new run NEW with fewer files.
 
-    If a file was scored several times, NEW gets its newest row. Files that OLD's last listing of the archive did not find are left
-    out. `touchstone score` can continue NEW.
+    If a file was scored several times, NEW gets its newest row. Files that OLD's last listing of the archive did not find are
+    left out. `touchstone score` can continue NEW.
 
     \b
     touchstone runs compact run compacted

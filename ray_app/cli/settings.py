@@ -121,7 +121,7 @@ def trust_lists() -> None:
 )
 @options.json_option
 def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
-    """Download the official C2PA trust list and the older interim list into the cache.
+    """Download the official and the older interim list of trusted C2PA signers into the cache.
 
     \b
     touchstone config trust update
@@ -156,7 +156,7 @@ def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
 @trust_lists.command("show")
 @options.json_option
 def show_trust(as_json: bool) -> int:
-    """Show the trust lists that are in use, with their addresses, dates, and SHA-256.
+    """Show the lists of trusted C2PA signers in the cache, with their addresses, dates, and SHA-256.
 
     \b
     touchstone config trust show

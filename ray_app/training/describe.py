@@ -52,11 +52,11 @@ Rows = npt.NDArray[np.int64]
 
 
 class CaptionedRows(NamedTuple):
-    """The predicted prompts of some images of a split, the i-th for the i-th row.
+    """Some images of a split, by row number, with their predicted prompts.
 
     Attributes:
         rows: Row numbers (n,) of the images in the split.
-        captions: The predicted prompts (n,).
+        captions: The predicted prompts (n,), in the order of `rows`.
     """
 
     rows: Rows
@@ -280,12 +280,13 @@ def write_index(
     vectors: npt.NDArray[Any],
     prompts: list[str],
 ) -> DescriberCard:
-    """Write a describer of the tier retrieval to FOLDER/describer.yaml, and return its card.
+    """Write the card and the index of a describer that looks prompts up, and return the card.
 
-    Such a describer returns the prompt of the most similar training image.
+    Such a describer (tier `retrieval`) has no network. It returns the prompt of the most similar
+    training image.
 
     Args:
-        folder: A local folder.
+        folder: A local folder, to which the files are written.
         recipe: The recipe.
         sees: The card's keys `detector` and `embedding`, which define the embeddings that the
             describer reads.
@@ -305,18 +306,21 @@ def write_network(
     sees: Mapping[str, Any],
     state: Mapping[str, Any],
 ) -> DescriberCard:
-    """Write a describer with a network to FOLDER/describer.yaml, and return its card.
+    """Write the card and the weights of a describer that predicts prompts by a network.
 
-    Such a describer predicts prompts by a trained network. The file of the weights also contains
-    the tokenizer.
+    The file of the weights also contains the tokenizer.
 
     Args:
-        folder: A local folder.
+        folder: A local folder, to which the files are written.
         recipe: The recipe.
         plan: The architecture and tokenizer of the network.
-        sees: Card keys on the input of the network. For pixels, it is `preprocessing`. For
-            embeddings, they are `detector` and `embedding`.
+        sees: The keys of the card that define the input of the network, with their values. A
+            network that reads pixels has `preprocessing`. A network that reads embeddings has
+            `detector` and `embedding`.
         state: The weights by name, as a checkpoint stores them.
+
+    Returns:
+        The card.
     """
     from safetensors.torch import save_file
 
@@ -377,8 +381,8 @@ def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> by
     Args:
         card: The card as YAML.
         recipe: The recipe.
-        metrics: The metrics of the test split, or of validation without a test split, as
-            `measure_prompts` returns them.
+        metrics: The metrics of the test split, as `measure_prompts` returns them. If there is no
+            test split, those of the validation split.
 
     Returns:
         The new card as YAML.

@@ -3,8 +3,8 @@
 `load_trained` returns the network of a checkpoint, to score with or to export.
 
 A loss is a sum over usable images, divided by the number of all images of the batch. Images that
-could not be read are not usable, but count in the divisor. The losses of parts of a batch, in one
-process or in several, thus add up to the loss of the batch.
+could not be read are not usable, but count in the divisor. Thus the losses of the micro-batches of
+one process add up to the loss of its batch.
 """
 
 from pathlib import Path

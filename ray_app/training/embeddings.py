@@ -129,8 +129,8 @@ def store_block(out: Store, split: str, first: int, embedded: Embeddings) -> Non
     Args:
         out: The directory of the training.
         split: Name of the split.
-        first: Position of the block's first row among the rows of the split that
-            `compute_embeddings` was called with. It names the file.
+        first: Position of the block's first row in the rows that `compute_embeddings` got for the
+            split. It names the file.
         embedded: The embeddings of the block.
     """
     _write_block(
@@ -186,9 +186,9 @@ def get_label_column(rows: pa.Table, indices: Integers, name: str) -> list[Any]:
 def describe_embeddings(card: DetectorCard, embedded: Embeddings) -> dict[str, Any]:
     """Return what decided the values of embeddings, such as the backbone and the precision.
 
-    A model that reads embeddings has these settings on its card. They show later which embeddings
-    it accepts. It is an identifier, which names the generator of a fake, or a describer, which
-    predicts the prompt. See `detectors.linear_head.embedding_facts`.
+    A model that reads embeddings has these settings on its card, which show later what embeddings it
+    accepts. Such a model is an identifier, which names the generator of a fake, or a describer,
+    which predicts the prompt. See `detectors.linear_head.embedding_facts`.
 
     Args:
         card: Card of the detector that computed the embeddings.
@@ -344,7 +344,11 @@ class Embedder(Stage):
         self._blocks = BlockEmbedder(read_job(shared), load_detector)
 
     def work(self, message: "_Block") -> tuple[int, list[dict[str, Any]]]:
-        """Compute and store the embeddings of a block; see `BlockEmbedder.embed_block`."""
+        """Compute and store the embeddings of a block of rows, by `BlockEmbedder.embed_block`.
+
+        Returns:
+            The number of rows of the block, and a note on each image that could not be read.
+        """
         return self._blocks.embed_block(message)
 
 

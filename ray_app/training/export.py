@@ -324,8 +324,9 @@ def inherit_licence(recipe: config.Recipe, card: DetectorCard) -> InheritedLicen
     """Return the strictest licence of the initial weights, the backbone, and the data.
 
     If several licences are equally strict, the first wins. A network that starts at random inherits
-    nothing from the card's weights. If the recipe states no licence of the data, only the note
-    mentions that. The recipe's `export.licence` replaces the name and thus the terms.
+    nothing from the card's weights. If the recipe states no licence of the data, the data do not
+    count, and the result's `note` mentions that. If the recipe sets `export.licence`, that licence
+    is returned instead, with its terms.
     """
     parts = _list_licences(recipe, card)
     strictest = max(

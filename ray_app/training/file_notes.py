@@ -133,10 +133,13 @@ class StepNotes:
             self._masks.add(note)
 
     def write(self, first: int) -> None:
-        """Write the notes added since the last call to files, which are named by their first step.
+        """Write the notes that were added after the previous call to the training's directory.
+
+        A note is a JSON record of an unreadable image or an odd mask. There is one file for each of
+        the two kinds.
 
         Args:
-            first: The first step that the notes cover.
+            first: The first step that the notes cover, which names the files.
         """
         self._unreadable.write(first)
         self._masks.write(first)
@@ -166,9 +169,12 @@ def list_unreadable(out: Store) -> list[dict[str, Any]]:
 
 
 def write_unreadable(out: Store) -> list[dict[str, Any]]:
-    """Write a JSON line per unreadable image to `unreadable.jsonl`, and return the notes.
+    """Write a note on each unreadable image of a training to `unreadable.jsonl`.
 
-    There is one note per image; see `list_unreadable`.
+    A note is a JSON record of the image and its problem.
+
+    Returns:
+        The notes, one per image, as `list_unreadable` returns them.
     """
     notes = list_unreadable(out)
     lines = ({name: value for name, value in note.items() if name != "mask"} for note in notes)
@@ -240,7 +246,7 @@ class FileLog:
         self._has_warned = bool(self._read[MASKS])
 
     def print_new(self) -> None:
-        """Print the log lines of `new_lines` to the standard error stream."""
+        """Print new log lines on unreadable images and odd masks to the standard error stream."""
         for line in self.new_lines():
             print(line, file=sys.stderr, flush=True)
 

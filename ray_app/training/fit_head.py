@@ -78,11 +78,11 @@ class FittedHead(NamedTuple):
         labels: Name of the labels file.
         real: Number of real images.
         fake: Number of fakes.
-        aucs: The ROC AUC of each fold of the cross-validation. A fold with images of one class has
-            none.
+        aucs: The ROC AUC of each fold of the cross-validation. Folds with images of only one class
+            are left out.
         seen: Generators and sources of the images that the head was fitted to.
-        groups: Number of groups of images, none of which a fold divides. 0 if the labels have no
-            groups.
+        groups: Number of groups of images. All images of a group are in the same fold. 0 if the
+            labels have no groups.
     """
 
     name: str
@@ -234,7 +234,11 @@ def load_backbone_detector(
 
 
 def find_labels(path: str) -> str:
-    """Return `path`, or the path of index.parquet if `path` is a local folder that contains it."""
+    """Return the path of the labels file that a user names by `path`.
+
+    If `path` is a local folder with an index, the file is its `index.parquet`. `touchstone data
+    index` writes such a folder. Otherwise `path` is returned unchanged.
+    """
     inside = Path(path) / "index.parquet"
     return str(inside) if "://" not in path and inside.is_file() else path
 

@@ -2,7 +2,7 @@
 
 The vectors are embeddings. The command `detectors fit` and the methods `linear-probe` and
 `identify` call these functions. The classes are real and fake, or for `identify` the generators.
-scikit-learn fits, and is imported only then.
+scikit-learn fits the head. It is imported only when a head is fitted.
 """
 
 import math
@@ -54,10 +54,10 @@ class HeadSettings(NamedTuple):
 
 
 class LogOddsHead(NamedTuple):
-    """A linear head of two classes: vectors · `weight` + `bias` is the log-odds of the second.
+    """A linear head of two classes: its output is the log-odds of the second class.
 
     Attributes:
-        weight: (1, d) float32.
+        weight: (1, d) float32. The output for vectors (n, d) is vectors · `weight` + `bias`.
         bias: One number.
     """
 

@@ -200,11 +200,14 @@ class ClassAssignments:
     absent: tuple[str, ...] = ()
 
     def select_rows(self, classes: Sequence[str]) -> Rows:
-        """Return the row numbers of these classes, ascending and without held-out generators."""
+        """Return the numbers of the rows whose class is one of `classes`, in ascending order.
+
+        Rows that the recipe's `identify.held_out` names are left out.
+        """
         return np.flatnonzero([name in classes for name in self.names] & ~self.held_out)
 
     def names_at(self, rows: Rows) -> list[str | None]:
-        """Return the class names of the rows with these numbers."""
+        """Return the class names of the rows with these numbers; None for an unknown generator."""
         return [self.names[row] for row in rows]
 
 
@@ -293,7 +296,7 @@ def select_classes(
 
     Raises:
         ConfigError: A class has too few images and may not be left out, there are fewer than two
-            classes, or a held-out name matches no row.
+            classes, or a name in `identify.held_out` matches no row.
     """
     if rows.absent:
         names = ", ".join(sorted({name for name in rows.names if name})[:20])
@@ -326,10 +329,13 @@ def select_classes(
 def select_training_rows(
     config: Identify, rows: ClassAssignments, classes: Sequence[str], seed: int
 ) -> Rows:
-    """Return the rows that the head is fitted on: all, or up to `most` random rows per class.
+    """Return the numbers of the training rows that an identifier's head is fitted on.
+
+    They are all rows of the classes that are not held out. If `config.most` is set, up to that many
+    random rows of each class are used.
 
     Args:
-        config: The recipe's section `identify`, whose `most` decides.
+        config: The recipe's section `identify`.
         rows: The classes of the training rows.
         classes: Names of the classes.
         seed: Seed of the random choice.

@@ -238,8 +238,9 @@ def measure_split(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]
         `n_known`, `n_unknown`, `n_real`: numbers of images by known generators, by unknown
         generators, and of real images (0 if `real` is a class).
         `figures`: the metrics. `accuracy`, `top_3`, `top_5`, `macro_f1`, `weighted_f1`,
-        `family_accuracy`, and `family_macro_f1` are computed as if every image of a known generator
-        got its first-ranked name. `calibration_error` is that of the probability of this name.
+        `family_accuracy`, and `family_macro_f1` are computed on images of known
+        generators, as if the identifier never abstained but named the most probable class.
+        `calibration_error` is that of the probability of this class.
         `abstained`, `unknown_abstained`, and `reals_abstained` are the fractions of images without
         a name: of known generators, of unknown generators, and of real images. `accuracy_of_named`
         is the accuracy on the named images of known generators. `open_set_auroc` is that of telling
@@ -406,8 +407,8 @@ def select_rows(config: TrainConfig, tables: Mapping[str, pa.Table]) -> Identifi
         tables: The labelled rows by split.
 
     Raises:
-        ConfigError: A class has too few images, there are fewer than two classes, or a held-out
-            name matches no training row.
+        ConfigError: A class has too few images, there are fewer than two classes, or a name in
+            `identify.held_out` matches no training row.
     """
     section, rows = config.identify or Identify(), dict[str, fitting.ClassAssignments]()
     for split, table in tables.items():
@@ -441,7 +442,7 @@ def write_identifier(
         config: The settings.
         card: Card of the detector that computed the embeddings.
         out: The directory of the training, which has the embeddings.
-        request: The rows to use.
+        request: The rows to fit and measure the identifier on, from `select_rows`.
         facts: The keys `environment` and `data` of `metrics.json`, with their values.
         started_at: Start of the work, on the monotonic clock, to record its duration.
 
@@ -537,8 +538,8 @@ def plan_identifier(config: TrainConfig, card: DetectorCard, splits: Splits) -> 
         `splits` has the numbers of images by split and class.
 
     Raises:
-        ConfigError: A class has too few images, there are fewer than two classes, or a held-out
-            name matches no training row.
+        ConfigError: A class has too few images, there are fewer than two classes, or a name in
+            `identify.held_out` matches no training row.
     """
     tables = {"train": splits.train, "validation": splits.validation} | (
         {"test": splits.test} if splits.test is not None else {}

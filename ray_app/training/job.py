@@ -1,8 +1,8 @@
 """Describe a training for its processes: `TrainingJob`, plain data without a reference to Ray.
 
-`plan_workers` divides CPUs and GPUs among the processes. On Ray, all processes together request
-less than the cluster has, because Ray waits without a message for resources that never become free.
-The CPUs of a process are those that Ray accounts for. Its number of threads is a separate field.
+`plan_workers` divides CPUs and GPUs among the processes. All processes together never request more
+than the cluster has, because Ray would wait for such resources forever without a message. The CPUs
+of a process are the number that it requests from Ray. Its number of threads is a separate field.
 """
 
 import math
@@ -56,7 +56,7 @@ class TrainingLayout:
 
     @property
     def device(self) -> str:
-        """Device of the workers."""
+        """Device of the workers: `cuda` if they have GPUs, otherwise `cpu`."""
         return "cuda" if self.worker_gpus else "cpu"
 
 
@@ -123,7 +123,8 @@ class CaptionData:
     """The data that a describer, a model that predicts prompts, learns from.
 
     Attributes:
-        plan: The plan of the describer's network, a `DescriberPlan`.
+        plan: The architecture, tokenizer, and initial weights of the describer's network, as a
+            `DescriberPlan`.
         targets: The tokens of the training prompts (rows, L).
         vectors: The embeddings of the training images (rows, d), NaN if an image could not be read.
             None for the tier captioner, which learns from pixels.

@@ -5,8 +5,8 @@ A learner runs in one process, or in several under DDP or FSDP2 (`distribute`). 
 
 Gradients are averaged over the processes. Batch normalisation is computed by each process alone,
 and the saved running means and variances are those of rank 0. So a network with batch normalisation
-learns slightly differently if the number of processes changes. A network without it learns the
-same.
+learns slightly differently if the number of processes changes. A network without batch normalisation
+and dropout learns the same with any number of processes.
 """
 
 import json
@@ -135,10 +135,10 @@ class StepMetrics(NamedTuple):
 class Learner:
     """Trains a network by a recipe on one device, step by step. Subclasses define the loss.
 
-    A learner is alone, or one of `world` processes. A step depends only on the recipe, the batches,
-    and (seed, step, rank). A training that is saved, loaded elsewhere, and continued gives the same
-    weights as one that never stopped. With dropout or batch normalisation, this holds only for an
-    equal number of processes. Dropout draws from torch's global generator, which every step seeds.
+    Each process of a training has one learner. A step depends only on the recipe, the batches, the
+    seed, the step number, and the rank. So a training that resumes from a checkpoint gets the same
+    weights as one that never stopped. With dropout or batch normalisation, the number of processes
+    must also stay the same. Dropout draws from torch's global generator, which every step seeds.
 
     Attributes:
         network: The network that learns, without wrappers. If `is_divided`, its parameters are the
@@ -225,7 +225,8 @@ class Learner:
     def restore(self, folder: Path) -> None:
         """Load weights and optimiser state from a checkpoint's folder. Every process calls it.
 
-        Subclasses define this method. Call `load`, which also sets `step_number`.
+        Subclasses define this method. To resume a training, call `load` instead, which calls this
+        method and also sets `step_number`.
 
         Raises:
             DetectorError: The checkpoint is of another network.
@@ -409,7 +410,8 @@ def distribute(network: nn.Module, strategy: Strategy, device: str) -> nn.Module
 def find_blocks(network: nn.Module) -> list[nn.Module]:
     """Return the modules that FSDP2 gathers and frees one by one, inner modules first.
 
-    They are the members of every stack of modules of one type, such as a transformer's blocks.
+    An example is the blocks of a transformer. In general, they are the modules with children that
+    share their type with another member of the same ModuleList or Sequential.
     """
     modules = list(network.modules())
     members = {

@@ -282,8 +282,8 @@ def add_adapters(network: nn.Module, lora: LoraSettings) -> None:
 def merge_adapters(network: nn.Module) -> dict[str, torch.Tensor]:
     """Return the state dict of an equivalent network without adapters.
 
-    The products of the adapters are added to the weights. The network does not change. Without
-    adapters the result equals `network.state_dict()`.
+    The product of the two matrices of each LoRA adapter is added to the weight that it adapts. The
+    network itself does not change. Without adapters, the result equals `network.state_dict()`.
     """
     adapted = {
         name: module

@@ -132,8 +132,8 @@ def measure_activation_bytes(
 def format_plan(plan: Mapping[str, Any]) -> list[str]:
     """Return the plan of a dry run as lines for the terminal.
 
-    The plan is that of `plan_training` with the added key `data`. It has the counts of the splits
-    (`Splits.findings`), or None if the dry run did not make splits.
+    The plan is that of `plan_training` with the added key `data`. The value of `data` is the counts
+    of the splits (`Splits.findings`), or None if the dry run did not make splits.
     """
     layout, memory = plan["layout"], plan["memory"]
     lines = [

@@ -7,8 +7,8 @@ numbers, because a step's number decides its rows (ray_app.datasets.sampling). S
 its data at the number of a step. Ray Train receives `make_step_dataset` and `Shards`, and a worker
 takes its `batches`.
 
-Each rank has an execution of its own, in order. Ray's `streaming_split` would instead give each
-block to the first rank that requests one.
+Each rank executes a Ray Data dataset of its own, so its steps arrive in order. Ray's
+`streaming_split` would instead give each block to the first rank that requests one.
 """
 
 import math
@@ -40,8 +40,8 @@ HAND_OVER_SHARE = 0.4
 class SharedJob(TypedDict):
     """A dict with a reference to a job in Ray's object store.
 
-    Ray replaces a bare argument that is a reference by the object. In a dict, it passes on the
-    reference.
+    If a reference itself is the argument of a task, Ray passes the object instead. If the reference
+    is in a dict, Ray passes the reference.
     """
 
     job: "ray.ObjectRef[TrainingJob]"

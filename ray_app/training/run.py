@@ -188,8 +188,9 @@ def prepare_data(
     Args:
         config: The settings.
         out: The directory of the training.
-        each: Runs the tasks of indexing, in this process or on Ray.
-        reading: Runs the tasks that read images.
+        each: A function like `map` that applies the tasks of indexing to items, in this process or
+            on Ray.
+        reading: A function like `each`, for tasks that read images.
 
     Returns:
         The splits, and the steps that follow from their size.
@@ -225,12 +226,13 @@ def make_opener(
     """Return a function that takes a data source and returns its labelled rows.
 
     The function lists the images of the source if the training's directory has no index of them.
-    Sources that read the same files share an index, even if each split takes other rows of it.
+    Sources that read the same files share an index, even if they are for different splits.
 
     Args:
         out: The directory of the training.
-        each: Runs the tasks of indexing.
-        reading: Runs the tasks that read images.
+        each: A function like `map` that applies the tasks of indexing to items, in this process or
+            on Ray.
+        reading: A function like `each`, for tasks that read images.
         guards: A list to which the function adds the web servers that each source may fetch images
             from.
     """
@@ -403,7 +405,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainingResult:
             `out`. If there is one, the list of the labelled images is written there.
 
     Returns:
-        The result. Under torchrun, only that of rank 0 has facts.
+        The result. Under torchrun, the result of every rank but 0 has empty `facts`.
 
     Raises:
         ConfigError: The recipe or its data are invalid.

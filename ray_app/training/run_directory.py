@@ -57,19 +57,19 @@ class HistoryWriter:
         self._lines: list[Line] = []
 
     def add(self, line: Line) -> None:
-        """Keep a line in memory until the next `write`."""
+        """Keep a line, which is a JSON object about one step or image, until the next `write`."""
         self._lines.append(line)
 
     def write(self, first: int) -> list[Line]:
-        """Write the lines added since the last call to a history file.
+        """Write a history file with the lines that were added after the previous call.
 
-        Without lines, no file is written.
+        If there are no such lines, no file is written.
 
         Args:
             first: The first step that the lines are about, which names the file.
 
         Returns:
-            The lines.
+            The written lines.
         """
         lines, self._lines = self._lines, []
         if lines:
@@ -79,7 +79,11 @@ class HistoryWriter:
 
 
 def delete_history_from(out: Store, step: int) -> None:
-    """Delete the history files that begin at `step` or later, because those steps are repeated."""
+    """Delete the files of a training's history that begin at `step` or later.
+
+    A training that resumes at `step` repeats these steps and writes their files again. The files
+    contain metrics, image ids, and notes on images by training step.
+    """
     for folder in (HISTORY, SAMPLES, UNREADABLE, MASKS, TENSORBOARD):
         for name in out.names(folder):
             if parse_first_step(name) >= step:
@@ -87,13 +91,24 @@ def delete_history_from(out: Store, step: int) -> None:
 
 
 def parse_first_step(name: str) -> int:
-    """Return the step at which the history file of this name begins; -1 for other files."""
+    """Return the first step that a history file covers, by its name; -1 for other files.
+
+    A history file has the metrics or images of some training steps, such as `00000500-0000.jsonl`
+    from step 500 on, by rank 0.
+    """
     digits = name.removeprefix(_EVENTS).partition("-")[0].partition(".")[0]
     return int(digits) if digits.isdigit() else -1
 
 
 def read_history(out: Store, folder: str) -> Iterator[dict[str, Any]]:
-    """Yield the lines of all history files in a folder, ordered by first step, then by rank."""
+    """Yield the JSON objects in all history files of a folder, ordered by first step, then by rank.
+
+    Each object is about one training step or image, such as the metrics of a step.
+
+    Args:
+        out: The directory of the training.
+        folder: Folder of the history files, such as `history`.
+    """
     for name in out.names(folder):
         for line in out.read(f"{folder}/{name}").splitlines():
             yield json.loads(line)

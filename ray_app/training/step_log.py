@@ -109,7 +109,10 @@ class StepLog:
         )
 
     def write(self, step: int) -> None:
-        """Write the records since the last call to the training's directory.
+        """Write the records of the steps since the previous call into the training's directory.
+
+        The records are metrics, image ids, and notes on unreadable images. Call this method with
+        each checkpoint.
 
         Args:
             step: The number of finished steps. The next records start at this step.

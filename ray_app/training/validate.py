@@ -325,7 +325,7 @@ def describe_last(job: TrainingJob) -> str:
 
 
 def list_unjudged_checkpoints(job: TrainingJob) -> list[checkpoints.CheckpointEntry]:
-    """List the checkpoints that must be validated, because a session ended before it did so."""
+    """List the checkpoints that must be validated and have no stored metrics yet."""
     if not job.is_validated:
         return []
     validated_steps = {metrics["step"] for metrics in read_validations(job.out)}
@@ -400,7 +400,7 @@ def is_out_of_patience(job: TrainingJob) -> bool:
 
 
 class ScoredRows(NamedTuple):
-    """A detector's scores for the readable ones among some labelled images.
+    """A detector's scores for labelled images, without the images that could not be read.
 
     Attributes:
         rows: (n,) int64 row numbers in the split, in batch order.

@@ -1,6 +1,7 @@
-"""Write a network's weights as files that its own library loads unchanged: `write_weights`.
+"""Write a network's weights as files that timm or transformers loads unchanged: `write_weights`.
 
-The library is timm or transformers. timm loads the files by path or folder, transformers by folder.
+The network's architecture decides which of the two libraries it is. timm loads the files by path or
+folder, transformers by folder.
 """
 
 import json
@@ -99,7 +100,9 @@ def measure_size(card: DetectorCard) -> Size | None:
 def list_labels(output: Output) -> tuple[str, ...]:
     """Return the name of each output of a network, in order, for its configuration file.
 
-    The names are the card's labels, or else `real` and `fake`, or one of them for a single output.
+    If the card has labels, they are the names. Otherwise two outputs are named `real` and `fake`, in
+    the order that the card defines. A single output is named `fake`, or `real` if its sign is
+    reversed.
     """
     if output.labels:
         return output.labels
@@ -111,13 +114,13 @@ def list_labels(output: Output) -> tuple[str, ...]:
 def make_processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
     """Return the card's preprocessing as the configuration of transformers' image processors.
 
-    transformers uses its torchvision backend even if the file asks for another one (5.23). If the
-    card's resize is Pillow's, `AutoImageProcessor.from_pretrained(folder, backend="pil")` resizes
-    like the card.
+    transformers 5.23 uses its torchvision backend even if the configuration asks for another one. If
+    the card resizes with Pillow, `AutoImageProcessor.from_pretrained(folder, backend="pil")` gives
+    the same resize.
 
     Returns:
-        The configuration. None for thumbnails, OpenCV's filter, and a mirrored border, which image
-        processors cannot do.
+        The configuration. None if image processors cannot do the preprocessing: a resize to a
+        thumbnail, OpenCV's filter, or a crop with a mirrored border.
     """
     resize, crop = preprocessing.resize, preprocessing.center_crop
     if (

@@ -288,9 +288,10 @@ class PerturbationList(Frozen):
         return self
 
     def views(self, level: int = DEFAULT_LEVEL) -> Iterator[Perturbation]:
-        """Yield all perturbations of the list, each degradation family at the given level (1 to 5).
+        """Yield all perturbations of the list, and each degradation family at one level, 1 to 5.
 
-        The names of the perturbations of families end with the level: `gaussian-blur-3`.
+        A family is a degradation at five levels. The name of its perturbation ends with the level,
+        such as `gaussian-blur-3`.
         """
         yield from self.perturbations
         for family in self.families:

@@ -117,9 +117,9 @@ def show_on_screen(
     """Imitate a screenshot: show the image on a screen, between uniform grey bars.
 
     The image is resized to fit the screen, which is turned to portrait or landscape like the image.
-    The bars above and below the image together have a random minimum height, 8 to 22 % of the
-    screen's. They are higher if the image fills the width first. They are dark or light. The filter
-    is bilinear, as in a phone's compositor, without a codec.
+    The bars above and below the image together take at least a random 8 to 22 % of the screen's
+    height. They take more for an image whose resize is limited by the width of the screen. The bars
+    are dark or light. The resize is bilinear, as on a phone. The image is not compressed.
     """
     width, height = (
         (max(screen), min(screen)) if image.width > image.height else (min(screen), max(screen))

@@ -188,8 +188,9 @@ def crop_square(
 ) -> Image.Image:
     """Crop to a square at a random position.
 
-    The side of the square is random: from `share` times the short side of the image up to that
-    side, and within `low` and `high`. If the short side is below `low`, the square has that side.
+    The side of the square is random. Its maximum is the short side of the image, or `high` if that
+    is less. Its minimum is `share` of the maximum, or `low` if that is more. If the short side of
+    the image is below `low`, it is the side of the square.
     """
     return ops.random_square(image, low, high, share, rng)
 

@@ -35,13 +35,14 @@ _LARGE = 1500
 class InTheWild(Frozen):
     """The augmentation policy `in-the-wild`: resize, degrade, and compress training images.
 
-    With `crop`, the result is a square with this side, and needs no further preprocessing. A
-    fraction `resized` of the images is first resized by a factor within `scale`. Images smaller
-    than the square are extended by mirroring.
+    If `crop` is set, the result is a square of `crop` × `crop` pixels, and needs no further
+    preprocessing. First, a fraction `resized` of the images is resized. The factor is random
+    within `scale`, but large images get a random size. Images smaller than the square are extended
+    by mirroring.
 
-    Without `crop`, the result is an image of any size. The resize and crop of the detector's card
-    follow. A fraction `parts` of the images is first cropped. The shorter side is then resized to a
-    random length within `short_side`, but enlarged by a fifth at most.
+    If `crop` is None, the result may have any size. The resize and crop of the detector's card
+    follow. First, a fraction `parts` of the images is cropped. Then the shorter side of every image
+    is resized to a random length within `short_side`. No image is enlarged by more than 20 %.
     """
 
     crop: int | None = Field(

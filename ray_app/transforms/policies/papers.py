@@ -1,11 +1,13 @@
 """Define augmentation policies that papers describe, following the authors' code.
 
-`RealMatching` is OpenFake's first version (v1), which makes fakes more like real photographs.
-`SocialMedia` is its second (v2), which imitates what social media do to images. `MaskClipPolicy` is
-that of MaskCLIP, and `CommunityForensicsPolicy` that of Community Forensics (Park and Owens 2025,
-arXiv 2411.04125). Pillow replaces OpenCV in v1, and torchvision in v2, which itself calls Pillow
-for such images. `RealStatistics` are the sizes and the sharpness of real training images, which v1
-matches fakes to.
+`RealMatching` is the policy of OpenFake v1, which makes fakes more like real photographs.
+`SocialMedia` is the policy of OpenFake v2, which imitates what social media do to images.
+`MaskClipPolicy` is the policy of MaskCLIP. `CommunityForensicsPolicy` is the policy of Community
+Forensics (Park and Owens 2025, arXiv 2411.04125). `RealStatistics` has the sizes and the sharpness
+of real training images, to which `RealMatching` makes fakes more similar.
+
+In `RealMatching`, Pillow replaces OpenCV. In `SocialMedia`, Pillow replaces torchvision, which
+itself calls Pillow for such images.
 """
 
 from collections.abc import Callable, Mapping
@@ -377,8 +379,9 @@ class CommunityForensicsPolicy(Frozen):
     """The augmentation policy of Community Forensics. Its result needs no further preprocessing.
 
     The short side is resized to 440 pixels. Then each of the operations in `OPERATIONS` is applied
-    zero to two times, in random order. At last, a random square of 384 pixels is cropped. Another
-    `crop` scales the 440 pixels with it, for example to 256 for a crop of 224, as the authors do.
+    zero to two times, in random order. At last, a random square of 384 pixels is cropped. If `crop`
+    is not 384, the 440 pixels change in proportion, for example to 256 for a crop of 224. The authors
+    do this, too.
 
     The authors choose JPEG's encoder at random from OpenCV and Pillow. The two give equal pixels
     (ray_app.transforms.ops), so this policy always uses Pillow.
