@@ -156,7 +156,7 @@ def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
 @trust_lists.command("show")
 @options.json_option
 def show_trust(as_json: bool) -> int:
-    """Show the lists of trusted C2PA signers in the cache, with their addresses, dates, and SHA-256.
+    """Show the cached lists of trusted C2PA signers, with their addresses, dates, and SHA-256.
 
     \b
     touchstone config trust show

@@ -55,8 +55,8 @@ class ShutdownController:
     """Collect the reasons to stop a scoring run, and measure how much time running work has left.
 
     A reason is a signal, a limit of hours or cost, or that this machine will be taken away. Other
-    nodes that will be taken away get no new work. The scoring run reads the attributes, and stops
-    its pipelines.
+    nodes that will be taken away get no new work. The controller itself stops nothing. The scoring
+    run reads the attributes and acts on them.
 
     Args:
         say: A function that prints one line.
@@ -88,14 +88,14 @@ class ShutdownController:
         self._killed_after_s: float | None = None
 
     def request_stop(self, reason: str, grace_s: float) -> None:
-        """Request that the run starts no new work, and that running work finishes in some seconds.
+        """Request that the run starts no new work, and set a deadline for running work.
 
-        If this is called several times, the first reason and the earliest end apply.
+        If this method is called several times, the first reason and the earliest deadline apply.
 
         Args:
             reason: The reason to stop, as text for the user.
-            grace_s: The seconds that running work gets. The controller's own `grace_s` replaces it,
-                if set.
+            grace_s: Seconds from now to the deadline. If the controller was created with `grace_s`,
+                that value is used instead.
         """
         self._end_in(grace_s if self._grace_s is None else self._grace_s, reason)
 
@@ -165,7 +165,7 @@ class ShutdownController:
 
 
 class StallWatchdog:
-    """Interrupt a `with` block if it has to stop or makes no progress.
+    """Interrupt a `with` block if its time to stop is over or it makes no progress.
 
     The `with` block has to run in the main thread, because no other thread can be interrupted. A
     second thread calls `tick` once a second, and may interrupt the `with` block by an exception:

@@ -381,8 +381,8 @@ def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> by
     Args:
         card: The card as YAML.
         recipe: The recipe.
-        metrics: The metrics of the test split, as `measure_prompts` returns them. If there is no
-            test split, those of the validation split.
+        metrics: The metrics of the test split, as `measure_prompts` returns them. Without a
+            test split, the metrics of the validation split are used.
 
     Returns:
         The new card as YAML.

@@ -186,8 +186,8 @@ def get_label_column(rows: pa.Table, indices: Integers, name: str) -> list[Any]:
 def describe_embeddings(card: DetectorCard, embedded: Embeddings) -> dict[str, Any]:
     """Return what decided the values of embeddings, such as the backbone and the precision.
 
-    A model that reads embeddings has these settings on its card, which show later what embeddings it
-    accepts. Such a model is an identifier, which names the generator of a fake, or a describer,
+    A model that reads embeddings has these settings on its card, which show later what embeddings
+    it accepts. Such a model is an identifier, which names the generator of a fake, or a describer,
     which predicts the prompt. See `detectors.linear_head.embedding_facts`.
 
     Args:
@@ -344,10 +344,14 @@ class Embedder(Stage):
         self._blocks = BlockEmbedder(read_job(shared), load_detector)
 
     def work(self, message: "_Block") -> tuple[int, list[dict[str, Any]]]:
-        """Compute and store the embeddings of a block of rows, by `BlockEmbedder.embed_block`.
+        """Compute and store the embeddings of a block of rows.
+
+        Args:
+            message: The block.
 
         Returns:
-            The number of rows of the block, and a note on each image that could not be read.
+            The number of its rows, and a note on each image that could not be read; see
+            `BlockEmbedder.embed_block`.
         """
         return self._blocks.embed_block(message)
 

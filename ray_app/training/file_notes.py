@@ -71,7 +71,7 @@ def note_images(
 
 
 def write_notes(out: Store, folder: str, name: str, notes: Sequence[Mapping[str, Any]]) -> None:
-    """Write the notes on files that one task outside of the training steps could not use.
+    """Write the notes of a task other than a training step on unreadable images or odd masks.
 
     Such a task is the evaluation of a split, or the embedding of a block of rows. Notes of an
     earlier attempt at the task are replaced. `StepNotes` writes the notes of training steps.
@@ -171,10 +171,8 @@ def list_unreadable(out: Store) -> list[dict[str, Any]]:
 def write_unreadable(out: Store) -> list[dict[str, Any]]:
     """Write a note on each unreadable image of a training to `unreadable.jsonl`.
 
-    A note is a JSON record of the image and its problem.
-
-    Returns:
-        The notes, one per image, as `list_unreadable` returns them.
+    A note is a JSON record of the image and its problem. The function returns the notes, one per
+    image, as `list_unreadable` does.
     """
     notes = list_unreadable(out)
     lines = ({name: value for name, value in note.items() if name != "mask"} for note in notes)

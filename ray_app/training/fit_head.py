@@ -236,8 +236,8 @@ def load_backbone_detector(
 def find_labels(path: str) -> str:
     """Return the path of the labels file that a user names by `path`.
 
-    If `path` is a local folder with an index, the file is its `index.parquet`. `touchstone data
-    index` writes such a folder. Otherwise `path` is returned unchanged.
+    If `path` is a local folder that contains `index.parquet`, the file is this table. Otherwise
+    `path` is returned unchanged.
     """
     inside = Path(path) / "index.parquet"
     return str(inside) if "://" not in path and inside.is_file() else path

@@ -5,8 +5,8 @@ A learner runs in one process, or in several under DDP or FSDP2 (`distribute`). 
 
 Gradients are averaged over the processes. Batch normalisation is computed by each process alone,
 and the saved running means and variances are those of rank 0. So a network with batch normalisation
-learns slightly differently if the number of processes changes. A network without batch normalisation
-and dropout learns the same with any number of processes.
+learns slightly differently if the number of processes changes. A network without batch
+normalisation and dropout learns the same with any number of processes.
 """
 
 import json

@@ -74,7 +74,7 @@ class BatchLoader:
         preprocessing: How images are prepared.
         policy: The augmentation. None leaves images as they are, as for validation.
         seed: Seed of the augmentation.
-        masks: Whether batches have masks and edges.
+        masks: Whether batches also have the masks of altered pixels, and the edges of the masks.
         limits: Maximum bytes and pixels of an image. An image beyond them counts as unreadable.
         fetcher: Reads files. None for a new one.
 

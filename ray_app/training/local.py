@@ -49,7 +49,7 @@ def train_here(job: TrainingJob) -> None:
 
 
 class LocalWorker(Worker):
-    """This process: the only worker, or one of those that torchrun started.
+    """The worker of a training without Ray: the only process, or a process that torchrun started.
 
     Args:
         device: `cpu` or `cuda`.

@@ -125,8 +125,8 @@ class NetworkOutput(NamedTuple):
 class TrainingModule(nn.Module):
     """Wraps a detector's network so that a call returns a `NetworkOutput`.
 
-    The input is a batch of normalised pixels (N, 3, H, W). It is a module because DDP and FSDP act
-    on `forward`.
+    The input is a batch of normalised pixels (N, 3, H, W). The wrapper is an `nn.Module` because
+    DDP and FSDP act only when `forward` is called.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -103,11 +103,8 @@ def parse_first_step(name: str) -> int:
 def read_history(out: Store, folder: str) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects in all history files of a folder, ordered by first step, then by rank.
 
-    Each object is about one training step or image, such as the metrics of a step.
-
-    Args:
-        out: The directory of the training.
-        folder: Folder of the history files, such as `history`.
+    Each object is about one training step or image, such as the metrics of a step. `folder` is a
+    folder in the training's directory `out`, such as `history`.
     """
     for name in out.names(folder):
         for line in out.read(f"{folder}/{name}").splitlines():
@@ -123,7 +120,7 @@ def write_events(out: Store, first: int, lines: Iterable[Line], *, prefix: str =
         out: The directory of the training.
         first: The first step of the lines, for the name of the file.
         lines: The metrics of each step, by name.
-        prefix: Group of the curves.
+        prefix: The start of the names of the curves, such as `train` in `train/loss`.
     """
     name = f"{_EVENTS}{first:08d}.{prefix}"
     out.write(f"{TENSORBOARD}/{name}", make_event_file(lines, prefix))
@@ -135,7 +132,7 @@ def make_event_file(lines: Iterable[Line], prefix: str) -> bytes:
     Args:
         lines: The metrics of each step, by name. Each finite number becomes a scalar, except `step`
             and `time`.
-        prefix: Group of the curves. A scalar is named `prefix/key`.
+        prefix: The start of the names of the curves, such as `train` in `train/loss`.
 
     Returns:
         The bytes of the file.
@@ -165,8 +162,8 @@ _PACKAGES = ("ray", "torch", "torchvision", "timm", "transformers", "peft", "num
 def extract_recipe(config: TrainConfig) -> dict[str, Any]:
     """Return the part of a config that decides what is learned, as plain JSON without secrets.
 
-    A training can resume only with an equal part. The keys `title`, `source`, `departures`, and
-    `export` are left out, because they may change later.
+    A training can resume only if this part of the config has not changed. The keys `title`,
+    `source`, `departures`, and `export` are left out, because they may change later.
     """
     fields = set(Recipe.model_fields) - {"export", "title", "source", "departures"}
     content: dict[str, Any] = strip_all_secrets(

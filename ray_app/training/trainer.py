@@ -65,13 +65,13 @@ class SessionReport:
     """The state of a training session, as its workers reported it to the driver.
 
     Attributes:
-        line: The metrics of the last reported step.
+        line: The metrics of the last reported step, such as `step` and `loss`.
         steps: Number of training steps that this session has reported.
-        beats: Number of times that workers reported progress of a validation (`beat`).
+        beats: Number of times that a worker reported that a validation advances.
         said: Lines for the user that the driver has not read yet.
         failure: A pickled error of a worker. It is set only if a restart of the worker would raise
             the error again.
-        is_saved: Whether the workers have saved because they were asked to stop.
+        is_saved: Whether the workers were asked to stop and have saved a checkpoint.
     """
 
     line: dict[str, Any]

@@ -47,8 +47,8 @@ class SplitEvaluation:
     Attributes:
         judged: The scores of the images.
         figures: The metrics by name.
-        mistakes: The images that the detector misjudged with the most certain scores, as thumbnails
-            with facts.
+        mistakes: The wrongly judged images whose log-odds are furthest from 0. Each is a dict with
+            a thumbnail and facts such as the label.
         device: Name of the device that computed the scores.
     """
 

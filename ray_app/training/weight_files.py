@@ -44,8 +44,8 @@ def _hide_progress_bar() -> Iterator[None]:
 def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weights:
     """Write `model.safetensors`, and the configuration files that timm or transformers needs.
 
-    Tensors are written in fp32 under the names that the library itself writes. If the card names a
-    backbone, its tensors are left out, because the backbone is a file of its own.
+    Tensors are written in fp32 under the names that timm or transformers itself writes. If the card
+    names a backbone, its tensors are left out, because the backbone is a file of its own.
 
     Args:
         network: The network as `families.build_network(card)` builds it.
@@ -100,8 +100,8 @@ def measure_size(card: DetectorCard) -> Size | None:
 def list_labels(output: Output) -> tuple[str, ...]:
     """Return the name of each output of a network, in order, for its configuration file.
 
-    If the card has labels, they are the names. Otherwise two outputs are named `real` and `fake`, in
-    the order that the card defines. A single output is named `fake`, or `real` if its sign is
+    If the card has labels, they are the names. Otherwise two outputs are named `real` and `fake`,
+    in the order that the card defines. A single output is named `fake`, or `real` if its sign is
     reversed.
     """
     if output.labels:
@@ -114,9 +114,9 @@ def list_labels(output: Output) -> tuple[str, ...]:
 def make_processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
     """Return the card's preprocessing as the configuration of transformers' image processors.
 
-    transformers 5.23 uses its torchvision backend even if the configuration asks for another one. If
-    the card resizes with Pillow, `AutoImageProcessor.from_pretrained(folder, backend="pil")` gives
-    the same resize.
+    transformers 5.23 uses its torchvision backend even if the configuration asks for another one.
+    If the card resizes with Pillow, `AutoImageProcessor.from_pretrained(folder, backend="pil")`
+    gives the same resize.
 
     Returns:
         The configuration. None if image processors cannot do the preprocessing: a resize to a

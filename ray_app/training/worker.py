@@ -96,8 +96,9 @@ class Worker:
     def gather(self, value: Any) -> list[Any]:
         """Return the values that all workers passed, ordered by rank. They must be plain JSON.
 
-        All workers call this method, and wait. torch's own functions for objects unpickle what
-        arrives. Anyone who can connect to the port of a worker could then run code in it.
+        All workers call this method, and wait. The values are sent as JSON, because torch's
+        own functions for objects use pickle. Anyone who can connect to the port of a worker could
+        then run code in it.
         """
         if self.world == 1:
             return [value]

@@ -250,9 +250,9 @@ class DegradationFamily(Frozen):
 
 
 class AbsentView(Frozen):
-    """A perturbation that a published suite has, but Touchstone's list of the suite has not.
+    """A perturbation of a published suite that Touchstone does not have, with the reason.
 
-    Evaluations show it with the reason.
+    Reports of evaluations show it.
     """
 
     name: str = Field(description="name in the source")

@@ -59,8 +59,8 @@ class CnnDetection(Frozen):
     """The augmentation policy `cnndetection` (Wang et al. 2020): blur, JPEG, and a random crop.
 
     The short side is resized to 256 pixels. Then follow blur, JPEG, a random crop to a square of
-    224 pixels, and mirroring. If `crop` is not 224, the 256 pixels change in proportion, for example
-    to 512 for a crop of 448. The result needs no further preprocessing.
+    224 pixels, and mirroring. If `crop` is not 224, the 256 pixels change in proportion, for
+    example to 512 for a crop of 448. The result needs no further preprocessing.
 
     The authors choose JPEG's encoder at random from OpenCV and Pillow. The two give equal pixels
     (ray_app.transforms.ops), so this policy always uses Pillow.

@@ -380,8 +380,8 @@ class CommunityForensicsPolicy(Frozen):
 
     The short side is resized to 440 pixels. Then each of the operations in `OPERATIONS` is applied
     zero to two times, in random order. At last, a random square of 384 pixels is cropped. If `crop`
-    is not 384, the 440 pixels change in proportion, for example to 256 for a crop of 224. The authors
-    do this, too.
+    is not 384, the 440 pixels change in proportion, for example to 256 for a crop of 224. The
+    authors do this, too.
 
     The authors choose JPEG's encoder at random from OpenCV and Pillow. The two give equal pixels
     (ray_app.transforms.ops), so this policy always uses Pillow.
