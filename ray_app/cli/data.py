@@ -169,7 +169,8 @@ def generate(
 ) -> int:
     """Generate fake images with a diffusion pipeline, labelled for training and evaluation.
 
-    CONFIG is the name of a shipped pipeline, or a YAML file. The file is a card that describes a pipeline, or has the settings of this command.
+    CONFIG is the name of a shipped pipeline, or a YAML file. The file is a card that describes a
+    pipeline, or has the settings of this command.
 
     \b
     touchstone data generate flux.1-dev --prompts prompts.txt --out flux

@@ -322,7 +322,8 @@ def gallery(
 def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
     """Write the predicted masks of a run as 8-bit PNG files; white marks altered pixels.
 
-    Masks are resized to the image, unless --native is set. With --vanished, files that are missing from the archive are included.
+    Masks are resized to the image, unless --native is set. With --vanished, files that are missing
+    from the archive are included.
 
     \b
     touchstone runs masks run --out masks --min-area 0.05

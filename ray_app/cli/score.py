@@ -261,8 +261,8 @@ def decide(
     """Apply another ensemble card to the scores of a run, and write the new verdicts to another run.
 
     An ensemble card names detectors, and the rule and thresholds that turn their scores into verdicts. RUN must have scores of every
-    detector of the card. If a file was scored several times, the new run NEW gets its newest row. Files that
-    RUN's last listing of the archive did not find are left out.
+    detector of the card. If a file was scored several times, the new run NEW gets its newest row.
+    Files that RUN's last listing of the archive did not find are left out.
 
     \b
     touchstone runs decide run --ensemble stricter.yaml --out stricter-run
@@ -284,8 +284,8 @@ def decide(
 def compact(run: str, out: str, unguarded: bool) -> int:
     """Rewrite the finished run OLD as a new run NEW with fewer files.
 
-    If a file was scored several times, NEW gets its newest row. Files that OLD's last listing of the archive did not find are
-    left out. `touchstone score` can continue NEW.
+    If a file was scored several times, NEW gets its newest row. Files that OLD's last listing of
+    the archive did not find are left out. `touchstone score` can continue NEW.
 
     \b
     touchstone runs compact run compacted

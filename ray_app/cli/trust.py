@@ -110,8 +110,8 @@ def audit(
 ) -> int:
     """Estimate how many images of a run are fake, and how many verdicts are right, from a labelled sample.
 
-    Run the command twice. First, --draw draws the sample, with --flagged only from images flagged as fake. Then --labels reads the
-    labels that you filled in, and computes the estimates.
+    Run the command twice. First, --draw draws the sample, with --flagged only from images flagged
+    as fake. Then --labels reads the labels that you filled in, and computes the estimates.
 
     \b
     touchstone runs audit run --draw 300 --out audit      then look at audit/audit.html, and fill in audit/sample.csv

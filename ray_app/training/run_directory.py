@@ -63,7 +63,7 @@ class HistoryWriter:
     def write(self, first: int) -> list[Line]:
         """Write a history file with the lines that were added after the previous call.
 
-        If there are no such lines, no file is written.
+        If no line was added, no file is written.
 
         Args:
             first: The first step that the lines are about, which names the file.
