@@ -1,8 +1,8 @@
 """Read labelled images, for training and evaluation.
 
 A layout reads the labels of one published data set. `index` lists the images of a source once, with
-their labels. `splits` divides them into train, validation, and test. `sampling` decides the order
-in which a training reads them.
+their labels. `splits` divides the images into train, validation, and test. `sampling` decides the
+order in which a training run reads the images.
 """
 
 from typing import TYPE_CHECKING

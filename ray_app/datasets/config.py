@@ -1,4 +1,4 @@
-"""The settings of a training's data: its sources, its splits, and how they are sampled."""
+"""The settings of the data of a training run: its sources, its splits, and their sampling."""
 
 from collections.abc import Mapping
 from operator import not_
@@ -71,10 +71,10 @@ class DatasetSource(Frozen):
 class HeldOut(Frozen):
     """A validation or test split that is taken from the training sources.
 
-    The split gets the groups whose fakes are all by the named generators, a fraction of all groups,
-    or both. A group is the images of one prompt, scene, or pair, and is never divided between
-    splits. Fakes by the named generators whose group is in another split are in no split. If the
-    split names generators, fakes by all other generators are left out of it.
+    The split gets whole groups. A group is the images of one prompt, scene, or pair. `groups`
+    selects a fraction of all groups. `generators` selects the groups whose fakes are all by the
+    named generators. Both may be set. If `generators` is set, fakes by other generators are left
+    out of the split. Fakes by the named generators whose group is in another split are in no split.
     """
 
     generators: tuple[str, ...] = Field(

@@ -6,7 +6,7 @@ An index is a folder. Each row of its table is one member, an image of the archi
     index.json     the source and a summary of the content; written last, it completes the index
     listing/…      the listing of the source, only while the index is being built
 
-`index_source` returns the rows of a training's source, and indexes the source if necessary.
+`index_source` returns the rows of a source of training data, and indexes the source if necessary.
 `build_index` and `write_index` write an index, and `read_index` and `read_info` read it.
 `write_split_index` writes a copy with other splits. An index is written as a stream, so that its
 rows are never all in memory.
@@ -95,7 +95,7 @@ def index_source(
         store: The folder of the index. It is not used if `source.at` names indexes.
         each: Applies a function to parts of the work, like `map`, in this process or on Ray. It
             lists files, and labels them if no hash is computed.
-        reading: The same for labelling with hashes, which reads whole images.
+        reading: Like `each`, for labelling if hashes are computed, which reads whole images.
         progress: Called with the kind of work, such as `labelled`, and the number of files so far.
         requires_all_folders: Whether a folder that cannot be listed is an error.
 
@@ -124,8 +124,8 @@ def index_source(
 class IndexInfo:
     """A summary of an index: the content of its file index.json.
 
-    The index is not updated if its source changes later, because it records which images a training
-    learned from.
+    The index is not updated if its source changes later, because it records which images a network
+    was trained on.
 
     Attributes:
         source: The settings of the source that decide the rows, without secrets.
@@ -225,7 +225,7 @@ def build_index(
         store: The folder of the index.
         each: Applies a function to parts of the work, like `map`, in this process or on Ray. It
             lists files, and labels them if no hash is computed.
-        reading: The same for labelling with hashes, which reads whole images.
+        reading: Like `each`, for labelling if hashes are computed, which reads whole images.
         progress: Called with the kind of work, such as `labelled`, and the number of files so far.
         requires_all_folders: Whether a folder that cannot be listed is an error. A training sets
             this, because it would otherwise miss images.
@@ -270,7 +270,7 @@ def check_source(source: DatasetSource, store: Store) -> None:
 
     Args:
         source: The source.
-        store: The folder for the index. Files in it do not belong to the source.
+        store: The folder for the index. If it is inside the source, its files are ignored.
 
     Raises:
         ConfigError: The settings of the source are invalid, it does not exist, or no file passes
@@ -395,9 +395,9 @@ def write_index(
 
 
 def closed_folders_error(count: int, example: str) -> StorageError:
-    """Return the error for folders of a training's source that cannot be listed.
+    """Return the error for folders of training data that cannot be listed.
 
-    Such folders are an error, because the training would miss their images.
+    Such folders are an error, because the training run would miss their images.
 
     Args:
         count: Number of these folders.
@@ -618,8 +618,8 @@ def compare_counts(published: Mapping[str, int], counts: Mapping[str, int]) -> l
 
     Returns:
         A dictionary per subset. Its keys are `subset` (the name), `rows` (the number of rows),
-        `published` (the published number), and `agrees` (whether both numbers are equal). The
-        last two are None if no number is published.
+        `published` (the published number), and `agrees` (whether both numbers are equal).
+        `published` and `agrees` are None if no number is published.
     """
     return [
         {

@@ -146,9 +146,9 @@ def fault_lines(
 
 
 def drop_faulty_labels(labels: Labels, faults: Iterable[KnownFault]) -> Labels | None:
-    """Return the labels of an image without a prompt that a documented fault makes wrong.
+    """Remove the prompt from an image's labels if a documented fault may have made it wrong.
 
-    If the group of the image was derived from that prompt, the group is also removed.
+    The label `group` is also removed if it was derived from the prompt.
 
     Args:
         labels: The labels.

@@ -1,7 +1,8 @@
 """Define the labels of one image (`Labels`, `parse_label`) and the column `input` of an index.
 
-`texts`, `coded`, and `fakes` return a field of the column `input` (`INPUT`) as arrays, and
-`with_input` replaces fields of it.
+The column is a struct with the labels and hashes of each image (`INPUT`). `texts` returns a field
+of it as strings, and `coded` as integer codes. `fakes` returns whether each image is fake.
+`with_input` replaces fields.
 """
 
 import hashlib

@@ -113,7 +113,10 @@ class CoverageTally:
                 self._examples[coverage].append(uri)
 
     def warning(self) -> str | None:
-        """Return one warning with counts and examples; None if every mask marks a part."""
+        """Return a warning with the number of masks that mark nothing or everything, and examples.
+
+        The result is None if there are no such masks.
+        """
         parts = []
         for coverage, meaning in _MEANINGS.items():
             if count := self._counts[coverage]:

@@ -23,8 +23,9 @@ def may_name(uri: str, member: str | None, mask_uri: str) -> bool:
     """Return whether the metadata of an image may refer to a mask at a path or URL.
 
     The metadata may come from an untrusted archive, which must not make Touchstone read private
-    files. An image in a table may name cells of its own table. An image that is a file may also
-    name what `may_lead` allows from its URI. An image in a zip or tar may name no mask.
+    files. The mask of an image in a table must be in a cell of the same table. The mask of an image
+    that is a file may be at any path or URL that `may_lead` allows. An image in a zip or tar may
+    not refer to a mask.
 
     Args:
         uri: URI of the image, or of the container it is in.

@@ -72,7 +72,7 @@ class DuplicateCriterion:
 
     @property
     def known(self) -> int:
-        """Number of rows that have a value of the property, such as a prompt.
+        """Number of rows that have a value to compare, such as a prompt or a hash.
 
         A perceptual hash whose bits are nearly all 0 or nearly all 1 does not count as a value.
         """
@@ -87,8 +87,8 @@ def compute_duplicate_criteria(rows: pa.Table, kinds: Sequence[Kind]) -> list[Du
         kinds: The properties to compare, as in `DuplicateCriterion.kind`.
 
     Returns:
-        A criterion per kind, in the same order. If no row has a value, such as a hash, the
-        criterion makes no rows duplicates.
+        A criterion per kind, in the same order. If no row has a value to compare, such as a hash,
+        no two rows are duplicates by this criterion.
     """
     makers: Mapping[Kind, Callable[[], DuplicateCriterion]] = {
         "image": lambda: DuplicateCriterion(
@@ -141,8 +141,8 @@ def find_shared(bond: DuplicateCriterion, checked: Rows, other: Rows) -> Rows:
     """Return which rows of one split have a duplicate among the rows of another split.
 
     If more than eight million pairs of values are nearly equal, `near_pairs` drops some pairs. Some
-    rows with a duplicate may then not be found. If every row is in one of the two splits, at least
-    one such row is still found.
+    rows with a duplicate may then not be found. If every row is in one of the two splits and some
+    rows have a duplicate, at least one of these rows is found.
 
     Args:
         bond: The criterion by which rows are duplicates.

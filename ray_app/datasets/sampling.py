@@ -1,4 +1,4 @@
-"""Compute the sample order of a training: `SampleOrder` returns the rows of each step.
+"""Compute the order of samples in a training run: `SampleOrder` returns the rows of each step.
 
 The order is computed from the seed and the number of the step alone. There are three kinds of
 epochs. `FullEpochSampler` has every row once. `MixedSampler` has given fractions of real and fake
@@ -203,14 +203,14 @@ class FullEpochSampler:
 
     Attributes:
         length: Rows of an epoch.
-        shuffle: The shuffle.
+        shuffle: Draws the random order of the rows.
     """
 
     length: int
     shuffle: Shuffle
 
     def epoch(self, number: int) -> Indices:
-        """Return all rows (length,) in the order of this epoch."""
+        """Return the numbers of all rows (length,) in the order of the epoch `number`."""
         return self.shuffle.permute(self.length, number)
 
 
@@ -230,7 +230,7 @@ class MixedSampler:
         strata: The rows of each stratum.
         fractions: The fraction of each stratum, in the same order; they sum to 1.
         length: Rows of an epoch.
-        shuffle: The shuffle.
+        shuffle: Draws the random order of the rows.
     """
 
     strata: Sequence[Indices]
@@ -249,7 +249,7 @@ class MixedSampler:
         Args:
             rows: A labelled table.
             sampling: The section `sampling` of the training's config.
-            shuffle: The shuffle.
+            shuffle: Draws the random order of the rows.
         """
         generators, names = labels.coded(rows, "generator")
         is_fake = labels.fakes(rows)
@@ -287,9 +287,9 @@ class MixedSampler:
     def draws(self, number: int) -> Counts:
         """Return the number of rows that an epoch has of each stratum (strata,).
 
-        A stratum is the rows of one generator in one class. The number differs from
-        `fractions` × `length` by less than one row. On average over epochs, both are equal.
-        `number` is that of the epoch, from 0.
+        A stratum is the rows of one generator in one class. The result differs from
+        `fractions` × `length` by less than one row, and is equal to it on average over all epochs.
+        `number` is the index of the epoch, from 0.
         """
         return self._count_before(number + 1) - self._count_before(number)
 
@@ -335,7 +335,7 @@ class PairedSampler:
     Attributes:
         pairs: Row numbers (M, 2). A pair is a real image and its twin, or two rows without a twin.
         last: The row that is in no pair. None if the number of rows is even.
-        shuffle: The shuffle.
+        shuffle: Draws the random order of the rows.
     """
 
     pairs: Indices
@@ -344,9 +344,10 @@ class PairedSampler:
 
     @classmethod
     def from_table(cls, rows: pa.Table, shuffle: Shuffle) -> "PairedSampler":
-        """Pair the n-th real image of each group with the n-th fake of the group.
+        """Create a sampler that pairs the n-th real image of each group with its n-th fake.
 
-        Rows that remain in a group have no twin.
+        A group is rows with an equal label `group`, such as the images of one prompt. Rows that
+        remain in a group have no twin.
         """
         groups, is_fake = labels.coded(rows, "group")[0], labels.fakes(rows)
         twins = _find_twins(groups, is_fake)

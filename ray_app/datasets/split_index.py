@@ -36,7 +36,7 @@ _ALWAYS: tuple[near_duplicates.Kind, ...] = ("image", "bytes")
 
 
 class SplitConfig(Frozen):
-    """Settings of `touchstone data split`."""
+    """Settings of `touchstone data split`, which divides an index into splits."""
 
     retired_keys: ClassVar[Mapping[str, str]] = {
         "prompts": "equal prompts stay together; give images of similar prompts one value in the column group of the index"
@@ -229,9 +229,10 @@ def find_fakes_by(rows: pa.Table, generators: Sequence[str]) -> Rows:
 
 
 def number_strata(rows: pa.Table) -> tuple[Codes, list[tuple[str, str]]]:
-    """Return the number of each row's stratum (N,), and the label and generator of each stratum.
+    """Return the index of each row's stratum (N,), and the list of strata.
 
-    A stratum is the rows of one label and generator. Strata of real images come first.
+    A stratum is the rows of one label and generator. The list has the (label, generator) of each
+    stratum, strata of real images first.
     """
     codes, names = labels.coded(rows, "generator")
     keys = labels.fakes(rows) * (len(names) + 1) + codes + 1

@@ -1,6 +1,6 @@
-"""Divide the images of a training into training, validation, and test (`make_splits`).
+"""Divide the images for a training run into training, validation, and test (`make_splits`).
 
-The config of the training states whether validation and test have their own sources, or are held
+The config of the run states whether validation and test have their own sources, or are held
 out from the training sources. Images are held out by group (the images of one prompt, scene, or
 pair) and by generator. No image is read.
 """
@@ -32,10 +32,11 @@ _SEED = -1
 
 @dataclass(frozen=True)
 class Splits:
-    """The labelled rows of a training, divided into training, validation, and test.
+    """The labelled rows for a training run, divided into training, validation, and test.
 
-    A split that is held out from the training sources has no row of the training split. A split
-    with sources of its own may have such rows; `findings` counts them under `leakage`.
+    A validation or test split that is held out from the training sources shares no row with the
+    training split. A split that is read from its own sources may share rows with the training
+    split. `findings` counts shared rows under `leakage`.
 
     Attributes:
         train: The training rows.
@@ -63,10 +64,10 @@ def make_splits(
     *,
     one_class: bool = False,
 ) -> Splits:
-    """Read the sources of a training, and divide their rows into splits.
+    """Read the data sources of a training run, and divide their rows into splits.
 
     Args:
-        data: The section `data` of the training's config.
+        data: The section `data` of the run's config.
         open_source: Returns the labelled table of a source.
         one_class: Whether a split may have fakes only, or reals only. True for networks that
             predict the generator or the prompt instead of real or fake.
@@ -76,8 +77,8 @@ def make_splits(
 
     Raises:
         ConfigError: A split has no source, is empty, or has one class only. Also if a held-out
-            generator does not exist. Also if validation, which chooses the checkpoint, would read
-            rows of a test split.
+            generator does not exist, or if a validation row is labelled with a test split. The
+            checkpoint is selected on validation, which must not have test images.
     """
     require_sources(data)
     rows = _concatenate(data.train, open_source)

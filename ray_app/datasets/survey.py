@@ -1,9 +1,9 @@
-"""Count the files and labels of a training's source before the training starts (`survey`).
+"""Count the files and labels of a source of training data before training starts (`survey`).
 
-The dry run of a training prints the result. Files are matched by their names, then the source is
-indexed. A source of more than 64 GiB of Parquet files is not indexed. Its rows are counted by the
-footers of the files. Its labels are counted by the statistics of the label column in the footers,
-or by the first rows of some files.
+A dry run of `touchstone train` prints the result. Files are matched by their names, then the source
+is indexed. A source of more than 64 GiB of Parquet files is not indexed. Its rows are counted by
+the footers of the files. Its labels are counted by the statistics of the label column in the
+footers, or by the first rows of some files.
 """
 
 import difflib
@@ -34,7 +34,7 @@ _NAMES = 2000  # Names that are searched for one similar to a missing name.
 
 
 class MatchedFiles(NamedTuple):
-    """The files that the paths and patterns of a training's source match.
+    """The files that match the paths and patterns of a source of training data.
 
     Attributes:
         archive: The archive.

@@ -36,7 +36,8 @@ def select_prompted_rows(rows: pa.Table) -> pa.Table:
     """Return the rows that have a prompt, with the prompt cleaned.
 
     `clean_prompt` removes the prompt syntax of programs, such as `(word:1.3)`, and rejects texts
-    that cannot be prompts. A row without a group gets the group of its prompt.
+    that cannot be prompts. A row without the label `group` gets a group that all rows of its prompt
+    share (`prompt_group`), so that they stay in one split.
     """
     prompts = [clean_prompt(prompt) for prompt in texts(rows, "prompt").to_pylist()]
     groups = [

@@ -49,7 +49,7 @@ class ResolvedGenerator:
 
 
 class GeneratorIndex(Frozen):
-    """The index of known generators, the models that generate images, and of their families."""
+    """The index of known generators, which are models that generate images, by name and family."""
 
     families: Mapping[str, Family] = Field(description="families by name")
     generators: Mapping[str, GeneratorEntry] = Field(description="generators by name")
@@ -105,8 +105,8 @@ def generator_index() -> GeneratorIndex:
 def find_generator(name: str) -> ResolvedGenerator | None:
     """Return the known generator that a name means, in any spelling, or None if it is unknown.
 
-    If `name` is the name of a family, the result has only a family. The same applies to
-    FAMILY/NAME, the label of a fine-tuned model that is not in the index.
+    The result has only a family if `name` is the name of a family, or FAMILY/NAME. FAMILY/NAME is
+    the label of a fine-tuned model that is not in the index.
     """
     index = generator_index()
     if entry := index.entries_by_key.get(spelling_key(name)):

@@ -54,9 +54,10 @@ def _one_line(text: str) -> str:
 
 
 def clean_prompt(prompt: str | None) -> str | None:
-    """Return a prompt on one line, without the syntax of programs and without ratings.
+    """Return a prompt on one line, without weights, tags, and parameters, and without ratings.
 
-    `normalise_prompt` describes the syntax. Ratings are words such as sfw, nsfw, rating:safe, and
+    Weights such as `(word:1.3)` and parameters such as `--ar 16:9` are instructions to generators,
+    which `normalise_prompt` removes. Ratings are words such as sfw, nsfw, rating:safe, and
     R-18. The result is None if the cleaned text cannot be a prompt, because it has no letter, fewer
     than 10 characters, or more than 2,000.
     """

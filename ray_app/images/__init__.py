@@ -1,7 +1,7 @@
 """Decode image files to RGB pixels.
 
-Start reading at `decode_image`. It returns the pixels and facts of the file, such as its format and
-size. If a file cannot be decoded, it raises `ImageRefused` with a status, such as `corrupt_image`.
+`decode_image` returns the pixels and facts of a file, such as its format and size. If the file
+cannot be decoded, it raises `ImageRefused` with a status, such as `corrupt_image`.
 `peek_image` reads only the header of an image, and `sniff_format` returns the format of a file.
 """
 

@@ -1,6 +1,7 @@
 """Decode image files to RGB pixels and facts of the file, in the same way for all callers.
 
-Start reading at `decode_image`. Callers that reserve memory decode in two steps (`peek_image`).
+`decode_image` decodes a file in one step. Callers that reserve memory first use `peek_image`, which
+reads only the header, and then `PeekedImage.decode`.
 `get_decoder_name` returns the library that decodes a format.
 
 The format is sniffed from the bytes, and each format has exactly one Pillow class (`FORMATS`),

@@ -143,7 +143,7 @@ class Frame(NamedTuple):
     """The frame header of a JPEG (ITU-T T.81, B.2.2).
 
     Attributes:
-        marker: The marker.
+        marker: The marker, whose number shows the coding process, such as progressive.
         bits: The bits per sample.
         height: The height in pixels.
         width: The width in pixels.
@@ -609,8 +609,8 @@ def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int | None:
 
     The result is the quality at which libjpeg's table of luminance is nearest to the file's table.
     The distance is the difference of the sums of their 64 steps, which fall as quality rises. For
-    encoders with other tables (Photoshop, phones), it is the quality at which libjpeg removes about
-    as much. The result is None if the file has no table of luminance.
+    encoders with other tables (Photoshop, phones), it is the quality at which libjpeg loses about
+    as much detail. The result is None if the file has no table of luminance.
 
     Args:
         tables: The tables by number, as Pillow returns them; number 0 is luminance.

@@ -248,8 +248,8 @@ class DecodeCost(NamedTuple):
     def is_large(self) -> bool:
         """Whether the decode first has to reserve memory (`storage.node_budget`).
 
-        All processes of a node share this memory. The decode has to reserve memory if it needs more
-        than 384 MiB (`SMALL_BYTES`). It also has to if the image has more than 50 million pixels
+        All processes of a node share this memory. A decode is large if it needs more than 384 MiB
+        (`SMALL_BYTES`). It is also large if the image has more than 50 million pixels
         (`LIMIT_PIXELS`), because its time limit is longer.
         """
         return self.peak_bytes > SMALL_BYTES or self.pixels > LIMIT_PIXELS

@@ -371,10 +371,10 @@ class Queue:
         self._waiting.setdefault(task.host, deque()).append(task)
 
     def next(self) -> Task | None:
-        """Return the next task to start, or None.
+        """Return the next task to start, or None if no task may start now.
 
-        None means that no task is pending, or that all hosts with pending tasks have `limit` tasks
-        in progress. A returned task counts as in progress until `remove` is called.
+        No task may start if none is pending, or if each host with pending tasks has its maximum
+        number in progress. A returned task counts as in progress until `remove` is called.
         """
         host = next((h for h in self._waiting if self._in_progress[h] < self._limit), None)
         if host is None:

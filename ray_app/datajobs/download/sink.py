@@ -141,9 +141,9 @@ class Sink:
         self._shard: LocalShard | None = None
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of an image file of an earlier session.
+        """Return the bytes of an image file that an earlier call of the job has stored.
 
-        Raises FileNotFoundError if the file does not exist.
+        `name` is the file name with extension. Raises FileNotFoundError if there is no such file.
         """
         return self._store.read(self._prefix + name)
 
@@ -178,7 +178,7 @@ class Sink:
         """Add the row of a finished task. Add its image to the shard, and upload a full shard.
 
         Args:
-            row: The row of `OUTCOME`.
+            row: The row with the result of the download, as `make_row` returns it.
             data: Bytes of the image, which are only used for shards.
             task: The task.
         """

@@ -51,8 +51,8 @@ def make_fetcher(source: str, retry: RetryPolicy, *, allow_private: bool) -> Fet
     Args:
         source: Path or URL of the run, the index of labelled images, or the archive.
         retry: Retries of reads.
-        allow_private: Whether to read from web servers that are not on the public Internet. For a
-            run or an index, the servers that its own listing was allowed to read are allowed too.
+        allow_private: Whether to read from web servers that are not on the public Internet. Servers
+            from which a run or an index was allowed to read when it was made are always allowed.
     """
     fetcher = archives.create_fetcher([source], retry, allow_private=allow_private)
     if source and has_manifest(source):

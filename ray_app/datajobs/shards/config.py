@@ -1,4 +1,4 @@
-"""Settings of `touchstone data pack`: `PackConfig`."""
+"""Settings of `touchstone data pack`, which packs an archive into shards (`PackConfig`)."""
 
 from typing import Literal
 

@@ -1,7 +1,8 @@
-"""Pack an archive into shards, large files with many images each: start at `pack_archive`.
+"""Pack an archive into shards, large files with many images each (`pack_archive`).
 
-It lists the archive once, writes the missing shards, and checks that no file was lost. Small jobs
-run in this process, larger ones in worker processes on Ray. The output directory has these files:
+`pack_archive` lists the archive once, writes the missing shards, and checks that no file was lost.
+Small jobs run in this process, larger ones in worker processes on Ray. The output directory has
+these files:
 
 - `pack.json`: source and settings. A command with other settings is rejected.
 - `manifest/0/`: the listing, in blocks. It alone determines which shard holds which member

@@ -90,7 +90,8 @@ class PackedMember:
     def name(self) -> str:
         """File name of the member: the last part of its path.
 
-        A row of a table has a number for a name, and may state a path in its column `path`.
+        For a row of a Parquet file, the path is the value of its column `path`. Without this value,
+        the name is the row number.
         """
         member = self.member
         path = (

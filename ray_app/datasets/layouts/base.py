@@ -153,7 +153,7 @@ class ListedLayout(DatasetLayout):
         return next(iter(self._listed), None)
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the labels that the file lists for the image's path, or None."""
+        """Return the labels of an image from the label file, or None if it is not listed there."""
         return self._listed.get(get_path(item))
 
     def _add(self, path: str, labels: Labels, file: str) -> None:
@@ -396,7 +396,7 @@ def add_sidecar_columns(item: ListedMember) -> ListedMember:
 
 
 def get_text(values: Mapping[str, Any], name: str) -> str | None:
-    """Return a value, such as that of a member's column, as text; None if it is null or blank."""
+    """Return `values[name]` as text. None if the value is missing, null, or blank."""
     value = values.get(name)
     return None if value is None or not str(value).strip() else str(value)
 

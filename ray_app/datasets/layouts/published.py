@@ -250,7 +250,7 @@ class ImdlbencoJson(base.ListedLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Number of images that the file lists, under the key `all`."""
+        """Number of images in the JSON list, under the key `all`."""
         return {"all": len(self._listed)}
 
 
@@ -335,17 +335,20 @@ class CommunityForensics(base.DatasetLayout):
 
     Columns are `image_data`, `label`, `model_name`, `prompt`, `real_source`, `architecture`, and
     others. `label` is 0 for real and 1 for fake, `architecture` is LatDiff, PixDiff, GAN,
-    Commercial, other, or real. Splits are those of the hub: by a shard's folder (`Systematic`,
-    `Manual`, `Commercial`, `PublicEval`), its name (`CompEval`), or the column `split` with train
-    or test (Small). `Systematic`, `Manual`, and `Commercial` have fakes only.
+    Commercial, other, or real.
+
+    The split of a row is the split on the hub. The folder of the Parquet file names the splits
+    `Systematic`, `Manual`, `Commercial`, and `PublicEval`. The file name shows `CompEval`. In
+    Community Forensics Small, the column `split` has train or test. `Systematic`, `Manual`, and
+    `Commercial` have fakes only.
     """
 
     @property
     def published(self) -> Mapping[str, int]:
         """Number of rows of each split, as the dataset cards on the hub state it.
 
-        The set Community Forensics Small is left out, because its number is published only as
-        twice 278,000.
+        The set Community Forensics Small is left out, because only its rounded number of rows is
+        published.
         """
         return {
             "Systematic": 1_919_493,
@@ -392,14 +395,14 @@ class OpenDeepfakePreview(base.DatasetLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Number of images per label, as the card of a detector that was tested on them states."""
+        """Number of images per label, from the card of a detector tested on this data set."""
         return {"fake": 10_000, "real": 9_999}
 
     def labels(self, item: ListedMember) -> Labels:
         """Return the labels of a row.
 
         Raises:
-            ConfigError: The table's names of the labels differ from the documented ones.
+            ConfigError: A label is not 0 or 1, or the table's name for it is not Fake or Real.
         """
         number, label_name = base.get_column(item, "label"), item.input.get("label_name")
         label = _NAMES.get(number) if type(number) is int else None
@@ -528,7 +531,8 @@ class Dflip(base.ListedLayout):
 
     Args:
         file: The JSON file. None for the shards of version 2, which need none.
-        generator: Generator of version 1, if the file's name is not dalle, mj, sd, or pd.
+        generator: Generator of all images of version 1. None to find it by the file's name (dalle,
+            mj, sd, or pd).
         root: Folder to which the paths of version 2 are relative. None for the folder of the file.
     """
 
@@ -552,10 +556,10 @@ class Dflip(base.ListedLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Number of images in each subset.
+        """Number of images in each subset, such as `fake`.
 
-        In version 1 it is the number in the file. In version 2 it is the number in the authors'
-        code. For the shards it is the number on the hub's dataset card.
+        For version 1, it is the number of images in the JSON file. For the JSON list of version 2,
+        it is the number in the authors' code. For shards, it is the number on the dataset card.
         """
         if self.file is None:
             return _PUBLISHED_SHARDS
@@ -567,7 +571,7 @@ class Dflip(base.ListedLayout):
         The id is the file's name up to the first dot.
 
         Raises:
-            ConfigError: A shard is in the wrong folders.
+            ConfigError: The folders of a shard name no label, or no known family of a fake.
         """
         path = base.get_path(item)
         if base.is_not_image(path):

@@ -94,15 +94,15 @@ class TableRules(base.ListedLayout):
     """A layout whose labels are in a list next to the images: a CSV or a JSON list of objects.
 
     Args:
-        file: The list.
-        folder: Folder of the images below `root`.
+        file: Path or URL of the list.
+        folder: Folder of the images below `root`, the folder to which paths are relative.
         name: Column (or field) of the image's name.
         label: Column of the label.
         words: The label for each value of the column `label` that is not a label itself, such as
             real for "Authentic".
         unknown: Values of the column `label` whose rows are left out.
         generator: Column of the generator. None if there is none.
-        generators: One name, the generator of all fakes without a value in the column `generator`.
+        generators: Name for the generator of each fake that has no value in the column `generator`.
         split: Column of the split. None if there is none.
     """
 
@@ -117,7 +117,7 @@ class TableRules(base.ListedLayout):
     split: str | None = None
 
     def model_post_init(self, context: object) -> None:
-        """Read the list of labels."""
+        """Read the list `file`, so that `labels` can look up each image."""
         root, file = base.resolve_root(self.root, self.file), base.redact(self.file)
         for where, row in _iter_rows(self.file):
             if missing := [
@@ -157,8 +157,8 @@ class WordColumns(base.LabelColumns):
     def labels(self, item: ListedMember) -> Labels:
         """Return the labels of a row from its columns.
 
-        A label that is a key of `words` is replaced. Otherwise it must be a label itself, such as
-        `real`.
+        The argument `words` maps the data set's own names to labels, such as "Authentic" to real.
+        Any other value in the column must itself be a label, such as `real`.
         """
         item = base.rename_columns(base.add_sidecar_columns(item), self._columns)
         term = item.input.get(f"{self.label}_name", base.get_column(item, self.label))

@@ -33,7 +33,10 @@ def read_graph(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_json_object(value: Any) -> dict[str, Any]:
-    """Return a dict, or the JSON object in a text, as a dict; empty for any other value."""
+    """Parse a text that is a JSON object. Return a dict unchanged.
+
+    The result is empty for any other value, such as invalid JSON or a list.
+    """
     if isinstance(value, str) and value[:_MAX_BLANKS].lstrip()[:1] == "{":
         try:
             value = json.loads(value)
@@ -43,9 +46,10 @@ def parse_json_object(value: Any) -> dict[str, Any]:
 
 
 def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Generator from an executed graph; empty for other records.
+    """Return the parameters in a ComfyUI graph that was executed, such as prompt and seed.
 
-    The graph has the form {id: {class_type, inputs}}.
+    The keys are fields of `statement.Generator`. The graph has the form {id: {class_type, inputs}}.
+    The result is empty if `graph` has another form.
     """
     nodes = dict(_iter_nodes(graph))
     if not nodes:
@@ -68,10 +72,10 @@ def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_workflow(workflow: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a Generator from a graph of the editor.
+    """Return the models and node classes in a graph that ComfyUI's editor saved.
 
-    The graph has the form {nodes: [{type, widgets_values}]}. The result is empty if another program
-    may have written it.
+    The keys are `models` and `nodes`, fields of `statement.Generator`. The graph has the form
+    {nodes: [{type, widgets_values}]}. The result is empty if another program may have written it.
     """
     nodes_value = workflow.get("nodes")
     nodes = (

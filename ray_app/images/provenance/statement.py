@@ -190,8 +190,8 @@ def describe_signer(state: str, trust_lists: Sequence[str] = ()) -> str:
     The result is empty if the signature is not valid.
 
     Args:
-        state: The state of `ContentCredentials`.
-        trust_lists: The trust lists of `ContentCredentials`.
+        state: The field `state` of `ContentCredentials`, such as "trusted".
+        trust_lists: The names of the trust lists, from the same `ContentCredentials`.
     """
     if state == "trusted":
         return f"on the {trust_lists[0]}" if trust_lists else "on the trust list"
@@ -317,7 +317,7 @@ class MetadataBlocks:
         return self.max_bytes - self._taken_bytes
 
     def note_unread(self, description: str) -> None:
-        """Add a description of a block that was not read to `unread`."""
+        """Record in `unread` that a block was not read, with its description."""
         if len(self.unread) < MAX_LINES:
             self.unread.append(description)
 
@@ -332,7 +332,7 @@ class MetadataBlocks:
     def add_exif(self, block: bytes) -> None:
         """Add an EXIF block, unless there is one already.
 
-        Its prefix is removed, which some programs write twice.
+        The prefix `Exif` of the block is removed. Some programs write this prefix twice.
         """
         if not self.exif:
             self.exif = (

@@ -48,7 +48,11 @@ class TrustList(Frozen):
     time_stamps: str = Field(default="", description="certificates of time-stamp authorities")
 
     def time_stamps_alone(self) -> str:
-        """Return the certificates of `time_stamps` that are not in `anchors`, as PEM text."""
+        """Return the certificates of `time_stamps` that are not in `anchors`, as PEM text.
+
+        `time_stamps` has the certificates of time-stamp authorities. The certificate of a signer
+        must lead to a certificate in `anchors`.
+        """
         return "\n".join(
             certificate
             for certificate in _CERTIFICATE.findall(self.time_stamps)

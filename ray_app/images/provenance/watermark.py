@@ -10,8 +10,8 @@ How the package writes a message (github.com/ShieldMnt/invisible-watermark, imwa
 - Each block of 4 × 4 levels holds one bit. The largest level, except the first, is moved to ¼ or ¾
   of a step of 36.
 - The blocks repeat the message in raster order.
-- Codes that mark floats have U around 0, and move the level with the largest absolute value. Early
-  versions of diffusers swapped red and blue.
+- Some generators pass the image as floats. U is then around 0, and the level with the largest
+  absolute value is moved. Early versions of diffusers swapped red and blue.
 
 How this module reads it:
 

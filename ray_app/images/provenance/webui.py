@@ -1,8 +1,8 @@
 """Read the text in which Stable Diffusion web UI and related programs write their parameters.
 
-Start reading at `read_parameters`. The text contains the prompt, the negative prompt, and settings
-such as `Steps: 20`. The settings are on a separate line after the prompts, or all text is on one
-line.
+`read_parameters` returns the parameters as a dictionary. The text contains the prompt, the negative
+prompt, and settings such as `Steps: 20`. The settings are on a separate line after the prompts, or
+all text is on one line.
 """
 
 import re
@@ -31,9 +31,10 @@ _OTHER_VERSIONS = (
 
 
 def read_parameters(text: str, *, is_remark: bool = False) -> dict[str, Any]:
-    """Return the fields of a Generator from the parameters that web UIs write as text.
+    """Parse the text in which web UIs of Stable Diffusion write prompt, seed, and other parameters.
 
-    The result is empty if the text has no such parameters.
+    The keys of the result are fields of `statement.Generator`, such as `prompt`. The result is
+    empty if the text has no such parameters.
 
     Args:
         text: The text.
