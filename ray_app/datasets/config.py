@@ -95,7 +95,7 @@ class HeldOut(Frozen):
 
 
 class Data(Frozen):
-    """The data of a training: where its training, validation, and test images come from."""
+    """The data of a training run: the sources of training, validation, and test images."""
 
     train: tuple[DatasetSource, ...] = Field(
         default=(), description="sources of the images that the network learns from"
@@ -116,7 +116,7 @@ class Data(Frozen):
 
 
 class Sampling(Frozen):
-    """How often a training sees each image, and in which order.
+    """How often a training run reads each image, and in which order.
 
     By default, an epoch has every row once. If `classes` is `balanced`, or `generators` is below 1,
     an epoch has `epoch_rows` rows. It then repeats rows of small classes and generators, and may

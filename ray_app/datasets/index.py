@@ -270,7 +270,7 @@ def check_source(source: DatasetSource, store: Store) -> None:
 
     Args:
         source: The source.
-        store: The folder for the index. If it is inside the source, its files are ignored.
+        store: The folder for the index. If it is inside the source, the files in it are ignored.
 
     Raises:
         ConfigError: The settings of the source are invalid, it does not exist, or no file passes

@@ -185,7 +185,7 @@ def find_leaks(
 
 
 def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Return how many images of a training have a duplicate in another split, as plain JSON.
+    """Return how many images of each split have a duplicate in another split, as plain JSON.
 
     Args:
         splits: The labelled rows by split.
@@ -194,10 +194,10 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
         `checked`: for `sha256` and `phash`, whether every split has images with such a hash. If
         not, duplicates by this hash are not known.
         `unhashed`: for `sha256` and `phash`, the number of images without the hash.
-        `pairs`: for a key such as "validation in train", a dictionary with five entries. Under
-        `image_id`, `sha256`, `group`, and `phash` is the number of images of validation with a
-        duplicate in train by this property. `examples` has up to five URIs of images with equal
-        bytes or a similar look.
+        `pairs`: for a key such as "validation in train", a dictionary with five entries.
+        `image_id`, `sha256`, `group`, and `phash` each count the validation images that have a
+        duplicate in train by this property. `examples` has up to five URIs of validation images
+        with equal bytes or a similar look.
     """
     names, sizes = list(splits), [len(table) for table in splits.values()]
     rows = pa.concat_tables(splits.values(), promote_options="default")

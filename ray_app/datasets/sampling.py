@@ -329,8 +329,8 @@ class PairedSampler:
     """A sampler that puts a real image and its twin next to each other.
 
     A twin is a fake image of the same group, such as the same prompt or scene. A pair always begins
-    at an even position of the training. So it is not separated if a batch is divided into parts of
-    even size.
+    at an even position in the sequence of all epochs. So it is not separated if a batch is divided
+    into parts of even size.
 
     Attributes:
         pairs: Row numbers (M, 2). A pair is a real image and its twin, or two rows without a twin.
@@ -371,7 +371,7 @@ class PairedSampler:
         """Return the row numbers of the epoch `number` (length,), pair after pair.
 
         If the number of rows is odd, the row without a partner comes last in even epochs and first
-        in odd epochs. So pairs always begin at an even position of the training.
+        in odd epochs. So pairs always begin at an even position in the sequence of all epochs.
         """
         rows = self.pairs[self.shuffle.permute(len(self.pairs), number)].ravel()
         if self.last is None:

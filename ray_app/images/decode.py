@@ -133,8 +133,8 @@ class ImageFormat(NamedTuple):
         open: A function that reads the header. It may add flags (`FLAG_MEANING`), notes on the file
             such as `broken_exif`.
         load: A function that decodes every pixel, or raises an exception.
-        libraries: The names of the libraries with which Pillow decodes the format, each followed by
-            Pillow's name for the library.
+        libraries: The libraries with which Pillow decodes the format, as (name, name in Pillow).
+            An example is ("libwebp", "webp").
         check: A function that refuses a decoded image if its coded data was incomplete; None if
             `load` raises an exception for incomplete data.
         frames: A function that counts the frames; None if Pillow counts them.

@@ -1,8 +1,8 @@
 """Recognise the formats of files by their signatures, and read sizes and tags from headers.
 
-`sniff_format` returns the format of a file, and `read_header_size` its size in pixels.
-`describe_unsupported` describes other files to the user. `find_declared_end` returns the position
-at which a file should end. `Tiff` reads TIFF tags.
+`sniff_format` returns the format of a file, and `describe_unsupported` describes unsupported files
+to the user. `read_header_size` returns the width and height of a PNG, GIF, or WebP.
+`find_declared_end` returns the position at which a file should end. `Tiff` reads TIFF tags.
 
 Formats are recognised by the bytes alone, never by names or MIME types. Nothing is decoded, and the
 work is limited. The reader of tags (TIFF 6.0, BigTIFF, EXIF) exists because Pillow's reader prints

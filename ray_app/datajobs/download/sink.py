@@ -143,7 +143,7 @@ class Sink:
     def read(self, name: str) -> bytes:
         """Return the bytes of an image file that an earlier call of the job has stored.
 
-        `name` is the file name with extension. Raises FileNotFoundError if there is no such file.
+        `name` is the file name with extension. Raises FileNotFoundError if the file is missing.
         """
         return self._store.read(self._prefix + name)
 

@@ -3,11 +3,11 @@
 The data sets are OpenFake, those in IMDLBenCo's formats, Community Forensics as Parquet,
 OpenDeepfake-Preview, OpenSDI, and DFLIP-3K.
 
-DFLIP-3K, version 1, is a mapping from id to record, of fakes only, with one file of metadata per
-family. Its values are strings that may be missing. The files are `<id>.<ext>`, and an id ends at
-the first dot. Version 2 is a list of {image_path, is_fake, family_id, version_id, split}. On the
-hub it is WebDataset shards below {train,test}/{fake/<family>,real}, with the prompts in the
-sidecars.
+Version 1 of DFLIP-3K has fakes only, and one JSON file per family of generators. The file maps the
+id of each image to its metadata, strings that may be missing. The images are `<id>.<ext>`, and an
+id ends at the first dot. Version 2 is a JSON list of {image_path, is_fake, family_id, version_id,
+split}. On the hub, version 2 is WebDataset shards below {train,test}/{fake/<family>,real}, with the
+prompts in the sidecars.
 """
 
 import re
@@ -347,8 +347,7 @@ class CommunityForensics(base.DatasetLayout):
     def published(self) -> Mapping[str, int]:
         """Number of rows of each split, as the dataset cards on the hub state it.
 
-        The set Community Forensics Small is left out, because only its rounded number of rows is
-        published.
+        The set Community Forensics Small is left out, because no exact number is published for it.
         """
         return {
             "Systematic": 1_919_493,
@@ -531,8 +530,8 @@ class Dflip(base.ListedLayout):
 
     Args:
         file: The JSON file. None for the shards of version 2, which need none.
-        generator: Generator of all images of version 1. None to find it by the file's name (dalle,
-            mj, sd, or pd).
+        generator: Generator of all images of version 1. None if the file has its published name:
+            dalle, mj, or sd names the generator, and pd has it in each image's metadata.
         root: Folder to which the paths of version 2 are relative. None for the folder of the file.
     """
 
@@ -556,7 +555,7 @@ class Dflip(base.ListedLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Number of images in each subset, such as `fake`.
+        """Number of images in each subset: `all` for version 1, else the labels.
 
         For version 1, it is the number of images in the JSON file. For the JSON list of version 2,
         it is the number in the authors' code. For shards, it is the number on the dataset card.

@@ -50,8 +50,8 @@ class TrustList(Frozen):
     def time_stamps_alone(self) -> str:
         """Return the certificates of `time_stamps` that are not in `anchors`, as PEM text.
 
-        `time_stamps` has the certificates of time-stamp authorities. The certificate of a signer
-        must lead to a certificate in `anchors`.
+        `time_stamps` has the certificates of time-stamp authorities. `anchors` has the trust
+        anchors of signers.
         """
         return "\n".join(
             certificate
