@@ -94,8 +94,9 @@ def index_source(
         source: The images and their layout, or the indexes.
         store: The folder of the index. It is not used if `source.at` names indexes.
         each: Applies a function to parts of the work, like `map`, in this process or on Ray. It
-            lists files, and labels them if no hash is computed.
-        reading: Like `each`, for labelling if hashes are computed, which reads whole images.
+            lists files, and labels them if `reading` does not.
+        reading: Labels files instead of `each` if hashes are computed and there are several blocks
+            of files. Hashes require whole images to be read.
         progress: Called with the kind of work, such as `labelled`, and the number of files so far.
         requires_all_folders: Whether a folder that cannot be listed is an error.
 
@@ -224,8 +225,9 @@ def build_index(
         source: The archive and its layout.
         store: The folder of the index.
         each: Applies a function to parts of the work, like `map`, in this process or on Ray. It
-            lists files, and labels them if no hash is computed.
-        reading: Like `each`, for labelling if hashes are computed, which reads whole images.
+            lists files, and labels them if `reading` does not.
+        reading: Labels files instead of `each` if hashes are computed and there are several blocks
+            of files. Hashes require whole images to be read.
         progress: Called with the kind of work, such as `labelled`, and the number of files so far.
         requires_all_folders: Whether a folder that cannot be listed is an error. A training sets
             this, because it would otherwise miss images.
