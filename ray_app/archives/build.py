@@ -175,8 +175,8 @@ class Portions:
             raw file has members that are not cut into blocks yet.
         id_rows: The approximate maximum number of ids in one file of a manifest's folder `ids/`.
         run_rows: The minimum number of members that one task cuts into blocks.
-        few: Blocks are cut in this process, and not in tasks, if the new listing has up to this
-            number of members, and so do all earlier manifests together.
+        few: Blocks are cut in this process, and not in tasks, if two counts are at most this
+            number: the members of the new listing, and the members of all earlier manifests.
     """
 
     raw_rows: int = raw_listing.RAW_ROWS
@@ -217,7 +217,8 @@ def list_members(
     A member is new if no earlier manifest has its id. The manifest lists as vanished all ids of
     earlier manifests that are not in the archive now. If a file returns to an older version, its
     old id is no longer vanished, and its existing result row is used again. If a folder or
-    container cannot be listed, each of its members stays present or vanished.
+    container cannot be listed, its present members do not become vanished, and its vanished members
+    do not return.
 
     Args:
         store: The run directory.
@@ -246,12 +247,12 @@ def list_portions(
     """List an archive in portions, so that scoring can start before the listing ends.
 
     A portion is a part of a manifest, which is a list of members. Portions are added to the run's
-    open manifest, which is not complete yet, or to a new manifest. The first listing of a large
-    archive has several portions. The first portion has some 50,000 members. Each further portion
-    makes the total about four times as large. `goes_on` of the yielded info is False for the last
-    portion. An interrupted listing continues after its last complete portion. All other listings
-    have a single portion, or none if nothing is new. These are later listings of an archive, and
-    listings with `limit`.
+    open manifest, which is not complete yet, or to a new manifest.
+
+    Only the first listing of an archive, without `limit`, has several portions. The first portion
+    has some 50,000 members. Each further portion makes the total about four times as large. An
+    interrupted listing continues after its last complete portion. Later listings of the archive,
+    and listings with `limit`, have a single portion, or none if nothing is new.
 
     Args:
         store: The run directory.
@@ -262,7 +263,8 @@ def list_portions(
         **options: See `ListingOptions`.
 
     Yields:
-        The info of the manifest so far, after each portion.
+        The info of the manifest so far, after each portion. Its attribute `goes_on` is False after
+        the last portion of the listing.
 
     Raises:
         ConfigError: The source is empty, or types of columns clash.
@@ -320,7 +322,8 @@ def is_as_listed(
         store: The run directory.
         archive: The archive.
         limit: The maximum number of members to list, None for all.
-        max_named: If the last listing had more files and containers than this, the result is False.
+        max_named: If the last listing had more files and containers than this, the result is False,
+            because this test lists them again in a single process.
 
     Raises:
         ConfigError: The source is empty.

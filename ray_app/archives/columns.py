@@ -173,8 +173,8 @@ def find_roles(
         schema: The table's columns.
         columns: The columns of images or uris that the user named, if any.
         where: The table's path, for error messages.
-        follows_uris: Whether the uris of the table may be read. A table with uris and lists of
-            images then counts as a list of uris.
+        follows_uris: Whether the files that the table's uris name may be read, because the user
+            named the table as a source. If so, a column of uris has priority over lists of images.
 
     Returns:
         The columns that hold images or uris.
@@ -376,15 +376,15 @@ def _value(cell: pa.Scalar) -> Any:
 def measure_cells(column: pa.Array) -> Sizes:
     """Estimate the bytes that each cell of a column would take outside of its table.
 
-    Use this to find cells that are too large to keep. If several cells share a value of a
-    dictionary, each of these cells counts the whole value.
+    Use this to find cells that are too large to keep. In a dictionary-encoded column, each cell
+    counts its whole value, even if other cells share the value.
 
     Args:
         column: The column.
 
     Returns:
-        The bytes of each cell, 0 for a null text. Each cell of a column of numbers or times has the
-        mean size of the column.
+        The bytes of each cell. A null among texts or bytes has 0. Each cell of a column of numbers
+        or times has the mean size of the column's cells.
     """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):

@@ -2,9 +2,9 @@
 
 A member's id is a part of its digest (`identity_digest`). DuckDB joins the ids of listed members
 with the ids of earlier manifests, because they may not fit into memory. Two members with the same
-id but different digests collide, which is very rare. A member of an earlier manifest keeps the id,
-otherwise the member that is listed first. The other members are hashed again until each has an id
-of its own.
+id but different digests collide, which is very rare. If one of them is in an earlier manifest, it
+keeps the id. Otherwise the member that is listed first gets the id. The other members are hashed
+again until each has an id of its own.
 """
 
 import contextlib
@@ -74,7 +74,10 @@ class ChosenMembers:
     ids: tuple[tuple[int, int], ...]
 
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows of the chosen members with their final ids, a bounded table at a time."""
+        """Yield the rows of the chosen members in order, as tables of up to some thousand rows.
+
+        Members that were hashed again have their new ids.
+        """
         if not self.rows:
             return
         is_chosen = (

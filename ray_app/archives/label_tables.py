@@ -68,8 +68,9 @@ class LabelTable:
         return [] if first is None else list(first.column_names)
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield the requested columns under the requested names, some rows at a time.
+        """Yield the requested columns as a sequence of tables, each with some rows of the file.
 
+        The columns have the names in `columns`, even if the file spells the names differently.
         Cells of CSV and JSON files are texts, and an empty cell is null.
 
         Args:
@@ -143,7 +144,8 @@ def get_ending(path: str) -> str:
 def match_columns(names: Sequence[str], requested: Iterable[str], where: str) -> dict[str, str]:
     """Find the columns of a table that have the requested names.
 
-    A name matches exactly, or else in any case and with any signs between its words.
+    A column with exactly the requested name comes first. Otherwise upper and lower case, and the
+    signs between words, do not matter: `Image URL` matches `image_url`.
 
     Args:
         names: The names that a table has.

@@ -175,8 +175,9 @@ def list_archive(
 
     A portion can be scored while the listing continues. If `every_s` of the request is set, the
     archive is listed again and again, and the function does not return. Each listing then adds the
-    new members to the manifest, which the scoring process completes. If a source fails and the run
-    already has listed members, the error is printed and the listing is repeated.
+    new members to the run's open manifest. The scoring process, not this function, completes the
+    manifest. If a source fails and the run already has listed members, the error is printed and the
+    listing is repeated.
 
     Args:
         request: The archive and the run.

@@ -1,9 +1,10 @@
 """Read and write manifests, the lists of members that a run scores.
 
-Start reading at `ManifestInfo`, `BlockRef`, `read_blocks`, and `write_listed`. `listed_rows`
-converts members to Arrow rows. A retry adds a manifest to a run, and so does a listing that finds
-a change. While a source is followed, the listings of a day share a manifest. Manifest <n>, from 0,
-has these files in the run directory:
+A `ManifestInfo` has the counts of a manifest, and a `BlockRef` has the location of a block.
+`read_blocks` returns the blocks of a manifest, and `write_listed` completes a manifest.
+`listed_rows` converts members to Arrow rows. A retry adds a manifest to a run, and so does a
+listing that finds a change. While a source is followed, the listings of a day share a manifest.
+Manifest <n>, from 0, has these files in the run directory:
 
     manifest/<n>/part-00000-00000.parquet   members; a row group is a block, a few blocks are a file
     manifest/<n>/blocks.parquet             for each block: its file, row group, members, and bytes
@@ -87,7 +88,7 @@ class ManifestInfo:
 
     A manifest is the list of members (files) that one listing of an archive found. A long listing
     writes the manifest in portions. The counts of a portion include all earlier portions of the
-    manifest. "The patterns" are those with which the user includes and excludes paths.
+    manifest.
 
     Attributes:
         manifest: The number of the manifest.
@@ -95,7 +96,8 @@ class ManifestInfo:
         size_bytes: The total size of these members in bytes, as far as sizes are known.
         blocks: The number of blocks into which the members are cut.
         batch_slots: The number of members in one full batch.
-        listed: The number of members that the listing found and that passed the patterns.
+        listed: The number of members that the listing found and that passed the user's include and
+            exclude patterns.
         vanished: The number of members of earlier manifests that are no longer in the archive.
         listing_s: The seconds that the listing took.
         named: The number of files and containers that the sources list, without members of
@@ -114,7 +116,7 @@ class ManifestInfo:
         portions: The number of portions, 0 if the manifest was written at once.
         goes_on: Whether the listing continues after this portion.
         retried: For a retry, the statuses of the members that are listed again.
-        retries: The numbers of all manifests so far that are retries.
+        retries: The numbers of the manifests up to this one that were written for retries.
         format: The version of the manifest format.
     """
 
@@ -162,7 +164,7 @@ class ManifestInfo:
 
 @dataclass(frozen=True)
 class BlockRef:
-    """The location of one block of a manifest. It is small and enough to read the block.
+    """The location of one block of a manifest: the little data that a worker needs to read it.
 
     A block is a fixed list of members, and the unit in which they are scored and committed.
 
@@ -888,10 +890,10 @@ def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def finalize_type(kind: pa.StructType | None) -> pa.StructType | None:
-    """Return the type of the column `input` that a manifest file can store.
+    """Replace null types in the type of the column `input`, so that a manifest file can store it.
 
-    A raw file has members that are not cut into blocks yet. Its fields without any value have
-    Arrow's null type. These fields become text.
+    `input` is a struct of the user's own columns. A field in which no member has a value has
+    Arrow's null type, and becomes text. If `kind` is None, the result is None.
     """
     return kind and pa.struct(
         [

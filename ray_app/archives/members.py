@@ -50,7 +50,12 @@ class MemberLocation:
 
 @dataclass(frozen=True, slots=True)
 class RefusedMember:
-    """The reason why a member must not or cannot be read, which was found by listing it."""
+    """The reason why a member must not or cannot be read, found when its archive is listed.
+
+    Attributes:
+        status: The status of the member in the results, such as `unsafe_member`.
+        detail: The reason as text.
+    """
 
     status: Status
     detail: str
@@ -287,7 +292,10 @@ class BlockPlan(Frozen):
 
     @property
     def largest_block(self) -> int:
-        """The maximum members of a block: a multiple of `batch_slots`, at least one batch."""
+        """The maximum number of members in a block.
+
+        It is `max_block_members`, rounded down to whole batches, but at least one batch.
+        """
         return max(self.batch_slots, self.max_block_members // self.batch_slots * self.batch_slots)
 
 

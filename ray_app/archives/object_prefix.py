@@ -170,8 +170,8 @@ class ObjectPrefix:
         Args:
             objects: The objects, in the order of their uris.
             fetcher: Reads sidecar tables, which have columns for the images next to them.
-            table: The sidecar table that may describe the first of `objects` but is not among them.
-                None if there is none.
+            table: The sidecar table of the folder in which `objects` begin, if the table itself is
+                not among `objects`. Otherwise None.
 
         Yields:
             Tuples of the path relative to the source, and the member or container.
@@ -301,8 +301,9 @@ class PartialRange:
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
         """Yield the first objects of the range as members or containers, up to about `max_members`.
 
-        Keys are listed in pages, and the last page is listed to its end. If the members of a
-        container make the count reach `max_members`, the listing stops directly after it.
+        A container counts as a number of members that is estimated from its size. Keys are listed
+        in pages. The listing stops at the end of the page in which the count reaches `max_members`.
+        If a container makes the count reach it, the listing stops directly after the container.
         """
         members = 0
         for path, item in self._range.items(self._reader, fetcher):

@@ -82,7 +82,7 @@ class RawFile:
         return len(self.data or b"")
 
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows of the members, a bounded table at a time."""
+        """Yield the rows of the members in order, as tables of some thousand rows each."""
         file = pq.ParquetFile(
             pa.BufferReader(store.read(self.path) if self.data is None else self.data)
         )
@@ -117,7 +117,7 @@ class SectionListing:
             passed. If a section is listed in parts, the digests of the parts add up to the same
             sum.
         settled: Whether each member that passed is inside a container, or is refused for a lasting
-            reason, such as damage. Such members can change only if their containers change.
+            reason, such as damage. If so, an unchanged container still has the same members.
         linked: The number of symbolic links to folders, which were not followed, and an example.
         closed: Folders, files, and containers whose members the store refused to list.
         rest: The part of the section that was not listed yet, if the section is a range of keys and

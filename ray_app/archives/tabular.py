@@ -1,6 +1,7 @@
-"""Read tables that users bring as text: CSV, TSV, and JSON lines.
+"""Read tables in text files of users: CSV, TSV, and JSON lines.
 
-Start reading at `csv_tables`, `json_rows`, `json_tables`, and `read_chunks`.
+`csv_tables` and `json_tables` yield Arrow tables. `json_rows` yields one dict per line, and
+`read_chunks` yields chunks of whole lines.
 
 A table may be larger than memory, so it is read in chunks of whole lines. A malformed table raises
 pa.ArrowException, ValueError (of which UnicodeDecodeError is a subclass), or OSError. The message

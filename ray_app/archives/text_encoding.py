@@ -83,9 +83,10 @@ def find_delimiter(header: str, expected: str = ",") -> str:
         expected: The separator that the file's name suggests.
 
     Returns:
-        `expected` if it separates at least two names that contain no other separator. A tab only
-        has to occur. Otherwise the first separator in the line, but a bar (`|`) only if the line
-        has no other. If the line has no separator, `expected`.
+        `expected` if it separates at least two names that contain no other separator. If
+        `expected` is a tab, a single tab in the line is enough. Otherwise the first separator in
+        the line, but a bar (`|`) only if the line has no other. If the line has no separator,
+        `expected`.
     """
     outside = "".join(header.split('"')[::2])
     text = _INSIDE_NAMES.sub("", outside)

@@ -1,8 +1,8 @@
 """Read lists of uris as sources: CSV, TSV, JSON lines, plain text, Parquet, also compressed.
 
-Start reading at `find_lists`. Each row names one file. A list may be larger than memory, so it is
-read in chunks of whole lines. pyarrow infers the types of columns for each chunk. The type of a
-column over all chunks is determined when the manifest is written.
+`find_lists` finds the lists that a source names. Each row of a list names one file. A list may be
+larger than memory, so it is read in chunks of whole lines. pyarrow infers the types of columns for
+each chunk. The type of a column over all chunks is determined when the manifest is written.
 """
 
 import functools

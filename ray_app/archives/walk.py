@@ -84,10 +84,10 @@ class PendingSection:
 
     @property
     def order(self) -> Order:
-        """The sort key that gives sections the order that they have in a single listing.
+        """The sort key that puts sections into the order of the archive.
 
-        It has the number of the source, the number of the section, and a key. For a range of keys,
-        this is the key after which the range begins. For other sections, it is "".
+        It is a tuple: the number of the source, the number of the section, and a text. For a range
+        of S3 keys, the text is the key after which the range begins. Otherwise it is "".
         """
         return self.source, self.ordinal, (self.keys and self.keys.after) or ""
 
@@ -99,21 +99,21 @@ class ArchiveWalker:
     Call `sources` or `step` to list files and unopened containers, and `containers` to list the
     members of containers. The members are written into raw files (`files`), which have members that
     are not cut into blocks yet. A portion is a part of a manifest that is written before the
-    listing ends. "The patterns" are those with which the user includes and excludes paths.
+    listing ends.
 
     Attributes:
         lister: Lists sections (parts of sources) into raw files.
         archive: The archive.
         each: Applies the lister to sections, in this process or in tasks.
         limit: The maximum number of members to list; None for all. The first members that pass the
-            patterns are listed.
+            user's include and exclude patterns are listed.
         progress: Called with the number of members listed so far.
-        found: The number of members before patterns are applied.
+        found: The number of members before the patterns are applied.
         listed: The number of members that passed the patterns.
         kept: The number of members that passed the patterns since the last portion.
-        opened: The number of containers that passed the patterns. They are, or will be, opened.
+        opened: The number of containers that passed the patterns, already opened or still to open.
         settled: Whether the members of the containers can change only if the version of a container
-            changes.
+            changes. If so, later listings open no container to see that nothing changed.
         named: The number of files and containers that the sources themselves list and that pass the
             patterns.
         linked: The number of symbolic links to folders, which were not followed, and an example.
@@ -166,8 +166,8 @@ class ArchiveWalker:
         """List a part of every range of S3 keys, and some of the other sections (parts of sources).
 
         Args:
-            is_portion: Whether to stop when the total number of members is about `GROWTH` times as
-                large as before. Otherwise all sections that are not ranges of keys are listed, too.
+            is_portion: Whether to stop when this step has made the total number of members about
+                `GROWTH` times as large. Otherwise all other sections are listed to their end.
         """
         pending = self._divide_ranges(self._pending_sections())
         target = self._portion_size()
@@ -186,13 +186,13 @@ class ArchiveWalker:
         self.unlisted = sorted([*remaining, *pending], key=lambda section: section.order)
 
     def containers(self, *, is_portion: bool = False) -> None:
-        """List the members of the containers that were found but not opened yet.
+        """Open the containers that were found but not opened yet, and add their members to `files`.
 
         Containers that are found in these containers are opened, too.
 
         Args:
-            is_portion: Whether to list only enough containers for one portion of a manifest. The
-                other containers stay pending.
+            is_portion: Whether to stop when there are enough members for one portion, a part of a
+                manifest that is written before the listing ends. The other containers stay pending.
         """
         pending = [
             container
@@ -238,7 +238,11 @@ class ArchiveWalker:
 
     @property
     def files(self) -> list[raw_listing.RawFile]:
-        """The raw files with the members listed for this portion, in the listing's order."""
+        """The raw files with the members listed since the last portion, in the archive's order.
+
+        A raw file is a temporary file with listed members that are not cut into blocks yet. A
+        portion is a part of a manifest that is written before the listing ends.
+        """
         return [file for _, file in sorted(self._files, key=lambda ordered_file: ordered_file[0])]
 
     @property
@@ -265,9 +269,10 @@ class ArchiveWalker:
         return total.hexdigest()
 
     def next_portion(self) -> None:
-        """Start a new portion of the manifest, if no member listed for this portion is new.
+        """Discard the members listed since the last portion, and continue the listing after them.
 
-        The raw files so far are forgotten, because the manifests already have their members.
+        Call this if the manifests of the run already have all these members, so that no portion has
+        to be written. A portion is a part of a manifest that is written before the listing ends.
         """
         self._files, self.kept, self._carried = [], 0, 0
 

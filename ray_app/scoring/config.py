@@ -242,9 +242,9 @@ class ClusterDescription(Frozen):
 
     @property
     def memory_bytes(self) -> float | None:
-        """Bytes of memory that Ray can schedule on all nodes.
+        """Bytes of memory that Ray can schedule on all nodes that do work.
 
-        None if the memory of a node with cores is unknown.
+        A head node with 0 `cpus` does no work. None if the memory of any other node is unknown.
         """
         working = [node for node in self.nodes if node.cpus]
         if any(node.memory_gb is None for node in working):
@@ -253,9 +253,9 @@ class ClusterDescription(Frozen):
 
     @property
     def smallest_bytes(self) -> int | None:
-        """Bytes of memory of the smallest node with cores.
+        """Bytes of memory of the smallest node that does work.
 
-        None if the memory of a node with cores is unknown.
+        A head node with 0 `cpus` does no work. None if the memory of any other node is unknown.
         """
         sizes = [node.memory_gb for node in self.nodes if node.cpus]
         known_sizes = [size for size in sizes if size is not None]

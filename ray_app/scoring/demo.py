@@ -197,7 +197,7 @@ def comparison_lines(
 
     Args:
         rows: The rows of the run.
-        kinds: The kind of each image, by its URI.
+        kinds: The kind of each image, such as `PHOTOGRAPH` or `SIMULATED`, by the URI of the image.
         ensemble: The `ensemble` section of the summary.
     """
     counts: dict[str, Counter[str]] = {}

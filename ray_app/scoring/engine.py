@@ -1,7 +1,7 @@
 """Score pending blocks in one Ray Data pipeline, and write their rows (`score_turn`).
 
-A block is a group of members (files) that is scored as a unit. Its part is the file with its result
-rows.
+A block is a group of members (files) that is scored as a unit. The result rows of a block are
+written to one file, which is called a part.
 
     manifest ─ BlockRef ─> BlockDecoder ─ OpenBlock ─> TensorScorer ─ OpenBlock ─> … ─> BlockCommitter ─ BlockReport ─> driver
     manifest ─ BlockRef ─> BlockScorer ─ BlockReport ─> driver                                            (fused layout: all in one pool)
@@ -14,11 +14,11 @@ At each arrow, a block of Ray Data is one row with a message about one block of 
   prepared uint8 tensors, or their files if detectors read images at their original size. These are
   up to 512 MiB in Ray's object store, and never in the driver. After the last pool that reads
   images, only statuses and scores are left.
-- BlockReport shows that the block's part is written, and how much work it took, in about 1 kB. The
-  driver receives no other message.
+- BlockReport shows that the block's part is written, and how much work it took, in about 1 kB. For
+  a block that is not started, the driver receives `NotStarted` instead.
 
-The parts are the checkpoint: a kill loses only the blocks in progress. Up to `max_open_blocks` of the
-layout are in progress, so that the messages between the stages fit into the object store.
+The parts are the checkpoint: if a run is killed, only the blocks in progress are lost. The layout
+limits their number (`max_open_blocks`), so that messages between stages fit into the object store.
 """
 
 from collections.abc import Iterator

@@ -1,12 +1,12 @@
 """Compare the archive of a run with the images that its ensemble was calibrated on.
 
-The guarantee of an ensemble, a maximum false-positive rate, holds only for similar images. Start at
-`count_archive` and `compare`. `decide_rows` computes new verdicts from stored scores.
+The guarantee of an ensemble, a maximum false-positive rate, holds only for similar images.
+`count_archive` counts the images of a run by property. `compare` compares these counts with those
+of the calibration. `decide_rows` computes new verdicts from stored scores.
 
 Differences are reported. If a difference is beyond a limit, every reader of the run returns the
-verdict `abstain` (`runs.current.mark_unlike`). The comparison has a limit: if real images of a new
-kind get high scores, the archive seems to contain more fakes. Only labels can reveal this, however
-many images there are.
+verdict `abstain` (`runs.current.mark_unlike`). One difference cannot be found without labels: if
+real images of a new kind get high scores, the archive only seems to contain more fakes.
 """
 
 from collections import Counter
@@ -56,8 +56,8 @@ class ArchiveTally:
     Attributes:
         population: For each property, such as the size of the image, the number of images per bin
             (a range of values or a category).
-        decoders: The number of images per decoder. Only formats that the calibration contained are
-            counted.
+        decoders: The number of images per decoder, which is a library such as `simplejpeg 1.9.0`.
+            If the card lists the formats of the calibration, images in other formats do not count.
         images: The number of images with a score.
     """
 
@@ -87,7 +87,10 @@ class ArchiveTally:
         self.decoders.update(pc.drop_null(rows["decoder"].cast(pa.string())).to_pylist())
 
     def update(self, counts: document.ArchiveCounts, *, sign: int = 1) -> None:
-        """Add counts that a summary stores for other rows, or subtract them if `sign` is -1."""
+        """Add counts in the form that `facts` returns, or subtract them if `sign` is -1.
+
+        For example, add the counts of the last summary, and subtract those of replaced rows.
+        """
         for name, column in counts.counts.items():
             self.population.counts[name] += sign * np.array(column, np.int64)
         for name, count in counts.decoders.items():

@@ -252,10 +252,10 @@ def plan_groups(
 ) -> DetectorGroups | None:
     """Divide detectors into groups that take turns, if not all fit into the memory of a worker.
 
-    A worker loads one group after another for each block of images. If `worker_bytes` is None, this
-    function chooses the number of processes with which the run is fastest. The processes of a node
-    share its memory. On GPUs, all detectors are loaded together unless
-    `worker_bytes` is set, because their weights move from the memory of the node to the GPU.
+    A worker loads one group after another for each block of images. The processes of a node share
+    its memory. If `worker_bytes` and `workers` are None, this function chooses the number of
+    processes with which the run is fastest. On GPUs, all detectors are loaded together unless
+    `worker_bytes` is set, because weights on a GPU take no memory of the node.
 
     Args:
         spec: The detectors.

@@ -64,8 +64,8 @@ class OrderWriter:
     Args:
         store: The run directory.
         lease: The number of the command's claim on the run directory.
-        window: The maximum number of blocks in progress. The attribute of this name may change
-            during a turn.
+        window: The maximum number of blocks in progress. The caller may set the attribute `window`
+            at any time, for example after nodes joined.
     """
 
     def __init__(self, store: Store, lease: int, window: int) -> None:
@@ -86,8 +86,8 @@ class OrderWriter:
     def release(self, finished: int) -> None:
         """Let the workers start further blocks in place of finished ones.
 
-        At most `window` blocks are released and unfinished. New blocks are released in steps of a
-        quarter of `window`.
+        A block is released if workers may start it. Up to `window` released blocks are unfinished
+        at a time. New orders are written only if they release at least a quarter of `window` more.
 
         Args:
             finished: The number of blocks that have finished since `begin_turn`.

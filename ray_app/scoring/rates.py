@@ -47,8 +47,8 @@ class PlannedMachines:
     Attributes:
         cpus: Cores of all nodes.
         gpus: GPUs of all nodes.
-        nodes: Number of nodes with cores.
-        node_bytes: Memory of the smallest node with cores; None if it is not known.
+        nodes: Number of nodes that do work. A head node without cores for work does not count.
+        node_bytes: Memory of the smallest of these nodes; None if it is not known.
         memory_bytes: Memory of all nodes that Ray schedules on.
     """
 
@@ -66,8 +66,8 @@ class PlannedPool:
     Attributes:
         seconds: By stage, such as `decode` or `score`, the seconds that one process needs per image
             of the archive. None if unknown.
-        at_once: The number of images that the pool works on at the same time. A process that has
-            only a part of a core or GPU counts as that part.
+        at_once: The number of images that the pool works on at the same time. It may be a fraction:
+            a process with half a GPU, for example, counts as 0.5.
         processes: The number of processes.
         basis: `estimated` or `unknown`, for each stage whose seconds were not measured on the
             sample.

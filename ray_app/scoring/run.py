@@ -330,8 +330,8 @@ class ScoringRun:
             plan: The sizes of blocks into which listed files are cut.
 
         Raises:
-            ConfigError: If the source is empty. If nothing was ever listed, the run directory is
-                freed for other commands.
+            ConfigError: If the source is empty. If the run has never listed a file, the run is
+                deleted, so that other commands can use the directory.
         """
         run = self.directory
         # A command that followed the source may have left it open.
@@ -604,8 +604,9 @@ class ScoringRun:
     def finish_unchanged(self) -> ScoringResult:
         """Finish a session that found nothing to score, without counting rows again.
 
-        An existing report is kept, because a new report would fetch its thumbnails again. It is
-        written again if the config sets a prior (the expected fraction of fakes).
+        An existing report is kept, because a new report would fetch its thumbnails again. A new
+        report is written only if there is none for the last listing, or if the config sets a prior
+        (the expected fraction of fakes), which the report uses.
 
         Returns:
             The exit code and the summary.

@@ -95,9 +95,9 @@ class RunMeter:
         self._metrics = _metrics() if exported else None
 
     def set_layout(self, layout: ScoringLayout) -> ScoringLayout:
-        """Set how many worker processes the run has from now on, for example after nodes joined.
+        """Set how many worker processes the run has from now on, and return `layout` unchanged.
 
-        The result is `layout`.
+        Call this for example after nodes joined the cluster.
         """
         self._layout = layout
         return layout

@@ -45,7 +45,8 @@ def is_billed(url: str) -> bool:
 def compute_cost(prices: Prices, hours: float, counts: Mapping[str, float]) -> document.CostSummary:
     """Compute the unrounded cost of a session from its hours and its traffic.
 
-    Bytes cost egress only if they came over a network, which means that there were requests.
+    Egress is billed only if the bytes came over a network. If `counts` has no requests, the files
+    were local, and egress costs nothing.
 
     Args:
         prices: The prices.
@@ -126,10 +127,10 @@ class Tally:
             self.peak_bytes = max(self.peak_bytes, work.peak_bytes)
 
     def read(self) -> tuple[int, int, int, int, dict[str, float]]:
-        """Return the sums at one moment. Threads that add no blocks use this method.
+        """Return the sums over all blocks added so far. Any thread may call this method.
 
         Returns:
-            Blocks, images, images without a score, bytes read, and seconds by stage.
+            A tuple: blocks, images, images without a score, bytes read, and seconds by stage.
         """
         with self._lock:
             return self.blocks, self.images, self.bad, self.counts[BYTES], dict(self.seconds)

@@ -8,8 +8,9 @@ The new run gets the manifests (lists of files) of RUN: the same members and ids
 the same lists of vanished files, and the same retries. So both runs have results for the same
 files.
 
-A member without a score in RUN keeps its status and its detail. A member without an embedding in
-RUN gets the status `detector_failed`, unless the detector does not score images of its size.
+A member that RUN could not decode keeps its status and its detail. If RUN stores no embedding of a
+decoded member for a detector, that detector gives no score. A member that no detector scores gets
+the status `detector_failed`, unless no detector scores images of its size.
 """
 
 import json

@@ -1,8 +1,9 @@
 """Import private names of Ray Data that have no public substitute.
 
-`EXECUTION_CALLBACKS` is a list of callbacks for the settings of Ray Data. They slow the polling of
-its scheduler, which otherwise takes a whole core. A comment at each import states why the private
-name is needed, and what happens if a version of Ray lacks it.
+`EXECUTION_CALLBACKS` is a list of callbacks for the settings of Ray Data. The callbacks add a pause
+between the steps of Ray Data's scheduler. Without them, the scheduler polls all the time and takes
+a whole core. A comment at each import states why the private name is needed, and what happens if a
+version of Ray lacks it.
 """
 
 import logging

@@ -1,7 +1,8 @@
 """List and read files that hold many members (tar, zip, Parquet). Each format has its own module.
 
-Start reading at `list_container` and `CONTAINERS`. Members are streamed and never unpacked to a
-disk. Their names are labels and are never used as paths.
+`list_container` lists the members of a container. `CONTAINERS` has the `ContainerFormat` of each
+kind, such as `tar.gz`. Members are streamed and never unpacked to a disk. Their names are labels
+and are never used as paths.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,8 @@
 """Define the types and functions that all container formats share, such as tar, zip, and Parquet.
 
-Start reading at `Container` and `ContainerFormat`. `iter_members` checks the files in a container's
-listing and turns them into members. `WindowReader` reads members that are ranges of bytes.
+A `Container` is a file that holds members. A `ContainerFormat` lists and reads the members of one
+format. `iter_members` checks the files in a container's listing and turns them into members.
+`WindowReader` reads members that are ranges of bytes.
 
 Names of members are labels for people and are never used as paths. A sidecar is a small text file
 that describes the image of the same key: the path up to the first dot of the base name
@@ -101,8 +102,8 @@ class Container:
 class Unopened(ListedMember):
     """A member that represents a container whose members could not be listed.
 
-    The results have a row for it in place of rows for these members. The user's include patterns
-    may match only names of members. Such a pattern does not leave this member out.
+    The results have a row for it in place of rows for the container's members. Include patterns of
+    the user let it pass if they might match members of the container.
     """
 
     __slots__ = ()
@@ -123,7 +124,10 @@ class Reader(Protocol):
 
 
 class ContainerFormat(Protocol):
-    """The interface of a container format: a module of this package has these two functions."""
+    """The interface of a container format, which lists (`index`) and reads (`reader`) members.
+
+    Modules such as `ray_app.archives.containers.zip` implement it with functions of these names.
+    """
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
         """Yield every member in the container's order, while the container is read as a stream.
@@ -293,10 +297,11 @@ def _span(member: ManifestMember) -> tuple[int, int]:
 
 
 def sidecar_column(name: str, size_bytes: int) -> str | None:
-    """Return the name of the `input` column that gets the content of a sidecar, or None.
+    """Return the name of the column for the text of a sidecar; None for any other file.
 
-    A sidecar is a small text file that describes the image of the same name. `json`, for example,
-    is the column of `a/7.json`, which describes `a/7.jpg`.
+    A sidecar is a small text file that describes the image of the same name. Its text becomes a
+    column of the image's `input`, a dict of the user's own columns. For example, `json` is the
+    column for `a/7.json`, which describes `a/7.jpg`.
 
     Args:
         name: The name of the member. The name of a sidecar is a key and `.json`, `.cls`, or `.txt`.
@@ -334,11 +339,11 @@ def decode_text(data: bytes) -> str | None:
 
 
 def join_sidecars(entries: Iterable[tuple[ListedMember, str | None]]) -> Iterator[ListedMember]:
-    """Add the texts of sidecar files to the images that they describe, and leave out these files.
+    """Add the texts of sidecar files to the images that they describe, and drop the sidecar files.
 
-    A sidecar describes its neighbours with the same key, as `a/7.json` describes `a/7.jpg`. Its
-    text becomes a column of their `input`. A sidecar without an image, or a second sidecar for the
-    same column, stays a member.
+    The sidecar `a/7.json` describes neighbours with the same key, such as `a/7.jpg`. Its text
+    becomes the column `json` of the image's `input`, a dict of the user's own columns. A sidecar
+    without an image, or a second sidecar for the same column, stays a member.
 
     Args:
         entries: Each member in order, with its text if it is a sidecar.

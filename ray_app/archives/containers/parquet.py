@@ -1,12 +1,13 @@
-"""List the images in Parquet tables, as the Hugging Face hub writes them.
+"""List the images in Parquet tables, such as those of data sets on the Hugging Face hub.
 
-Start reading at `index`, `index_uris`, and `read_rows_by`. A row is a member. If rows have lists of
-images, each image of a list is a member, named ROW/NUMBER.
+`index` lists the images of a table, and `index_uris` lists the files that a table of uris names.
+`read_rows_by` reads a small table into a dict. A row is a member. If rows have lists of images,
+each image of a list is a member, named ROW/NUMBER.
 
 Listing a table reads the footer and, row group by row group, all columns without bytes. These
 columns become the `input` of members. Other columns of bytes than the images (masks, depth maps)
-are not read, and long texts are not kept. In place of both, `input` gets a column NAME_uri with a
-reference to the cell, which `read_referenced` reads.
+are not read, and long texts are not kept. In place of such a cell of the column NAME, `input` gets
+a reference in the column NAME_uri. `read_referenced` reads the cell.
 
 A table with uris and without images is a list of files if the user named the table as a source. In
 a folder, such a table is listed as one file that cannot be scored.

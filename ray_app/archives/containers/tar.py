@@ -1,7 +1,7 @@
 """List and read the members of tar files, plain or compressed.
 
-Start reading at `index` and `reader` for uncompressed tars, and at `CompressedTar` for gzip, bzip2,
-xz, and zstd.
+`index` lists an uncompressed tar, and `reader` reads its members. `CompressedTar` does both for
+tars that are compressed with gzip, bzip2, xz, or zstd.
 
 `tarfile.TarInfo.frombuf` parses single header blocks. `tarfile.open` is not used: it keeps every
 member in memory, recurses and backtracks over hostile extended headers, and treats a damaged header
@@ -145,7 +145,8 @@ def read_headers(stream: Stream) -> Iterator[Header]:
 
     Raises:
         InputError: truncated_image if the archive ends without an end mark, corrupt_image for data
-            that is not a header, image_too_large if the end marks have too many zeros in total.
+            that is not a header, image_too_large if some 64 MiB of zeros follow end marks, more
+            than tools write.
     """
     reader = _HeaderReader(stream)
     offset = 0

@@ -2,11 +2,11 @@
 
 `index` reads the central directory; `reader` unpacks members from their own ranges.
 
-Source of the layout: PKWARE APPNOTE 6.3.10, 4.3, 4.5.3, and 4.6.9. `zipfile` is not used: it holds
-the whole directory in memory before any limit can be checked, and one bad name spoils the archive.
-A member that claims to unpack to more than `max_ratio` allows is `image_too_large`, like every
-other member that exceeds a limit. Entries that only a hostile or broken writer makes (links,
-overlapping entries, unsafe names) are `unsafe_member`.
+Source of the layout: PKWARE APPNOTE 6.3.10, 4.3, 4.5.3, and 4.6.9. `zipfile` is not used. It holds
+the whole directory in memory before any limit can be checked. If one name is invalid, it cannot
+read the archive at all. A member that claims to unpack to more than `max_ratio` allows gets the
+status `image_too_large`, like every other member that exceeds a limit. Entries that only a hostile
+or broken writer makes (links, overlapping entries, unsafe names) get the status `unsafe_member`.
 
 macOS writes zips over 4 GiB without zip64, with the low 32 bits of each offset. `_Spans` restores
 the offsets.
