@@ -269,7 +269,7 @@ class ArchiveWalker:
         return total.hexdigest()
 
     def next_portion(self) -> None:
-        """Discard the members listed since the last portion, and continue the listing after them.
+        """Discard the members listed since the last portion; the next portion begins after them.
 
         Call this if the manifests of the run already have all these members, so that no portion has
         to be written. A portion is a part of a manifest that is written before the listing ends.

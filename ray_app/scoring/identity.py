@@ -74,8 +74,8 @@ class Settings:
         cards: The cards of the ensemble's detectors, in its order.
         views: The perturbations, such as `jpeg:75`. Each image is scored unchanged and after each
             of them.
-        absent: Perturbations of published lists in `config.perturb` that Touchstone does not have.
-            For each name, a dict with the kind and the reason: `{"kind": …, "why": …}`.
+        absent: Perturbations that a list in `config.perturb` declares as missing in Touchstone. For
+            each name, a dict with the kind and the reason: `{"kind": …, "why": …}`.
         precision: By detector, the precision that the run stores. Empty for a new run, or if the
             user sets the precision.
         stored: The settings in `run.json`; None for a new run.

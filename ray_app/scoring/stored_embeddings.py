@@ -8,9 +8,9 @@ The new run gets the manifests (lists of files) of RUN: the same members and ids
 the same lists of vanished files, and the same retries. So both runs have results for the same
 files.
 
-A member that RUN could not decode keeps its status and its detail. If RUN stores no embedding of a
-decoded member for a detector, that detector gives no score. A member that no detector scores gets
-the status `detector_failed`, unless no detector scores images of its size.
+A member whose status in RUN is not `ok` keeps its status and its detail. If RUN lacks the embedding
+of another member for a detector, that detector gives no score. A member that no detector scores
+gets the status `detector_failed`, unless no detector scores images of its size.
 """
 
 import json
