@@ -80,10 +80,10 @@ def decide(
     """Turn the scores of an ensemble's detectors into verdicts, for a batch of images.
 
     The function applies the card's rule, calibration, and thresholds. If the score of a member (a
-    detector of the ensemble) is missing or out of range, the verdict is abstain and the detail
-    names every such member. The other members are not reweighted. The verdict on a blank image is
-    abstain for all scores. In a cascade, an image that does not enter the second stage needs only
-    the scores of the first members.
+    detector of the ensemble) is missing or out of range, the verdict is abstain, and
+    `Decisions.detail` names every such member. The other members are not reweighted. The verdict on
+    a blank image is abstain for all scores. In a cascade, an image that does not enter the second
+    stage needs only the scores of the first-stage detectors.
 
     Args:
         card: The ensemble card.
@@ -183,7 +183,7 @@ def list_second_stage_reasons(
     Args:
         card: The ensemble card.
         scores: Log-odds of fake of n images, one column (n,) per member, by name. Only the columns
-            of the first members are needed.
+            of the first-stage detectors are needed.
         calibrations: Calibration per member, by name. None means not calibrated.
         audited: Per image, whether the audit selected it, see `select_audited`. Empty means that it
             selected none.
@@ -247,8 +247,8 @@ def score_first_stage(card: EnsembleCard, table: Table) -> Column:
 
     Args:
         card: The ensemble card, which must be a cascade.
-        table: Calibrated log-odds (n, members). Columns of detectors that score only the second
-            stage may be missing, and are not used.
+        table: Calibrated log-odds (n, members). Columns of detectors that score only in the second
+            stage are not used, and may be missing.
 
     Returns:
         Log-odds of fake (n,).

@@ -65,7 +65,8 @@ class Strength(IntEnum):
         VALID_CAMERA: Valid Content Credentials by an unknown signer, which name a camera.
         BROKEN_AI: Content Credentials that name a model, in a file that was changed afterwards.
         NOT_FLAGGED: The detectors' verdict real or abstain.
-        WITHOUT_FINDING: A statement that supports no conclusion, such as unread metadata.
+        WITHOUT_FINDING: A statement that supports no conclusion, such as that some metadata was not
+            read.
         CAMERA: A camera named in unsigned EXIF data, which supports no conclusion.
     """
 

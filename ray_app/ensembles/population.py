@@ -168,9 +168,10 @@ class Population(Frozen):
 
 
 class PopulationTally:
-    """Count the images of an archive, batch by batch, into the bins of a calibration's population.
+    """Count the images of an archive, batch by batch, into the bins of a `Population`.
 
-    The counts show whether the archive resembles the images that the ensemble was calibrated on.
+    The population describes the images that an ensemble was calibrated on. The counts show whether
+    the archive resembles these images.
 
     Args:
         features: The image properties of the population, with their bins.
@@ -186,10 +187,10 @@ class PopulationTally:
         }
 
     def bins(self) -> dict[str, tuple[Counts, Counts, Counts]]:
-        """Return three counts per bin (k,), by name of the property.
+        """Return, by name of the property, three arrays with the number of images in each bin.
 
-        The first counts are those of this tally. The second and third are those of the real and of
-        the fake images of the population.
+        The first array has the images of this tally. The second has the real images of the
+        population, and the third its fake images.
         """
         return {
             name: (

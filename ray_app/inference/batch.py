@@ -106,9 +106,9 @@ class Batch:
     Attributes:
         outcomes: The decoding result of each member. Only the last batch of a block has fewer
             members than slots.
-        pixels: For each distinct preprocessing, one (slots, H, W, 3) array with zeros in unusable
-            slots. If the preprocessing does not resize, one array per slot (None in unusable
-            slots), or `EncodedImages`, which decodes on demand. Empty if no member could be
+        pixels: For each distinct preprocessing, one (slots, H, W, 3) array, with zeros in slots
+            without an image. If the preprocessing does not resize, one array per slot (None without
+            an image), or `EncodedImages`, which decodes on demand. Empty if no member could be
             decoded.
         sizes: The (width, height) of each member that has pixels, else None.
         encoded: For each member, its file if it is decoded again later, else None. Files are needed
@@ -140,9 +140,9 @@ class Batch:
 
     @property
     def files(self) -> list[MemberFile | None]:
-        """For each member, (image id, file) if the file is decoded again later, else None.
+        """For each member (a file of an archive), the pair of its image id and its file.
 
-        The image id is 0 if it is unknown.
+        None if the file is not decoded again later. The image id is 0 if it is unknown.
         """
         ids = self.ids or (0,) * len(self.outcomes)
         files = self.encoded or (None,) * len(self.outcomes)
@@ -212,10 +212,11 @@ class PreparedViews:
     """The prepared tensors of one image: unperturbed, and after each requested perturbation.
 
     Attributes:
-        tensors: One tensor of the unperturbed image per preprocessing. None if the tensor could not
-            be prepared.
-        views: For each perturbation, the (width, height) of the perturbed image, and its tensor per
-            preprocessing. None if the perturbed image could not be prepared.
+        tensors: One tensor of the unperturbed image per preprocessing. None if the image is to be
+            prepared later, or if no detector reads images of its size.
+        views: For each perturbation, a pair: the (width, height) of the perturbed image, and its
+            tensors. The pair is None if the image could not be perturbed or prepared. A tensor is
+            None if its preprocessing does not resize.
     """
 
     tensors: list[Pixels | None]
@@ -285,8 +286,8 @@ class BatchImages:
     """The encoded files of a batch, with a cache of decoded images.
 
     Detectors read an image once unperturbed, and once after each perturbation. The cache avoids
-    decoding it each time. A large image, of over 50 million pixels, is not kept, but decoded again.
-    Its memory is part of a budget that all processes of the node share.
+    decoding it each time. An image of over 50 million pixels is not kept, but decoded again, because
+    it takes memory from a budget that all processes of the node share.
 
     Args:
         decoder: Decodes the files, and counts them.
@@ -341,8 +342,8 @@ class BatchImages:
 class EncodedImages:
     """The images of a batch for one preprocessing, each decoded only when a detector reads it.
 
-    They take the place of an array in `Batch.pixels` if the preprocessing does not resize. Such
-    images may be too large to keep all of them decoded.
+    An `EncodedImages` is in `Batch.pixels` in place of an array if the preprocessing does not resize.
+    Images in their original size may be too large to keep all of them decoded.
 
     Args:
         decoder: Prepares the images for the detectors.

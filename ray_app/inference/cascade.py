@@ -1,8 +1,8 @@
 """Score a cascade in one process (`CascadeScorer`).
 
 A cascade is an ensemble in two stages. The detectors of the first stage score every image. Images
-that they leave undecided are decoded again for the costly detectors of the second stage. So are a
-few other images, which the audit of the cascade selects as a check.
+that they leave undecided are decoded again for the costly detectors of the second stage. As a
+check, the second stage also scores a few other images, which the audit of the cascade selects.
 """
 
 from collections import Counter
@@ -142,8 +142,8 @@ class CascadeScorer:
     ) -> DetectorOutputs:
         """Return the outputs of the detectors for all images of the batches, in order.
 
-        The second stage scores the images that the first stage leaves undecided. Captions are added
-        last.
+        The second stage scores the images that the first stage leaves undecided. Captions, which
+        are guesses at the prompts of images, are added last.
 
         Args:
             batches: Decoded images.

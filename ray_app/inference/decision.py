@@ -64,7 +64,7 @@ class OutputKey(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectorOutputs:
-    """The outputs of detectors, as columns with one entry per image. All have the same order.
+    """The outputs of detectors, as columns with one entry per image, in the same order of images.
 
     A column belongs to a detector, a view, and a kind of output. A view is the unchanged image
     (`CLEAN`), or the image after one perturbation. The kinds are:
@@ -83,8 +83,8 @@ class DetectorOutputs:
     def clean(cls, **kinds: Mapping[str, Any]) -> "DetectorOutputs":
         """Create outputs for unchanged images.
 
-        Each keyword is a kind, whose value has the columns by detector. An example is
-        `DetectorOutputs.clean(scores={"name": column})`.
+        Each keyword is a kind of output, such as `scores`. Its value is a dict with one column per
+        detector. An example is `DetectorOutputs.clean(scores={"name": column})`.
         """
         return cls(
             {
@@ -128,7 +128,10 @@ class DetectorOutputs:
 
     @property
     def captions(self) -> Sequence[Caption | None]:
-        """The caption of each image, or None for no caption. Empty if there is no describer."""
+        """The caption of each image, which is a guess at its prompt. None for no caption.
+
+        Empty if the outputs are not those of a describer, the model that writes captions.
+        """
         return next(iter(self.get(CAPTIONS).values()), ())
 
     def merge(self, other: "DetectorOutputs") -> "DetectorOutputs":
@@ -146,9 +149,9 @@ class DetectorOutputs:
         )
 
     def select_scores(self, names: Iterable[str]) -> "DetectorOutputs":
-        """Keep only the scores of the detectors in `names`, in that order.
+        """Return the outputs with scores of only the detectors in `names`, in that order.
 
-        Columns of all other kinds are kept unchanged.
+        Other kinds of outputs, such as masks, are returned for all detectors.
 
         Raises:
             KeyError: A detector has no scores.
@@ -205,8 +208,8 @@ class DetectorOutputs:
     def without(self, rows: Collection[int]) -> "DetectorOutputs":
         """Return the outputs with masks, replies, captions, and failures set to None at `rows`.
 
-        Use it to remove these outputs of images that have no score. Scores and embeddings at `rows`
-        are not changed, because the result row of an image without a score contains no numbers.
+        Use it for images that have no score. Scores and embeddings at `rows` stay, but the result
+        row of an image without a score leaves them out.
         """
         return DetectorOutputs({
             key: [None if row in rows else item for row, item in enumerate(column)] if key.kind in LISTS else column

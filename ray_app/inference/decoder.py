@@ -1,7 +1,7 @@
 """Decode encoded images into batches of uint8 tensors, with each image in its own slot.
 
-`BatchDecoder` decodes each image once for all its views. `CrashSafeDecoder` decodes one image, in
-this process or in a child process. `StageClock` counts the seconds of each stage of scoring.
+`BatchDecoder` decodes each image only once, although it prepares the unchanged image and perturbed
+copies of it. `CrashSafeDecoder` decodes one image, in this process or in a child process. `StageClock` counts the seconds of each stage of scoring.
 """
 
 import hashlib
@@ -203,7 +203,8 @@ class CrashSafeDecoder:
             image_id: The id of the file, which the crash marker names.
             data: The file, or the error of a file that is missing. The error is raised.
             clock: Measures the time for decoding and waiting.
-            bytes_per_pixel: Memory for the image and all that is prepared from it, per pixel.
+            bytes_per_pixel: The bytes per pixel to reserve for a large image and all that is
+                prepared from it.
 
         Yields:
             The decoded image.
@@ -493,8 +494,13 @@ class BatchDecoder:
     def prepare(self, target: DetectorInput, image: Image.Image) -> Pixels | None:
         """Prepare an image as the input of detectors.
 
+        Args:
+            target: The preprocessing, and the models that read its images. They are detectors, and
+                possibly the describer, which guesses prompts.
+            image: The decoded image.
+
         Returns:
-            The pixels. None if neither a detector nor the describer reads images of this size.
+            The pixels. None if no model in `target` reads images of this size.
         """
         is_sure = target.is_described or target.shape is not None
         if not is_sure and not any(
@@ -508,7 +514,8 @@ class BatchDecoder:
     ) -> AbstractContextManager[DecodedImage]:
         """Decode one image, and add it to the count of decoded images.
 
-        The context manager yields the image (see `CrashSafeDecoder.open_image`).
+        The context manager yields the image (see `CrashSafeDecoder.open_image`). If `data` is an
+        error, the context manager raises it.
         """
         self.counts["decoded"] += not isinstance(data, InputError)
         return self.careful.open_image(image_id, data, self._clock, self._bytes_per_pixel)

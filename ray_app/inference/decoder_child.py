@@ -78,7 +78,8 @@ class DecodeRequest(Frozen):
         provenance: How to read what the file states about its origin. None does not read it.
         native: Whether native code may read a C2PA manifest. False for a file on which the child
             crashed or took too long before.
-        measured: Whether the facts include values that are measured on pixels, such as `texture`.
+        measured: Whether the answer has properties of the image that are measured on its pixels,
+            such as `texture`.
         sidecar_bytes: The size of the sidecar, a second file with statements on the origin. It is
             sent after the file. 0 for no sidecar.
     """
@@ -92,7 +93,10 @@ class DecodeRequest(Frozen):
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """The (height, width, 3) of each tensor. None for a preprocessing that does not resize."""
+        """For each of `preprocessings`, the (height, width, 3) of the tensor that it gives.
+
+        None for a preprocessing that does not resize, which gives no tensor.
+        """
         return tuple(
             (*preprocessing.shape, 3) if preprocessing.shape else None
             for preprocessing in self.preprocessings or ()

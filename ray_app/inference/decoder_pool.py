@@ -136,10 +136,11 @@ class DecoderProcess(ChildProcess):
     ) -> PreparedImage:
         """Decode an image and prepare the requested tensors.
 
-        For an image that is not large, this takes at most twice the wall limit. A file with a C2PA
-        manifest may kill the process or take too long. It is then decoded a second time, without the
-        native code that reads manifests. An image must not lose its verdict because its provenance
-        cannot be read.
+        If a file with a C2PA manifest kills the process or takes too long, it is decoded a second
+        time without the native code that reads manifests. An image must not lose its verdict
+        because its provenance cannot be read. This method takes at most twice the wall limit, or
+        longer for a large image. An image is large if decoding needs over 384 MiB, or if it has
+        over 50 million pixels.
 
         Args:
             data: The bytes of the file.

@@ -107,7 +107,7 @@ class DeviceMeter:
         self._is_cuda = self._device.type == "cuda"
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Run `work` on the idle device, and return the seconds until the device is idle again."""
+        """Wait until the device is idle, run `work`, and return the seconds that the device took."""
         self._synchronize()
         start = time.perf_counter()
         work()
@@ -115,7 +115,7 @@ class DeviceMeter:
         return time.perf_counter() - start
 
     def measure_peak_fraction(self) -> float:
-        """Return the peak memory of tensors since the last call, as a fraction of the device's."""
+        """Return the peak memory of tensors since the last call, as a fraction of device memory."""
         if not self._is_cuda:
             return 0.0
         fraction = (
@@ -158,7 +158,7 @@ def batch_sizes(slots: int, max_size: int) -> list[int]:
 
     Args:
         slots: The number of images in a decoded batch.
-        max_size: The maximum size above `slots`.
+        max_size: The maximum for the multiples of `slots`. `slots` itself is always included.
 
     Returns:
         The batch sizes.

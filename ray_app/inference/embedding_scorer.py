@@ -33,8 +33,8 @@ class EmbeddingScorer:
     ) -> DetectorOutputs:
         """Return the scores of all detectors for n images, and the embeddings in `spec.embedded`.
 
-        These embeddings are those that the run stores, or that the model for the generator or the
-        prompt of an image reads.
+        `spec.embedded` names the detectors whose embeddings are needed later. Either the run stores
+        them, or a model reads them to predict the generator or the prompt of an image.
 
         Args:
             outcomes: The decoding result of each image.
@@ -42,7 +42,8 @@ class EmbeddingScorer:
 
         Returns:
             The outputs. An image without an embedding has no score, and `failures` has the reason.
-            An image that was not decoded, or that a detector would not score, has no score either.
+            An image that was not decoded, or whose size the detector does not score, also has no
+            score.
         """
         scores, failures = {}, {}
         for name, head in self._heads.items():

@@ -1,4 +1,7 @@
-"""Score images with an ensemble from Python (`load_ensemble`), without a cluster or files."""
+"""Score images with an ensemble from Python (`load_ensemble`), in the calling process.
+
+No Ray cluster is needed, and results are returned as objects, not written to files.
+"""
 
 import copy
 import logging
@@ -510,7 +513,8 @@ class ImageInputs:
                 its image is yielded. The second value is an image or path for display.
 
         Yields:
-            The image id, which is always 0, and the image, or the error if it cannot be read.
+            A pair for `BatchDecoder.decode`. The first value is the image id, which is always 0
+            here. The second is the image, or the error if it cannot be read.
         """
         remaining = iter(sources)
         first = next(remaining, None)

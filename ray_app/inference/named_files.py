@@ -83,9 +83,10 @@ def list_named_files(images: Sequence[str]) -> NamedFiles:
 
 
 def make_uri(name: str) -> str:
-    """Return the URI of a named file for its result row, without secrets.
+    """Return the URI, without secrets, that the result row of a file shows.
 
-    The path of a local file becomes absolute.
+    `name` is the path or URL by which the user named the file, or `-` for standard input. A path
+    becomes absolute.
     """
     if "://" in name or name == STDIN:
         return strip_secrets(name)

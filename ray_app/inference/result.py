@@ -242,7 +242,10 @@ class Results(Iterator[Result]):
 
 
 def build_frame(rows: Iterator[Mapping[str, Any]], detectors: Sequence[str]) -> "pd.DataFrame":
-    """Return result rows as a table, with one column `score_NAME` per detector for `scores`."""
+    """Return result rows as a table.
+
+    One column `score_NAME` per detector replaces the key `scores` of the rows.
+    """
     import pandas as pd
 
     flat = []

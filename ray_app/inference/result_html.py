@@ -77,7 +77,7 @@ def cards(
 ) -> str:
     """Render the next unread results of a `Results` iterator as HTML, with small images.
 
-    A notebook calls this to display an iterator, which stays unread.
+    A notebook calls this to display the iterator. The displayed results still count as unread.
 
     Args:
         results: For each result to render, its row, its image, and whether its ensemble has a

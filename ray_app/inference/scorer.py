@@ -367,13 +367,13 @@ class EnsembleScorer:
     ) -> dict[str, int]:
         """Measure the best number of images per forward pass, and use it from now on.
 
-        The size of decoded batches, which is a setting of a run, does not change. All forward
-        passes still have one shape, so a score does not depend on the other images in its batch. If
-        the number of images per forward pass differs, the last bits of a score may also differ.
+        The size of decoded batches (`slots` of the spec) does not change. All forward passes of a
+        detector have the same number of images, so a score does not depend on the other images in
+        its forward pass. Another number of images may change the last bits of a score.
 
         Args:
-            pieces: The typical numbers of images that are scored together, such as the number in a
-                block, which is the group of images that one task scores.
+            pieces: The numbers of images that are typically scored together. An example is the
+                number of images that one task scores.
             meter: Measures time and memory on the device.
 
         Returns:
@@ -426,7 +426,7 @@ class EnsembleScorer:
     def start(self, only: Collection[str] | None = None) -> "BlockReadings":
         """Start to score a sequence of batches, and return the object to which they are added.
 
-        `score` does all this for an iterable of batches.
+        To score an iterable of batches with one call, use `score` instead.
 
         Args:
             only: The names of the detectors that score the batches. None uses all detectors.

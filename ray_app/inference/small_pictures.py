@@ -73,13 +73,16 @@ class ThumbnailMaker:
 def square(side_px: int) -> Preprocessing:
     """Return the preprocessing that squashes a whole image into a square of `side_px` pixels.
 
-    A square is used so that the size of the pixels that a child process returns is known.
+    The shape is the same for all images, so that the number of bytes that a child process returns
+    is known.
     """
     return Preprocessing(resize=Resize(mode="squash", size=side_px))
 
 
 def encode_small_jpeg(pixels: Pixels, facts: ImageFileFacts, size: ThumbnailLimits) -> bytes:
-    """Encode an image that was squashed into a square as a small upright JPEG of its own shape.
+    """Restore the shape of an image that was squashed into a square, and return a small JPEG.
+
+    The JPEG is upright, and has the aspect ratio of the file.
 
     Args:
         pixels: The squashed image, (side, side, 3) uint8, as the file stores it.

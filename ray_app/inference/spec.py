@@ -197,9 +197,9 @@ class ScoringSpec:
             no score. None does not read it.
         views: Perturbations, such as JPEG compression. Each image is scored unperturbed, and after
             each perturbation.
-        absent: The perturbations that a published list has, but Touchstone does not implement. The
-            user requested this list. The keys are the names of the perturbations, the values
-            {"kind": …, "why": …} with the reason.
+        absent: Perturbations that the user requested, but that Touchstone does not implement. They
+            are part of a published robustness suite. The keys are their names. The values are
+            {"kind": …, "why": …} with the reason why each is not implemented.
         features: For each detector whose embeddings the run stores, the settings that determine the
             embeddings, such as the SHA-256 of the weights.
         identifier: The card of the model that predicts the generator of an image. None if the
@@ -311,7 +311,8 @@ class ScoringSpec:
         """The distinct preprocessings of all stages, in order of first use.
 
         An image has one tensor per preprocessing, which detectors with that preprocessing share.
-        The preprocessing of the describer is last, unless a detector has the same one.
+        The preprocessing of the describer, a model that guesses prompts, is last, unless a detector
+        has the same one.
         """
         return _deduplicate([*self.scored_preprocessings, self.describer_preprocessing])
 
@@ -319,7 +320,8 @@ class ScoringSpec:
     def scored_preprocessings(self) -> tuple[Preprocessing, ...]:
         """The distinct preprocessings whose images detectors read.
 
-        Perturbed images are prepared only for these, and not for the describer.
+        Perturbed images are prepared only with these preprocessings. The describer, a model that
+        guesses prompts, reads only unperturbed images.
         """
         return _deduplicate(stage_tensor for stage in self.stages for stage_tensor in stage.scored)
 
@@ -352,8 +354,9 @@ class ScoringSpec:
     def pools(self) -> tuple[tuple[str, ...], ...]:
         """The names of the detectors, grouped by the process that they share.
 
-        A detector whose card requests its own pool is alone in its group. The order is that of the
-        ensemble. No detector of the second stage is in a pool before one of the first stage.
+        A detector whose card requests its own pool is alone in its group. All other detectors share
+        a group, which comes first. If the card of a first-stage detector requests its own pool, the
+        groups of a cascade's first stage precede those of its second stage.
         """
         if any(self.cards[name].own_pool for name in self.first):
             return tuple(pool for stage in self.stages for pool in stage.pools)
@@ -402,9 +405,10 @@ class ScoringSpec:
 
     @cached_property
     def measured(self) -> tuple[FactName, ...]:
-        """The bounded facts of an image that are measured on its pixels, such as `texture`.
+        """The facts in `bounded` that are measured on the pixels of an image, such as `texture`.
 
-        A detector abstains on an image with a fact beyond the bound on its card (see `bounded`).
+        The card of a detector can set a bound on a fact. The detector abstains on an image beyond
+        this bound.
         """
         return tuple(fact for fact in MEASURED if fact in self.bounded)
 
@@ -622,8 +626,9 @@ class ResourceEstimate:
     """The estimated cost of scoring images with one `ScoringSpec`.
 
     Attributes:
-        process_bytes: Maximum memory of a process with all detectors, and with the describer unless
-            that has its own process. It includes libraries, fp32 weights, and a batch of images
+        process_bytes: Maximum memory of a process with all detectors. It also includes the
+            describer, which guesses prompts, unless the describer has its own process. It includes
+            libraries, fp32 weights, and a batch of images
             with all its perturbed copies. The largest weights count twice, since they are copied
             while they load. A detector of the family `callable` adds the memory of its child
             process.
@@ -702,14 +707,14 @@ def count_shared_once(
     """Return the sizes of detectors, with each shared backbone counted only once.
 
     Detectors share a backbone if its name and precision are equal. The backbone is about as large
-    as the smallest detector that shares it. This size is therefore subtracted from each of these
-    detectors except the first.
+    as the smallest detector that shares it. The first of these detectors keeps its full size. From
+    each of the others, the size of the backbone is subtracted.
 
     Args:
         sizes: The size or cost of each detector.
         spec: The spec of the detectors.
-        also: Returns further properties of a detector as a tuple. Detectors share a backbone only
-            if these are also equal.
+        also: A function that returns a tuple of properties of a detector. Detectors share a
+            backbone only if these properties are equal, too.
 
     Returns:
         The size or cost that each detector adds.

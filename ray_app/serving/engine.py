@@ -206,8 +206,8 @@ class Engine:
     def decode(self, request: ScoreRequest) -> PendingImage:
         """Decode the image of a request, and prepare it for the detectors that score every image.
 
-        These are the first stage of the ensemble, and the optional detectors that the request
-        names. The second stage of a cascade, which scores only undecided images, is not included.
+        These detectors are the first stage of the ensemble, and the optional detectors that the
+        request names. The second stage of a cascade scores only undecided images.
 
         Args:
             request: The request with the bytes of the image.

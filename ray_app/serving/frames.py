@@ -29,10 +29,10 @@ def pack_header(frame: WorkerFrame) -> bytes:
 
 
 async def read_frame(reader: asyncio.StreamReader) -> WorkerFrame:
-    """Wait for the next frame of a stream, and return it.
+    """Wait for the next message in a stream, and return it.
 
     Raises:
-        asyncio.IncompleteReadError: The other process has ended.
+        asyncio.IncompleteReadError: The sending process has ended.
     """
     header_bytes, data_bytes = _SIZES.unpack(await reader.readexactly(_SIZES.size))
     header = json.loads(await reader.readexactly(header_bytes))
@@ -40,7 +40,9 @@ async def read_frame(reader: asyncio.StreamReader) -> WorkerFrame:
 
 
 class FrameSocket:
-    """Send and receive frames through a socket. Several threads may send, but only one may receive.
+    """Send and receive messages (`WorkerFrame`) through a socket.
+
+    Several threads may send, but only one may receive.
 
     Args:
         connection: The socket, which `close` closes.
@@ -51,16 +53,16 @@ class FrameSocket:
         self._sending = threading.Lock()
 
     def send(self, frame: WorkerFrame) -> None:
-        """Send a frame.
+        """Send a message.
 
         Raises:
-            OSError: The other process has ended.
+            OSError: The receiving process has ended.
         """
         with self._sending:
             self.connection.sendall(pack_header(frame) + frame.data)
 
     def receive(self) -> WorkerFrame | None:
-        """Wait for the next frame, and return it, or None if the other process has ended."""
+        """Wait for the next message, and return it, or None if the sending process has ended."""
         sizes = self._receive(_SIZES.size)
         if sizes is None:
             return None
@@ -71,7 +73,7 @@ class FrameSocket:
         return WorkerFrame(json.loads(header), bytes(data))
 
     def close(self) -> None:
-        """Close the socket. This ends the loop of the other process."""
+        """Close the socket. The process at its other end then receives no more messages."""
         self.connection.close()
 
     def _receive(self, count: int) -> bytearray | None:

@@ -16,8 +16,8 @@ from ray_app.storage.urls import get_scheme, local_path
 def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
     """Yield the files to send to an endpoint: the given files, and the regular files below folders.
 
-    For a subfolder that cannot be listed, (path, error) is yielded, so that it appears in the
-    results.
+    A file is yielded as its path. A subfolder that cannot be listed is yielded as (path, error), so
+    that it appears in the results.
 
     Raises:
         ConfigError: A source is not local or does not exist, or no file exists.

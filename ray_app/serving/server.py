@@ -45,7 +45,10 @@ _log = logging.getLogger(__name__)
 
 
 class LogSettings(Frozen):
-    """The keys of Ray Serve's `logging_config` that this server supports. It logs to stderr."""
+    """The keys of Ray Serve's `logging_config` that an endpoint without Ray supports.
+
+    Such an endpoint logs to stderr.
+    """
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "WARNING"
     encoding: Literal["TEXT", "JSON"] = "TEXT"

@@ -81,7 +81,7 @@ class Fetchable(Protocol):
 
     @property
     def uri(self) -> str:
-        """The uri of the file or container, without secrets."""
+        """The uri of what is read, a file or a container such as a tar, without secrets."""
 
     @property
     def version(self) -> str:
@@ -195,8 +195,8 @@ class Fetcher:
 
         Args:
             members: The files, which are all in the same kind of store.
-            depth_bytes: The maximum number of bytes that are requested or not yielded yet. A larger
-                file is read alone.
+            depth_bytes: The maximum total size of the files that are requested and not yielded yet.
+                A larger file is read alone.
             max_bytes: The maximum size of a file. A larger file is refused without a request.
 
         Yields:
@@ -249,7 +249,8 @@ class Fetcher:
             uri: The uri of the object.
             version: The version that the object must have. "" accepts any version.
             ranges: Pairs of the start and the length of a range.
-            depth_bytes: The maximum number of bytes that are requested or not yielded yet.
+            depth_bytes: The maximum total length of the ranges that are requested and not yielded
+                yet. A longer range is read alone.
 
         Returns:
             An iterator over the bytes of each range, or the error if the range cannot be read.

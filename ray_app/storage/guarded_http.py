@@ -2,8 +2,8 @@
 
 An untrusted URL could name a server of the internal network (SSRF). `fetch_image` fetches the image
 for `touchstone check URL`. `storage.ssrf` decides which URLs and addresses are allowed. aiohttp
-does not follow redirects by itself here, because each next URL must be checked again. Its host may
-also have its own limit on concurrent requests.
+does not follow redirects by itself here, because the target of each redirect must be checked. The
+host of the target may also have its own limit on concurrent requests.
 """
 
 import asyncio
@@ -38,10 +38,10 @@ class FetchFailed(Exception):  # noqa: N818 - An outcome of one URL, not of the 
     """The error for a URL whose content was not received.
 
     Attributes:
-        status: The kind of failure: a value of `Status` that starts with `source_`,
-            `image_too_large`, BAD_URL, or FORBIDDEN_ADDRESS.
+        status: The kind of failure: `image_too_large`, `bad_url`, `forbidden_address` (the host is
+            not on the public Internet), or a value of `Status` such as `source_timeout`.
         detail: The reason, without the URL and without addresses.
-        passing: Whether a later request may succeed.
+        passing: Whether the failure may be temporary, so that a later request may succeed.
         wait_s: Seconds that the host requests to wait before the next request. None if it does not
             state a time.
         answered: Whether the host answered at all.

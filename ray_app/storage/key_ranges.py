@@ -117,7 +117,7 @@ class RangeReader:
     """An iterable of the files in one range of S3 keys, sorted by uri. It can be iterated once.
 
     Pages of the listing (up to 1000 keys each) are read until the end of the range, or until `stop`
-    is called. The caller can list `rest` later. Iterating raises ConfigError or StorageError if the
+    is called. After `stop`, another reader of `rest` yields the remaining files. Iterating raises ConfigError or StorageError if the
     listing fails.
 
     Attributes:
@@ -134,8 +134,8 @@ class RangeReader:
         """Stop the iteration early, so that the attribute `rest` has the unread part of the range.
 
         Args:
-            here: Whether to stop directly after the last yielded file. Its page must then be
-                requested again to read `rest`. False stops at the end of the page.
+            here: Whether to stop directly after the last yielded file. False first yields the other
+                files of its page, so that a reader of `rest` need not request that page again.
         """
         self._stops, self._stops_here = True, here
 
@@ -185,10 +185,10 @@ def split_range(keys: KeyRange, pieces: int) -> list[KeyRange]:
     """Split a range of keys into about `pieces` parts, and return the parts in order.
 
     A range with only one key is not split. The parts are about equally large if each character is
-    about equally frequent in the keys. To find positions for the splits, it requests single keys.
-    First it finds the beginning that all keys of the range share. Then it finds the characters that
-    follow this beginning, and splits between them. For numbered keys, ten parts need about 15
-    requests.
+    about equally frequent in the keys. To find positions for the splits, single keys are requested.
+    They show which beginning all keys of the range share, and which characters follow this
+    beginning. The range is split between these characters. For numbered keys, ten parts need about
+    15 requests.
 
     Raises:
         StorageError: The store is unreachable.

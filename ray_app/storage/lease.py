@@ -184,10 +184,10 @@ class Lease:
             _log.warning("lease_left_behind reason=%r", error.message)
 
     def facts(self) -> dict[str, Any]:
-        """Return what the summary of a run states about this lease.
+        """Return the entries for this lease in the JSON summary of a run.
 
-        The result is `{"unguarded": True}` if the store cannot prevent a second process from
-        writing to the directory, else empty.
+        They are `{"unguarded": True}` if the store cannot prevent a second process from writing to
+        the directory. Otherwise there are none.
         """
         return {} if self.is_guarded else {"unguarded": True}
 

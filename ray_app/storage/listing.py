@@ -95,7 +95,9 @@ def is_pattern(source: str) -> bool:
 
 
 def find_base(source: str) -> str:
-    """Return the folder or prefix to which the paths of a source's files are relative.
+    """Return the folder or prefix at which the relative paths of a source's files begin.
+
+    For the source `s3://bucket/2024/*.jpg`, it is `s3://bucket/2024`.
 
     Raises:
         StorageError: The store is unreachable.

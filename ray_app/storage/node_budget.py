@@ -85,9 +85,9 @@ class NodeBudget:
     seconds that this object waited for memory.
 
     Args:
-        purpose: The name of the budget. Each name has its own slots.
+        purpose: The name of the budget. Budgets with different names are independent.
         total_bytes: The size of the budget. None for a quarter of the node's memory.
-        folder: The folder of the slot files, for tests. All processes that share a budget must use
+        folder: The folder of the lock files, for tests. All processes that share a budget must use
             the same folder.
     """
 

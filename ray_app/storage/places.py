@@ -41,8 +41,8 @@ def choose_backend(url: str, guard: Guard, *, pins_commits: bool = False) -> Bac
             this process saw first. Use it only for reading.
 
     Raises:
-        ConfigError: The scheme is unknown, or its package is missing. With `pins_commits` the first
-            request raises this error.
+        ConfigError: The scheme is unknown, or its package is missing. With `pins_commits`, the
+            first request of the backend raises this error, not this function.
     """
     scheme = urls.get_scheme(url)
     if scheme == "file":

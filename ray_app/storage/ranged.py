@@ -56,7 +56,8 @@ async def take(
 
     Raises:
         ShortReadError: The response has too few bytes, or bytes of another range.
-        SourceError: The server does not support ranges, and `start` is too far into the object.
+        SourceError: The server does not support ranges, `start` is not 0, and the requested bytes
+            end after the first 64 MiB of the object.
     """
     match = _CONTENT_RANGE.match(content_range or "")
     if match is not None and int(match[1]) != start:

@@ -2,8 +2,8 @@
 
 `check_url` and `check_public_url` check URLs. `open_guarded_session` opens the session that
 requests them. Only public addresses are allowed. Addresses are checked at connection time.
-aiohttp's resolver checks every address of a host name and returns the same addresses, so there is
-no second lookup. The URL keeps its host name, so TLS, SNI, and the Host header use the name.
+The resolver (`CheckedResolver`) checks every address of a host name. aiohttp connects to the checked
+addresses without a second lookup. The URL keeps its host name, so TLS, SNI, and the Host header use the name.
 """
 
 import asyncio
@@ -301,8 +301,8 @@ def check_public_url(text: str) -> URL:
 async def open_guarded_session() -> aiohttp.ClientSession:
     """Return this process's aiohttp session for URLs from untrusted sources.
 
-    Call this in the event loop of fsspec. The session has no cookies, and ignores the settings of
-    fsspec.
+    Call this function in fsspec's event loop, because the session belongs to that loop. The session
+    has no cookies. It ignores proxy variables, and the client settings of fsspec.
     """
     fs = fsspec.filesystem("http", get_client=_guarded_client)
     session: aiohttp.ClientSession = await fs.set_session()

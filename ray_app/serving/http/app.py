@@ -210,7 +210,7 @@ class Envelope(errors.Layer):
 
     @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with its id, and its answer with the headers."""
+        """Pass the request on with an id, and add the common headers to its answer."""
         client_id, path = Headers(scope=scope).get("x-request-id", ""), scope["path"]
         request_id = client_id if is_request_id(client_id) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id

@@ -126,7 +126,10 @@ class Backpressure(Layer):
 
     @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on. Refuse it if no slot is free before or after its body arrives."""
+        """Pass the request on, or refuse it if too many requests are running.
+
+        This is checked before the body is read, and again when the body has arrived.
+        """
         if not self.counted.has(scope["path"]):
             await self.app(scope, receive, send)
             return
@@ -175,7 +178,11 @@ class Backpressure(Layer):
         return self.running * interval_s - min(interval_s, elapsed_s)
 
     def require_slot(self) -> None:
-        """Raise Refusal (503) if all slots are taken, or if a new request would wait too long."""
+        """Raise Refusal (503) if the endpoint is too busy for a new request.
+
+        This is the case if `max_requests` requests are running. It is also the case if a new
+        request is likely to wait longer than `max_wait_s`.
+        """
         wait_s = self.estimate_wait_s()
         if self.running >= self.max_requests:
             raise self._overloaded("all slots are taken", self.max_requests, self.running)
