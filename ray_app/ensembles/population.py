@@ -204,8 +204,8 @@ class PopulationTally:
     def add(self, properties: Properties) -> None:
         """Count a batch of images into the bins.
 
-        `properties` has one value per image and property, from `compute_properties`. A property
-        without a column is not counted for these images.
+        `properties` has a column for each property, with one value per image
+        (`compute_properties`). A property that is missing there is not counted for these images.
         """
         for name, feature in self._features.items():
             if name in properties:

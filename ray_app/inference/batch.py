@@ -286,8 +286,8 @@ class BatchImages:
     """The encoded files of a batch, with a cache of decoded images.
 
     Detectors read an image once unperturbed, and once after each perturbation. The cache avoids
-    decoding it each time. An image of over 50 million pixels is not kept, but decoded again, because
-    it takes memory from a budget that all processes of the node share.
+    decoding it each time. An image of over 50 million pixels is not kept, but decoded again. The
+    reason is that it takes memory from a budget that all processes of the node share.
 
     Args:
         decoder: Decodes the files, and counts them.
@@ -320,7 +320,7 @@ class BatchImages:
 
     @contextmanager
     def open(self, slot: int) -> Iterator[DecodedImage | None]:
-        """Yield the decoded image at a position (slot) of the batch, or None if it has no file.
+        """Yield the decoded image at a position (slot) of the batch, or None if there is no file.
 
         Entering the block raises InputError if the image is rejected.
         """
@@ -342,8 +342,8 @@ class BatchImages:
 class EncodedImages:
     """The images of a batch for one preprocessing, each decoded only when a detector reads it.
 
-    An `EncodedImages` is in `Batch.pixels` in place of an array if the preprocessing does not resize.
-    Images in their original size may be too large to keep all of them decoded.
+    An `EncodedImages` is in `Batch.pixels` in place of an array if the preprocessing does not
+    resize. Images in their original size may be too large to keep all of them decoded.
 
     Args:
         decoder: Prepares the images for the detectors.
@@ -362,7 +362,7 @@ class EncodedImages:
         self._decoder, self._images, self._target, self._view = decoder, images, target, view
 
     def complete(self, slots: Sequence[int]) -> dict[int, Pixels]:
-        """Decode and prepare the images in the given slots, one at a time.
+        """Decode and prepare the images at the given positions (slots) of the batch, one by one.
 
         Returns:
             Prepared images by slot. Images that no detector scores or that cannot be prepared are

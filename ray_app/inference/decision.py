@@ -130,7 +130,7 @@ class DetectorOutputs:
     def captions(self) -> Sequence[Caption | None]:
         """The caption of each image, which is a guess at its prompt. None for no caption.
 
-        Empty if the outputs are not those of a describer, the model that writes captions.
+        Empty if no describer, the model that writes captions, has run.
         """
         return next(iter(self.get(CAPTIONS).values()), ())
 

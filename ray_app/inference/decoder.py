@@ -1,7 +1,8 @@
 """Decode encoded images into batches of uint8 tensors, with each image in its own slot.
 
 `BatchDecoder` decodes each image only once, although it prepares the unchanged image and perturbed
-copies of it. `CrashSafeDecoder` decodes one image, in this process or in a child process. `StageClock` counts the seconds of each stage of scoring.
+copies of it. `CrashSafeDecoder` decodes one image, in this process or in a child process.
+`StageClock` counts the seconds of each stage of scoring.
 """
 
 import hashlib

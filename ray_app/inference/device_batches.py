@@ -107,7 +107,10 @@ class DeviceMeter:
         self._is_cuda = self._device.type == "cuda"
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Wait until the device is idle, run `work`, and return the seconds that the device took."""
+        """Wait until the device is idle, run `work`, and return the seconds that `work` took.
+
+        The time ends when the device is idle again.
+        """
         self._synchronize()
         start = time.perf_counter()
         work()

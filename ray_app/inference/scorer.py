@@ -368,8 +368,8 @@ class EnsembleScorer:
         """Measure the best number of images per forward pass, and use it from now on.
 
         The size of decoded batches (`slots` of the spec) does not change. All forward passes of a
-        detector have the same number of images, so a score does not depend on the other images in
-        its forward pass. Another number of images may change the last bits of a score.
+        detector have the same shape, so a score does not depend on the other images in its forward
+        pass. Another number of images per forward pass may change the last bits of a score.
 
         Args:
             pieces: The numbers of images that are typically scored together. An example is the

@@ -355,8 +355,8 @@ class ScoringSpec:
         """The names of the detectors, grouped by the process that they share.
 
         A detector whose card requests its own pool is alone in its group. All other detectors share
-        a group, which comes first. If the card of a first-stage detector requests its own pool, the
-        groups of a cascade's first stage precede those of its second stage.
+        one group, which comes first. If a first-stage detector of a cascade is alone, each stage
+        has separate groups, and those of the first stage come first.
         """
         if any(self.cards[name].own_pool for name in self.first):
             return tuple(pool for stage in self.stages for pool in stage.pools)

@@ -207,7 +207,8 @@ class Engine:
         """Decode the image of a request, and prepare it for the detectors that score every image.
 
         These detectors are the first stage of the ensemble, and the optional detectors that the
-        request names. The second stage of a cascade scores only undecided images.
+        request names. The second stage of a cascade, which scores only undecided images, is not
+        included.
 
         Args:
             request: The request with the bytes of the image.

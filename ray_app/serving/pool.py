@@ -94,7 +94,7 @@ class Served:
         slots: The maximum number of images in a batch of a worker.
         ensembles: The ensembles. The first one is the default.
         optional: The names of the optional detectors, which score only if a request names them.
-        detectors: What `GET /v1/detectors` states about each detector.
+        detectors: The properties of each detector, as in `GET /v1/detectors`.
     """
 
     slots: int

@@ -117,8 +117,8 @@ class RangeReader:
     """An iterable of the files in one range of S3 keys, sorted by uri. It can be iterated once.
 
     Pages of the listing (up to 1000 keys each) are read until the end of the range, or until `stop`
-    is called. After `stop`, another reader of `rest` yields the remaining files. Iterating raises ConfigError or StorageError if the
-    listing fails.
+    is called. After `stop`, another reader of `rest` yields the remaining files. Iterating raises
+    ConfigError or StorageError if the listing fails.
 
     Attributes:
         rest: The part of the range that was not read after `stop`. None if the whole range was

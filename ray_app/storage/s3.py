@@ -136,7 +136,7 @@ def filesystem() -> Any:
 
 
 def fsspec_options() -> dict[str, Any]:
-    """Return the options for another s3fs that makes the same requests as `filesystem`.
+    """Return the options for creating an s3fs file system with the settings of `filesystem`.
 
     Returns:
         The endpoint, whether the requester pays, and the settings of checksums, but no secrets.

@@ -2,8 +2,9 @@
 
 `check_url` and `check_public_url` check URLs. `open_guarded_session` opens the session that
 requests them. Only public addresses are allowed. Addresses are checked at connection time.
-The resolver (`CheckedResolver`) checks every address of a host name. aiohttp connects to the checked
-addresses without a second lookup. The URL keeps its host name, so TLS, SNI, and the Host header use the name.
+The resolver (`CheckedResolver`) checks every address of a host name. aiohttp connects to the
+checked addresses without a second lookup. The URL keeps its host name, so TLS, SNI, and the Host
+header use the name.
 """
 
 import asyncio

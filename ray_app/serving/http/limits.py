@@ -126,7 +126,7 @@ class Backpressure(Layer):
 
     @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it if too many requests are running.
+        """Pass the request on, or refuse it if the endpoint is too busy.
 
         This is checked before the body is read, and again when the body has arrived.
         """
