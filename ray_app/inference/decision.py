@@ -64,7 +64,9 @@ class OutputKey(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectorOutputs:
-    """The outputs of detectors, as columns with one entry per image, in the same order of images.
+    """The outputs of detectors, as columns with one entry per image.
+
+    All columns have the images in the same order.
 
     A column belongs to a detector, a view, and a kind of output. A view is the unchanged image
     (`CLEAN`), or the image after one perturbation. The kinds are:
