@@ -76,7 +76,7 @@ class ChosenMembers:
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows of the chosen members in order, as tables of up to some thousand rows.
 
-        Members that were hashed again have their new ids.
+        A member whose id already belonged to another member has its new id.
         """
         if not self.rows:
             return

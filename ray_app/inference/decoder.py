@@ -393,9 +393,10 @@ class BatchDecoder:
     def complete(self, batch: Batch) -> Batch:
         """Return a batch in which detectors can also read the images that stayed encoded.
 
-        With `hand_over`, images that are not resized stay encoded in a batch. Call this method in
-        the process that scores such a batch. It replaces these images by `EncodedImages`, which
-        decode an image only when a detector reads it. A batch without files is returned unchanged.
+        If the decoder has `hand_over`, images that are not resized stay encoded in a batch. Call
+        this method in the process that scores such a batch. It replaces these images by
+        `EncodedImages`, which decode an image only when a detector reads it. A batch without
+        encoded images is returned unchanged.
         """
         if not batch.encoded or not batch.pixels:
             return batch

@@ -1,4 +1,6 @@
-"""Turn the argument of a call into the source of one image (`parse_image`) or of many (`list_sources`).
+"""Turn what a user passes to a scoring call into one source of an image, or into many.
+
+For one image call `parse_image`, for many `list_sources`.
 
 The images are not read here. `ACCEPTED` lists the accepted types.
 """

@@ -183,7 +183,7 @@ class CostSummary(Section):
 
 
 class CascadeStageCost(Section):
-    """The cost of one stage of a cascade in the last command, for machines only.
+    """The work of one stage of a cascade in the last command, and what its machines cost.
 
     The second stage of a cascade runs more detectors, and only on images that the first stage did
     not decide.

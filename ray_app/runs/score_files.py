@@ -21,15 +21,14 @@ BlockPlace = tuple[int, int]  # A manifest and a block of it.
 
 @dataclass(frozen=True, order=True)
 class ScoreFile:
-    """A Parquet file in `scores/` of a run, which contains the rows of consecutive blocks.
+    """A published file: a Parquet file in `scores/` of a run, with the rows of consecutive blocks.
 
-    A block is a fixed range of files of a manifest, a list of files to score. Such a Parquet file
-    is called published.
+    A block is a fixed range of files of a manifest, a list of files to score.
 
     Attributes:
         manifest: The number of the manifest of the first block.
-        first: The number of the first block.
-        last: The number of the last block.
+        first: The number of the first block in its manifest.
+        last: The number of the last block in its manifest.
         until: The manifest of the last block, if the file was merged from files of several
             manifests. -1 if all its blocks are from `manifest`.
     """

@@ -87,9 +87,9 @@ class SampleWork:
 
     Attributes:
         outcomes: The status of each member that was processed.
-        seconds: For each stage of the layout in order, the seconds of all processes by the name of the
-            work, such as `fetch` or `decode`. If no detector scored, stages after the decoders are left
-            out.
+        seconds: A mapping for each stage of the pipeline, in order: for each kind of work, such as
+            `fetch` or `decode`, its seconds in all processes together. If no detector scored,
+            stages after the decoders are left out.
         counts: The counters of all stages together.
         rows: The result rows, a table for each block. Empty if no detector scored.
         processes: The number of processes that worked at the same time.

@@ -164,7 +164,7 @@ def _predict_nearest(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRo
 
 
 def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
-    """Predict the prompts of validation and test images: those of the nearest training images.
+    """Predict the prompts of validation and test images from the nearest training images.
 
     Images without a stored embedding have no prediction. The embeddings of the training images with
     their prompts form an index. If the recipe's tier is retrieval, this index is the describer, and

@@ -53,7 +53,11 @@ def read_job(shared: SharedJob) -> TrainingJob:
 
 
 class Loader(Stage):
-    """A stage of Ray Data that loads the batches of one rank for a few consecutive steps."""
+    """A stage of Ray Data that loads training batches for one rank.
+
+    Each call of `work` takes the numbers of a few consecutive steps, and returns the batch of the
+    rank for each of them.
+    """
 
     def start(self, *args: Any) -> None:
         """Create the loader of images in this process.

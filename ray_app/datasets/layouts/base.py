@@ -253,9 +253,10 @@ class LabelColumns(DatasetLayout):
         return (*label_columns, *mask_columns, self.generator, self.prompt, self.split, self.group)
 
     def labels(self, item: ListedMember) -> Labels:
-        """Return the labels by the columns, whose names match in any case.
+        """Return the labels of a row from the columns that this layout names.
 
-        The name of a ClassLabel replaces its number.
+        Upper and lower case in names of columns make no difference. A number of the type ClassLabel
+        of Hugging Face datasets is replaced by the name of its class.
         """
         item = rename_columns(add_sidecar_columns(item), self._columns)
         label = read_class_label(item, self.label)

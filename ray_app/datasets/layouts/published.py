@@ -465,7 +465,11 @@ class OpenSdi(base.DatasetLayout):
         return _OPENSDI
 
     def labels(self, item: ListedMember) -> Labels:
-        """Return the labels of a row. Raise ConfigError if key, label, or mask contradict."""
+        """Return the labels of a row.
+
+        Raises ConfigError if the column `label`, or the presence of a mask, contradicts the column
+        `key`. A key states the label, the generator, and whether only a part is altered.
+        """
         label, key = base.read_class_label(item, "label"), str(base.get_column(item, "key"))
         parts = key.split("/")
         if len(parts) != 4 or parts[2].lower() not in ("real", "fake"):

@@ -572,7 +572,7 @@ class IdentificationInfo:
 
     Attributes:
         scope: Value of the column `scope` in the metrics table for metrics on these names.
-        title: Description of the classes and the rules, such as "Families named".
+        title: Heading that says which names are compared, such as "Families named".
         classes: The true names, the most frequent first.
         pairs: Confusions: true name, wrong name, and number of images. The wrong name is None if
             the identifier gave no name.

@@ -117,7 +117,7 @@ class FaultMiddleware(Layer):
 
     @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and catch exceptions."""
+        """Pass the request on. If it raises an exception, answer with that error."""
         has_started = False
 
         async def send_and_note(message: Message) -> None:
