@@ -240,8 +240,8 @@ def _split_at_commas(
 def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) -> int:
     """Split an index into train, validation, and test.
 
-    An index is the folder that `touchstone data index` writes: a table of images with their labels. Images of the same prompt or
-    scene, and images that look alike, stay in the same split.
+    An index is the folder that `touchstone data index` writes: a table of images with their labels.
+    Images of the same prompt or scene, and images that look alike, stay in the same split.
 
     \b
     touchstone data split index --out divided

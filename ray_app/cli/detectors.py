@@ -249,8 +249,8 @@ def list_detectors(as_json: bool) -> int:
 def show_detector(name: str, as_json: bool) -> int:
     """Print the card of a detector, an identifier, or a describer as YAML.
 
-    A card is the file that describes a model. An identifier names the generator of a fake, and a describer predicts the prompt of
-    an image.
+    A card is the file that describes a model. An identifier names the generator of a fake, and a
+    describer predicts the prompt of an image.
 
     \b
     touchstone detectors show touchstone-tiny

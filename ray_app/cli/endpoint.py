@@ -90,8 +90,9 @@ def serve(
     \b
     touchstone serve --ensemble fusion-clip-corvi --port 8080
 
-    If no access tokens are set, for example in $TOUCHSTONE_TOKENS, the server accepts requests from this machine only. To serve on a
-    cluster, run the command of Ray Serve: `serve deploy configs/serve/ensemble.yaml`.
+    If no access tokens are set, for example in $TOUCHSTONE_TOKENS, the server accepts requests from
+    this machine only. To serve on a cluster, run the command of Ray Serve:
+    `serve deploy configs/serve/ensemble.yaml`.
     """
     from ray_app.cli.retired import refuse_retired_variables
     from ray_app.config import validate

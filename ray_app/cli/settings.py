@@ -208,8 +208,9 @@ def doctor(as_json: bool) -> int:
     \b
     touchstone doctor
 
-    FAIL marks a problem because of which `check` or `score` would fail. This command then exits with the code that they would exit
-    with. `note` marks advice that can wait. Include the output in a bug report.
+    FAIL marks a problem because of which `check` or `score` would fail. This command then exits
+    with the code that they would exit with. `note` marks advice that can wait. Include the output
+    in a bug report.
     """
     from ray_app.cluster.machine import CHECKS
 

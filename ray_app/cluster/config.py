@@ -12,7 +12,7 @@ RAY_SHARE = 0.7
 
 
 class ClusterConfig(Frozen):
-    """The Ray cluster that a command runs on, and the cores, memory, and time that the run may use.
+    """The Ray cluster that a command runs on, and the cores, memory, and time that it may use.
 
     These settings do not change scores, so a resumed run may change them.
     """

@@ -44,7 +44,7 @@ def signal_grace_s(configured_s: float | None = None) -> float:
     """Return how many seconds running work gets to finish after a signal.
 
     `configured_s` is the setting `cluster.grace_s`. If it is None, the time is `SIGNAL_GRACE_S`. In
-    a submitted Ray job, the time is shortened so that it ends before Ray kills the job.
+    a submitted Ray job, the time is shortened, if necessary, to end before Ray kills the job.
     """
     grace_s = SIGNAL_GRACE_S if configured_s is None else configured_s
     wait_s = job_stop_wait_s()
@@ -55,8 +55,8 @@ class ShutdownController:
     """Collect the reasons to stop a scoring run, and measure how much time running work has left.
 
     A reason is a signal, a limit of hours or cost, or that this machine will be taken away. Other
-    nodes that will be taken away get no new work. The controller itself stops nothing. The scoring
-    run reads the attributes and acts on them.
+    nodes that will be taken away get no new work. The scoring run reads the attributes and acts on
+    them. The controller itself only raises KeyboardInterrupt at a second signal.
 
     Args:
         say: A function that prints one line.

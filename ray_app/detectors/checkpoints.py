@@ -322,8 +322,8 @@ def unreadable(
     """Return the error for a checkpoint or configuration file that cannot be read.
 
     The message states the reason, for example that the file is a Git LFS pointer. A hint states how
-    to correct it. The text of torch's own error is left out if it advises to open the file without
-    `weights_only`, because the file could then run code.
+    to correct it, unless the file cannot be opened. The text of torch's own error is left out if it
+    advises to open the file without `weights_only`, because the file could then run code.
 
     Args:
         path: The file.

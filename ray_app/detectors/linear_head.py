@@ -1,8 +1,8 @@
 """Score stored embeddings with a detector's linear head, without the images (`LinearHead`).
 
 An embedding is the input of the last linear layer of a detector's network, and the head is that
-layer. A detector's head can score the stored embeddings of another detector only if
-`embedding_facts` of the two detectors are equal. `ray_app.training.head` fits heads.
+layer. A detector's head can score stored embeddings only if the detector's `embedding_facts` equal
+those that are stored with the embeddings. `ray_app.training.head` fits heads.
 """
 
 import functools

@@ -33,10 +33,10 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Return freed memory of this process to the system.
 
-    Call it after you deleted detectors, before you load others into the same process. After
-    `keep_freed_memory`, glibc keeps up to 512 MiB of freed memory at the end of the heap. It also
-    keeps all freed memory at lower addresses than memory that is in use. Other C libraries keep
-    their default behaviour.
+    Call it after you deleted detectors, before you load others into the same process. Otherwise,
+    the others may need memory in addition to the freed memory. After `keep_freed_memory`, glibc
+    keeps up to 512 MiB of freed memory at the end of the heap. It also keeps all freed memory at
+    lower addresses than memory that is in use. Other C libraries keep their default behaviour.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)

@@ -198,9 +198,9 @@ def default_cache() -> Path:
 def cached_name(part: WeightSet) -> str:
     """Return the path of a weight set's main file relative to the cache or to a mirror.
 
-    The path is like `npr-0123456789abcdef.pth`, or `npr-0123456789abcdef/FILE` if the set has
-    further files. The digits are the first of the main file's SHA-256 or, if the card states none,
-    of a hash of its uri.
+    The path is like `npr-0123456789abcdef.pth`, or `npr-0123456789abcdef/FILE` if the card names
+    further files or a configuration. The digits are the first of the main file's SHA-256 or, if the
+    card states none, of a hash of its uri.
     """
     weights = part.weights
     version = weights.sha256 or hashlib.sha256(weights.uri.encode()).hexdigest()

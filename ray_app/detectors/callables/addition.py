@@ -111,10 +111,11 @@ class AddedCard(NamedTuple):
 
 
 def is_callable(name: str) -> bool:
-    """Return whether `name` has the form `callable:MODULE:FUNCTION`, which means a Python callable.
+    """Return whether `name` means a Python callable, such as `callable:MODULE:FUNCTION`.
 
-    If `name` is the path of an existing file or folder, the result is False. Raises ConfigError for
-    a form that only earlier versions had, such as `detectzoo:safe`.
+    The name begins with `callable:`. After it, the name of an entry point may replace
+    MODULE:FUNCTION. If `name` is the path of an existing file or folder, the result is False.
+    Raises ConfigError for a form that only earlier versions had, such as `detectzoo:safe`.
     """
     refuse_retired_family(name)
     return name.startswith("callable:") and not Path(name).exists()

@@ -61,7 +61,7 @@ class UnusableError(Exception):
 def main() -> None:
     """Load the callable and score batches of images as the parent process requests.
 
-    The function returns when the parent closes the pipe. If the parent exits, so does this process.
+    The process ends when the parent closes its end of the pipe or exits.
     """
     # The callable must not import Touchstone's files as modules.
     sys.path[:] = [folder for folder in sys.path if folder != str(Path(__file__).parent)]

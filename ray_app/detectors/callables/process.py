@@ -4,7 +4,8 @@ A callable is Python code of a user that works as a detector. If a batch ends in
 exception, or an invalid answer, the batch is repeated image by image. Only images that also fail by
 themselves get no score. If a process cannot start, a DetectorError is raised.
 
-The module does not import torch, because a scoring run calls `require_startable` at its start.
+The module does not import torch, because the driver (the main process) of a scoring run calls
+`require_startable` at its start.
 """
 
 import json
@@ -289,8 +290,8 @@ def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
     """Read the identity that a callable had when its card was written.
 
     The identity is everything that affects the callable's scores, such as digests of its source. It
-    is in the JSON file that the card names as `weights.config`. The file is in the card's `folder`.
-    Raises DetectorError if the file is unreadable.
+    is in the JSON file that the card names as `weights.config`. `folder` is the folder of this
+    file. Raises DetectorError if the file is unreadable.
     """
     path = folder / str(card.weights.config)
     try:

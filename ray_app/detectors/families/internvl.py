@@ -234,8 +234,8 @@ def published_keys(
     """Rename the tensors of a hub checkpoint to the names of `Interrogator`.
 
     The checkpoint has the names of transformers 4.51, such as `language_model.lm_head.*` and
-    `vision_tower.*`. The network has those of later versions, such as `chat.lm_head.*`. `network`
-    is not used.
+    `vision_tower.*`. The network has those of later versions after the prefix `chat.`, such as
+    `chat.lm_head.*`. `network` is not used.
     """
     new_prefixes = {
         "language_model.model.": "chat.model.language_model.",
