@@ -121,7 +121,9 @@ def trust_lists() -> None:
 )
 @options.json_option
 def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
-    """Download the official and the older interim list of trusted C2PA signers into the cache.
+    """Download the official and the older interim C2PA trust lists into the cache.
+
+    They have the certificates of trusted signers and time-stamp authorities.
 
     \b
     touchstone config trust update
@@ -156,7 +158,9 @@ def update_trust(addresses: tuple[str, ...], as_json: bool) -> int:
 @trust_lists.command("show")
 @options.json_option
 def show_trust(as_json: bool) -> int:
-    """Show the cached lists of trusted C2PA signers, with their addresses, dates, and SHA-256.
+    """Show the cached C2PA trust lists, with their addresses, dates, and SHA-256.
+
+    They have the certificates of trusted signers and time-stamp authorities.
 
     \b
     touchstone config trust show
