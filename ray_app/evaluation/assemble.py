@@ -263,7 +263,7 @@ def read_result(url: str) -> EvaluationResult:
 def metrics_csv(metrics: MetricsTable) -> str:
     """Return the metrics table as the text of a CSV file.
 
-    A cell that a spreadsheet would treat as a formula gets an apostrophe as its prefix.
+    A cell of text that a spreadsheet would treat as a formula gets an apostrophe as its prefix.
     """
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\r\n")

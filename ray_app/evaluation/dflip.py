@@ -157,9 +157,9 @@ def dflip_v1(
     - `identification` has DFLIP-3K's accuracy and macro F1. Fakes of `imagen`, `parti`, and
       `sdftood` are left out, because DFLIP-3K does not ask for their generators. The macro F1 is
       over all classes that are true or answered.
-    - `identification, by index` also has accuracy and macro F1. For them, names are first looked
-      up in the shipped index of generators, so that all spellings of a generator are one name. An
-      unknown name is wrong.
+    - `identification, by index` has both metrics of the same images. Names are first looked up in
+      the shipped index of generators, so that all spellings of a generator are one name. An
+      unknown name is wrong. This macro F1 is over the true names only.
     - `identification, detection` is about real or fake, for all images and by group of generators.
       Real images are one group.
 

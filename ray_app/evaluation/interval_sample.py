@@ -177,8 +177,9 @@ class Intervals:
             tpr: The true-positive rate of all fakes together, with its interval.
 
         Returns:
-            The metrics. They have intervals only if the labels name enough generators, so that the
-            intervals also describe generators that the labels do not have.
+            The metrics. `tpr_mean` has an interval only if the labels name enough generators. The
+            interval then also applies to further generators. `tpr_weighted` then has the interval
+            of `tpr`. Otherwise, it keeps its own, which applies only to further images.
         """
         metrics = dict(averages)
         is_of_generators = self.facts.fakes == "generators"
@@ -197,11 +198,10 @@ class Intervals:
     ) -> dict[str, MetricValue]:
         """Add 95 % intervals to metrics of verdicts, from the verdicts of the sample.
 
-        If the labels name enough generators or sources, intervals apply to further generators or
+        If images are grouped by generator or source, intervals apply to further generators or
         sources. Otherwise, proportions keep the intervals that they have, and only
         `balanced_accuracy_strict` gets an interval. It applies to further images of the labelled
-        generators and sources.
-        Without a sample, the metrics are returned unchanged.
+        generators and sources. Without a sample, the metrics are returned unchanged.
 
         Args:
             verdict_metrics: The metrics, from `metrics.detection.measure_verdicts`.

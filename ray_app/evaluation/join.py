@@ -234,6 +234,8 @@ class LabelledRows:
     ) -> "LabelledRows":
         """Read the newest row of each file of a run, and join the rows with the labels.
 
+        Files that the last listing no longer found are left out.
+
         Args:
             run: The run.
             columns: Columns of the run to read. `VIEWS` adds the scores of perturbed copies of

@@ -80,9 +80,9 @@ class ProtocolRow(Frozen):
     def matches(self, generator: GeneratorInfo) -> bool:
         """Return whether the row covers the images of a generator, or of a source of real images.
 
-        The class and the kind of its images must be those of the row. Its name must match a glob of
-        `generators`, or its architecture a glob of `architectures`. Its name must not match a glob
-        of `excluding`.
+        The class of its images must be that of the row, and so must the kind, unless the row's kind
+        is None. Its name must match a glob of `generators`, or its architecture a glob of
+        `architectures`. Its name must not match a glob of `excluding`.
         """
         name, family = generator.name, generator.architecture
         is_match = any(is_named(name, glob) for glob in self.generators)

@@ -2,8 +2,8 @@
 
 Labels come from a file, an index of labelled images, the run itself, or a layout (`labels_for`). A
 layout is a rule that derives labels from the paths or tables of the source. An interrupted
-evaluation resumes with the same command. Files that are already scored are not scored again. Labels
-from a layout are not derived again.
+evaluation resumes with the same command. Files whose rows are stored are not scored again, and a
+finished index of labels from a layout is reused.
 """
 
 import contextlib

@@ -34,8 +34,8 @@ class System:
 
     Attributes:
         name: Name in the run.
-        kind: `ensemble` if the scores are the ensemble's, else `detector`. An ensemble of one
-            detector has the kind `ensemble` and the name of the detector.
+        kind: `ensemble` if the scores are the ensemble's, else `detector`. The kind may be
+            `ensemble` under a detector's name, if this is the ensemble's only detector.
         title: Title for people.
         threshold: Scores above it are fake.
         strict: If False, scores at the threshold are also fake.

@@ -240,7 +240,8 @@ class Resampled:
         There is one tuple for each class that has images, fakes first:
 
         - The size of each group, as a fraction of the images of the class (groups,).
-        - The factor `Stratum.scale` for the variance of metrics, which is below 1 for a sample.
+        - The factor `Stratum.scale` for the variance of metrics, which is below 1 for random blocks
+          of a sample.
         - For each group, the images of both classes without this group.
         """
         entries = []
@@ -265,7 +266,7 @@ class Resampled:
         """Return scored images in groups by name, or in random blocks, for the jackknife.
 
         If a class has too few names, its images are cut into random blocks. Groups do not depend on
-        scores, so two detectors get equal groups for the same images.
+        scores, so two detectors get equal groups for the same images in the same order.
 
         Args:
             scores: Scores (n,) in any order.

@@ -35,7 +35,7 @@ Codes = npt.NDArray[np.int64]
 class Stratum(NamedTuple):
     """Images of one class in groups, of which the jackknife leaves out one at a time.
 
-    The images may be a random sample of all images of the class. The two classes, fake and real,
+    The images may be a sample of all images of the class. The two classes, fake and real,
     are sampled independently of each other.
 
     Attributes:
@@ -67,7 +67,7 @@ class Replicates(NamedTuple):
     Attributes:
         values: The value of the metric without each group (groups,).
         fractions: The fraction of the images of the class that each group has (groups,).
-        scale: Factor of the variance, below 1 if only a sample was resampled (`Stratum.scale`).
+        scale: Factor of the variance, below 1 for random blocks of a sample (`Stratum.scale`).
     """
 
     values: Floats

@@ -62,7 +62,8 @@ def estimate(url: str, labels: str, folder: Path) -> dict[str, Any]:
 
     Returns:
         The content of `result.json`: the estimates with 95 % intervals, and counts of labels. The
-        key `notes` has sentences on files and labels that the estimates leave out.
+        key `notes` has sentences on files and labels that the estimates leave out, and on changes
+        of the run since the sample was drawn.
 
     Raises:
         ConfigError: The sample is missing or was drawn from another run, or a label is invalid.

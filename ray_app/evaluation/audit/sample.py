@@ -128,6 +128,8 @@ class RunVerdicts:
     def from_run(cls, run: RunDirectory) -> "RunVerdicts":
         """Read the verdicts of a run from the newest row of each file.
 
+        Files that the last listing no longer found are left out.
+
         Raises:
             ConfigError: The run does not exist.
         """
@@ -272,9 +274,9 @@ def draw(
         seed: Seed of the draw.
 
     Returns:
-        For each image, `image_id`, `uri`, `member`, and `stratum`. `member` is the name of the
-        image in the container `uri`, or None for a separate file. `stratum` is an index in
-        `strata`.
+        For each image, `image_id`, `uri`, `member`, and `stratum`. `member` is the path or
+        row of the image in the container `uri`, or None for a separate file. `stratum` is an index
+        in `strata`.
     """
     rows = pd.DataFrame({"image_id": verdicts.ids, "stratum": stratum_codes(verdicts, strata)})
     rows = rows.sort_values("image_id")

@@ -128,7 +128,7 @@ class LabelledRun:
         members: The detectors to calibrate, as members of an ensemble.
         names: Names of the detectors in the run, in the order of `members`.
         before: The ensemble before the calibration. It is the run's ensemble if this has exactly
-            the detectors to calibrate, else a default ensemble of these detectors.
+            the detectors to calibrate, in this order, else a default ensemble of these detectors.
         calibrations: Calibration that each detector had in the run, by name in the run.
         labelled: The labelled images with a score of every detector.
         identity: The section `identity` of `run.json`: the settings of the run.

@@ -124,8 +124,8 @@ def _label_table(images: CalibrationData) -> str:
 def to_card_fields(card: EnsembleCard) -> dict[str, Any]:
     """Return the keys and values of an ensemble card as they are written to its YAML file.
 
-    Keys with the value None and weights of 1 are left out, because they are defaults. The card also
-    has histograms of properties of the calibration images. Their empty bin edges (`edges`) and
+    Keys with the value None and weights of 1 are left out, because they are defaults. The card may
+    have histograms of properties of the calibration images. Their empty bin edges (`edges`) and
     empty lists of values (`words`) are left out.
     """
     facts = card.model_dump(mode="json", exclude_none=True)

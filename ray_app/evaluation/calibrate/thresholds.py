@@ -224,8 +224,8 @@ def choose_real_below(fakes: ArrayLike, miss: float = 0.05, *, fake_above: float
     """Return the threshold `real_below`, at or below which the verdict is real.
 
     It is the highest threshold for which at most the fraction `miss` of the given fakes would be
-    called real, but at most `fake_above`. The fraction does not hold for further fakes, because
-    fakes of few generators are not a sample of all fakes.
+    called real, but at most `fake_above`. The fraction may be higher for further fakes,
+    because fakes of few generators are not a sample of all fakes.
 
     Args:
         fakes: Scores of fakes (n,).
