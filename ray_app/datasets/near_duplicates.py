@@ -185,10 +185,10 @@ def find_leaks(
 
 
 def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Return how many images of each split have a duplicate in another split, as plain JSON.
+    """Return how many images of a split have a duplicate in a split before it, as plain JSON.
 
     Args:
-        splits: The labelled rows by split.
+        splits: The labelled rows by split, the training split first.
 
     Returns:
         `checked`: for `sha256` and `phash`, whether every split has images with such a hash. If

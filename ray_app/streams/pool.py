@@ -218,7 +218,7 @@ def messages(
     If you do not read all results, close the generator to end all processes.
 
     Args:
-        pipeline: The dataset, or the iterator over a part of it that a Ray Train worker gets.
+        pipeline: The dataset, or the iterator over it that a worker of Ray Train gets.
         ahead: Number of results that Ray fetches in advance.
         stall_s: The `stall_s` that the dataset was built with, which the error message states.
 

@@ -1,9 +1,9 @@
 """Import private names of Ray Data that have no public substitute.
 
-`EXECUTION_CALLBACKS` is a list of callbacks for the settings of Ray Data. The callbacks add a pause
-between the steps of Ray Data's scheduler. Without them, the scheduler polls all the time and takes
-a whole core. A comment at each import states why the private name is needed, and what happens if a
-version of Ray lacks it.
+`EXECUTION_CALLBACKS` is a list of callback classes for the settings of Ray Data. They add a pause
+between the steps of Ray Data's scheduler. Without it, the scheduler takes a whole core while
+results wait for the reader. A comment at each import states why the private name is needed, and
+what happens if a version of Ray lacks it.
 """
 
 import logging

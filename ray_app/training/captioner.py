@@ -101,8 +101,8 @@ class CaptionLearner(Learner):
     def answer(self, part: Batch) -> torch.Tensor:
         """Return the logits (n, L, V) of the prompt tokens of one micro-batch.
 
-        L is the number of tokens of the longest training prompt, to which the others are padded. V
-        is the size of the tokenizer's vocabulary.
+        L is the number of tokens of the longest training prompt, but at most `describe.most_tokens`.
+        The other prompts are padded. V is the size of the tokenizer's vocabulary.
         """
         if self._normalise is None:
             inputs = torch.tensor(part["embedding"], device=self.device)

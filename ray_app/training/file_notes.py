@@ -135,11 +135,11 @@ class StepNotes:
     def write(self, first: int) -> None:
         """Write the notes that were added after the previous call to the training's directory.
 
-        A note is a JSON record of an unreadable image or an odd mask. There is one file for each of
-        the two kinds.
+        A note is a JSON record of an unreadable image or an odd mask. Each of the two kinds has a
+        file of its own, which is written only if there are new notes.
 
         Args:
-            first: The first step that the notes cover, which names the files.
+            first: The first step that the notes cover. It names the files.
         """
         self._unreadable.write(first)
         self._masks.write(first)

@@ -216,8 +216,8 @@ def load_backbone_detector(
         precision: `auto`, `bf16`, or `fp32`.
 
     Raises:
-        ConfigError: The card has no backbone, or its `family` is not one of `HEADS`, such as
-            `clip-linear`.
+        ConfigError: The card has no backbone, or its `family` is not one of `HEADS`, which are
+            `clip-linear` and `frozen-linear`.
         DetectorError: The weights of the backbone are missing or do not fit.
     """
     if card.family not in HEADS or card.backbone is None:

@@ -1,8 +1,9 @@
 """Describe a training for its processes: `TrainingJob`, plain data without a reference to Ray.
 
 `plan_workers` divides CPUs and GPUs among the processes. All processes together never request more
-than the cluster has, because Ray would wait for such resources forever without a message. The CPUs
-of a process are the number that it requests from Ray. Its number of threads is a separate field.
+CPUs than the cluster has, because Ray would wait for them forever without a message. The GPUs must
+suffice for the minimum number of workers. The CPUs of a process are the number that it requests
+from Ray. Its number of threads is a separate field.
 """
 
 import math

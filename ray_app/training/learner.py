@@ -5,8 +5,9 @@ A learner runs in one process, or in several under DDP or FSDP2 (`distribute`). 
 
 Gradients are averaged over the processes. Batch normalisation is computed by each process alone,
 and the saved running means and variances are those of rank 0. So a network with batch normalisation
-learns slightly differently if the number of processes changes. A network without batch
-normalisation and dropout learns the same with any number of processes.
+learns slightly differently if the number of processes changes. A detector without batch
+normalisation, dropout, and `loss.twins` learns the same with any number of processes. A describer
+does not, because each process divides its loss by the number of tokens of its own prompts.
 """
 
 import json
@@ -137,8 +138,9 @@ class Learner:
 
     Each process of a training has one learner. A step depends only on the recipe, the batches, the
     seed, the step number, and the rank. So a training that resumes from a checkpoint gets the same
-    weights as one that never stopped. With dropout or batch normalisation, the number of processes
-    must also stay the same. Dropout draws from torch's global generator, which every step seeds.
+    weights as one that never stopped. With dropout, batch normalisation, or `loss.twins`, and for a
+    describer, the number of processes must also stay the same. Dropout draws from torch's global
+    generator, which every step seeds.
 
     Attributes:
         network: The network that learns, without wrappers. If `is_divided`, its parameters are the

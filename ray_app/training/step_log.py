@@ -111,8 +111,8 @@ class StepLog:
     def write(self, step: int) -> None:
         """Write the records of the steps since the previous call into the training's directory.
 
-        The records are metrics, image ids, and notes on unreadable images. Call this method with
-        each checkpoint.
+        The records are metrics, image ids, and notes on unreadable images and odd masks. Call this
+        method with each checkpoint.
 
         Args:
             step: The number of finished steps. The next records start at this step.

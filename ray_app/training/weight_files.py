@@ -1,6 +1,6 @@
 """Write a network's weights as files that timm or transformers loads unchanged: `write_weights`.
 
-The network's architecture decides which of the two libraries it is. timm loads the files by path or
+The `family` of the card decides which of the two libraries it is. timm loads the files by path or
 folder, transformers by folder.
 """
 
@@ -120,7 +120,7 @@ def make_processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None
 
     Returns:
         The configuration. None if image processors cannot do the preprocessing: a resize to a
-        thumbnail, OpenCV's filter, or a crop with a mirrored border.
+        thumbnail, OpenCV's filter, or a crop whose `pad` is not `black`.
     """
     resize, crop = preprocessing.resize, preprocessing.center_crop
     if (

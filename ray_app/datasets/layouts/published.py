@@ -276,7 +276,8 @@ class ImdlbencoFolder(base.DatasetLayout):
         """Return a layout that has the mask of each image, by pairing the file names.
 
         Raises:
-            ConfigError: An image or a mask has no partner, or files are in a zip or tar.
+            ConfigError: No image is found, an image or a mask has no partner, two files have one
+                name, or files are in a zip or tar.
         """
         images: dict[str, str] = {}
         masks: dict[str, str] = {}
@@ -401,7 +402,8 @@ class OpenDeepfakePreview(base.DatasetLayout):
         """Return the labels of a row.
 
         Raises:
-            ConfigError: A label is not 0 or 1, or the table's name for it is not Fake or Real.
+            ConfigError: A label is not 0 or 1, or the table's name for it is not Fake for 0 or Real
+                for 1.
         """
         number, label_name = base.get_column(item, "label"), item.input.get("label_name")
         label = _NAMES.get(number) if type(number) is int else None
