@@ -1,7 +1,7 @@
 """Run a child process that answers one request at a time, with a time limit.
 
-Such a child decodes image files that may crash or hang the decoder. A detector that is a Python
-callable of the user also runs in one.
+Such a child decodes untrusted image files, which may crash or hang the decoder. A detector that is
+a Python callable of the user also runs in one.
 `ChildProcess` communicates with the child through pipes. `ChildDeadline` kills the child if it
 exceeds its time limit; one thread watches all deadlines. `environment_without_secrets` returns the
 environment variables for a child. `is_running` returns whether a recorded process still runs.
@@ -272,7 +272,7 @@ def environment_without_secrets() -> dict[str, str]:
     """Return the environment variables of this process without secrets, for a child process.
 
     The secrets are the access tokens of `touchstone serve`, the scoring server, and of its clients.
-    `SECRETS` has the names of their variables.
+    `SECRETS` has the default names of their variables.
     """
     return {name: value for name, value in os.environ.items() if name not in SECRETS}
 

@@ -54,8 +54,8 @@ class CaptionTokenizer:
     def encode_targets(self, texts: Sequence[str], max_tokens: int) -> npt.NDArray[np.int32]:
         """Return the token ids of n texts as an array (n, L), for training.
 
-        L is the length of the longest text in ids, as `encode` returns them. Shorter rows are
-        padded with IGNORED, which the loss ignores.
+        Each text has up to `max_tokens` ids, as `encode` returns them. L is the largest number of
+        ids. Shorter rows are padded with IGNORED, which the loss ignores.
         """
         rows = [self.encode(text, max_tokens) for text in texts]
         targets = np.full((len(rows), max(map(len, rows), default=1)), IGNORED, np.int32)

@@ -20,9 +20,9 @@ SCHEMA = 2
 class Calibration:
     """The result of `touchstone detectors calibrate`: an ensemble card with chosen thresholds.
 
-    The card is the YAML file that defines the ensemble. Its rule, which combines the detectors'
-    scores, was fitted on some of the labelled images. The others are held out: only the thresholds
-    were chosen on them, and the error rates of the thresholds were measured on them.
+    The card is the YAML file that defines the ensemble. The rule that combines the detectors'
+    scores, and the calibrations, were fitted on some of the labelled images. The others are held
+    out: only the thresholds were chosen, and their error rates measured, on them.
 
     Attributes:
         card: The card as it was written.
@@ -30,7 +30,7 @@ class Calibration:
         run: URL of the run whose images are labelled.
         labels: Name of the labels to show, such as the path of their file.
         detectors: Names of the detectors in the run.
-        used: Number of labelled images that the calibration used, fitted or held out.
+        used: Number of labelled images that were used, for fitting or held out.
         labelled: Number of rows of the run that have a label.
         left_out: Number of labelled images that were not used, by reason.
         remarks: Sentences on the run and the labels, to print as notes.

@@ -394,7 +394,7 @@ def number(value: float | None, digits: int = 3, *, decimals: int = 0) -> str:
     """Format a number without an exponent; a dash for None.
 
     All digits before the point are kept. A number is never rounded to 0, nor a number below 1 to 1:
-    the result is then "< 0.0001" or "> 0.999".
+    the result is then, for example, "< 0.0001" or "> 0.999".
 
     Args:
         value: The number.
@@ -463,7 +463,10 @@ def percent(fraction: float | None, digits: int | None = None) -> str:
 
 
 def probability(value: float | None) -> str:
-    """Format a probability or a p-value, at most as "< 0.0001" or "> 0.9999"; a dash for None."""
+    """Format a probability or a p-value; a dash for None.
+
+    It is never shown as 0 or 1, but as "< 0.0001" or "> 0.9999".
+    """
     if value is None or not math.isfinite(value):
         return NONE
     return number(min(max(value, 1e-9), 1 - 1e-9), 1, decimals=4)

@@ -62,8 +62,7 @@ def tile_texts(row: Mapping[str, Any]) -> list[TileText]:
     """Return the texts on the tile of a result row: its label, generators, and prompts.
 
     The label, and the true generator and prompt, are in the column `input` if the scored source was
-    a table that has them. They precede the predicted generator and prompt. Missing values are left
-    out.
+    a table that has them. Each true value precedes the predicted one. Missing values are left out.
     """
     source_columns = row.get("input") or {}
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")

@@ -276,7 +276,7 @@ class CurrentRows:
             of a listing with the location of one image file.
 
         Raises:
-            ClusterError: If a Parquet file does not have one row for each listed image file.
+            ClusterError: If a Parquet file has more rows than image files were listed for it.
         """
         for file in self.published():
             listed = members_in(self.run, file)

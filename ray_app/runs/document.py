@@ -489,8 +489,8 @@ class ArchiveCounts(Section):
         card: The digest of the ensemble card, and of the detectors in a cascade's second stage. If
             it differs from that of a later command, the command counts all rows again.
         counts: The number of images in each bin of a property, by name such as `short_side_px`.
-        decoders: The number of images by name of their decoder. Only formats that the calibration
-            contained are counted.
+        decoders: The number of images by name of their decoder. If the ensemble card lists the
+            formats of the calibration, images of other formats are not counted.
         images: The number of images with a score.
     """
 

@@ -61,7 +61,7 @@ class RowShape:
         )
 
     def apply(self, rows: pa.Table) -> pa.Table:
-        """Return rows of the run, converted to `schema`, which fits the rows of all its files.
+        """Return rows of the run, converted to the common schema.
 
         Missing columns are added, with null values.
         """

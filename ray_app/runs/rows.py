@@ -304,8 +304,9 @@ def block_tables(
     """Build the tables of a block from the results of its members, in the order of the members.
 
     If building the tables raises an exception, each member is tried alone. A member that raises an
-    exception then gets the status `decoder_crashed`, and the tables are built again. An exception
-    that affects more than one member (see `errors.is_image_error`) is raised.
+    exception then gets the status `decoder_crashed`, and the tables are built again. The exception
+    is raised if it is not about one image (see `errors.is_image_error`), or if each member alone
+    succeeds.
 
     Args:
         members: The files, as rows of a manifest, which is a list of files to score.

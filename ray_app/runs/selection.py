@@ -97,7 +97,7 @@ def selected_tables(
 
     Raises:
         ConfigError: If there is no run or no finished listing, or if the column cannot be sorted.
-            Also if no row can match the generator (`require_known_generator`).
+            Also if rows cannot be filtered by the generator (`require_known_generator`).
     """
     if conditions.generator is not None:
         require_known_generator(run, conditions.generator)

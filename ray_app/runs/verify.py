@@ -1,7 +1,7 @@
 """Check that the files of a run are consistent.
 
 `check_conservation` checks that each file to score has exactly one row. `verify_run` also checks
-that the counts in `summary.json` agree with the rows.
+that the counts in the last summary (`summaries/<n>.json`) agree with the rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +57,7 @@ def verify_run(
 
     Args:
         run: The run directory.
-        each: Maps the comparison over parts of the run, for example as Ray tasks.
+        each: Maps the comparison over ranges of files to score, for example as Ray tasks.
 
     Returns:
         The numbers of manifests, of their files, and of current rows.
@@ -103,7 +103,7 @@ def check_conservation(
         run: The run directory.
         manifests: The numbers of the manifests to compare. None compares all complete manifests, to
             which a listing or a retry adds no more files.
-        each: Maps the comparison over parts of the manifests, for example as Ray tasks.
+        each: Maps the comparison over ranges of files to score, for example as Ray tasks.
 
     Returns:
         The number of files in these manifests.

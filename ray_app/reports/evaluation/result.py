@@ -534,7 +534,7 @@ class LocalizationInfo:
 
     Attributes:
         policy: Rules by which masks are compared, by key such as `threshold` and `resolution`.
-        images: Number of images with a predicted mask and a true mask.
+        images: Number of images whose predicted masks were compared.
         without_label: Number of images with a predicted mask but without a label.
         warning: Sentence on true masks that mark nothing or everything. None if there are none.
         unreadable: True masks that could not be read, by reason.
@@ -674,7 +674,8 @@ class EvaluationMeta:
         paired: Tests of the differences between pairs of systems.
         localization: The comparison of masks of altered pixels. None if there are none.
         identification: Names that an identifier, a model that names generators, gave to images. The
-            first entry uses the rules of the protocol. Others use other rules, or name families.
+            first entry uses the rules of the protocol, if there is one. Others use other rules, or
+            name families.
         prompts: Predicted prompts. None if there are none.
         groups: Groups of generators that were, or were not, in the training data.
         groups_by: What defines `groups`: `protocol`, or `identifier` for groups by the training
