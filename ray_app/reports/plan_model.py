@@ -418,7 +418,7 @@ class Plan:
         run: The run that would be continued. None for a new run.
         unlike: Difference of the archive from the images on which the ensemble was calibrated, if
             it is so large that every verdict becomes `abstain`; else None. It is read from the last
-            summary of the run. If there is no summary, it is measured on the sample.
+            summary of the run. Without a summary, it is measured on the sample.
         views: Names of perturbations, which are scored in addition to the images. None if there are
             none.
         features: Length of the embeddings that the run stores, by name of the detector. None if it
