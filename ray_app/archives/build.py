@@ -176,7 +176,7 @@ class Portions:
         id_rows: The approximate maximum number of ids in one file of a manifest's folder `ids/`.
         run_rows: The minimum number of members that one task cuts into blocks.
         few: Blocks are cut in this process, and not in tasks, if two counts are at most this
-            number: the members of the new listing, and the members of all earlier manifests.
+            number: the members of the listing or portion, and those that the run already lists.
     """
 
     raw_rows: int = raw_listing.RAW_ROWS

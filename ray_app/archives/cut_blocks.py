@@ -1,9 +1,9 @@
 """Cut listed members into blocks, which workers score as units, and write them into a manifest.
 
-A listing writes its members into raw files. Members that earlier manifests already have are left
-out. `build_runs` groups raw files into sequences of members (`Run`), each of which one task cuts.
-`find_block_ends` finds the ends of the blocks of a `Run`, and `cut_run` writes these blocks. The
-same input always gives the same blocks.
+A listing writes all its members into raw files. The blocks leave out members that earlier
+manifests already have. `build_runs` groups raw files into sequences of members (`Run`), each of
+which one task cuts. `find_block_ends` finds the ends of the blocks of a `Run`, and `cut_run` writes
+these blocks. The same input always gives the same blocks.
 """
 
 import io

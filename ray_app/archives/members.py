@@ -276,7 +276,7 @@ class BlockPlan(Frozen):
 
     A batch has the members that a detector scores together. A block is a list of members that a
     worker scores and commits as a unit. Its size is a multiple of the batch, unless the end of the
-    list, `max_block_bytes`, or the end of a container makes it smaller.
+    list, `max_block_bytes`, or the end of a container or row group makes it smaller.
     """
 
     batch_slots: int = Field(default=32, ge=1, description="members in one batch")

@@ -120,8 +120,8 @@ class SectionListing:
             reason, such as damage. If so, an unchanged container still has the same members.
         linked: The number of symbolic links to folders, which were not followed, and an example.
         closed: Folders, files, and containers whose members the store refused to list.
-        rest: The part of the section that was not listed yet, if the section is a range of keys and
-            only its beginning was requested. Otherwise None.
+        rest: The part of a range of keys that was not listed, because only its beginning was
+            requested. None if the section was listed to its end.
     """
 
     found: int

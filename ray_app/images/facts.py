@@ -210,7 +210,7 @@ def measure_texture(pixels: Image.Image) -> tuple[float, float]:
 
     The factors were chosen on 533 photographs of 20 sources and on 48 screenshots and diagrams.
     Each image was measured twice: unchanged, and at 512 px as a JPEG of quality 75. `graphics` was
-    above 0.55 for 4 photographs in both measurements (playing cards and white cut-outs). It was
+    above 0.55 for 4 photographs in each measurement (playing cards and white cut-outs). It was
     above 0.55 for 36 unchanged and 30 compressed screenshots and diagrams. In a test on other
     images, it was above 0.55 for none of 222 photographs of 11 sources. It was above 0.55 for 24
     unchanged and 19 compressed images of 44 screenshots and diagrams. Posters that are painted or

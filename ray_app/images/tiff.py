@@ -169,7 +169,8 @@ class TiffLayout(NamedTuple):
     def find_unsupported(self) -> str | None:
         """Return the reason why Pillow cannot decode samples of this layout correctly, or None.
 
-        The reason is text for the user. It is also None for values that Pillow itself refuses.
+        The reason is text for the user. The result is also None for numbers of bits per sample that
+        Pillow itself refuses.
         """
         # Pillow leaves out unspecified extra samples.
         planes = self.samples - (0 if any(self.extra) else len(self.extra))

@@ -145,8 +145,8 @@ def read_headers(stream: Stream) -> Iterator[Header]:
 
     Raises:
         InputError: truncated_image if the archive ends without an end mark, corrupt_image for data
-            that is not a header, image_too_large if some 64 MiB of zeros follow end marks, more
-            than tools write.
+            that is not a header, image_too_large if more than some 64 MiB of zeros follow end
+            marks. Tools write some MiB at most.
     """
     reader = _HeaderReader(stream)
     offset = 0

@@ -236,8 +236,8 @@ def _hash64(text: str) -> int:
 def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
     """Read the prompts of a job, in the order of the source.
 
-    Rows of an index or a table without a prompt are left out. If the source is a scoring run, the
-    prompts are those that the run predicted for its images.
+    Rows of an index or a table without a prompt are left out. If the source is a scoring run and
+    `images` is False, the prompts are those that the run predicted for its images.
 
     Args:
         config: Settings of the job, which name the source.

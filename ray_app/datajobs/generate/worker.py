@@ -110,6 +110,7 @@ class GenerationWorker:
         Raises:
             ClusterError: If the weights do not fit into memory.
             DetectorError: If the pipeline cannot be loaded for another reason.
+            StorageError: If the source of the prompts is unreachable.
         """
         if self._pipeline is not None:
             return

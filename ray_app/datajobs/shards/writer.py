@@ -90,8 +90,8 @@ class PackedMember:
     def name(self) -> str:
         """File name of the member: the last part of its path.
 
-        For a row of a Parquet file, the path is the value of its column `path`. Without this value,
-        the name is the row number.
+        For an image in a Parquet file, the path is the `path` of its row or of its struct {bytes,
+        path}. Without a path, the name is the number of the row, or of the image in the row's list.
         """
         member = self.member
         path = (
@@ -235,8 +235,8 @@ class ParquetShard(LocalShard):
 class WebDatasetShard(LocalShard):
     """A shard as a WebDataset tar file.
 
-    Shards with the same members are equal byte for byte, because the tar has no times, owners, or
-    modes of real files.
+    Shards with the same members, under the same keys, are equal byte for byte. The tar has no
+    times, owners, or modes of real files.
     """
 
     def _begin(self, fields: Sequence[pa.Field]) -> None:

@@ -251,10 +251,9 @@ class CredentialsReader:
     ) -> statement.ContentCredentials:
         """Read a C2PA manifest store from a sidecar, a file next to the image.
 
-        Only their names connect the two files. If the store is not valid for the image, such as
-        with the hash of another file, it states nothing about this image. The state of the result
-        is then `unreadable`.
-        Errors are noted in the result, and no exception is raised.
+        Only their names connect the two files. A store that is not valid for the image, for example
+        because it has the hash of another file, states nothing about this image. The state of the
+        result is then `unreadable`. Errors are noted in the result, and no exception is raised.
 
         Args:
             data: The image file.
