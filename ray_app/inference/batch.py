@@ -293,7 +293,7 @@ class BatchImages:
         decoder: Decodes the files, and counts them.
         files: (image_id, file) per slot, None if there is no file.
         max_kept_pixels: Maximum number of pixels of decoded images that are kept. One image may
-            exceed the limit.
+            exceed the limit. 0 keeps no image.
     """
 
     def __init__(
@@ -309,7 +309,7 @@ class BatchImages:
     def keep(self, slot: int, image: DecodedImage) -> None:
         """Keep a decoded image in the cache as the most recently used one.
 
-        An image of over 50 million pixels is not kept.
+        An image of over 50 million pixels is not kept. With `max_kept_pixels` 0, no image is kept.
         """
         if is_large(image) or not self._max_kept_pixels:
             return

@@ -1,7 +1,7 @@
 """Decode encoded images into batches of uint8 tensors, with each image in its own slot.
 
-`BatchDecoder` decodes each image only once, although it prepares the unchanged image and perturbed
-copies of it. `CrashSafeDecoder` decodes one image, in this process or in a child process.
+`BatchDecoder` prepares an image and its perturbed copies from one decode. Images that are not
+resized may be decoded again when detectors read them. `CrashSafeDecoder` decodes one image, in this process or in a child process.
 `StageClock` counts the seconds of each stage of scoring.
 """
 
@@ -204,8 +204,8 @@ class CrashSafeDecoder:
             image_id: The id of the file, which the crash marker names.
             data: The file, or the error of a file that is missing. The error is raised.
             clock: Measures the time for decoding and waiting.
-            bytes_per_pixel: The bytes per pixel to reserve for a large image and all that is
-                prepared from it.
+            bytes_per_pixel: The minimum of bytes per pixel to reserve for a large image and all
+                that is prepared from it.
 
         Yields:
             The decoded image.

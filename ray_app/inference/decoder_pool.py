@@ -136,11 +136,11 @@ class DecoderProcess(ChildProcess):
     ) -> PreparedImage:
         """Decode an image and prepare the requested tensors.
 
-        If a file with a C2PA manifest kills the process or takes too long, it is decoded a second
-        time without the native code that reads manifests. An image must not lose its verdict
-        because its provenance cannot be read. This method takes at most twice the wall limit, or
-        longer for a large image. An image is large if decoding needs over 384 MiB, or if it has
-        over 50 million pixels.
+        If provenance is requested, a file with a C2PA manifest may kill the process or take too
+        long. It is then decoded again without the native code that reads manifests. An image must
+        not lose its verdict because its provenance cannot be read. Apart from starting the process,
+        this takes at most twice the wall limit, or longer for a large image. An image is large if
+        decoding needs over 384 MiB, or if it has over 50 million pixels.
 
         Args:
             data: The bytes of the file.
@@ -524,8 +524,8 @@ class IsolatedDecoders:
         """Send a file to a child, which reads its header, and decodes it unless it is large.
 
         Blocks until a child is idle. An image is large if decoding needs over 384 MiB, or if it has
-        over 50 million pixels. It keeps its child occupied until you call `decode`, `finish`, or
-        `close` of the result.
+        over 50 million pixels. A large image keeps its child occupied until you call `decode`,
+        `finish`, or `close` of the result.
 
         Raises:
             ImageRefused: The image is rejected.

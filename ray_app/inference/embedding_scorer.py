@@ -41,9 +41,9 @@ class EmbeddingScorer:
             vectors: Embeddings (n, d) by detector. A row of NaN is a missing embedding.
 
         Returns:
-            The outputs. An image without an embedding has no score, and `failures` has the reason.
-            An image that was not decoded, or whose size the detector does not score, also has no
-            score.
+            The outputs. An image that was not decoded, or whose size the detector does not score,
+            has no score and no entry in `failures`. Any other image without an embedding has no
+            score, and `failures` has the reason.
         """
         scores, failures = {}, {}
         for name, head in self._heads.items():

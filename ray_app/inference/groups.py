@@ -74,8 +74,8 @@ def largest_unit(spec: ScoringSpec) -> Group:
     """Return the names of the detectors that must be loaded together and need the most memory.
 
     Detectors that share a backbone are loaded together. Any other detector, or a describer, can be
-    loaded alone. A process that scores needs at least the memory of this set, and `KEPT_BYTES` for
-    images.
+    loaded alone. A process in which groups take turns needs at least the memory of this set, and
+    `KEPT_BYTES` for images.
     """
     return max(
         (unit for units in _list_units(spec) for unit in units),

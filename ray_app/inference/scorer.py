@@ -583,8 +583,8 @@ class BlockReadings:
     def add(self, batch: Batch) -> None:
         """Add a batch, and run the detectors when there are enough images for a forward pass.
 
-        A forward pass has the images of one batch, or of several if `EnsembleScorer.fit_batches`
-        measured that this is faster. `finish` runs the detectors on the remaining batches.
+        A forward pass has the images of one batch, or the number of images that
+        `EnsembleScorer.fit_batches` has chosen. `finish` runs the detectors on the remaining batches.
         """
         self._pending.append(batch)
         if len(self._pending) >= self._scorer._max_joined:

@@ -626,21 +626,21 @@ class ResourceEstimate:
     """The estimated cost of scoring images with one `ScoringSpec`.
 
     Attributes:
-        process_bytes: Maximum memory of a process with all detectors. It also includes the
-            describer, which guesses prompts, unless the describer has its own process. It includes
-            libraries, fp32 weights, and a batch of images
-            with all its perturbed copies. The largest weights count twice, since they are copied
-            while they load. A detector of the family `callable` adds the memory of its child
-            process.
+        process_bytes: Maximum memory of a process with all detectors. The describer, which guesses
+            prompts, is included unless it has its own process. The memory is that of libraries,
+            fp32 weights, and a batch of images with all its perturbed copies. The largest weights
+            count twice, since they are copied while they load. A detector of the family `callable`
+            adds the memory of its child process.
         tensor_bytes: Bytes that are sent between processes for one image: its prepared tensors,
             and its file (estimated size) if the file is decoded again.
         pool_gmac: Expected billions of multiply-adds per image, with its perturbed copies. There is
             one number for each group in the spec's `all_pools`. Images that are not resized count
-            as one megapixel. A detector of a second stage counts only
-            for the fraction `second_stage_share` of images, and the describer for
-            `share_described`. A cost that no card states counts as 0.
+            as one megapixel. A detector of a second stage counts only for the fraction
+            `second_stage_share` of images, and the describer for `share_described`. A cost that no
+            card states counts as 0.
         worst_gmac: Maximum of billions of multiply-adds per image, with its perturbed copies. Each
-            detector scores the image, at the largest size that it accepts.
+            detector scores the image, at the largest size that it accepts, and the describer reads
+            it.
         second_stage_share: The expected fraction of images that the second stage of a cascade
             scores. 1 without a second stage.
         share_described: The expected fraction of images whose prompt is guessed.

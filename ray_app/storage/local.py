@@ -258,8 +258,8 @@ def walk_folder(
         its path and the exception.
 
     Raises:
-        OSError: The folder itself cannot be listed or entered. Or this process has too many open
-            files, or no memory left.
+        OSError: The folder itself cannot be listed or entered. Or too many files are open in this
+            process or on this machine, or no memory is left.
     """
     prefix = folder.rstrip("/") + "/"
     # Raises for a folder that can be listed but not entered, in which every file would be denied.

@@ -1,8 +1,8 @@
 """Limit the cost of a request with middleware, before a route handles the request.
 
 `BodyLimit` limits bytes, `Backpressure` the number of requests, `Deadline` their time, and
-`RateLimit` the requests per minute of one owner, which is a bearer token. Each HTTP process counts
-its own requests.
+`RateLimit` the requests per minute of each bearer token, or of all clients if there are no tokens.
+Each HTTP process counts its own requests.
 """
 
 import asyncio
