@@ -568,7 +568,7 @@ def choose_operating_point(card: EnsembleCard, rate: float) -> EnsembleCard:
 
     Raises:
         ConfigError: If the rate is not between 0 and 1, if the card has no thresholds for this
-            rate, or if the card is a cascade whose thresholds are for another rate. A cascade has
+            rate, or if the card is a cascade whose thresholds are not for this rate. A cascade has
             thresholds for only one rate.
     """
     check_rate(rate)

@@ -210,8 +210,8 @@ class DetectorOutputs:
     def without(self, rows: Collection[int]) -> "DetectorOutputs":
         """Return the outputs with masks, replies, captions, and failures set to None at `rows`.
 
-        Use it for images whose status is no longer `ok`. Scores at `rows` stay, because their result
-        rows leave them out. Embeddings also stay, and a run that stores embeddings stores them.
+        Use it for images whose status is no longer `ok`. Scores at `rows` stay, but the result row
+        of such an image leaves them out. Embeddings also stay. They are stored apart from the rows.
         """
         return DetectorOutputs({
             key: [None if row in rows else item for row, item in enumerate(column)] if key.kind in LISTS else column

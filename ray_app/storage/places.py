@@ -232,6 +232,8 @@ class Fsspec(Backend):
 class S3(Fsspec):
     """The backend for S3. It reads, lists, and deletes in bulk by `storage.s3`, not by s3fs.
 
+    It writes, copies to local files, and deletes single files by s3fs.
+
     One request is enough to read a file or to check that it exists. A read fails if the file does
     not have the given version. If some of many files cannot be deleted, the error names one file.
     """
