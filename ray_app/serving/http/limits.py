@@ -1,7 +1,7 @@
 """Limit the cost of a request with middleware, before a route handles the request.
 
 `BodyLimit` limits bytes, `Backpressure` the number of requests, `Deadline` their time, and
-`RateLimit` the requests per minute of each bearer token, or of all clients if there are no tokens.
+`RateLimit` the requests per minute of each bearer token, or of all clients together without tokens.
 Each HTTP process counts its own requests.
 """
 
