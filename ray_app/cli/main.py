@@ -130,7 +130,8 @@ def _exit_if_pipe_closes() -> Iterator[None]:
         watch.register(sys.stdout.fileno(), 0)
         if not watch.poll(0):  # poll always reports POLLERR and POLLHUP.
             raise ClusterError(
-                "the peer closed a connection", hint="run the same command again"
+                "the other side of a network connection closed it (Ray, storage, or an endpoint)",
+                hint="run the same command again",
             ) from error
         # Discard the rest of the buffer, which Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

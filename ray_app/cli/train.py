@@ -95,7 +95,9 @@ def fit(index: str | None, labels: str | None, accepted: tuple[str, ...], **valu
     from ray_app.training.fit_head import fit_labelled_images
 
     if (index is None) == (labels is None):
-        raise click.UsageError("name the labelled images once, as INDEX or with --labels")
+        raise click.UsageError(
+            "name the labelled images either as INDEX or with --labels FILE, but not with both"
+        )
     config = options.load_config(
         "fit",
         None,

@@ -222,7 +222,8 @@ def _refuse_one_class(name: str, table: pa.Table, *, allowed: bool) -> None:
     is_fake = fakes(table)
     if not len(table):
         raise ConfigError(
-            f"data.{name}: the split has no images; check its sources and the held-out parts"
+            f"data.{name}: the split has no images",
+            hint="check that its sources have images, and that held-out groups or generators do not take all or none of them",
         )
     if not allowed and (is_fake.all() or not is_fake.any()):
         raise ConfigError(f"data.{name}: all {len(table)} images are {'fake' if is_fake.all() else 'real'}, but both classes are needed",

@@ -129,7 +129,7 @@ class Weights(Frozen):
     def _check_sha256(self) -> "Weights":
         if (self.sha256 is None) == (self.unverified is None):
             raise ValueError(
-                "set either sha256, or `unverified` with the reason why it is not known"
+                "either `sha256` must be set, or `unverified` with the reason why the hash is not known (not both)"
             )
         return self
 
@@ -678,7 +678,10 @@ def read_remote_card(url: str) -> tuple[dict[str, Any], str]:
     try:
         data = parse_mapping(Store.open(folder).read(name), where)
     except FileNotFoundError:
-        raise ConfigError(f"{where}: card not found") from None
+        raise ConfigError(
+            f"{where}: card not found",
+            hint="check the URL: it must lead to the YAML file of a card",
+        ) from None
     backbone = data.get("backbone")
     changes = (
         {"backbone": _resolve_weights_url(backbone, folder)}

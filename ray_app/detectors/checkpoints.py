@@ -59,7 +59,8 @@ def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
         or not all(isinstance(value, torch.Tensor) for value in state.values())
     ):
         raise DetectorError(
-            f"{path}: no state dict found at the top level or under {', '.join(weights.unwrap) or '(no name)'}"
+            f"{path}: no state dict (tensors by name) found at the top level or under the keys of `unwrap`: {', '.join(weights.unwrap) or '(none)'}",
+            hint="add the key of the file that holds the state dict to `unwrap` of the weights in the card",
         )
     return _rename_keys(state, weights)
 

@@ -118,7 +118,8 @@ class Preprocessing(Frozen):
             self.resize.mode != "thumbnail" or (self.center_crop or 0) < (self.resize.size or 0)
         ):
             raise ValueError(
-                f"pad corner requires mode thumbnail with size at most center_crop, got {self.resize.mode}, {self.resize.size}, {self.center_crop}"
+                "pad: corner requires resize.mode thumbnail and resize.size at most center_crop, "
+                f"got {self.resize.mode}, size {self.resize.size}, and center_crop {self.center_crop}"
             )
         return self
 

@@ -359,7 +359,7 @@ class EnsembleProfile(Frozen):
     @model_validator(mode="after")
     def _check_any(self) -> "EnsembleProfile":
         if self.identifier is None and self.describer is None:
-            raise ValueError("name an identifier, a describer, or both")
+            raise ValueError("the section is empty: set `identifier`, `describer`, or both")
         return self
 
 
@@ -688,7 +688,12 @@ def _check_stacking(section: str, rule: str, stacking: Stacking | None, n_member
     prefix = f"{section}: " if section else ""
     if (rule == "stacked") != (stacking is not None):
         raise ValueError(
-            f"{prefix}`stacking` must be set for rule stacked and for no other rule, got rule {rule}"
+            f"{prefix}`stacking` "
+            + (
+                "is missing, which rule stacked needs"
+                if stacking is None
+                else f"is set, which only rule stacked uses, but the rule is {rule}: remove `stacking`"
+            )
         )
     for key in ("mean", "scale", "coefficients") if stacking else ():
         if len(getattr(stacking, key)) != n_members:

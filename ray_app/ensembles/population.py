@@ -72,7 +72,9 @@ class Feature(Frozen):
                 f"{self.name}: real and fake must have {n_bins} counts, got {len(self.real)} and {len(self.fake)}"
             )
         if bool(self.words) and bool(self.edges):
-            raise ValueError(f"{self.name}: edges and words must not both be set")
+            raise ValueError(
+                f"property {self.name}: set either `edges` (for numbers) or `words` (for text), not both"
+            )
         return self
 
     def count(self, column: Values) -> Counts:

@@ -124,7 +124,10 @@ class GroupCoder:
                 hint="use one of the kinds real, whole, and local",
             )
         if is_fake and is_real_generator(generator):
-            raise ConfigError(f"{where}: labelled fake, but its generator is '{generator}'")
+            raise ConfigError(
+                f"{where}: labelled fake, but its generator is '{generator}', which means a real image",
+                hint="correct the label, or write the name of the generator that made the image",
+            )
         default_kind = "local" if mask else "whole"
         group = (
             EvaluationGroup(_KINDS.get(kind.lower()) or default_kind, generator or "unknown")

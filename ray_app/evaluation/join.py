@@ -205,7 +205,8 @@ class LabelledRows:
             codes, keys = self._coder.encode(table, complete=True), _read_keys(self.key, table)
             if keys.null_count:
                 raise ConfigError(
-                    f"{self.name}, row {self.rows + pc.index(pc.is_null(keys), True).as_py() + 1}: the column `{self.key}` is empty"
+                    f"{self.name}, row {self.rows + pc.index(pc.is_null(keys), True).as_py() + 1}: the column `{self.key}` is empty",
+                    hint=f"give every row a value of `{self.key}`, which finds the image of the label",
                 )
             label_columns = {f"label_{name}": table[name] for name in TEXTS if name in names}
             positions = pa.array(np.arange(self.rows, self.rows + len(table)))
@@ -220,7 +221,10 @@ class LabelledRows:
         if self.rows == self.other_split:
             raise ConfigError(
                 f"{self.name}: no labelled image"
-                + (f" is in the split '{split}'" if self.rows else "")
+                + (f" is in the split '{split}'" if self.rows else ""),
+                hint="set --split to a split of the labels"
+                if self.rows
+                else "give a file with a label, real or fake, in each row",
             )
         self._drop_duplicates()
 
@@ -554,6 +558,6 @@ def _check_masks(rows: pa.Table) -> None:
     ):
         if mask is not None and not may_name(uri or "", member, mask):
             raise ConfigError(
-                f"{uri}: this image may not name a mask at {mask}",
+                f"{uri}: this image may not name a mask at {mask}, because an untrusted source could make Touchstone read private files",
                 hint="give the labels as a file: --labels FILE",
             )

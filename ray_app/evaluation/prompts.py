@@ -71,7 +71,8 @@ class PromptClip:
             self._processor = _load_part(CLIPImageProcessor, folder)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(
-                f"{folder}: transformers cannot read it as a CLIP: {' '.join(str(error).split())[:300]}"
+                f"{folder}: transformers cannot read a CLIP model from this folder: {' '.join(str(error).split())[:300]}",
+                hint="give a complete download of a CLIP model with safetensors files, such as openai/clip-vit-large-patch14",
             ) from error
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:

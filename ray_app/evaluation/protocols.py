@@ -252,7 +252,7 @@ class Protocol(Frozen):
         names = [row.name for row in self.rows] + [footer.name for footer in self.footers]
         if duplicates := {name for name in names if names.count(name) > 1}:
             raise ValueError(
-                f"rows and footers need distinct names, duplicates: {', '.join(sorted(duplicates))}"
+                f"names of rows and footers must be distinct, duplicates: {', '.join(sorted(duplicates))}"
             )
         for column in self.reference:
             if unknown := column.rows.keys() - set(names):

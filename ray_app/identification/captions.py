@@ -198,7 +198,7 @@ def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDAr
     encoded = [prompt.encode() for prompt in prompts]
     if len(encoded) != len(vectors) or not encoded:
         raise ValueError(
-            f"vectors and prompts must be equal in number, at least one, got {len(vectors)} and {len(encoded)}"
+            f"there must be one vector per prompt, and at least one prompt, got {len(vectors)} vectors and {len(encoded)} prompts"
         )
     return {
         "embeddings": unit(np.asarray(vectors, np.float32)),

@@ -220,11 +220,15 @@ class DescriberCard(_Card):
     def _check_inputs(self) -> "DescriberCard":
         if (self.tier in ("retrieval", "prefix")) != (self.detector is not None):
             raise ValueError(
-                f"`detector` must be set for tiers retrieval and prefix, and for no other tier, got tier {self.tier}"
+                f"`detector` is missing, which tier {self.tier} needs"
+                if self.detector is None
+                else f"`detector` is set, which only tiers retrieval and prefix use, but the tier is {self.tier}: remove `detector`"
             )
         if (self.tier in ("captioner", "dialogue")) != (self.preprocessing is not None):
             raise ValueError(
-                f"`preprocessing` must be set for tiers captioner and dialogue, and for no other tier, got tier {self.tier}"
+                f"`preprocessing` is missing, which tier {self.tier} needs"
+                if self.preprocessing is None
+                else f"`preprocessing` is set, which only tiers captioner and dialogue use, but the tier is {self.tier}: remove `preprocessing`"
             )
         return self
 

@@ -99,7 +99,7 @@ def from_trained(tokenizer: tokenizers.Tokenizer) -> CaptionTokenizer:
     end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
     if end is None or pad is None:
         raise DetectorError(
-            f"the tokenizer has no token {END} or {PAD}",
+            f"the describer's tokenizer lacks the token {END if end is None else PAD}",
             hint="set architecture.tokens in the card: begin, end, and pad",
         )
     return CaptionTokenizer(tokenizer, end, end, pad)

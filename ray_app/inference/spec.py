@@ -573,7 +573,8 @@ def profile_cards(
             )
     if describer is not None and describer.name in cards:
         raise ConfigError(
-            f"{ensemble.name}: the describer and a detector have the same name, {describer.name}"
+            f"{ensemble.name}: the describer (it predicts prompts) and a detector have the same name, {describer.name}",
+            hint="rename one of the two cards",
         )
     if (
         describer is not None
@@ -581,7 +582,7 @@ def profile_cards(
         and describer.preprocessing.shape is None
     ):
         raise ConfigError(
-            f"{describer.name}: a describer requires images of one size",
+            f"{describer.name}: the preprocessing of a describer must bring images to one size, but it keeps their sizes",
             hint="add a resize or a crop to its preprocessing",
         )
     return identifier, describer

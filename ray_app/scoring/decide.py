@@ -114,5 +114,5 @@ def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> 
         if spec.ensemble.profile is not None and (card and card.name) != stored:
             raise ConfigError(
                 f"{url}: the run has the {kind} {stored or 'none'}, but the card {spec.ensemble.name} has {card.name if card else 'none'}",
-                hint="leave `profile` out of the card, because new verdicts do not change generators and prompts, or score the archive with it",
+                hint="remove `profile` from the card, because new verdicts keep the run's generators and prompts, or score the archive again with it",
             )

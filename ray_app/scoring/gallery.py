@@ -113,7 +113,8 @@ def make_gallery(
     names = store.names("")
     if (names or store.folders("")) and NOTE not in names:
         raise ConfigError(
-            f"{store.url} is not empty and contains no gallery", hint="set another --out"
+            f"{store.url} is not empty, and is not a gallery (pages of images) that could be replaced",
+            hint="set --out to a new or empty folder",
         )
     highest, images = _highest(run, row_filter, max_images)
     pages = max(math.ceil(images / per_page), 1)

@@ -341,8 +341,8 @@ def _stored_views(stored: directory.Identity, where: str) -> tuple[perturbations
         # A run from another user must not choose the code that runs here.
         if view.calls_own_code:
             raise ConfigError(
-                f"{where}: the view {view.name} calls a function that is not part of Touchstone",
-                hint="set the same --perturb again",
+                f"{where}: the perturbation {view.name} calls a function that is not part of Touchstone, and a run may not choose code to run",
+                hint="give the same --perturb as in the command that made the run",
             )
     return views
 

@@ -868,9 +868,9 @@ def groups_for(
     )
     if groups is not None and config.compiled and spec.device != "cpu":
         raise ConfigError(
-            f"compiled cannot be true: the detectors do not fit into {size(config.cluster.worker_bytes or 0)} "
-            "together, and networks that take turns would be compiled for each block",
-            hint=f"set cluster.worker_bytes to {estimate_total_bytes(spec)} or more, or compiled to false",
+            f"`compiled` cannot be true: the detectors do not fit into cluster.worker_bytes ({size(config.cluster.worker_bytes or 0)}) "
+            "together, so they are loaded in turns and would be compiled again for each block of images",
+            hint=f"use --set cluster.worker_bytes={estimate_total_bytes(spec)} or more, or --set compiled=false",
         )
     return groups
 

@@ -90,4 +90,7 @@ def await_ready(url: str) -> None:
             if response.status_code == httpx.codes.OK:
                 return
             time.sleep(0.1)
-    raise ClusterError(f"{url} is not ready after {START_TIMEOUT_S:.0f} s")
+    raise ClusterError(
+        f"the endpoint {url} is not ready after {START_TIMEOUT_S:.0f} s",
+        hint="read the logs of Ray Serve, in /tmp/ray/session_latest/logs/serve on each node unless Ray has another temporary folder",
+    )

@@ -243,7 +243,7 @@ def _next_table(arriving: Iterator[pa.Table], stall_s: float | None) -> pa.Table
         return next(arriving, None)
     except ExecutionTimeoutError as error:
         raise ClusterError(
-            f"no block ended in {stall_s or math.inf:.0f} s; stopped, committed results are kept",
+            f"no block ended in {stall_s or math.inf:.0f} s (a block is a part of the input); the command stopped, committed results are kept",
             hint="check that the cluster has nodes for its processes, or wait longer with --set cluster.stall_timeout_s=…",
         ) from error
     except RayError as error:

@@ -290,7 +290,7 @@ def _results(
             progressed_at = time.monotonic()
         if stall_s is not None and time.monotonic() - progressed_at > stall_s:
             raise ClusterError(
-                f"no block ended in {stall_s:.0f} s; stopped, committed results are kept",
+                f"no block ended in {stall_s:.0f} s (a block is a part of the input); the command stopped, committed results are kept",
                 hint="check that the cluster has nodes for its processes, or wait longer with --set cluster.stall_timeout_s=…",
             )
 

@@ -234,7 +234,8 @@ def make_plan(
         card = load_describer(section.start)
         if card.tier != section.tier:
             raise ConfigError(
-                f"{recipe}: describe.start: {card.name} has the tier {card.tier}, must be {section.tier}"
+                f"{recipe}: describe.start: {card.name} has the tier {card.tier}, must be {section.tier} as in describe.tier",
+                hint=f"set describe.tier to {card.tier}, or describe.start to a describer of the tier {section.tier}",
             )
         if card.tier == "prefix" and card.architecture.get("width") != width:
             raise ConfigError(

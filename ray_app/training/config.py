@@ -394,7 +394,9 @@ class Describe(Frozen):
     @model_validator(mode="after")
     def _has_a_network(self) -> "Describe":
         if self.tier != "retrieval" and bool(self.architecture) == bool(self.start):
-            raise ValueError(f"tier {self.tier} needs exactly one of `architecture` and `start`")
+            raise ValueError(
+                f"tier {self.tier} needs either `architecture` (a new network) or `start` (the card of a describer to start from), not both or none"
+            )
         if self.tier == "retrieval" and (self.architecture or self.start):
             raise ValueError("tier retrieval has no network: remove `architecture` and `start`")
         return self

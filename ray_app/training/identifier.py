@@ -144,7 +144,8 @@ def find_threshold(confidence: Vectors, abstains: float) -> float:
     k = math.floor(abstains * (n + 1) + 1e-9)
     if k < 1:
         raise ConfigError(
-            f"{n} validation images of known generators are too few to abstain on {abstains:.1%}: {math.ceil(1 / abstains - 1)} are needed",
+            f"{n} validation images of known generators are too few to choose the confidence below which {abstains:.1%} "
+            f"of them are called unknown: {math.ceil(1 / abstains - 1)} are needed",
             hint="hold out more images for validation, or set another fraction by --set identify.abstains=…",
         )
     return float(np.sort(confidence)[k - 1])

@@ -430,7 +430,8 @@ def measure_real_images(loader: BatchLoader, count: int, seed: int) -> RealStati
                 sharpnesses.append(sharpness(image))
     if not areas:
         raise ConfigError(
-            f"data.train: none of {len(rows)} real images can be read, but openfake-v1 needs their statistics"
+            f"data.train: none of {len(rows)} real images can be read, but the augmentation openfake-v1 needs their sizes and sharpness",
+            hint="check that the sources of data.train still exist, or set augmentation.statistics to an .npz file",
         )
     return RealStatistics(np.array(areas, np.int64), np.array(sharpnesses, np.float64))
 

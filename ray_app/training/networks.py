@@ -41,7 +41,8 @@ def training_card(recipe: Recipe) -> DetectorCard:
     card = load_card(recipe.detector, recipe.card)
     if card.replies:
         raise ConfigError(
-            f"{recipe.name}: {card.name} answers in text, but no method can train such a detector: set another detector"
+            f"{recipe.name}: {card.name} answers in text, and no method can train such a detector",
+            hint="set `detector` of the recipe to another one; `touchstone detectors list` shows all names",
         )
     if card.preprocessing.shape is None and recipe.method not in PROFILING:
         raise ConfigError(f"{recipe.name}: {card.name} keeps the size of every image, but a batch needs one size",

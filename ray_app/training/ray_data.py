@@ -161,7 +161,7 @@ def batches(first: int) -> Iterator[Batch]:
         for step, batch in loaded:
             if step != first:
                 raise ClusterError(
-                    f"the loaders are at step {step}, the network at {first}",
+                    f"the processes that load images sent the batch of step {step}, but the training needs that of step {first}",
                     hint="run the same command again to resume",
                 )
             yield batch

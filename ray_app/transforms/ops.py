@@ -508,7 +508,9 @@ def edge_map(mask: Mask, width: int = 7) -> Mask:
         ValueError: The width is even or not positive.
     """
     if width < 1 or width % 2 == 0:
-        raise ValueError(f"the width of an edge must be odd and positive, got {width}")
+        raise ValueError(
+            f"width (of the edge of a mask, in pixels) must be odd and positive, got {width}"
+        )
     return _dilate(mask, width // 2) & _dilate(~mask, width // 2)
 
 

@@ -52,7 +52,9 @@ DEFAULT_LEVEL = 3
 def _check_digest(digest: str, info: ValidationInfo) -> str:
     name = info.data.get("list")
     if name is not None and digest != _list_digest(name):
-        raise ValueError(f"the list {name} differs from the list that made these images")
+        raise ValueError(
+            f"the list of perturbations {name} was changed: its digest differs from the list that made these images"
+        )
     return digest
 
 
@@ -221,9 +223,13 @@ class DegradationFamily(Frozen):
     @model_validator(mode="after")
     def _check_levels(self) -> Self:
         if self.step.get("op") == "call":
-            raise ValueError(f"{self.name}: a family cannot call a function of yours")
+            raise ValueError(
+                f"{self.name}: a family cannot call a function of yours (op call), only Touchstone's own steps"
+            )
         if any(len(values) != LEVELS for values in self.levels.values()):
-            raise ValueError(f"{self.name}: each parameter in levels must have {LEVELS} values")
+            raise ValueError(
+                f"{self.name}: each parameter in `levels` must have {LEVELS} values, from the weakest level to the strongest"
+            )
         for number in range(LEVELS):
             self.make_step(number)
         return self
@@ -284,7 +290,9 @@ class PerturbationList(Frozen):
         if duplicates := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two perturbations are called {', '.join(sorted(duplicates))}")
         if not self.perturbations and not self.families:
-            raise ValueError("the list has neither perturbations nor families")
+            raise ValueError(
+                "the list needs `perturbations`, `families` (degradations at five levels), or both"
+            )
         return self
 
     def views(self, level: int = DEFAULT_LEVEL) -> Iterator[Perturbation]:
@@ -402,8 +410,8 @@ def _parse_steps(text: str) -> Perturbation:
         op, _, value = part.partition(":")
         if op in STEPS and op not in numbers:
             raise ConfigError(
-                f"--perturb {text}: {op} needs more than a number",
-                hint=f"write the step in a YAML file, with {', '.join(STEPS[op].model_fields)}",
+                f"--perturb {text}: the step {op} needs more than a number, so it cannot be given as text",
+                hint=f"write a list of perturbations as a YAML file with this step ({', '.join(STEPS[op].model_fields)}), and give --perturb FILE",
             )
         if op in numbers and not value:
             raise ConfigError(

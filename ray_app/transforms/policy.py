@@ -187,8 +187,8 @@ def make_policy(
     if "statistics" in policy.model_fields:
         if statistics is None and config.statistics is None:
             raise ConfigError(
-                f"{where} needs statistics of real images",
-                hint="measure the statistics on real training images, or name an .npz file as `statistics`",
+                f"{where} needs statistics of real images (their sizes and sharpness)",
+                hint="set `statistics` of the augmentation to an .npz file with blur_vals and res_vals, such as real_statistics.npz of a training",
             )
         arguments["statistics"] = statistics or papers.load_statistics(
             Path(cast(str, config.statistics))

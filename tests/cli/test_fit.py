@@ -161,7 +161,7 @@ def test_fit_that_is_refused_leaves_no_head(archive, touchstone):
         (f"--labels {labels} --out head", "0 fake"),
         (f"--labels {twice} --out head", "labelled both real and fake"),
         (f"--labels {labels} --out head --name 'My Head!'", "--name"),
-        ("", "name the labelled images once"),
+        ("", "name the labelled images either as INDEX or with --labels"),
         (f"--labels {labels} --folds scene", "no such column"),
         (f"--labels {labels} --install", "a published head"),
     ):

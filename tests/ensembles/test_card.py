@@ -68,7 +68,7 @@ def test_each_published_fusion_has_its_card(name):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"stacking": STACKING}, "`stacking` must be set for rule stacked and for no other rule"),
+        ({"stacking": STACKING}, "`stacking` is set, which only rule stacked uses"),
         (
             {"rule": "stacked", "stacking": STACKING.model_dump() | {"scale": (0.0, 1.0)}},
             "scale.0\n  Input should be greater than 0",

@@ -146,8 +146,8 @@ def test_perturbation_function_of_another_run_is_not_called(photos, tmp_path):
     config = again.model_copy(update={"perturb": (str(tmp_path / "mine.yaml"),)})
     run = begin(**config.model_dump(exclude_unset=True))
     with pytest.raises(
-        ConfigError, match="the view listed calls a function that is not part of Touchstone"
+        ConfigError, match="the perturbation listed calls a function that is not part of Touchstone"
     ) as refused:
         resolve(again, run)
-    assert refused.value.hint == "set the same --perturb again"
+    assert refused.value.hint == "give the same --perturb as in the command that made the run"
     assert [view.name for view in resolve(config, run).views] == ["listed"]

@@ -62,9 +62,11 @@ def test_number_after_a_step_sets_its_first_parameter():
         load_perturbations(["lens-blur:99"])
     with pytest.raises(ConfigError, match=r"^--perturb jpeg:300: steps\.0\.jpeg\.quality: 300"):
         load_perturbations(["jpeg:300"])
-    with pytest.raises(ConfigError, match="show needs more than a number") as refused:
+    with pytest.raises(ConfigError, match="the step show needs more than a number") as refused:
         load_perturbations(["show:300"])
-    assert refused.value.hint == "write the step in a YAML file, with op, screen"
+    assert refused.value.hint == (
+        "write a list of perturbations as a YAML file with this step (op, screen), and give --perturb FILE"
+    )
 
 
 def test_unknown_step_names_the_nearest_step(tmp_path):

@@ -301,7 +301,7 @@ def _read_referenced_cell(file: pq.ParquetFile, row: int, column: str, uri: str)
     kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
     if not (holds_files(kind) or is_text(kind)):
         raise ConfigError(
-            f"{uri}: the table has no column '{column}' with one file or text in each row"
+            f"{uri}: the table has no column '{column}' of images, paths, or URLs (one file or text in each row)"
         )
     group, end = 0, 0
     while (

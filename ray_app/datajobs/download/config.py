@@ -209,7 +209,7 @@ class CollectConfig(Frozen):
             raise ValueError(f"must be a folder below `out`, got {folder!r}")
         if parts and parts[0].casefold() in _RESERVED_FOLDERS:
             raise ValueError(
-                f"the folder name {parts[0]!r} is reserved for records of this command"
+                f"must not be in {parts[0]!r}, the folder of `out` for records of this command"
             )
         return "/".join(parts)
 

@@ -186,7 +186,10 @@ def _make_url_table(table: pa.Table, config: CollectConfig, source: str) -> UrlT
     has_url = pc.is_valid(table[url_column])
     without, table = table.num_rows - (pc.sum(has_url).as_py() or 0), table.filter(has_url)
     if not len(table):
-        raise ConfigError(f"{source}: no row has a URL")
+        raise ConfigError(
+            f"{source}: no row has a URL in the column '{url_column}'",
+            hint="fill the column, or use --set url=NAME to name another one",
+        )
     id_column = _find_column(table, config.id, _IDS, source)
     urls: list[str] = table[url_column].to_pylist()
     listed_ids = table[id_column].to_pylist() if id_column else [None] * len(urls)

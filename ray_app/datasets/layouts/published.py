@@ -182,8 +182,8 @@ def _read_labels(row: Mapping[str, Any], path: str, split: str | None, where: st
     )
     if label == "fake" and (model is None or model.lower() == "real"):
         raise ConfigError(
-            f"{where}: labelled {value!r}, but its model is {model!r}",
-            hint="set the model of every fake to its generator",
+            f"{where}: labelled {value!r}, but its column 'model' is {model!r}, which names no generator",
+            hint="write the name of the generator as model of every fake",
         )
     generator = (
         str(model)
@@ -297,12 +297,13 @@ class ImdlbencoFolder(base.DatasetLayout):
             )
             if path != base.get_path(item):
                 raise ConfigError(
-                    f"{parent}/{kind}: two files have the name {stem}: {path} and {base.get_path(item)}"
+                    f"{parent}/{kind}: two files have the name {stem}: {path} and {base.get_path(item)}",
+                    hint="rename or remove one of them, since images and masks are paired by name",
                 )
         if not images:
             raise ConfigError(
-                "no images found in a folder named 'Tp'",
-                hint="give a source with folders Tp (images) and Gt (masks), side by side",
+                "no images found in a folder named 'Tp', where this layout expects them",
+                hint="give a folder that contains two folders: Tp (images) and Gt (masks)",
             )
         if unpaired := sorted(images.keys() ^ masks.keys()):
             names = [
@@ -627,7 +628,9 @@ def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
     label, family = parse_label(record.get("is_fake"), f"{where}, is_fake"), record.get("family_id")
     if (label == "real") != (family is None):
         facts = f"is_fake {record.get('is_fake')!r} contradicts family_id {family!r}"
-        raise ConfigError(f"{where}: {facts}", hint="set family_id of fakes, and only of fakes")
+        raise ConfigError(
+            f"{where}: {facts}", hint="give every fake a family_id, and remove it from real images"
+        )
     if family is not None and not (isinstance(family, int) and 0 <= family < len(FAMILIES_V2)):
         raise ConfigError(
             f"{where}: unknown family_id {family!r}",

@@ -218,8 +218,8 @@ def _cards_folder() -> Path:
     file = config_file()
     if file is None:
         raise ConfigError(
-            "no folder for your own cards, because there is no home folder",
-            hint=f"set a config file: export {CONFIG_VARIABLE}=/path/config.yaml",
+            "cannot choose a folder for your own cards, because this user has no home folder",
+            hint=f"run export {CONFIG_VARIABLE}=/path/config.yaml: cards are then kept in /path/detectors",
         )
     return file.parent / "detectors"
 

@@ -70,7 +70,7 @@ class CallableNetwork(nn.Module):
         if self._process is None:
             raise DetectorError(
                 f"{self._card.name}: its process is not started",
-                hint="move the network to a device first",
+                hint="call .to(device) on the network first, which starts the process",
             )
         images = pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous().numpy()
         inconsistent, outputs = (

@@ -108,7 +108,7 @@ def read_answers(url: str, audit: Audit) -> AuditLabels:
     if answers.empty:
         raise ConfigError(
             f"{source.name}: no label matches any of the {len(sample):,} images of the sample",
-            hint="give the labels of the last sample that was drawn into this folder",
+            hint="give labels of the sample that was drawn into this folder, with the same image_id or uri in each row",
         )
     matched = answers[answers["stratum"].notna()]
     counts = pd.crosstab(matched["stratum"], matched["label"]).reindex(

@@ -357,8 +357,8 @@ def _check_cards(cards: Mapping[str, DetectorCard], recorded: Mapping[str, Any])
             key for key, value in current.items() if key in run_fields and run_fields[key] != value
         ]:
             raise ConfigError(
-                f"{name}: its card has other {' and '.join(changed)} than when the run was scored",
-                hint="score the labelled images again",
+                f"{name}: {' and '.join(changed)} of its card changed since the run was scored",
+                hint="score the labelled images again, with another --out, and calibrate that run",
             )
 
 

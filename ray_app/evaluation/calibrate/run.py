@@ -225,7 +225,7 @@ def _refuse_few(labelled: data.CalibrationData, config: CalibrateConfig) -> None
     )
     if n_real < needed:
         raise ConfigError(
-            f"there are {n_real:,} labelled reals; an FPR of {100 * config.fpr:g} % at {100 * config.confidence:g} % confidence needs {needed:,} "
-            "for the thresholds alone, which get half of all reals",
+            f"there are {n_real:,} images labelled real; an FPR of {100 * config.fpr:g} % at {100 * config.confidence:g} % confidence needs "
+            f"{needed:,} for the choice of thresholds alone, which gets half of the real images",
             hint=thresholds.hint_for_few_reals(n_real // 2, config.confidence),
         )

@@ -405,7 +405,9 @@ class CommunityForensicsPolicy(Frozen):
         if self.short_side is not None and self.short_side < self.crop:
             raise ValueError(f"short_side must be at least crop {self.crop}, got {self.short_side}")
         if not 0 <= self.repeats[0] <= self.repeats[1]:
-            raise ValueError(f"repeats must be an ascending range from 0 on, got {self.repeats}")
+            raise ValueError(
+                f"repeats must be an ascending range [minimum, maximum] from 0 or more, got {list(self.repeats)}"
+            )
         return self
 
     def __call__(self, sample: ImageSample, rng: Rng, /) -> ImageSample:

@@ -168,7 +168,7 @@ def test_card_names_detectors_relative_to_its_folder(images, tmp_path):
     [
         (
             ["--fpr", "0.001"],
-            "1,600 labelled reals; an FPR of 0.1 % at 95 % confidence needs 2,995",
+            "1,600 images labelled real; an FPR of 0.1 % at 95 % confidence needs 2,995",
         ),
         (["--share", "0.1"], "--share requires --rule cascade"),
         (["--out", "s3://bucket/card.yaml"], "must be a local YAML file"),
