@@ -395,7 +395,7 @@ class Describe(Frozen):
     def _has_a_network(self) -> "Describe":
         if self.tier != "retrieval" and bool(self.architecture) == bool(self.start):
             raise ValueError(
-                f"tier {self.tier} needs either `architecture` (a new network) or `start` (the card of a describer to start from), not both or none"
+                f"tier {self.tier} needs exactly one of `architecture` and `start` (a new network, or the card of a describer to start from)"
             )
         if self.tier == "retrieval" and (self.architecture or self.start):
             raise ValueError("tier retrieval has no network: remove `architecture` and `start`")

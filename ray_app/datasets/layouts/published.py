@@ -302,7 +302,7 @@ class ImdlbencoFolder(base.DatasetLayout):
                 )
         if not images:
             raise ConfigError(
-                "no images found in a folder named 'Tp', where this layout expects them",
+                "no images found in a folder named 'Tp', which this layout needs",
                 hint="give a folder that contains two folders: Tp (images) and Gt (masks)",
             )
         if unpaired := sorted(images.keys() ^ masks.keys()):
