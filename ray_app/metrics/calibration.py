@@ -31,8 +31,7 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     slope, intercept = _fit_logistic(values, fake)
     if slope <= 0:
         raise ValueError(
-            f"the fake images do not score higher than the real ones (slope {slope:.3g} on {len(values):,} images), "
-            "so calibration would invert the verdict"
+            f"fakes score no higher than reals (slope {slope:.3g} on {len(values):,} images): calibration would invert the verdict"
         )
     return Platt(slope=slope, intercept=intercept)
 
