@@ -502,26 +502,31 @@ _ALTERNATIVE = re.compile(r"\(|constrained-|.*\[")
 
 
 def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
-    location = ".".join(str(part) for part in detail["loc"] if not _ALTERNATIVE.match(str(part)))
+    keys = [str(part) for part in detail["loc"] if not _ALTERNATIVE.match(str(part))]
+    place = ": ".join([where, *([".".join(keys)] if keys else [])])
     if detail["type"] == "extra_forbidden":
         *parents, key = detail["loc"]
         models = _models_at(model, parents)
         for candidate in models:
             if replacement := getattr(candidate, "retired_keys", {}).get(key):
-                return f"{where}: {location}: retired: {replacement}"
-        return f"{where}: {location}: unknown key" + _nearest(
+                return f"{place}: retired: {replacement}"
+        return f"{place}: unknown key" + _nearest(
             str(key), [name for candidate in models for name in candidate.model_fields]
         )
     if detail["type"] == "missing":
-        return f"{where}: {location}: missing"
+        return f"{place}: missing"
     if detail["type"] == "union_tag_invalid":
         tag, valid = detail["ctx"]["tag"], re.findall(r"'([^']+)'", detail["ctx"]["expected_tags"])
         key = detail["ctx"]["discriminator"].strip("'")
-        return f"{where}: {location}.{key}: {tag!r} is not valid{_nearest(tag, valid)}"
+        return f"{': '.join([where, '.'.join([*keys, key])])}: {tag!r} is not valid{_nearest(tag, valid)}"
     problem = detail["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     if problem.startswith("Input should"):
-        return f"{where}: {location}: {detail['input']!r} does not fit: it{problem.removeprefix('Input')}"
-    return f"{where}: {location}: {problem} (got {detail['input']!r})"
+        return f"{place}: {detail['input']!r} does not fit: it{problem.removeprefix('Input')}"
+    if isinstance(
+        detail["input"], Mapping | BaseModel
+    ):  # A rule for several keys, which its text names.
+        return f"{place}: {problem}"
+    return f"{place}: {problem} (got {detail['input']!r})"
 
 
 def _models_at(model: Any, location: Sequence[int | str]) -> list[Any]:

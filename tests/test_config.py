@@ -1,8 +1,9 @@
 import re
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import pytest
+from pydantic import model_validator
 
 from ray_app.config import Frozen, config_root, find_config, load_yaml
 from ray_app.ensembles import EnsembleCard, load_ensemble_card
@@ -20,6 +21,16 @@ class Outer(Frozen):
     inner: Inner = Inner()
     items: tuple[Inner, ...] = ()
     name: str
+
+    @model_validator(mode="after")
+    def _is_named(self) -> Self:
+        if self.items and self.name == "none":
+            raise ValueError("`items` need a name")
+        return self
+
+
+class Nested(Frozen):
+    outer: Outer
 
 
 def written(tmp_path, text):
@@ -57,6 +68,17 @@ def test_errors_name_file_key_and_nearest_valid_key(tmp_path, text, expected):
     with pytest.raises(ConfigError) as caught:
         load_yaml(written(tmp_path, text), Outer)
     assert expected in str(caught.value)
+
+
+def test_rule_of_several_keys_is_told_without_all_values(tmp_path):
+    broken = "{name: none, items: [{depth_m: 1}]}"
+    for text, model, place in (
+        (broken, Outer, "some.yaml"),
+        (f"outer: {broken}", Nested, "some.yaml: outer"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_yaml(written(tmp_path, text), model)
+        assert str(caught.value) == f"{tmp_path / place}: `items` need a name"
 
 
 @pytest.mark.parametrize("override", ["name", "name.x=1", "name=!!python/name:os.system"])
