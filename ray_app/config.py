@@ -503,7 +503,7 @@ _ALTERNATIVE = re.compile(r"\(|constrained-|.*\[")
 
 def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
     keys = [str(part) for part in detail["loc"] if not _ALTERNATIVE.match(str(part))]
-    place = ": ".join([where, *([".".join(keys)] if keys else [])])
+    place = f"{where}: {'.'.join(keys)}" if keys else where
     if detail["type"] == "extra_forbidden":
         *parents, key = detail["loc"]
         models = _models_at(model, parents)
@@ -518,13 +518,12 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
     if detail["type"] == "union_tag_invalid":
         tag, valid = detail["ctx"]["tag"], re.findall(r"'([^']+)'", detail["ctx"]["expected_tags"])
         key = detail["ctx"]["discriminator"].strip("'")
-        return f"{': '.join([where, '.'.join([*keys, key])])}: {tag!r} is not valid{_nearest(tag, valid)}"
+        return f"{where}: {'.'.join([*keys, key])}: {tag!r} is not valid{_nearest(tag, valid)}"
     problem = detail["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     if problem.startswith("Input should"):
         return f"{place}: {detail['input']!r} does not fit: it{problem.removeprefix('Input')}"
-    if isinstance(
-        detail["input"], Mapping | BaseModel
-    ):  # A rule for several keys, which its text names.
+    # A rule about several keys names them itself.
+    if isinstance(detail["input"], Mapping | BaseModel):
         return f"{place}: {problem}"
     return f"{place}: {problem} (got {detail['input']!r})"
 

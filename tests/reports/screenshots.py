@@ -43,12 +43,14 @@ _NAMES = {
 
 
 TUTORIALS = {
-    "verdicts": ("verdicts.html", 1000, None),
-    "run-report": ("run/report.html", 820, None),
-    "false-flags": ("run/report.html", 520, "h-false"),
-    "evaluation": ("figures/report.html", 560, None),
+    "verdicts": ("verdicts.html", "verdicts.html", 1000, None),
+    "run-report": ("flagged.parquet", "run/report.html", 820, None),
+    "false-flags": ("flagged.parquet", "run/report.html", 520, "h-false"),
+    "evaluation": ("mine.yaml", "figures/report.html", 560, None),
 }
-"""By image of a tutorial: the page, the height of the window, and the id of the heading to show."""
+"""By image of a tutorial: a file that only the folder of this tutorial has, the page in it, the
+height of the window, and the id of the heading to show.
+"""
 
 
 def main() -> None:
@@ -61,8 +63,8 @@ def main() -> None:
 def take_tutorials(folder: Path) -> None:
     """Take the pages that the tutorials wrote below `folder`, and the page of an endpoint."""
     with chromium() as browser:
-        for name, (file, height, heading) in TUTORIALS.items():
-            (path,) = folder.glob(f"*/{file}")
+        for name, (only_here, file, height, heading) in TUTORIALS.items():
+            path = next(folder.glob(f"*/{only_here}")).parent / file
             page = browser.new_page(
                 viewport={"width": 1000, "height": height}, color_scheme="light"
             )
@@ -73,7 +75,7 @@ def take_tutorials(folder: Path) -> None:
                 page.evaluate(f"document.getElementById('{heading}').scrollIntoView()")
             keep(page, DOCS / "tutorials" / f"{name}.png")
             page.close()
-        (photo,) = folder.glob("*/images/archive/desk/drafts/f12ffc.jpg")
+        photo = next(folder.glob("*/images/archive/desk/drafts/f12ffc.jpg"))
         with served("--workers", "1", ensemble="tiny") as endpoint:
             page = browser.new_page(
                 viewport={"width": 1000, "height": 820},
