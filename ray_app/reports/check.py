@@ -324,7 +324,7 @@ def render_check(
         whys=list(whys.values()),
         remarks=_list_limits(facts, rows),
         caveats=_list_caveats(rows),
-        probability_note=_PROBABILITY,
+        probability_note=_PROBABILITY if any(row["calibrated"] for row in rows) else "",
         verdict_choices=verdict_choices(rows),
         script_hash=script_hash("tiles.js"),
         version=version,
