@@ -352,7 +352,10 @@ def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
         position = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{where}{position}: not YAML: {_explain_yaml(error)}") from None
     if data is not None and not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected keys and values, found {type(data).__name__}")
+        raise ConfigError(
+            f"{where}: expected keys and values, found {type(data).__name__}",
+            hint="write each setting on a line of its own as KEY: VALUE",
+        )
     return data or {}
 
 

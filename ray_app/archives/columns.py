@@ -190,7 +190,8 @@ def find_roles(
             return Roles(None, None, columns.image)
         if not holds_files(kind):
             raise ConfigError(
-                f"{where}: column '{columns.image}' has the type {kind}, which cannot hold encoded images"
+                f"{where}: column '{columns.image}' has the type {kind}, which cannot hold encoded images",
+                hint="choose another column with --set columns.image=NAME",
             )
         return Roles(columns.image, None)
     uri = find_uri_column(schema, columns)

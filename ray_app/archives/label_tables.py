@@ -167,7 +167,7 @@ def match_columns(names: Sequence[str], requested: Iterable[str], where: str) ->
         if len(candidates) > 1:
             raise ConfigError(
                 f"{where}: several columns match the name '{name}', which may be any of {', '.join(candidates)}",
-                hint=f"rename one of these columns to {name}",
+                hint=f"give the column that you mean exactly the name {name}, which has precedence",
             )
         if candidates:
             own_names[name] = candidates[0]

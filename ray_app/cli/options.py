@@ -366,7 +366,7 @@ def make_local_folder(path: "str | Path") -> "Path":
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{path}: {error.strerror}",
+            f"{path}: cannot create this folder: {error.strerror}",
             hint="choose a local folder that you can write to",
         ) from None
     return folder

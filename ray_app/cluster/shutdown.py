@@ -233,6 +233,6 @@ class StallWatchdog:
             self._progressed_at = time.monotonic()
         elif time.monotonic() - self._progressed_at > self._stall_timeout_s:
             raise ClusterError(
-                f"no block ended in {self._stall_timeout_s:.0f} s; stopped, committed results are kept",
+                f"the workers finished no block of images in {self._stall_timeout_s:.0f} s; stopped, committed results are kept",
                 hint="check that the cluster has nodes for the plan shown above, or wait longer with --set cluster.stall_timeout_s=…",
             )

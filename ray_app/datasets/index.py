@@ -673,8 +673,8 @@ def list_indexes(source: DatasetSource) -> Sequence[str]:
     indexes = [path for path in source.at if is_index(path)]
     if indexes and len(indexes) < len(source.at):
         raise ConfigError(
-            f"{', '.join(indexes)} is an index, but {', '.join(set(source.at) - set(indexes))} is not",
-            hint="divide them into two sources, one of them only with indexes",
+            f"{', '.join(indexes)} is an index, but {', '.join(set(source.at) - set(indexes))} is not, and a source cannot mix both",
+            hint="write two sources, one whose `at` has only indexes, and one for all else",
         )
     fixed_keys = [
         key
@@ -683,7 +683,8 @@ def list_indexes(source: DatasetSource) -> Sequence[str]:
     ]
     if indexes and fixed_keys:
         raise ConfigError(
-            f"{', '.join(indexes)} is an index: {', '.join(fixed_keys)} must be set when it is made, not when it is read"
+            f"{', '.join(indexes)} is an index: {', '.join(fixed_keys)} must be set when it is made, not when it is read",
+            hint="make another index with these settings by touchstone data index, and remove them here",
         )
     for path in indexes:
         info = read_info(Store.open(path))

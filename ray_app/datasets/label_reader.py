@@ -120,7 +120,7 @@ class LabelFile:
         for uri in masks.unique().to_pylist():
             if uri is not None and not may_lead(self.place, uri):
                 raise ConfigError(
-                    f"{self.name}: this label file may not name the mask {uri}",
+                    f"{self.name}: for security, a label file at this place may not name the mask {uri}",
                     hint="name masks by URLs such as s3 or https, or copy the labels and the masks to this machine",
                 )
 

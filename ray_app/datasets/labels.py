@@ -198,6 +198,6 @@ def fakes(rows: pa.Table) -> npt.NDArray[np.bool_]:
         others = [value for value in pc.unique(labels).to_pylist() if value not in ("real", "fake")]
         raise ConfigError(
             f"labels must be real or fake, found {', '.join(map(repr, others[:5]))}",
-            hint="write the index with touchstone data index",
+            hint="make the index again: touchstone data index SOURCE --layout NAME --out DIR",
         )
     return np.asarray(is_fake.to_numpy(), bool)

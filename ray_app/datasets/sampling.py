@@ -49,7 +49,10 @@ class SampleOrder:
 
     def __init__(self, rows: pa.Table, sampling: config.Sampling, seed: int, batch: int) -> None:
         if not len(rows):
-            raise ConfigError("there are no images to train on")
+            raise ConfigError(
+                "there are no images to train on",
+                hint="check that the sources in `data.train` have labelled images that are not held out",
+            )
         self.batch = batch
         self._width = 2 if sampling.twins else 1
         self._epochs = _make_epochs(rows, sampling, seed)

@@ -212,7 +212,7 @@ def choose_generators(rows: pa.Table, requested: Sequence[str], seed: int) -> tu
             selected |= {name for name in names if draws[name] < fraction}
             selected |= set(sorted(names, key=draws.__getitem__)[:1])
         else:
-            raise ConfigError(f"no fake is by the held-out generator '{request}'", hint=hint)
+            raise ConfigError(f"no fake image is of the held-out generator '{request}'", hint=hint)
     if selected and len(selected) == len(names):
         raise ConfigError(
             "all generators are held out, so no generator is left to learn from",

@@ -168,7 +168,8 @@ def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise DetectorError(
-            f"{card.name}: {path}: expected a JSON object, got {type(config).__name__}"
+            f"{card.name}: {path}: expected a JSON object, got {type(config).__name__}",
+            hint="correct weights.config in the card, which names this file",
         )
     return config
 

@@ -595,5 +595,6 @@ def _require_agreement(
             _require_agreement(value, checkpoint_value, f"{where}.{key}")
         elif not isinstance(value, Mapping) and checkpoint_value != value:
             raise DetectorError(
-                f"{where}: {key} is {value} on the card, but {checkpoint_value} in the checkpoint's own configuration"
+                f"{where}: {key} is {value} on the card, but {checkpoint_value} in the checkpoint's own configuration",
+                hint=f"correct {key} in the card, or use the checkpoint that the card was written for",
             )

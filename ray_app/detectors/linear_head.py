@@ -57,14 +57,16 @@ class LinearHead:
         path = weight_files.resolve_part(part)
         state = rename_keys(card, read_state_dict(path, part.weights), network)
         shapes = {
-            key: getattr(layer, key).shape
+            key: tuple(getattr(layer, key).shape)
             for key in ("weight", "bias")
             if getattr(layer, key) is not None
         }
         tensors = {key: state[f"{name}.{key}"] for key in shapes if f"{name}.{key}" in state}
-        if {key: tensor.shape for key, tensor in tensors.items()} != shapes:
+        own_shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if own_shapes != shapes:
             raise DetectorError(
-                f"{card.name}: {path}: the head must have the shapes that the card requires, {dict(shapes)}"
+                f"{card.name}: {path}: the linear head must have the shapes {shapes}, got {own_shapes or 'none'}",
+                hint="set `weights` in the card to the file of this head",
             )
         self.card = card
         self._fake = fake_index(card, checkpoint_config(card, path))

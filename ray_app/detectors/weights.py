@@ -608,6 +608,7 @@ def publish_part(part: WeightSet, mirror: str) -> str:
                 filesystem.put_file(str(file), path)
     except Exception as error:  # fsspec passes on the exceptions of every backend.
         raise DetectorError(
-            f"{part.owner}: cannot write weights to {url}: {describe_error(error)}"
+            f"{part.owner}: cannot write weights to {url}: {describe_error(error)}",
+            hint="check that this place exists, and that your credentials allow writing there",
         ) from error
     return url

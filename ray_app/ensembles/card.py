@@ -420,7 +420,9 @@ class EnsembleCard(Frozen):
     def _check_cascade(self) -> "EnsembleCard":
         if (self.rule == "cascade") != (self.cascade is not None):
             raise ValueError(
-                f"`cascade` must be set for rule cascade and for no other rule, got rule {self.rule}"
+                f"`cascade` requires rule cascade, got rule {self.rule}"
+                if self.cascade is not None
+                else "rule cascade requires `cascade`"
             )
         if self.cascade is None:
             return self

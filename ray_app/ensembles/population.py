@@ -69,7 +69,7 @@ class Feature(Frozen):
         n_bins = len(self.words or self.edges) + 1
         if len(self.real) != n_bins or len(self.fake) != n_bins:
             raise ValueError(
-                f"{self.name}: real and fake must have {n_bins} counts, got {len(self.real)} and {len(self.fake)}"
+                f"{self.name}: `real` and `fake` must have {n_bins} counts each, one per bin, got {len(self.real)} and {len(self.fake)}"
             )
         if bool(self.words) and bool(self.edges):
             raise ValueError(

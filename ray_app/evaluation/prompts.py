@@ -238,8 +238,8 @@ def collect_prompts(
         return Prompts(makers, counts, None)
     if clip is None:
         raise ConfigError(
-            "--regenerated needs a CLIP: --set clip=FOLDER",
-            hint="download openai/clip-vit-base-patch32, which DFLIP-3K uses",
+            "--regenerated needs a CLIP network to compare images, but no folder of one is set",
+            hint="download openai/clip-vit-base-patch32, which DFLIP-3K uses, and name its folder: --set clip=FOLDER",
         )
     return Prompts(
         makers,

@@ -336,7 +336,7 @@ def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
     if any(getattr(config.score, name) for name in requested):
         names = ", ".join(f"--{name.removesuffix('s')}" for name in sorted(requested))
         raise ConfigError(
-            f"{run.store.url} is a run, scored with {', '.join(run.describe()['detectors'])}; {names} would need its source",
+            f"{names} cannot be used with {run.store.url}, because it is a run, already scored with {', '.join(run.describe()['detectors'])}",
             hint="give the source instead of the run, or run `touchstone runs decide RUN --ensemble CARD` first",
         )
 

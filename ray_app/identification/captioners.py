@@ -307,7 +307,8 @@ def _build_config(name: str, architecture: Mapping[str, Any]) -> Any:
         return AutoConfig.for_model(architecture["model"], **architecture.get("config", {}))
     except Exception as error:  # The validators of transformers raise exceptions of their own.
         raise DetectorError(
-            f"{name}: transformers cannot build {architecture['model']}: {error}"
+            f"{name}: transformers cannot build {architecture['model']}: {error}",
+            hint="correct `model` and `config` in the section `architecture`",
         ) from None
 
 
@@ -318,13 +319,17 @@ def _build_model(name: str, config: Any) -> Any:
         return AutoModelForImageTextToText.from_config(config).eval()  # type: ignore[no-untyped-call]
     except Exception as error:
         raise DetectorError(
-            f"{name}: transformers cannot build {config.model_type}: {error}"
+            f"{name}: transformers cannot build {config.model_type}: {error}",
+            hint="correct `model` and `config` in the section `architecture`",
         ) from None
 
 
 def _require_keys(name: str, architecture: Mapping[str, Any], keys: Sequence[str]) -> None:
     if missing := [key for key in keys if key not in architecture]:
-        raise DetectorError(f"{name}: architecture: keys are missing: {', '.join(missing)}")
+        raise DetectorError(
+            f"{name}: architecture: keys are missing: {', '.join(missing)}",
+            hint="add these keys to the section `architecture`",
+        )
 
 
 def _require_known(name: str, config: Mapping[str, Any], default: Any) -> None:
@@ -332,7 +337,8 @@ def _require_known(name: str, config: Mapping[str, Any], default: Any) -> None:
     # warning.
     if unknown := [key for key in config if key not in default.to_dict()]:
         raise DetectorError(
-            f"{name}: architecture.config: unknown keys {', '.join(unknown)} for {type(default).__name__}"
+            f"{name}: architecture.config: unknown keys {', '.join(unknown)} for {type(default).__name__}",
+            hint="correct the spelling of these keys, or remove them",
         )
 
 
@@ -360,7 +366,8 @@ def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[in
     token_id = tokenizer.tokenizer.token_to_id(token)
     if token_id is None or ids.count(token_id) != count:
         raise DetectorError(
-            f"{card.name}: {token} must be a single token of the tokenizer, and occur {count} times in the template"
+            f"{card.name}: {token} must be a single token, and occur {count} times in the tokens of the question, got {ids.count(token_id)}",
+            hint="correct `image`, `image_tokens`, or `template` in the section `architecture` of the card",
         )
     return ids
 

@@ -147,7 +147,10 @@ class Retrieval:
         path = resolve_part(card.parts[0])
         tensors = read_arrays(path)
         if problem := _find_problem(tensors):
-            raise DetectorError(f"{card.name}: {path}: not an index of prompts: {problem}")
+            raise DetectorError(
+                f"{card.name}: {path}: not an index of prompts: {problem}",
+                hint="restore the file that was written together with this card",
+            )
         self._vectors: Floats = np.ascontiguousarray(tensors["embeddings"], np.float32)
         self._prompts: bytes = tensors["prompts"].tobytes()
         self._stops = tensors["ends"].astype(np.int64)

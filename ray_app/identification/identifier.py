@@ -127,7 +127,8 @@ class Identifier:
             needed |= {"means", "whitening"}
         if missing := needed - set(tensors):
             raise DetectorError(
-                f"{card.name}: {path}: tensors are missing: {', '.join(sorted(missing))}"
+                f"{card.name}: {path}: tensors are missing: {', '.join(sorted(missing))}",
+                hint="restore the file that was written together with this card",
             )
         self._weight = tensors["weight"].astype(np.float32)
         self._bias = tensors.get("bias", np.zeros(len(self._weight), np.float32)).astype(np.float32)

@@ -221,7 +221,7 @@ class ClusterDescription(Frozen):
     def _has_cores(self) -> Self:
         if not self.cpus:
             raise ValueError(
-                "its nodes have no cores to schedule on: set `cpus` of at least one node type"
+                "the nodes of the cluster have no cores to schedule on: set `cpus` of at least one node type"
             )
         return self
 

@@ -383,7 +383,7 @@ class ScoringRun:
         work, last = find_work(run), read_last_listing(run.store)
         if last is None or last.goes_on or (work.pending and not last.is_retry):
             raise ConfigError(
-                f"{run.store.url}: not all files have been scored once, so none can be retried yet",
+                f"{run.store.url}: not all files have been scored yet, so none can be retried",
                 hint="run the same command without --retry first",
             )
         if not work.pending:
@@ -546,7 +546,7 @@ class ScoringRun:
                     is_excused = stopper.reason is not None or bool(stopper.draining_nodes)
                     if turn.blocks and len(state.scored) == before and not is_excused:
                         raise ClusterError(
-                            f"{len(turn.blocks):,} blocks are pending, but the workers committed none of them",
+                            f"the workers ended without scoring any of the {len(turn.blocks):,} pending blocks (groups of images)",
                             hint="check that the cluster has nodes for the plan shown above, and run the same command again to resume",
                         )
         except BaseException:

@@ -193,8 +193,8 @@ class StoredHeads:
             )
         if spec.describer is not None:
             raise ConfigError(
-                f"{spec.ensemble.name}: prompts are not predicted from stored embeddings",
-                hint="leave the describer out of the profile of the card",
+                f"{spec.ensemble.name}: its describer cannot predict prompts from stored embeddings",
+                hint="remove `describer` from the section `profile` of the card, or score the images",
             )
         return spec.for_embeddings(precision, resize)
 
@@ -290,8 +290,8 @@ class StoredBlocks:
             rows = self._rows.read(ref)
             if not np.array_equal(rows["image_id"].to_numpy(), image_ids):
                 raise ConfigError(
-                    f"{run.store.url}: block {ref.block} of listing {ref.manifest} has other members",
-                    hint="set another --out, because the run with the embeddings was changed",
+                    f"{run.store.url}: the run with the embeddings has changed: block {ref.block} of listing {ref.manifest} has other images",
+                    hint="set another --out, to score from the changed run",
                 )
             heads = self._stored.heads
             facts = {head.detector: head.facts for head in heads.values()}

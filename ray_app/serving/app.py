@@ -133,7 +133,7 @@ class Replica:
         if not self._pool.is_healthy:
             raise ClusterError(
                 "the worker process of this replica does not start",
-                hint="read the log of the replica for the reason",
+                hint="read the replica's log in the Ray dashboard, or in logs/serve/ of the Ray session",
             )
 
 

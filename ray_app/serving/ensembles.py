@@ -210,8 +210,8 @@ def _align_settings(specs: Sequence[ScoringSpec]) -> list[ScoringSpec]:
         for name, calibrated_precision in spec.precision.items():
             if precision.setdefault(name, calibrated_precision) != calibrated_precision:
                 raise ConfigError(
-                    f"the ensembles were calibrated with {name} in bf16 and in fp32",
-                    hint="serve them from separate endpoints",
+                    f"an endpoint runs each detector in one precision, but the ensembles were calibrated with {name} in bf16 and in fp32",
+                    hint="serve these ensembles from separate endpoints",
                 )
     if len(resize) > 1:
         raise ConfigError(

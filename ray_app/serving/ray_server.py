@@ -103,7 +103,8 @@ def endpoint(
             except RuntimeError as error:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 raise ClusterError(
-                    f"the endpoint did not start: {lines[-1] if lines else type(error).__name__}"
+                    f"the endpoint did not start: {lines[-1] if lines else type(error).__name__}",
+                    hint="read the logs in logs/serve/ of the Ray session, such as /tmp/ray/session_latest/logs/serve/",
                 ) from error
             url = address.make_url(host, port)
             address.await_ready(url)

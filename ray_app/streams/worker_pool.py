@@ -192,7 +192,7 @@ class _Pool(Generic[T, R]):
             except RayError as error:
                 hint = OUT_OF_MEMORY_HINT if is_out_of_memory(error) else WORKER_LOGS_HINT
                 raise ClusterError(
-                    f"the pool failed: {describe_error(error)}", hint=hint
+                    f"a worker process failed: {describe_error(error)}", hint=hint
                 ) from error
             self._idle.append(actor)
             if task is not None:

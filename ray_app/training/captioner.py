@@ -239,7 +239,8 @@ def make_plan(
             )
         if card.tier == "prefix" and card.architecture.get("width") != width:
             raise ConfigError(
-                f"{recipe}: describe.start: {card.name} reads {card.architecture.get('width')} numbers, but an embedding of the detector has {width}"
+                f"{recipe}: describe.start: {card.name} reads {card.architecture.get('width')} numbers per image, the detector gives {width}",
+                hint="set describe.start to a describer of this detector",
             )
         start_tokenizer = read_tokenizer(card, resolve_part(card.parts[0]))
         return DescriberPlan(dict(card.architecture), card.prefix, start_tokenizer, card)

@@ -111,7 +111,9 @@ class Initial(Frozen):
     def _has_its_files(self) -> "Initial":
         if (self.start == "pretrained") != bool(self.weights):
             raise ValueError(
-                f"`weights` must be set for start pretrained, and not for any other start, got start {self.start}"
+                f"`weights` requires start pretrained, got start {self.start}"
+                if self.weights
+                else "start pretrained requires `weights`"
             )
         return self
 

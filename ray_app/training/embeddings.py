@@ -440,7 +440,7 @@ def require_own_weights(job: TrainingJob) -> None:
     config = job.config
     if config.initial.start != "card" or config.card or config.lora:
         raise ConfigError(
-            f"{config.name}: method {config.method} needs the unchanged detector {config.detector}, but `initial`, `card`, or `lora` changes it",
+            f"{config.name}: method {config.method} needs embeddings of {config.detector} as it is; `initial`, `card`, or `lora` changes it",
             hint="remove these keys, or set `detector` to the card of your own detector",
         )
 

@@ -146,7 +146,9 @@ def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) 
     licences.require_accepted(base, config.accept_licences)
     folder = config.out or f"heads/{base.name.replace(':', '-')}"
     if "://" in folder:
-        raise ConfigError(f"--out {folder}: must be a local folder")
+        raise ConfigError(
+            f"--out must be a local folder, got {folder}", hint="give the path of a local folder"
+        )
     if config.install and not base.weights.fitted:
         raise ConfigError(
             f"--install: {base.name} has a published head, which cannot be replaced",

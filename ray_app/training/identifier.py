@@ -322,7 +322,8 @@ def select_classes(
     classes = tuple(sorted(set(counts) - set(rare_classes)))
     if len(classes) < 2:
         raise ConfigError(
-            f"an identifier needs two or more generators, found {', '.join(classes) or 'none'}"
+            f"an identifier needs two or more classes (generators, or real) to tell apart, found {', '.join(classes) or 'none'}",
+            hint="add training images of more generators, or allow small classes by --set identify.fewest=… (minimum 5)",
         )
     return classes, rare_classes
 

@@ -123,7 +123,10 @@ def make_identifier(
         export.inherit_licence(recipe, card),
     )
     if missing := [name for name in classes if name not in set(train.names)]:
-        raise ConfigError(f"none of the training images of {', '.join(missing)} could be read")
+        raise ConfigError(
+            f"none of the training images of {', '.join(missing)} could be read",
+            hint="check that the files of these classes exist and are not damaged",
+        )
     codes = np.array([classes.index(name) for name in train.names], np.int64)
     fitted = fitting.fit(train.vectors, codes, train.groups, config)
     save_file(

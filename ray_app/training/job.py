@@ -84,7 +84,7 @@ def plan_workers(
     worker_gpus = (1.0 if gpus else 0.0) if workers.gpus is None else workers.gpus
     if worker_gpus * least > gpus:
         raise ClusterError(
-            f"{least} workers need {worker_gpus:g} GPU each, but the cluster has {gpus:g}",
+            f"{least} workers need {worker_gpus:g} GPU each, but the cluster has {gpus:g} in all",
             hint="reduce the workers by --set workers.count=…, or state an autoscaler's maximum by --set cluster.gpus=…",
         )
     cpus_each = min(cpus / workers.count, node_cpus)

@@ -334,7 +334,8 @@ class Learner:
         # torch raises RuntimeError and safetensors SafetensorError if a disk is full.
         except (OSError, RuntimeError, SafetensorError) as error:
             raise StorageError(
-                f"{folder}: cannot write the checkpoint of step {self.step_number}: {describe_error(error)}"
+                f"{folder}: cannot write the checkpoint of step {self.step_number}: {describe_error(error)}",
+                hint="free disk space there, then run the same command again to resume",
             ) from error
 
     def load(self, folder: Path) -> None:

@@ -165,7 +165,8 @@ def _prepare_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) ->
     network.requires_grad_(True).train()
     if recipe.lora is not None and card.backbone is not None:
         raise ConfigError(
-            f"{recipe.name}: lora: {card.backbone.name} cannot learn, because other detectors share its file: remove lora"
+            f"{recipe.name}: lora: the backbone {card.backbone.name} cannot learn, because other detectors share its weights file",
+            hint="remove `lora` from the recipe",
         )
     if recipe.lora is not None:
         add_adapters(network, recipe.lora)
@@ -192,7 +193,8 @@ def _load_initial_weights(network: nn.Module, recipe: Recipe, card: DetectorCard
         missing = {"mae", "clip"} - set(initial.weights)
         if missing:
             raise ConfigError(
-                f"{recipe.name}: initial.weights: MaskCLIP needs mae and clip; missing: {', '.join(sorted(missing))}"
+                f"{recipe.name}: initial.weights: MaskCLIP needs files for its parts mae and clip, but lacks {', '.join(sorted(missing))}",
+                hint="add the missing part, such as initial.weights.mae: {uri: FILE}",
             )
         maskclip.initialise(network, *(_read_part(recipe, card, part) for part in ("mae", "clip")))
     elif initial.start == "pretrained":
@@ -275,7 +277,10 @@ def add_adapters(network: nn.Module, lora: LoraSettings) -> None:
             hint="set targets to the ends of names of linear or convolutional modules",
         ) from None
     if lora.whole and not whole_modules:
-        raise ConfigError(f"lora.whole: no module name ends in {' or '.join(lora.whole)}")
+        raise ConfigError(
+            f"lora.whole: no module name of the network ends in {' or '.join(lora.whole)}",
+            hint="set lora.whole to the ends of names of modules, or remove it",
+        )
     for module in whole_modules:
         module.requires_grad_(True)
 

@@ -136,7 +136,7 @@ class Perturbation(Frozen):
     def _check_name(cls, name: str) -> str:
         if name == "clean":
             raise ValueError(
-                "a perturbation cannot have the name clean, which is that of the unperturbed view"
+                "a perturbation cannot have the name clean, which stands for the unperturbed image"
             )
         return name
 
@@ -288,7 +288,9 @@ class PerturbationList(Frozen):
             *(view.name for view in self.absent),
         ]
         if duplicates := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two perturbations are called {', '.join(sorted(duplicates))}")
+            raise ValueError(
+                f"two perturbations are called {', '.join(sorted(duplicates))}, but names must be unique"
+            )
         if not self.perturbations and not self.families:
             raise ValueError(
                 "the list needs `perturbations`, `families` (degradations at five levels), or both"

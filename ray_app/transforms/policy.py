@@ -92,7 +92,9 @@ class CnnDetection(Frozen):
     @model_validator(mode="after")
     def _check_short_side(self) -> Self:
         if self.short_side is not None and self.short_side < self.crop:
-            raise ValueError(f"short_side must be at least crop {self.crop}, got {self.short_side}")
+            raise ValueError(
+                f"short_side must be at least `crop` ({self.crop}), got {self.short_side}"
+            )
         return self
 
     def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
@@ -144,7 +146,9 @@ class Augmentation(Frozen):
     @model_validator(mode="after")
     def _check_statistics(self) -> Self:
         if self.statistics is not None and self.policy != "openfake-v1":
-            raise ValueError(f"statistics are only for openfake-v1, not for {self.policy}")
+            raise ValueError(
+                f"`statistics` (of real images) requires policy openfake-v1, got {self.policy}"
+            )
         return self
 
 

@@ -55,7 +55,9 @@ def compress_webp(image: Image.Image, quality: Quality) -> Image.Image:
 
 def _check_avif(quality: int) -> None:
     if not ops.has_avif():
-        raise ValueError("this Pillow was built without AVIF")
+        raise ValueError(
+            "this Pillow has no AVIF; install pillow 11.3 or newer, or leave out the step avif"
+        )
 
 
 @register_step("avif", check=_check_avif)
@@ -239,7 +241,7 @@ def call(
     extra = {"rng": rng} if "rng" in signature(function).parameters else {}
     result = function(image, **arguments, **extra)
     if not isinstance(result, Image.Image):
-        raise TypeError(f"{path} returned {type(result).__name__}, not a PIL image")
+        raise TypeError(f"the function {path} returned {type(result).__name__}, not a PIL image")
     return result.convert("RGB")
 
 

@@ -83,7 +83,7 @@ def test_evaluate_writes_files_and_prints_its_document(evaluate, tmp_path):
         ("--protocol openfake-v9", "openfake-v1"),
         ("--set intervls=images", "did you mean 'intervals'"),
         ("--set bootstrap=20", "retired: remove it"),
-        ("--detector unifd", "would need its source"),
+        ("--detector unifd", "--detector cannot be used with"),
         ("--layout no-such --labels ''", "no-such"),
         ("--fragility card.yaml", "needs perturbed images"),
     ],

@@ -72,7 +72,7 @@ def test_standstill_interrupts_a_waiting_main_thread(stopper):
     rescue.start()
     try:
         with (
-            pytest.raises(ClusterError, match="no block ended"),
+            pytest.raises(ClusterError, match="finished no block of images"),
             stopper.handle_signals(),
             StallWatchdog(0.1, stopper, lambda: None),
         ):
@@ -88,7 +88,7 @@ def test_resting_run_is_no_standstill(stopper):
     watch.is_idle = True
     watch._check()
     watch.progressed()
-    with pytest.raises(ClusterError, match="no block ended"):
+    with pytest.raises(ClusterError, match="finished no block of images"):
         watch._check()
 
 

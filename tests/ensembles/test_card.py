@@ -80,7 +80,7 @@ def test_each_published_fusion_has_its_card(name):
         (WEIGHTED | {"rule": "soft-or"}, "weights other than 1 require rule weighted"),
         ({"gate": OutlierGate()}, "`gate` requires rule gated-mean"),
         ({"rule": "gated-mean"}, "gated-mean requires at least 3 detectors"),
-        ({"rule": "cascade"}, "`cascade` must be set for rule cascade and for no other rule"),
+        ({"rule": "cascade"}, "rule cascade requires `cascade`"),
         (
             {"rule": "cascade", "cascade": Cascade(first=2, band=(0, 1))},
             r"cascade.first must be less than the number of detectors \(2\), got 2",

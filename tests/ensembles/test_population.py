@@ -102,5 +102,5 @@ def test_image_outside_the_population_is_reported(population, image, said):
 
 
 def test_features_without_bins_for_their_counts_are_refused():
-    with pytest.raises(ValueError, match="must have 3 counts, got 2 and 2"):
+    with pytest.raises(ValueError, match="must have 3 counts each, one per bin, got 2 and 2"):
         Feature(name="score", edges=(0.0, 1.0), real=(1, 2), fake=(1, 2))

@@ -132,7 +132,7 @@ def test_images_of_another_run_and_missing_clip_are_refused(run, ids, clip, tmp_
     def tables(columns):
         yield pa.Table.from_pylist(rows).select(list(columns))
 
-    with pytest.raises(ConfigError, match="needs a CLIP"):
+    with pytest.raises(ConfigError, match="needs a CLIP network"):
         collect_prompts(tables, run, regenerated=again)
 
 

@@ -56,7 +56,7 @@ def test_failing_listing_is_scored_so_far_and_resumes(bucket, tmp_path, monkeypa
     work = find_work(run)
     assert 20 <= work.members < 60
     assert not work.pending
-    with pytest.raises(ConfigError, match="not all files have been scored once"):
+    with pytest.raises(ConfigError, match="not all files have been scored yet"):
         score_here(tmp_path / "run", bucket, rescore=("corrupt_image",))
     first = run.store.read("manifest/0/00000/blocks.parquet")
     finished, rows = score_here(tmp_path / "run", bucket)

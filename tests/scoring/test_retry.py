@@ -75,7 +75,7 @@ def test_retry_needs_a_finished_run_with_the_status(command, tmp_path, capsys):
         command(is_late, dies=True)
     for part in (tmp_path / "run/parts/00001").iterdir():
         part.unlink()
-    with pytest.raises(ConfigError, match="not all files have been scored once"):
+    with pytest.raises(ConfigError, match="not all files have been scored yet"):
         command(rescore=("source_timeout",))
 
 

@@ -88,7 +88,8 @@ def _read(config: CollectConfig, source: str) -> pa.Table:
         raise ConfigError(f"{source}: {error.detail}") from None
     except (pa.ArrowException, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{source}: cannot be read as JSON: {' '.join(str(error).split())[:300]}"
+            f"{source}: cannot be read as JSON: {' '.join(str(error).split())[:300]}",
+            hint="download the file again, because it is damaged or not a file of DFLIP-3K",
         ) from None
 
 

@@ -404,6 +404,7 @@ def _find_mask(
         path = f"{source.rpartition('/')[0]}/{path}"
     if not any(may_name(uri, member.member, path) for uri in (member.uri, source)):
         raise ConfigError(
-            f"{source}: a row from an archive or from another host may not name the mask {path}"
+            f"{source}: for security, a row from an archive or from another host may not name the mask {path}",
+            hint="unpack the archive, or copy the table and its masks to this machine",
         )
     return path

@@ -166,7 +166,8 @@ class ListedLayout(DatasetLayout):
         """
         if self._listed.setdefault(path, labels) != labels:
             raise ConfigError(
-                f"{file}: {path} is listed twice, as [{self._listed[path]}] and as [{labels}]"
+                f"{file}: {path} is listed twice, with different labels: [{self._listed[path]}] and [{labels}]",
+                hint="keep the row with the right labels",
             )
 
 
@@ -470,7 +471,10 @@ def read_json(path: str) -> Any:
     try:
         return json.loads(Fetcher(signed=[path]).fetch(redact(path), "", _MAX_BYTES))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{redact(path)}: not a valid JSON file: {error}") from None
+        raise ConfigError(
+            f"{redact(path)}: not a valid JSON file: {error}",
+            hint="correct the file, or download it again",
+        ) from None
     except InputError as error:
         raise ConfigError(f"{redact(path)}: {error.detail}") from None
 

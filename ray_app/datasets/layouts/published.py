@@ -137,8 +137,8 @@ class OpenFakeCsv(base.ListedLayout):
     def _labels_of_row(self, row: Mapping[str, Any], path: str, where: str) -> Labels:
         if "typ" not in row and "label" not in row:
             raise ConfigError(
-                f"{where}: neither a column 'typ' nor 'label'",
-                hint=f"rename one of its columns: {', '.join(row) or 'none'}",
+                f"{where}: the table has neither a column 'typ' nor 'label'",
+                hint=f"rename the column that states real or fake to label; its columns are {', '.join(row) or 'none'}",
             )
         if "typ" not in row:
             return _read_labels(row, path, self.split, where)
@@ -605,7 +605,8 @@ class Dflip(base.ListedLayout):
                 )
             if _parse_id(name) in self._listed:
                 raise ConfigError(
-                    f"{file}: two ids, such as '{name}', are '{_parse_id(name)}' up to the first dot, so their files collide"
+                    f"{file}: '{name}' and another id are both '{_parse_id(name)}' up to the first dot, so their images cannot be told apart",
+                    hint="rename or remove one of the two ids",
                 )
             prompt = base.get_text(record, "Prompt") or base.get_text(record, "p")
             model = base.get_text(record, "Model") or base.get_text(record, "Model hash") or "sdft"

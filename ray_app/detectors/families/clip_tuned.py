@@ -74,7 +74,7 @@ def build(card: DetectorCard) -> nn.Module:
     arguments = head.pop("tower", None)
     if not isinstance(arguments, Mapping):
         raise DetectorError(
-            f"{card.name}: architecture.arguments must have `tower`, the arguments of the CLIP tower"
+            f"{card.name}: architecture.arguments must have the key `tower`, a mapping with the arguments of the CLIP tower"
         )
     tower = build_tower(arguments, card.name, "architecture.arguments.tower")
     return linear_head(card, tower, head)

@@ -133,7 +133,9 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         match = _NAME.fullmatch(name)
         if match is None:
-            raise ValueError(f"name must be (tf_)efficientnet_lite0 to 4, got {name!r}")
+            raise ValueError(
+                f"name must be efficientnet_lite0 to efficientnet_lite4, with or without the prefix tf_, got {name!r}"
+            )
         self._same, self._norms = bool(match[1]), norms
         channel_scale, depth_scale = _SCALES[int(match[2])]
         self.conv_stem, self.bn1 = self.conv(3, _STEM, 3, 2, 1), self.norm(_STEM)

@@ -176,7 +176,8 @@ class StageBackbone(LibraryBackbone):
         ]
         if [tensor.shape for tensor in expected.values()] != [tensor.shape for tensor in tensors]:
             raise DetectorError(
-                f"{self.name}: the file must have the tensors of this network in the same order"
+                f"{self.name}: the file must have the tensors of this network in the same order",
+                hint="set the weights of the backbone to its published checkpoint",
             )
         network.load_state_dict(dict(zip(expected, tensors, strict=True)), strict=False)
         return network.folded()
@@ -244,7 +245,7 @@ def linear_head(card: DetectorCard, backbone: Any, arguments: Mapping[str, Any])
     ):
         features = " or ".join(backbone.widths)
         raise DetectorError(
-            f"{card.name}: architecture.arguments must be `feature` ({features}) and `normalise` (true or false)"
+            f"{card.name}: architecture.arguments must have exactly two keys, `feature` ({features}) and `normalise` (true or false)"
         )
     return FrozenLinear(
         backbone,
@@ -294,7 +295,10 @@ def build_backbone(card: DetectorCard) -> Any:
             if network is not None:
                 return ProjectingBackbone(network)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise DetectorError(f"{backbone.name}: {library} cannot build {name}: {error}") from error
+        raise DetectorError(
+            f"{backbone.name}: {library} cannot build {name}: {error}",
+            hint="correct `architecture` of the backbone in its card",
+        ) from error
     raise DetectorError(
         f"{backbone.name}: architecture.name must be timm/…, stages/…, or transformers/…{_PROJECTING}, got {backbone.architecture.name!r}"
     )

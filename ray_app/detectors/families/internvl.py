@@ -150,7 +150,8 @@ def tokenise(
     end = tokenizer.token_to_id(dialogue.end)
     if end is None or prompt.count(image_token_id) != image_tokens:
         raise DetectorError(
-            f"{path}: the tokenizer does not fit the card: {dialogue.image[1]} must be token {image_token_id}, and {dialogue.end} must be a token"
+            f"{path}: the tokenizer does not fit the card: {dialogue.image[1]} must be token {image_token_id}, and {dialogue.end} must be a token",
+            hint="use the tokenizer of the checkpoint, or correct architecture.arguments in the card",
         )
     fake, real = (
         _single_tokens(tokenizer, answers, path)
@@ -158,12 +159,13 @@ def tokenise(
     )
     if shared := set(fake) & set(real):
         raise DetectorError(
-            f"{path}: tokens {sorted(shared)} mean both answers",
+            f"{path}: tokens {sorted(shared)} are in the answers for both fake and real",
             hint="correct architecture.arguments.answers in the card",
         )
     if len(prompt) > dialogue.max_tokens_per_batch:
         raise DetectorError(
-            f"the prompt has {len(prompt)} tokens, but max_tokens_per_batch is {dialogue.max_tokens_per_batch}"
+            f"the prompt has {len(prompt)} tokens, but max_tokens_per_batch is {dialogue.max_tokens_per_batch}",
+            hint="raise architecture.arguments.max_tokens_per_batch in the card, or shorten the prompt",
         )
     return DialogueTokens(tokenizer, prompt, end, fake, real)
 
@@ -180,8 +182,8 @@ def _single_tokens(
     single = sorted({ids[0] for ids in encoded if len(ids) == 1})
     if not single:
         raise DetectorError(
-            f"{path}: none of {', '.join(answers)} is a single token",
-            hint="correct `answers` in the card",
+            f"{path}: none of {', '.join(answers)} is a single token, as an answer must be",
+            hint="set architecture.arguments.answers in the card to words that are single tokens",
         )
     return single
 
@@ -336,7 +338,10 @@ def _config(name: str, arguments: Mapping[str, Any]) -> transformers.InternVLCon
         # different matrices.
         config = transformers.InternVLConfig(**{"tie_word_embeddings": False, **arguments})
     except Exception as error:  # The validators raise exceptions of their own.
-        raise DetectorError(f"{name}: transformers cannot build InternVL: {error}") from None
+        raise DetectorError(
+            f"{name}: transformers cannot build InternVL: {error}",
+            hint="correct architecture.arguments in the card",
+        ) from None
     defaults = transformers.InternVLConfig().to_dict()
     sections = {"": (arguments, defaults)} | {
         f"{key}.": (arguments.get(key, {}), defaults[key])

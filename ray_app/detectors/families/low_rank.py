@@ -66,7 +66,8 @@ def merged(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.T
             ):
                 shapes = ", ".join(str(tuple(part.shape)) for part in (left, scale, right))
                 raise DetectorError(
-                    f"{layer}: low-rank factors of shapes {shapes} do not fit a weight {tuple(weight.shape)}"
+                    f"{layer}: low-rank factors of shapes {shapes} do not fit a weight {tuple(weight.shape)}",
+                    hint="use factors that were trained for this network",
                 )
             result[f"{layer}.weight"] = (weight + (left * scale) @ right).float()
             if (bias := f"{layer}.{form[0].replace('weight', 'bias')}") in result:

@@ -70,7 +70,8 @@ def published_keys(
         f"{key} and {key_by_name[name]}" for key, name in names.items() if key_by_name[name] != key
     ]:
         raise DetectorError(
-            f"several keys of the weights file mean the same tensor of {type(network).__name__}: {', '.join(duplicates[:3])}"
+            f"several keys of the weights file mean the same tensor of {type(network).__name__}: {', '.join(duplicates[:3])}",
+            hint="remove one key of each pair from the file",
         )
     return {name: state[key] for key, name in names.items()}
 

@@ -433,7 +433,8 @@ def read_audit(*folders: Path) -> Audit:
         return Audit(document, tuple(strata), tuple(document["sample"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
-            f"{path} was not written by `touchstone runs audit --draw`: {error}"
+            f"{path} was not written by `touchstone runs audit --draw`: {error}",
+            hint="set --out to the folder of `touchstone runs audit RUN --draw N --out DIR`",
         ) from None
 
 

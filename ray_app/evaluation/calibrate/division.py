@@ -207,7 +207,7 @@ def read_parts(labelled: CalibrationData, groups: Indices) -> Indices:
     if unknown := sorted({str(part) for part in labelled.part} - set(PARTS)):
         images = sum(str(part) in unknown for part in labelled.part)
         raise ConfigError(
-            f"labels: {images:,} of {len(labelled):,} images have the part {unknown[0]!r}",
+            f"labels: the column `part` must have {', '.join(PARTS)}, but {images:,} of {len(labelled):,} images have the part {unknown[0]!r}",
             hint="give every image the part fit, calibrate, or choose, or leave out the column `part`",
         )
     parts = np.array([PARTS.index(str(part)) for part in labelled.part], np.int64)
@@ -428,13 +428,13 @@ def _refuse_few_groups(labelled: CalibrationData, groups: Indices) -> None:
         )
     if fake_groups < len(PARTS):
         raise ConfigError(
-            f"the fakes of {len(names)} generators form {fake_groups} groups, by sources or similar images; three parts need 3 groups",
+            f"the fakes of {len(names)} generators form {fake_groups} groups by generator, source, or similar images, but 3 are needed",
             hint="add --share-generators, so that only sources and similar images keep fakes together",
         )
     if real_groups < len(PARTS):
         raise ConfigError(
-            f"the reals form {real_groups} group{'s' if real_groups > 1 else ''}, by their sources or similar images; three parts need 3 groups",
-            hint="label reals of more sources, or add --share-generators if the generators of fakes connect their sources",
+            f"the real images form {real_groups} group{'s' if real_groups > 1 else ''} by source or similar images, but 3 are needed",
+            hint="label real images of more sources, or add --share-generators if the generators of fakes connect their sources",
         )
 
 
@@ -448,6 +448,6 @@ def _refuse_one_class(labelled: CalibrationData, parts: Indices) -> None:
         for is_fake, kind in ((False, "real"), (True, "fake")):
             if not (labelled.fake[parts == number] == is_fake).any():
                 raise ConfigError(
-                    f"the part {name} has no {kind} image",
+                    f"calibration needs real and fake images in each of its three parts, but the part {name} has no {kind} image",
                     hint="label more images, of more sources and generators",
                 )

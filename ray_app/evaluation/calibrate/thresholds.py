@@ -125,7 +125,7 @@ def choose_threshold(
             else f", which are worth {size.effective:,.0f} independent ones"
         )
         raise ConfigError(
-            f"thresholds are chosen on {n:,} reals{grouped}; an FPR of {100 * target:g} % at {100 * confidence:g} % confidence needs {needed:,}",
+            f"a false-positive rate of {100 * target:g} % at {100 * confidence:g} % confidence needs {needed:,} real images, got {n:,}{grouped}",
             hint=hint_for_few_reals(n_effective, confidence),
         )
     max_false_positives = false_positives_allowed(n, target, confidence, effective=n_effective)
@@ -238,8 +238,8 @@ def choose_real_below(fakes: ArrayLike, miss: float = 0.05, *, fake_above: float
     scores = np.sort(np.asarray(fakes, np.float64))
     if not len(scores):
         raise ConfigError(
-            "cannot choose the threshold for real images: no image is labelled fake",
-            hint="label fake images",
+            "the threshold of the verdict real is chosen on scores of fake images, but no image is labelled fake",
+            hint="label fake images, too",
         )
     max_missed = math.floor(miss * len(scores) * (1 + 1e-12))
     if max_missed >= len(scores):

@@ -93,7 +93,7 @@ def load_statistics(path: Path) -> RealStatistics:
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise ConfigError(
             f"{path}: cannot read statistics of real images: {error}",
-            hint="give an .npz file with blur_vals and res_vals",
+            hint="give an .npz file with blur_vals and res_vals, or remove `statistics` to measure them on training images",
         ) from error
     if sizes.ndim != 2 or sizes.shape[1] != 2:
         raise ConfigError(f"{path}: res_vals must have the shape (n, 2), got {sizes.shape}")
@@ -403,7 +403,9 @@ class CommunityForensicsPolicy(Frozen):
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
         if self.short_side is not None and self.short_side < self.crop:
-            raise ValueError(f"short_side must be at least crop {self.crop}, got {self.short_side}")
+            raise ValueError(
+                f"short_side must be at least `crop` ({self.crop}), got {self.short_side}"
+            )
         if not 0 <= self.repeats[0] <= self.repeats[1]:
             raise ValueError(
                 f"repeats must be an ascending range [minimum, maximum] from 0 or more, got {list(self.repeats)}"

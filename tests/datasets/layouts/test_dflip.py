@@ -75,7 +75,7 @@ FAKE = {"image_path": "1.jpg", "is_fake": 1}
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("pd.json", {"1.a": {}, "1.b": {}}, "two ids, such as '1.b', are '1'"),
+        ("pd.json", {"1.a": {}, "1.b": {}}, "'1.b' and another id are both '1'"),
         ("pd.json", {"1": "url"}, "'1' must be an object, such as .*, got 'url'"),
         ("other.json", {"1": {}}, "does not show the generator"),
         ("x.json", [FAKE | {"family_id": None}], "family_id None"),

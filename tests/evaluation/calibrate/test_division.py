@@ -132,7 +132,7 @@ def test_each_part_of_few_groups_has_both_classes(fakes, copies):
         ({"generator": ["G", "G", "H", "H"]}, False, r"are of 2 generators \(G, H\); three parts .* need 3", "--share-generators"),
         ({}, False, r"the fakes are of 1 generator \(a generator that is not told\)", "--share-generators"),
         ({"generator": [*"GHIJ"], "source": [None] * 4 + [*"aabb"]}, False, "fakes of 4 generators form 2 groups", "--share"),
-        ({"source": [*"aabb", *[None] * 4]}, True, "the reals form 2 groups, by their sources or similar images", "more sources"),
+        ({"source": [*"aabb", *[None] * 4]}, True, "the real images form 2 groups by source or similar images", "more sources"),
     ],
 )  # fmt: skip
 def test_too_few_groups_are_refused(columns, share, words, hint):
