@@ -116,7 +116,7 @@ def test_head_of_another_width_is_refused(tmp_path):
     card, _ = small_clip_card(tmp_path)
     head = {"fc.weight": torch.zeros(1, 7), "fc.bias": torch.zeros(1)}
     torch.save({"model": head}, tmp_path / "weights.pth")
-    with pytest.raises(DetectorError, match="the head must have the shapes"):
+    with pytest.raises(DetectorError, match="head must have the shapes"):
         LinearHead(card)
 
 

@@ -200,7 +200,7 @@ def test_only_the_head_of_a_linear_clip_learns():
     }
     given = Recipe.model_validate(facts)
     assert learning(built(given)) == {"fc.weight", "fc.bias"}
-    with pytest.raises(ConfigError, match="lora: small cannot learn"):
+    with pytest.raises(ConfigError, match="lora: the backbone small cannot learn"):
         built(given.model_copy(update={"lora": LoraSettings(targets=("c_fc",))}))
 
 
