@@ -194,7 +194,7 @@ def _load_initial_weights(network: nn.Module, recipe: Recipe, card: DetectorCard
         if missing:
             raise ConfigError(
                 f"{recipe.name}: initial.weights: MaskCLIP needs files for its parts mae and clip, but lacks {', '.join(sorted(missing))}",
-                hint="add the missing part, such as initial.weights.mae: {uri: FILE}",
+                hint="name both files: initial.weights: {mae: {uri: FILE}, clip: {uri: FILE}}",
             )
         maskclip.initialise(network, *(_read_part(recipe, card, part) for part in ("mae", "clip")))
     elif initial.start == "pretrained":

@@ -158,7 +158,7 @@ def test_part_of_a_network_comes_from_its_own_file(tmp_path):
     assert_values(network.blocks.state_dict(), state)
     with pytest.raises(ConfigError, match="no part 'trunk'"):
         built(recipe("vit", initial=pretrained(weights={"trunk": weights})))
-    with pytest.raises(ConfigError, match="missing: clip"):
+    with pytest.raises(ConfigError, match="but lacks clip"):
         built(recipe("maskclip", initial=pretrained(weights={"mae": weights})))
 
 
