@@ -506,29 +506,29 @@ _ALTERNATIVE = re.compile(r"\(|constrained-|.*\[")
 
 def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
     keys = [str(part) for part in detail["loc"] if not _ALTERNATIVE.match(str(part))]
-    place = f"{where}: {'.'.join(keys)}" if keys else where
+    location = f"{where}: {'.'.join(keys)}" if keys else where
     if detail["type"] == "extra_forbidden":
         *parents, key = detail["loc"]
         models = _models_at(model, parents)
         for candidate in models:
             if replacement := getattr(candidate, "retired_keys", {}).get(key):
-                return f"{place}: retired: {replacement}"
-        return f"{place}: unknown key" + _nearest(
+                return f"{location}: retired: {replacement}"
+        return f"{location}: unknown key" + _nearest(
             str(key), [name for candidate in models for name in candidate.model_fields]
         )
     if detail["type"] == "missing":
-        return f"{place}: missing"
+        return f"{location}: missing"
     if detail["type"] == "union_tag_invalid":
         tag, valid = detail["ctx"]["tag"], re.findall(r"'([^']+)'", detail["ctx"]["expected_tags"])
         key = detail["ctx"]["discriminator"].strip("'")
         return f"{where}: {'.'.join([*keys, key])}: {tag!r} is not valid{_nearest(tag, valid)}"
     problem = detail["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     if problem.startswith("Input should"):
-        return f"{place}: {detail['input']!r} does not fit: it{problem.removeprefix('Input')}"
+        return f"{location}: {detail['input']!r} does not fit: it{problem.removeprefix('Input')}"
     # A rule about several keys names them itself.
     if isinstance(detail["input"], Mapping | BaseModel):
-        return f"{place}: {problem}"
-    return f"{place}: {problem} (got {detail['input']!r})"
+        return f"{location}: {problem}"
+    return f"{location}: {problem} (got {detail['input']!r})"
 
 
 def _models_at(model: Any, location: Sequence[int | str]) -> list[Any]:
