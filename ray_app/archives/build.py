@@ -217,8 +217,7 @@ def list_members(
     A member is new if no earlier manifest has its id. The manifest lists as vanished all ids of
     earlier manifests that are not in the archive now. If a file returns to an older version, its
     old id is no longer vanished, and its existing result row is used again. If a folder or
-    container cannot be listed, its present members do not become vanished, and its vanished members
-    do not return.
+    container cannot be listed, its members stay as the earlier manifests list them.
 
     Args:
         store: The run directory.

@@ -187,7 +187,7 @@ class IdTable:
     def keep_new(self) -> None:
         """Add the ids that `choose_new` found to the known ids.
 
-        Call this after the manifest or portion with these members is written.
+        Call this after the manifest with these members, or a portion (part) of it, is written.
         """
         with _database_errors():
             [(count,)] = self._db.execute(_ADD_TO_KNOWN).fetchall()

@@ -181,7 +181,7 @@ class Archive:
                 yield source_index, ordinal, section
 
     def range_section(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
-        """Return the section of a source that has a range of keys of an S3 prefix.
+        """Return a section: the part of an S3 source whose keys are in a range.
 
         A listing stores the ranges of keys that are still to be listed. If it is interrupted, the
         next command continues with their sections.

@@ -150,11 +150,13 @@ class ArchiveWalker:
     _opened_containers: tuple[int, int] = (0, 0)
 
     def sources(self, *, in_order: bool = False) -> None:
-        """List all files and unopened containers of the sources, up to `limit`.
+        """List the sources to their end, or until `limit` members are found.
+
+        Files are written into the raw files of this object. Containers are noted, and not opened.
 
         Args:
-            in_order: Whether to list one section after another, with no more requests than
-                necessary.
+            in_order: Whether to list one section (part of a source) after another, with no more
+                requests than necessary.
         """
         if in_order or self.limit is not None:
             self._add_listings(self._list_in_order(self._pending_sections()))

@@ -38,7 +38,7 @@ class SampleOrder:
     of a step alone decides its rows, so a training can resume at any step.
 
     Args:
-        rows: A labelled table, whose `input` has `label`, `generator`, and `group`.
+        rows: A labelled table. Its column `input` is a struct with `label`, `generator`, and `group`.
         sampling: The section `sampling` of the training's config.
         seed: Seed of the order.
         batch: Images of a step, over all workers.

@@ -1,4 +1,8 @@
-"""Call functions of the C library that Python does not expose."""
+"""Keep or return freed memory, by functions of the C library that Python does not expose.
+
+Call `keep_freed_memory` before networks run on a CPU, and `return_freed_memory` after they are
+unloaded.
+"""
 
 import ctypes
 import functools

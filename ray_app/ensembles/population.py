@@ -163,7 +163,7 @@ class Population(Frozen):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the serialized population, in hex. It identifies the calibration of a run."""
+        """SHA-256 of the serialized population, in hex. A run records it as the identity of its calibration."""
         return hashlib.sha256(
             json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
         ).hexdigest()

@@ -52,8 +52,8 @@ class Intervals:
     """Divide images into the groups that the jackknife leaves out to compute intervals of metrics.
 
     The jackknife may leave out the images of one generator or source at a time. Intervals then also
-    describe images of generators and sources that the labels do not have. If it leaves out random
-    groups, intervals describe only further images of the labelled generators and sources.
+    hold for new generators and sources, of which no image is labelled. If it leaves out random
+    groups, intervals hold only for further images of the labelled generators and sources.
 
     Args:
         meaning: `generators` to leave out one generator or source at a time, if the labels name at

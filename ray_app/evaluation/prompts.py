@@ -220,8 +220,8 @@ def collect_prompts(
         tables: Function that returns the labelled rows.
         run: The run.
         clip: A folder of published CLIP weights; needed only with `regenerated`.
-        regenerated: A folder of images generated from the prompts that the run predicted; None to
-            leave the metrics undefined.
+        regenerated: A folder of images generated from the prompts that the run predicted; None
+            leaves the metrics that compare images undefined.
 
     Returns:
         The prompts; None if no prompt was predicted, or no label has one.

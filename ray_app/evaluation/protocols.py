@@ -139,7 +139,7 @@ class Reference(Frozen):
     def _check_marks(self) -> "Reference":
         if unknown := self.marks.keys() - self.rows.keys():
             raise ValueError(
-                f"`marks` names rows without a value in `rows`: {', '.join(sorted(unknown))}"
+                f"`marks` has rows for which `rows` has no value: {', '.join(sorted(unknown))}"
             )
         return self
 
@@ -273,7 +273,7 @@ class Protocol(Frozen):
 
     @property
     def traits(self) -> Mapping[str, str]:
-        """The facts on generators that are needed to assign them to rows of the table.
+        """The facts on generators that decide in which row of the result table their images count.
 
         The keys are the facts, `released` and `architecture`. The values are the columns of the
         labels with these facts, `release_date` and `architecture`. A fact is left out if no row

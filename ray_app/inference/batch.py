@@ -320,9 +320,10 @@ class BatchImages:
 
     @contextmanager
     def open(self, slot: int) -> Iterator[DecodedImage | None]:
-        """Yield the decoded image at a position (slot) of the batch, or None if there is no file.
+        """Yield the decoded image at a position (slot) of the batch, as a context manager.
 
-        Entering the block raises InputError if the image is rejected.
+        It yields None if the batch keeps no file at this position. Entering the `with` block raises
+        InputError if the image is rejected.
         """
         cached, file = self._cache.get(slot), self._files[slot]
         if cached is not None or file is None:

@@ -113,9 +113,12 @@ class DetectorOutputs:
         return columns
 
     def by_view(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Return the outputs of one kind for perturbed images: {perturbation: {detector: column}}.
+        """Return the outputs of one kind, such as `scores`, for perturbed images.
 
         Outputs for the unchanged images are left out.
+
+        Returns:
+            By perturbation and then by detector, the column of outputs, one for each image.
         """
         columns: dict[str, dict[str, Any]] = {}
         for key, column in self.columns.items():

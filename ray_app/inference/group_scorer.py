@@ -37,7 +37,7 @@ class GroupScorer:
         spec: The spec of the whole ensemble.
         groups: The groups of detectors (see `DetectorGroups`).
         decoder: Makes encoded images of batches readable (see `BatchDecoder.complete`), and decodes
-            undecided images of a cascade again.
+            again the images that the first stage of a cascade did not decide.
         clock: Counts the seconds of all steps, including loading.
         kept_bytes: Memory for decoded batches. One batch may exceed the limit.
         block_members: The number of images in a block, which is what one task scores. Pass it

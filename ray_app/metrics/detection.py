@@ -67,8 +67,8 @@ def measure_detection(
 
     Args:
         images: The scored images.
-        sample: The images in the groups that the jackknife leaves out to compute intervals. If
-            None, only proportions have an interval, which is exact.
+        sample: The images, divided into groups. The jackknife leaves out one group at a time to
+            compute intervals. If None, only proportions have an interval, which is exact.
         continuous: False for a detector that only replies yes or no. Metrics of rankings are then
             undefined and, without a calibration, also metrics of probabilities.
 

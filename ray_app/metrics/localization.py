@@ -216,9 +216,10 @@ class PixelLevels(NamedTuple):
 
     @classmethod
     def from_mask(cls, mask: NDArray[Any], truth: NDArray[Any]) -> "PixelLevels":
-        """Count the pixels of a mask (H, W) with its truth (H, W), nonzero for altered pixels.
+        """Count the pixels at each level of a predicted mask, separately by their truth.
 
-        The mask has probabilities, or uint8 grey levels, which are 255 times the probabilities.
+        Both arrays have the shape (H, W). `truth` is nonzero for altered pixels. The mask has
+        probabilities, or uint8 grey levels, which are 255 times the probabilities.
 
         Raises:
             ValueError: The shapes differ, the mask is empty, or a value is not finite.

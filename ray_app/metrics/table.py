@@ -106,7 +106,8 @@ class MetricsTable:
         Args:
             system: The detector or ensemble; empty for metrics of the data or the run.
             view: The perturbation; empty for unchanged images.
-            scope: The images that the metrics are computed from.
+            scope: The images that the metrics are computed from, such as `fake, whole: sdxl`.
+                `ALL` means all images.
         """
         return self._parts.get((system, view, scope), {})
 

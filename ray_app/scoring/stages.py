@@ -593,13 +593,15 @@ def _select_rows(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:
 
 
 def scorer_stages(job: ScoringJob) -> list[tuple[type[BlockStage], tuple[Any, ...]]]:
-    """Return the stages between decoders and committers in the split layout, in their order.
+    """Return the stages that score decoded images before they are committed, in their order.
+
+    The split layout has these stages: decoding, scoring, and committing are separate processes.
 
     Args:
         job: The data that every worker process of the session needs.
 
     Returns:
-        For each stage, its class, and the arguments of its `start` after the job.
+        For each stage, its class, and the arguments that its `start` takes in addition to the job.
     """
     if job.groups is not None:
         return [(GroupTensorScorer, ())]

@@ -572,9 +572,10 @@ class Dflip(base.ListedLayout):
         return {"all": len(self._listed)} if self._has_ids else _PUBLISHED_V2
 
     def labels(self, item: ListedMember) -> Labels | None:
-        """Return the labels by the image's id (version 1) or path (version 2).
+        """Return the labels of an image. None if it has none, or is not an image.
 
-        The id is the file's name up to the first dot.
+        They are found by the image's id in version 1 of the data set, by its path in version 2. The
+        id is the file's name up to the first dot. Images in shards are labelled by their folders.
 
         Raises:
             ConfigError: The folders of a shard name no label, or no known family of a fake.
