@@ -89,7 +89,7 @@ def must_read_rows(plan: members.BlockPlan, run: Run) -> bool:
     """Return whether `find_block_ends` must read the rows of a run, and not only count them.
 
     A run is a sequence of members that one task cuts into blocks, not a scoring run. Its rows are
-    necessary if a block should stop where a container or a row group of a table ends. They are also
+    necessary if a block should stop at the end of a container or of a row group of a table. They are also
     necessary if a block may exceed the plan's maximum bytes.
     """
     return run.has_groups or _may_be_heavy(plan, run)

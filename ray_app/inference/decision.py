@@ -113,9 +113,10 @@ class DetectorOutputs:
         return columns
 
     def by_view(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Return the outputs of one kind, such as `scores`, for perturbed images.
+        """Return the outputs of one kind for perturbed images, without those of unchanged images.
 
-        Outputs for the unchanged images are left out.
+        Args:
+            kind: The kind of output, such as `scores`.
 
         Returns:
             By perturbation and then by detector, the column of outputs, one for each image.

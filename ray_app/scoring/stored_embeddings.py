@@ -188,7 +188,7 @@ class StoredHeads:
         departing = departures(spec.ensemble.settings, precision, resize)
         if departing and not waived:
             raise ConfigError(
-                f"{spec.ensemble.name}: its calibration is not valid for these embeddings, which were made with other settings: {' and '.join(departing)}",
+                f"{spec.ensemble.name}: its calibration is not valid for these embeddings, made with other settings: {' and '.join(departing)}",
                 hint="score the images with this card, or add --set waive_guarantee=true to give up its guarantee",
             )
         if spec.describer is not None:

@@ -209,7 +209,7 @@ class CollectConfig(Frozen):
             raise ValueError(f"must be a folder below `out`, got {folder!r}")
         if parts and parts[0].casefold() in _RESERVED_FOLDERS:
             raise ValueError(
-                f"must not be in {parts[0]!r}, where this command keeps its own records: name another folder"
+                f"must not be in {parts[0]!r}, which has this command's own records: name another folder"
             )
         return "/".join(parts)
 
