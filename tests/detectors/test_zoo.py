@@ -43,7 +43,10 @@ def test_network_is_as_large_as_the_card_states():
 )
 def test_argument_unknown_to_the_family_is_named(name):
     card = CARDS[name]
-    with torch.device("meta"), pytest.raises(DetectorError, match=r"wings|must be `feature`"):
+    with (
+        torch.device("meta"),
+        pytest.raises(DetectorError, match=r"wings|must have exactly two keys, `feature`"),
+    ):
         build_network(with_arguments(card, {**card.architecture.arguments, "wings": 2}))
 
 

@@ -188,7 +188,9 @@ def test_score_refuses_runs_without_what_it_needs(run, tmp_path):
 def test_calibration_of_another_precision_is_refused(run, tmp_path):
     settings = {"precision": {NAME: "bf16"}, "resize": "exact"}
     card = str(write_ensemble(tmp_path / "mine.yaml", [NAME], settings=settings))
-    with pytest.raises(ConfigError, match=f"these embeddings, made with other settings: {NAME} in fp32"):
+    with pytest.raises(
+        ConfigError, match=f"these embeddings, made with other settings: {NAME} in fp32"
+    ):
         score_stored(run, tmp_path / "new", ensemble=card)
     assert rows_added(run, tmp_path / "new", ensemble=card, waive_guarantee=True)[1] == 31
 

@@ -85,7 +85,7 @@ def test_dry_run_names_classes_and_held_out(labels):
     ("section", "said"),
     [
         ({"fewest": 500}, r"too few training images of bilinear/a \(.*each class needs 500"),
-        ({"fewest": 500, "rare": "leave-out"}, "two or more generators"),
+        ({"fewest": 500, "rare": "leave-out"}, "two or more classes"),
         ({"held_out": [*HELD_OUT, "shufle/a"]}, "no training image is of shufle/a"),
     ],
 )

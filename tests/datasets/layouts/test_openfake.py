@@ -34,7 +34,7 @@ def test_openfake_in_the_wild_names_no_models():
     found = [layout.labels(row(places[0], label=label, model=model)).generator for label, model in
              (("fake", None), ("fake", "reddit"), ("real", None), ("real", "reddit"))]  # fmt: skip
     assert found == ["reddit", "reddit", "real:reddit", "real:reddit"]
-    assert "its model is None" in refused(layout, row(places[1], label="fake", model=None))
+    assert "its column 'model' is None" in refused(layout, row(places[1], label="fake", model=None))
 
 
 def test_openfake_labels_of_either_version_and_no_unknown_one():
@@ -44,7 +44,7 @@ def test_openfake_labels_of_either_version_and_no_unknown_one():
     for value in (0, "REAL"):
         assert layout.labels(row(label=value, model="real")).label == "real"
     assert "'unsure' is not a label" in refused(layout, row(label="unsure", model="m"))
-    assert "its model is 'real'" in refused(layout, row(label="fake", model="real"))
+    assert "its column 'model' is 'real'" in refused(layout, row(label="fake", model="real"))
 
 
 def test_openfake_label_file_of_version_1(tmp_path):

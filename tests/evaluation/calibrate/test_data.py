@@ -158,5 +158,5 @@ def test_card_with_other_weights_is_refused(tmp_path):
     path = tmp_path / "run" / "run.json"
     weights = f'"touchstone-tiny": {{"weights": "{"0" * 64}"}}'
     path.write_text(path.read_text().replace('"touchstone-tiny": {}', weights))
-    with pytest.raises(ConfigError, match="touchstone-tiny: its card has other weights"):
+    with pytest.raises(ConfigError, match="touchstone-tiny: weights of its card changed since"):
         read_labelled(url, labels)
