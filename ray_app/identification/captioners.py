@@ -364,9 +364,10 @@ def question_tokens(card: DescriberCard, tokenizer: CaptionTokenizer) -> list[in
     text = expand_template(architecture["template"], architecture["image"], count, card.question)
     ids: list[int] = tokenizer.tokenizer.encode(text, add_special_tokens=False).ids
     token_id = tokenizer.tokenizer.token_to_id(token)
-    if token_id is None or ids.count(token_id) != count:
+    occurrences = 0 if token_id is None else ids.count(token_id)
+    if token_id is None or occurrences != count:
         raise DetectorError(
-            f"{card.name}: {token} must be a single token, and occur {count} times in the tokens of the question, got {ids.count(token_id)}",
+            f"{card.name}: {token} must be a single token, and occur {count} times in the tokens of the question, got {occurrences}",
             hint="correct `image`, `image_tokens`, or `template` in the section `architecture` of the card",
         )
     return ids
