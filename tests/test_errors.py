@@ -16,6 +16,7 @@ from ray_app.errors import (
     is_image_error,
     one_line,
 )
+from ray_app.reports.check import ALWAYS, CAVEATS
 from ray_app.serving.http.schemas import ImageAnswer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,13 @@ def test_the_page_gives_every_reason_its_meaning():
     assert re.findall(r"^  (\w+): \"(.*)\",$", listed, re.MULTILINE) == [
         (reason.value, reason.meaning) for reason in Reason
     ]
+
+
+def test_both_pages_say_the_same_about_what_a_verdict_does_not_mean():
+    script = (ROOT / "ray_app/serving/page/verdict.js").read_text()
+    listed = script.partition("const CAVEATS = {")[2].partition("\n\n")[0]
+    sentences = [sentence for verdict in CAVEATS.values() for sentence in verdict]
+    assert re.findall(r"\"(.*)\"[,;]$", listed, re.MULTILINE) == [*sentences, ALWAYS]
 
 
 def test_the_api_says_which_reasons_there_are():

@@ -232,7 +232,19 @@ class StallWatchdog:
         if self.is_idle:
             self._progressed_at = time.monotonic()
         elif time.monotonic() - self._progressed_at > self._stall_timeout_s:
-            raise ClusterError(
-                f"the workers finished no block of images in {self._stall_timeout_s:.0f} s; stopped, committed results are kept",
-                hint="check that the cluster has nodes for the plan shown above, or wait longer with --set cluster.stall_timeout_s=…",
-            )
+            raise make_stall_error(self._stall_timeout_s)
+
+
+def make_stall_error(stall_timeout_s: float) -> ClusterError:
+    """Return the error for a command whose workers make no progress.
+
+    Args:
+        stall_timeout_s: The time in seconds in which no worker finished anything.
+
+    Returns:
+        The error, for the caller to raise.
+    """
+    return ClusterError(
+        f"the workers finished nothing in {stall_timeout_s:.0f} s; stopped, committed results are kept",
+        hint="check that the cluster has nodes for their processes, or wait longer with --set cluster.stall_timeout_s=…",
+    )

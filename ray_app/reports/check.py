@@ -64,16 +64,16 @@ Row = Mapping[str, Any]
 # What a verdict does not mean. The endpoint's page has the same text (serving/page/verdict.js).
 CAVEATS = {
     "fake": (
-        "It is not proof. Real photographs are flagged too, above all edited, shrunk or heavily compressed ones.",
-        "It does not say who made the image, with what, or why. A retouched corner and a fully generated scene can both lead here.",
+        "It is not proof. Real photographs are flagged too, especially edited, shrunk or heavily compressed photographs.",
+        "It does not show who made the image, with which tool, or why. A retouched corner and a fully generated scene can both have this result.",
     ),
     "real": (
-        "It does not say that the image is genuine. A generator the detectors have not learnt leaves nothing that they would see.",
-        "Traces fade: a screenshot or a copy from a messenger can lose them while the picture looks the same.",
+        "It does not show that the image is genuine. A generator that the detectors have not learnt leaves no traces that they can find.",
+        "Traces fade: a screenshot or a copy from a messenger can lose them although the image looks the same.",
     ),
     "abstain": (
-        "It is neither half fake nor probably real: evidence or image did not allow either answer.",
-        "Ask for the original file: a copy of a copy has lost much of what would decide.",
+        "It means neither half fake nor probably real. The evidence or the image did not allow either answer.",
+        "Get the original file: a copy of a copy has lost many of the traces that would decide.",
     ),
 }
 _PROBABILITY = (
@@ -81,7 +81,7 @@ _PROBABILITY = (
     "high."
 )
 ALWAYS = (
-    "It says nothing about what the image shows. A true photograph misleads under a false caption."
+    "It is not about the content of the image. A real photograph can mislead under a false caption."
 )
 
 

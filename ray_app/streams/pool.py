@@ -24,6 +24,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 from typing_extensions import override
 
 from ray_app.cluster.ray_cluster import select_current_node
+from ray_app.cluster.shutdown import make_stall_error
 from ray_app.errors import ClusterError, describe_error, is_out_of_memory
 from ray_app.streams.private_api import EXECUTION_CALLBACKS
 from ray_app.streams.stage import (
@@ -242,10 +243,7 @@ def _next_table(arriving: Iterator[pa.Table], stall_s: float | None) -> pa.Table
     try:
         return next(arriving, None)
     except ExecutionTimeoutError as error:
-        raise ClusterError(
-            f"no block ended in {stall_s or math.inf:.0f} s (a block is a part of the input); the command stopped, committed results are kept",
-            hint="check that the cluster has nodes for its processes, or wait longer with --set cluster.stall_timeout_s=…",
-        ) from error
+        raise make_stall_error(stall_s or math.inf) from error
     except RayError as error:
         is_killed = isinstance(error, ActorUnavailableError) or any(
             marker in str(error) for marker in ("OutOfMemory", "OOM")

@@ -13,6 +13,7 @@ from operator import length_hint
 from typing import Any, Generic, TypeVar
 
 from ray_app.cluster.ray_cluster import MAX_TASKS, TASK_CPUS, max_concurrency
+from ray_app.cluster.shutdown import make_stall_error
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_out_of_memory
 from ray_app.streams.stage import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT, to_touchstone_error
 
@@ -289,10 +290,7 @@ def _results(
             following += 1
             progressed_at = time.monotonic()
         if stall_s is not None and time.monotonic() - progressed_at > stall_s:
-            raise ClusterError(
-                f"no block ended in {stall_s:.0f} s (a block is a part of the input); the command stopped, committed results are kept",
-                hint="check that the cluster has nodes for its processes, or wait longer with --set cluster.stall_timeout_s=…",
-            )
+            raise make_stall_error(stall_s)
 
 
 def _submit(pool: _Pool[T, R], waiting: list[_Task[T]], needed: int) -> None:

@@ -72,7 +72,7 @@ def test_standstill_interrupts_a_waiting_main_thread(stopper):
     rescue.start()
     try:
         with (
-            pytest.raises(ClusterError, match="finished no block of images"),
+            pytest.raises(ClusterError, match="the workers finished nothing"),
             stopper.handle_signals(),
             StallWatchdog(0.1, stopper, lambda: None),
         ):
@@ -88,7 +88,7 @@ def test_resting_run_is_no_standstill(stopper):
     watch.is_idle = True
     watch._check()
     watch.progressed()
-    with pytest.raises(ClusterError, match="finished no block of images"):
+    with pytest.raises(ClusterError, match="the workers finished nothing"):
         watch._check()
 
 

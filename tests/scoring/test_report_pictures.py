@@ -111,6 +111,7 @@ def test_small_picture_is_upright(orientation):
     upright = ImageOps.exif_transpose(stored)
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.size == tuple(side // 4 for side in upright.size)
+        assert not picture.getexif(), "a browser would turn it again"
         for x, y in ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
             is_red, is_expected = (
                 image.getpixel((int(x * image.width), int(y * image.height)))[0] > 128
