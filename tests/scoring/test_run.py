@@ -164,7 +164,7 @@ def test_empty_or_missing_source_is_refused(score, archive, tmp_path):
 def test_run_without_progress_stops_and_resumes(score_on_ray, archive, tmp_path):
     stalling = ClusterConfig(cpus=2, gpus=1, stall_timeout_s=4)
     settings = {"batch_slots": 4, "precision": "fp32"}
-    with pytest.raises(ClusterError, match="no block of images in 4 s") as caught:
+    with pytest.raises(ClusterError, match="the workers finished nothing in 4 s") as caught:
         score_on_ray(archive, device="cpu", cluster=stalling, **settings)
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert RESUMABLE in caught.value.__notes__
