@@ -36,11 +36,11 @@ NEURAL := tests/detectors tests/identification tests/inference tests/training
 test-neural: $(STAMP)
 	TOUCHSTONE_CPU_PRECISION=$$($(BIN)/python -c "$(OTHER)") $(BIN)/python -m pytest $(TOGETHER) $(NEURAL)
 
-# The slow tests, by groups that tests/groups.py lists: `make test-faults`, `make test-all`, `make test-today`, which CI runs.
+# The slow tests, by groups that tests/groups.py lists: `make test-faults`, `make test-all`.
 test-%: $(STAMP)
 	$(BIN)/python -m tests.groups $*
 
-# The default tests with the newest versions that pyproject.toml allows, in an environment of their own. CI runs it on Mondays.
+# The default tests with the newest versions that pyproject.toml allows, in an environment of their own.
 test-newest:
 	$(PYTHON) -m venv --clear build/newest
 	build/newest/bin/python -m pip install --quiet uv
@@ -50,10 +50,8 @@ test-newest:
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pydoclint --quiet ray_app jobs docs_site
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python tools/check_words.py > /dev/null
 
 # The documentation site, in build/site: open build/site/index.html. `python -m`, so that its hooks find the package.
 docs: $(STAMP)

@@ -2,7 +2,6 @@
 
     python -m tests.groups faults memory     these, one after another, and a table
     python -m tests.groups all               every one
-    python -m tests.groups today             the one of this day of the year, as CI runs it: each group in turn
 
 A slow test belongs to the first group that names its file, or a folder that it lies in
 (`group_of`). Exit code 1 where a test failed.
@@ -15,14 +14,12 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_MINUTES = 15
-EACH_TIME = ("readme", "browser")  # CI runs these groups with every change
 
 
 @dataclass(frozen=True)
@@ -113,18 +110,12 @@ def group_of(path: Path) -> str | None:
     )
 
 
-def of_today(today: datetime) -> str:
-    """The group of a day: in turn all that CI does not run anyway."""
-    names = [name for name in GROUPS if name not in EACH_TIME]
-    return names[today.timetuple().tm_yday % len(names)]
-
-
 def make_targets() -> frozenset[str]:
     """What `make` makes: the targets that stand in the Makefile, and one for each group."""
     written = re.findall(
         r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
     )
-    return frozenset(written) | {f"test-{name}" for name in (*GROUPS, "all", "today")}
+    return frozenset(written) | {f"test-{name}" for name in (*GROUPS, "all")}
 
 
 def run(name: str) -> Ended:
@@ -184,14 +175,10 @@ def table(ended: list[Ended]) -> str:
 
 def main(words: list[str]) -> int:
     """Run the groups that are named."""
-    names = [
-        one
-        for word in words
-        for one in {"all": list(GROUPS), "today": [of_today(datetime.now(UTC))]}.get(word, [word])
-    ]
+    names = [name for word in words for name in (GROUPS if word == "all" else [word])]
     if unknown := [name for name in names if name not in GROUPS]:
         print(
-            f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}, all and today",
+            f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)} and all",
             file=sys.stderr,
         )
         return 2

@@ -191,36 +191,3 @@ def test_no_test_module_imports_another_one():
     imports = {(file, name) for file in files for name in pattern.findall(file.read_text("utf-8"))}
     # A script that a test starts may import the test's own file.
     assert sorted(name for file, name in imports if name != name_of(file)) == []
-
-
-def test_public_functions_with_many_parameters_describe_them():
-    """Three or more parameters need `Args:`; pydoclint compares the section with the signature."""
-    missing = []
-    for source in SOURCES:
-        for name, function in public_functions(ast.parse(source.read_text())):
-            arguments = function.args
-            parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-            names = {parameter.arg for parameter in parameters} - {"self", "cls"}
-            if len(names) >= 3 and "Args:" not in (ast.get_docstring(function) or ""):
-                missing.append(f"{name_of(source)}: {name}")
-    assert missing == []
-
-
-# Their parameters are documented elsewhere: in the base class, in the implementation, in the
-# description of a field, and in the help of an option.
-DOCUMENTED_ELSEWHERE = {"override", "overload", "register_step", "command", "group"}
-
-
-def public_functions(node, prefix=""):
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If):
-            yield from public_functions(child, prefix)
-        elif isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
-            yield from public_functions(child, f"{child.name}.")
-        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            decorators = {
-                re.split(r"[.(]", ast.unparse(decorator).partition("(")[0])[-1]
-                for decorator in child.decorator_list
-            }
-            if not child.name.startswith("_") and not decorators & DOCUMENTED_ELSEWHERE:
-                yield prefix + child.name, child
