@@ -1,10 +1,10 @@
-"""How long does listing a flat prefix take, and how many requests? Against a server of its own
+"""How long does listing a prefix take, and how many requests? Against a server of its own
 process that answers by a formula.
 
-    python -m benchmarks.listing --keys 1000000 10000000 --ways stream ranges portions --processes 2 --json listing.json
+    python -m benchmarks.listing --keys 1000000 10000000 --ways stream folders portions --processes 2 --json listing.json
 
-Ways: `stream`: one page after the other, as any store without `start-after` is listed; `ranges`:
-the whole, listed in ranges of keys, into raw files, by so many processes as tasks; `portions`: into
+Ways: `stream`: one page after the other; `folders`: the whole, in its folders, into raw files, by so
+many processes as tasks; `portions`: into
 a manifest, as the listing process of `touchstone score` does it. Each case is a process of its own, whose peak memory
 is counted without its children; `--seconds` ends it early: keys and requests are then those until
 there.
@@ -27,8 +27,8 @@ from typing import Any
 
 from benchmarks.listing_server import started
 
-SOURCES = ("s3://bucket/flat",)
-WAYS = ("stream", "ranges", "portions")
+SOURCES = ("s3://bucket/photos",)
+WAYS = ("stream", "folders", "portions")
 PLAIN = {
     "AWS_ACCESS_KEY_ID": "none",
     "AWS_SECRET_ACCESS_KEY": "none",
@@ -42,7 +42,7 @@ class _TimeIsUpError(Exception):
 
 
 def list_keys(way: str, processes: int, seconds: float) -> dict[str, Any]:
-    """List `s3://bucket/flat` of the server that the environment names."""
+    """List `s3://bucket/photos` of the server that the environment names."""
     from ray_app.archives import (
         BlockPlan,
         map_serial,

@@ -3,7 +3,7 @@ formula or a list: `ListingServer`.
 
     python -m benchmarks.listing_server --keys 100000000 --latency 0.03     # prints its port
 
-Keys of the formula: `flat/img_000000000.jpg` to N - 1. A page costs the server a fraction of a
+Keys of the formula: `photos/0000/img_000000000.jpg` to N - 1, 100,000 in a folder. A page costs the server a fraction of a
 millisecond, whatever N. Every answer waits `latency` seconds, as many at once as ask. `GET
 /.counts` tells how many requests there were, in all and at once.
 """
@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from urllib.parse import parse_qs, quote, urlsplit
 from xml.sax.saxutils import escape
 
-PREFIX = "flat/"
+PREFIX = "photos/"
 _RUN = 1000  # keys whose text differs in their last three digits alone
-_MARK = b"@@@@@@"
+_FOLDER_RUNS = 100
+_FOLDER_MARK, _MARK = b"####", b"@@@@@@"
 _CONTENTS = (
     b"<Contents><Key>%s</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;%s&quot;</ETag>"
     b"<Size>%d</Size><StorageClass>STANDARD</StorageClass></Contents>"
@@ -39,13 +40,17 @@ _MISSING = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>NoSuchKey</Code>
 
 
 class FormulaKeys(Sequence[str]):
-    """`count` keys below `flat/`, numbered."""
+    """`count` keys below `photos/`, numbered."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._pieces = [
             _CONTENTS
-            % (b"flat/img_" + _MARK + b"%03d.jpg" % n, b"0" * 23 + _MARK + b"%03d" % n, 100_000 + n)
+            % (
+                b"photos/" + _FOLDER_MARK + b"/img_" + _MARK + b"%03d.jpg" % n,
+                b"0" * 23 + _MARK + b"%03d" % n,
+                100_000 + n,
+            )
             for n in range(_RUN)
         ]
 
@@ -55,7 +60,7 @@ class FormulaKeys(Sequence[str]):
     def __getitem__(self, index):
         if not 0 <= index < self._count:
             raise IndexError(index)
-        return f"{PREFIX}img_{index:09}.jpg"
+        return f"{PREFIX}{index // (_RUN * _FOLDER_RUNS):04}/img_{index:09}.jpg"
 
     def rendered(self, start: int, end: int) -> bytes:
         """The XML of keys start … end - 1."""
@@ -63,7 +68,8 @@ class FormulaKeys(Sequence[str]):
         while start < end:
             run, first = divmod(start, _RUN)
             last = min(_RUN, first + end - start)
-            found.append(b"".join(self._pieces[first:last]).replace(_MARK, b"%06d" % run))
+            text = b"".join(self._pieces[first:last]).replace(_MARK, b"%06d" % run)
+            found.append(text.replace(_FOLDER_MARK, b"%04d" % (run // _FOLDER_RUNS)))
             start += last - first
         return b"".join(found)
 
@@ -237,6 +243,11 @@ class ListingServer:
             loop.call_soon_threadsafe(self._server.close)
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
+            connections = asyncio.all_tasks(loop)
+            for connection in connections:
+                connection.cancel()
+            loop.run_until_complete(asyncio.gather(*connections, return_exceptions=True))
+            loop.close()
 
 
 def _after_all(prefix: str) -> bytes:

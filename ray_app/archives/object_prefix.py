@@ -27,17 +27,17 @@ from ray_app.archives.members import (
     VersionlessFile,
 )
 from ray_app.archives.selection import ListedEntry, Selection
-from ray_app.errors import ConfigError
+from ray_app.errors import StorageError
 from ray_app.storage import (
     ClosedFile,
     ClosedFolder,
     Fetcher,
-    KeyRange,
+    KeyPrefix,
     ObjectInfo,
-    RangeReader,
+    PrefixReader,
     canonicalize,
+    find_object,
     list_objects,
-    split_range,
     split_source,
     strip_secrets,
     urls,
@@ -178,6 +178,8 @@ class ObjectPrefix:
         """
         named_uri = None if self.is_pattern else strip_secrets(canonicalize(self.url))
         sidecar: SidecarTable | None = None
+        if urls.get_scheme(self.url) == "s3":
+            objects = self._require_order(objects)
         for info in objects:
             if isinstance(info, ClosedFolder):
                 yield (
@@ -209,64 +211,61 @@ class ObjectPrefix:
                 item = sidecar.merge_columns(item, info.uri.rpartition("/")[2])
             yield path, item
 
-
-@dataclass(frozen=True)
-class PrefixRange:
-    """A part of a large S3 prefix, which one task lists: the objects whose keys are in a range.
-
-    Attributes:
-        prefix: The prefix.
-        keys: The range of keys.
-    """
-
-    prefix: ObjectPrefix
-    keys: KeyRange
-
-    def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield the range's objects as members or containers, with paths relative to the source."""
-        return self.items(RangeReader(self.keys), fetcher)
-
-    def split(self, count: int) -> list["PrefixRange"]:
-        """Divide the range into about `count` ranges, so that several tasks can list it.
-
-        Requests to the store find the keys at which the range is divided.
-
-        Args:
-            count: About how many ranges to return.
-
-        Returns:
-            The ranges, in the order of their keys.
+    def _require_order(self, objects: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
+        """Yield the objects, and refuse tables that their store may list after what they describe.
 
         Raises:
-            StorageError: The store is unreachable.
+            StorageError: There are tables and other objects, and they are not in the order of uris.
         """
-        return [replace(self, keys=keys) for keys in split_range(self.keys, count)]
+        previous, is_sorted, has_table, has_others = "", True, False, False
+        for info in objects:
+            is_table = info.uri.endswith(TABLE)
+            has_table, has_others = has_table or is_table, has_others or not is_table
+            is_sorted = is_sorted and info.uri > previous
+            previous = info.uri
+            if has_table and has_others and not is_sorted:
+                raise StorageError(
+                    f"{strip_secrets(self.url)}: the store lists keys out of order, so that tables cannot be"
+                    " matched with the files that they describe",
+                    hint="give a pattern that selects the files without the tables, as in s3://BUCKET/PREFIX/**/*.tar",
+                )
+            yield info
 
-    def items(self, reader: RangeReader, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Convert the objects that `reader` lists to members or unopened containers.
 
-        Args:
-            reader: Lists the objects of the range, or a part of them.
-            fetcher: Reads sidecar tables, which have columns for the images next to them.
+@dataclass(frozen=True)
+class PrefixSection:
+    """A part of a large S3 prefix, which one task lists.
 
-        Returns:
-            Tuples of the path relative to the source, and the member or container.
-        """
+    Attributes:
+        source: The whole prefix.
+        keys: The part of its keys.
+    """
+
+    source: ObjectPrefix
+    keys: KeyPrefix
+
+    def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
+        """Yield the objects as members or containers, with paths relative to the source."""
+        return self.items(PrefixReader(self.keys), fetcher)
+
+    def items(self, reader: PrefixReader, fetcher: Fetcher) -> Iterator[ListedEntry]:
+        """Convert the objects that `reader` lists to members or unopened containers."""
         objects = iter(reader)
         first = next(objects, None)
         return (
             iter(())
             if first is None
-            else self.prefix.items(chain([first], objects), fetcher, self._table_before(first.uri))
+            else self.source.items(chain([first], objects), fetcher, self._table_before(first.uri))
         )
 
     def _table_before(self, uri: str) -> ObjectInfo | None:
-        """Return the sidecar table of the folder in which the range begins, if it is in the source.
+        """Return the sidecar table of the first object or of its folder, if it is in the source.
 
         Raises:
             StorageError: The store is unreachable.
         """
-        table_uri, base_url = uri.rpartition("/")[0] + TABLE, self.prefix.base_url
+        stem = uri.removesuffix(_SHARD) if uri.endswith(_SHARD) else uri.rpartition("/")[0]
+        table_uri, base_url = stem + TABLE, self.source.base_url
         matches = (
             (lambda _: True)
             if self.keys.pattern is None
@@ -274,51 +273,41 @@ class PrefixRange:
         )
         if not (table_uri.startswith(base_url) and matches(table_uri.removeprefix(base_url))):
             return None
-        try:
-            return next((info for info in list_objects(table_uri) if info.uri == table_uri), None)
-        except ConfigError:  # Nothing is found there.
-            return None
+        return find_object(table_uri)
 
 
-class PartialRange:
-    """The beginning of a range of S3 keys, up to about `max_members` members.
+class PartialSection:
+    """The beginning of a section of an S3 prefix, up to about `max_members` members.
 
-    A large range is listed in steps: first this part, then parts of `remaining`. Each container
+    A large section is listed in steps: first this part, then parts of `remaining`. Each container
     counts as a number of members that is estimated from its size.
 
     Args:
-        prefix_range: The range.
-        max_members: The number of members after which the listing stops.
+        section: The section.
+        max_members: The number of members after which the listing stops at the end of a page.
     """
 
-    def __init__(self, prefix_range: PrefixRange, max_members: int) -> None:
-        self._range, self._max_members, self._reader = (
-            prefix_range,
-            max_members,
-            RangeReader(prefix_range.keys),
-        )
+    def __init__(self, section: PrefixSection, max_members: int) -> None:
+        self._section, self._max_members = section, max_members
+        self._reader = PrefixReader(section.keys)
 
     def list_entries(self, fetcher: Fetcher) -> Iterator[ListedEntry]:
-        """Yield the first objects of the range as members or containers, up to about `max_members`.
-
-        A container counts as a number of members that is estimated from its size. Keys are listed
-        in pages. The listing stops at the end of the page in which the count reaches `max_members`.
-        If a container makes the count reach it, the listing stops directly after the container.
-        """
+        """Yield the first objects of the section as members or containers."""
         members = 0
-        for path, item in self._range.items(self._reader, fetcher):
+        for path, item in self._section.items(self._reader, fetcher):
             estimated_members = (
                 item.size_bytes // _BYTES_PER_MEMBER if isinstance(item, Container) else 0
             )
             members += 1 + max(estimated_members, 0)
             if members >= self._max_members:
-                self._reader.stop(here=estimated_members > 0)
+                self._reader.stop()
             yield path, item
 
     @property
-    def remaining(self) -> PrefixRange | None:
-        """The part of the range that `list_entries` did not reach; None if it reached the end."""
-        return None if self._reader.rest is None else replace(self._range, keys=self._reader.rest)
+    def remaining(self) -> PrefixSection | None:
+        """The part of the section that `list_entries` did not reach; None if it reached the end."""
+        rest = self._reader.rest
+        return None if rest is None else replace(self._section, keys=rest)
 
 
 def classify_object(

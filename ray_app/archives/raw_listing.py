@@ -1,6 +1,6 @@
 """List one section (part) of an archive into raw files (`SectionLister`).
 
-A section is for example a range of keys of an S3 prefix. A raw file (`RawFile`) has consecutive
+A section is for example a folder of an S3 prefix. A raw file (`RawFile`) has consecutive
 members of a section, which are not cut into blocks yet. Raw files are temporary. They are stored in
 `listing/` in the folder of the manifest or portion until their members are cut into blocks. The
 content of a small raw file is kept in its `RawFile` object instead.
@@ -43,7 +43,7 @@ _CLOSED_TYPES = (members.UnreadableFolder, members.VersionlessFile, Unopened)
 class RawFile:
     """A Parquet file with consecutive members of one section, before they are cut into blocks.
 
-    A section is a part of a source, such as a range of keys. The column `check` has a further word
+    The column `check` has a further word
     of each member's digest, which differs if two members have the same id.
 
     Attributes:
@@ -120,7 +120,7 @@ class SectionListing:
             reason, such as damage. If so, an unchanged container still has the same members.
         linked: The number of symbolic links to folders, which were not followed, and an example.
         closed: Folders, files, and containers whose members the store refused to list.
-        rest: The part of a range of keys that was not listed, because only its beginning was
+        rest: The part of a section of an S3 prefix that was not listed, because only its beginning was
             requested. None if the section was listed to its end.
     """
 
@@ -132,14 +132,14 @@ class SectionListing:
     settled: bool
     linked: NotedFolders
     closed: tuple[ClosedPlace, ...] = ()
-    rest: object_prefix.PrefixRange | None = None
+    rest: object_prefix.PrefixSection | None = None
 
 
 @dataclass(frozen=True)
 class SectionLister:
     """Lists sections of one archive into raw files. It is picklable, so that tasks can use it.
 
-    A section is a part of a source, such as a range of keys. A raw file has members that are not
+    A raw file has members that are not
     cut into blocks yet.
 
     Attributes:
@@ -150,7 +150,7 @@ class SectionLister:
         digest: Computes the digest of a member.
         raw_rows: The maximum number of members of a raw file.
         limit: The maximum number of members that pass the patterns, None for all.
-        most: About how many objects to list of each range of keys, None for all.
+        most: About how many objects to list of each section of an S3 prefix, None for all.
         progress: A function that is called with the number of members listed so far.
         batch: The number of members that are hashed at once.
     """
@@ -192,9 +192,9 @@ class SectionLister:
             return list(pool.map(part._list_section, stems, sections))
 
     def _list_section(self, stem: str, section: sources.SourceSection) -> SectionListing:
-        partial_range = None
-        if isinstance(section, object_prefix.PrefixRange) and self.most is not None:
-            partial_range = object_prefix.PartialRange(section, self.most)
+        partial_section = None
+        if isinstance(section, object_prefix.PrefixSection) and self.most is not None:
+            partial_section = object_prefix.PartialSection(section, self.most)
         writer = _RawWriter(self.store, stem, self.raw_rows)
         containers: list[Container] = []
         closed: list[ClosedPlace] = []
@@ -203,7 +203,7 @@ class SectionLister:
         def iter_passed() -> Iterator[members.ListedMember]:
             nonlocal n_found, is_settled
             for (_, entry), passes in self.selection.filter_entries(
-                (partial_range or section).list_entries(self.fetcher)
+                (partial_section or section).list_entries(self.fetcher)
             ):
                 if isinstance(entry, Container) and passes:
                     containers.append(entry)
@@ -233,7 +233,7 @@ class SectionLister:
             writer.add_digest(
                 hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).digest()
             )
-        remaining = None if partial_range is None else partial_range.remaining
+        remaining = None if partial_section is None else partial_section.remaining
         return SectionListing(
             n_found,
             count,

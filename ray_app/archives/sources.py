@@ -25,16 +25,16 @@ from ray_app.errors import ConfigError
 from ray_app.storage import (
     Fetcher,
     Guard,
-    KeyRange,
+    KeyPrefix,
     RetryPolicy,
     canonicalize,
-    list_divisions,
+    divide_prefix,
     strip_secrets,
     urls,
 )
 
-# Ranges of keys that threads read ahead, members of a chunk, and chunks that a range is read ahead.
-_MAX_PARALLEL_RANGES, _CHUNK_MEMBERS, _MAX_CHUNKS_AHEAD = 8, 1000, 32
+# Sections of an S3 prefix that threads read ahead, members of a chunk, and chunks read ahead.
+_MAX_PARALLEL_SECTIONS, _CHUNK_MEMBERS, _MAX_CHUNKS_AHEAD = 8, 1000, 32
 
 
 EMBEDDINGS = "features"
@@ -48,7 +48,7 @@ RETIRED_KINDS = {
 
 
 class SourceSection(Protocol):
-    """A part of a source that one task lists, such as a range of keys of an S3 prefix.
+    """A part of a source that one task lists, such as a folder of a large S3 prefix.
 
     It is picklable and takes little memory.
     """
@@ -163,7 +163,7 @@ class Archive:
     def sections(self) -> Iterator[SourceSection]:
         """Yield the sections of all sources in order. Each can be listed by another process.
 
-        A section is a part of a source, such as a range of keys of an S3 prefix.
+        A section is a part of a source, such as a folder of a large S3 prefix.
         """
         for _, _, section in self.numbered_sections():
             yield section
@@ -171,7 +171,7 @@ class Archive:
     def numbered_sections(self) -> Iterator[tuple[int, int, SourceSection]]:
         """Yield the sections of all sources in order, each with its numbers in the archive.
 
-        A section is a part of a source, such as a range of keys of an S3 prefix.
+        A section is a part of a source, such as a folder of a large S3 prefix.
 
         Yields:
             Tuples (number of the source, number of the section in the source, section).
@@ -180,21 +180,15 @@ class Archive:
             for ordinal, section in enumerate(source(self.fetcher)):
                 yield source_index, ordinal, section
 
-    def range_section(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
-        """Return a section: the part of an S3 source whose keys are in a range.
-
-        A listing stores the ranges of keys that are still to be listed. If it is interrupted, the
-        next command continues with their sections.
+    def prefix_section(self, source: int, keys: KeyPrefix) -> object_prefix.PrefixSection:
+        """Return the section of an S3 source that an interrupted listing has not listed yet.
 
         Args:
             source: The number of the source, from 0.
-            keys: The range.
-
-        Returns:
-            The section, which can be listed.
+            keys: The keys of the section.
         """
         kind, url = urls.split_kind(self._urls[source])
-        return object_prefix.PrefixRange(
+        return object_prefix.PrefixSection(
             object_prefix.ObjectPrefix(
                 canonicalize(url), kind, self.columns, self.limits, self.selection
             ),
@@ -207,7 +201,7 @@ class Archive:
     def beginning(self) -> Iterator[members.ListedMember]:
         """Yield the members of the archive in order, without listing any section in advance.
 
-        An iteration over the archive lists several ranges of S3 keys at the same time. Use this
+        An iteration over the archive lists several sections of an S3 prefix at the same time. Use this
         method if only the first few members are needed, because it makes fewer requests.
         """
         return self._members(
@@ -295,18 +289,19 @@ open_source = Archive  # An alias that reads as a verb.
 def _iter_in_order(sections: Iterable[SourceSection], fetcher: Fetcher) -> Iterator[ListedEntry]:
     """Yield the entries of all sections, one section after another.
 
-    Threads read some ranges of keys ahead of their turn.
+    Threads read some sections of S3 prefixes ahead of their turn.
     """
     pending, reading, ended = iter(sections), deque[Iterator[ListedEntry]](), threading.Event()
     try:
         while True:
             while (
-                len(reading) < _MAX_PARALLEL_RANGES and (section := next(pending, None)) is not None
+                len(reading) < _MAX_PARALLEL_SECTIONS
+                and (section := next(pending, None)) is not None
             ):
-                is_range = isinstance(section, object_prefix.PrefixRange)
+                is_prefix = isinstance(section, object_prefix.PrefixSection)
                 reading.append(
                     _read_ahead(section, fetcher, ended)
-                    if is_range
+                    if is_prefix
                     else section.list_entries(fetcher)
                 )
             if not reading:
@@ -420,9 +415,9 @@ def _find_sections(prefix: object_prefix.ObjectPrefix, fetcher: Fetcher) -> Iter
     """Yield the sections of a source.
 
     A file whose name announces a list is one section for the list. A large S3 prefix is divided
-    into ranges in the order of keys. Any other source is one section.
+    at its folders. Any other source is one section.
     """
-    # Requested once here, and not by every task that lists a range.
+    # Requested once here, and not by every task that lists a section.
     url, is_pattern = prefix.url, prefix.is_pattern
     if (
         prefix.kind is None
@@ -432,7 +427,7 @@ def _find_sections(prefix: object_prefix.ObjectPrefix, fetcher: Fetcher) -> Iter
     ):
         yield from uri_lists.find_lists(url, prefix.columns, prefix.limits, fetcher)
         return
-    divisions = list_divisions(url)
-    yield from (object_prefix.PrefixRange(prefix, keys) for keys in divisions)
-    if not divisions:
+    divided = divide_prefix(url)
+    yield from (object_prefix.PrefixSection(prefix, keys) for keys in divided)
+    if not divided:
         yield prefix

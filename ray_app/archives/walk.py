@@ -7,10 +7,9 @@ Each portion of a first listing makes the total number of members about `GROWTH`
 the containers that a step finds have more members than the portion needs, some containers wait for
 the next portions.
 
-Ranges of S3 keys are listed in parallel and in steps. Each step lists a part of every range. If few
-ranges remain when many members are already listed, these ranges are divided before the next step.
-Many processes then share the large ranges. A step is planned only from what was listed before. The
-step in which a member is listed does not depend on time or on the number of processes.
+The folders of a large S3 prefix are sections that are listed in parallel and in steps. Each step
+lists a part of every section. A step is planned only from what was listed before. The step in which
+a member is listed does not depend on time or on the number of processes.
 """
 
 import hashlib
@@ -18,7 +17,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -27,15 +25,15 @@ from ray_app.archives import object_prefix, raw_listing
 from ray_app.archives.containers import Container
 from ray_app.archives.members import MapFunction, map_serial
 from ray_app.archives.sources import Archive, Opened, SourceSection
-from ray_app.storage import KeyRange, NotedFolders
+from ray_app.storage import KeyPrefix, NotedFolders
 
-# The position of a section: its source, its number there, and the key that precedes its range.
-Order = tuple[float, int, str]
+# The position of a section: its source, its number there, and the keys listed before this part.
+Order = tuple[float, int, int]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_CONTAINER_ORDER: Order = (math.inf, 0, "")  # The members of containers.
+_CONTAINER_ORDER: Order = (math.inf, 0, 0)  # The members of containers.
 
 # One task opens up to this number of containers or of bytes, fewer if there would be too few tasks.
 _MAX_SHARDS, _MAX_SHARD_BYTES, _MIN_TASKS = 8, 2**30, 32
@@ -47,25 +45,17 @@ _CARRIED_BYTES = 16 * 2**20
 # The number of members of the first step, and the factor by which each step increases the total.
 FIRST_STEP, GROWTH = 50_000, 4
 _PAGE = 1000
-# A range costs two or three requests, to find it and its end, so there is one range for 25 pages
-# that were listed before. Ranges are divided again if there may be eight times as many, because
-# dividing a range into a few parts costs as much as into ten. One process reads several ranges at
-# once: a core handles some 40 pages per second, and a store needs 50 to 200 ms for one.
-_KEYS_PER_RANGE, _MIN_RANGES, _MAX_RANGES, _RECUT_FACTOR, _RANGES_PER_TASK = (
-    25 * _PAGE,
-    8,
-    512,
-    8,
-    5,
-)
+# One process reads several prefixes at once: a core handles some 40 pages per second, and a store
+# needs 50 to 200 ms for one.
+_PREFIXES_PER_TASK = 5
 _ASSUMED_MEMBERS = (
-    1_000_000  # The assumed members of a section without a range of keys, until one is listed.
+    1_000_000  # The assumed members of a section that is no S3 prefix, until one is listed.
 )
 
 
 @dataclass(frozen=True)
 class PendingSection:
-    """A section of a source, such as a range of keys, that is not listed yet or only in part.
+    """A section of a source, such as a folder, that is not listed yet or only in part.
 
     Attributes:
         source: The number of the section's source.
@@ -78,18 +68,18 @@ class PendingSection:
     section: SourceSection
 
     @property
-    def keys(self) -> KeyRange | None:
-        """The range of keys if the section is a range of S3 keys, otherwise None."""
-        return self.section.keys if isinstance(self.section, object_prefix.PrefixRange) else None
+    def keys(self) -> KeyPrefix | None:
+        """The keys if the section is a part of an S3 prefix, otherwise None."""
+        return self.section.keys if isinstance(self.section, object_prefix.PrefixSection) else None
 
     @property
     def order(self) -> Order:
         """The sort key that puts sections into the order of the archive.
 
-        It is a tuple: the number of the source, the number of the section, and a text. For a range
-        of S3 keys, the text is the key after which the range begins. Otherwise it is "".
+        It is a tuple: the number of the source, the number of the section, and the number of keys
+        that were listed before the pending part of the section.
         """
-        return self.source, self.ordinal, (self.keys and self.keys.after) or ""
+        return self.source, self.ordinal, 0 if self.keys is None else self.keys.listed
 
 
 @dataclass
@@ -144,7 +134,7 @@ class ArchiveWalker:
     _containers: list[tuple[Order, Container]] = field(default_factory=list)
     _carried: int = 0
     _sections: int = 0
-    # The number of listed sections without a range of keys, and the number of their members.
+    # The number of listed sections that are no S3 prefixes, and the number of their members.
     _whole_sections: tuple[int, int] = (0, 0)
     # The number of containers whose members are listed, and the number of these members.
     _opened_containers: tuple[int, int] = (0, 0)
@@ -165,16 +155,16 @@ class ArchiveWalker:
             self.step(is_portion=False)
 
     def step(self, *, is_portion: bool = True) -> None:
-        """List a part of every range of S3 keys, and some of the other sections (parts of sources).
+        """List a part of every S3 prefix, and some of the other sections (parts of sources).
 
         Args:
             is_portion: Whether to stop when this step has made the total number of members about
                 `GROWTH` times as large. Otherwise all other sections are listed to their end.
         """
-        pending = self._divide_ranges(self._pending_sections())
+        pending = list(self._pending_sections())
         target = self._portion_size()
-        ranges = sum(section.keys is not None for section in pending)
-        max_members = math.ceil(target / max(ranges, 1) / _PAGE) * _PAGE
+        prefixes = sum(section.keys is not None for section in pending)
+        max_members = math.ceil(target / max(prefixes, 1) / _PAGE) * _PAGE
         remaining: list[PendingSection] = []
         found_before = self.found
         while pending and (not is_portion or self.found - found_before < target):
@@ -307,10 +297,13 @@ class ArchiveWalker:
     def resume(self, saved: bytes) -> None:
         """Continue a listing from the state that `save_state` returned in an earlier process.
 
-        The state has each pending range of S3 keys, but only the numbers of other pending sections.
-        These sections are looked up in the sources again.
+        The state has each pending S3 prefix, but only the numbers of other pending sections. These
+        sections are looked up in the sources again. A listing of version 1.0, which has ranges of
+        keys instead, starts again: its members are known by their ids.
         """
         state: Mapping[str, Any] = json.loads(saved)
+        if any("after" in (pending["keys"] or ()) for pending in state["unlisted"]):
+            return
         self.found, self.listed, self.opened, self.named = (
             int(state[name]) for name in ("found", "listed", "opened", "named")
         )
@@ -340,7 +333,9 @@ class ArchiveWalker:
         ]
         for pending in pending_states:
             if pending["keys"] is not None:
-                section = self.archive.range_section(pending["source"], KeyRange(**pending["keys"]))
+                section = self.archive.prefix_section(
+                    pending["source"], KeyPrefix(**pending["keys"])
+                )
                 self.unlisted.append(PendingSection(pending["source"], pending["ordinal"], section))
         self.unlisted.sort(key=lambda pending: pending.order)
 
@@ -369,27 +364,15 @@ class ArchiveWalker:
         containers, count = self._opened_containers
         return math.ceil(members * containers / max(count, 1)) if containers else _MAX_SHARDS
 
-    def _divide_ranges(self, unlisted: Sequence[PendingSection]) -> list[PendingSection]:
-        """Return the sections, with ranges of keys divided if there are too few of them."""
-        ranges = [pending for pending in unlisted if pending.keys is not None]
-        target_count = min(_MAX_RANGES, max(_MIN_RANGES, self.found // _KEYS_PER_RANGE))
-        if not ranges or self.found < FIRST_STEP or target_count < _RECUT_FACTOR * len(ranges):
-            return list(unlisted)
-        split = partial(_split_range, math.ceil(target_count / len(ranges)))
-        divided = [pending for pending in unlisted if pending.keys is None]
-        for pending_range, parts in zip(ranges, self._map(split, ranges), strict=True):
-            divided += [replace(pending_range, section=part) for part in parts]
-        return sorted(divided, key=lambda pending: pending.order)
-
     def _count_sections(
-        self, pending: Sequence[PendingSection], target: int, range_members: int
+        self, pending: Sequence[PendingSection], target: int, prefix_members: int
     ) -> int:
         """Estimate how many sections have about `target` members together."""
         sections, found = self._whole_sections
         mean = _ASSUMED_MEMBERS if not sections else max(1, found // sections)
         count = expected = 0
         while count < len(pending) and expected < target:
-            expected += mean if pending[count].keys is None else range_members
+            expected += mean if pending[count].keys is None else prefix_members
             count += 1
         return count
 
@@ -398,11 +381,11 @@ class ArchiveWalker:
     ) -> Iterator[tuple[PendingSection, raw_listing.SectionListing]]:
         lister = replace(self.lister, most=max_objects)
         items: list[tuple[int, list[SourceSection]]] = []
-        for is_range, run in groupby(sections, lambda pending: pending.keys is not None):
+        for is_prefix, run in groupby(sections, lambda pending: pending.keys is not None):
             run_sections = [pending.section for pending in run]
             size = (
-                math.ceil(len(run_sections) / math.ceil(len(run_sections) / _RANGES_PER_TASK))
-                if is_range
+                math.ceil(len(run_sections) / math.ceil(len(run_sections) / _PREFIXES_PER_TASK))
+                if is_prefix
                 else 1
             )
             for start in range(0, len(run_sections), size):
@@ -442,7 +425,7 @@ class ArchiveWalker:
 
         Args:
             listings: The listings of sections.
-            remaining: Gets the parts of ranges that were not listed yet.
+            remaining: Gets the parts of sections that were not listed yet.
             order: The order of the members of containers, which come last; None for sections of
                 sources.
         """
@@ -480,12 +463,6 @@ class ArchiveWalker:
         for closed in places:
             if closed.version is None:
                 self.closed_folders.add(NotedFolders(1, closed.uri))
-
-
-def _split_range(count: int, pending: PendingSection) -> list[object_prefix.PrefixRange]:
-    """Divide a range of keys into about `count` ranges."""
-    assert isinstance(pending.section, object_prefix.PrefixRange)
-    return pending.section.split(count)
 
 
 def _offset_progress(

@@ -12,11 +12,11 @@ from ray_app import on_first_use
 if TYPE_CHECKING:
     from ray_app.storage.fetch import Fetcher
     from ray_app.storage.http import Guard
-    from ray_app.storage.key_ranges import (
-        KeyRange,
-        RangeReader,
-        list_divisions,
-        split_range,
+    from ray_app.storage.key_prefixes import (
+        KeyPrefix,
+        PrefixReader,
+        divide_prefix,
+        find_object,
     )
     from ray_app.storage.lease import UNGUARDED, Lease
     from ray_app.storage.listing import (

@@ -11,7 +11,7 @@ import fsspec
 from typing_extensions import override
 
 from ray_app.errors import ConfigError, SourceError, Status
-from ray_app.storage import errors, http, key_ranges, object_store, s3, urls
+from ray_app.storage import errors, http, key_prefixes, object_store, s3, urls
 from ray_app.storage.http import WEB, Guard
 from ray_app.storage.local import Local
 from ray_app.storage.place import Backend, ClosedFolder, Enters, Entry, ObjectInfo
@@ -169,7 +169,7 @@ class Fsspec(Backend):
 
     @override
     def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
-        retrier = Retrier(key_ranges.PATIENCE)
+        retrier = Retrier(key_prefixes.PATIENCE)
         try:
             for attempt in retrier.attempts():
                 with attempt as timeout_s:
@@ -256,13 +256,14 @@ class S3(Fsspec):
     ) -> bytes:
         bucket, key = urls.split_bucket(path)
         if length is None:
-            return s3.get(bucket, key, timeout_s=timeout_s, etag=version, max_bytes=max_bytes)
-        return s3.get_range(bucket, key, start, length, timeout_s=timeout_s, etag=version)
+            return s3.get(bucket, key, timeout_s=timeout_s, version=version, max_bytes=max_bytes)
+        return s3.get_range(bucket, key, start, length, timeout_s=timeout_s, version=version)
 
     @override
     def size(self, path: str, *, version: str = "", timeout_s: float) -> int:
         info = s3.head(*urls.split_bucket(path), timeout_s=timeout_s)
-        return _get_size({"size": info["ContentLength"], "ETag": info["ETag"]}, version)
+        s3.require_version(version, info, info["ContentLength"])
+        return int(info["ContentLength"])
 
     @override
     def exists(self, path: str, *, timeout_s: float) -> bool:
@@ -279,10 +280,11 @@ class S3(Fsspec):
         bucket, key = urls.split_bucket(folder)
         above = f"{key}/" if key else ""
         entries: list[Entry] = []
-        page: dict[str, Any] = {"IsTruncated": True}
-        while page.get("IsTruncated"):
-            after = page.get("NextContinuationToken")
-            page = s3.page(bucket, above + prefix, timeout_s=timeout_s, delimiter="/", after=after)
+        position: s3.Position | None = None
+        while True:
+            page = s3.page(
+                bucket, above + prefix, timeout_s=timeout_s, delimiter="/", position=position
+            )
             entries += [
                 Entry(item["Prefix"][len(above) : -1], None)
                 for item in page.get("CommonPrefixes", ())
@@ -292,11 +294,13 @@ class S3(Fsspec):
                 for item in page.get("Contents", ())
                 if item["Key"] != above
             ]
-        return entries
+            position = s3.find_next(bucket, above + prefix, page)
+            if position is None:
+                return entries
 
     @override
     def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
-        return key_ranges.list_prefix(source)
+        return key_prefixes.list_prefix(source)
 
     @override
     def delete_many(self, paths: Sequence[str], *, timeout_s: float) -> None:
@@ -357,7 +361,7 @@ class Web(Fsspec):
     @override
     def walk(self, source: str, enters: Enters) -> Iterator[ObjectInfo]:
         try:
-            for attempt in Retrier(key_ranges.PATIENCE).attempts():
+            for attempt in Retrier(key_prefixes.PATIENCE).attempts():
                 with attempt as timeout_s:
                     info = http.head(source, self._guard, timeout_s=timeout_s)
         except Exception as error:

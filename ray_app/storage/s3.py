@@ -16,19 +16,21 @@ import asyncio
 import base64
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache, wraps
 from http import HTTPStatus
+from itertools import pairwise
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from pydantic import Field
 
 from ray_app.config import Frozen
-from ray_app.errors import ConfigError
-from ray_app.storage import errors, ranged
+from ray_app.errors import ConfigError, StorageError
+from ray_app.storage import errors, ranged, urls
 from ray_app.storage.retry import AdaptiveLimiter, Retrier
 
 T = TypeVar("T")
@@ -63,6 +65,8 @@ _CHUNK_BYTES = 2**20
 _opening = threading.Lock()
 
 MAX_DELETED = 1000  # Maximum number of objects in one DeleteObjects request.
+_LAST = "\U0010ffff"  # Sorts after all other characters.
+_LISTING_HINT = "write the URLs of the files to a table, and give list::TABLE as source"
 
 
 class S3Config(Frozen):
@@ -323,7 +327,7 @@ def _send_request(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: f
 
 
 def get(
-    bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: int | None = None
+    bucket: str, key: str, *, timeout_s: float, version: str = "", max_bytes: int | None = None
 ) -> bytes:
     """Read a whole object.
 
@@ -331,13 +335,13 @@ def get(
         bucket: The bucket.
         key: The key.
         timeout_s: Seconds for the request.
-        etag: The ETag that the object must have. "" accepts any.
+        version: The version that the object must have (`get_version`). "" accepts any.
         max_bytes: The maximum size of the object, None for no limit.
 
     Raises:
         InputError: The object is over `max_bytes`. It is raised before the body is read.
     """
-    condition = {"IfMatch": f'"{etag}"'} if etag else {}
+    condition = _make_condition(version)
 
     async def request(client: Any) -> bytes:
         response = await client.get_object(Bucket=bucket, Key=key, **condition)
@@ -348,7 +352,7 @@ def get(
         async with body:
             data: bytes = await body.read()
         # A store without support for If-Match ignores it.
-        errors.require_version(etag, response["ETag"].strip('"'))
+        require_version(version, response, size)
         errors.require_length(len(data), size)
         return data
 
@@ -356,7 +360,7 @@ def get(
 
 
 def get_range(
-    bucket: str, key: str, start: int, length: int, *, timeout_s: float, etag: str = ""
+    bucket: str, key: str, start: int, length: int, *, timeout_s: float, version: str = ""
 ) -> bytes:
     """Read `length` bytes of an object from `start`, fewer if the object ends.
 
@@ -366,9 +370,9 @@ def get_range(
         start: The first byte.
         length: The number of bytes.
         timeout_s: Seconds for the request.
-        etag: The ETag that the object must have. "" accepts any.
+        version: The version that the object must have (`get_version`). "" accepts any.
     """
-    condition = {"IfMatch": f'"{etag}"'} if etag else {}
+    condition = _make_condition(version)
 
     async def request(client: Any) -> bytes:
         try:
@@ -383,14 +387,11 @@ def get_range(
                 return b""  # The object ends before `start`.
             raise
         content_range = response.get("ContentRange")
+        size = ranged.total_size(content_range, response["ContentLength"])
         async with response["Body"] as body:
-            errors.require_version(etag, response["ETag"].strip('"'))
+            require_version(version, response, size)
             return await ranged.take(
-                body.iter_chunks(_CHUNK_BYTES),
-                content_range,
-                ranged.total_size(content_range, response["ContentLength"]),
-                start,
-                length,
+                body.iter_chunks(_CHUNK_BYTES), content_range, size, start, length
             )
 
     return _send_request(request, timeout_s)
@@ -459,37 +460,82 @@ def delete_objects(bucket: str, keys: Sequence[str], *, timeout_s: float) -> Non
     _send_request(request, timeout_s)
 
 
+# Where a listing continues: the parameter of the next request with a continuation token or a key.
+Position = dict[str, str]
+
+
 def page(
     bucket: str,
     prefix: str,
     *,
     timeout_s: float,
     delimiter: str = "",
-    after: str | None = None,
-    above: str | None = None,
+    position: Position | None = None,
     limit: int = 1000,
 ) -> dict[str, Any]:
-    """Return one page of the listing of a prefix in key order.
+    """Return one page of the listing of a prefix: the response to ListObjectsV2.
 
     Args:
         bucket: The bucket.
         prefix: The prefix.
         timeout_s: Seconds for the request.
         delimiter: "/" lists one level. "" lists all keys below the prefix.
-        after: The NextContinuationToken of the previous page, None for the first page.
-        above: The key after which the listing begins.
+        position: Where the page begins (`find_next`), None for the first page.
         limit: The maximum number of keys on the page.
 
-    Returns:
-        The response to ListObjectsV2, with keys such as `Contents` and `NextContinuationToken`.
+    Raises:
+        StorageError: The page has keys of earlier pages.
     """
-    position = {"ContinuationToken": after} if after else {"StartAfter": above} if above else {}
-    return _send_request(
+    position = position or {}
+    response: dict[str, Any] = _send_request(
         lambda client: client.list_objects_v2(
             Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **position
         ),
         timeout_s,
     )
+    token, after = position.get("ContinuationToken"), position.get("StartAfter", "")
+    repeats_token = token is not None and response.get("NextContinuationToken") == token
+    if repeats_token or any(name <= after for name in _list_names(response)):
+        raise StorageError(
+            f"s3://{bucket}/{prefix}: the store lists keys twice or out of order",
+            hint=_LISTING_HINT,
+        )
+    return response
+
+
+def _list_names(response: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a page, followed by texts that sort after all keys in its folders."""
+    keys = [item["Key"] for item in response.get("Contents", ())]
+    return keys + [item["Prefix"] + _LAST for item in response.get("CommonPrefixes", ())]
+
+
+def find_next(bucket: str, prefix: str, response: Mapping[str, Any]) -> Position | None:
+    """Return where the page after `response` begins, or None if it is the last page.
+
+    Stores that answer as in version 1 of the protocol name no continuation token. The listing then
+    continues after the last key, if the keys are in the order of their bytes. Python compares texts
+    by code points, which is the order of their UTF-8.
+
+    Raises:
+        StorageError: Nothing shows where the next page begins.
+    """
+    if not response.get("IsTruncated"):
+        return None
+    if token := response.get("NextContinuationToken"):
+        return {"ContinuationToken": token}
+    names = _list_names(response)
+    n_keys = len(response.get("Contents", ()))
+    is_sorted = all(
+        first < second
+        for part in (names[:n_keys], names[n_keys:])
+        for first, second in pairwise(part)
+    )
+    if not names or not is_sorted:
+        raise StorageError(
+            f"s3://{bucket}/{prefix}: the store lists keys out of order, and names no continuation token",
+            hint=_LISTING_HINT,
+        )
+    return {"StartAfter": max(names)}
 
 
 def pages(
@@ -499,9 +545,9 @@ def pages(
     *,
     gate: AdaptiveLimiter | None = None,
     delimiter: str = "",
-    above: str | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield all pages of the listing of a prefix in key order.
+    position: Position | None = None,
+) -> Iterator[tuple[dict[str, Any], Position | None]]:
+    """Yield the pages of the listing of a prefix, each with the position of the next page.
 
     Each page is retried by itself, so that a late failure does not restart the listing.
 
@@ -511,24 +557,51 @@ def pages(
         retrier: Retries requests.
         gate: Limits concurrent requests.
         delimiter: "/" lists one level. "" lists all keys below the prefix.
-        above: The key after which the listing begins.
+        position: Where the first page begins, None for the beginning of the listing.
 
-    Yields:
-        A page: the response to ListObjectsV2, with keys such as `Contents`.
+    Raises:
+        StorageError: The store's listing cannot be read to its end.
     """
-    after: str | None = None
     while True:
         for attempt in retrier.attempts(gate=gate):
             with attempt as timeout_s:
                 response = page(
-                    bucket,
-                    prefix,
-                    timeout_s=timeout_s,
-                    delimiter=delimiter,
-                    after=after,
-                    above=above,
+                    bucket, prefix, timeout_s=timeout_s, delimiter=delimiter, position=position
                 )
-        yield response
-        if not response.get("IsTruncated"):
+        position = find_next(bucket, prefix, response)
+        yield response, position
+        if position is None:
             return
-        after = response["NextContinuationToken"]
+
+
+def get_version(response: Mapping[str, Any], size_bytes: int | None) -> str:
+    """Return the version of an object: its ETag, otherwise its size and the second of its mtime.
+
+    A listing states fractions of seconds, which the HTTP header of the object does not have.
+    """
+    time = response.get("LastModified")
+    return urls.get_version(
+        {
+            "ETag": response.get("ETag"),
+            "LastModified": time.replace(microsecond=0) if time is not None else None,
+            "size": size_bytes,
+        }
+    )
+
+
+# Size and nanoseconds since 1970. The ETag of an object in parts ends with their number instead,
+# which has up to five digits.
+_TIMED_VERSION = re.compile(r"\d+-\d{19}")
+
+
+def require_version(listed: str, response: Mapping[str, Any], size_bytes: int | None) -> None:
+    """Raise ObjectChangedError if an object changed since it was listed. "" accepts any version."""
+    if _TIMED_VERSION.fullmatch(listed):
+        response = {**response, "ETag": None}
+    errors.require_version(listed, get_version(response, size_bytes))
+
+
+def _make_condition(version: str) -> dict[str, str]:
+    """Return the parameter with which a store itself refuses an object of another version."""
+    is_etag = version and not _TIMED_VERSION.fullmatch(version)
+    return {"IfMatch": f'"{version}"'} if is_etag else {}

@@ -24,6 +24,7 @@ from ray_app.errors import ConfigError
 
 _FILE_URL = re.compile(r"^file:(?://(?P<host>[^/]*))?(?P<path>/.*)?$", re.IGNORECASE | re.DOTALL)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_HADOOP_S3 = ("s3a", "s3n")
 _USER_INFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
 # The part before the @ is the name of a container, not a secret.
 _CONTAINER = re.compile(r"^abfss?://[^/?#:@]+@")
@@ -44,9 +45,13 @@ _TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "
 
 
 def get_scheme(url: str) -> str:
-    """Return the scheme of a URL in lower case, or `file` for a path without a scheme."""
+    """Return the scheme of a URL in lower case, or `file` for a path without a scheme.
+
+    It is `s3` for the schemes that Hadoop and Spark use for S3.
+    """
     match = _SCHEME.match(url) if "://" in url else None
-    return match.group(1).lower() if match else "file"
+    scheme = match.group(1).lower() if match else "file"
+    return "s3" if scheme in _HADOOP_S3 else scheme
 
 
 def canonicalize(url: str) -> str:
@@ -67,7 +72,8 @@ def canonicalize(url: str) -> str:
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
     if get_scheme(url) == "s3":
-        split_bucket(url)
+        bucket, key = split_bucket(url)
+        return f"s3://{bucket}/{key}".rstrip("/")
     return url if get_scheme(url) in ("http", "https") else url.rstrip("/")
 
 

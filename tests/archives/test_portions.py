@@ -30,7 +30,7 @@ from ray_app.archives import (
 )
 from ray_app.archives.dedup import IdTable
 from ray_app.errors import StorageError
-from ray_app.storage import RetryPolicy, Store, key_ranges
+from ray_app.storage import RetryPolicy, Store, key_prefixes
 from tests.archives.given import Dying, all_members, backwards, files_below
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=32, blocks_per_doubling=2)
@@ -59,12 +59,7 @@ def server(running, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    for name, value in {
-        "_PAGE": 10,
-        "FIRST_STEP": 40,
-        "_KEYS_PER_RANGE": 8,
-        "_RECUT_FACTOR": 3,
-    }.items():
+    for name, value in {"_PAGE": 10, "FIRST_STEP": 40}.items():
         monkeypatch.setattr(walk, name, value)
     return server
 
@@ -100,7 +95,9 @@ def ids_and_uris(store):
     return {member.image_id: member.uri for member in members_of(store)}
 
 
-def test_portions_list_what_one_listing_lists(server):
+@pytest.mark.parametrize("pages", [3, 30], ids=["one section", "a section for each folder"])
+def test_portions_list_what_one_listing_lists(server, monkeypatch, pages):
+    monkeypatch.setattr(key_prefixes, "_MAX_FOLDER_PAGES", pages)
     store, whole, in_tasks = fresh_store(), fresh_store(), fresh_store()
     infos = list(list_source(store))
     list_members(whole, open_source(["s3://bucket/p"]), PLAN)
@@ -157,7 +154,7 @@ def test_killed_listing_resumes_after_its_last_portion(server):
     whole = fresh_store()
     list(list_source(whole))
     asked, resumed = len(server.asked), 0
-    for lives in itertools.count(0, 9):
+    for lives in itertools.count(0, 5):
         store = fresh_store()
         try:
             list(list_source(Dying(store.url, lives)))
@@ -178,6 +175,22 @@ def test_killed_listing_resumes_after_its_last_portion(server):
         else:
             break
     assert resumed >= 2
+
+
+def test_listing_that_1_0_interrupted_starts_again(server):
+    """Its state has ranges of keys, which later versions do not list."""
+    store, whole = fresh_store(), fresh_store()
+    list(list_source(whole))
+    next(list_source(store))
+    path = "manifest/0/00000/unlisted.json"
+    state = json.loads(store.read(path))
+    keys = {"bucket": "bucket", "prefix": "p/", "after": "p/img-0040.jpg", "until": None}
+    state["unlisted"] = [{"source": 0, "ordinal": 0, "keys": {**keys, "pattern": None}}]
+    store.write(path, json.dumps(state).encode())
+    list(list_source(store))
+    assert ids_and_uris(store) == ids_and_uris(whole)
+    assert read_complete(store, 0).digest == read_complete(whole, 0).digest
+    assert read_complete(store, 0).listed == 296
 
 
 @pytest.fixture
@@ -239,7 +252,7 @@ def test_portions_of_a_limited_listing_end_at_the_limit(server):
 
 
 def test_portions_resume_after_the_store_failed(server, monkeypatch):
-    monkeypatch.setattr(key_ranges, "PATIENCE", RetryPolicy(attempts=1))
+    monkeypatch.setattr(key_prefixes, "PATIENCE", RetryPolicy(attempts=1))
     store = fresh_store()
     arriving = list_source(store)
     next(arriving)

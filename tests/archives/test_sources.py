@@ -1,6 +1,8 @@
 import io
 import os
 import pickle
+from contextlib import nullcontext
+from operator import itemgetter
 from threading import Barrier, Event
 
 import pyarrow as pa
@@ -8,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.archives import BlockPlan, list_members, open_source
+from ray_app.archives.containers import ContainerLimits
+from ray_app.archives.members import TableColumns
+from ray_app.archives.object_prefix import ObjectPrefix, PartialSection
 from ray_app.errors import ConfigError, StorageError
-from ray_app.storage import Fetcher, Store
+from ray_app.storage import Fetcher, ObjectInfo, Store
 from ray_app.storage import s3 as requests
 from tests.archives.given import all_members
 from tests.archives.img2dataset import written
@@ -98,13 +103,15 @@ def test_source_in_a_bucket_that_is_missing_is_refused(s3):
         list(open_source(["s3://not-there-at-all"]))
 
 
-def pages_of_five(monkeypatch, before=lambda above, after: None):
-    """The store answers with five keys at a time, and calls `before` first."""
+def small_pages(monkeypatch, before=lambda prefix, delimiter, position: None, size=5):
+    """The store answers with `size` keys at a time, and calls `before` first."""
     page = requests.page
 
-    def answer(bucket, prefix, *, limit=1000, above=None, after=None, **more):
-        before(above, after)
-        return page(bucket, prefix, limit=min(limit, 5), above=above, after=after, **more)
+    def answer(bucket, prefix, *, limit=1000, delimiter="", position=None, **more):
+        before(prefix, delimiter, position)
+        return page(
+            bucket, prefix, limit=min(limit, size), delimiter=delimiter, position=position, **more
+        )
 
     monkeypatch.setattr(requests, "page", answer)
 
@@ -120,50 +127,79 @@ def wide(s3):
 
 
 def test_large_prefix_is_listed_in_sections(s3, monkeypatch):
-    """One after the other they list what the whole lists, with the columns of tables before them."""
+    """Together they list what the whole lists, with the columns of tables in other sections."""
     s3.bucket("large")
     for path, data in written("files").items():
         s3.client().put_object(Bucket="large", Key=f"laion/{path}", Body=data)
     [whole] = open_source(["s3://large/laion"]).sections()
-    pages_of_five(monkeypatch)
+    small_pages(monkeypatch)
     archive = open_source(["s3://large/laion"], include=["**/*1.jpg"])
     sections = [pickle.loads(pickle.dumps(section)) for section in archive.sections()]
     assert len(sections) >= 3
     found = [found for section in sections for found in section.list_entries(Fetcher())]
-    assert found == list(whole.list_entries(Fetcher()))
+    assert sorted(found, key=itemgetter(0)) == list(whole.list_entries(Fetcher()))
     assert [(item.uri, item.input["key"]) for item in archive] == [
         (f"s3://large/laion/{key[:5]}/{key}.jpg", key) for key in ("000001", "000011")
     ]
+
+
+def test_shard_that_begins_a_page_keeps_its_table(s3, monkeypatch):
+    s3.bucket("shards")
+    for path, data in written("webdataset").items():
+        s3.client().put_object(Bucket="shards", Key=f"laion/{path}", Body=data)
+    small_pages(monkeypatch, size=4)
+    [section] = open_source(["s3://shards/laion"]).sections()
+    beginning = PartialSection(section, max_members=1)
+    assert [path for path, _ in beginning.list_entries(Fetcher())][-1] == "00001.parquet"
+    path, shard = next(beginning.remaining.list_entries(Fetcher()))
+    assert (path, shard.samples.uri) == ("00001.tar", "s3://shards/laion/00001.parquet")
+
+
+@pytest.mark.parametrize(
+    ("names", "is_refused"),
+    [
+        (["00001.tar", "00000.parquet"], True),
+        (["00000.parquet", "00001.parquet", "00000.tar"], True),
+        (["00001.parquet", "00000.parquet"], False),
+        (["b.jpg", "a.jpg"], False),
+        (["00000.parquet", "00000.tar", "00001.parquet"], False),
+    ],
+)
+def test_tables_in_unordered_listings_are_refused(names, is_refused):
+    prefix = ObjectPrefix("s3://bucket/p", None, TableColumns(), ContainerLimits())
+    objects = [ObjectInfo(f"s3://bucket/p/{name}", 9, "v") for name in names]
+    with pytest.raises(StorageError, match="out of order") if is_refused else nullcontext():
+        assert [path for path, _ in prefix.items(objects, Fetcher())] == names
 
 
 def test_large_prefix_is_read_in_parallel_and_in_order(wide, monkeypatch):
     root, uris = wide
     together = Barrier(4)
 
-    def wait_for_all(above, after):
-        if above in ("a/", "b/", "c/", "d/") and after is None:
-            together.wait(20)  # the first request of each range waits for those of the others
+    def wait_for_all(prefix, delimiter, position):
+        if prefix in ("a/", "b/", "c/", "d/") and not delimiter and position is None:
+            together.wait(20)  # The first request of each section waits for those of the others.
 
-    pages_of_five(monkeypatch, wait_for_all)
+    small_pages(monkeypatch, wait_for_all)
     assert [item.uri for item in open_source([root])] == uris
 
 
-def test_large_prefix_with_a_failing_range_lists_those_before(wide, monkeypatch):
-    """Who stops listing waits for no range that is still being read."""
+def test_large_prefix_with_failing_section_lists_those_before(wide, monkeypatch):
+    """A caller that stops listing waits for no section that is still being read."""
     root, uris = wide
     left = Event()
 
-    def tear(above, after):
-        if above == "c/":
+    def tear(prefix, delimiter, position):
+        if prefix == "c/" and not delimiter:
             raise PermissionError("no more of it")
-        if above == "d/":
+        if prefix == "d/" and not delimiter:
             left.wait(20)
 
-    pages_of_five(monkeypatch, tear)
+    small_pages(monkeypatch, tear)
     listed = []
     with pytest.raises(StorageError, match="cannot list"):
         listed.extend(item.uri for item in open_source([root]))
-    left.set()  # only now may the last range answer
+    left.set()  # Only now may the last section answer.
     assert listed == uris[:24]
 
 
@@ -174,6 +210,19 @@ def test_source_kind_may_be_named_with_a_prefix(tmp_path):
     (tmp_path / "a.parquet").write_bytes(table.getvalue())
     assert [item.member for item in open_source([f"parquet::{tmp_path}/download"])] == ["0", "1"]
     assert [item.member for item in open_source([f"files::{tmp_path}"])] == [None, None]
+
+
+def test_s3a_source_is_listed_as_s3(wide):
+    """Under the same uris, and without a cache of listings: a second listing sees a new object."""
+    root, uris = wide
+    names = root.replace("s3://", "s3a://")
+    store = Store.open(f"{names}/new")
+    assert [item.uri for item in open_source([names])] == uris
+    store.write("a.jpg", b"x")
+    assert [item.uri for item in open_source([f"{names}/new"])] == [f"{root}/new/a.jpg"]
+    store.write("b.jpg", b"x")
+    assert len(list(open_source([f"{names}/new"]))) == 2
+    store.clear("")
 
 
 def test_relative_source_stays_the_same_in_another_folder(tmp_path, monkeypatch):

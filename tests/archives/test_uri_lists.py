@@ -113,6 +113,7 @@ UNSAFE, MISSING, DENIED = Status.UNSAFE_MEMBER, Status.SOURCE_MISSING, Status.SO
         ("/data/lists", "FILE:/etc/x.jpg", "/etc/x.jpg", None),
         ("/data/lists", "file://elsewhere/etc/x.jpg", "file://elsewhere/etc/x.jpg", MISSING),
         ("s3://b/lists", "x/a.jpg", "s3://b/lists/x/a.jpg", None),
+        ("/data/lists", "s3a://b/k", "s3://b/k", None),
         ("s3://b/lists", "../a #1.jpg", "s3://b/a #1.jpg", None),
         ("s3://b/lists", "../../a.jpg", "../../a.jpg", UNSAFE),
         ("https://h/l", "a.jpg", "https://h/l/a.jpg", None),

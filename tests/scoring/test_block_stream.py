@@ -12,7 +12,7 @@ from ray_app.runs import RunDirectory, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import find_work, is_complete
 from ray_app.scoring.run import score_archive
-from ray_app.storage import RetryPolicy, Store, key_ranges
+from ray_app.storage import RetryPolicy, Store, key_prefixes
 from ray_app.storage import s3 as requests
 from tests.make.images import encoded, photo
 from tests.make.runs import score_here
@@ -37,8 +37,8 @@ def bucket(s3, monkeypatch):
 
 
 def test_failing_listing_is_scored_so_far_and_resumes(bucket, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(key_ranges, "PATIENCE", RetryPolicy(attempts=1))
-    files = key_ranges.RangeReader._iter_files
+    monkeypatch.setattr(key_prefixes, "PATIENCE", RetryPolicy(attempts=1))
+    files = key_prefixes.RangeReader._iter_files
 
     def failing(reader):
         for info in files(reader):
@@ -47,7 +47,7 @@ def test_failing_listing_is_scored_so_far_and_resumes(bucket, tmp_path, monkeypa
             yield info
 
     with monkeypatch.context() as patch:
-        patch.setattr(key_ranges.RangeReader, "_iter_files", failing)
+        patch.setattr(key_prefixes.RangeReader, "_iter_files", failing)
         with pytest.raises(StorageError, match="cannot list") as caught:
             score_here(tmp_path / "run", bucket)
     assert RESUMABLE in getattr(caught.value, "__notes__", [])

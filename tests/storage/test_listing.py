@@ -13,9 +13,9 @@ from ray_app.storage import (
     ClosedFolder,
     Fetcher,
     ObjectInfo,
-    RangeReader,
-    key_ranges,
-    list_divisions,
+    PrefixReader,
+    divide_prefix,
+    key_prefixes,
     list_objects,
     split_source,
 )
@@ -309,28 +309,17 @@ def divided(s3):
     return url
 
 
-@pytest.mark.parametrize(
-    ("source", "enough", "most"),
-    [
-        *[(source, 64, 256) for source in ("", "/in", "/in/**/x/*.jpg", "/in/?/**")],
-        ("/in", 2, 256),
-        ("/in", 64, 2),
-        ("", 64, 1),
-    ],
-)
-def test_ranges_of_a_large_prefix_list_what_one_listing_lists(
-    divided, monkeypatch, source, enough, most
-):
+@pytest.mark.parametrize("source", ["", "/in", "/in/**/x/*.jpg", "/in/?/**"])
+@pytest.mark.parametrize("enough", [1, 2, 64])
+def test_divided_prefix_lists_what_one_listing_lists(divided, monkeypatch, source, enough):
     pages_of(10, monkeypatch)
-    monkeypatch.setattr(key_ranges, "_ENOUGH_FOLDERS", enough)
-    monkeypatch.setattr(key_ranges, "_MAX_RANGES", most)
-    ranges = list_divisions(divided + source)
-    assert 1 <= len(ranges) <= most
-    found = [info for keys in pickle.loads(pickle.dumps(ranges)) for info in RangeReader(keys)]
-    assert found == list(list_objects(divided + source))
+    monkeypatch.setattr(key_prefixes, "_ENOUGH_PREFIXES", enough)
+    prefixes = divide_prefix(divided + source)
+    found = [info for keys in pickle.loads(pickle.dumps(prefixes)) for info in PrefixReader(keys)]
+    assert sorted(found, key=lambda info: info.uri) == list(list_objects(divided + source))
 
 
 def test_source_that_is_small_is_not_divided(divided, monkeypatch, tmp_path):
     pages_of(10, monkeypatch)
     for place in (f"{divided}/in/000.jpg", str(tmp_path), f"{divided}/in/[a]"):
-        assert list_divisions(place) == []
+        assert divide_prefix(place) == []

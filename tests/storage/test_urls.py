@@ -132,6 +132,8 @@ def test_url_has_one_canonical_form(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert canonicalize("a/../b/") == canonicalize(f"file://{tmp_path}/b") == f"{tmp_path}/b"
     assert canonicalize("s3://bucket/a//") == "s3://bucket/a"
+    assert canonicalize("s3a://bucket/a") == canonicalize("S3N://bucket/a") == "s3://bucket/a"
+    assert canonicalize("s3://bucket/") == "s3://bucket"
     assert canonicalize("https://host/a/?b") == "https://host/a/?b"
 
 
