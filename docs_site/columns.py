@@ -9,7 +9,7 @@ COLUMN_MEANING: dict[str, str] = {
     "image_id": "the number of the image in the run's manifest; with `run_id` it names a row",
     "uri": "the file, or the archive that contains the image",
     "member": "the name of the file inside the archive, or the row number in a Parquet file; null for a plain file",
-    "occurrence": "0, or a higher number for a further file of the same name in the same archive",
+    "occurrence": "0, or a higher number for a further file of the same name in the same archive, or for a URL whose secret was refused",
     "input": "the columns of the source, unchanged",
     "status": "`ok`, or the reason why there is no score",
     "detail": "details of the status: numbers, names, or the message of a decoder",

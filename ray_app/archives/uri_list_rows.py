@@ -20,6 +20,11 @@ _WINDOWS = re.compile(r"\\|^[A-Za-z]:/")
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 # Schemes that are read without fsspec, so that :: in their names has no special meaning.
 UNCHAINED = ("s3", "http", "https", "file")
+_SECRET = RefusedMember(
+    Status.SOURCE_DENIED,
+    "the uri has a signature or secret, which is not kept, so a worker cannot read it: list the object itself (s3://BUCKET/KEY) "
+    "and give the workers credentials of their own",
+)
 
 
 class ListEntries:
@@ -41,6 +46,7 @@ class ListEntries:
         self._folder = path.rpartition("/")[0]
         self._row = 0
         self._buckets: set[str] = set()
+        self._variants: dict[str, dict[int, int]] = {}
 
     def members(self, rows: Iterable[dict[str, Any]]) -> Iterator[ListedMember]:
         """Yield a member per row.
@@ -73,13 +79,22 @@ class ListEntries:
 
     def _member(self, uri: str, version: str, size: int, others: dict[str, Any]) -> ListedMember:
         full_uri, refused = self._resolve(uri)
+        occurrence = self._count_variant(full_uri, uri) if refused is _SECRET else 0
         if refused is None and not version and full_uri.startswith(("/", "file:")):
             size, version, is_closed = _stat_local(full_uri)
             if is_closed:
                 return VersionlessFile(full_uri, None, 0, version, size, others)
             if not version and _WINDOWS.search(uri):
                 refused = _explain_windows_path(uri, full_uri)
-        return ListedMember(full_uri, None, 0, version, size, others, None, refused)
+        return ListedMember(full_uri, None, occurrence, version, size, others, None, refused)
+
+    def _count_variant(self, public_uri: str, uri: str) -> int:
+        """Return 1, 2, … for different uris that are equal without their secrets.
+
+        Number 0 is for the public uri, which the list may name, too.
+        """
+        variants = self._variants.setdefault(public_uri, {})
+        return variants.setdefault(hash(uri), len(variants) + 1)
 
     def _resolve(self, uri: str) -> tuple[str, RefusedMember | None]:
         """Return the full uri as a listing of its store spells it, and why it must not be read."""
@@ -104,7 +119,7 @@ class ListEntries:
                 return uri, RefusedMember(
                     Status.UNSAFE_MEMBER, "a list that is not a local file may not name local files"
                 )
-            full_uri, refused = _check_uri(uri)
+            full_uri, refused = _check_uri(uri, self._folder or "/")
             return (full_uri, refused) if refused is not None else (urls.local_uri(full_uri), None)
         return self._resolve_relative(uri) if scheme == "file" else _check_uri(uri)
 
@@ -121,16 +136,12 @@ class ListEntries:
         return _check_uri(f"{scheme}{mark}{root}{path}")
 
 
-def _check_uri(uri: str) -> tuple[str, RefusedMember | None]:
+def _check_uri(uri: str, folder: str = "") -> tuple[str, RefusedMember | None]:
     without_secrets = strip_secrets(uri)
     if without_secrets != uri:
-        return without_secrets, RefusedMember(
-            Status.SOURCE_DENIED,
-            "the uri has a signature or secret, which is not kept, so a worker cannot read it: list the object itself (s3://BUCKET/KEY) "
-            "and give the workers credentials of their own",
-        )
+        return without_secrets, _SECRET
     try:
-        return canonicalize(uri), None
+        return canonicalize(local_path(uri, folder)), None
     except ConfigError as error:
         return uri, RefusedMember(Status.SOURCE_MISSING, error.message)
 

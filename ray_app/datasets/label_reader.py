@@ -312,7 +312,7 @@ def _resolve_all(column: pa.Array, folder: str) -> pa.Array:
     )
     is_url = pc.and_(
         pc.match_substring(column, "://"),
-        pc.invert(pc.match_substring_regex(column, r"^file://|[?@]")),
+        pc.invert(pc.match_substring_regex(column, r"(?i)^file:|[?@]")),
     )
     is_done = pc.fill_null(pc.or_(is_path, is_url), True)
     if pc.all(is_done, min_count=0).as_py():
@@ -324,12 +324,13 @@ def _resolve_all(column: pa.Array, folder: str) -> pa.Array:
 
 
 def _resolve(uri: str, folder: str) -> str:
-    if "://" in uri and not uri.startswith("file://"):
+    if urls.get_scheme(uri) != "file":
         return strip_secrets(uri)
-    path = local_path(uri)
+    is_local = urls.get_scheme(folder) == "file"
+    path = local_path(uri, folder if is_local else "")
     if posixpath.isabs(path):
         return posixpath.normpath(path)
-    if urls.get_scheme(folder) == "file":
+    if is_local:
         return posixpath.normpath(posixpath.join(folder, path))
     scheme, _, path_in_store = folder.partition("://")
     return f"{scheme}://{posixpath.normpath(posixpath.join(path_in_store, path))}"

@@ -107,6 +107,9 @@ class Fetcher:
         retrier: The object that retries requests. None creates one for `policy`.
         gate: Limits concurrent requests over a network. None creates a limiter for this fetcher
             alone.
+
+    Raises:
+        ConfigError: Two URLs of `signed` are equal without their secrets.
     """
 
     def __init__(
@@ -122,7 +125,12 @@ class Fetcher:
         self._signed_urls, self._signed = tuple(signed), dict[str, str]()
         for url in signed:
             if "://" in url and strip_secrets(url) != url:
-                self._signed[strip_secrets(canonicalize(url))] = canonicalize(url)
+                public_url, signed_url = strip_secrets(canonicalize(url)), canonicalize(url)
+                if self._signed.setdefault(public_url, signed_url) != signed_url:
+                    raise ConfigError(
+                        f"{public_url}: two URLs differ only in their secrets, which no result may keep",
+                        hint="give one of them to each command",
+                    )
         if guard is not None:
             self.guard = guard
         if gate is not None:

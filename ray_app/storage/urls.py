@@ -18,24 +18,34 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes
 
 from ray_app.errors import ConfigError
 
-_FILE_URL = re.compile(r"^file:(?://(?P<host>[^/]*))?(?P<path>/.*)?$", re.IGNORECASE | re.DOTALL)
+_FILE_URL = re.compile(
+    r"^file:(?:(?://(?P<host>[^/]*))?(?P<path>/.*)?|(?P<relative>[^/].*))$",
+    re.IGNORECASE | re.DOTALL,
+)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _HADOOP_S3 = ("s3a", "s3n")
 _USER_INFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
 # The part before the @ is the name of a container, not a secret.
 _CONTAINER = re.compile(r"^abfss?://[^/?#:@]+@")
 _BUCKET = re.compile(r"^([A-Za-z0-9._-]{1,255}|arn:[^/]+)$")
-# Query keys that grant access: AWS and Google presigned URLs, Azure SAS, and the usual spellings of
-# tokens.
+# Query keys that grant access: signatures, and the usual spellings of tokens and passwords. A token
+# that names a page of results grants nothing.
 _SECRET_KEY = re.compile(
-    r"^(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv"
-    r"|.*token.*|.*secret.*|.*password.*|api[-_]?key|key-pair-id|policy)$",
-    re.IGNORECASE,
+    r"signature|sig|x-(amz|goog)-signature|.*secret.*|.*password.*|api[-_]?key"
+    r"|(?!(next|page|next[-_]?page|continuation)[-_]?token$)(.*token|(.*[^a-z])?token[^a-z].*)"
 )
+# The keys that a signature signs, by the key of the signature: presigned URLs of AWS and Google,
+# CloudFront, and Azure SAS. Without a signature they grant nothing, and may select the image.
+_SIGNED_KEYS = {
+    "x-amz-signature": re.compile(r"x-amz-.*"),
+    "x-goog-signature": re.compile(r"x-goog-.*"),
+    "signature": re.compile(r"awsaccesskeyid|googleaccessid|expires|policy|key-pair-id"),
+    "sig": re.compile(r"se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv"),
+}
 
 _BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
 _MAGIC = re.compile(r"[*?\[]")
@@ -103,9 +113,16 @@ def strip_secrets(url: str) -> str:
     if get_scheme(url) not in ("http", "https"):
         return url  # In other schemes a question mark is part of the name.
     base, mark, query = url.partition("?")
+    parts = [part for part in query.split("&") if part]
+    keys = [unquote(part.partition("=")[0]).lower() for part in parts]
+    secret_keys = [_SECRET_KEY, *(_SIGNED_KEYS[key] for key in _SIGNED_KEYS.keys() & keys)]
     public_parts = [
-        part for part in query.split("&") if part and not _SECRET_KEY.match(part.partition("=")[0])
+        part
+        for part, key in zip(parts, keys, strict=True)
+        if not any(secret_key.fullmatch(key) for secret_key in secret_keys)
     ]
+    if len(public_parts) == len(parts):
+        return url
     return base + mark + "&".join(public_parts) if public_parts else base
 
 
@@ -118,11 +135,12 @@ def strip_all_secrets(settings: Any) -> Any:
     return strip_secrets(settings) if isinstance(settings, str) else settings
 
 
-def local_path(url: str) -> str:
+def local_path(url: str, folder: str = "") -> str:
     """Return the local path that a file:// URL names. Any other text is returned unchanged.
 
-    `file:///a`, `file://localhost/a`, and `file:/a` name `/a` (RFC 8089). Percent-encoding is
-    decoded only if there is no file with the literal name.
+    `file:///a`, `file://localhost/a`, and `file:/a` name `/a` (RFC 8089). `file:a` names `a` in
+    `folder`, by default the working directory. Percent-encoding is decoded only if there is no file
+    with the literal name.
 
     Raises:
         ConfigError: The URL names another host.
@@ -130,7 +148,7 @@ def local_path(url: str) -> str:
     match = _FILE_URL.match(url) if url[:5].lower() == "file:" else None
     if match is None:
         return url
-    host, path = match["host"] or "localhost", match["path"]
+    host, path = match["host"] or "localhost", match["path"] or match["relative"]
     if path is None or host.lower() != "localhost":
         problem = (
             "it has no path"
@@ -140,9 +158,9 @@ def local_path(url: str) -> str:
         raise ConfigError(
             f"{url}: {problem}", hint="write the path alone, or file:///PATH with three slashes"
         )
-    if "%" in path and not os.path.lexists(path):
-        return os.fsdecode(unquote_to_bytes(path))
-    return path
+    if "%" in path and not os.path.lexists(os.path.join(folder, path)):
+        path = os.fsdecode(unquote_to_bytes(path))
+    return os.path.join(folder, path)
 
 
 def local_uri(path: str) -> str:

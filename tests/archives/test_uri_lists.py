@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.archives import ListedMember, TableColumns, open_source
+from ray_app.archives.members import image_id
 from ray_app.archives.uri_list_rows import ListEntries
 from ray_app.errors import ConfigError, Status
 from tests.archives.containers.hazards import LFS_POINTER
@@ -111,6 +112,9 @@ UNSAFE, MISSING, DENIED = Status.UNSAFE_MEMBER, Status.SOURCE_MISSING, Status.SO
         ("/data/lists", "file:///etc/x.jpg", "/etc/x.jpg", None),
         ("/data/lists", "file://localhost/etc/x.jpg", "/etc/x.jpg", None),
         ("/data/lists", "FILE:/etc/x.jpg", "/etc/x.jpg", None),
+        ("/data/lists", "file:in/a%20b.jpg", "/data/lists/in/a b.jpg", None),
+        ("/data/lists", "File:../a.jpg", "/data/a.jpg", None),
+        ("", "file:a.jpg", "/a.jpg", None),
         ("/data/lists", "file://elsewhere/etc/x.jpg", "file://elsewhere/etc/x.jpg", MISSING),
         ("s3://b/lists", "x/a.jpg", "s3://b/lists/x/a.jpg", None),
         ("/data/lists", "s3a://b/k", "s3://b/k", None),
@@ -119,6 +123,7 @@ UNSAFE, MISSING, DENIED = Status.UNSAFE_MEMBER, Status.SOURCE_MISSING, Status.SO
         ("https://h/l", "a.jpg", "https://h/l/a.jpg", None),
         ("s3://b/lists", "/etc/passwd", "/etc/passwd", UNSAFE),
         ("https://h/l", "FILE:///etc/passwd", "FILE:///etc/passwd", UNSAFE),
+        ("https://h/l", "file:etc/passwd", "file:etc/passwd", UNSAFE),
         ("s3://b/lists", "local:///etc/passwd", "local:///etc/passwd", UNSAFE),
         ("s3://b/lists", "hf://x::file:///etc/passwd", "hf://x::file:///etc/passwd", UNSAFE),
         ("/data/lists", "a\0.jpg", "a\0.jpg", UNSAFE),
@@ -130,6 +135,26 @@ UNSAFE, MISSING, DENIED = Status.UNSAFE_MEMBER, Status.SOURCE_MISSING, Status.SO
 def test_list_uri_is_relative_to_its_list_and_stays_in_it(folder, uri, place, refused):
     [item] = ListEntries(f"{folder}/list.csv", "uri").members([{"uri": uri}])
     assert (item.uri, item.refused and item.refused.status) == (place, refused)
+
+
+@pytest.mark.parametrize("key", ["st", "se", "policy", "page_token"])
+def test_list_uri_whose_query_picks_the_image_is_read(key):
+    uris = [f"https://h/image?{key}={number}" for number in range(4)]
+    items = list(ListEntries("/data/list.csv", "uri").members({"uri": uri} for uri in uris))
+    assert [(item.uri, item.refused) for item in items] == [(uri, None) for uri in uris]
+
+
+def test_list_uris_that_differ_in_a_secret_are_members_each():
+    """An equal line is the same member, as in any list. Another signature keeps the id."""
+    uris = ["https://h/image", *(f"https://h/image?token={number}" for number in (0, 1, 1, 2))]
+    items = list(ListEntries("/data/list.csv", "uri").members({"uri": uri} for uri in uris))
+    assert {item.uri for item in items} == {"https://h/image"}
+    assert [item.refused and item.refused.status for item in items] == [None] + [DENIED] * 4
+    ids = [image_id(item) for item in items]
+    assert [ids.index(one) for one in ids] == [0, 1, 2, 2, 4]
+    signed = [{"uri": f"https://h/a.jpg?sig={day}"} for day in range(2)]
+    [monday], [tuesday] = (ListEntries("/l.csv", "uri").members([dict(row)]) for row in signed)
+    assert image_id(monday) == image_id(tuesday)
 
 
 PKZIP = b"PK\x03\x04" + b"\0" * 60

@@ -135,6 +135,8 @@ def test_uris_are_written_as_runs_write_them(tmp_path):
     uris = {"file:///data/a.jpg": "/data/a.jpg", "/data/./b.jpg": "/data/b.jpg"}
     uris |= {"/data/x/../c.jpg": "/data/c.jpg"}
     uris |= {"https://h/p.jpg?X-Amz-Signature=1": "https://h/p.jpg"}
+    uris |= {"https://h/p.jpg?st=1": "https://h/p.jpg?st=1"}
+    uris |= {"file:x/d.jpg": f"{tmp_path}/x/d.jpg", "FILE:///data/e.jpg": "/data/e.jpg"}
     path = write(tmp_path, "jsonl", [{"uri": uri, "label": 1} for uri in uris])
     assert [row["uri"] for row in read(path, "uri")] == list(uris.values())
     [table] = LabelFile(str(path), resolves_uris=False).tables(["uri"])

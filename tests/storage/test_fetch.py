@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_app.errors import InputError, Status
+from ray_app.errors import ConfigError, InputError, Status
 from ray_app.storage import Fetcher, RetryPolicy, list_objects
 from tests.make.servers.faulty import ETAG, LOOPBACK, patient
 from tests.make.servers.tls import authority
@@ -146,6 +146,14 @@ def test_presigned_url_is_read_with_its_secrets_and_shows_none(faulty):
     assert error.status is Status.SOURCE_MISSING
     faulty.faults[path] = ["denied"]
     assert "s3cr3t" not in refused(Fetcher(signed=[signed]), info.uri).detail
+
+
+def test_presigned_urls_equal_without_secrets_are_refused():
+    url = "https://host.test/image?sig="
+    with pytest.raises(ConfigError, match="image: two URLs differ only in") as caught:
+        Fetcher(signed=[f"{url}1", f"{url}2"])
+    assert "sig" not in caught.value.message
+    Fetcher(signed=[f"{url}1", f"{url}1"])
 
 
 def test_certificate_that_is_not_trusted_is_a_timeout(faulty):

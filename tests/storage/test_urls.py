@@ -83,6 +83,13 @@ def test_file_url_names_a_path_of_this_machine(url):
     assert local_path(url) == "/a b"
 
 
+def test_file_url_of_a_relative_path_is_in_the_folder(tmp_path):
+    (tmp_path / "a%20b").touch()
+    assert local_path("file:a%20b") == "a b"
+    assert local_path("file:a%20b", str(tmp_path)) == f"{tmp_path}/a%20b"
+    assert local_path("file:/a b", str(tmp_path)) == "/a b"
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -121,11 +128,26 @@ DATA_LAKE = "abfss://container@account.dfs.core.windows.net/run"
         ("list::https://me:pw@host/a.csv?sig=1", "list::https://host/a.csv"),
         ("list::/data/a.csv?sig=1", "list::/data/a.csv?sig=1"),
         ("https://[::1]/a.jpg?sig=1", "https://[::1]/a.jpg"),
+        (f"{GOOGLE}?GoogleAccessId=me&Expires=1&Signature=abc", GOOGLE),
+        ("https://cdn/a.jpg?Policy=x&Key-Pair-Id=k&Signature=s&w=1", "https://cdn/a.jpg?w=1"),
+        (f"{AWS}?X%2DAmz%2DSignature=abc&X%2DAmz%2DDate=1", AWS),
+        (f"{AWS}?X-Amz-Security-Token=abc", AWS),
+        ("https://host/a.jpg?auth[token]=x&accessToken=y&token_2=z", "https://host/a.jpg"),
     ],
 )
 def test_url_is_shown_without_secrets(url, shown):
     assert strip_secrets(url) == shown
     assert strip_secrets(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "query",
+    [*(f"{key}=1" for key in ("st", "se", "sp", "sv", "sr", "policy", "expires", "key-pair-id", "X-Amz-Date",
+                              "pagetoken", "page_token", "nextPageToken", "tokenizer", "tokens", "tokenId")),
+     "sp=1&expires=2", "", "w=1&", "w=1&&h=2"],
+)  # fmt: skip
+def test_url_without_secret_keeps_its_query(query):
+    assert strip_secrets(f"https://host/a.jpg?{query}") == f"https://host/a.jpg?{query}"
 
 
 def test_url_has_one_canonical_form(tmp_path, monkeypatch):

@@ -284,7 +284,8 @@ class LabelColumns(DatasetLayout):
                 item,
                 f"the URL of its mask {strip_secrets(uri)} has a secret, which an index may not store",
             )
-        if "://" not in uri and not uri.startswith("/"):
+        path = urls.local_path(uri)
+        if "://" not in path and not path.startswith("/"):
             if self.root is None:
                 raise make_contradiction(
                     item,
@@ -510,6 +511,7 @@ def join_path(root: str, path: str) -> str:
         root: Folder to which relative paths are relative.
         path: A relative path, an absolute path, or a URL.
     """
+    path = urls.local_path(path)
     if "://" in path or path.startswith("/"):
         return redact(path)
     scheme, separator, folder = root.rpartition("://")

@@ -25,7 +25,8 @@ def test_columns_of_a_list(tmp_path):
 def test_columns_by_other_names_with_masks_below_a_root(tmp_path):
     names = {"label": "kind", "mask": "where", "root": str(tmp_path / "masks")}
     layout = make_layout("columns", names)
-    assert layout.labels(row(kind="fake", where="x/1.png")).mask_uri == f"{tmp_path}/masks/x/1.png"
+    for mask in ("x/1.png", "file:x/1.png"):
+        assert layout.labels(row(kind="fake", where=mask)).mask_uri == f"{tmp_path}/masks/x/1.png"
     assert layout.labels(row(kind="fake", where="s3://b/1.png")).mask_uri == "s3://b/1.png"
     assert "relative" in refused(make_layout("columns", {}), row(label="fake", mask="x/1.png"))
 
