@@ -388,6 +388,8 @@ def validate(
 ) -> Model:
     """Apply overrides to keys and values, and return them as a model.
 
+    `~` at the start of a text is replaced by the home folder (`expand_home`).
+
     Args:
         data: The keys and values. They are not changed.
         model: The model to validate against.
@@ -401,7 +403,7 @@ def validate(
         ConfigError: If the data do not fit the model, with one line for each wrong key. Also if an
             override is malformed.
     """
-    merged = _deep_copy(data)
+    merged = _copy_with_home(data)
     for override in overrides:
         _apply(merged, override)
     try:
@@ -461,6 +463,18 @@ def merge_mappings(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[s
     return {**base, **change, **sections}
 
 
+_HOME = re.compile(r"(?P<kind>[\w-]+::)?(?P<path>~.*)", re.DOTALL)
+
+
+def expand_home(text: str) -> str:
+    """Replace `~` at the start of a path, also after `KIND::`, by the home folder.
+
+    A shell expands it only at the start of a word, so not in `--out=~/run` or in a YAML file.
+    """
+    match = _HOME.fullmatch(text)
+    return text if match is None else (match["kind"] or "") + os.path.expanduser(match["path"])
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -477,7 +491,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
             )
         data = child
     try:
-        data[leaf] = yaml.safe_load(text)
+        data[leaf] = _copy_with_home(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ConfigError(
             f"--set {override}: the value is not YAML: {_explain_yaml(error)}",
@@ -485,10 +499,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
         ) from None
 
 
-def _deep_copy(value: Any) -> Any:
+def _copy_with_home(value: Any) -> Any:
+    """Return a copy with `~` expanded in texts. Lists in lists have no paths, and may be deep."""
     if isinstance(value, Mapping):
-        return {key: _deep_copy(item) for key, item in value.items()}
-    return list(value) if isinstance(value, list) else value
+        return {key: _copy_with_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [item if isinstance(item, list) else _copy_with_home(item) for item in value]
+    return expand_home(value) if isinstance(value, str) else value
 
 
 def _is_consequence(detail: ErrorDetails, error: ValidationError) -> bool:

@@ -46,6 +46,16 @@ def test_reads_and_overrides(tmp_path):
     assert (config.inner.depth_m, config.name) == (3.5, "b")
 
 
+def test_home_folder_is_expanded_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = "source: [~/photos, 'list::~/l.csv', a~/b, s3://b/~/c]\nout: ~/run\n"
+    path = written(tmp_path, text)
+    config = load_yaml(path, ScoreConfig, ["ensemble=~/e.yaml", "exclude=['*~', '~$*']"])
+    assert config.source == ("/home/me/photos", "list::/home/me/l.csv", "a~/b", "s3://b/~/c")
+    assert (config.out, config.ensemble) == ("/home/me/run", "/home/me/e.yaml")
+    assert config.exclude == ("*~", "~$*")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -146,6 +146,10 @@ class _Touchstone(_Commands):
         with _exit_if_pipe_closes():
             return super().make_context(*args, **kwargs)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments of this group and of its commands, with `~` expanded in paths."""
+        return super().parse_args(ctx, [_expand_home(arg) for arg in args])
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         with _exit_if_pipe_closes():
@@ -183,6 +187,20 @@ class _Touchstone(_Commands):
             for name in group.commands
             if name not in ("list", "show")
         }
+
+
+def _expand_home(argument: str) -> str:
+    """Replace `~` by the home folder in a path, or in the path of `--OPTION=PATH`."""
+    if "~" not in argument:
+        return argument
+    from ray_app.config import expand_home
+
+    option, mark, value = argument.partition("=")
+    return (
+        f"{option}={expand_home(value)}"
+        if mark and option.startswith("--")
+        else expand_home(argument)
+    )
 
 
 _GROUP_COMMANDS = {

@@ -49,6 +49,23 @@ def test_short_names_of_commands_stay(touchstone):
 
 
 @pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("results ~/run", "run"),
+        ("plan list::~/l.csv --ensemble tiny", "l.csv"),
+        ("score a.jpg --out=run --ensemble=~/none.yaml", "none.yaml"),
+    ],
+)
+def test_home_folder_is_expanded_in_arguments(line, name, touchstone, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    ended = touchstone(line)
+    assert ended.code == 2
+    assert f"{tmp_path}/home/{name}" in ended.err
+    assert "~" not in os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("line", "nearest"),
     [
         ("scroe", "score"),

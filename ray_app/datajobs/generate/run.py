@@ -146,8 +146,8 @@ def resolve_card(config: GenerateConfig) -> PipelineCard:
     """
     card = load_pipeline_card(config.pipeline)
     # Other values are ids on the hub.
-    is_path = config.model is not None and config.model.startswith(("/", ".", "~"))
-    model = str(Path(config.model or "").expanduser().resolve()) if is_path else config.model
+    is_path = config.model is not None and config.model.startswith(("/", "."))
+    model = str(Path(config.model or "").resolve()) if is_path else config.model
     overrides = {"model": model, "revision": config.revision}
     return card.model_copy(
         update={key: value for key, value in overrides.items() if value is not None}
