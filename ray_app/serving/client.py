@@ -14,6 +14,7 @@ import os
 import random
 import stat
 import time
+import urllib.request
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -24,6 +25,7 @@ import httpx
 
 from ray_app.ensembles import check_rate
 from ray_app.errors import ClusterError, ConfigError, InputError, Status, describe_error
+from ray_app.serving.http.auth import is_loopback
 from ray_app.serving.http.schemas import EndpointLimits, Ensembles, ImageAnswer
 from ray_app.storage import RetryPolicy, errors, strip_secrets
 
@@ -104,8 +106,14 @@ class EndpointClient:
         patience: RetryPolicy = RETRIES,
     ) -> None:
         headers = {"Authorization": f"Bearer {_validate_token(token)}"} if token else {}
+        parsed = _parse_url(url)
+        self._proxy = _find_proxy(parsed)
         self._http = httpx.Client(
-            base_url=_validate_url(url), headers=headers, timeout=timeout_s, follow_redirects=False
+            base_url=parsed,
+            headers=headers,
+            timeout=timeout_s,
+            follow_redirects=False,
+            mounts={f"{parsed.scheme}://": None} if self._proxy is None else None,
         )
         self._url, self._retries = strip_secrets(str(self._http.base_url)).rstrip("/"), patience
         self._description: Ensembles | None = None
@@ -342,11 +350,15 @@ class EndpointClient:
     def _make_final_error(
         self, response: httpx.Response | None, problem: str, pause: float | None
     ) -> ClusterError:
+        via = direct = ""
+        if self._proxy is not None:
+            via = f" through the proxy {self._proxy}"
+            direct = f"; set NO_PROXY={self._http.base_url.host} to reach it without the proxy"
         if response is None:
-            text = f"{self._url}: the endpoint cannot be reached: {problem}"
+            text = f"{self._url}: the endpoint cannot be reached{via}: {problem}"
             return ClusterError(
                 text,
-                hint="check the URL and that the endpoint runs; `touchstone serve` starts one on this machine",
+                hint=f"check the URL and that the endpoint runs; `touchstone serve` starts one on this machine{direct}",
             )
         if response.status_code in BUSY:
             wait = (
@@ -354,12 +366,12 @@ class EndpointClient:
             )
             hint = "try later, send fewer files at a time, or give the endpoint more replicas"
             return ClusterError(
-                f"{self._url}: {_get_message(response) or 'too busy'} ({response.status_code}); {wait}",
-                hint=hint,
+                f"{self._url}: {_get_message(response) or 'too busy'} ({response.status_code}){via}; {wait}",
+                hint=f"{hint}{direct}",
             )
         return ClusterError(
-            f"{self._url}: {problem}, {self._retries.attempts} times",
-            hint="check that the endpoint runs behind its proxy",
+            f"{self._url}: {problem}{via}, {self._retries.attempts} times",
+            hint=f"check that the endpoint runs behind its proxy{direct}",
         )
 
 
@@ -435,14 +447,27 @@ def _make_unscored(file: _File, error: dict[str, Any]) -> Result:
     )
 
 
-def _validate_url(url: str) -> str:
+def _parse_url(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ConfigError(f"{strip_secrets(url)}: not the URL of an endpoint", hint=NOT_AN_ENDPOINT)
-    return url
+    return parsed
+
+
+def _find_proxy(url: httpx.URL) -> str | None:
+    """Return the proxy that the environment sets for a URL, without its password.
+
+    An address of this machine is asked directly, because no proxy can reach it.
+    """
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    is_local = url.host == "localhost" or is_loopback(url.host)
+    if not proxy or is_local or urllib.request.proxy_bypass(url.netloc.decode()):
+        return None
+    return strip_secrets(proxy if "://" in proxy else f"http://{proxy}")
 
 
 def _validate_token(token: str) -> str:

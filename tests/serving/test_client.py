@@ -54,6 +54,30 @@ def test_requests_keep_below_the_body_limit(endpoint):
     assert [len(request["names"]) for request in endpoint.told] == [3, 3, 1]
 
 
+def test_endpoint_on_this_machine_is_asked_without_a_proxy(endpoint, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    assert is_right(scored(endpoint))
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "all_proxy"])
+def test_proxy_that_does_not_answer_is_named(variable, monkeypatch):
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv(variable, "http://me:secret@127.0.0.1:9")
+    error = refused("http://scorer.test:8000", ClusterError, "cannot be reached")
+    assert "through the proxy http://127.0.0.1:9: nothing listens there" in error.message
+    assert "set NO_PROXY=scorer.test" in error.hint
+
+
+def test_proxy_that_cannot_reach_the_endpoint_is_named(endpoint, monkeypatch):
+    """The scripted endpoint is the proxy, which answers 502 for a host that it does not find."""
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", endpoint.url)
+    endpoint.script = deque([refuse(502)] * QUICK.attempts)
+    error = refused("http://scorer.test", ClusterError, f"502 through the proxy {endpoint.url}")
+    assert "NO_PROXY=scorer.test" in error.hint
+
+
 def test_file_is_read_and_only_its_name_is_sent(endpoint, tmp_path):
     path = tmp_path / "a" / 'o"dd\n.jpg'
     path.parent.mkdir()
