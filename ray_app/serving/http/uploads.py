@@ -16,6 +16,8 @@ from ray_app.serving.refusal import Refusal
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 _FILE_FIELD = "file"
+# curl sends this type with -d, which damages a file, and with --data-binary, which does not.
+_FORM_ENCODED = b"application/x-www-form-urlencoded"
 _QUERY_HINT = "`ensemble`, `detector`, `fpr`, and `masks` are query parameters"
 _MAX_HEADER_BYTES = 32 * 1024
 _MAX_NAME = 255
@@ -45,7 +47,7 @@ async def read_images(request: Request, *, max_files: int, max_file_bytes: int) 
 
     Raises:
         Refusal: `too_many_files` or `file_too_large` before the body has ended, or
-            `malformed_request`.
+            `malformed_request`, also for a file that `curl -d` has damaged.
         InputError: A raw body is empty.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
@@ -63,6 +65,11 @@ async def read_images(request: Request, *, max_files: int, max_file_bytes: int) 
             raise _make_too_large(max_file_bytes, len(data))
     if not data:
         raise InputError(Status.EMPTY_FILE, "the request has no body")
+    if kind == _FORM_ENCODED and not any(byte in data for byte in b"\r\n\0"):
+        raise Refusal(
+            "malformed_request",
+            "the body has no CR, LF, or NUL byte, which curl -d removes from a file: send it with curl --data-binary",
+        )
     return [(None, bytes(data))]
 
 

@@ -1,10 +1,12 @@
 """Images come out of a request as they were put in, in order, in memory; names are harmless labels."""
 
+import io
 import sys
 import tempfile
 import time
 
 import pytest
+from PIL import Image
 
 from tests.serving.http.live import file_part, multipart
 
@@ -30,6 +32,18 @@ def test_raw_body_of_any_type_is_one_image(client):
     for kind in ("image/jpeg", "application/x-www-form-urlencoded", "", "multipart/mixed"):
         answer = client.post("/v1/score", content=bytes(1000), headers={"Content-Type": kind})
         assert answer.json() == {"sizes": [1000], "names": [None]}, kind
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_image_sent_by_curl_d_is_refused_with_advice(client, image_format):
+    """curl -d removes CR, LF, and NUL from a file. The type alone is that of --data-binary, too."""
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 40).save(file, image_format)
+    data, kind = file.getvalue(), {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.post("/v1/score", content=data, headers=kind).json()["sizes"] == [len(data)]
+    answer = client.post("/v1/score", content=data.translate(None, b"\r\n\0"), headers=kind)
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+    assert "send it with curl --data-binary" in answer.json()["message"]
 
 
 def test_bytes_that_look_like_boundaries_stay_bytes(client):
