@@ -277,7 +277,7 @@ def _read_token(file: str | None) -> str | None:
     if file is None:
         return os.environ.get(TOKEN_VARIABLE, "").strip() or None
     try:
-        token = Path(file).read_text(encoding="utf-8").strip().partition("\n")[0].strip()
+        token = Path(file).read_text(encoding="utf-8-sig").strip().partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError):
         raise ConfigError(
             f"--token-file {file}: the file cannot be read",

@@ -54,7 +54,7 @@ def _make_commands(kind: str, noun: str, example: str) -> tuple[click.Command, c
         if as_json:
             click.echo(json.dumps(read_mapping(path), indent=2, ensure_ascii=False, default=str))
         else:
-            click.echo(f"# {path}\n{path.read_text(encoding='utf-8')}", nl=False)
+            click.echo(f"# {path}\n{path.read_text(encoding='utf-8-sig')}", nl=False)
         return 0
 
     group = f"{noun}s"

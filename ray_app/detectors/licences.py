@@ -191,7 +191,7 @@ def _check_entries(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
-    text = _replace_section(path.read_text(encoding="utf-8") if path.exists() else "", data)
+    text = _replace_section(path.read_text(encoding="utf-8-sig") if path.exists() else "", data)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -73,6 +73,8 @@ def test_token_is_read_from_file_or_environment(endpoint, score, photos, tmp_pat
     assert ended.code == 2
     assert "TOUCHSTONE_TOKEN" in ended.err
     assert score("--token-file", file, photos).code == 0
+    file.write_bytes("of-the-file\r\n".encode("utf-8-sig"))
+    assert score("--token-file", file, photos).code == 0
     monkeypatch.setenv("TOUCHSTONE_TOKEN", "of-the-file")
     assert score(photos).code == 0
 

@@ -110,6 +110,15 @@ def test_accepting_keeps_the_rest_of_the_file(config):
     assert os.listdir(config.parent) == [config.name]
 
 
+def test_file_with_a_byte_order_mark_keeps_one_section(config):
+    old = "accepted_licences:\n  old: {licence: X, accepted_at: then}\n"
+    written(config, f"\ufeff{old}# after\n")
+    accept_licence(NON_COMMERCIAL)
+    assert config.read_text().startswith("accepted_licences:\n")
+    assert config.read_text().count("accepted_licences:") == 1
+    assert yaml.safe_load(config.read_text())["accepted_licences"].keys() == {"old", NON_COMMERCIAL}
+
+
 @pytest.mark.parametrize(
     ("text", "kept"),
     [

@@ -330,10 +330,10 @@ def sample_key(name: str) -> str:
 def decode_text(data: bytes) -> str | None:
     """Return the content of a sidecar, a small text file that describes an image, as text.
 
-    The result is None if the content is not UTF-8.
+    A byte order mark is left out. The result is None if the content is not UTF-8.
     """
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return None
 

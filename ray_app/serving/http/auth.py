@@ -96,7 +96,7 @@ class BearerTokens:
             state: object = (file_stat.st_mtime_ns, file_stat.st_size, file_stat.st_ino)
             if state == self._file_state:
                 return
-            lines = self._file.read_text().splitlines()
+            lines = self._file.read_text(encoding="utf-8-sig").splitlines()
             self._from_file = _compute_digests(
                 [line for line in lines if not line.lstrip().startswith("#")],
                 "the tokens file",

@@ -2,6 +2,7 @@ import pytest
 
 from ray_app.archives import ListedMember
 from ray_app.archives.containers.base import (
+    decode_text,
     escape_name,
     find_name_problem,
     join_sidecars,
@@ -63,3 +64,8 @@ def test_texts_beside_images_become_their_columns(case):
 def test_sidecar_column_is_the_ending_of_a_short_text():
     named = [("1.json", 65536), ("1.json", 65537), ("1.b.json", 9), (".json", 9), ("json", 9)]
     assert [sidecar_column(*item) for item in named] == ["json", None, None, None, None]
+
+
+def test_sidecar_text_is_utf8_without_its_mark():
+    assert decode_text('{"a": "ä"}'.encode("utf-8-sig")) == decode_text('{"a": "ä"}'.encode())
+    assert decode_text(b"\xe4") is None

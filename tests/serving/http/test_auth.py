@@ -117,6 +117,15 @@ def test_tokens_are_rotated_without_a_restart(tmp_path):
         assert admitted() == [False, False]
 
 
+def test_file_with_a_byte_order_mark_has_tokens(tmp_path):
+    file = tmp_path / "tokens"
+    for text in (f"{OLD}\r\n{NEW}\r\n", f"# mine\r\n{OLD}\r\n{NEW}"):
+        file.write_bytes(text.encode("utf-8-sig"))
+        tokens = BearerTokens(Access(tokens_file=str(file)))
+        assert all(tokens.check(f"Bearer {token}") for token in (OLD, NEW))
+        assert tokens.check("Bearer # mine") is None
+
+
 def test_replaced_file_of_equal_size_and_time_is_read(tmp_path):
     file, following = tmp_path / "tokens", tmp_path / "next"
     file.write_text(OLD)
