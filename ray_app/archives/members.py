@@ -72,8 +72,8 @@ class ListedMember:
     Attributes:
         uri: The file, or the container that holds it.
         member: The name within the container, None for a separate file.
-        occurrence: 0, 1, … for members of equal names in one container; 1, 2, … for refused uris of
-            a list that are equal without their secrets.
+        occurrence: 0, 1, … for members of equal names in one container; the row of a list, from 1,
+            whose uri is refused because of its secret.
         version: The version of the file or container, "" if unknown.
         size_bytes: The size of the encoded file, -1 if unknown.
         input: Values of the user's own columns for this file, by column name. They are from a list
@@ -151,8 +151,8 @@ class ManifestMember:
         image_id: The id of the file, unique in its run (see the function `image_id`).
         uri: The file, or the container that holds it.
         member: The name within the container, None for a separate file.
-        occurrence: 0, 1, … for members of equal names in one container; 1, 2, … for refused uris of
-            a list that are equal without their secrets.
+        occurrence: 0, 1, … for members of equal names in one container; the row of a list, from 1,
+            whose uri is refused because of its secret.
         version: The version of the file or container, "" if unknown.
         size_bytes: The size of the encoded file, -1 if unknown.
         block: The number of the block in the manifest.

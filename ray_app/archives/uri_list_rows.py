@@ -46,7 +46,6 @@ class ListEntries:
         self._folder = path.rpartition("/")[0]
         self._row = 0
         self._buckets: set[str] = set()
-        self._variants: dict[str, dict[int, int]] = {}
 
     def members(self, rows: Iterable[dict[str, Any]]) -> Iterator[ListedMember]:
         """Yield a member per row.
@@ -79,7 +78,8 @@ class ListEntries:
 
     def _member(self, uri: str, version: str, size: int, others: dict[str, Any]) -> ListedMember:
         full_uri, refused = self._resolve(uri)
-        occurrence = self._count_variant(full_uri, uri) if refused is _SECRET else 0
+        # Without their secrets, uris of several rows may be equal, also to a public uri.
+        occurrence = self._row if refused is _SECRET else 0
         if refused is None and not version and full_uri.startswith(("/", "file:")):
             size, version, is_closed = _stat_local(full_uri)
             if is_closed:
@@ -87,14 +87,6 @@ class ListEntries:
             if not version and _WINDOWS.search(uri):
                 refused = _explain_windows_path(uri, full_uri)
         return ListedMember(full_uri, None, occurrence, version, size, others, None, refused)
-
-    def _count_variant(self, public_uri: str, uri: str) -> int:
-        """Return 1, 2, … for different uris that are equal without their secrets.
-
-        Number 0 is for the public uri, which the list may name, too.
-        """
-        variants = self._variants.setdefault(public_uri, {})
-        return variants.setdefault(hash(uri), len(variants) + 1)
 
     def _resolve(self, uri: str) -> tuple[str, RefusedMember | None]:
         """Return the full uri as a listing of its store spells it, and why it must not be read."""

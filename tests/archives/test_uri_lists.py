@@ -145,13 +145,13 @@ def test_list_uri_whose_query_picks_the_image_is_read(key):
 
 
 def test_list_uris_that_differ_in_a_secret_are_members_each():
-    """An equal line is the same member, as in any list. Another signature keeps the id."""
+    """Another signature in the same row keeps the id."""
     uris = ["https://h/image", *(f"https://h/image?token={number}" for number in (0, 1, 1, 2))]
     items = list(ListEntries("/data/list.csv", "uri").members({"uri": uri} for uri in uris))
     assert {item.uri for item in items} == {"https://h/image"}
     assert [item.refused and item.refused.status for item in items] == [None] + [DENIED] * 4
     ids = [image_id(item) for item in items]
-    assert [ids.index(one) for one in ids] == [0, 1, 2, 2, 4]
+    assert len(set(ids)) == 5
     signed = [{"uri": f"https://h/a.jpg?sig={day}"} for day in range(2)]
     [monday], [tuesday] = (ListEntries("/l.csv", "uri").members([dict(row)]) for row in signed)
     assert image_id(monday) == image_id(tuesday)
