@@ -22,6 +22,7 @@ from ray_app.ensembles.card import EnsembleCard, Thresholds
 from ray_app.errors import DETECTOR_FINDINGS
 from ray_app.images.provenance.statement import (
     AI_SOURCE_TYPES,
+    AigcLabel,
     Camera,
     ContentCredentials,
     Provenance,
@@ -306,6 +307,8 @@ def _read_statements(provenance: Provenance) -> Iterator[_Statement]:
     if codes:
         claim = f"says that a model made {_extent(codes)}"
         yield _declare(claim, f"its metadata {claim} (IPTC: {', '.join(codes)})")
+    if provenance.aigc_label is not None:
+        yield _read_aigc_label(provenance.aigc_label)
     if provenance.camera is not None and (provenance.camera.make or provenance.camera.model):
         camera = _name(_describe_camera(provenance.camera))
         ground = Ground(source="camera", says=f"its EXIF names a camera, {camera}", error=UNSIGNED)
@@ -381,6 +384,17 @@ def _read_credentials(c2pa: ContentCredentials) -> _Statement:
             ground,
         )
     return _Statement(Strength.WITHOUT_FINDING, direction, None, ground)
+
+
+def _read_aigc_label(label: AigcLabel) -> _Statement:
+    """Return the statement of a label, which supports a finding only if it is no supposition."""
+    if label.level == "generated":
+        producer = f"the service {_name(label.producer)}" if label.producer else "a model"
+        claim = f"says that {producer} made it"
+        return _declare(claim, f"its metadata {claim} (GB 45438-2025)")
+    says = f"its metadata says that a model may have made it (GB 45438-2025: {label.level})"
+    ground = Ground(source="declaration", says=says, error=UNSIGNED)
+    return _Statement(Strength.WITHOUT_FINDING, _FOR_MODEL, None, ground)
 
 
 def _extent(codes: list[str]) -> str:

@@ -53,6 +53,7 @@ _PROVENANCE = {
     "prompt": "prompt",
     "checkpoint": "model of the generator",
     "digital_source_type": "digital source type (IPTC)",
+    "aigc_label": "label (GB 45438-2025)",
     "c2pa": "C2PA manifest",
     "signed_by": "signed by",
     "unread": "not read",

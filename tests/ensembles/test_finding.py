@@ -13,7 +13,14 @@ from ray_app.ensembles import (
     format_error_rates,
 )
 from ray_app.ensembles.finding import UNSIGNED, describe_rates
-from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance, Watermark
+from ray_app.images.provenance import (
+    AigcLabel,
+    Camera,
+    ContentCredentials,
+    Generator,
+    Provenance,
+    Watermark,
+)
 
 AI, CAPTURED = "trainedAlgorithmicMedia", "digitalCapture"
 PART = "compositeWithTrainedAlgorithmicMedia"
@@ -24,6 +31,8 @@ DECLARED = {"digital_source_type": (AI,)}
 SDXL = "Stable Diffusion XL reference code"
 MARKED = {"watermark": Watermark(of=SDXL, bits=48, length=48, chance=3.6e-15)}
 CAMERA = {"camera": Camera(make="Nikon", model="Z 6")}
+LABELLED = {"aigc_label": AigcLabel(level="generated", producer="00119111")}
+SUSPECTED = {"aigc_label": AigcLabel(level="suspected", producer="00119111")}
 
 
 def c2pa(state, *codes):
@@ -62,6 +71,10 @@ def found(verdict=None, thresholds=MEASURED, **said):
         ({"digital_source_type": (CAPTURED,)}, "real", "no evidence found"),
         (CAMERA, "real", "no evidence found"),
         (CAMERA, None, None),
+        (LABELLED, "real", "says that the service 00119111 made it"),
+        ({"aigc_label": AigcLabel(level="generated")}, None, "says that a model made it"),
+        (SUSPECTED, "real", "no evidence found"),
+        (SUSPECTED, None, None),
     ],
 )  # fmt: skip
 def test_the_finding_of_each_ground(said, verdict, finding):
@@ -107,6 +120,8 @@ def test_a_stronger_ground_leads(place):
          "against this, detectors found no evidence of a model"),
         (c2pa("trusted", AI), "real", "made by AI, signed by Leica", "against this, detectors found no evidence of a model"),
         (CAMERA, "fake", "flagged by detectors", "against this, its EXIF names a camera, Nikon Z 6"),
+        (SUSPECTED, "real", "no evidence found",
+         "against this, its metadata says that a model may have made it (GB 45438-2025: suspected)"),
         (c2pa("invalid", AI), "real", "says that Cam 1 made it", "against this, detectors found no evidence of a model"),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance
+from ray_app.images.provenance import AigcLabel, Camera, ContentCredentials, Generator, Provenance
 from ray_app.serving.http import schemas
 from tests.make.browser import only_with_chromium
 from tests.make.page_browser import PHOTO, choose, encoded, score_many, score_one
@@ -34,6 +34,7 @@ def test_hostile_names_and_metadata_stay_text(visitor, mood):
             tool=HOSTILE["long"], prompt=HOSTILE["formula"], nodes=tuple(HOSTILE.values())
         ),
         digital_source_type=tuple(HOSTILE.values()),
+        aigc_label=AigcLabel.model_construct(level="suspected", producer=HOSTILE["markup"]),
         c2pa=ContentCredentials.model_construct(
             state="intact", signer=HOSTILE["markup"], ai_generated=True, problems=(HOSTILE["bidi"],)
         ),

@@ -12,10 +12,11 @@ The classes of `provenance.statement`, such as `ContentCredentials` for `c2pa`, 
     software             "Adobe Photoshop 25.0"                    EXIF, PNG text, XMP, IPTC-IIM: the first that states it
     generator            {tool, version, prompt, negative_prompt, steps, sampler, seed, model, model_hash, models, nodes}
     digital_source_type  ["trainedAlgorithmicMedia"]               XMP, in IPTC's codes
+    aigc_label           {level, producer, propagator}             XMP, PNG text, EXIF: the label of GB 45438-2025
     c2pa                 {state, claim_generator, signer, ai_generated, source_types, remote, sidecar, problems}
     watermark            {of, bits, length, chance}                a mark in the pixels
     unread               ["text “workflow”: over max_text_bytes (16777216)"]     what was left out because of a limit
-    ai_declared          true if generator parameters, digital_source_type, or a C2PA manifest that is not invalid declare it
+    ai_declared          true if generator parameters, digital_source_type, aigc_label, or a C2PA manifest that is not invalid declare it
 """
 
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
     from ray_app.images.provenance.sidecar import FileWithSidecar, attach_sidecar, get_sidecar
     from ray_app.images.provenance.statement import (
+        AigcLabel,
         Camera,
         ContentCredentials,
         Generator,

@@ -1,7 +1,8 @@
 """Find out from metadata which program generated an image, and its parameters (`read_generator`).
 
 The programs are Stable Diffusion web UI, ComfyUI, NovelAI, InvokeAI, Fooocus, Midjourney, and
-others. `is_generator` distinguishes names of generators from names of cameras.
+others. `read_aigc_label` reads the label that services in China write. `is_generator` distinguishes
+names of generators from names of cameras.
 """
 
 import re
@@ -16,7 +17,13 @@ from ray_app.images.provenance.comfyui import (
     read_prompt,
     read_workflow,
 )
-from ray_app.images.provenance.statement import Generator
+from ray_app.images.provenance.statement import (
+    AIGC_LEVELS,
+    UUID,
+    AigcLabel,
+    Generator,
+    to_plain_line,
+)
 from ray_app.images.provenance.webui import WEB_UI, read_parameters
 
 MAX_VALUES = (
@@ -31,14 +38,18 @@ Texts = Mapping[str, str]
 # CreatorTool.
 _NAMES = ("NovelAI", "InvokeAI", "Midjourney", "DALL·E", "DALL-E", "ChatGPT", "Adobe Firefly", "ComfyUI", "RuinedFooocus", "Fooocus",
           "SwarmUI", "StableSwarmUI", "Draw Things", "Easy Diffusion", "mflux", "SD.Next", "Stable Diffusion", "AUTOMATIC1111",
-          "Bing Image Creator", "DreamStudio", "Ideogram")  # fmt: skip
+          "Bing Image Creator", "DreamStudio", "Ideogram", "OpenAI", "Google Gemini", "Google Imagen", "xAI Grok", "Grok Imagine")  # fmt: skip
 _NAME = re.compile(rf"({'|'.join(map(re.escape, _NAMES))})(?![^\W\d_])", re.IGNORECASE)
 _CANONICAL_NAMES = {name.casefold(): name for name in _NAMES}
+# Other programs have these names, too, or begin with them. So nothing but a version may follow.
+_SERVICE = re.compile(r"(Gemini|Imagen|Grok|Sora)(?:[ -]v?\d.*)?", re.IGNORECASE)
 # The code of black-forest-labs/flux writes this text.
 _AI_GENERATED = re.compile(r"\s*AI[ -]?generated\b[\s;,:]*", re.IGNORECASE)
 _EMPTY_NAMES = {"", "none", "no", "n/a"}
 _CREDITS = {"made with google ai": "Google AI"}
-_MIDJOURNEY = re.compile(r"Job ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*\Z")
+_MIDJOURNEY = re.compile(rf"Job ID: {UUID}\s*\Z")
+# Grok writes a signature as ImageDescription, and the number of the image as Artist.
+_GROK_SIGNATURE, _GROK_NUMBER = re.compile(r"Signature: [A-Za-z0-9+/]{40,}=*"), re.compile(UUID)
 _EASY_DIFFUSION = (
     {"prompt": "prompt", "negative_prompt": "negative_prompt", "steps": "num_inference_steps", "sampler": "sampler_name", "seed": "seed",
      "model": "use_stable_diffusion_model"},
@@ -111,11 +122,31 @@ def read_generator(
     for fields in (
         _read_declaration(merged, make, model),
         _match_program(software),
+        _match_service(software),
         _read_credit(merged),
         _read_maker(merged, make, model),
     ):
         if fields:
             return Generator(**fields)
+    return None
+
+
+def read_aigc_label(texts: Texts) -> AigcLabel | None:
+    """Return the label of GB 45438-2025 in a file's metadata, or None.
+
+    It has a text of its own, or is in a JSON object under the key `AIGC`. `texts` are the texts of
+    the metadata by keyword in lower case.
+    """
+    for keyword in ("aigc", "parameters", "description", "comment"):
+        text = texts.get(keyword, "")
+        record = parse_json_object(text) if keyword == "aigc" or '"AIGC"' in text else {}
+        label = parse_json_object(record.get("AIGC")) or (record if keyword == "aigc" else {})
+        if level := AIGC_LEVELS.get(to_plain_line(label.get("Label"))):
+            return AigcLabel(
+                level=level,
+                producer=label.get("ContentProducer"),
+                propagator=label.get("ContentPropagator"),
+            )
     return None
 
 
@@ -139,6 +170,12 @@ def _match_program(software: str) -> dict[str, Any]:
     """Return the program whose name Software begins with."""
     match = _NAME.match(software)
     return {"tool": _CANONICAL_NAMES[match[1].casefold()]} if match else {}
+
+
+def _match_service(software: str) -> dict[str, Any]:
+    """Return the service whose name Software is, with or without a version."""
+    match = _SERVICE.fullmatch(software.strip())
+    return {"tool": match[1].capitalize()} if match else {}
 
 
 def _read_credit(texts: Texts) -> dict[str, Any]:
@@ -373,6 +410,13 @@ def _read_midjourney(texts: Texts) -> dict[str, Any]:
     return {"tool": "Midjourney", "prompt": description[: match.start()]} if match else {}
 
 
+def _read_grok(texts: Texts) -> dict[str, Any]:
+    is_grok = _GROK_SIGNATURE.fullmatch(texts.get("description", "").strip()) and (
+        _GROK_NUMBER.fullmatch(texts["artist"].strip())
+    )
+    return {"tool": "Grok"} if is_grok else {}
+
+
 def _read_ai_system(texts: Texts) -> dict[str, Any]:
     """Read IPTC's own properties (Photo Metadata Standard 2025.1)."""
     tool = texts["aisystemused"]
@@ -407,5 +451,6 @@ _READERS = (
     (("parameters", "comment", "description"), _read_webui),
     (("comment",), _read_novelai),
     (("description",), _read_midjourney),
+    (("artist",), _read_grok),
     (("aisystemused",), _read_ai_system),
 )

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from xml.parsers import expat
 
 from ray_app.images.formats import Tiff, TiffEntry, TiffError
-from ray_app.images.provenance.statement import MAX_TEXT_BYTES, parse_source_type
+from ray_app.images.provenance.statement import MAX_TEXT_BYTES, UUID, parse_source_type
 
 # CIPA DC-008 (Exif 3.0), tables 4 to 8.
-_DESCRIPTION, _MAKE, _MODEL, _SOFTWARE = 270, 271, 272, 305
+_DESCRIPTION, _MAKE, _MODEL, _SOFTWARE, _ARTIST = 270, 271, 272, 305, 315
 _EXIF_DIRECTORY, _TAKEN, _USER_COMMENT = 34665, 36867, 37510
 _ASCII = 2
 _LINE_BYTES = 2000  # The maximum for a tag that is one line.
@@ -26,6 +26,7 @@ _LINES = (_DESCRIPTION, _MAKE, _MODEL, _SOFTWARE)
 # `prompt:{…}`, `Workflow: {…}`.
 _LABEL = re.compile(r"\s*([A-Za-z_][\w .-]{0,60}?)\s*:\s*(?={|\[\s*[\[{\"])")
 _LABEL_BYTES = 80
+_UUID = re.compile(UUID)
 
 # Codes of UserComment (Exif 3.0, table 9) without their padding. Some programs write none.
 _CODES = {b"ASCII": "utf-8", b"UNICODE": "utf-16", b"JIS": "iso2022_jp", b"": "utf-8"}
@@ -59,7 +60,10 @@ _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# "
 _IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ "
 # The second name was used until 2012.
 _SOURCE_TYPES = (_IPTC_EXTENSION + "DigitalSourceType", _IPTC_EXTENSION + "DigitalSourceFileType")
-_TOOL = "http://ns.adobe.com/xap/1.0/ CreatorTool"
+_TOOL, _XMP_SOFTWARE = (
+    "http://ns.adobe.com/xap/1.0/ CreatorTool",
+    "http://ns.adobe.com/tiff/1.0/ Software",
+)
 _MANIFEST = "http://purl.org/dc/terms/ provenance"  # C2PA 2.1, §11.4: the address of a manifest.
 # Properties in which generators write, by the names under which PNG has them.
 _TEXTS = {
@@ -70,9 +74,10 @@ _TEXTS = {
     _IPTC_EXTENSION + "AISystemUsed": "AISystemUsed",
     _IPTC_EXTENSION + "AISystemVersionUsed": "AISystemVersionUsed",
     _IPTC_EXTENSION + "AIPromptInformation": "AIPromptInformation",
+    "http://www.tc260.org.cn/ns/AIGC/1.0/ AIGC": "AIGC",  # GB 45438-2025.
 }
 _ROOT_ELEMENT, _DESCRIPTION_ELEMENT, _ITEM_ELEMENT = _RDF + "RDF", _RDF + "Description", _RDF + "li"
-_READ = frozenset({*_SOURCE_TYPES, _TOOL, _MANIFEST, *_TEXTS})
+_READ = frozenset({*_SOURCE_TYPES, _TOOL, _XMP_SOFTWARE, _MANIFEST, *_TEXTS})
 _PROPERTY_NAMES = sorted({name.rpartition(" ")[2].encode() for name in _READ})
 _MAX_SOURCE_TYPES = 64
 _Start = Callable[[str, Mapping[str, str]], None]
@@ -145,6 +150,8 @@ def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry) ->
         statements.model = _decode_text(tiff.read_bytes(entry, _LINE_BYTES))
     elif tag == _SOFTWARE:
         statements.software = _decode_text(tiff.read_bytes(entry, _LINE_BYTES))
+    elif tag == _ARTIST and _UUID.fullmatch(start):  # Any other value is the name of a person.
+        statements.texts["Artist"] = start
 
 
 def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int) -> None:
@@ -265,7 +272,8 @@ class XmpStatements:
     """The statements of XMP packets about the origin of their file.
 
     Attributes:
-        tool: The program that wrote the file.
+        tool: The program that created the image.
+        software: The program that wrote the file.
         source_types: The digital source types as codes of IPTC, without the address of the
             vocabulary.
         remote_manifest: Whether the packets name a C2PA manifest that is stored elsewhere.
@@ -275,6 +283,7 @@ class XmpStatements:
     """
 
     tool: str = ""
+    software: str = ""
     source_types: list[str] = field(default_factory=list)
     remote_manifest: bool = False
     texts: dict[str, str] = field(default_factory=dict)
@@ -438,6 +447,8 @@ class _Properties:
             )
         elif name == _TOOL:
             statements.tool = statements.tool or value.strip()
+        elif name == _XMP_SOFTWARE:
+            statements.software = statements.software or value.strip()
         elif name == _MANIFEST and value.strip().startswith(("http://", "https://")):
             statements.remote_manifest = True
         elif name in _TEXTS and value.strip():

@@ -170,6 +170,7 @@ class ProvenanceReader:
             exif.software
             or texts.get("software", "")
             or xmp.tool
+            or xmp.software
             or metadata.read_program(blocks.iptc)
         )
         for keyword in generators.find_complex(texts):
@@ -188,6 +189,7 @@ class ProvenanceReader:
             software=software,
             generator=generator,
             digital_source_type=xmp.source_types,
+            aigc_label=generators.read_aigc_label(texts),
             c2pa=credentials,
             watermark=watermark,
             unread=blocks.unread,

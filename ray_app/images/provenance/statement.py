@@ -1,8 +1,8 @@
 """Define the data classes for the statements of a file about its origin.
 
-`Provenance` has the parts `Camera`, `Generator`, `ContentCredentials`, and `Watermark`. All parts
-except the watermark come from the raw `MetadataBlocks`. Values are limited to a few short lines
-without invisible characters.
+`Provenance` has the parts `Camera`, `Generator`, `AigcLabel`, `ContentCredentials`, and
+`Watermark`. All parts except the watermark come from the raw `MetadataBlocks`. Values are limited
+to a few short lines without invisible characters.
 """
 
 import re
@@ -40,6 +40,12 @@ _VOCABULARY = re.compile(
     re.IGNORECASE,
 )
 _SCHEMA_ORG_ENDING = "DigitalSource"
+
+# GB 45438-2025, annex E: the content is, may be, or is suspected to be generated. By the rules on
+# labels of 2025, article 6, a platform writes 2 if an uploader says so, and 3 if it finds traces.
+AigcLevel = Literal["generated", "possible", "suspected"]
+AIGC_LEVELS: dict[str, AigcLevel] = {"1": "generated", "2": "possible", "3": "suspected"}
+UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 NO_TRUST_LIST = "unknown: there is no trust list here; touchstone config trust update fetches it"
 # The limit for all blocks of a file together, the default of `ImageLimits.max_text_bytes`.
@@ -141,6 +147,20 @@ class Generator(Frozen):
     nodes: Lines = Field(default=(), description="classes of the first nodes of a graph")
 
 
+class AigcLabel(Frozen):
+    """The label that GB 45438-2025 requires of services in China for generated content."""
+
+    level: AigcLevel = Field(
+        description="`generated`: a model generated the content; `possible`: an uploader says so; `suspected`: a platform found traces"
+    )
+    producer: Line = Field(
+        default=None, description="name or code of the service that generated the content"
+    )
+    propagator: Line = Field(
+        default=None, description="name or code of the platform that published the content"
+    )
+
+
 class ContentCredentials(Frozen):
     """The content of a C2PA manifest, and the result of its validation."""
 
@@ -216,6 +236,7 @@ class Provenance(Frozen):
         description="IPTC's codes in XMP",
         examples=[["trainedAlgorithmicMedia"]],
     )
+    aigc_label: AigcLabel | None = Field(default=None, description="label of GB 45438-2025")
     c2pa: ContentCredentials | None = Field(default=None, description="C2PA manifest")
     watermark: Watermark | None = Field(default=None, description="mark in the pixels")
     unread: Lines = Field(
@@ -249,6 +270,8 @@ class Provenance(Frozen):
             provenance.generator is not None
             or is_declared_by_manifest
             or not AI_SOURCE_TYPES.isdisjoint(provenance.digital_source_type)
+            # The other levels are opinions of third parties on a file without a declaration.
+            or (provenance.aigc_label is not None and provenance.aigc_label.level == "generated")
         )
         return provenance.model_copy(update={"ai_declared": is_declared})
 
@@ -275,6 +298,11 @@ class Provenance(Frozen):
                 "checkpoint": generator.model or ", ".join(generator.models),
             }
         statements["digital_source_type"] = ", ".join(self.digital_source_type)
+        if label := self.aigc_label:
+            parties = {"producer": label.producer, "propagator": label.propagator}
+            statements["aigc_label"] = "; ".join(
+                [label.level, *(f"{role} {name}" for role, name in parties.items() if name)]
+            )
         if c2pa is not None:
             statements["c2pa"] = "; ".join(
                 filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types)))

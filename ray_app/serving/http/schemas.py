@@ -11,7 +11,7 @@ from ray_app.images.provenance import Provenance
 
 # The version of the interface under /v1, which is independent of the version of Touchstone.
 # docs/versioning.md defines which changes need which version.
-API_VERSION = "1.7.0"
+API_VERSION = "1.8.0"
 Verdict = Literal["fake", "real", "abstain"]
 SecondLook = Literal["band", "audit"]
 StatedRate = Annotated[

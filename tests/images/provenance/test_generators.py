@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ray_app.identification.generators import generator_index, spelling_key
-from ray_app.images.provenance.generators import read_generator
+from ray_app.images.provenance.generators import merge_texts, read_aigc_label, read_generator
+from ray_app.images.provenance.statement import MAX_CHARACTERS
 from tests.make import images
 from tests.make.provenance.files import WEBUI, png_with, said, user_comment, with_xmp, xmp
 
@@ -27,7 +28,14 @@ RAN = {"tool": "ComfyUI", "prompt": "a cat", "negative_prompt": "ugly", "steps":
 DRAWN = {"nodes": [{"type": "UNETLoader", "widgets_values": ["flux1-dev.safetensors"]}]}
 DRAWN["nodes"].append({"type": "KSampler"})
 DRAWN["links"] = []
-TAGS = {"make": 271, "model": 272, "software": 305, "description": 270, "document": 269}
+TAGS = {
+    "make": 271,
+    "model": 272,
+    "software": 305,
+    "description": 270,
+    "document": 269,
+    "artist": 315,
+}
 
 
 def generator(data):
@@ -347,6 +355,20 @@ def test_camera_with_a_similar_name_stays_a_camera(make, model):
         ("AI generated;upscaled;Enlarger 3", {"tool": "Enlarger 3"}),
         ("AI generated", {"tool": "AI"}),
         ("Fooocusing 2", None),
+        ("OpenAI", {"tool": "OpenAI"}),
+        ("xAI Grok", {"tool": "xAI Grok"}),
+        ("Google Imagen 4 Ultra", {"tool": "Google Imagen"}),
+        ("Imagen 3", {"tool": "Imagen"}),
+        ("gemini-2.5-flash-image", {"tool": "Gemini"}),
+        ("Sora", {"tool": "Sora"}),
+        ("Grok ", {"tool": "Grok"}),
+        ("Sora no Photo", None),
+        ("Sorax", None),
+        ("My Sora 2", None),
+        ("Imagen AI", None),
+        ("Gemini Photos", None),
+        ("Grok JPEG 2000", None),
+        ("OpenAIR 2", None),
     ],
 )
 def test_camera_is_never_named_as_the_generator(software, told):
@@ -382,11 +404,121 @@ def test_huge_numbers_are_left_out():
     assert generator(png_with(parameters=text)) == {"tool": "Easy Diffusion", "model": "sd"}
 
 
+@pytest.mark.parametrize("software", ["OpenAI", "Gemini", "Imagen", "Grok", "Sora"])
+def test_software_names_a_generator_in_every_container(software):
+    space = 'xmlns:tiff="http://ns.adobe.com/tiff/1.0/"'
+    for data in (
+        in_exif(software=software),
+        png_with(Software=software),
+        with_xmp(xmp(f'xmp:CreatorTool="{software}"'), "JPEG"),
+        with_xmp(xmp(f'{space} tiff:Software="{software}"'), "WEBP"),
+    ):
+        assert generator(data) == {"tool": software}
+
+
+SIGNATURE = "Signature: " + "Qk9+/a" * 16 + "=="
+NUMBER = "2f1c77a0-8d53-4f6e-9a11-0c2b6f3d9e55"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_grok_signature_with_a_number_names_grok(form):
+    assert generator(in_exif(form, description=SIGNATURE, artist=NUMBER)) == {"tool": "Grok"}
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"artist": NUMBER},
+        {"description": SIGNATURE},
+        {"description": SIGNATURE, "artist": "Jane Doe"},
+        {"description": "Signature: Jane Doe", "artist": NUMBER},
+        {"description": f"The contract. {SIGNATURE}", "artist": NUMBER},
+    ],
+)
+def test_half_of_a_grok_signature_names_no_generator(tags):
+    found = said(in_exif(make="Canon", **tags))
+    assert (found.camera.make, found.generator, found.ai_declared) == ("Canon", None, False)
+
+
+def aigc(level="1", **fields) -> dict:
+    empty = dict.fromkeys(("ReservedCode1", "PropagateID", "ReservedCode2"), "")
+    return {"Label": level, "ContentProducer": "00119111", "ContentPropagator": "", "ProduceID": "p"} | empty | fields  # fmt: skip
+
+
+AIGC_SPACE = 'xmlns:TC260="http://www.tc260.org.cn/ns/AIGC/1.0/"'
+LABEL = json.dumps(aigc())
+WRAPPED = json.dumps({"AIGC": aigc()})
+QUOTED = LABEL.replace('"', "&quot;")
+
+
+def test_aigc_label_is_read_in_every_form():
+    cases = [
+        with_xmp(packet, form)
+        for packet in (
+            xmp(AIGC_SPACE, f"<TC260:AIGC>{LABEL}</TC260:AIGC>"),
+            xmp(f'{AIGC_SPACE} TC260:AIGC="{QUOTED}"'),
+            xmp(AIGC_SPACE.replace("TC260=", "a="), f"<a:AIGC><![CDATA[{WRAPPED}]]></a:AIGC>"),
+        )
+        for form in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF")
+    ]
+    cases += [
+        png_with(AIGC=LABEL),
+        png_with(AIGC=WRAPPED),
+        in_comment(WRAPPED.encode(), b"ASCII\0\0\0"),
+        in_comment(WRAPPED.encode("utf-16-le"), b"UNICODE\0"),
+        in_comment(json.dumps({"AIGC": LABEL}).encode()),
+        in_comment(json.dumps({"AIGC": aigc(1)}).encode()),
+        in_exif(description=WRAPPED),
+        in_exif("WEBP", description=f"AIGC: {LABEL}"),
+        images.jpeg(comment=WRAPPED.encode()),
+    ]
+    for data in cases:
+        told = {"aigc_label": {"level": "generated", "producer": "00119111"}, "ai_declared": True}
+        assert json.loads(said(data).row()) == told
+
+
+@pytest.mark.parametrize(
+    ("label", "level", "declared"),
+    [("1", "generated", True), ("2", "possible", False), ("3", "suspected", False)],
+)
+def test_aigc_level_decides_the_declaration(label, level, declared):
+    found = said(png_with(AIGC=json.dumps(aigc(label, ContentPropagator="Platform"))))
+    assert (found.aigc_label.level, found.ai_declared) == (level, declared)
+    assert found.lines() == {"aigc_label": f"{level}; producer 00119111; propagator Platform"}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"aigc": "1"},
+        {"aigc": "[1]"},
+        {"aigc": json.dumps(aigc("0"))},
+        {"aigc": json.dumps(aigc(True))},
+        {"aigc": json.dumps(aigc(["1"]))},
+        {"aigc": json.dumps({"AIGC": [aigc()]})},
+        {"aigc": "{" * 100_000},
+        {"parameters": LABEL},
+        {"description": f"AIGC {LABEL}"},
+        {"comment": json.dumps({"AIGC": "yes"})},
+        {"title": WRAPPED},
+    ],
+)
+def test_text_that_resembles_an_aigc_label_is_ignored(texts):
+    assert read_aigc_label(texts) is None
+
+
+def test_long_values_of_an_aigc_label_are_cut():
+    hostile = aigc(ContentProducer="\u202e" + "x\n" * 10_000, ContentPropagator={"a": 1})
+    label = said(png_with(AIGC=json.dumps(hostile))).aigc_label
+    assert (len(label.producer), label.propagator) == (MAX_CHARACTERS - 1, None)
+    assert label.producer.replace(" ", "").strip("x") == ""
+
+
 WORDS = ["a", "Steps: 20, S", "\n", "Negative prompt:", "nodes", "links", "class_type"]
 WORDS += list('{":,\\[]}')
 NAMES = ["mflux_version", "Software", "Comment", "use_stable_diffusion_model", "Stable Diffusion model", "c", "version",
          "nodes", "links", "class_type", "inputs", "image", "prompt", "model", "base_model", "type", "steps", "sampler_name",
-         "positive", "text", "widgets_values", "sui_image_params", "positive_prompt", "3"]  # fmt: skip
+         "positive", "text", "widgets_values", "AIGC", "Label", "ContentProducer", "sui_image_params", "positive_prompt", "3"]  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.integers() | st.text(max_size=5) | st.floats(),
     lambda inner: (
@@ -400,7 +532,7 @@ TEXTS = (
     | VALUES.map(json.dumps)
 )
 KEYWORDS = st.sampled_from(["parameters", "prompt", "workflow", "Comment", "Description", "sd-metadata", "invokeai_metadata", "dream",
-                            "use_stable_diffusion_model", "aisystemused", "credit"])  # fmt: skip
+                            "use_stable_diffusion_model", "aisystemused", "credit", "artist", "aigc"])  # fmt: skip
 
 
 @settings(max_examples=100, deadline=None)
@@ -410,6 +542,7 @@ KEYWORDS = st.sampled_from(["parameters", "prompt", "workflow", "Comment", "Desc
     TEXTS,
 )
 def test_any_texts_are_a_generator_or_none(texts, software, name):
+    read_aigc_label(merge_texts(texts))
     told = read_generator(texts, software, name, name)
     if told is not None:
         json.loads(told.model_dump_json(), parse_constant=lambda name: pytest.fail(name))
