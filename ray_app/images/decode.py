@@ -403,6 +403,8 @@ def _peek(data: bytes, limits: ImageLimits, builder: _FactsBuilder) -> PeekedIma
     if format_name == "RAW":
         data, format_name = further_formats.extract_camera_preview(data), "JPEG"
         builder.flags.add("preview")
+    elif format_name == "TIFF":
+        data = formats.skip_reduced_copy(data)
     header = _open(data, limits, builder, format_name)
     return PeekedImage(data, limits, builder, format_name, header)
 

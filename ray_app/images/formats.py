@@ -12,7 +12,7 @@ warnings, follows every pointer, and refuses whole images for one bad tag.
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -76,7 +76,8 @@ MIN_CONVERTED = 4
 MIN_COMPRESSED_RATIO = 0.9
 _END_MARKS = {"JPEG": (b"\xff\xd9", 2), "PNG": (b"IEND", 8)}
 
-ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
+SUBFILE_TYPE, PHOTOMETRIC, ORIENTATION, SUB_DIRECTORIES, DNG_VERSION = 254, 262, 274, 330, 50706
+_SENSOR_VALUES = {32803, 34892}  # Photometric: colour filter array, linear raw (DNG 1.7).
 _DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # Strips and tiles.
 _INTEGER_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 # Bytes per value, by type.
@@ -99,6 +100,7 @@ _TYPE_BYTES = {
     18: 8,
 }
 MAX_PAGES = 1000  # A hostile chain of directories could hold millions.
+MAX_REDUCED = 8  # Reduced copies before the image. Writers put one.
 MAX_STRIPS = 1_000_000
 MAX_TAGS = 4096  # In one directory. No writer has 300, and a BigTIFF could claim millions.
 
@@ -170,7 +172,10 @@ def _is_raw_tiff(data: bytes) -> bool:
     if data[8:10] == b"CR":
         return True
     try:
-        return is_camera_raw(Tiff(data))
+        tiff = Tiff(data)
+        return DNG_VERSION in tiff.directory() or (
+            tiff.is_reduced_first() and tiff.find_image_page() is None
+        )
     except TiffError:
         return False
 
@@ -327,6 +332,18 @@ def count_tiff_pages(data: bytes) -> int:
         return 1
 
 
+def skip_reduced_copy(data: bytes) -> bytes:
+    """Return a TIFF that starts with its image if it has a reduced copy of the image before it.
+
+    Scanners write such files. Any other TIFF is returned unchanged.
+    """
+    with suppress(TiffError):
+        tiff = Tiff(data)
+        if tiff.is_reduced_first() and (offset := tiff.find_image_page()) is not None:
+            return tiff.start_with(offset)
+    return data
+
+
 def _gif_table_bytes(flags: int) -> int:
     """Return the length of a GIF's colour table, by the flags of its screen or image."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
@@ -428,17 +445,55 @@ class Tiff:
         offset = self._first
         while offset and offset not in visited and len(visited) < MAX_PAGES:
             try:
-                _, end = self._span(offset)
+                next_offset = self._find_next(offset)
             except TiffError:
                 break
             visited.add(offset)
-            # Many writers leave out the link after the last directory.
-            offset = (
-                self._unpack(self._link, end)
-                if end + struct.calcsize(self._link) <= len(self._data)
-                else 0
-            )
+            offset = next_offset
         return len(visited)
+
+    def is_reduced_first(self) -> bool:
+        """Return whether the first page is a reduced copy of another image in the file."""
+        return self._is_reduced(self.directory())
+
+    def find_image_page(self) -> int | None:
+        """Return the offset of the first page that is not a reduced copy.
+
+        It may be past the end of a truncated file. The result is None if there is no such page, as
+        in a camera's raw file, which has sensor values on a page or in a sub-directory.
+        """
+        if SUB_DIRECTORIES in self.directory():
+            return None
+        offset = self._first
+        for _ in range(MAX_REDUCED + 1):
+            try:
+                tags = self.directory(offset)
+            except TiffError:
+                return offset
+            if not self._is_reduced(tags):
+                colours = self.read_integers(tags[PHOTOMETRIC]) if PHOTOMETRIC in tags else ()
+                return offset if colours and _SENSOR_VALUES.isdisjoint(colours) else None
+            offset = self._find_next(offset)
+            if not offset:
+                break
+        return None
+
+    def start_with(self, offset: int) -> bytes:
+        """Return the file with the page at `offset` as its first page."""
+        start = 8 if self._is_big else 4
+        link = struct.pack(self._order + self._link, offset)
+        return b"".join((self._data[:start], link, self._data[start + len(link) :]))
+
+    def _is_reduced(self, tags: Mapping[int, TiffEntry]) -> bool:
+        kind = self.read_integers(tags[SUBFILE_TYPE]) if SUBFILE_TYPE in tags else ()
+        return bool(kind and kind[0] & 1)
+
+    def _find_next(self, offset: int) -> int:
+        """Return the offset of the directory after the one at `offset`, 0 if there is none."""
+        _, end = self._span(offset)
+        # Many writers leave out the link after the last directory.
+        has_link = end + struct.calcsize(self._link) <= len(self._data)
+        return self._unpack(self._link, end) if has_link else 0
 
     def read_integers(self, entry: TiffEntry) -> tuple[int, ...]:
         """Return the values of an integer tag. The result is empty for a tag of another type."""
@@ -528,14 +583,3 @@ def read_exif_orientation(exif: bytes) -> int:
     if not values or not 0 <= values[0] <= 8:
         raise TiffError("an orientation outside 1 to 8")
     return values[0] or 1
-
-
-def is_camera_raw(tiff: Tiff) -> bool:
-    """Return whether a TIFF is a camera's raw file (DNG, NEF, …).
-
-    The first image of such a file is only a preview of the sensor data. It must not be scored in
-    place of the image that the file holds.
-    """
-    tags = tiff.directory()
-    subfile = tiff.read_integers(tags[SUBFILE_TYPE]) if SUBFILE_TYPE in tags else ()
-    return DNG_VERSION in tags or bool(subfile and subfile[0] & 1)

@@ -104,6 +104,66 @@ def test_raw_image_without_rawpy_names_the_pip_line(monkeypatch):
     assert error.facts.format == "RAW"
 
 
+def thumbnail_first(count: int = 1, **options) -> bytes:
+    """A TIFF as scanners write it: reduced copies of an image before the image."""
+    photo = images.photo(160, 120)
+    photo.encoderinfo = {"tiffinfo": {254: 0}}
+    copies = [photo.resize((40, 30)) for _ in range(count)]
+    for copy in copies[1:]:
+        copy.encoderinfo = {"tiffinfo": {254: 1}}
+    first, *rest = [*copies, photo]
+    return images.encoded(
+        first, "TIFF", save_all=True, append_images=rest, tiffinfo={254: 1}, **options
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"compression": "jpeg"}, {"compression": "tiff_lzw"}, {"big_tiff": True}],
+)
+def test_tiff_with_a_reduced_copy_first_is_its_image(count, options):
+    plain = images.encoded(images.photo(160, 120), "TIFF", **options)
+    data = thumbnail_first(count, **options)
+    np.testing.assert_array_equal(pixels(data), pixels(plain))
+    facts = decode_image(data, LIMITS).facts
+    assert (facts.format, facts.width, facts.frames, facts.flags) == ("TIFF", 160, 1, ())
+
+
+def test_tiff_with_a_reduced_copy_first_is_truncated_if_cut():
+    data = thumbnail_first()
+    at = data.index(images.photo(160, 120).tobytes())
+    for size in (at - 200, at + 9000, len(data) - 40):
+        assert refusal(data[:size]).status == Status.TRUNCATED_IMAGE, size
+
+
+SENSOR_PAGE = {254: 0, 256: 64, 257: 64, 262: 32803}
+
+
+@pytest.mark.parametrize(
+    ("tags", "next_tags"),
+    [
+        ({254: 1, 50706: 1}, {254: 0}),
+        ({254: 1, 330: 8}, {254: 0}),
+        ({254: 1}, SENSOR_PAGE),
+        ({254: 1}, SENSOR_PAGE | {262: 34892}),
+        ({254: 1}, {254: 1}),
+    ],
+    ids=["dng", "sub-directory", "sensor-page", "linear-raw", "previews-only"],
+)
+def test_raw_image_with_a_second_page_is_never_its_preview(tags, next_tags):
+    first, second = (
+        images.grey_tiff(32, 32, images.photo(32, 32).convert("L").tobytes(), page)
+        for page in (tags, next_tags)
+    )
+    # The second directory is behind the first file, and refers to the samples of the first.
+    directory = second[8 + 32 * 32 :]
+    data = first[:-4] + struct.pack("<I", len(first)) + directory
+    error = refusal(data)
+    assert (error.status, error.facts.format) == (Status.UNSUPPORTED_FORMAT, "RAW")
+    assert "camera raw" in error.detail
+
+
 @pytest.mark.parametrize("boxed", [False, True])
 def test_jpeg_xl_is_unsupported_and_named(boxed):
     data = imagecodecs.jpegxl_encode(np.asarray(images.photo()), usecontainer=boxed)
