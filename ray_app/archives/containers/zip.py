@@ -48,6 +48,7 @@ _MAX_COMMENT_BYTES = 2**16 - 1
 _IN_ZIP64_EXTRA, _ZIP64_EXTRA = 2**32 - 1, 1
 _UNICODE_PATH_EXTRA, _UNICODE_PATH_VERSION = 0x7075, 1
 _UTF8_NAME = 0x800
+_MADE_ON_DOS, _MADE_ON_UNIX = 0, 3  # 4.4.2.2. Programs for Windows write 0, too.
 _WRAP = 2**32  # Offsets without zip64 start again at 0 here.
 _MAX_WRAPS = 1024  # 4 TiB, far more than any zip that a Mac writes.
 _PROBE_BYTES = 4096  # Read to check for a local header.
@@ -259,6 +260,10 @@ def _build_entry(
                 f"its directory has impossible sizes at byte {position}; files may be missing"
             )
     decoded_name = _decode_name(name, flags, extras.get(_UNICODE_PATH_EXTRA, b""))
+    made_on = made_by >> 8
+    # As in Info-ZIP's unzip: PowerShell 5 and .NET before 4.6.1 write backslashes between folders.
+    if made_on == _MADE_ON_DOS and "/" not in decoded_name:
+        decoded_name = decoded_name.replace("\\", "/")
     return ZipEntry(
         decoded_name,
         len(name),
@@ -267,7 +272,7 @@ def _build_entry(
         packed,
         size,
         offset + directory.shift,
-        made_by >> 8 == 3,
+        made_on == _MADE_ON_UNIX,
         attributes,
     )
 

@@ -1,3 +1,4 @@
+import io
 import stat
 import struct
 import unicodedata
@@ -187,6 +188,49 @@ def test_zip_with_names_that_become_equal_counts_them(tmp_path):
     data = named_zip((NAME.encode(), UTF8, b""), (DECOMPOSED.encode(), 0, b""))
     listed = written(tmp_path, data, "zip")
     assert [(item.member, item.occurrence) for item in listed] == [(NAME, 0), (NAME, 1)]
+
+
+def windows_zip(*names: str, create_system: int = 0) -> bytes:
+    """A zip with backslashes in its names, as PowerShell 5 and .NET before 4.6.1 write it."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for number, name in enumerate(names):
+            info = zipfile.ZipInfo("x")
+            info.filename, info.create_system = name, create_system
+            archive.writestr(info, b"" if name.endswith(("\\", "/")) else b"%d" % number)
+    return out.getvalue()
+
+
+def test_zip_from_windows_has_folders(tmp_path):
+    data = windows_zip("day\\", "day\\1\\a.jpg", "b.jpg", "day/c\\d.jpg", "day/1/a.jpg", "day\\1/")
+    listed = written(tmp_path, data, "zip")
+    assert [(item.member, item.occurrence) for item in listed] == [
+        ("day/1/a.jpg", 0),
+        ("b.jpg", 0),
+        ("day/c\\d.jpg", 0),  # A name with a slash is left as it is, as in unzip.
+        ("day/1/a.jpg", 1),
+    ]
+    assert contents(listed) == [b"1", b"2", b"3", b"4"]
+
+
+def test_zip_from_another_system_keeps_backslashes(tmp_path):
+    data = windows_zip("day\\a.jpg", create_system=3)
+    assert [item.member for item in written(tmp_path, data, "zip")] == ["day\\a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "reason"),
+    [
+        ("..\\a.jpg", "../a.jpg", "'..'"),
+        ("b\\..\\a.jpg", "b/../a.jpg", "'..'"),
+        ("\\a.jpg", "/a.jpg", "absolute"),
+        ("C:\\a.jpg", "C:/a.jpg", "drive"),
+    ],
+)
+def test_zip_from_windows_with_an_unsafe_name_is_refused(tmp_path, name, shown, reason):
+    [item] = written(tmp_path, windows_zip(name), "zip")
+    assert statuses([item]) == [(shown, UNSAFE)]
+    assert reason in item.refused.detail
 
 
 LYING = patched(zip_with("a.jpg"), 20, struct.pack("<L", 9999), b"PK\1\2")
