@@ -91,6 +91,7 @@ class BlockReader:
         Yields:
             A batch of up to `spec.slots` members.
         """
+        from ray_app.archives.split_archives import explain_part
         from ray_app.archives.uri_lists import looks_like_list
 
         self.decoder.careful.read_crash_markers()
@@ -100,10 +101,14 @@ class BlockReader:
             batch = self.decoder.decode(self._fetch(arriving, len(chunk)))
             outcomes = list(batch.outcomes)
             for slot, (member, outcome) in enumerate(zip(chunk, batch.outcomes, strict=True)):
-                is_unknown = outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None
-                if is_unknown and looks_like_list(member.uri):  # A table next to images.
+                if outcome.status is Status.OK or member.member is not None:
+                    continue
+                detail = explain_part(member.uri, outcome.status, outcome.detail)
+                if outcome.status is Status.UNSUPPORTED_FORMAT and looks_like_list(member.uri):
+                    # A table next to images.
                     hint = f"if it lists images, name it as another source: list::{member.uri}"
-                    outcomes[slot] = replace(outcome, detail=f"{outcome.detail}; {hint}")
+                    detail = f"{detail}; {hint}"
+                outcomes[slot] = replace(outcome, detail=detail)
             if results is not None:
                 results += outcomes
             yield replace(batch, outcomes=tuple(outcomes))

@@ -9,6 +9,7 @@ from contextlib import closing
 from itertools import islice
 from typing import Any, NamedTuple
 
+from ray_app.archives.split_archives import explain_part
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.inference.isolated_files import IsolatedFiles, ReadFile
 from ray_app.inference.named_files import NamedFiles, make_uri
@@ -119,6 +120,7 @@ def _count_threads(files: int, spec: ScoringSpec) -> int:
 def _make_row(name: str, file: ReadFile, result: Result) -> dict[str, Any]:
     row = result.to_dict()
     del row["source"]
+    row["detail"] = explain_part(name, result.status, result.detail)
     provenance = file.provenance and json.loads(file.provenance.row() or "null")
     return {"uri": make_uri(name), **row, "provenance": provenance}
 

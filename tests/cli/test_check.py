@@ -164,6 +164,20 @@ def test_check_table_names_files_reasons_and_error_rate(photos, touchstone):
     assert sum(line.startswith(rate) for line in lines) == 1
 
 
+def test_check_names_parts_of_archives_but_not_images(tmp_path, touchstone):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name, data in {
+        "a.tar.aa": picture(),
+        "b.tar.aa": b"\x1f\x8b\x08",
+        "b.tar.ab": b"\1\2",
+    }.items():
+        (folder / name).write_bytes(data)
+    rows = touchstone("check --ensemble tiny --json", folder).rows
+    advice = "a part of an archive: join the parts (cat b.tar.* > b.tar)"
+    assert [row["detail"] for row in rows] == [None, advice, advice]
+
+
 def test_check_without_any_score_exits_3(photos, touchstone):
     assert touchstone("check --ensemble tiny", photos / "z.jpg").code == 3
 

@@ -25,6 +25,7 @@ def hostile(tmp_path):
         (tmp_path / "in/a.jpg").write_bytes(encoded(photo(), "JPEG"))
         uris = [f"{server.url}/hook", "/etc/hostname", "http://169.254.169.254/latest/meta-data"]
         pq.write_table(pa.table({"url": uris}), tmp_path / "in/t.parquet")
+        (tmp_path / "in/s.tar.ab").write_bytes(b"\1\2\3")
         (tmp_path / "in/u.csv").write_text("\n".join(["uri", *uris]))
         (tmp_path / "l.csv").write_text("\n".join(["uri", "in/a.jpg", *uris]))
         yield tmp_path, server
@@ -37,7 +38,7 @@ def config_of(*sources, **settings):
 def test_plan_requests_nothing_that_a_table_names(hostile):
     folder, server = hostile
     for name, members, statuses in (
-        ("in", 3, {"ok": 1, "unsupported_format": 2}),
+        ("in", 4, {"ok": 1, "unsupported_format": 3}),
         ("l.csv", 4, {"ok": 1, "source_denied": 2, "unsupported_format": 1}),
     ):
         plan = plan_here(config_of(folder / name), probe=8).to_dict()
@@ -53,12 +54,13 @@ def test_run_requests_addresses_only_if_allowed(hostile, off_ray):
     rows = rows_of(out)
     assert server.asked == []
     statuses = {uri.rpartition("/")[2]: row["status"] for uri, row in rows.items()}
-    unread = dict.fromkeys(("t.parquet", "u.csv", "hostname"), "unsupported_format")
+    unread = dict.fromkeys(("s.tar.ab", "t.parquet", "u.csv", "hostname"), "unsupported_format")
     denied = dict.fromkeys(("hook", "meta-data"), "source_denied")
     assert statuses == {"a.jpg": "ok"} | unread | denied
     assert "allow_private=true" in rows[f"{server.url}/hook"]["detail"]
     for name in ("t.parquet", "u.csv"):
         assert f"list::{folder}/in/{name}" in rows[f"{folder}/in/{name}"]["detail"]
+    assert "(cat s.tar.* > s.tar)" in rows[f"{folder}/in/s.tar.ab"]["detail"]
     settings |= {"allow_private": True, "retry": {"deadline_s": 1}}
     score_archive(config_of(*source, rescore=("source_denied",), **settings))
     assert server.asked == ["/hook"]

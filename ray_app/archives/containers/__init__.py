@@ -19,6 +19,7 @@ from ray_app.archives.containers.base import (
 )
 from ray_app.archives.containers.tar import Codec, CompressedTar
 from ray_app.archives.members import ListedMember, RefusedMember
+from ray_app.archives.split_archives import describe_numbered
 from ray_app.errors import InputError, Status
 from ray_app.images.formats import describe_signature
 from ray_app.storage import Fetcher
@@ -90,7 +91,8 @@ def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMem
 def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) -> Unopened:
     """Name the actual format of a container that cannot be opened because its ending is wrong.
 
-    A tar that is named `.zip` is an example. The first bytes of the file show the format.
+    A tar that is named `.zip` is an example. The first bytes of the file show the format. If they
+    show none, the file may be a part of an archive, if its name is numbered.
 
     Args:
         item: The member that represents the unopened container in a listing.
@@ -99,7 +101,7 @@ def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) 
 
     Returns:
         The member, whose `refused.detail` names the actual format. It is returned unchanged if its
-        status is not that of a damaged file, or if the first bytes show no other format.
+        status is not that of a damaged file, or if neither first bytes nor name show what it is.
     """
     refused = item.refused
     if refused is None or refused.status not in (Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE):
@@ -119,12 +121,13 @@ def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) 
         if kind
         else describe_signature(head)
     )
-    reason = (
-        None
-        if advice is None
-        else RefusedMember(Status.CORRUPT_IMAGE, f"not a {container.kind} file but {advice}")
-    )
-    return item if reason is None else replace(item, refused=reason)
+    if advice is not None:
+        detail = f"not a {container.kind} file but {advice}"
+        return replace(item, refused=RefusedMember(Status.CORRUPT_IMAGE, detail))
+    if advice := describe_numbered(container.uri):
+        detail = f"{refused.detail}; {advice}"
+        return replace(item, refused=RefusedMember(refused.status, detail))
+    return item
 
 
 def detect_kind(name: str) -> str | None:

@@ -188,7 +188,9 @@ def find_directory(file: ranged.RangedFile, size: int) -> Directory:
             file, tail[record - _LOCATOR.size : record], end - _LOCATOR.size
         )
     if disk or first_disk:
-        raise _unreadable("it is one part of an archive that was split into several files")
+        raise _unreadable(
+            "it is one part of an archive that was split into several files: join them with `zip -s 0`"
+        )
     shift = end - length - start
     if shift < 0 or length > end:
         raise _unreadable("its end record points outside the file")
