@@ -7,7 +7,7 @@ import contextlib
 import io
 
 import numpy as np
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageChops, ImageCms, features
 
 from ray_app.errors import InputError, Status
 
@@ -17,13 +17,16 @@ MATTE = (255, 255, 255)
 _GREY = ("1", "L", "LA", "La")
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 _PLAIN = ("1", "L", "P", "RGBX", "YCbCr", "HSV")
+# Cameras of 10 and 12 bits are often saved in samples of 16 bits without a shift.
+_NARROW_BITS = (10, 12)
+_BAND_PIXELS = 2**20  # Converted at once.
 _ICC_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB. An RGB image without transparency is not copied.
 
-    Alpha is composited on white. Samples of more than 8 bits keep their high 8 bits. CMYK is
+    Alpha is composited on white. Samples of more than 8 bits keep the high 8 that are used. CMYK is
     converted by its own profile, or without one by Pillow's default. Lab is converted to sRGB. The
     profile of an RGB image is not applied, because the detectors' authors do not apply it.
 
@@ -60,6 +63,29 @@ def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image
     )
 
 
+def find_used_bits(max_value: int) -> int:
+    """Return how many bits the 16-bit samples of an image with this maximum use: 10, 12, or 16."""
+    return next((bits for bits in _NARROW_BITS if max_value < 2**bits), 16)
+
+
+def merge_low_bytes(image: Image.Image, low: Image.Image, used_bits: int) -> None:
+    """Give the colours of an RGB or RGBA image the high 8 of the bits that are used, in place.
+
+    Args:
+        image: The high bytes of samples of 16 bits.
+        low: Their low bytes.
+        used_bits: The bits of a sample that are used, as `find_used_bits` returns them.
+    """
+    shift, alpha_count, values = used_bits - 8, len(image.getbands()) - 3, range(256)
+    high_table = [value << (8 - shift) & 255 for value in values] * 3 + [*values] * alpha_count
+    low_table = [value >> shift for value in values] * 3 + [0 for _ in values] * alpha_count
+    rows = max(_BAND_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        band = (0, top, image.width, min(top + rows, image.height))
+        parts = image.crop(band).point(high_table), low.crop(band).point(low_table)
+        image.paste(ImageChops.add(*parts), band)
+
+
 def is_icc_profile(profile: object) -> bool:
     """Return whether an object is a complete ICC profile with the signature of profiles.
 
@@ -83,8 +109,9 @@ def _composite_on_matte(image: Image.Image) -> Image.Image:
 
 def _deep_grey_to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image:
     samples = np.asarray(image)
+    used_bits = sample_bits if 8 < sample_bits < 16 else find_used_bits(int(samples.max()))
     # Pillow's own conversion clips at 255, which gives a white image and a plausible wrong score.
-    grey = (samples >> (sample_bits - 8 if 8 < sample_bits <= 16 else 8)).astype(np.uint8)
+    grey = (samples >> (used_bits - 8)).astype(np.uint8)
     if "white_is_zero" in image.info:
         grey = 255 - grey
     transparent = image.info.get("transparency")

@@ -16,6 +16,7 @@ import io
 import logging
 import re
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ray_app.errors import InputError, Status
@@ -58,6 +60,7 @@ _PILLOW_ERRORS = (
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 _UNREAD_BMP = re.compile(r"Unsupported BMP (bitfields|compression|pixel depth \((0|2|64)\))")
 BITS_PER_SAMPLE = 258  # A TIFF tag.
+MAX_BLANK_FRAMES = 8  # At the start of an animation. Most have one.
 MAX_DETAIL_CHARS = 200  # The maximum length of a library's message in `detail`.
 
 
@@ -100,6 +103,15 @@ def _open_avif(data: bytes, flags: set[str], _: int) -> ImageFile:
         image = AvifImageFile(io.BytesIO(masked))
         flags.add("broken_exif")
         return image
+
+
+# Pillow's names of 16-bit samples, of which it keeps the high bytes, and of the other byte order.
+_OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+_LOW_BYTES = {
+    f"{colours};16{order}": f"{colours};16{other}"
+    for colours in ("RGB", "RGBX", "RGBA")
+    for order, other in _OTHER_ORDER.items()
+}
 
 
 def _adapt_opener(opener: Callable[[io.BytesIO], ImageFile]) -> Opener:
@@ -272,10 +284,16 @@ class PeekedImage:
             ImageRefused: The file cannot be decoded; the error has the facts known so far. No other
                 exception is raised, whatever the bytes are.
         """
+        data, flags = self._data, self._builder.flags
         try:
             pixels = self._decode(convert)
             if convert is None and not has_content(pixels):
-                self._builder.flags.add("no_content")
+                is_searched = "animated" in flags and not self.demand.is_large
+                frame = _find_frame(data, self._format_name, pixels.size) if is_searched else None
+                if frame is None:
+                    flags.add("no_content")
+                else:
+                    pixels = frame
         except InputError as error:
             raise ImageRefused.because(error, self.facts) from error.__cause__
         return DecodedImage(pixels, self.facts)
@@ -298,6 +316,8 @@ class PeekedImage:
             loaded = image_format.load(image, data, builder.flags)
             if image_format.check is not None:
                 image_format.check(loaded, data)
+            if convert is None and header.sample_bits == 16 and loaded.mode in ("RGB", "RGBA"):
+                _use_narrow_range(loaded, data, image_format, limits.max_text_bytes)
             is_plain = (
                 convert is None and loaded.mode == "RGB" and "transparency" not in loaded.info
             )
@@ -324,6 +344,55 @@ class PeekedImage:
         return pixels
 
 
+def _use_narrow_range(
+    image: Image.Image, data: bytes, image_format: ImageFormat, max_text_bytes: int
+) -> None:
+    """Give an image of 10 or 12 bits in samples of 16 bits the high 8 of its own bits, in place.
+
+    Pillow has decoded the high bytes of the samples, which are nearly black. The file is decoded
+    once more for the low bytes.
+    """
+    extrema = cast(tuple[tuple[int, int], ...], image.getextrema())
+    used_bits = colour.find_used_bits(max(high for _, high in extrema[:3]) << 8 | 255)
+    low = image_format.open(data, set(), max_text_bytes) if used_bits < 16 else None
+    if low is None:
+        return
+    args = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in low.tile]
+    is_planar = getattr(low, "tag_v2", {}).get(tiff_pixels.PLANAR) == 2
+    if is_planar or not all(raw_mode in _LOW_BYTES for raw_mode, *_ in args):
+        return  # Pillow decodes no low bytes of planes, premultiplied alpha, or grey with alpha.
+    low.tile = [
+        tile._replace(args=(_LOW_BYTES[raw_mode], *others))
+        for tile, (raw_mode, *others) in zip(low.tile, args, strict=True)
+    ]
+    low.load()
+    colour.merge_low_bytes(image, low, used_bits)
+
+
+def _find_frame(data: bytes, format_name: str, size: tuple[int, int]) -> Image.Image | None:
+    """Return the first frame with content of an animation whose first frame has none, as RGB.
+
+    The result is None if none of the next MAX_BLANK_FRAMES frames has content, or if the frames
+    before it are damaged.
+    """
+    with contextlib.suppress(*_PILLOW_ERRORS, *_TOO_LARGE, InputError):
+        # The reader of PNG leaves out the chunks of further frames.
+        image = (
+            PngImageFile(io.BytesIO(data))
+            if format_name == "PNG"
+            else FORMATS[format_name].open(data, set(), 0)
+        )
+        for number in range(1, MAX_BLANK_FRAMES + 1):
+            image.seek(number)
+            if image.size != size:  # A frame of a GIF may be larger, up to any size.
+                break
+            pixels = colour.to_rgb(image, set(), 8).copy()
+            if has_content(pixels):
+                pixels.info = {}
+                return pixels
+    return None
+
+
 class _Header(NamedTuple):
     """An open image file, its bits per sample, and the cost of decoding it."""
 
@@ -335,7 +404,7 @@ class _Header(NamedTuple):
 def decode_image(
     data: bytes, limits: ImageLimits, *, convert: Converter | None = None
 ) -> DecodedImage:
-    """Decode one encoded image, or the first of its frames, to RGB pixels and file facts.
+    """Decode one encoded image, or its first frame that is not empty, to RGB pixels and file facts.
 
     EXIF orientation is recorded and not applied, except for TIFF and HEIC, whose decoders apply it.
     No colour profile is applied, except for CMYK. All limits are checked before pixels are decoded.
@@ -421,7 +490,7 @@ def _open(data: bytes, limits: ImageLimits, builder: _FactsBuilder, format_name:
     sample_bits = _read_header(image, data, image_format, builder, limits.max_text_bytes)
     limits.check_size(*image.size, len(data), format_name)
     with _translate_errors(data, format_name, image):
-        demand = estimate_demand(image, data, format_name)
+        demand = estimate_demand(image, data, format_name, sample_bits)
     return _Header(image, sample_bits, demand)
 
 

@@ -23,7 +23,7 @@ from ray_app.images.formats import sniff_format
 
 FLAG_MEANING = {
     "alpha": "has transparency, composited on white",
-    "animated": "an animation; its first frame is scored",
+    "animated": "an animation; its first frame that is not empty is scored",
     "broken_exif": "EXIF cannot be read; taken to be upright",
     "broken_icc": "the colour profile cannot be read or used; ignored",
     "cmyk": "printing colours, converted to RGB",
@@ -35,7 +35,7 @@ FLAG_MEANING = {
     "no_content": "one colour, or nearly: nothing to judge",
     "oriented": "EXIF says that it should be turned; it is scored as stored",
     "preview": "the preview that a camera put into its raw file is scored",
-    "sixteen_bit": "more than 8 bits per sample; the high 8 are scored",
+    "sixteen_bit": "more than 8 bits per sample; the high 8 that are used are scored",
     "trailing_bytes": "bytes follow the end of the image",
 }
 

@@ -274,13 +274,16 @@ def worst_bytes(limits: ImageLimits) -> int:
     )
 
 
-def estimate_demand(image: ImageFile, data: bytes, format_name: str) -> DecodeCost:
+def estimate_demand(
+    image: ImageFile, data: bytes, format_name: str, sample_bits: int
+) -> DecodeCost:
     """Estimate the memory and pixels of decoding an image that is open but not decoded yet.
 
     Args:
         image: The open image.
         data: The encoded file.
         format_name: The format, as `sniff_format` names it.
+        sample_bits: The bits per sample in the file.
     """
     pixels, mode = image.width * image.height, image.mode
     is_deep_grey = mode.startswith("I;16")
@@ -288,6 +291,8 @@ def estimate_demand(image: ImageFile, data: bytes, format_name: str) -> DecodeCo
     converting = (
         _ALPHA_BYTES if "transparency" in image.info else _CONVERT_BYTES.get(mode, _ALPHA_BYTES)
     )
+    if sample_bits == 16:  # The low bytes may be decoded, too.
+        converting = max(converting, 4)
     extra_bytes = pixels * (_DEEP_GREY_BYTES if is_deep_grey else converting)
     if isinstance(image, JpegImageFile):
         extra_bytes = max(extra_bytes, jpeg.estimate_coefficient_bytes(image, data))

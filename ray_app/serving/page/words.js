@@ -5,7 +5,7 @@ export const NONE = "–";
 
 const FLAGS = {
   alpha: "has transparency; it was scored on white",
-  animated: "an animation; its first frame was scored",
+  animated: "an animation; its first frame that is not empty was scored",
   broken_exif: "its EXIF cannot be read",
   broken_icc: "its colour profile cannot be used",
   cmyk: "printing colours, converted to RGB",
@@ -17,7 +17,7 @@ const FLAGS = {
   no_content: "one colour, or nearly: nothing to judge",
   oriented: "its metadata asks to rotate it; it was scored as stored",
   preview: "the preview that a camera put into its raw file was scored",
-  sixteen_bit: "more than 8 bits per sample; the high 8 were scored",
+  sixteen_bit: "more than 8 bits per sample; the high 8 that are used were scored",
   trailing_bytes: "bytes follow the end of the image",
 };
 
