@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 
-from ray_app.errors import InputError, SourceError, Status, StorageError
+from ray_app.errors import ConfigError, InputError, SourceError, Status, StorageError
 from ray_app.storage.urls import get_scheme, split_bucket, strip_secrets
 
 BAD_URL = "bad_url"
@@ -72,6 +72,7 @@ _NETWORK_CLASSES = frozenset(
         "ReadTimeoutError",
         "ConnectionClosedError",
         "HTTPClientError",
+        "FlexibleChecksumError",
     }
     # Exceptions of urllib3.
     | {
@@ -93,20 +94,23 @@ _NETWORK_CLASSES = frozenset(
     # Exceptions of the Azure client, and of gcsfs for a 502.
     | {"ServiceRequestError", "ServiceResponseError", "ProxyError"}
 )
+_SSO_CLASSES = frozenset({"SSOError", "TokenRetrievalError"})
 _CREDENTIAL_CLASSES = frozenset(
     {
         "NoCredentialsError",
         "PartialCredentialsError",
         "ProfileNotFound",
-        "TokenRetrievalError",
-        "SSOError",
+        "LoginError",
+        "CredentialRetrievalError",
     }
+    | _SSO_CLASSES
 )
 # The credential service of an instance refuses requests of many workers at the same time. This rate
 # limit looks like missing permissions.
 _CREDENTIAL_RUSH_CLASSES = frozenset(
     {"CredentialRetrievalError", "MetadataRetrievalError", "RefreshError"}
 )
+_CREDENTIAL_PROCESS = "custom-process"  # botocore's name of `credential_process`.
 _LOCAL_PASSING = frozenset(
     {
         errno.EAGAIN,
@@ -301,6 +305,23 @@ def make_unreachable_error(error: BaseException, url: str, doing: str) -> Storag
     )
 
 
+def make_settings_error(error: BaseException) -> ConfigError:
+    """Convert an exception that botocore raises before any request into one about its settings.
+
+    Raises:
+        BaseException: The exception itself, if it is not about the settings: a service that has the
+            credentials may answer later.
+    """
+    if isinstance(error, ConfigError) or is_transient(error):
+        raise error
+    reason = _describe(error)
+    # The file that is missing, or the line that cannot be parsed.
+    detail = getattr(error, "filename", None) or getattr(error, "kwargs", {}).get("error")
+    if detail:
+        reason += f": {' '.join(str(detail).split())}"
+    return ConfigError(f"cannot use the AWS settings: {reason}", hint=_make_settings_hint(error))
+
+
 def _classify(error: BaseException) -> Status | None:
     if isinstance(error, SourceError):
         return error.status
@@ -311,7 +332,7 @@ def _classify(error: BaseException) -> Status | None:
     if (
         code in _THROTTLE_CODES
         or http in _THROTTLE_HTTP
-        or names & _CREDENTIAL_RUSH_CLASSES
+        or (names & _CREDENTIAL_RUSH_CLASSES and not _is_credential_process(error))
         or _sounds_throttled(error)
     ):
         return Status.SOURCE_THROTTLED
@@ -339,8 +360,10 @@ def _classify(error: BaseException) -> Status | None:
         or names & _NETWORK_CLASSES
     ):
         return Status.SOURCE_TIMEOUT
-    if http or code:
-        return Status.SOURCE_DENIED  # For any other 4xx, the store understood and refuses.
+    # For any other 4xx, the store understood and refuses. Any other exception of botocore is about
+    # its settings.
+    if http or code or "BotoCoreError" in names:
+        return Status.SOURCE_DENIED
     return Status.SOURCE_TIMEOUT if isinstance(error, OSError) else None
 
 
@@ -397,6 +420,13 @@ def _is_local(error: BaseException) -> bool:
     return isinstance(error, OSError) and not remote
 
 
+def _is_credential_process(error: BaseException) -> bool:
+    return any(
+        getattr(cause, "kwargs", {}).get("provider") == _CREDENTIAL_PROCESS
+        for cause in _iter_causes(error)
+    )
+
+
 def _sounds_throttled(error: BaseException) -> bool:
     return bool(_get_http_status(error)) and any(
         word in str(error).lower() for word in _THROTTLE_WORDS
@@ -415,6 +445,9 @@ def _describe(error: BaseException) -> str:
             "; it is in an archive storage class: restore it first" if code == _ARCHIVED else ""
         )
         return f"{_get_message(error) or text} ({code if code and code != str(http) else 'HTTP'} {http}){archived}"
+    if names & _CREDENTIAL_CLASSES:
+        reason = text.replace(_CREDENTIAL_PROCESS, "credential_process").rstrip(":")
+        return f"no usable credentials ({reason})"
     if any("gaierror" in name or "DNSError" in name for name in names):
         return f"its host name does not resolve{_note_endpoint()}"
     if "ClientConnectorCertificateError" in names:
@@ -427,8 +460,6 @@ def _describe(error: BaseException) -> str:
         "FSTimeoutError",
     }:
         return "no answer in time"
-    if names & _CREDENTIAL_CLASSES:
-        return f"no usable credentials ({text})"
     if isinstance(error, FileExistsError | NotADirectoryError) and isinstance(error.filename, str):
         paths = [error.filename, *map(str, Path(error.filename).parents)]
         file = next((path for path in paths if os.path.isfile(path)), None)
@@ -448,6 +479,12 @@ def _get_message(error: BaseException) -> str:
     return ""
 
 
+def _find_region(error: BaseException) -> str | None:
+    """Return the region that S3 names in its answer to a request for another region."""
+    match = _EXPECTED_REGION.search(_get_message(error))
+    return match and match[1]
+
+
 def _note_endpoint() -> str:
     endpoint = get_endpoint_url()
     return f" (AWS_ENDPOINT_URL is {strip_secrets(endpoint)})" if endpoint else ""
@@ -460,6 +497,18 @@ def get_endpoint_url() -> str | None:
 
 _GOOGLE = "check the Google credentials (GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, or those of the machine)"
 _AZURE = "set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key, a SAS, or AZURE_STORAGE_ANON=false"
+_AWS_FILES = {
+    "AWS_CONFIG_FILE": "~/.aws/config",
+    "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
+}
+# Hints by the code of an answer of S3.
+_S3_HINTS = {
+    "NoSuchBucket": "create bucket '{bucket}', or check its spelling, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL",
+    _ARCHIVED: "restore the objects of bucket '{bucket}' from their archive storage class, then run the same command again",
+    "RequestTimeTooSkewed": "set the clock of this machine to the current time",
+    "ExpiredToken": "renew the temporary credentials, such as AWS_SESSION_TOKEN",
+}
+_EXPECTED_REGION = re.compile(r"expecting '([a-z0-9-]+)'")
 _CLOUDS = dict.fromkeys(("gs", "gcs"), _GOOGLE) | dict.fromkeys(("az", "abfs", "abfss"), _AZURE)
 
 
@@ -481,11 +530,57 @@ def _make_hint(error: BaseException, status: Status, location: str, doing: str) 
     return _make_s3_hint(error, status, split_bucket(location)[0], doing)
 
 
+def _make_settings_hint(error: BaseException) -> str:
+    """Return the hint for an exception of botocore about its settings.
+
+    It names the environment variables whose values the exception quotes, or the configuration files.
+    """
+    names = _get_class_names(error)
+    profile = os.environ.get("AWS_PROFILE")
+    if names & _SSO_CLASSES:
+        return f"run aws sso login{f' --profile {profile}' if profile else ''}"
+    if "LoginError" in names:
+        return f"run aws login{f' --profile {profile}' if profile else ''}"
+    files = [
+        path
+        for variable, default in _AWS_FILES.items()
+        if os.path.isfile(path := os.path.expanduser(os.environ.get(variable, default)))
+    ]
+    if _is_credential_process(error):
+        return (
+            f"run the command credential_process of {' or '.join(files)} by itself, and correct it"
+        )
+    variables = [
+        name
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("AWS_", "FSSPEC_S3_"))
+        and name not in _AWS_FILES
+        and value
+        and re.search(rf"(?<![\w-]){re.escape(value)}(?![\w-])", str(error))
+    ]
+    if all("PROFILE" in name for name in variables):
+        variables += files
+    example = ", as in https://HOST:PORT" * any("ENDPOINT_URL" in name for name in variables)
+    return f"correct {' or '.join(variables) or 'the variables AWS_* and FSSPEC_S3_*'}{example}"
+
+
 def _make_s3_hint(error: BaseException, status: Status, bucket: str, doing: str) -> str:
-    if _get_code(error) == "NoSuchBucket":
-        return f"create bucket '{bucket}', or check its spelling, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
-    if _get_code(error) == _ARCHIVED:
-        return f"restore the objects of bucket '{bucket}' from their archive storage class, then run the same command again"
+    code = _get_code(error)
+    if code in _S3_HINTS:
+        return _S3_HINTS[code].format(bucket=bucket)
+    if code == "AuthorizationHeaderMalformed" and (region := _find_region(error)):
+        return f"set AWS_DEFAULT_REGION={region}"
+    names = _get_class_names(error)
+    if names & _CREDENTIAL_RUSH_CLASSES and status is Status.SOURCE_THROTTLED:
+        return "run the same command again later, or with fewer workers: the service that has the credentials of this machine does not answer"
+    if isinstance(error, FileNotFoundError) and error.filename and not code:
+        return f"check {error.filename}, which the AWS settings name"
+    if (
+        status is Status.SOURCE_DENIED
+        and "BotoCoreError" in names
+        and "NoCredentialsError" not in names
+    ):
+        return _make_settings_hint(error)
     if status is Status.SOURCE_DENIED and any(
         word in _get_message(error).lower() for word in _CHECKSUM_WORDS
     ):

@@ -15,13 +15,15 @@ variables with which other processes make the same requests.
 import asyncio
 import base64
 import hashlib
+import logging
 import os
 import re
+import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from http import HTTPStatus
 from itertools import pairwise
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
@@ -55,6 +57,15 @@ _FOR_WORKERS = (
     "FSSPEC_S3_REQUESTER_PAYS",
 )
 _CHECKSUM_VALUES = (_WHEN_REQUIRED, "when_supported")
+# Variables whose values have no white space.
+_SPACELESS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+)
 _IDENTITY = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", *_FOR_WORKERS)
 
 # Seconds without data after which a request counts as lost. The deadline of the retry policy limits
@@ -148,20 +159,25 @@ def fsspec_options() -> dict[str, Any]:
     Raises:
         ConfigError: An environment variable or a configuration file has an invalid value.
     """
+    _refuse_white_space()
     options = _get_configured_options()
     session = _make_session(options.get("profile"))
-    config = {
-        _CHECKSUM_SETTING: session.get_config_variable(_CHECKSUM_SETTING),
-        **options.get("config_kwargs", {}),
-    }
+    with _settings_errors():
+        settings = {
+            name: session.get_config_variable(name)
+            for name in (_CHECKSUM_SETTING, _RESPONSE_SETTING, "ca_bundle")
+        }
+    config = {_CHECKSUM_SETTING: settings[_CHECKSUM_SETTING], **options.get("config_kwargs", {})}
     config[_CHECKSUM_SETTING] = _validate_checksum(
         config[_CHECKSUM_SETTING], _CHECKSUM_SETTING, CHECKSUM_VARIABLE
     )
     _validate_checksum(
-        config.get(_RESPONSE_SETTING) or session.get_config_variable(_RESPONSE_SETTING),
+        config.get(_RESPONSE_SETTING) or settings[_RESPONSE_SETTING],
         _RESPONSE_SETTING,
         _RESPONSE_VARIABLE,
     )
+    if settings["ca_bundle"]:
+        _require_certificates(settings["ca_bundle"])
     return {
         "endpoint_url": errors.get_endpoint_url() or options.get("endpoint_url"),
         "requester_pays": _requester_pays(options),
@@ -188,7 +204,53 @@ def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]
         session.register("before-sign.s3.DeleteObjects", _use_md5)
     # Not an argument: s3fs pickles its arguments, and a session cannot be pickled.
     fs.session, fs.retries = session, 1
+    # Before each request, s3fs calls this method, too.
+    fs.set_session = partial(_connect, fs.set_session)
     return fs
+
+
+async def _connect(set_session: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+    """Return the client of s3fs, which its `set_session` creates for the first request.
+
+    Raises:
+        ConfigError: botocore does not accept an environment variable or a configuration file.
+    """
+    with _settings_errors():
+        return await set_session(*args)
+
+
+@contextmanager
+def _settings_errors() -> Iterator[None]:
+    """Convert exceptions of botocore that are raised before a request."""
+    try:
+        yield
+    except Exception as error:
+        raise errors.make_settings_error(error) from None
+
+
+def _refuse_white_space() -> None:
+    """Raise ConfigError if the value of a variable has white space, which no store accepts.
+
+    Secrets of Kubernetes and files with Windows line ends often add a line break.
+    """
+    for name in _SPACELESS:
+        value = os.environ.get(name, "")
+        if "".join(value.split()) != value:
+            kind = "line break" if {"\n", "\r"} & set(value) else "blank"
+            raise ConfigError(
+                f"{name} has a {kind}", hint=f"remove the {kind} where the value of {name} is set"
+            )
+
+
+def _require_certificates(path: str) -> None:
+    """Raise ConfigError if a file has no certificates. botocore reports it at each request."""
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise ConfigError(
+            f"AWS_CA_BUNDLE: cannot read certificates from {path}: {error}",
+            hint="set AWS_CA_BUNDLE to a PEM file of certificates",
+        ) from None
 
 
 def _get_configured_options() -> Mapping[str, Any]:
@@ -261,6 +323,9 @@ def _make_session(profile: str | None) -> Any:
     """
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
+    for name in ("aiobotocore.credentials", "aiobotocore.tokens"):
+        # They log the traceback of an exception that they raise.
+        logging.getLogger(name).setLevel(logging.ERROR)
     variables = {_CHECKSUM_SETTING: (_CHECKSUM_SETTING, CHECKSUM_VARIABLE, _WHEN_REQUIRED, None)}
     session = AioSession(session_vars=variables, profile=profile)
     parsers = session.get_component("response_parser_factory")

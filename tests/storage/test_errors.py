@@ -5,6 +5,9 @@ import pytest
 from botocore.exceptions import (
     CredentialRetrievalError,
     EndpointConnectionError,
+    EndpointResolutionError,
+    FlexibleChecksumError,
+    InvalidConfigError,
     NoCredentialsError,
 )
 from gcsfs.retry import HttpError
@@ -26,7 +29,15 @@ CASES = [
     (s3_error("InternalError", 500), Status.SOURCE_TIMEOUT, True),
     (s3_error("InvalidRequest", 400), Status.SOURCE_DENIED, False),
     (CredentialRetrievalError(provider="iam", error_msg="busy"), Status.SOURCE_THROTTLED, True),
+    (
+        CredentialRetrievalError(provider="custom-process", error_msg="no"),
+        Status.SOURCE_DENIED,
+        False,
+    ),
     (NoCredentialsError(), Status.SOURCE_DENIED, False),
+    (InvalidConfigError(error_msg="no such profile"), Status.SOURCE_DENIED, False),
+    (EndpointResolutionError(msg="not a valid URI"), Status.SOURCE_DENIED, False),
+    (FlexibleChecksumError(error_msg="differs"), Status.SOURCE_TIMEOUT, True),
     (EndpointConnectionError(endpoint_url="http://x"), Status.SOURCE_TIMEOUT, True),
     # What gcsfs raises of 502, of a token that ended on its way, and of a metadata server that is
     # busy.

@@ -38,6 +38,24 @@ ARCHIVED = (
 )
 
 
+SKEWED = 403, error_body("RequestTimeTooSkewed", "The difference between the times is too large")
+EXPIRED = 400, error_body("ExpiredToken", "The provided token has expired.")
+OTHER_REGION = (
+    400,
+    error_body(
+        "AuthorizationHeaderMalformed",
+        "the region 'us-east-1' is wrong; expecting 'eu-central-1'",
+    ),
+)
+SSO = """[profile p]
+sso_start_url = https://example.awsapps.com/start
+sso_region = us-east-1
+sso_account_id = 123456789012
+sso_role_name = r
+"""
+ROLE = "[profile p]\nrole_arn = arn:aws:iam::123456789012:role/r\nsource_profile = q\n"
+
+
 def is_unpaid(method, path, headers) -> bool:
     return headers.get("x-amz-request-payer") != "requester"
 
@@ -305,3 +323,113 @@ def test_s3_archived_object_shows_what_to_do(bucket, strict):
         with pytest.raises(StorageError) as caught:
             Store.open(f"{bucket}/cold").read("1.jpg")
     assert caught.value.hint.startswith("restore the objects of bucket 'strict'")
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    """Sets variables and writes a configuration file that has the profile `p`, for new clients.
+    Whatever they ask would get no answer.
+    """
+    monkeypatch.setattr(s3_requests, "_filesystem", s3_requests._filesystem.__wrapped__)
+
+    def set_all(config="", **variables):
+        (tmp_path / "config").write_text(config)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+            monkeypatch.delenv(name, raising=False)
+        if config:
+            monkeypatch.setenv("AWS_PROFILE", "p")
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return str(tmp_path / "config")
+
+    return set_all
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("AWS_ENDPOINT_URL", "localhost:9000", "Invalid endpoint: localhost:9000"),
+        ("AWS_ENDPOINT_URL", "http://localhost:9000 ", "has a blank"),
+        ("AWS_DEFAULT_REGION", "us east 1", "has a blank"),
+        ("AWS_DEFAULT_REGION", "us_east_1", "doesn't match a supported format"),
+        ("AWS_ACCESS_KEY_ID", "testing\n", "has a line break"),
+        ("AWS_SECRET_ACCESS_KEY", "testing-secret\r", "has a line break"),
+        ("AWS_PROFILE", "absent", "The config profile .absent. could not be found"),
+        ("AWS_RETRY_MODE", "never", "must be one of"),
+        ("AWS_METADATA_SERVICE_TIMEOUT", "soon", "invalid literal for int"),
+        ("AWS_CA_BUNDLE", "/absent.pem", "No such file"),
+    ],
+)
+def test_aws_variable_that_is_invalid_is_named(settings, name, value, reason):
+    settings(**{name: value})
+    for use in (lambda: list(list_objects("s3://b")), lambda: Store.open("s3://b").write("a", b"")):
+        with pytest.raises(ConfigError, match=reason) as caught:
+            use()
+        assert name in caught.value.message + caught.value.hint
+        assert "testing" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("[profile p]\n[profile p]\n", "line 2.: section 'profile p' already exists"),
+        ("[profile p\n", "no section headers"),
+        ("[profile p]\naws_access_key_id = testing\n", "missing: aws_secret_access_key"),
+        (ROLE, 'The source_profile "q" referenced in the profile "p" does not exist'),
+        ("[profile p]\ncredential_process = /bin/false\n", "credentials from credential_process"),
+        ("[profile p]\ncredential_process = /absent\n", "No such file or directory: /absent"),
+        ("[profile p]\ncredential_process = /bin/echo x\n", "Expecting value"),
+        ("[profile p]\nendpoint_url = localhost:9000\n", "Invalid endpoint: localhost:9000"),
+        ("[profile p]\ns3 =\n  addressing_style = x\n", "addressing style x is invalid"),
+    ],
+)
+def test_aws_file_that_is_invalid_is_named(settings, monkeypatch, config, reason):
+    path = settings(config)
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with pytest.raises(ConfigError, match=reason) as caught:
+        list(list_objects("s3://b"))
+    assert path in caught.value.hint
+
+
+def test_endpoint_with_a_query_is_named_at_the_first_request(settings):
+    settings(AWS_ENDPOINT_URL="http://localhost:9/x?y")
+    with pytest.raises(StorageError, match="was not a valid URI") as caught:
+        list(list_objects("s3://b"))
+    assert caught.value.hint.startswith("correct AWS_ENDPOINT_URL")
+
+
+def test_sso_without_a_token_names_the_login(settings, caplog):
+    settings(SSO)
+    with pytest.raises(StorageError, match="no usable credentials") as caught:
+        list(list_objects("s3://b"))
+    assert caught.value.hint == "run aws sso login --profile p"
+    assert not caplog.records
+
+
+def test_web_identity_without_a_token_names_the_file(settings):
+    role = "arn:aws:iam::123456789012:role/r"
+    settings(AWS_WEB_IDENTITY_TOKEN_FILE="/absent/token", AWS_ROLE_ARN=role)
+    with pytest.raises(StorageError) as caught:
+        list(list_objects("s3://b"))
+    assert "/absent/token" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (SKEWED, "set the clock of this machine"),
+        (EXPIRED, "renew the temporary credentials"),
+        (OTHER_REGION, "set AWS_DEFAULT_REGION=eu-central-1"),
+    ],
+    ids=["skew", "expired", "region"],
+)
+def test_s3_refusal_names_what_to_set(bucket, strict, answer, hint):
+    with strict(lambda *_: True, answer) as store:
+        with pytest.raises(StorageError) as caught:
+            list(list_objects(f"{bucket}/in"))
+        assert len(store.seen) == 1, "without retries"
+    assert caught.value.hint.startswith(hint)
