@@ -223,9 +223,11 @@ def is_transient(error: BaseException) -> bool:
             "Forbidden",
         )
     if status is Status.SOURCE_TIMEOUT:
-        return not _is_local(error) or any(
-            getattr(cause, "errno", None) in _LOCAL_PASSING for cause in _iter_causes(error)
-        )
+        if _is_local(error):
+            return any(
+                getattr(cause, "errno", None) in _LOCAL_PASSING for cause in _iter_causes(error)
+            )
+        return _get_certificate_error(error) is None
     return status is Status.SOURCE_THROTTLED
 
 
@@ -427,6 +429,12 @@ def _is_credential_process(error: BaseException) -> bool:
     )
 
 
+def _get_certificate_error(error: BaseException) -> BaseException | None:
+    """Return the exception of Python's `ssl` for a rejected certificate, None if there is none."""
+    causes = _iter_causes(error, contexts=True)
+    return next((cause for cause in causes if hasattr(cause, "verify_message")), None)
+
+
 def _sounds_throttled(error: BaseException) -> bool:
     return bool(_get_http_status(error)) and any(
         word in str(error).lower() for word in _THROTTLE_WORDS
@@ -450,8 +458,8 @@ def _describe(error: BaseException) -> str:
         return f"no usable credentials ({reason})"
     if any("gaierror" in name or "DNSError" in name for name in names):
         return f"its host name does not resolve{_note_endpoint()}"
-    if "ClientConnectorCertificateError" in names:
-        return "its certificate is not accepted"
+    if certificate_error := _get_certificate_error(error):
+        return f"its certificate is not accepted ({certificate_error.verify_message})"  # type: ignore[attr-defined]
     if names & {"EndpointConnectionError", "ClientConnectorError", "ConnectionRefusedError"}:
         return f"no server answers at this address{_note_endpoint()}"
     if isinstance(error, TimeoutError) or names & {
@@ -497,6 +505,9 @@ def get_endpoint_url() -> str | None:
 
 _GOOGLE = "check the Google credentials (GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, or those of the machine)"
 _AZURE = "set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key, a SAS, or AZURE_STORAGE_ANON=false"
+# The codes of OpenSSL for a certificate whose authority is unknown. Others are for an expired
+# certificate, or one of another host.
+_UNKNOWN_AUTHORITY = range(18, 22)
 _AWS_FILES = {
     "AWS_CONFIG_FILE": "~/.aws/config",
     "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
@@ -513,6 +524,10 @@ _CLOUDS = dict.fromkeys(("gs", "gcs"), _GOOGLE) | dict.fromkeys(("az", "abfs", "
 
 
 def _make_hint(error: BaseException, status: Status, location: str, doing: str) -> str | None:
+    certificate_error = _get_certificate_error(error)
+    if getattr(certificate_error, "verify_code", None) in _UNKNOWN_AUTHORITY:
+        variable = "AWS_CA_BUNDLE" if get_scheme(location) == "s3" else "SSL_CERT_FILE"
+        return f"set {variable} to a PEM file with the certificate authority of this server"
     if get_scheme(location) == "hf":
         return "check the network and HF_ENDPOINT; private and gated repositories need HF_TOKEN, or `hf auth login`"
     if get_scheme(location) in _CLOUDS:

@@ -17,7 +17,8 @@ from ray_app.storage.object_store import retrying_fsspec_for
 from ray_app.storage.s3 import filesystem, fsspec_options, page
 from tests.archives.given import files_below
 from tests.make.servers import faulty_proxy
-from tests.make.servers.faulty import LOOPBACK, error_body
+from tests.make.servers.faulty import LOOPBACK, FaultyServer, error_body
+from tests.make.servers.tls import authority
 
 DENIED = 403, error_body("AccessDenied", "Access Denied")
 UNKNOWN_CHECKSUM = (
@@ -433,3 +434,21 @@ def test_s3_refusal_names_what_to_set(bucket, strict, answer, hint):
             list(list_objects(f"{bucket}/in"))
         assert len(store.seen) == 1, "without retries"
     assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variable"), [("s3", "AWS_CA_BUNDLE"), ("https", "SSL_CERT_FILE")]
+)
+def test_private_authority_is_named_by_a_variable(settings, scheme, variable):
+    with FaultyServer() as server:
+        server.serve_tls(Path(authority()[0]).with_name("leaf.pem"))
+        server.objects["/b/a"] = b"data"
+        url = server.url.replace("http://127.0.0.1", "https://localhost")
+        keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing-secret"}
+        settings(AWS_ENDPOINT_URL=url, AWS_DEFAULT_REGION="us-east-1", **keys)
+        with pytest.raises(StorageError, match="certificate is not accepted") as caught:
+            list(list_objects({"s3": "s3://b/a", "https": f"{url}/b/a"}[scheme]))
+        assert caught.value.hint.startswith(f"set {variable} to a PEM file")
+        if scheme == "s3":  # Python reads the other variable when it starts.
+            settings(AWS_CA_BUNDLE=authority()[0], AWS_ENDPOINT_URL=url, **keys)
+            assert Store.open("s3://b").read("a") == b"data"

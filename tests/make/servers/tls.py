@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-NAMES = ["images.test", "*.images.test", "other.test", "xn--exmple-cua.test"]
+NAMES = ["images.test", "*.images.test", "other.test", "xn--exmple-cua.test", "localhost"]
 IMAGE = b"\x89PNG" + bytes(range(256)) * 8
 
 
