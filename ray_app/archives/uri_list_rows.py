@@ -45,7 +45,6 @@ class ListEntries:
         path = local_path(list_uri) if self._is_local else list_uri.partition("?")[0]
         self._folder = path.rpartition("/")[0]
         self._row = 0
-        self._buckets: set[str] = set()
 
     def members(self, rows: Iterable[dict[str, Any]]) -> Iterator[ListedMember]:
         """Yield a member per row.
@@ -91,14 +90,11 @@ class ListEntries:
     def _resolve(self, uri: str) -> tuple[str, RefusedMember | None]:
         """Return the full uri as a listing of its store spells it, and why it must not be read."""
         if uri.startswith("s3://") and "\0" not in uri:
-            # A list may have a hundred million uris in a few buckets, so only the bucket is
-            # checked, once.
-            bucket = uri[5:].partition("/")[0]
-            if bucket not in self._buckets:
-                full_uri, refused = _check_uri(uri)
-                if refused is not None:
-                    return full_uri, refused
-                self._buckets.add(bucket)
+            # A list may have a hundred million uris, and a uri with a valid bucket has no secret.
+            try:
+                urls.split_bucket(uri)
+            except ConfigError:
+                return _check_uri(uri)
             return uri.rstrip("/"), None
         scheme = urls.get_scheme(uri)
         if "\0" in uri or scheme not in SCHEMES or (scheme not in UNCHAINED and "::" in uri):
@@ -119,7 +115,10 @@ class ListEntries:
         if self._is_local:
             return urls.local_uri(os.path.abspath(os.path.join(self._folder or "/", uri))), None
         scheme, mark, below = self._folder.partition("://")
-        root, _, folder = below.partition("/")
+        if scheme == "s3":
+            root, folder = urls.split_bucket(self._folder)
+        else:
+            root, _, folder = below.partition("/")
         path = posixpath.normpath(posixpath.join("/", folder, uri))
         if posixpath.normpath(posixpath.join(folder, uri)).startswith(".."):
             return uri, RefusedMember(

@@ -31,7 +31,16 @@ _HADOOP_S3 = ("s3a", "s3n")
 _USER_INFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
 # The part before the @ is the name of a container, not a secret.
 _CONTAINER = re.compile(r"^abfss?://[^/?#:@]+@")
-_BUCKET = re.compile(r"^([A-Za-z0-9._-]{1,255}|arn:[^/]+)$")
+# The name of a bucket, or the ARN of an access point, which may have slashes, and the key. The forms
+# of an ARN are those of botocore and s3fs.
+_BUCKET_AND_KEY = re.compile(
+    r"(?P<bucket>[A-Za-z0-9._-]{1,255}"
+    r"|arn:aws[a-z-]*:(?:s3|s3-object-lambda):[a-z0-9-]*:[0-9]{12}:accesspoint[:/][A-Za-z0-9.-]{1,63}"
+    r"|arn:aws[a-z-]*:s3-outposts:[a-z0-9-]+:[0-9]{12}:outpost[:/][A-Za-z0-9-]{1,63}"
+    r"[:/](?:bucket|accesspoint)[:/][A-Za-z0-9-]{1,63})"
+    r"(?:/(?P<key>.*))?",
+    re.DOTALL,
+)
 # Query keys that grant access: signatures, and the usual spellings of tokens and passwords. A token
 # that names a page of results grants nothing.
 _SECRET_KEY = re.compile(
@@ -177,20 +186,21 @@ def local_uri(path: str) -> str:
 
 
 def split_bucket(url: str) -> tuple[str, str]:
-    """Split s3://bucket/key into bucket and key.
+    """Split s3://bucket/key into bucket and key. The bucket may be the ARN of an access point.
 
     The key is not decoded, and keeps its slashes, question marks, and hashes.
 
     Raises:
         ConfigError: The bucket name is invalid.
     """
-    bucket, _, key = url.partition("://")[2].partition("/")
-    if not _BUCKET.match(bucket):
+    address = url.partition("://")[2]
+    match = _BUCKET_AND_KEY.fullmatch(address)
+    if match is None:
         raise ConfigError(
-            f"{strip_secrets(url)}: '{bucket}' is not the name of a bucket",
+            f"{strip_secrets(url)}: '{address.partition('/')[0]}' is not the name of a bucket",
             hint="write s3://BUCKET/PREFIX; only the part after the bucket may have a pattern",
         )
-    return bucket, key
+    return match["bucket"], match["key"] or ""
 
 
 def has_magic(text: str) -> bool:

@@ -19,6 +19,8 @@ from ray_app.archives.uri_list_rows import ListEntries
 from ray_app.errors import ConfigError, Status
 from tests.archives.containers.hazards import LFS_POINTER
 
+POINT = "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/my-ap"
+
 
 def listed(source, **how):
     return list(open_source([str(source)], **how))
@@ -120,6 +122,9 @@ UNSAFE, MISSING, DENIED = Status.UNSAFE_MEMBER, Status.SOURCE_MISSING, Status.SO
         ("/data/lists", "s3a://b/k", "s3://b/k", None),
         ("s3://b/lists", "../a #1.jpg", "s3://b/a #1.jpg", None),
         ("s3://b/lists", "../../a.jpg", "../../a.jpg", UNSAFE),
+        (POINT, "../a.jpg", "../a.jpg", UNSAFE),
+        (f"{POINT}/lists", "../a.jpg", f"{POINT}/a.jpg", None),
+        (f"{POINT}/lists", POINT, POINT, None),
         ("https://h/l", "a.jpg", "https://h/l/a.jpg", None),
         ("s3://b/lists", "/etc/passwd", "/etc/passwd", UNSAFE),
         ("https://h/l", "FILE:///etc/passwd", "FILE:///etc/passwd", UNSAFE),

@@ -13,7 +13,7 @@ from ray_app.cli.main import main
 from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.storage import Fetcher, S3Config, Store, apply_s3_settings, list_objects, places
 from ray_app.storage import s3 as s3_requests
-from ray_app.storage.object_store import retrying_fsspec_for
+from ray_app.storage.object_store import open_fsspec, retrying_fsspec_for
 from ray_app.storage.s3 import filesystem, fsspec_options, page
 from tests.archives.given import files_below
 from tests.make.servers import faulty_proxy
@@ -434,6 +434,22 @@ def test_s3_refusal_names_what_to_set(bucket, strict, answer, hint):
             list(list_objects(f"{bucket}/in"))
         assert len(store.seen) == 1, "without retries"
     assert caught.value.hint.startswith(hint)
+
+
+def test_access_point_is_read_by_its_arn(settings):
+    point = "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/my-ap"
+    with FaultyServer() as proxy:
+        proxy.objects["http://my-ap-123456789012.store.test/photos/a.jpg"] = b"data"
+        settings(
+            AWS_ENDPOINT_URL="http://store.test",
+            HTTP_PROXY=proxy.url,
+            AWS_ACCESS_KEY_ID="testing",
+            AWS_SECRET_ACCESS_KEY="testing-secret",
+            AWS_DEFAULT_REGION="us-east-1",
+        )
+        assert Fetcher().fetch(f"{point}/photos/a.jpg", "", 10) == b"data"
+        own, path = open_fsspec(f"{point}/photos/a.jpg")
+        assert own.cat_file(path) == b"data"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from s3fs import S3FileSystem
 
 from ray_app.errors import ConfigError
 from ray_app.storage.urls import (
@@ -15,6 +16,7 @@ from ray_app.storage.urls import (
     make_matcher,
     make_subtree_matcher,
     split_at_magic,
+    split_bucket,
     strip_secrets,
 )
 
@@ -148,6 +150,38 @@ def test_url_is_shown_without_secrets(url, shown):
 )  # fmt: skip
 def test_url_without_secret_keeps_its_query(query):
     assert strip_secrets(f"https://host/a.jpg?{query}") == f"https://host/a.jpg?{query}"
+
+
+ACCOUNT = "us-east-1:123456789012"
+POINT = f"arn:aws:s3:{ACCOUNT}:accesspoint/my-ap"
+
+
+@pytest.mark.parametrize(
+    "bucket",
+    [
+        "bucket",
+        POINT,
+        f"arn:aws-cn:s3:{ACCOUNT}:accesspoint:my-ap",
+        "arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap",
+        f"arn:aws:s3-object-lambda:{ACCOUNT}:accesspoint/my-ol",
+        f"arn:aws:s3-outposts:{ACCOUNT}:outpost/op-0123456789abcdef0/accesspoint/my-ap",
+        f"arn:aws:s3-outposts:{ACCOUNT}:outpost:op-0123456789abcdef0:bucket:my-bucket",
+    ],
+)
+def test_s3_url_is_split_as_s3fs_splits_it(bucket):
+    for key in ("", "a", "photos/2024/a b#?.jpg", "a//b/"):
+        url = f"s3://{bucket}/{key}"
+        assert split_bucket(url) == (bucket, key)
+        if key:
+            assert S3FileSystem().split_path(f"{bucket}/{key}")[:2] == (bucket, key)
+    assert split_bucket(f"s3://{bucket}") == (bucket, "")
+    assert canonicalize(f"s3://{bucket}/a/") == f"s3://{bucket}/a"
+
+
+@pytest.mark.parametrize("address", ["", "a b/c", POINT.removesuffix("/my-ap"), "arn:aws:s3:::b/a"])
+def test_s3_url_without_a_bucket_is_rejected(address):
+    with pytest.raises(ConfigError, match="is not the name of a bucket"):
+        split_bucket(f"s3://{address}")
 
 
 def test_url_has_one_canonical_form(tmp_path, monkeypatch):
