@@ -111,6 +111,7 @@ _CREDENTIAL_RUSH_CLASSES = frozenset(
     {"CredentialRetrievalError", "MetadataRetrievalError", "RefreshError"}
 )
 _CREDENTIAL_PROCESS = "custom-process"  # botocore's name of `credential_process`.
+_PACKED = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
 _LOCAL_PASSING = frozenset(
     {
         errno.EAGAIN,
@@ -160,6 +161,20 @@ def require_length(received: int, announced: int | None) -> None:
     """
     if announced is not None and received != announced:
         raise ShortReadError(f"received {received} of {announced} bytes")
+
+
+def refuse_packed(content_encoding: str | None) -> None:
+    """Raise SourceError if an object is stored compressed, as its Content-Encoding shows.
+
+    Its bytes are not those of the listed file. The clients of Google and Azure unpack it without a
+    limit, and that of S3 does not unpack it.
+    """
+    encodings = (content_encoding or "").lower().replace(" ", "").split(",")
+    if not _PACKED.isdisjoint(encodings):
+        raise SourceError(
+            Status.UNSUPPORTED_FORMAT,
+            f"stored with Content-Encoding {content_encoding}: store it uncompressed, without this header",
+        )
 
 
 def make_too_large_error(size: int, max_bytes: int) -> InputError:

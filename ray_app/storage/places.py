@@ -91,6 +91,7 @@ class Fsspec(Backend):
         if version or max_bytes is not None or length is not None:
             info = _request(fs, "info", timeout_s, inside)
             errors.require_version(version, urls.get_version(info))
+            errors.refuse_packed(_get_content_encoding(info))
             size = info.get("size")
         if max_bytes is not None and size is not None and size > max_bytes:
             raise errors.make_too_large_error(size, max_bytes)
@@ -429,6 +430,13 @@ def _get_size(info: Mapping[str, Any], version: str) -> int:
     if info.get("size") is None:
         raise SourceError(Status.SOURCE_DENIED, "the server does not state the size of the file")
     return int(info["size"])
+
+
+def _get_content_encoding(info: Mapping[str, Any]) -> str | None:
+    """Return the Content-Encoding of an object on Google Cloud Storage or Azure Blob Storage."""
+    settings = info.get("content_settings") or {}
+    encoding: str | None = info.get("contentEncoding") or settings.get("content_encoding")
+    return encoding
 
 
 def _make_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:

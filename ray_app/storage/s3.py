@@ -73,6 +73,7 @@ _IDENTITY = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", *_FOR_WOR
 _CONNECT_S, _READ_S = 5, 20
 _CONNECTIONS = 64
 _CHUNK_BYTES = 2**20
+_GZIP = b"\x1f\x8b"
 _opening = threading.Lock()
 
 MAX_DELETED = 1000  # Maximum number of objects in one DeleteObjects request.
@@ -419,6 +420,8 @@ def get(
         # A store without support for If-Match ignores it.
         require_version(version, response, size)
         errors.require_length(len(data), size)
+        if data.startswith(_GZIP):  # Other objects may have this header, too.
+            errors.refuse_packed(response.get("ContentEncoding"))
         return data
 
     return _send_request(request, timeout_s)

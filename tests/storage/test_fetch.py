@@ -1,4 +1,7 @@
+import gzip
+import json
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -6,6 +9,7 @@ import pytest
 
 from ray_app.errors import ConfigError, InputError, Status
 from ray_app.storage import Fetcher, RetryPolicy, list_objects
+from tests.make.servers import clouds
 from tests.make.servers.faulty import ETAG, LOOPBACK, patient
 from tests.make.servers.tls import authority
 
@@ -154,6 +158,40 @@ def test_presigned_urls_equal_without_secrets_are_refused():
         Fetcher(signed=[f"{url}1", f"{url}2"])
     assert "sig" not in caught.value.message
     Fetcher(signed=[f"{url}1", f"{url}1"])
+
+
+@pytest.mark.parametrize("store", ["s3", "google", "azure"])
+def test_object_that_is_stored_packed_is_unsupported(faulty, store):
+    data = gzip.compress(DATA)
+    if store == "google":
+        facts = {"name": "a.jpg", "bucket": "bucket", "size": len(data), "contentEncoding": "gzip"}
+        faulty.objects["/storage/v1/b/bucket/o/a.jpg"] = json.dumps(facts).encode()
+        uri, find = "gs://bucket/a.jpg", clouds.google_at(faulty.url)
+    else:
+        uri, find = serve(faulty), nullcontext()
+        faulty.headers = {"Content-Encoding": "gzip"}
+        faulty.objects["/bucket/a.jpg"] = data
+    if store == "azure":
+        faulty.objects["/devstoreaccount1/bucket/a.jpg"] = data
+        uri, find = "az://bucket/a.jpg", clouds.azure_at(faulty.url)
+    with find:
+        error = refused(Fetcher(RetryPolicy(attempts=1)), uri)
+    assert error.status is Status.UNSUPPORTED_FORMAT
+    assert error.detail.startswith("stored with Content-Encoding gzip")
+
+
+def test_object_whose_content_encoding_is_wrong_is_read(faulty):
+    faulty.headers = {"Content-Encoding": "gzip"}
+    assert Fetcher().fetch(serve(faulty), "", LIMIT) == DATA
+
+
+def test_packed_answer_of_a_web_server_is_unpacked_up_to_the_limit(faulty):
+    faulty.headers = {"Content-Encoding": "gzip"}
+    faulty.objects["/a.jpg"] = gzip.compress(bytes(10 * LIMIT))
+    fetcher, url = Fetcher(guard=LOOPBACK), f"{faulty.url}/a.jpg"
+    assert refused(fetcher, url).status is Status.IMAGE_TOO_LARGE
+    faulty.objects["/a.jpg"] = gzip.compress(DATA)
+    assert fetcher.fetch(url, "", LIMIT) == DATA
 
 
 def test_certificate_that_is_not_trusted_is_a_timeout(faulty):

@@ -43,13 +43,15 @@ def part_of(data: bytes, asked: str) -> tuple[int, bytes, str]:
 
 class FaultyServer(HttpServer):
     """`server.faults[path]` is what the next requests for that path meet: names of FAULTS, `short`,
-    `drip` (never ends) or `other_etag`. `server.redirects[path]` is the URL that a path leads to.
+    `drip` (never ends) or `other_etag`. `server.redirects[path]` is the URL that a path leads to,
+    and `server.headers` are further headers of every object.
     """
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.redirects: dict[str, str] = {}
+        self.headers: dict[str, str] = {}
         self.requests: list[str] = []
         self.ranges = True  # False: every answer is the whole object
         self.released = threading.Event()
@@ -99,10 +101,16 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             etag = "f" * 32 if fault == "other_etag" else ETAG
-            self._send(code, part, etag=etag, content_range=content_range)
+            self._send(
+                code, part, etag=etag, content_range=content_range, headers=self._outer.headers
+            )
 
-    def _send(self, status, body, etag=ETAG, announced=None, content_range="") -> None:
+    def _send(
+        self, status, body, etag=ETAG, announced=None, content_range="", headers=None
+    ) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         if content_range:
             self.send_header("Content-Range", content_range)
         self.send_header("Content-Length", str(len(body) if announced is None else announced))
