@@ -190,15 +190,17 @@ class _Training:
         """Write the log, and a checkpoint if there were steps since the last one; return its name.
 
         Args:
-            at_once: Wait until the checkpoint is in storage.
+            at_once: Wait until the last checkpoint is in storage. It may be one whose upload began
+                before this call.
         """
-        if self._learner.step_number == self._saved_step:
-            return ""
-        self._saved_step = self._learner.step_number
-        self._log.write(self._saved_step)
-        written = self._writer.save(self._learner, finished=self._is_over)
+        written: str | None = ""
+        if self._learner.step_number != self._saved_step:
+            self._saved_step = self._learner.step_number
+            self._log.write(self._saved_step)
+            written = self._writer.save(self._learner, finished=self._is_over)
         if at_once:
             self._writer.wait()
+        # The end of any worker ends all of them, so no worker returns before rank 0 has waited.
         name: str = self._worker.broadcast(written)
         if self._worker.rank == 0:
             self._log.name_files()

@@ -234,7 +234,11 @@ class _Watch:
         return failure
 
     def wait_for_checkpoint(self) -> None:
-        """Ask the workers to save and stop, and wait for them; a second signal ends the wait."""
+        """Ask the workers to save and stop, and wait for them; a second signal ends the wait.
+
+        Raises:
+            TouchstoneError: A worker reported it, for example because it cannot save.
+        """
         deadline = time.monotonic() + self._grace_s
         if not self._read().steps:
             return
@@ -242,8 +246,15 @@ class _Watch:
             f"stopping: the workers have {self._grace_s:.0f} s to save; a second signal stops at once"
         )
         self._session.stop.remote()
-        while not (self._is_over(POLL_S) or self._read().is_saved) and time.monotonic() < deadline:
-            pass
+        while time.monotonic() < deadline:
+            is_over, report = self._is_over(POLL_S), self._read()
+            if (error := report.error()) is not None:
+                raise error
+            if is_over or report.is_saved:
+                return
+        self._progress.say(
+            f"the workers did not save in {self._grace_s:.0f} s: the last complete checkpoint is kept"
+        )
 
     def _is_over(self, wait_s: float) -> bool:
         return bool(ray.wait([self._over], timeout=wait_s)[0])

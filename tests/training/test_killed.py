@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.numpy import load
 from ray_app.storage import Store
 from ray_app.training import checkpoints
 from tests.make.nodes import Nodes
+from tests.make.servers.faulty_proxy import FaultyProxy, Handler
 from tests.make.waiting import family_of, kill_family
 from tests.make.waiting import wait_until as waited
 from tests.training.trainings import committed, facts_of, finish, lines, noted, start
@@ -24,6 +26,7 @@ from tests.training.trainings import committed, facts_of, finish, lines, noted, 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 EPOCHS, BATCH, EVERY = 20, 8, 20
+UPLOAD_S = 5.0
 # Without norms of batches, which are each worker's own, so that two workers learn as one does.
 SETTINGS = {
     "card": {"architecture": {"arguments": {"widths": [32, 48, 64]}}},
@@ -252,3 +255,34 @@ def test_workers_of_ray_save_on_a_signal(training, tmp_path):
     assert code == 130, told
     assert "resume:" in told.splitlines()[-1]
     assert committed(out) % 250, "it saved at once"
+
+
+class SlowUploads(Handler):
+    """Before a real S3 server: the weights of a checkpoint take longer than the end of a process."""
+
+    def _asked(self, body):
+        if self.command == "PUT" and self.path.endswith("/model.safetensors"):
+            time.sleep(UPLOAD_S)  # the fault itself
+        return super()._asked(body)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("settings", "expected_code"),
+    [({"by": [*TORCHRUN, "-m", "ray_app.cli"]}, 1), ({"workers": TWO}, 130)],
+    ids=["torchrun", "ray"],
+)
+def test_two_workers_stop_after_the_upload(training, s3, monkeypatch, settings, expected_code):
+    """Every step is saved, so one is always being uploaded."""
+    out = f"{s3.bucket(f'slow-{expected_code}')}/run"
+    with FaultyProxy(s3.url, share=0.0, handler=SlowUploads) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        process = training(out, **settings, **ENDLESS, faults={"checkpoint_every": 1})
+        wait_until(lambda: committed(out) > 1)
+        # One process of torchrun, which ends the others as soon as one has ended.
+        stopped = processes_of(process, b"ray_app.cli")[-1] if "by" in settings else process.pid
+        os.kill(stopped, signal.SIGTERM)
+        code, told = finish(process)
+        assert code == expected_code, told
+        steps = {line["step"] for chunk in noted(out, "history").values() for line in chunk}
+        assert steps == set(range(committed(out))), "what was learned is saved"

@@ -12,6 +12,10 @@ from ray_app.config import validate
 from ray_app.storage import Store
 from ray_app.training import checkpoints
 from ray_app.training.config import TrainConfig
+from ray_app.training.job import plan_workers
+from ray_app.training.networks import training_card
+from ray_app.training.run import make_job, prepare_data
+from ray_app.training.run_directory import claim_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +53,15 @@ def recipe(labels, **changes):
 
 def config(labels, **changes):
     return validate(recipe(labels, **changes), TrainConfig, where="test")
+
+
+def job_here(given):
+    """The job of a training without Ray, what was found in its data, and the claim on its out."""
+    out = Store.open(given.out)
+    claim, prepared = claim_recipe(out, given), prepare_data(given, out)
+    layout = plan_workers(given.workers, cpus=2, gpus=0)
+    job = make_job(given, training_card(given), out, layout, prepared)
+    return job, prepared.splits.findings, claim
 
 
 def command(written, out, *words, by=()):
