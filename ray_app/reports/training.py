@@ -339,7 +339,7 @@ class TrainingFacts:
         out: Directory of the training.
         metric: Key of the metric on validation by which the best step is chosen, such as `auc`.
         best_step: The chosen step. None if no step was chosen yet.
-        best_value: Value of `metric` at this step.
+        best_value: Value of `metric` at this step, before calibration.
         steps: Number of steps of the training.
         seconds: Duration of all steps.
         wait_s_per_step: Mean seconds that a step waits for data.
@@ -351,9 +351,9 @@ class TrainingFacts:
         calibration_note: Reason why there is no calibration. None if there is one.
         calibration_error: Calibration error of the probabilities on the test split, as a fraction.
             None if it was not measured.
-        validation: Metrics on the validation split at the best step.
-        test: Metrics on the test split. None without a test split.
-        validations: `step` and metrics of each validation.
+        validation: Metrics of the exported, calibrated detector on the validation split.
+        test: Metrics of this detector on the test split. None without a test split.
+        validations: `step` and metrics of each validation, before calibration.
         data: Numbers of images in each split, and of images that splits share.
         recipe: Settings of the recipe.
         environment: Facts that affect time but not the result, such as the device.

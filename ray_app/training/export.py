@@ -32,7 +32,6 @@ from ray_app.detectors import verify_weights
 from ray_app.detectors.card import (
     Backbone,
     DetectorCard,
-    Platt,
     PublishedMetric,
     Weights,
     load_card,
@@ -42,7 +41,7 @@ from ray_app.detectors.card_writer import describe_backbone, write_card
 from ray_app.detectors.detector import load_network
 from ray_app.detectors.weights import WeightSet, hash_file, resolve_part
 from ray_app.errors import ClusterError, ConfigError, DetectorError, StorageError, describe_error
-from ray_app.metrics import FIGURES, fit_platt
+from ray_app.metrics import FIGURES
 from ray_app.reports import training as reports
 from ray_app.reports.format import duration
 from ray_app.storage import Store, strip_secrets
@@ -77,7 +76,7 @@ _TERMS_BY_NAME: tuple[tuple[Terms, str], ...] = (
 # With more generators a card would be a table of thousands of rows. metrics.json has all of them.
 MAX_GENERATORS = 40
 # The keys of `metrics.detection_figures` and `pixel_figures` (whose `n` counts masks), with their
-# names on cards and the images that they count. `at 0` means that log-odds above 0 are fake.
+# names on cards and the images that they count. `at 0`: calibrated log-odds above 0 are fake.
 _CARD_METRICS = {
     "auc": ("AUC", "all"),
     "average_precision": ("average precision", "all"),
@@ -493,7 +492,7 @@ def find_best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry,
 def finish(
     job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Choose the best checkpoint, evaluate and calibrate it, export it, and write the report.
+    """Choose the best checkpoint, calibrate and evaluate it, export it, and write the report.
 
     Call this function when the last training step is in a checkpoint.
 
@@ -507,9 +506,10 @@ def finish(
     """
     best, value = find_best_checkpoint(job)
     log = file_notes.FileLog(job.out)
-    verdicts: dict[str, validate.SplitEvaluation] = validate.run_on_checkpoint(
+    evaluation: validate.CheckpointEvaluation = validate.run_on_checkpoint(
         job, best.name, validate.evaluate_splits
     )
+    verdicts = evaluation.splits
     log.print_new()
     for split, verdict in verdicts.items():
         rows = job.rows(split).take(pa.array(verdict.judged.rows))
@@ -520,7 +520,6 @@ def finish(
             f"scores/{split}.parquet",
             serialize_rows(rows, {**labels, "score": pa.array(verdict.judged.scores)}),
         )
-    calibration, why_not = _calibrate(verdicts["validation"].judged)
     history = list(run_directory.read_history(job.out, run_directory.HISTORY))
     unreadable = file_notes.write_unreadable(job.out)
     facts = reports.TrainingFacts(
@@ -538,8 +537,8 @@ def finish(
         unreadable=sum(1 for note in unreadable if note["split"] == "train"),
         unreadable_files=file_notes.name_files(unreadable),
         mask_warning=file_notes.describe_misread_masks(job.out),
-        calibration=calibration,
-        calibration_note=why_not,
+        calibration=evaluation.calibration,
+        calibration_note=evaluation.calibration_note,
         validation=reports.Figures.from_dict(verdicts["validation"].figures),
         test=reports.Figures.from_dict(verdicts["test"].figures) if "test" in verdicts else None,
         validations=tuple(validate.read_validations(job.out)),
@@ -547,7 +546,7 @@ def finish(
         recipe=run_directory.extract_recipe(job.config),
         environment={
             **claim["environment"],
-            "device": verdicts["validation"].device,
+            "device": evaluation.device,
             "workers": job.layout.workers,
             # A resumed training may use another precision. A head on features has no history.
             **(
@@ -578,17 +577,6 @@ def finish(
     job.out.write("report.html", page.encode())
     job.out.write(METRICS, json.dumps(content, indent=2, ensure_ascii=False).encode())
     return content
-
-
-def _calibrate(judged: validate.ScoredRows) -> tuple[Platt | None, str | None]:
-    """Fit Platt scaling on the validation split. Return it, or None and why it is impossible.
-
-    A network that learned nothing cannot be calibrated.
-    """
-    try:
-        return fit_platt(judged.scores, judged.labels), None
-    except ValueError as error:
-        return None, str(error)
 
 
 def _downsample(

@@ -1,7 +1,8 @@
 """Measure a checkpoint on labelled rows, with the scores that the exported detector will have.
 
 The training loop calls `validate_checkpoint`, which stores the metrics of a checkpoint in
-`validations/`. At the end of a training, `evaluate_splits` measures the best checkpoint.
+`validations/`, before any calibration. At the end of a training, `evaluate_splits` calibrates and
+measures the best checkpoint.
 """
 
 import json
@@ -21,11 +22,11 @@ from PIL import Image
 from torch import nn
 
 from ray_app.detectors import Detector
-from ray_app.detectors.card import DetectorCard, default_slots
+from ray_app.detectors.card import DetectorCard, Platt, default_slots
 from ray_app.detectors.precision import Precision, resolve_precision
 from ray_app.errors import TouchstoneError
 from ray_app.inference.small_pictures import thumbnail
-from ray_app.metrics import FIGURES, detection_figures, pixel_figures
+from ray_app.metrics import FIGURES, detection_figures, fit_platt, pixel_figures
 from ray_app.storage import Store
 from ray_app.training import checkpoints, file_notes, loader, run_directory
 from ray_app.training.detector import load_trained
@@ -45,16 +46,31 @@ class SplitEvaluation:
     """The scores and metrics of the best checkpoint on one split.
 
     Attributes:
-        judged: The scores of the images.
-        figures: The metrics by name.
-        mistakes: The wrongly judged images whose log-odds are furthest from 0. Each is a dict with
-            a thumbnail and facts such as the label.
-        device: Name of the device that computed the scores.
+        judged: The scores of the images, before calibration.
+        figures: The metrics of the calibrated scores, by name.
+        mistakes: The wrongly judged images whose calibrated log-odds are furthest from 0. Each is a
+            dict with a thumbnail and facts such as the label.
     """
 
     judged: "ScoredRows"
     figures: dict[str, Any]
     mistakes: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class CheckpointEvaluation:
+    """The calibration of the best checkpoint, and its evaluation with this calibration.
+
+    Attributes:
+        splits: The scores and metrics by the name of the split.
+        calibration: Platt scaling, fitted on the validation split. None if that is impossible.
+        calibration_note: Reason why there is no calibration. None if there is one.
+        device: Name of the device that computed the scores.
+    """
+
+    splits: Mapping[str, SplitEvaluation]
+    calibration: Platt | None
+    calibration_note: str | None
     device: str
 
 
@@ -118,17 +134,17 @@ def select_validation_rows(job: TrainingJob) -> Rows:
     return np.sort(rows)
 
 
-def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation]:
-    """Score and measure the validation and test splits with the network of a checkpoint.
+def evaluate_splits(job: TrainingJob, folder: Path) -> CheckpointEvaluation:
+    """Calibrate the network of a checkpoint on validation, and measure validation and test with it.
+
+    The metrics are therefore those of the exported detector.
 
     Args:
         job: The job.
         folder: The checkpoint as a local folder.
-
-    Returns:
-        The scores and metrics, by the name of the split.
     """
-    evaluations = {}
+    evaluations: dict[str, SplitEvaluation] = {}
+    calibration, why_not = None, None
     for split in ("validation", "test"):
         if split in job.tables:
             worker = Worker(device=job.layout.device)
@@ -142,14 +158,27 @@ def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation
                 file_notes.write_notes(
                     job.out, kind, split, file_notes.note_images(job.rows(split), split, details)
                 )
-            figures, device = (
-                compute_metrics(job, split, judged),
-                run_directory.get_device_name(job.layout.device),
-            )
+            if split == "validation":
+                calibration, why_not = _calibrate(judged)
+            calibrated = judged.calibrate(calibration)
             evaluations[split] = SplitEvaluation(
-                judged, figures, _select_mistakes(job, split, judged), device
+                judged,
+                compute_metrics(job, split, calibrated),
+                _select_mistakes(job, split, calibrated),
             )
-    return evaluations
+    device = run_directory.get_device_name(job.layout.device)
+    return CheckpointEvaluation(evaluations, calibration, why_not, device)
+
+
+def _calibrate(judged: "ScoredRows") -> tuple[Platt | None, str | None]:
+    """Fit Platt scaling to scores. Return it, or None and why it is impossible.
+
+    A network that learned nothing cannot be calibrated.
+    """
+    try:
+        return fit_platt(judged.scores, judged.labels), None
+    except ValueError as error:
+        return None, str(error)
 
 
 def compute_metrics(job: TrainingJob, split: str, judged: "ScoredRows") -> dict[str, Any]:
@@ -421,6 +450,10 @@ class ScoredRows(NamedTuple):
     pixels: dict[str, Any] | None = None
     reasons: Mapping[int, str] = {}
     odd_masks: Mapping[int, str] = {}
+
+    def calibrate(self, calibration: Platt | None) -> "ScoredRows":
+        """Return the rows with calibrated scores; unchanged without a calibration."""
+        return self if calibration is None else self._replace(scores=calibration(self.scores))
 
     def to_json(self) -> list[Any]:
         """Return the fields except `reasons` and `odd_masks` as plain JSON; see `from_json`."""

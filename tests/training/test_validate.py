@@ -1,12 +1,20 @@
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
+from ray_app import load_detector
 from ray_app.errors import TouchstoneError
 from ray_app.metrics import pixel_figures
+from ray_app.reports.format import format_metric
+from ray_app.training import checkpoints, loop
+from ray_app.training.export import finish
 from ray_app.training.networks import build_training_network, make_deployable, training_card
 from ray_app.training.validate import build_detector, score_batches
+from ray_app.training.worker import Worker
 from tests.training.small_recipes import batch, recipe
+from tests.training.trainings import config, job_here
 
 
 def deployed(kind):
@@ -65,3 +73,49 @@ def test_judge_rejects_a_network_without_finite_scores():
     with pytest.raises(TouchstoneError, match="scores of 4 images are not finite") as caught:
         judged(network, card, [batch(0, 4)])
     assert "rate" in caught.value.hint
+
+
+def test_metrics_of_a_training_are_those_of_its_card(labelled, tmp_path):
+    """The network calls every image fake before it is calibrated."""
+    given = config(
+        labelled, out=str(tmp_path), initial={"start": "card"}, card=None,
+        augmentation={"policy": "none", "arguments": {}},
+    )  # fmt: skip
+    job, findings, claim = job_here(given)
+    learner = loop.make_learner(job, Worker())
+    *_, bias = (tensor for tensor in learner.network.parameters() if tensor.ndim == 1)
+    with torch.no_grad():
+        bias += 20
+    learner.step_number = job.total_steps
+    checkpoints.CheckpointWriter(job.out).save(learner, finished=True)
+    facts = finish(job, findings, claim)
+
+    rows = pq.read_table(tmp_path / "scores/test.parquet").to_pydict()
+    detector = load_detector(tmp_path / "card.yaml")
+    is_fake = np.array(rows["label"]) == "fake"
+    probability = np.array([found.probability for found in detector.score(rows["uri"])])
+    flagged = probability > 0.5
+    expected = {
+        "balanced_accuracy": balanced_accuracy_score(is_fake, flagged),
+        "f1": f1_score(is_fake, flagged),
+        "loss": log_loss(is_fake, probability),
+    }
+    assert expected["balanced_accuracy"] > 0.8
+    assert {name: facts["test"][name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert np.min(rows["score"]) > 0, "they are stored before calibration"
+    [card] = detector.cards.values()
+    published = {
+        entry.metric: entry.value
+        for entry in card.published
+        if entry.set.endswith((", test", ", test, real:noise")) and "at 0" in entry.metric
+    }
+    assert published == pytest.approx(
+        {
+            "balanced accuracy at 0": expected["balanced_accuracy"],
+            "F1 at 0": expected["f1"],
+            "TNR at 0": 1 - flagged[~is_fake].mean(),
+        },
+        abs=1e-4,
+    )
+    shown = format_metric("loss", facts["test"]["loss"])
+    assert shown in (tmp_path / "report.html").read_text()
