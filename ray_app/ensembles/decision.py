@@ -31,6 +31,7 @@ from ray_app.ensembles.card import (
     OutlierGate,
     Stacking,
 )
+from ray_app.ensembles.outliers import limit_outliers
 from ray_app.errors import AbstainReason, ConfigError, Reason
 
 Table = npt.NDArray[np.float64]
@@ -528,7 +529,8 @@ def fit_stacking(scores: Table, labels: Labels, seed: int = 0) -> Stacking:
     """Fit the rule `stacked`: a logistic regression on the detectors' calibrated scores.
 
     The log-odds that it predicts are calibrated for images with the same fraction of fakes as
-    `labels`.
+    `labels`. A few scores of a detector far outside of the range of all others count as being at a
+    limit (`limit_outliers`).
 
     Args:
         scores: Calibrated log-odds of fake of labelled images (n, detectors), in the order of the
@@ -547,6 +549,7 @@ def fit_stacking(scores: Table, labels: Labels, seed: int = 0) -> Stacking:
     from sklearn.preprocessing import StandardScaler
 
     scores, fake = _check_training_data(scores, labels)
+    scores = np.stack([limit_outliers(column, fake) for column in scores.T], axis=1)
     scaler = StandardScaler().fit(scores)
     model = LogisticRegression(C=INVERSE_REGULARIZATION, random_state=seed).fit(
         scaler.transform(scores), fake

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_app.detectors.card import Platt
+from ray_app.ensembles.outliers import limit_outliers
 from ray_app.metrics.arrays import Bools, Floats, check_scores
 
 
@@ -14,7 +15,8 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
 
     The targets are those of Platt (1999). They replace 0 and 1 by values closer to ½, which depend
     on the size of each class, so that even scores that separate the classes get a finite slope. The
-    probabilities are right for images with the same fraction of fakes as in `labels`.
+    probabilities are right for images with the same fraction of fakes as in `labels`. A few scores
+    far outside of the range of all others count as being at a limit (`limit_outliers`).
 
     Args:
         scores: Log-odds of fake (n,).
@@ -28,7 +30,7 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
             the input is invalid (`check_scores`).
     """
     values, fake = _check_classes(scores, labels)
-    slope, intercept = _fit_logistic(values, fake)
+    slope, intercept = _fit_logistic(limit_outliers(values, fake), fake)
     if slope <= 0:
         raise ValueError(
             f"fakes score no higher than reals (slope {slope:.3g} on {len(values):,} images): calibration would invert the verdict"

@@ -123,6 +123,14 @@ def test_a_fit_uses_what_informs_and_not_the_scale():
     assert fit_stacking(scores, labels.astype(bool)) == stacking
 
 
+def test_two_outliers_do_not_decide_a_fit():
+    scores, labels = labelled()
+    expected = stacked(scores, fit_stacking(scores, labels))
+    with_outliers = np.concatenate([scores, [[1e7, 0, 0], [-1e7, 0, 0]]])
+    found = stacked(scores, fit_stacking(with_outliers, np.array([*labels, 0, 1])))
+    assert np.abs(found).mean() > 0.5 * np.abs(expected).mean()
+
+
 def test_a_member_that_always_says_the_same_counts_for_nothing():
     scores, labels = labelled()
     scores[:, 2] = 0.1

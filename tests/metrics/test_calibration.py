@@ -48,6 +48,26 @@ def test_scores_that_separate_the_classes_get_a_finite_slope():
     assert found.intercept == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("outliers", [(1e7, -1e7), (1e7, 1e7), (-1e7, -1e7), (1e3, -1e3)])
+@pytest.mark.parametrize("labels_of_outliers", [(1, 0), (0, 1), (1, 1), (0, 0)])
+def test_two_outliers_do_not_decide_the_slope(outliers, labels_of_outliers):
+    scores, labels = drawn()
+    expected = fit_platt(scores, labels)
+    found = fit_platt([*scores, *outliers], [*labels, *labels_of_outliers])
+    n_wrong = sum(
+        (score > 0) != label for score, label in zip(outliers, labels_of_outliers, strict=True)
+    )
+    assert found.slope == pytest.approx(expected.slope, rel=[0.02, 0.3, 0.5][n_wrong])
+
+
+def test_rare_fakes_far_from_all_reals_are_not_outliers():
+    rng = np.random.default_rng(0)
+    labels = np.arange(1000) < 5
+    scores = np.where(labels, rng.normal(20, 1, 1000), rng.normal(-5, 0.1, 1000))
+    least = minimize(platts_loss(scores, labels), [0.1, 0.0], method="Nelder-Mead")
+    assert fit_platt(scores, labels).slope == pytest.approx(least.x[0], rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("scores", "labels", "words"),
     [
