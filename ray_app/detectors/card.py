@@ -76,7 +76,9 @@ class Weights(Frozen):
         "checkpoint, each with its sha256 or null",
     )
     unwrap: tuple[str, ...] = Field(
-        default=(), description="keys under which a checkpoint may contain its state dict"
+        default=(),
+        description="keys under which a checkpoint may contain its state dict. The first key that the "
+        "file has is read, such as `state_dict_ema` for averaged weights",
     )
     keep: tuple[str, ...] = Field(
         default=(),

@@ -7,6 +7,7 @@ explains why a file cannot be read. Files are read only as safetensors or with
 
 import argparse
 import json
+import logging
 import re
 import warnings
 import zipfile
@@ -21,6 +22,8 @@ from ray_app.errors import DetectorError, describe_error
 if TYPE_CHECKING:
     import torch
 
+_log = logging.getLogger(__name__)
+
 _HEAD_BYTES = 4096
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -32,6 +35,8 @@ _SAVE_AS_SAFETENSORS = "ask its publisher for safetensors or, if you trust it, s
 
 def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
     """Read the state dict of a checkpoint file, with the key names of the network.
+
+    A warning is logged if the file also has averaged weights that `weights.unwrap` does not name.
 
     Args:
         path: The file.
@@ -48,11 +53,12 @@ def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
 
     state: Any = _READERS[weights.format](path)
     while isinstance(state, dict) and (
-        inner := next(
-            (state[name] for name in weights.unwrap if isinstance(state.get(name), dict)), None
+        wrapper := next(
+            (name for name in weights.unwrap if isinstance(state.get(name), dict)), None
         )
     ):
-        state = {name: state[name] for name in weights.keep if name in state} | inner
+        _warn_of_averages(path, state, wrapper, weights)
+        state = {name: state[name] for name in weights.keep if name in state} | state[wrapper]
     if (
         not isinstance(state, dict)
         or not state
@@ -63,6 +69,25 @@ def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
             hint="add the key of the file that holds the state dict to `unwrap` of the weights in the card",
         )
     return _rename_keys(state, weights)
+
+
+def _warn_of_averages(path: Path, state: Mapping[str, Any], wrapper: str, weights: Weights) -> None:
+    """Log the averaged weights (EMA) of a checkpoint that the card does not name.
+
+    timm loads them by default, and its training script prints their accuracy.
+    """
+    averages = [
+        name
+        for name, value in state.items()
+        if name not in weights.unwrap and "ema" in str(name).split("_") and isinstance(value, dict)
+    ]
+    if averages:
+        _log.warning(
+            "%s: reading `%s`, but the file also has averaged weights, `%s`: name both in `unwrap` of the card, the ones to read first",
+            path,
+            wrapper,
+            "`, `".join(averages),
+        )
 
 
 def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":

@@ -141,3 +141,24 @@ def test_file_with_another_hash_is_named(files, tmp_path):
         resolve_weights(stated)
     assert "git lfs pull" in caught.value.hint
     assert "touchstone detectors fetch" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("unwrap", "expected", "warns"),
+    [
+        (("state_dict",), 1.0, True),
+        (("model", "state_dict", "state_dict_ema"), 1.0, False),
+        (("state_dict_ema",), 2.0, False),
+    ],
+)
+def test_averaged_weights_are_read_or_named(unwrap, expected, warns, tmp_path, caplog):
+    """A checkpoint of timm's training script, which loads the averaged weights."""
+    weights, averages = ({"weight": torch.full((1,), value)} for value in (1.0, 2.0))
+    content = {"epoch": 3, "state_dict": weights, "state_dict_ema": averages, "optimizer": {}}
+    torch.save(content, tmp_path / "model_best.pth.tar")
+    stated = Weights(
+        uri="model_best.pth.tar", unverified="made here", format="torch", unwrap=unwrap
+    )
+    state = read_state_dict(tmp_path / "model_best.pth.tar", stated)
+    assert state["weight"].item() == expected
+    assert (["`state_dict_ema`" in record.message for record in caplog.records]) == [True] * warns
