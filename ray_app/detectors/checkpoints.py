@@ -1,8 +1,9 @@
-"""Read checkpoint files as state dicts that fit their networks.
+"""Read checkpoint files as state dicts that fit their networks, and write tensors as such a file.
 
 `read_state_dict` reads a file, `load_strictly` loads its tensors into a network, and `unreadable`
-explains why a file cannot be read. Files are read only as safetensors or with
-`torch.load(weights_only=True)`, so no file can run code. torch is imported when tensors are read.
+explains why a file cannot be read. `write_safetensors` writes a file. Files are read only as
+safetensors or with `torch.load(weights_only=True)`, so no file can run code. torch is imported when
+tensors are read.
 """
 
 import argparse
@@ -99,6 +100,24 @@ def read_safetensors(path: Path) -> "dict[str, torch.Tensor]":
 
     with _explaining(path, "safetensors weights", "safetensors"):
         return load_file(path)
+
+
+def write_safetensors(
+    path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors by name as a safetensors file that other users can read as the umask allows.
+
+    safetensors 0.8 gives every file the mode 0600.
+    """
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, dict(metadata) if metadata else None)
+    # Some file systems have one mode for all files and refuse a change.
+    if path.stat().st_mode != mode:
+        path.chmod(mode)
 
 
 def read_arrays(path: Path) -> dict[str, Any]:

@@ -4,9 +4,8 @@ Weights with a licence that is not permissive are used only after the user accep
 user's config file records the accepted licences.
 """
 
-import os
 import re
-import tempfile
+import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import Any
 
 from ray_app.config import config_file, read_mapping
 from ray_app.detectors.card import DetectorCard, list_cards, load_card, strip_variant
+from ray_app.detectors.weights import write_aside
 from ray_app.errors import ConfigError, DetectorError
 
 KEY = "accepted_licences"
@@ -192,15 +192,10 @@ def _check_entries(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
     text = _replace_section(path.read_text(encoding="utf-8-sig") if path.exists() else "", data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(partial).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
-        Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+        if path.exists():
+            shutil.copymode(path, aside)
 
 
 def _replace_section(text: str, data: Mapping[str, Any]) -> str:

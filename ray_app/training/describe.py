@@ -25,6 +25,7 @@ from ray_app.config import parse_mapping
 from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.card_writer import card_text, write_card
+from ray_app.detectors.checkpoints import write_safetensors
 from ray_app.errors import DetectorError
 from ray_app.identification.captions import Caption, Describer, index_tensors
 from ray_app.identification.cards import DescriberCard, load_describer
@@ -322,9 +323,7 @@ def write_network(
     Returns:
         The card.
     """
-    from safetensors.torch import save_file
-
-    save_file(dict(state), folder / WEIGHTS, metadata={HEADER: plan.tokenizer.tokenizer.to_str()})
+    write_safetensors(folder / WEIGHTS, state, {HEADER: plan.tokenizer.tokenizer.to_str()})
     section = require_section(recipe)
     search = {
         "beams": section.beams,

@@ -23,11 +23,11 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ray_app.detectors.checkpoints import write_safetensors
 from ray_app.detectors.precision import ResolvedPrecision, autocast, forbid_tf32
 from ray_app.errors import StorageError, TouchstoneError, describe_error
 from ray_app.training.config import Optimiser, Recipe, Schedule
@@ -327,7 +327,7 @@ class Learner:
         if self.rank != 0:
             return
         try:
-            save_file(_contiguous(weights), folder / WEIGHTS)
+            write_safetensors(folder / WEIGHTS, weights)
             state = {name: _contiguous(values) for name, values in optimiser["state"].items()}
             torch.save({**optimiser, "state": state}, folder / OPTIMISER)
             (folder / POSITION).write_text(json.dumps({"step": self.step_number}), encoding="utf-8")

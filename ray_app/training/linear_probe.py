@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ray_app.detectors.checkpoints import write_safetensors
 from ray_app.detectors.registry import HEADS
 from ray_app.errors import ConfigError
 from ray_app.training import checkpoints, embeddings, export, learner, networks, validate
@@ -65,8 +66,6 @@ def load_frozen_detector(job: TrainingJob) -> "Detector":
 
 def _store(job: TrainingJob, head: LogOddsHead) -> None:
     """Store the network with its fitted head as a checkpoint, in the files of `Learner.save`."""
-    from safetensors.torch import save_file
-
     network: Any = networks.build_training_network(job.config, job.card)
     weight, bias = torch.from_numpy(head.weight), torch.tensor([head.bias])
     output = job.card.output
@@ -80,10 +79,7 @@ def _store(job: TrainingJob, head: LogOddsHead) -> None:
                 network.fc.weight[index].copy_(side * weight[0])
                 network.fc.bias[index].copy_(side * bias[0])
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in network.state_dict().items()},
-            Path(folder) / learner.WEIGHTS,
-        )
+        write_safetensors(Path(folder) / learner.WEIGHTS, network.state_dict())
         checkpoints.save_checkpoint(
             job.out, Path(folder), checkpoints.make_checkpoint_name(job.total_steps), finished=True
         )

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ray_app.detectors.card import DetectorCard, Output, Size, Weights
+from ray_app.detectors.checkpoints import write_safetensors
 from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.detectors.weights import hash_file
@@ -64,11 +64,7 @@ def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weigh
             for key, tensor in network.state_dict().items()
             if shared is None or not key.startswith(shared)
         }
-        save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()},
-            folder / WEIGHTS,
-            {"format": "pt"},
-        )
+        write_safetensors(folder / WEIGHTS, state, {"format": "pt"})
     if card.family == "timm-classifier":
         _write_json(folder / CONFIG, _make_timm_config(card))
     config = CONFIG if card.family == "transformers-classifier" else None

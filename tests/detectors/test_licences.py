@@ -13,6 +13,7 @@ from ray_app.detectors.licences import (
     require_accepted,
 )
 from ray_app.errors import ConfigError, DetectorError, ExitCode
+from tests.make.file_modes import umask
 
 NON_COMMERCIAL = "openfake-swinv2-small"
 
@@ -117,6 +118,13 @@ def test_file_with_a_byte_order_mark_keeps_one_section(config):
     assert config.read_text().startswith("accepted_licences:\n")
     assert config.read_text().count("accepted_licences:") == 1
     assert yaml.safe_load(config.read_text())["accepted_licences"].keys() == {"old", NON_COMMERCIAL}
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_new_file_has_the_mode_of_the_umask(config, mask):
+    with umask(mask) as mode:
+        accept_licence(NON_COMMERCIAL)
+    assert stat.S_IMODE(config.stat().st_mode) == mode
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.weights import cached_name, combine_stated_digests, hash_file, list_parts
 from ray_app.errors import DetectorError
+from tests.make.file_modes import modes_in, umask
 from tests.make.networks.fill import with_part
 
 HUB = "hf://touchstone/detector@" + "ab" * 20 + "/model.safetensors"
@@ -103,18 +104,24 @@ def test_absent_and_unreachable_objects_are_one_error(small_card, s3):
             resolve_weights(at(small_card, uri), offline=False)
 
 
-def test_worker_reads_the_mirror_instead_of_the_hub(small_card, own_cache, tmp_path, monkeypatch):
-    """The copy is as readable as other files: several users of a machine may share a cache."""
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_worker_reads_the_mirror_instead_of_the_hub(
+    small_card, own_cache, tmp_path, monkeypatch, mask
+):
+    """Copies are as readable as other files: several users of a machine may share a cache. The
+    file itself is private, as safetensors 0.8 writes it.
+    """
     card = at(small_card, HUB)
     with pytest.raises(DetectorError, match="offline"):
         resolve_weights(card)
     cached = copy_of(small_card, own_cache / cached_name(list_parts(card)[0]))
-    assert publish_weights(card, str(tmp_path / "mirror")).endswith(cached.name)
-    shutil.rmtree(own_cache)
-    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
-    assert resolve_weights(card) == cached
-    (tmp_path / "other").touch()
-    assert cached.stat().st_mode == (tmp_path / "other").stat().st_mode
+    cached.chmod(0o600)
+    with umask(mask) as mode:
+        assert publish_weights(card, str(tmp_path / "mirror")).endswith(cached.name)
+        shutil.rmtree(own_cache)
+        monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
+        assert resolve_weights(card) == cached
+    assert modes_in(tmp_path / "mirror") == modes_in(own_cache) == {mode}
 
 
 def test_hub_weights_come_from_the_hub_s_own_cache(small_card, tmp_path, monkeypatch):

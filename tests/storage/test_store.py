@@ -11,6 +11,7 @@ from s3fs import S3FileSystem
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import RetryPolicy, Store, places
 from ray_app.storage import store as store_module
+from tests.make.file_modes import modes_in, umask
 from tests.make.servers import faulty_proxy
 from tests.make.servers.faulty import error_body
 from tests.storage.contention import check_one_of_eight_creates
@@ -67,6 +68,17 @@ def test_store_clear_deletes_nothing_next_to_the_folder(store, folder, left):
     store.clear(folder)
     assert [name for name in ("a", "a/b", "ab") if store.names(name)] == left
     assert store.exists("5") == (folder != "")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_local_files_have_the_mode_of_the_umask(tmp_path, mask):
+    store = Store.open(str(tmp_path / "run"))
+    (tmp_path / "private").touch(0o600)
+    with umask(mask) as mode:
+        store.write("a/written", b"x")
+        store.write_file("a/copied", tmp_path / "private")
+        assert store.create("a/created", b"x")
+    assert modes_in(tmp_path / "run") == {mode}
 
 
 def test_store_create_never_overwrites(store):

@@ -6,6 +6,10 @@ from ray_app.errors import ConfigError
 from ray_app.storage import Store
 from ray_app.training import checkpoints
 from ray_app.training.checkpoints import CheckpointEntry
+from ray_app.training.detector import DetectorLearner
+from ray_app.training.networks import training_card
+from tests.make.file_modes import modes_in, umask
+from tests.training.small_recipes import recipe
 
 FOLDER = "checkpoints"
 AA, BB, CC = "step-00000010-aa", "step-00000020-bb", "step-00000030-cc"
@@ -114,6 +118,15 @@ def test_checkpoint_is_written_fetched_and_replaced(place, out, request):
     assert checkpoints.remove_incomplete(out) == [HALF]
     assert checkpoints.remove_superseded(out, keep=1, values={}) == []
     assert out.folders(FOLDER) == [name]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_checkpoint_has_the_mode_of_the_umask(mask, out, tmp_path):
+    given = recipe("residual")
+    learner = DetectorLearner(given, training_card(given), device="cpu", total_steps=1, rank=0)
+    with umask(mask) as mode:
+        checkpoints.CheckpointWriter(out).save(learner, finished=True)
+    assert modes_in(tmp_path / "out") == {mode}
 
 
 def test_training_of_an_older_version_is_rejected(out):

@@ -28,6 +28,7 @@ from ray_app.training.export import (
 )
 from ray_app.training.networks import training_card
 from ray_app.training.weight_files import make_processor_config, measure_size
+from tests.make.file_modes import modes_in, umask
 from tests.make.networks.small_clip import small_card
 from tests.training.made import figures, made, picture
 from tests.training.small_recipes import SIGLIP, VIT, recipe
@@ -78,6 +79,15 @@ def test_exported_detector_scores_as_the_trained_network(kind, tmp_path):
     expected = score_in_torch(given.network, given.card.output, detector, pixels)
     assert detector.score(pixels)[0] == pytest.approx(expected, abs=1e-5)
     assert abs(expected) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip"])
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_exported_files_have_the_mode_of_the_umask(kind, mask, tmp_path):
+    given = made(kind)
+    with umask(mask) as mode:
+        exported(tmp_path, given)
+    assert modes_in(tmp_path) == {mode}
 
 
 def test_card_names_what_was_trained_on_what(tmp_path):
