@@ -309,8 +309,9 @@ def published_keys(
 ) -> Mapping[str, torch.Tensor]:
     """Rename the tensors of a weight file to the names in a network.
 
-    If the file has a head of two linear layers without a nonlinearity between them, they are merged
-    into one. Batch norms in a file for a `StageBackbone` are folded.
+    Names of an earlier timm become those of the installed one. If the file has a head of two linear
+    layers without a nonlinearity between them, they are merged into one. Batch norms in a file for
+    a `StageBackbone` are folded.
 
     Args:
         state: Tensors with the key names of the library, such as timm.
@@ -321,6 +322,11 @@ def published_keys(
     """
     if isinstance(network, StageBackbone) and any(key.endswith("running_mean") for key in state):
         state = network.folded(state)
+    if isinstance(network, TimmBackbone):
+        # timm imports torchvision, which takes longer than torch. Other backbones do not need it.
+        from ray_app.detectors.families.timm import rename_earlier_keys
+
+        state = rename_earlier_keys(state, network.network)
     backbone, outer = network, ""
     if isinstance(network, FrozenLinear):
         state = _join_layers(state)

@@ -11,6 +11,9 @@ and costs less for a large image.
 """
 
 import math
+import sys
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -104,3 +107,43 @@ def build(card: DetectorCard) -> nn.Module:
         card.architecture.name, pretrained=False, num_classes=width, **arguments
     )
     return EmbeddingClassifier(model, width, card.output.logits)
+
+
+def published_keys(state: Mapping[str, torch.Tensor], network: Any) -> Mapping[str, torch.Tensor]:
+    """Rename the tensors of a file by an earlier timm (see `rename_earlier_keys`)."""
+    if isinstance(network, FiveCrops):
+        return rename_earlier_keys(state, network.network, "network.")
+    if isinstance(network, EmbeddingClassifier):
+        return rename_earlier_keys(state, network.model, "model.")
+    return rename_earlier_keys(state, network)
+
+
+def rename_earlier_keys(
+    state: Mapping[str, torch.Tensor], network: nn.Module, prefix: str = ""
+) -> Mapping[str, torch.Tensor]:
+    """Rename the tensors of a file by an earlier timm, and drop those that are now computed.
+
+    timm's own function for this is `checkpoint_filter_fn` of the module that defines the network.
+    Its result is not used if it has tensors of other sizes than the file: it also resamples tables
+    of positions, and a file for another image size must not fit. `prefix` precedes the keys of the
+    network in `state`.
+    """
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    own = {key: tensor for key, tensor in state.items() if key.startswith(prefix)}
+    found = {key.removeprefix(prefix): tensor for key, tensor in own.items()}
+    expected = network.state_dict().keys()
+    if convert is None or found.keys() == expected:
+        return state
+    try:
+        renamed = convert(dict(found), network)
+    except Exception:  # It requires a file of its family. The loader reports what does not fit.
+        return state
+    is_closer = len(renamed.keys() ^ expected) < len(found.keys() ^ expected)
+    if not is_closer or _count_sizes(renamed) - _count_sizes(found):
+        return state
+    others = {key: tensor for key, tensor in state.items() if key not in own}
+    return others | {prefix + key: tensor for key, tensor in renamed.items()}
+
+
+def _count_sizes(state: Mapping[str, torch.Tensor]) -> Counter[int]:
+    return Counter(tensor.numel() for tensor in state.values())
