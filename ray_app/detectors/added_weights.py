@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ray_app.detectors import verify, weights
 from ray_app.detectors.card import DetectorCard, list_cards, list_variants
+from ray_app.detectors.checkpoints import explaining_access
 from ray_app.detectors.weights import WeightSet
 from ray_app.errors import DetectorError
 
@@ -108,20 +109,22 @@ def _choose(
 
     Variants of a card may state different values.
     """
-    try:
-        digest = weights.hash_file(file)
-    except OSError as error:
-        raise DetectorError(f"{file}: {error.strerror or error}") from None
+    digest = _hash(matches[0][1].name, file)
     return next((match for match in matches if match[1].weights.sha256 == digest), matches[0])
 
 
 def _check_digest(name: str, source: Path, expected: str | None) -> None:
-    digest = weights.hash_file(source)
+    digest = _hash(name, source)
     if expected not in (None, digest):
         raise DetectorError(
             f"--as {name}: {source} has the SHA-256 {digest}, the card states {expected}",
             hint=f"run touchstone detectors show {name} to see which file it needs",
         )
+
+
+def _hash(name: str, file: Path) -> str:
+    with explaining_access(f"--as {name}", file):
+        return weights.hash_file(file)
 
 
 def _copy(source: Path, target: Path) -> None:

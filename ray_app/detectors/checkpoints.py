@@ -30,6 +30,7 @@ _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _FETCH_AGAIN = "fetch it again"
 _DOWNLOAD_FILE = "download the file itself: its link leads to a page, a login, or an error"
+_MAKE_READABLE = "make the file and its folders readable (chmod), or set another cache: HF_HOME for the hub's files, TOUCHSTONE_CACHE for others"
 _SET_FORMAT = "set `format: {}` in the card's weights"
 _SAVE_AS_SAFETENSORS = "ask its publisher for safetensors or, if you trust it, save its state_dict() as safetensors: such a file can run code"
 
@@ -291,6 +292,27 @@ def load_strictly(
     )
 
 
+@contextmanager
+def explaining_access(owner: str, path: Path) -> Iterator[None]:
+    """Turn an OSError of the block, which opens a file of `owner`, into a DetectorError."""
+    try:
+        yield
+    except OSError as error:
+        raise make_access_error(owner, path, error) from None
+
+
+def make_access_error(owner: str, path: Path, error: OSError) -> DetectorError:
+    """Return the error for a file of `owner` that cannot be opened."""
+    return DetectorError(
+        f"{owner}: {path}: {error.strerror or describe_error(error)}", hint=_hint_at_access(error)
+    )
+
+
+def _hint_at_access(error: OSError) -> str:
+    is_denied = isinstance(error, PermissionError)
+    return _MAKE_READABLE if is_denied else "check the disk, or replace the file"
+
+
 class FileKind(NamedTuple):
     """The type of a file, which a user gave as a checkpoint or its configuration.
 
@@ -368,7 +390,7 @@ def unreadable(
     """Return the error for a checkpoint or configuration file that cannot be read.
 
     The message states the reason, for example that the file is a Git LFS pointer. A hint states how
-    to correct it, unless the file cannot be opened. The text of torch's own error is left out if it
+    to correct it. The text of torch's own error is left out if it
     advises to open the file without `weights_only`, because the file could then run code.
 
     Args:
@@ -384,7 +406,8 @@ def unreadable(
         kind = detect_file_kind(path)
     except OSError as os_error:
         return DetectorError(
-            f"{path}: not readable as {expected}: {os_error.strerror or describe_error(os_error)}"
+            f"{path}: not readable as {expected}: {os_error.strerror or describe_error(os_error)}",
+            hint=_hint_at_access(os_error),
         )
     if kind.name != name:
         return DetectorError(

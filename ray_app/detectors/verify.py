@@ -13,7 +13,12 @@ from PIL import Image
 
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.card_sections import FormulaScore, GoldenScore, generate_formula_image
-from ray_app.detectors.checkpoints import checkpoint_config, read_state_dict, require_fit
+from ray_app.detectors.checkpoints import (
+    checkpoint_config,
+    explaining_access,
+    read_state_dict,
+    require_fit,
+)
 from ray_app.detectors.weights import (
     WeightSet,
     find_local_file,
@@ -70,7 +75,7 @@ def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[
         The result of each check.
 
     Raises:
-        DetectorError: If the card's network cannot be built.
+        DetectorError: If the card's network cannot be built, or if this user may not read a file.
     """
     from ray_app.detectors.detector import build_bare_network
 
@@ -94,8 +99,9 @@ def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[
 def _check_part(
     card: DetectorCard, part: WeightSet, network: "nn.Module"
 ) -> Iterator[DetectorCheck]:
+    path = find_local_file(part)
     try:
-        path = find_local_file(part) or resolve_part(part, offline=True)
+        path = path or resolve_part(part, offline=True)
     except DetectorError as error:
         yield _explain_absence(part, error)
         return
@@ -128,7 +134,8 @@ def _explain_absence(part: WeightSet, error: DetectorError) -> DetectorCheck:
 def _check_file(
     part: WeightSet, path: Path, expected: str | None, unverified: str | None
 ) -> DetectorCheck:
-    digest = hash_file(path)
+    with explaining_access(part.owner, path):
+        digest = hash_file(path)
     if expected is None:
         detail = f"{path} has {digest}; no sha256 to compare with: {unverified or 'the card states none'}"
         return DetectorCheck("sha256", "skipped", detail, part.name)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,11 @@ from urllib.parse import urlsplit
 
 from ray_app.config import CACHE_VARIABLE, cache_folder, config_root
 from ray_app.detectors.card import HUB_URI, DetectorCard, Weights, strip_variant
-from ray_app.detectors.checkpoints import detect_file_kind
+from ray_app.detectors.checkpoints import (
+    detect_file_kind,
+    explaining_access,
+    make_access_error,
+)
 from ray_app.errors import DetectorError, describe_error
 
 MIRROR_VARIABLE = "TOUCHSTONE_WEIGHTS_MIRROR"
@@ -70,8 +75,19 @@ class WeightSet:
         return {path: self.weights.sha256} | {path.parent / name: sha256 for name, sha256 in others}
 
     def is_complete(self, path: Path) -> bool:
-        """Return whether the main file is at `path` and all others are in the same folder."""
-        return all(file.is_file() for file in self.at(path))
+        """Return whether the main file is at `path` and all others are in the same folder.
+
+        Raises DetectorError if this user may not search the folder.
+        """
+        return all(map(self.is_present, self.at(path)))
+
+    def is_present(self, path: Path) -> bool:
+        """Return whether `path` is a file. Raises DetectorError as `is_complete` does."""
+        with explaining_access(self.owner, path):
+            try:
+                return stat.S_ISREG(path.stat().st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
 
 def list_parts(card: DetectorCard) -> list[WeightSet]:
@@ -181,8 +197,8 @@ def find_missing_files(part: WeightSet) -> tuple[Path, list[str]] | None:
         The path of the main file and the names of the missing files. None if no file is missing, or
             if the main file is missing too.
     """
-    for path in filter(Path.is_file, _list_candidates(part)):
-        if missing := [file.name for file in part.at(path) if not file.is_file()]:
+    for path in filter(part.is_present, _list_candidates(part)):
+        if missing := [file.name for file in part.at(path) if not part.is_present(file)]:
             return path, missing
     return None
 
@@ -331,7 +347,8 @@ def _join_digests(main: str, beside: Mapping[str, str | None]) -> str:
 
 
 def _check_digest(part: WeightSet, path: Path, expected: str | None) -> str:
-    digest, source = hash_file(path), "the card states"
+    with explaining_access(part.owner, path):
+        digest, source = hash_file(path), "the card states"
     path = path.resolve()  # In the hub's cache, the target of the link has to be deleted.
     if expected is None and _HUB_SHA256.fullmatch(path.name):
         expected, source = path.name, "the hub states"
@@ -419,6 +436,9 @@ def _download(part: WeightSet, url: str, target: Path, expected: str | None) -> 
     except (DetectorError, FileNotFoundError):
         raise
     except Exception as error:  # fsspec passes on the exceptions of every backend.
+        # Only errors of this machine's file system have a file name.
+        if isinstance(error, PermissionError) and error.filename:
+            raise make_access_error(part.owner, error.filename, error) from None
         raise _missing(part, describe_error(error)) from None
 
 
@@ -545,10 +565,10 @@ def use_earlier_weights(
     part = replace(main, weights=earlier)
     path = cached_path(part)
     for mirror in mirrors:
-        if not path.is_file():
+        if not part.is_present(path):
             with suppress(FileNotFoundError):
                 _copy_to_cache(part, _mirror_url(part, mirror))
-    if not path.is_file():
+    if not part.is_present(path):
         return None
     return card.model_copy(update={"weights": earlier.model_copy(update={"uri": str(path)})})
 

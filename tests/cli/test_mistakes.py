@@ -14,6 +14,7 @@ from PIL import Image
 
 from ray_app.serving.client import EndpointClient
 from ray_app.storage import RetryPolicy, Store
+from tests.make.cards import write_ensemble, write_two
 from tests.make.images import lying_png
 from tests.make.leases import is_released
 from tests.make.ray_head import free_ports, without_ray_start
@@ -194,6 +195,28 @@ def test_output_that_cannot_be_written_exits_5(tmp_path, touchstone):
     assert ended.code == 5
     assert f"{out}/run/manifest: Permission denied" in ended.err
     assert "check the permissions of that path" in ended.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "check pictures --detector CARD",
+        "score pictures --out run --detector CARD",
+        "plan pictures --detector CARD",
+        "serve --ensemble ENSEMBLE",
+        "detectors verify CARD",
+        "detectors fetch CARD",
+    ],
+)
+def test_unreadable_weights_exit_4_with_what_to_do(command, tmp_path, touchstone):
+    card, _ = write_two(tmp_path)
+    ensemble = write_ensemble(tmp_path / "mine.yaml", [card])
+    weights = tmp_path / "touchstone-tiny.safetensors"
+    with closed(weights):
+        ended = touchstone(command.replace("CARD", card).replace("ENSEMBLE", str(ensemble)))
+    assert ended.code == 4, ended.err
+    assert f"cheap: {weights}: Permission denied" in ended.err
+    assert "make the file and its folders readable (chmod), or set another cache" in ended.err
 
 
 def test_full_disk_exits_5_with_what_to_do(plain_run, tmp_path):

@@ -26,6 +26,7 @@ from ray_app.detectors.weights import cached_name, combine_stated_digests, hash_
 from ray_app.errors import DetectorError
 from tests.make.file_modes import modes_in, umask
 from tests.make.networks.fill import with_part
+from tests.make.unprivileged import closed, without_read_everything
 
 HUB = "hf://touchstone/detector@" + "ab" * 20 + "/model.safetensors"
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -72,6 +73,52 @@ def test_relative_weights_are_beside_the_card_or_in_the_cache(small_card, own_ca
         resolve_weights(relative)
     cached = copy_of(small_card, own_cache / "model.safetensors")
     assert resolve_weights(relative) == cached
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("model.safetensors", "Too many levels of symbolic links"),
+        ("/proc/self/mem", "Input/output error"),
+        ("nowhere", "file not found next to the card"),
+        (".", "file not found next to the card"),
+    ],
+)
+def test_weights_that_do_not_open_are_explained(small_card, tmp_path, target, reason):
+    path = tmp_path / "model.safetensors"
+    path.symlink_to(target)
+    with pytest.raises(DetectorError, match=f"small: .*{reason}") as caught:
+        resolve_weights(at(small_card, str(path)))
+    assert caught.value.hint
+
+
+def test_weights_in_closed_folders_are_explained(small_card, own_cache, tmp_path, monkeypatch):
+    """The folder of the card, the mirror, and a cache that cannot be read or only be read."""
+    remote = at(small_card, "https://127.0.0.1:1/none.safetensors")
+    mirror = tmp_path / "mirror"
+    copy_of(small_card, mirror / cached_name(list_parts(remote)[0]))
+    monkeypatch.setenv(MIRROR_VARIABLE, str(mirror))
+    beside = copy_of(small_card, tmp_path / "card" / "small.safetensors")
+    own_cache.mkdir()
+
+    def refusal(card):
+        with pytest.raises(DetectorError, match="Permission denied") as caught:
+            resolve_weights(card)
+        assert "(chmod), or set another cache" in caught.value.hint
+        return caught.value.message
+
+    for folder, card in (
+        (beside.parent, at(small_card, str(beside))),
+        (own_cache, remote),
+        (mirror, remote),
+    ):
+        with closed(folder):
+            assert refusal(card).startswith(f"small: {folder}/")
+    own_cache.chmod(0o500)
+    with without_read_everything():
+        assert refusal(remote).startswith(f"small: {own_cache}/")
+    own_cache.chmod(0o700)
+    assert resolve_weights(remote).parent == own_cache
 
 
 def test_s3_weights_are_fetched_once_into_the_cache(small_card, own_cache, s3):
