@@ -99,9 +99,8 @@ def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[
 def _check_part(
     card: DetectorCard, part: WeightSet, network: "nn.Module"
 ) -> Iterator[DetectorCheck]:
-    path = find_local_file(part)
     try:
-        path = path or resolve_part(part, offline=True)
+        path = find_local_file(part) or resolve_part(part, offline=True)
     except DetectorError as error:
         yield _explain_absence(part, error)
         return

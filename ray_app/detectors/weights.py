@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import socket
-import stat
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,19 +74,8 @@ class WeightSet:
         return {path: self.weights.sha256} | {path.parent / name: sha256 for name, sha256 in others}
 
     def is_complete(self, path: Path) -> bool:
-        """Return whether the main file is at `path` and all others are in the same folder.
-
-        Raises DetectorError if this user may not search the folder.
-        """
-        return all(map(self.is_present, self.at(path)))
-
-    def is_present(self, path: Path) -> bool:
-        """Return whether `path` is a file. Raises DetectorError as `is_complete` does."""
-        with explaining_access(self.owner, path):
-            try:
-                return stat.S_ISREG(path.stat().st_mode)
-            except (FileNotFoundError, NotADirectoryError):
-                return False
+        """Return whether the main file is at `path` and all others are in the same folder."""
+        return all(map(_is_file, self.at(path)))
 
 
 def list_parts(card: DetectorCard) -> list[WeightSet]:
@@ -197,8 +185,8 @@ def find_missing_files(part: WeightSet) -> tuple[Path, list[str]] | None:
         The path of the main file and the names of the missing files. None if no file is missing, or
             if the main file is missing too.
     """
-    for path in filter(part.is_present, _list_candidates(part)):
-        if missing := [file.name for file in part.at(path) if not part.is_present(file)]:
+    for path in filter(_is_file, _list_candidates(part)):
+        if missing := [file.name for file in part.at(path) if not _is_file(file)]:
             return path, missing
     return None
 
@@ -231,6 +219,15 @@ def cached_path(part: WeightSet) -> Path:
     return default_cache() / cached_name(part)
 
 
+def is_shipped(path: Path) -> bool:
+    """Return whether a weight file comes with this package, so that every machine has it."""
+    return path.parent in _list_shipped_folders()
+
+
+def _list_shipped_folders() -> list[Path]:
+    return [config_root() / kind for kind in ("detectors", "backbones")]
+
+
 def _find_local(part: WeightSet) -> Path | None:
     return next(filter(part.is_complete, _list_candidates(part)), None)
 
@@ -241,8 +238,20 @@ def _list_candidates(part: WeightSet) -> list[Path]:
         return [cached_path(part)]
     # A card travels to workers by value: on another machine the shipped weights are next to that
     # machine's own cards.
-    folders = (part.folder, config_root() / "detectors", default_cache())
+    folders = (part.folder, *_list_shipped_folders(), default_cache())
     return [*(folder / uri.path for folder in folders), cached_path(part)]
+
+
+def _is_file(path: Path) -> bool:
+    # A worker may not be allowed to search the folder that the card has on the driver.
+    return os.path.isfile(path)
+
+
+def _require_access(part: WeightSet) -> None:
+    """Raise DetectorError if a file may be where this user may not search."""
+    for path in _list_candidates(part):
+        with explaining_access(part.owner, path), suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
 
 
 # SHA-256.
@@ -372,6 +381,7 @@ def _fetch_from_origin(part: WeightSet, offline: bool) -> Path:
     scheme = urlsplit(part.weights.uri).scheme
     if scheme == "hf":
         return _fetch_from_hub(part, offline)
+    _require_access(part)
     if scheme in ("", "file"):
         needed = ", ".join([part.file_name, *part.weights.beside])
         raise _missing(
@@ -565,10 +575,10 @@ def use_earlier_weights(
     part = replace(main, weights=earlier)
     path = cached_path(part)
     for mirror in mirrors:
-        if not part.is_present(path):
+        if not _is_file(path):
             with suppress(FileNotFoundError):
                 _copy_to_cache(part, _mirror_url(part, mirror))
-    if not part.is_present(path):
+    if not _is_file(path):
         return None
     return card.model_copy(update={"weights": earlier.model_copy(update={"uri": str(path)})})
 

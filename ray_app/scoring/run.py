@@ -38,7 +38,6 @@ from ray_app.cluster.shutdown import (
     ShutdownController,
     StallWatchdog,
 )
-from ray_app.config import config_root
 from ray_app.detectors import licences, publish_weights, resolve_weights, weights
 from ray_app.detectors.callables.process import require_startable
 from ray_app.errors import (
@@ -813,10 +812,13 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
     """
     if weights.MIRROR_VARIABLE in os.environ:
         return os.environ[weights.MIRROR_VARIABLE]
-    shipped = config_root() / "detectors"
     # Heads travel with the job.
     cards = () if spec.reads_embeddings else spec.cards.values()
-    fetched = [card for card in cards if resolve_weights(card).parent != shipped]
+    fetched = [
+        card
+        for card in cards
+        if not all(weights.is_shipped(path) for _, path in weights.resolve_parts(card))
+    ]
     profile = [card for card in (spec.identifier, spec.describer) if card is not None]
     if not fetched and not profile:
         return None

@@ -5,6 +5,8 @@ not fit the network or the card.
 import argparse
 import json
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,14 @@ from ray_app.detectors import (
 from ray_app.detectors.card import Output
 from ray_app.detectors.checkpoints import load_strictly, read_state_dict
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.weights import cached_name, combine_stated_digests, hash_file, list_parts
+from ray_app.detectors.weights import (
+    cached_name,
+    combine_stated_digests,
+    hash_file,
+    is_shipped,
+    list_parts,
+    resolve_part,
+)
 from ray_app.errors import DetectorError
 from tests.make.file_modes import modes_in, umask
 from tests.make.networks.fill import with_part
@@ -94,12 +103,6 @@ def test_weights_that_do_not_open_are_explained(small_card, tmp_path, target, re
 
 def test_weights_in_closed_folders_are_explained(small_card, own_cache, tmp_path, monkeypatch):
     """The folder of the card, the mirror, and a cache that cannot be read or only be read."""
-    remote = at(small_card, "https://127.0.0.1:1/none.safetensors")
-    mirror = tmp_path / "mirror"
-    copy_of(small_card, mirror / cached_name(list_parts(remote)[0]))
-    monkeypatch.setenv(MIRROR_VARIABLE, str(mirror))
-    beside = copy_of(small_card, tmp_path / "card" / "small.safetensors")
-    own_cache.mkdir()
 
     def refusal(card):
         with pytest.raises(DetectorError, match="Permission denied") as caught:
@@ -107,18 +110,37 @@ def test_weights_in_closed_folders_are_explained(small_card, own_cache, tmp_path
         assert "(chmod), or set another cache" in caught.value.hint
         return caught.value.message
 
-    for folder, card in (
-        (beside.parent, at(small_card, str(beside))),
-        (own_cache, remote),
-        (mirror, remote),
-    ):
-        with closed(folder):
-            assert refusal(card).startswith(f"small: {folder}/")
+    local = at(small_card, str(copy_of(small_card, tmp_path / "card" / "small.safetensors")))
+    remote = at(small_card, "https://127.0.0.1:1/none.safetensors")
+    copy_of(small_card, tmp_path / "mirror" / cached_name(list_parts(remote)[0]))
+    own_cache.mkdir()
+    with closed(tmp_path / "card"):
+        assert refusal(local).startswith(f"small: {tmp_path}/card/")
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
+    with closed(tmp_path / "mirror"):
+        assert refusal(remote).startswith(f"small: {tmp_path}/mirror/")
+    with closed(own_cache):
+        assert refusal(remote).startswith(f"small: {own_cache}/")
     own_cache.chmod(0o500)
     with without_read_everything():
         assert refusal(remote).startswith(f"small: {own_cache}/")
     own_cache.chmod(0o700)
-    assert resolve_weights(remote).parent == own_cache
+    with closed(tmp_path / "card"):
+        assert resolve_weights(local).parent == own_cache, "the mirror has the file, too"
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.parametrize("name", ["touchstone-photo", "touchstone-photo-detail", "touchstone-tiny"])
+def test_moved_card_finds_the_shipped_weights(name, is_closed, tmp_path):
+    """A card travels to a worker by value, with the folders that it has on the driver."""
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    with closed(checkout) if is_closed else nullcontext():
+        for part in list_parts(load_card(name)):
+            moved = replace(part, folder=checkout / "configs" / part.folder.name)
+            path = resolve_part(moved)
+            assert path.parent == part.folder
+            assert is_shipped(path)
 
 
 def test_s3_weights_are_fetched_once_into_the_cache(small_card, own_cache, s3):
