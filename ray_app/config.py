@@ -57,11 +57,17 @@ class FileConfig(Frozen):
     """
 
     _folder: Path = PrivateAttr(default=Path())
+    _loaded_as: str = PrivateAttr(default="")
 
     @property
     def folder(self) -> Path:
         """The folder of the YAML file from which this object was read, for its relative paths."""
         return self._folder
+
+    @property
+    def loaded_as(self) -> str:
+        """Name, path, or URL that loads this file again, without a variant. "" if not known."""
+        return self._loaded_as
 
 
 _T = TypeVar("_T")

@@ -504,7 +504,7 @@ def share_folder(card: DetectorCard, other: DetectorCard) -> DetectorCard:
     Returns:
         The changed card.
     """
-    card._folder = other._folder
+    card._folder, card._loaded_as = other._folder, other._loaded_as
     if card.backbone is not None and other.backbone is not None:
         card.backbone._folder = other.backbone._folder
     return card
@@ -548,7 +548,7 @@ def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None
         DetectorCard,
         where=f"{where}, with changes" if changes else where,
     )
-    card._folder = folder
+    card._folder, card._loaded_as = folder, strip_secrets(str(base))
     if card.backbone is not None:
         card.backbone._folder = backbone_folder
     return card

@@ -5,13 +5,14 @@ user's config file records the accepted licences.
 """
 
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray_app.config import config_file, read_mapping
 from ray_app.detectors.card import DetectorCard, list_cards, load_card, strip_variant
@@ -28,10 +29,38 @@ TERMS_IN_WORDS: Mapping[str, str] = {
     "none-stated": "no licence was published: nothing is granted",
 }
 
+Terms = Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"]
+# The first pattern that matches decides. A licence that matches none is `restricted`: it has terms
+# of its own that a person has to read.
+_TERMS_BY_NAME: tuple[tuple[Terms, str], ...] = (
+    (
+        "none-stated",
+        r"^\s*(none|unknown)?\s*$|\b(none|not|no licen[cs]e) (stated|known|published|given)\b",
+    ),
+    ("research-only", r"\bresearch\b|\bacademic\b"),
+    ("non-commercial", r"\bNC\b|\bnon-?commercial\b"),
+    (
+        "permissive",
+        r"\b(MIT|BSD|ISC|Apache|CC0|CC[ -]BY|ODC-BY|CDLA-Permissive|Unlicense|public domain|our own)\b|^\s*own\s*$",
+    ),
+)
+
 # The key at the left margin and every line that is indented below it.
 _SECTION = re.compile(
     rf"^{KEY}[ \t]*:.*(?:\n|\Z)(?:[ \t]+\S.*(?:\n|\Z)|[ \t]*\n(?=[ \t]))*", re.MULTILINE
 )
+
+
+def infer_terms(licence: str) -> Terms:
+    """Return which terms of use a licence's name implies, a key of `TERMS_IN_WORDS`.
+
+    "CC BY-NC 4.0" gives "non-commercial". A name that matches none of the known licences gives
+    "restricted". An empty name, "unknown", and "not stated" give "none-stated".
+    """
+    return next(
+        (terms for terms, pattern in _TERMS_BY_NAME if re.search(pattern, licence, re.IGNORECASE)),
+        "restricted",
+    )
 
 
 def is_accepted(card_name: str, licence: str, terms: str, accepted: Collection[str] = ()) -> bool:
@@ -69,7 +98,9 @@ def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None
     """
     if is_accepted(card.name, card.licence, card.terms, accepted):
         return
-    name = strip_variant(card.name)
+    name, _, variant = card.name.partition(":")
+    # Only shipped and added cards are found by their names.
+    known_as = shlex.quote(card.loaded_as or name)
     earlier = accepted_licences().get(name)
     changed = (
         f"; you accepted {earlier} earlier"
@@ -78,8 +109,8 @@ def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None
     )
     raise DetectorError(
         f"{card.name}: its licence is not accepted yet: {card.licence} ({TERMS_IN_WORDS[card.terms]}{changed}); weights {card.weights.uri}",
-        hint=f"read {card.source}, then: touchstone detectors fetch {card.name} --accept-licence {name} "
-        f"(or --accept-licence {name} on score)",
+        hint=f"read {card.source}, then: touchstone detectors fetch {known_as}{variant and f':{variant}'} --accept-licence {known_as} "
+        f"(or --accept-licence {known_as} on score)",
     )
 
 

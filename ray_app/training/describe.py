@@ -26,6 +26,7 @@ from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard
 from ray_app.detectors.card_writer import card_text, write_card
 from ray_app.detectors.checkpoints import write_safetensors
+from ray_app.detectors.licences import infer_terms
 from ray_app.errors import DetectorError
 from ray_app.identification.captions import Caption, Describer, index_tensors
 from ray_app.identification.cards import DescriberCard, load_describer
@@ -366,7 +367,7 @@ def _inherit_licence(recipe: Recipe, start: DescriberCard | None) -> str:
     licences = (start.licence if start else None, recipe.data.licence)
     return max(
         filter(None, licences),
-        key=lambda licence: export.STRICTNESS.index(export.infer_terms(licence)),
+        key=lambda licence: export.STRICTNESS.index(infer_terms(licence)),
         default="none stated",
     )
 

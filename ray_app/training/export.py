@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,7 @@ from ray_app.detectors.card import (
 from ray_app.detectors.card_sections import SeenNames, TrainingData
 from ray_app.detectors.card_writer import describe_backbone, write_card
 from ray_app.detectors.detector import load_network
+from ray_app.detectors.licences import Terms, infer_terms
 from ray_app.detectors.weights import WeightSet, hash_file, resolve_part
 from ray_app.errors import ClusterError, ConfigError, DetectorError, StorageError, describe_error
 from ray_app.metrics import FIGURES
@@ -51,27 +52,12 @@ from ray_app.training.job import TrainingJob
 
 CARD = "card.yaml"
 _DECIDES_SIZE = {"family", "architecture", "backbone", "preprocessing", "output"}
-Terms = Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"]
 STRICTNESS: tuple[Terms, ...] = (
     "permissive",
     "restricted",
     "non-commercial",
     "research-only",
     "none-stated",
-)
-# The first pattern that matches decides. A licence that matches none is `restricted`: it has terms
-# of its own that a person has to read.
-_TERMS_BY_NAME: tuple[tuple[Terms, str], ...] = (
-    (
-        "none-stated",
-        r"^\s*(none|unknown)?\s*$|\b(none|not|no licen[cs]e) (stated|known|published|given)\b",
-    ),
-    ("research-only", r"\bresearch\b|\bacademic\b"),
-    ("non-commercial", r"\bNC\b|\bnon-?commercial\b"),
-    (
-        "permissive",
-        r"\b(MIT|BSD|ISC|Apache|CC0|CC[ -]BY|ODC-BY|CDLA-Permissive|Unlicense|public domain|our own)\b",
-    ),
 )
 # With more generators a card would be a table of thousands of rows. metrics.json has all of them.
 MAX_GENERATORS = 40
@@ -305,18 +291,6 @@ class InheritedLicence(NamedTuple):
     licence: str
     terms: Terms
     note: str
-
-
-def infer_terms(licence: str) -> Terms:
-    """Return which terms of use a licence's name implies, one of `STRICTNESS`.
-
-    "CC BY-NC 4.0" gives "non-commercial". A name that matches none of the known licences gives
-    "restricted". An empty name, "unknown", and "not stated" give "none-stated".
-    """
-    return next(
-        (terms for terms, pattern in _TERMS_BY_NAME if re.search(pattern, licence, re.IGNORECASE)),
-        "restricted",
-    )
 
 
 def inherit_licence(recipe: config.Recipe, card: DetectorCard) -> InheritedLicence:

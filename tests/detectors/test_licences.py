@@ -1,4 +1,5 @@
 import os
+import shlex
 import stat
 
 import pytest
@@ -9,10 +10,12 @@ from ray_app.detectors.licences import (
     accept_licence,
     accepted_licences,
     config_file,
+    infer_terms,
     is_accepted,
     require_accepted,
 )
 from ray_app.errors import ConfigError, DetectorError, ExitCode
+from tests.make.cards import write_tiny
 from tests.make.file_modes import umask
 
 NON_COMMERCIAL = "openfake-swinv2-small"
@@ -57,6 +60,43 @@ def test_other_terms_are_refused_with_the_command(terms, words):
     assert "\n" not in error.message
     assert all(text in error.message for text in (card.name, card.licence, words, card.weights.uri))
     assert f"touchstone detectors fetch {card.name} --accept-licence {card.name}" in error.hint
+
+
+def test_terms_follow_from_the_name_of_a_licence():
+    for licence, terms in {
+        "MIT": "permissive",
+        "CC BY-SA 4.0": "permissive",
+        "CC-BY-NC-SA-4.0": "non-commercial",
+        "CC BY 4.0 (full set); CC BY-NC-SA 4.0 (Small)": "non-commercial",
+        "Research use only": "research-only",
+        "none stated": "none-stated",
+        "": "none-stated",
+        "own": "permissive",
+        "our own": "permissive",
+        "terms of its own": "restricted",
+        "Terms of the agency": "restricted",
+        "Synchrotron licence": "restricted",
+    }.items():
+        assert infer_terms(licence) == terms, licence
+
+
+@pytest.mark.parametrize("variant", ["", ":closer"])
+def test_hint_for_a_card_of_ones_own_can_be_followed(variant, tmp_path):
+    changes = {"terms": "restricted", "variants": {"closer": {"title": "closer"}}}
+    path = write_tiny(tmp_path / "my card.yaml", name="mine", **changes)
+    with pytest.raises(DetectorError) as raised:
+        require_accepted(load_card(f"{path}{variant}"))
+    words = shlex.split(raised.value.hint.partition("then: ")[2].partition(" (or")[0])
+    assert words == [
+        "touchstone",
+        "detectors",
+        "fetch",
+        f"{path}{variant}",
+        "--accept-licence",
+        str(path),
+    ]
+    assert accept_licence(words[-1]).name == "mine"
+    require_accepted(load_card(words[3]))
 
 
 def test_an_accepted_detector_is_remembered(config):

@@ -9,6 +9,14 @@ from PIL import Image
 PAIRS = 80
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_config(tmp_path_factory):
+    """A training records the licence of its card as accepted, here not for who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOUCHSTONE_CONFIG", str(tmp_path_factory.mktemp("config") / "config.yaml"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory):
     """A list of 80 smooth pictures and, of each, a twin whose pixels are doubled, by two

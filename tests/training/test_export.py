@@ -22,7 +22,6 @@ from ray_app.storage import Store
 from ray_app.training.export import (
     MAX_GENERATORS,
     export,
-    infer_terms,
     inherit_licence,
     make_card_figures,
 )
@@ -333,21 +332,6 @@ def test_export_to_a_bucket_scores_from_there(s3, tmp_path, monkeypatch):
     assert detector.score(pixels)[0] == pytest.approx(expected, abs=1e-5)
     fetched = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert fetched == {"model.safetensors", "config.json"}
-
-
-def test_terms_follow_from_the_name_of_a_licence():
-    for licence, terms in {
-        "MIT": "permissive",
-        "CC BY-SA 4.0": "permissive",
-        "CC-BY-NC-SA-4.0": "non-commercial",
-        "CC BY 4.0 (full set); CC BY-NC-SA 4.0 (Small)": "non-commercial",
-        "Research use only": "research-only",
-        "none stated": "none-stated",
-        "": "none-stated",
-        "Terms of the agency": "restricted",
-        "Synchrotron licence": "restricted",
-    }.items():
-        assert infer_terms(licence) == terms, licence
 
 
 NC = "CC BY-NC 4.0"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.licences import require_accepted
 from ray_app.errors import ConfigError
 from ray_app.storage import Store
 from ray_app.training.embeddings import embed_images
@@ -60,6 +61,26 @@ def test_head_is_fitted_to_features_of_every_row_once(labelled, tmp_path):
     assert train(given).facts["validation"] == facts["validation"]
     assert {path: path.stat().st_mtime_ns for path in kept} == times
     assert lost.exists()
+
+
+def test_card_of_a_training_needs_no_consent_of_its_user(labelled, tmp_path):
+    """The user has accepted the licence of the initial weights, and states that of the data."""
+    out, (_, card) = tmp_path / "out", small_card(tmp_path)
+    given = config(
+        labelled,
+        method="linear-probe",
+        detector=str(card),
+        initial={"start": "card"},
+        card=None,
+        data={"licence": "Terms of the agency"},
+        augmentation={"policy": "none", "arguments": {}},
+        loop={"batch": 32},
+        out=str(out),
+    )
+    train(given)
+    trained = load_card(out / "card.yaml")
+    assert trained.terms == "restricted"
+    require_accepted(trained)
 
 
 def test_linear_probe_rejects_another_family(labelled, tmp_path):

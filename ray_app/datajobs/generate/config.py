@@ -4,6 +4,7 @@
 shipped cards are in `configs/generate`.
 """
 
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,6 +16,7 @@ from ray_app.config import FileConfig, Frozen, find_config, load_yaml, named_con
 from ray_app.detectors.licences import (
     TERMS_IN_WORDS,
     Acceptance,
+    Terms,
     accept_licence,
     is_accepted,
     remember_licence,
@@ -25,7 +27,6 @@ from ray_app.images import ImageLimits
 from ray_app.storage import UNGUARDED, RetryPolicy, S3Config
 
 Size = tuple[int, int]
-Terms = Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"]
 
 
 class PipelineLora(Frozen):
@@ -160,7 +161,9 @@ def load_pipeline_card(name_or_path: str | Path) -> PipelineCard:
     Raises:
         ConfigError: If there is no such card, or it is invalid.
     """
-    return load_yaml(find_config("generate", name_or_path), PipelineCard)
+    card = load_yaml(find_config("generate", name_or_path), PipelineCard)
+    card._loaded_as = str(name_or_path)
+    return card
 
 
 def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None:
@@ -179,7 +182,7 @@ def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None
         return
     raise DetectorError(
         f"{card.name}: its licence is not accepted yet: {card.licence} ({TERMS_IN_WORDS[card.terms]}); model {card.model}",
-        hint=f"read {card.source}, then run touchstone data generate … --accept-licence {card.name}",
+        hint=f"read {card.source}, then run touchstone data generate … --accept-licence {shlex.quote(card.loaded_as)}",
     )
 
 

@@ -224,27 +224,9 @@ def _cards_folder() -> Path:
     return file.parent / "detectors"
 
 
-def _find_terms(licence: str) -> str:
-    """Return the terms of a licence that the user states.
-
-    Well-known permissive licences are permissive. The user has to read the terms of all others.
-    """
-    permissive = (
-        "mit",
-        "apache-2.0",
-        "bsd-2-clause",
-        "bsd-3-clause",
-        "isc",
-        "cc0-1.0",
-        "cc-by-4.0",
-        "own",
-    )
-    return "permissive" if licence.casefold() in permissive else "restricted"
-
-
 def _describe(name: str, request: CallableAddition) -> dict[str, Any]:
     licence = (
-        {"licence": request.licence, "terms": _find_terms(request.licence)}
+        {"licence": request.licence, "terms": licences.infer_terms(request.licence)}
         if request.licence
         else {}
     )

@@ -154,7 +154,7 @@ def test_licence_has_to_be_accepted(sd3, tmp_path, monkeypatch, capsys):
     card = write_card(tmp_path, "held", "StableDiffusion3Pipeline", sd3.parent / "model", **more)
     with pytest.raises(DetectorError, match="not accepted") as refused:
         generate_images(job(card, prompts, out))
-    assert "--accept-licence held" in refused.value.hint
+    assert f"--accept-licence {card}" in refused.value.hint
     command = ["data", "generate", str(card), "--prompts", str(prompts), "--out", str(out)]
     command += ["--set", "device=cpu"]
     assert main(command) == 4
