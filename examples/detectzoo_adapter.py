@@ -27,8 +27,8 @@ from detectzoo import load_detector
 NAME = "safe"
 """A name of `detectzoo.list_detectors("image")`."""
 
-OPTIONS: dict[str, Any] = {"device": "cpu"}
-"""Arguments of `detectzoo.load_detector`."""
+OPTIONS: dict[str, Any] = {}
+"""Further arguments of `detectzoo.load_detector`."""
 
 
 class Detector:
@@ -37,8 +37,8 @@ class Detector:
     Touchstone creates one instance per process and calls it with batches of images.
     """
 
-    def __init__(self) -> None:
-        self.detector = load_detector(NAME, **OPTIONS)
+    def __init__(self, device: str = "cpu") -> None:
+        self.detector = load_detector(NAME, device=device, **OPTIONS)
         paths = [value for value in vars(self.detector).values() if isinstance(value, Path)]
         # Touchstone refuses the card once the content of these files has changed.
         self.weight_files = [

@@ -41,7 +41,6 @@ ARGUMENTS: dict[str, Any] = {}
 IMAGE_SIZE = 512
 PADS = False
 EDGE_MASK_WIDTH: int | None = None
-DEVICE = "cpu"
 
 
 class Detector:
@@ -53,14 +52,15 @@ class Detector:
     weight_files = (CHECKPOINT,)  # Touchstone refuses the card once its content has changed.
     max_side_px = IMAGE_SIZE if PADS else None  # The card says that larger images get no score.
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         _seed()
+        self.device = device
         self.model = MODELS.get(NAME)(**ARGUMENTS)
         # The training script saves its arguments.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state.get("model", state))
-        self.model.to(DEVICE).eval()
+        self.model.to(device).eval()
         functions = {name.lower(): function for name, function in POSTFUNCS.module_dict.items()}
         self.dataset = OneImage(
             "image", PADS, not PADS, (IMAGE_SIZE, IMAGE_SIZE), edge_width=EDGE_MASK_WIDTH,
@@ -82,7 +82,7 @@ class Detector:
         with torch.no_grad():
             result = self.model(
                 **{
-                    key: value.to(DEVICE) if hasattr(value, "to") else value
+                    key: value.to(self.device) if hasattr(value, "to") else value
                     for key, value in batch.items()
                 }
             )

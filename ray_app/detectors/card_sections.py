@@ -356,6 +356,11 @@ class CallableSettings(Frozen):
         gt=0,
         description="maximum seconds to load the callable, including downloads",
     )
+    takes_device: bool = Field(
+        default=False,
+        exclude_if=not_,
+        description="whether the callable has a parameter `device`, which gets the device of the command",
+    )
     peak_bytes: int | None = Field(
         default=None, ge=1, description="measured peak memory of a process, in bytes"
     )

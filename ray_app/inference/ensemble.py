@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ray_app.detectors import DetectorCard, licences
+from ray_app.detectors.callables.process import require_device
 from ray_app.ensembles import (
     EnsembleCard,
     build_ensemble,
@@ -144,6 +145,7 @@ class Ensemble:
             )  # fmt: skip
         for detector in self.spec.cards.values():
             licences.require_accepted(detector, accept_licences)
+            require_device(detector, device)
         decision.require_embeddings(self.spec)
         self._image_column, self._accepted = image_column, tuple(accept_licences)
         self._inputs, self._lock = ImageInputs(self.spec.limits.max_bytes), threading.RLock()

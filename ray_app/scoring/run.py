@@ -39,7 +39,7 @@ from ray_app.cluster.shutdown import (
     StallWatchdog,
 )
 from ray_app.detectors import licences, publish_weights, resolve_weights, weights
-from ray_app.detectors.callables.process import require_startable
+from ray_app.detectors.callables.process import require_device, require_startable
 from ray_app.errors import (
     ClusterError,
     ConfigError,
@@ -983,6 +983,7 @@ def check_detectors(settings: identity.Settings) -> None:
             continue  # Only its head is read, by `Settings.heads`.
         resolve_weights(card)
         if card.process is not None:
+            require_device(card, settings.config.device)
             require_startable(card)
     for part in (
         part

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ray_app.detectors import DetectorCard, licences, resolve_weights
+from ray_app.detectors.callables.process import require_device
 from ray_app.ensembles import (
     EnsembleCard,
     build_ensemble,
@@ -138,6 +139,7 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
     merged = _merge_specs(specs)
     for card in merged.cards.values():
         licences.require_accepted(card, config.accept_licences)
+        require_device(card, config.device)
     return EnsemblePlan(merged, dict(zip(names, specs, strict=False)), optional)
 
 

@@ -177,6 +177,7 @@ def add_callable(request: CallableAddition) -> AddedCard:
         "config": identity.name,
     }
     data["process"] |= {
+        **({"takes_device": True} if opened.takes_device else {}),
         "peak_bytes": measurement[1],
         "seconds": round(max(measurement[0], 1e-4), 4),
     }

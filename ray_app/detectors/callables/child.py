@@ -15,8 +15,10 @@ mask follow, as 2 × uint32, with 0, 0 for no mask. The masks come last, with on
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -103,12 +105,12 @@ def _open(options: dict[str, Any]) -> tuple[Score | None, dict[str, Any]]:
             sys.addaudithook(_refuse_network)
         if options.get("probe"):
             return None, _probe(options)
-        score, identity, max_side_px = _load_callable(options)
+        score, report = _load_callable(options)
     except BaseException as error:  # A third-party package may raise anything, even SystemExit.
         return None, {**_failure(error), "trace": traceback.format_exc()[-4000:]}
     _be_silent()
     libraries = {name: _version(name) for name in _LIBRARIES if _version(name)}
-    return score, {"identity": identity, "libraries": libraries, "max_side_px": max_side_px}
+    return score, {**report, "libraries": libraries}
 
 
 def _probe(options: dict[str, Any]) -> dict[str, Any]:
@@ -192,8 +194,8 @@ def _read_output(output: Any, size: tuple[int, int], meaning: str) -> tuple[floa
     )
 
 
-def _load_callable(options: dict[str, Any]) -> tuple[Score, dict[str, Any], int | None]:
-    """Return the function that scores a list of images, its identity, and its image side limit."""
+def _load_callable(options: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
+    """Return the function that scores a list of images, and the facts of it for the answer."""
     _search_own_folder()
     target = options["target"]
     if ":" not in target:
@@ -206,8 +208,10 @@ def _load_callable(options: dict[str, Any]) -> tuple[Score, dict[str, Any], int 
                 f"the module {module_name} has no {path}", _describe_functions(module)
             )
         function = getattr(function, name)
+    takes_device = _has_device(function)
+    device = {"device": options["device"]} if takes_device else {}
     if isinstance(function, type):
-        function = function()
+        function, device = function(**device), {}
     if not callable(function):
         hint = "name a function, or a class with callable instances"
         raise UnusableError(f"{target} must be callable, got {type(function).__name__}", hint)
@@ -222,16 +226,25 @@ def _load_callable(options: dict[str, Any]) -> tuple[Score, dict[str, Any], int 
     identity["files"] = {
         Path(file).name: _sha256(Path(file)) for file in getattr(function, "weight_files", ())
     }
+    scored: Score = functools.partial(function, **device)
     score: Score = (
-        function
+        scored
         if options["images"] == "arrays"
-        else lambda images: function([_to_pil(image) for image in images])
+        else lambda images: scored([_to_pil(image) for image in images])
     )
-    return (
-        score,
-        {key: value for key, value in identity.items() if value},
-        getattr(function, "max_side_px", None),
-    )
+    return score, {
+        "identity": {key: value for key, value in identity.items() if value},
+        "max_side_px": getattr(function, "max_side_px", None),
+        "takes_device": takes_device,
+    }
+
+
+def _has_device(function: Any) -> bool:
+    """Return whether a function or class has a parameter `device`."""
+    try:
+        return "device" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # It is not callable, or is compiled code.
+        return False
 
 
 def _find_entry_point(name: str) -> str:

@@ -53,11 +53,13 @@ class OpenedDetector(NamedTuple):
         libraries: Versions of installed libraries such as torch, by name.
         max_side_px: Maximum side of an image that the callable takes, in pixels. None means no
             limit.
+        takes_device: Whether the callable has a parameter `device`.
     """
 
     identity: Mapping[str, Any]
     libraries: Mapping[str, str]
     max_side_px: int | None
+    takes_device: bool
 
 
 class CallableScore(NamedTuple):
@@ -83,7 +85,8 @@ class CallableProcess(ChildProcess):
         identity: Expected identity of the callable, from `read_identity`. If the callable that the
             process loads has another identity, `open` raises DetectorError. None accepts any
             identity.
-        device: Device, such as "cpu" or "cuda:0".
+        device: Device, such as "cpu" or "cuda:0". It is passed on if the callable has a parameter
+            `device`.
 
     Attributes:
         measured: Seconds that the last batch took, and peak memory of the child in bytes. None
@@ -134,7 +137,10 @@ class CallableProcess(ChildProcess):
                     hint=report.get("hint") or self._reproduce_hint(trace_lines),
                 )
             opened = OpenedDetector(
-                report["identity"], report.get("libraries", {}), report.get("max_side_px")
+                report["identity"],
+                report.get("libraries", {}),
+                report.get("max_side_px"),
+                bool(report.get("takes_device")),
             )
             if self._identity is not None and opened.identity != self._identity:
                 self.close()
@@ -284,6 +290,19 @@ def require_startable(card: DetectorCard) -> None:
                 f"{card.name}: {answer[0]['error']}",
                 hint=answer[0].get("hint") or process._reproduce_hint(),
             )
+
+
+def require_device(card: DetectorCard, device: str) -> None:
+    """Raise DetectorError if a callable cannot run on the device that the user chose.
+
+    A callable without a parameter `device` runs where its own code says. Only "auto" and "cpu"
+    allow that.
+    """
+    if card.process is not None and not card.process.takes_device and device not in ("auto", "cpu"):
+        raise DetectorError(
+            f"{card.name}: device {device} was chosen, but {card.architecture.name} has no parameter `device`",
+            hint=f"choose device cpu, or add the parameter and write the card again: {add_command(card)}",
+        )
 
 
 def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:

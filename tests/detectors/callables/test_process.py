@@ -19,9 +19,15 @@ from PIL import Image
 from ray_app import load_detector
 from ray_app.cli.main import main
 from ray_app.detectors.callables.addition import CallableAddition, add_callable
-from ray_app.detectors.callables.process import CallableProcess, read_identity, require_startable
+from ray_app.detectors.callables.process import (
+    CallableProcess,
+    read_identity,
+    require_device,
+    require_startable,
+)
 from ray_app.errors import DetectorError
 from tests.detectors.callables.strange import added, card_path, of_width
+from tests.make.cards import write_ensemble
 from tests.make.networks.fill import with_part
 
 # What a stranger might write; the width of an image says what becomes of it.
@@ -39,6 +45,13 @@ def by_width(images):
         scores.append(float("nan") if width == 105 else width / 100)
         print("noise on stdout")
     return scores
+
+def on_device(images, device):
+    return [float(len(device))] * len(images)
+
+class OnDevice:
+    def __init__(self, device="nowhere"): self.device = device
+    def __call__(self, images): return [float(len(self.device))] * len(images)
 
 def brightness(pictures):
     return [sum(picture.convert("L").resize((1, 1)).getdata()) / 255 for picture in pictures]
@@ -118,6 +131,42 @@ def test_pixels_arrive_as_they_are_and_a_class_is_made_once(own_place):
     detector = load_detector(card_path(own_place, added(own_place, "Loaded").name))
     picture = Image.fromarray(np.full((31, 17, 3), 201, np.uint8))
     assert next(iter(detector.score(picture).scores.values())) == 201.5
+
+
+@pytest.mark.parametrize("function", ["on_device", "OnDevice"])
+def test_callable_gets_the_device_of_the_command(own_place, function):
+    card = added(own_place, function)
+    assert card.process.takes_device
+    require_device(card, "cuda:0")
+    with CallableProcess(card, read_identity(card, card.folder), "cuda:0") as process:
+        assert scores(process, of_width(5)) == [len("cuda:0")]
+
+
+def test_callable_without_a_device_refuses_a_chosen_gpu(own_place, tmp_path, capsys):
+    card = added(own_place, "two")
+    for device in ("auto", "cpu"):
+        require_device(card, device)
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    ensemble = write_ensemble(tmp_path / "mine.yaml", [card.name])
+    picture = str(tmp_path / "image.png")
+    for command in (
+        ["check", picture, "--detector", card.name, "--device", "cuda"],
+        [
+            "score",
+            picture,
+            "--detector",
+            card.name,
+            "--out",
+            str(tmp_path / "run"),
+            "--set",
+            "device=cuda",
+        ],
+        ["serve", "--ensemble", str(ensemble), "--set", "device=cuda"],
+    ):
+        assert main(command) == 4
+        told = capsys.readouterr().err
+        assert "device cuda was chosen, but strange:two has no parameter `device`" in told
+        assert "choose device cpu, or add the parameter" in told
 
 
 def test_a_changed_source_is_another_detector(own_place):
