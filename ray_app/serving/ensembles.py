@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from ray_app.detectors import DetectorCard, licences, resolve_weights
 from ray_app.detectors.callables.process import require_device
+from ray_app.detectors.weights import resolve_part
 from ray_app.ensembles import (
     EnsembleCard,
     build_ensemble,
@@ -162,15 +163,23 @@ def load_ensembles(config: ServeConfig) -> ServedEnsembles:
 
 
 def fetch_weights(config: ServeConfig) -> None:
-    """Fetch those weights of an endpoint's detectors that are missing on this machine.
+    """Fetch those weights of an endpoint that are missing on this machine.
+
+    They are those of the detectors, identifiers, and describers. Its worker processes cannot fetch
+    them, because they have no credentials.
 
     Raises:
         ConfigError: The ensembles cannot be served together, for example because they were
             calibrated with different settings.
         DetectorError: A licence is not accepted, or weights cannot be fetched.
     """
-    for card in plan_ensembles(config).spec.cards.values():
+    plan = plan_ensembles(config)
+    for card in plan.spec.cards.values():
         resolve_weights(card)
+    for ensemble in plan.ensembles.values():
+        for profile in (ensemble.identifier, ensemble.describer):
+            for part in profile.parts if profile is not None else ():
+                resolve_part(part)
 
 
 def _list_operating_points(spec: ScoringSpec, fpr: float | None) -> list[ServedEnsemble]:

@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 import ray_app
+from ray_app.detectors.weights import MIRROR_VARIABLE, cached_path, publish_part, resolve_part
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import Engine
+from ray_app.serving.ensembles import fetch_weights, plan_ensembles
 from tests.make.images import encoded, photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, profiled_card
 from tests.serving.in_process import answers_of
@@ -47,6 +49,24 @@ def test_generator_and_prompt_are_those_of_the_library(card, engine):
         prompt = answer.profile.prompt
         assert (prompt is not None) == (answer.verdict == "fake")
         assert prompt is None or prompt.text in PROMPTS
+
+
+def test_weights_of_a_profile_are_fetched_at_the_start(card, tmp_path, monkeypatch):
+    """Worker processes have no credentials with which they could fetch them."""
+    config = ServeConfig(ensembles=(str(card),))
+    profiled = plan_ensembles(config).ensembles["profiled"]
+    parts = [*profiled.identifier.parts, *profiled.describer.parts]
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
+    files = {resolve_part(part): publish_part(part, str(tmp_path / "mirror")) for part in parts}
+    for file in files:
+        file.rename(file.with_suffix(".away"))
+    try:
+        fetch_weights(config)
+        assert [cached_path(part).is_file() for part in parts] == [True, True]
+    finally:
+        for file in files:
+            file.with_suffix(".away").rename(file)
 
 
 def test_ensemble_without_a_profile_answers_without(engine):
