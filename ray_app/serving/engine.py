@@ -38,7 +38,7 @@ from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
 from ray_app.serving import answers
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.ensembles import ServedEnsemble, load_ensembles
+from ray_app.serving.ensembles import EnsemblePlan, ServedEnsemble, load_ensembles
 from ray_app.serving.http import schemas
 from ray_app.serving.refusal import Refusal
 
@@ -139,6 +139,7 @@ class Engine:
 
     Args:
         config: The settings of the endpoint.
+        plan: The settings of its ensembles. None reads their cards.
 
     Raises:
         ConfigError: The ensembles cannot be served together, for example because they were
@@ -148,7 +149,7 @@ class Engine:
         TouchstoneError: A decoder process did not start.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, plan: EnsemblePlan | None = None) -> None:
         self._decoders = IsolatedDecoders(
             config.images,
             processes=config.decoders,
@@ -158,7 +159,7 @@ class Engine:
         self._provenance = config.provenance.policy()
         self.silent_images = 0
         try:
-            self._load(config)
+            self._load(config, plan)
         except BaseException:
             self.close()
             raise
@@ -166,8 +167,8 @@ class Engine:
         # Freeze the networks, so that the garbage collector does not scan them again.
         gc.freeze()
 
-    def _load(self, config: ServeConfig) -> None:
-        served = load_ensembles(config)
+    def _load(self, config: ServeConfig, plan: EnsemblePlan | None) -> None:
+        served = load_ensembles(config, plan)
         spec = served.plan.spec
         with ThreadPoolExecutor(1) as starting:
             started = starting.submit(self._decoders.start, spec.preprocessings, spec.resize)

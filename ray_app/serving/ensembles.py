@@ -144,10 +144,10 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
     return EnsemblePlan(merged, dict(zip(names, specs, strict=False)), optional)
 
 
-def load_ensembles(config: ServeConfig) -> ServedEnsembles:
+def load_ensembles(config: ServeConfig, plan: EnsemblePlan | None = None) -> ServedEnsembles:
     """Read the cards (YAML files) of an endpoint's ensembles, and compute their fingerprints.
 
-    A fingerprint is the SHA-256 of all settings that determine scores and verdicts. It depends on
+    If `plan` is given, no card is read. A fingerprint is the SHA-256 of all settings that determine scores and verdicts. It depends on
     the hashes of the weights, so the weights must be available.
 
     Raises:
@@ -155,7 +155,7 @@ def load_ensembles(config: ServeConfig) -> ServedEnsembles:
             calibrated with different settings. Or a card has no thresholds for `config.fpr`.
         DetectorError: A licence is not accepted, or weights are missing.
     """
-    plan = plan_ensembles(config)
+    plan = plan or plan_ensembles(config)
     return ServedEnsembles(
         plan,
         {name: _list_operating_points(spec, config.fpr) for name, spec in plan.ensembles.items()},

@@ -8,6 +8,7 @@ Importing this module imports neither torch nor Ray.
 import asyncio
 import logging
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from ray_app.errors import ConfigError, DetectorError, ExitCode, TouchstoneError
 from ray_app.import_path import safe_variables
 from ray_app.serving import frames
 from ray_app.serving.config import Access, ServeConfig
+from ray_app.serving.ensembles import plan_ensembles
 from ray_app.serving.frames import FrameSocket, WorkerFrame
 from ray_app.serving.http import schemas
 from ray_app.serving.metrics import Meter
@@ -149,9 +151,13 @@ class _Item:
 
 
 class WorkerProcess:
-    """A worker process of the endpoint, and the socket to it. Creating an object starts the process."""
+    """A worker process of the endpoint, and the socket to it. Creating an object starts the process.
 
-    def __init__(self, config: ServeConfig) -> None:
+    `plan` is the pickled `EnsemblePlan`: a worker has no credentials to read cards from a bucket.
+    """
+
+    def __init__(self, config: ServeConfig, plan: bytes) -> None:
+        self.plan = plan
         own_socket, worker_socket = socket.socketpair()
         self.frames = FrameSocket(own_socket)
         with worker_socket:
@@ -167,7 +173,7 @@ class WorkerProcess:
             "log_level": logging.getLogger("ray_app").getEffectiveLevel(),
         }
         with suppress(OSError):
-            self.frames.send(WorkerFrame(header))
+            self.frames.send(WorkerFrame(header, plan))
 
     def await_ready(self) -> Served:
         """Wait until the worker has loaded its detectors, and return what it serves.
@@ -218,7 +224,8 @@ def start_workers(config: ServeConfig, count: int) -> tuple[list[WorkerProcess],
         ConfigError: The ensembles cannot be served together.
         DetectorError: A worker could not load the detectors.
     """
-    workers = [WorkerProcess(config) for _ in range(count)]
+    plan = pickle.dumps(plan_ensembles(config))
+    workers = [WorkerProcess(config, plan) for _ in range(count)]
     try:
         served = [worker.await_ready() for worker in workers]
     except BaseException:
@@ -409,7 +416,7 @@ class WorkerPool:
     async def _restart(self, dead: WorkerProcess) -> None:
         await asyncio.to_thread(dead.close)
         while True:
-            process = await asyncio.to_thread(WorkerProcess, self._config)
+            process = await asyncio.to_thread(WorkerProcess, self._config, dead.plan)
             try:
                 await asyncio.to_thread(process.await_ready)
             except TouchstoneError as error:

@@ -8,6 +8,7 @@ thread scores the decoded images. `ray_app.serving.pool` starts the worker.
 import logging
 import math
 import os
+import pickle
 import queue
 import signal
 import socket
@@ -28,6 +29,7 @@ from ray_app.serving.engine import (
     ScoreRequest,
     golden_image,
 )
+from ray_app.serving.ensembles import EnsemblePlan
 from ray_app.serving.frames import FrameSocket, WorkerFrame
 from ray_app.serving.worker_log import FrameLogHandler
 
@@ -142,7 +144,8 @@ def _describe(engine: Engine) -> WorkerFrame:
 def main(descriptor: int) -> int:
     """Run a worker process: load the detectors of the endpoint, then score images.
 
-    The HTTP process sends the settings of the endpoint in its first message.
+    The HTTP process sends the settings of the endpoint, and those of its ensembles, in its first
+    message.
 
     Args:
         descriptor: File descriptor of the socket to the HTTP process.
@@ -161,7 +164,8 @@ def main(descriptor: int) -> int:
     logging.getLogger("ray_app").setLevel(first.header["log_level"])
     config = ServeConfig.model_validate(first.header["config"])
     try:
-        engine = Engine(config)
+        plan: EnsemblePlan = pickle.loads(first.data)  # noqa: S301 -- The parent process sends it.
+        engine = Engine(config, plan)
     except TouchstoneError as error:
         failure = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
         connection.send(WorkerFrame({"failure": failure}))

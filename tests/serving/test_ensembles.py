@@ -2,6 +2,7 @@
 
 import pytest
 
+from ray_app.config import config_root
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
@@ -10,9 +11,9 @@ from ray_app.runs import fingerprint
 from ray_app.scoring.identity import scoring_facts
 from ray_app.serving import ServeConfig
 from ray_app.serving.answers import list_ensemble_infos
-from ray_app.serving.ensembles import load_ensembles, plan_ensembles
-from ray_app.serving.pool import Served
-from tests.make.cards import write_points
+from ray_app.serving.ensembles import fetch_weights, load_ensembles, plan_ensembles
+from ray_app.serving.pool import Served, start_workers
+from tests.make.cards import write_ensemble, write_points
 from tests.serving.cards import write_stricter
 
 
@@ -117,3 +118,18 @@ def test_guarantee_is_described_and_holds_or_is_waived(tmp_path):
         waived.why
         == "scored otherwise than for the calibration: resize exact (calibrated with fast)"
     )
+
+
+def test_worker_serves_a_card_of_a_bucket_without_credentials(s3, tmp_path):
+    bucket = s3.bucket("served-cards")
+    for name in ("touchstone-tiny.yaml", "touchstone-tiny.safetensors"):
+        s3.client().upload_file(str(config_root() / "detectors" / name), "served-cards", name)
+    card = write_ensemble(tmp_path / "mine.yaml", [f"{bucket}/touchstone-tiny.yaml"])
+    config = ServeConfig(ensembles=(str(card),))
+    fetch_weights(config)
+    [worker], served = start_workers(config, 1)
+    try:
+        assert [info.name for info in served.names] == ["mine"]
+    finally:
+        worker.process.kill()
+        worker.close()
