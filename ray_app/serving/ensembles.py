@@ -147,8 +147,8 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
 def load_ensembles(config: ServeConfig, plan: EnsemblePlan | None = None) -> ServedEnsembles:
     """Read the cards (YAML files) of an endpoint's ensembles, and compute their fingerprints.
 
-    If `plan` is given, no card is read. A fingerprint is the SHA-256 of all settings that determine scores and verdicts. It depends on
-    the hashes of the weights, so the weights must be available.
+    If `plan` is given, no card is read. A fingerprint is the SHA-256 of all settings that determine
+    scores and verdicts. It depends on the hashes of the weights, so the weights must be available.
 
     Raises:
         ConfigError: The ensembles cannot be served together, for example because they were

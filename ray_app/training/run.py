@@ -431,7 +431,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainingResult:
     was_complete = claim is not None and out.exists(METRICS)
     metrics = json.loads(out.read(METRICS)) if was_complete else _train(config, out, claim)
     card = metrics.get("card") or {}
-    if card.get("terms", "permissive") != "permissive":
+    if not was_complete and card.get("terms", "permissive") != "permissive":
         # It has the terms that were accepted for the initial weights, or that the recipe states.
         licences.remember_licence(card["name"], card["licence"])
     if config.export.push is not None:

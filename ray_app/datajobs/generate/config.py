@@ -182,7 +182,7 @@ def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None
         return
     raise DetectorError(
         f"{card.name}: its licence is not accepted yet: {card.licence} ({TERMS_IN_WORDS[card.terms]}); model {card.model}",
-        hint=f"read {card.source}, then run touchstone data generate … --accept-licence {shlex.quote(card.loaded_as)}",
+        hint=f"read {card.source}, then run touchstone data generate … --accept-licence {shlex.quote(card.loaded_as or card.name)}",
     )
 
 
