@@ -1,11 +1,14 @@
 """Limit scores that are far from all others, so that a few images do not decide a fit."""
 
+import logging
 import math
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+
+_log = logging.getLogger(__name__)
 
 # At either end of the scores of a class, this many images or this fraction may be outliers.
 OUTLIERS, OUTLIER_FRACTION = 2, 0.01
@@ -14,7 +17,7 @@ OUTLIERS, OUTLIER_FRACTION = 2, 0.01
 def limit_outliers(scores: Floats, fake: npt.NDArray[np.bool_]) -> Floats:
     """Move scores (n,) that are outside of the range of all others by more than its length.
 
-    They are moved to this limit. A logistic regression minimises a sum of log-odds, in which one
+    They are moved to this limit, and a warning is logged. A logistic regression minimises a sum of log-odds, in which one
     score of 10⁷ outweighs all images, so that all others would get the same probability. The range
     covers both classes, each without its few lowest and highest scores. So it does not depend on
     the fraction of fakes.
@@ -24,6 +27,16 @@ def limit_outliers(scores: Floats, fake: npt.NDArray[np.bool_]) -> Floats:
     if low == high:
         return scores
     limited: Floats = np.clip(scores, 2 * low - high, 2 * high - low)
+    if moved := np.flatnonzero(limited != scores).tolist():
+        _log.warning(
+            "%d of %d scores are far outside of the range of all others (%.3g to %.3g), such as %.3g: the fit counts them as %.3g",
+            len(moved),
+            len(scores),
+            low,
+            high,
+            scores[moved[0]],
+            limited[moved[0]],
+        )
     return limited
 
 

@@ -50,10 +50,12 @@ def test_scores_that_separate_the_classes_get_a_finite_slope():
 
 @pytest.mark.parametrize("outliers", [(1e7, -1e7), (1e7, 1e7), (-1e7, -1e7), (1e3, -1e3)])
 @pytest.mark.parametrize("labels_of_outliers", [(1, 0), (0, 1), (1, 1), (0, 0)])
-def test_two_outliers_do_not_decide_the_slope(outliers, labels_of_outliers):
+def test_two_outliers_do_not_decide_the_slope(outliers, labels_of_outliers, caplog):
     scores, labels = drawn()
     expected = fit_platt(scores, labels)
+    assert not caplog.records
     found = fit_platt([*scores, *outliers], [*labels, *labels_of_outliers])
+    assert f"2 of {len(scores) + 2} scores are far outside" in caplog.text
     n_wrong = sum(
         (score > 0) != label for score, label in zip(outliers, labels_of_outliers, strict=True)
     )
