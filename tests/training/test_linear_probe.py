@@ -17,8 +17,9 @@ from tests.training.trainings import config, facts_of
 pytestmark = pytest.mark.slow
 
 
-def test_head_is_fitted_to_features_of_every_row_once(labelled, tmp_path):
-    out, (_, card) = tmp_path / "out", small_card(tmp_path)
+def probe(labelled, out, **changes):
+    """Settings of a linear probe on a small CLIP, and the path of its card."""
+    _, card = small_card(out.parent)
     given = config(
         labelled,
         method="linear-probe",
@@ -28,7 +29,14 @@ def test_head_is_fitted_to_features_of_every_row_once(labelled, tmp_path):
         augmentation={"policy": "none", "arguments": {}},
         loop={"batch": 32},
         out=str(out),
+        **changes,
     )
+    return given, card
+
+
+def test_head_is_fitted_to_features_of_every_row_once(labelled, tmp_path):
+    out = tmp_path / "out"
+    given, card = probe(labelled, out)
     facts = train(given).facts
     rows = facts["data"]["splits"]["train"]["images"]
     blocks = sorted((out / "features/train").iterdir())
@@ -65,18 +73,8 @@ def test_head_is_fitted_to_features_of_every_row_once(labelled, tmp_path):
 
 def test_card_of_a_training_needs_no_consent_of_its_user(labelled, tmp_path):
     """The user has accepted the licence of the initial weights, and states that of the data."""
-    out, (_, card) = tmp_path / "out", small_card(tmp_path)
-    given = config(
-        labelled,
-        method="linear-probe",
-        detector=str(card),
-        initial={"start": "card"},
-        card=None,
-        data={"licence": "Terms of the agency"},
-        augmentation={"policy": "none", "arguments": {}},
-        loop={"batch": 32},
-        out=str(out),
-    )
+    out = tmp_path / "out"
+    given, _ = probe(labelled, out, data={"licence": "Terms of the agency"})
     train(given)
     trained = load_card(out / "card.yaml")
     assert trained.terms == "restricted"
