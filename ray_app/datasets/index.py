@@ -49,13 +49,15 @@ from ray_app.errors import ConfigError, IdentityError, StorageError
 from ray_app.images import ImageLimits
 from ray_app.storage import Guard, Store, strip_secrets, urls
 from ray_app.storage.errors import CLOSED_FOLDER
+from ray_app.storage.output_kinds import refuse_others
 
 # Called with the kind of work (`listed`, `labelled`) and the number of members so far. It is
 # picklable.
 Progress = Callable[[str, int], object]
 
 _FORMAT = 1
-UNFINISHED = ("manifest", "listing")  # Folders that an unfinished index leaves.
+# The folders that an unfinished index leaves, with all names that they may contain.
+_UNFINISHED = {"manifest": {"0"}, "listing": {"manifest", "ids"}}
 # A block of the listing is one task, and a block of the manifest one file. Both hold a few hundred
 # bytes per row.
 _LISTING_PLAN = archives.BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1)
@@ -236,7 +238,8 @@ def build_index(
         The summary of the new or existing index.
 
     Raises:
-        ConfigError: The source is invalid, or cannot be labelled (see `write_index`).
+        ConfigError: The source is invalid, or cannot be labelled (see `write_index`). Also if
+            `store` has other files that an index would delete (`check_free`).
         IdentityError: `store` has the index of another source.
         StorageError: The source is unreachable, or a required folder cannot be listed.
     """
@@ -248,6 +251,7 @@ def build_index(
                 hint="give another --out",
             )
         return info
+    check_free(store)
     archive, layout = open_archive(source, store)
     try:
         options: dict[str, Any] = {
@@ -260,9 +264,29 @@ def build_index(
             store, archive, layout, each=each, reading=reading, progress=progress, **options
         )
     except ConfigError:
-        for folder in UNFINISHED:
-            store.clear(folder)
+        _clear_unfinished(store)
         raise
+
+
+def check_free(store: Store) -> None:
+    """Check that an index can be written to a folder without deleting other files.
+
+    Raises:
+        ConfigError: The folder has results of another kind of command, or a folder with the name of
+            one that an index deletes.
+    """
+    refuse_others(store, "index.json")
+    for folder, own in _UNFINISHED.items():
+        if others := {*store.names(folder), *store.folders(folder)} - own:
+            raise ConfigError(
+                f"{store.url}/{folder} contains {min(others)}, which is not part of an index",
+                hint="set another --out",
+            )
+
+
+def _clear_unfinished(store: Store) -> None:
+    for folder in _UNFINISHED:
+        store.clear(folder)
 
 
 def check_source(source: DatasetSource, store: Store) -> None:
@@ -342,8 +366,7 @@ def write_index(
         StorageError: The source is unreachable, or a required folder cannot be listed.
     """
     check_hashes(hashes)
-    for folder in UNFINISHED:
-        store.clear(folder)
+    _clear_unfinished(store)
     listing = store.subdir("listing")
     listing_info = archives.list_members(
         listing,

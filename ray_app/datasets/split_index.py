@@ -96,7 +96,8 @@ def split_index(
         warnings for the user (`remarks`).
 
     Raises:
-        ConfigError: There is no index, a split stays empty, or `out` is the index itself.
+        ConfigError: There is no index, a split stays empty, `out` is the index itself, or `out` has
+            other files (`index.check_free`).
         IdentityError: `out` has another index, or one that was divided by other settings.
     """
     original, out = Store.open(config.at), Store.open(config.out)
@@ -119,6 +120,7 @@ def split_index(
             f"{out.url} has another index, or was divided by other settings",
             hint="give another --out",
         )
+    index.check_free(out)
     held_out = choose_generators(rows, config.hold_out, config.seed)
     bonds = near_duplicates.compute_duplicate_criteria(rows, [*_ALWAYS, *BY])
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]

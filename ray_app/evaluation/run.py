@@ -29,6 +29,7 @@ from ray_app.reports.format import pluralize
 from ray_app.runs import CurrentRows, RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.storage import Store, apply_s3_settings, strip_secrets, urls
+from ray_app.storage.output_kinds import refuse_others
 
 INDEX, RUN = "index", "run"
 # Number of members of a source that are searched for a label column before scoring starts.
@@ -207,7 +208,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationOutcome:
 
     Raises:
         ConfigError: The settings or the protocol are invalid, there are no labels, or they do not
-            match the run.
+            match the run. Also if the output directory has results of another kind of command.
         TouchstoneError: Scoring fails.
     """
     with resumable(KeyboardInterrupt):
@@ -225,6 +226,7 @@ def _evaluate(config: EvaluateConfig) -> EvaluationOutcome:
         )
         raise ConfigError(reason, hint="run touchstone evaluate RUN --labels FILE --out DIR")
     out = Store.open(config.out)
+    refuse_others(out, "metrics.parquet")
     run, code = _open_run(config), ExitCode.DONE
     if run is not None:
         _refuse_scoring(config, run)

@@ -29,6 +29,7 @@ from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs.parts import PartTable
 from ray_app.runs.schema import MASK_SCHEMA, OLDEST_SCHEMA, SCHEMA_VERSION
 from ray_app.storage import Store
+from ray_app.storage.output_kinds import KINDS, refuse_others
 
 if TYPE_CHECKING:
     from ray_app.images import ImageLimits
@@ -112,34 +113,6 @@ def _show(leaves: Mapping[tuple[str, ...], Any], key: tuple[str, ...]) -> str:
     return json.dumps(leaves[key]) if key in leaves else "has none"
 
 
-# The files that mark a command's directory, each with a description of the directory.
-KINDS = {
-    "run.json": "a scored run",
-    "pack.json": "packed shards or a filtered archive",
-    "index.json": "an index",
-    "collect.json": "a collection",
-    "generate.json": "generated images",
-    "train.json": "a training",
-}
-
-
-def refuse_others(store: Store, name: str) -> None:
-    """Raise ConfigError if the output directory contains the results of another kind of command.
-
-    Each kind of command writes a file with a name of its own, such as `train.json`.
-
-    Args:
-        store: The directory.
-        name: The file that the calling kind of command writes, a key of `KINDS`.
-    """
-    for other, description in KINDS.items():
-        if other != name and store.exists(other):
-            raise ConfigError(
-                f"{store.url} belongs to another kind of command: it contains {description} ({other})",
-                hint="set another --out",
-            )
-
-
 def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, same: str) -> None:
     """Claim a directory for this command, or check that this command has already claimed it.
 
@@ -210,6 +183,20 @@ def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: st
 
 
 LAYOUT = 2  # Versions 0.20 to 0.24 wrote layout 1 without a key for it.
+COPY_OF = "copy_of"  # Key of `run.json` with the source of a copy that is not finished.
+# The folders that a run writes.
+FOLDERS = (
+    "manifest",
+    "ids",
+    "parts",
+    "scores",
+    "masks",
+    "features",
+    "summaries",
+    "sessions",
+    "weights",
+    "attempts",
+)
 
 
 @dataclass(frozen=True)
@@ -303,11 +290,14 @@ class RunDirectory(PartTable):
         """Check that this version can add rows to the run.
 
         Raises:
-            ConfigError: If a version before 0.25 wrote the run, so that it is read-only. Also if a
-                later version wrote rows, or if the run used a retired option (`check_known`).
+            ConfigError: If a version before 0.25 wrote the run, so that it is read-only. Also if it
+                is a copy that is not finished, if a later version wrote rows, or if the run used a
+                retired option (`check_known`).
         """
         self.check_known()
         run_info = self.describe()
+        if COPY_OF in run_info:
+            raise self._unfinished_copy_error(run_info)
         self.check_readable(run_info)
         if run_info.get("layout", 1) < LAYOUT:
             raise ConfigError(
@@ -360,14 +350,49 @@ class RunDirectory(PartTable):
         Raises:
             ConfigError: If there is no run, or if no listing of it has been scored completely.
         """
-        if not self.store.exists("summary.json"):
-            if not self.exists():
-                raise self.missing_run_error()
+        is_finished = self.store.exists("summary.json")
+        if not is_finished and not self.exists():
+            raise self.missing_run_error()
+        run_info = self.describe()
+        if COPY_OF in run_info:
+            raise self._unfinished_copy_error(run_info)
+        if not is_finished:
             raise ConfigError(
                 f"the run in {self.store.url} is not finished yet",
                 hint="repeat the `touchstone score` command that started this run: it finishes the run",
             )
-        return self.describe()
+        return run_info
+
+    def _unfinished_copy_error(self, run_info: Mapping[str, Any]) -> ConfigError:
+        return ConfigError(
+            f"{self.store.url}: the copy of {run_info[COPY_OF]} is not finished",
+            hint="repeat the command that copies the run: it starts the copy again",
+        )
+
+    def check_copy(self, run_info: Mapping[str, Any]) -> None:
+        """Check that a run can be copied to this directory. Writes nothing.
+
+        The directory has to be free, or contain an interrupted copy that is the same.
+
+        Args:
+            run_info: The content of the new `run.json`, with the key `COPY_OF`.
+
+        Raises:
+            ConfigError: If the directory contains another run, or another command's files.
+        """
+        self.check_free()
+        if not self.exists():
+            return
+        stored = self.describe()
+        if fingerprint(stored) == fingerprint(run_info):
+            return
+        if COPY_OF in stored:
+            kind = f"an unfinished copy of {stored[COPY_OF]}"
+        else:
+            kind = "a run" if self.last_finished() >= 0 else "a run that is not finished"
+        raise ConfigError(
+            f"{self.store.url} contains {kind}", hint="name another directory for the new run"
+        )
 
     def claim(self, identity: Identity, detectors: list[str], ensemble: dict[str, Any]) -> None:
         """Start a run in the directory, or check that the run in it has the same settings.
@@ -410,19 +435,27 @@ class RunDirectory(PartTable):
             raise self.mismatch(differing)
 
     def check_free(self) -> None:
-        """Raise ConfigError if the directory contains the results of another kind of command.
+        """Raise ConfigError if a run in this directory would mix with other files.
 
-        An empty directory and a directory with a run pass.
+        A directory with a run passes. Any other directory must not contain the results of another
+        kind of command, or files in a folder that a run writes and clears.
         """
-        if not self.exists():
-            refuse_others(self.store, "run.json")
+        if self.exists():
+            return
+        refuse_others(self.store, "run.json")
+        for name in set(FOLDERS).intersection(self.store.folders("")):
+            if self.store.names(name) or self.store.folders(name):
+                raise ConfigError(
+                    f"{self.store.url} contains files in {name}, but not a run (run.json)",
+                    hint="name a directory without such a folder for the run",
+                )
 
     def discard(self) -> None:
         """Delete a run that has no rows yet, so that another command can use the directory.
 
-        `run.json`, the manifests, and the sessions are deleted, but no rows.
+        `run.json`, the manifests, the sessions, and published weights are deleted, but no rows.
         """
-        for folder in ("manifest", "sessions"):
+        for folder in ("manifest", "sessions", "weights"):
             self.store.clear(folder)
         self.store.delete("run.json")
 

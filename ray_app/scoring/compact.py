@@ -7,6 +7,7 @@ may be a run of Touchstone 0.20 or later.
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from ray_app.archives.build import find_input_type, write_selected
 from ray_app.archives.cut_blocks import TableStream
 from ray_app.archives.known_ids import copy_ids
 from ray_app.ensembles import EnsembleCard
-from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.inference import ScoringSpec, make_spec
 from ray_app.runs import CurrentRows, RunDirectory, directory, document, fingerprint, schema
@@ -36,7 +36,6 @@ from ray_app.storage import Lease
 # Blocks only limit how much a reader loads at once: their images are not scored again.
 _PLAN = archives.BlockPlan(batch_slots=4, max_block_members=2048)
 _COPIED = ("weights", "sessions")
-_WRITTEN = ("manifest", "ids", "scores", "masks", "features", "summaries", *_COPIED)
 
 
 def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any]:
@@ -66,49 +65,63 @@ def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any
         # Versions before 0.25 wrote the abstentions into the rows.
         card = EnsembleCard.model_validate(run_info["ensemble"])
         spec = make_spec(card, limits=ImageLimits(**run_info["identity"].get("limits", {})))
-    check_new(target)
-    with Lease(target.store, unguarded=unguarded):
-        copy_rows(rows, target, run_info, spec)
+    with claim_copy(target, run_info, url, unguarded=unguarded) as new_info:
+        copy_rows(rows, target, spec)
         before = run.read_json(f"summaries/{rows.last:05d}.json")
         unlike = (before.get("guarantee") or {}).get("unlike")
         copied = replace(CurrentRows.at_end(target), unlike=unlike)
         counts = summarise(copied.tables(COLUMNS), run_info["detectors"])
-        return finish_copy(target, before | counts.to_dict())
+        return finish_copy(target, new_info, before | counts.to_dict())
 
 
-def check_new(target: RunDirectory) -> None:
-    """Check that a directory is free, so that a run can be copied to it.
+@contextmanager
+def claim_copy(
+    target: RunDirectory, run_info: Mapping[str, Any], url: str, *, unguarded: bool
+) -> Iterator[dict[str, Any]]:
+    """Claim a directory for the copy of a run for the `with` block, and yield its `run.json`.
+
+    Files that an interrupted copy of the same run left in the directory are removed.
+
+    Args:
+        target: The new run.
+        run_info: The content of `run.json` of the copy. The versions of the row schema and of the
+            directory's layout are added.
+        url: The run to copy.
+        unguarded: Accept a store without conditional writes.
 
     Raises:
-        ConfigError: If it contains a finished run, or another command's files.
+        ConfigError: If the directory contains another run, or another command's files.
     """
-    target.check_free()
-    if target.exists() and target.last_finished() >= 0:
-        raise ConfigError(
-            f"{target.store.url} contains a run", hint="name another directory for the new run"
-        )
+    fields = {key: value for key, value in run_info.items() if key not in ("unlike", "deciding")}
+    new_info = fields | {
+        "schema": schema.SCHEMA_VERSION,
+        "layout": directory.LAYOUT,
+        "identity": directory.add_defaults(run_info["identity"]),
+    }
+    claim = new_info | {directory.COPY_OF: RunDirectory.open(url).store.url}
+    target.check_copy(claim)  # Raises before the lease is written.
+    with Lease(target.store, unguarded=unguarded):
+        target.check_copy(claim)
+        target.write_json("run.json", claim)
+        for folder in directory.FOLDERS:
+            target.store.clear(folder)
+        yield new_info
 
 
 def copy_rows(
     rows: CurrentRows,
     target: RunDirectory,
-    run_info: Mapping[str, Any],
     spec: ScoringSpec | None = None,
 ) -> None:
     """Write current rows, with their manifest, masks, and embeddings, into a new run directory.
 
-    The current row of a file is its newest row. Files that an interrupted copy left in the
-    directory are removed first.
+    The current row of a file is its newest row.
 
     Args:
         rows: The rows to copy.
-        target: The new run.
-        run_info: The content of the new `run.json`. The versions of the row schema and of the
-            directory's layout are added.
+        target: The new run, which `claim_copy` claimed.
         spec: The ensemble that computes new verdicts. None keeps the verdicts of the rows.
     """
-    for folder in _WRITTEN:
-        target.store.clear(folder)
     for folder in _COPIED:
         _copy_files(rows.run, target, folder)
     copier = _Copier(rows, target, spec)
@@ -119,27 +132,23 @@ def copy_rows(
     features = [f"features/{name}" for name in store.folders("features")]
     for folder in (["masks"] if store.folders("masks") else []) + features:
         copier.copy_beside(folder, blocks)
-    identity = directory.add_defaults(run_info["identity"])
-    fields = {key: value for key, value in run_info.items() if key not in ("unlike", "deciding")}
-    target.write_json(
-        "run.json",
-        fields
-        | {"schema": schema.SCHEMA_VERSION, "layout": directory.LAYOUT, "identity": identity},
-    )
 
 
-def finish_copy(target: RunDirectory, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the summary and the report of a copied run.
+def finish_copy(
+    target: RunDirectory, run_info: Mapping[str, Any], content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the summary, `run.json`, and the report of a copied run.
 
     Args:
         target: The new run.
+        run_info: The content of `run.json`, which `claim_copy` returned.
         content: The keys of `summary.json`, such as the counts of the new run. The keys that
             identify the run are set by this function.
 
     Returns:
         The content of `summary.json`.
     """
-    identity = target.describe()["identity"]
+    identity = run_info["identity"]
     summary = document.RunSummary.model_validate(
         {
             **content,
@@ -153,6 +162,8 @@ def finish_copy(target: RunDirectory, content: Mapping[str, Any]) -> dict[str, A
     ).to_dict()
     target.write_json("summaries/00000.json", summary)
     target.write_json("summary.json", summary)
+    # From now on, `touchstone score` may continue the run.
+    target.write_json("run.json", dict(run_info))
     # Thumbnails would be fetched from the archive.
     report.write_report(target, thumbnails=False)
     return summary

@@ -18,9 +18,8 @@ from ray_app.inference import ScoringSpec, make_spec
 from ray_app.inference.spec import departures
 from ray_app.runs import CurrentRows, RunDirectory, directory, schema
 from ray_app.scoring import guarantee, report
-from ray_app.scoring.compact import check_new, copy_rows, finish_copy
+from ray_app.scoring.compact import claim_copy, copy_rows, finish_copy
 from ray_app.scoring.identity import has_guarantee
-from ray_app.storage import Lease
 
 
 def decide_run(
@@ -79,17 +78,16 @@ def decide_run(
         "decision": get_decision_settings(card),
     }
     facts = card.model_dump(mode="json") | {"profile": run_info["ensemble"].get("profile")}
-    check_new(target)
-    with Lease(target.store, unguarded=unguarded):
-        decided = {**run_info, "identity": {**identity, **changed}, "ensemble": facts}
-        copy_rows(rows, target, decided, spec)
+    decided = {**run_info, "identity": {**identity, **changed}, "ensemble": facts}
+    with claim_copy(target, decided, url, unguarded=unguarded) as new_info:
+        copy_rows(rows, target, spec)
         before = {
             key: value
             for key, value in run.read_json("summary.json").items()
             if key not in ("guarantee", schema.SECOND_LOOK)
         }
         counts = report.count_current(target, spec, CurrentRows.at_end(target))
-        return finish_copy(target, before | counts)
+        return finish_copy(target, new_info, before | counts)
 
 
 def _check_settings(

@@ -26,8 +26,9 @@ from typing import Any
 from ray_app import __version__
 from ray_app.config import complete_from_run
 from ray_app.errors import IdentityError
-from ray_app.runs.directory import differences, differing_keys, refuse_others
+from ray_app.runs.directory import differences, differing_keys
 from ray_app.storage import Store, strip_all_secrets
+from ray_app.storage.output_kinds import refuse_others
 from ray_app.training.config import PROFILING, Recipe, TrainConfig
 
 HISTORY, SAMPLES, UNREADABLE, MASKS, TENSORBOARD = (

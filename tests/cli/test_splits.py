@@ -6,6 +6,7 @@ import pytest
 
 from ray_app.datasets import read_index
 from tests.make.datasets import made_index
+from tests.make.published import write_files
 
 
 @pytest.fixture
@@ -54,3 +55,11 @@ def test_check_exits_2_if_splits_share_images(index, tmp_path, touchstone):
     ended = touchstone(f"data split {tmp_path / 'whole'} --check")
     assert ended.code == 0
     assert "the splits share nothing" in ended.out
+
+
+def test_split_keeps_the_manifest_of_a_run(index, tmp_path, touchstone):
+    theirs = write_files(tmp_path / "run", "run.json", "manifest/0/_complete")
+    ended = touchstone(f"data split {index} --out {theirs}")
+    assert ended.code == 2
+    assert "it contains a scored run (run.json)" in ended.err
+    assert (theirs / "manifest/0/_complete").exists()

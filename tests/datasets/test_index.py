@@ -133,6 +133,24 @@ def test_unknown_label_is_refused_and_leaves_no_index(tmp_path):
         read_index(str(tmp_path / "index"))
 
 
+@pytest.mark.parametrize(
+    ("theirs", "reason"),
+    [
+        (("run.json", "manifest/0/_complete"), r"a scored run \(run\.json\)"),
+        (("train.json",), r"a training \(train\.json\)"),
+        (("manifest/mine.txt",), "manifest contains mine.txt"),
+        (("listing/mine.txt",), "listing contains mine.txt"),
+    ],
+)
+def test_index_keeps_files_of_others(tmp_path, theirs, reason):
+    out = write_files(tmp_path / "out", *theirs)
+    source = DatasetSource(at=(str(folder_set(tmp_path / "set")),), layout="folders")
+    with pytest.raises(ConfigError, match=reason):
+        build_index(source, Store.open(str(out)))
+    left = [path for path in out.rglob("*") if path.is_file()]
+    assert {str(path.relative_to(out)) for path in left} == set(theirs)
+
+
 def test_source_without_labelled_image_is_refused(tmp_path):
     images = write_files(tmp_path / "images", "a.jpg")
     file = str(write_json(tmp_path / "meta/list.json", [["a.jpg", "Negative"]]))

@@ -290,6 +290,15 @@ def test_hostile_names_stay_texts(tmp_path):
     assert "<script>alert(1)" not in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_evaluation_keeps_the_report_of_a_run(case):
+    folder = case[-1]
+    (folder / "run" / "report.html").write_text("of the run")
+    settings = {"at": (str(folder / "run"),), "labels": str(folder / "labels.jsonl")}
+    with pytest.raises(ConfigError, match=r"it contains a scored run \(run\.json\)"):
+        evaluate(EvaluateConfig(**settings, out=str(folder / "run")))
+    assert (folder / "run" / "report.html").read_text() == "of the run"
+
+
 def test_a_source_without_labels_is_not_scored(tmp_path):
     write_files(tmp_path / "photos", ["a.jpg", "b.jpg"])
     with pytest.raises(ConfigError, match="nor a source with a column `label`") as caught:

@@ -9,7 +9,7 @@ import pytest
 
 from ray_app.archives import read_blocks, read_ids
 from ray_app.cli.main import main
-from ray_app.errors import ExitCode, Status
+from ray_app.errors import ConfigError, ExitCode, Status
 from ray_app.runs import (
     CurrentRows,
     RunDirectory,
@@ -18,6 +18,7 @@ from ray_app.runs import (
     verify_run,
     write_features,
 )
+from ray_app.runs.directory import add_defaults
 from ray_app.scoring.compact import compact_run
 from tests.make.small_run import (
     FACTS,
@@ -143,14 +144,60 @@ def test_run_of_0_24_with_merged_files_is_compacted(run, tmp_path):
     check_compacted(run, str(tmp_path / "new"))
 
 
-def test_interrupted_copy_is_made_again(run, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def interrupt_copy(run, tmp_path, monkeypatch):
+    """A function that begins a copy of the run, and is interrupted before the summary."""
+
+    def interrupt(out):
+        with monkeypatch.context() as patch:
+            patch.setattr("ray_app.scoring.compact.finish_copy", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                compact_run(run.store.url, str(out))
+        return RunDirectory.open(str(out))
+
+    return interrupt
+
+
+def test_interrupted_copy_is_made_again(run, tmp_path, interrupt_copy, capsys):
     old, new = run.store.url, str(tmp_path / "new")
-    with monkeypatch.context() as patch:
-        patch.setattr("ray_app.scoring.compact.finish_copy", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            compact_run(old, new)
+    interrupt_copy(new)
     assert main(["runs", "compact", old, new]) == ExitCode.DONE
     assert by_uri(current_rows(RunDirectory.open(new))) == by_uri(current_rows(run))
     assert verify_run(RunDirectory.open(new)).current == 39
+    assert RunDirectory.open(new).describe() == add_missing_defaults(run.describe())
     assert main(["runs", "compact", old, new]) == ExitCode.USAGE
     assert "contains a run" in capsys.readouterr().err
+
+
+def add_missing_defaults(run_info):
+    return run_info | {"identity": add_defaults(run_info["identity"])}
+
+
+def test_interrupted_copy_belongs_to_its_run_alone(run, tmp_path, interrupt_copy):
+    new, other = interrupt_copy(tmp_path / "new"), str(tmp_path / "other")
+    shutil.copytree(run.store.url, other)
+    with pytest.raises(ConfigError, match=f"new contains an unfinished copy of {run.store.url}"):
+        compact_run(other, new.store.url)
+    for check in (new.check_writable, new.describe_finished):
+        with pytest.raises(ConfigError, match=f"the copy of {run.store.url} is not finished"):
+            check()
+
+
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_compact_refuses_an_unfinished_run(run, tmp_path, capsys):
+    new = begun(tmp_path / "theirs", NAMES, blocks=[0, 2])
+    before = files_in(tmp_path / "theirs")
+    assert main(["runs", "compact", run.store.url, new.store.url]) == ExitCode.USAGE
+    assert f"{new.store.url} contains a run that is not finished" in capsys.readouterr().err
+    assert files_in(tmp_path / "theirs") == before
+
+
+def test_compact_keeps_folders_of_others(run, tmp_path, capsys):
+    write_files(tmp_path / "new" / "masks", ["mine.png"])
+    before = files_in(tmp_path / "new")
+    assert main(["runs", "compact", run.store.url, str(tmp_path / "new")]) == ExitCode.USAGE
+    assert "new contains files in masks, but not a run" in capsys.readouterr().err
+    assert files_in(tmp_path / "new") == before

@@ -26,7 +26,7 @@ from ray_app.scoring.gallery import make_gallery
 from ray_app.scoring.guarantee import compare, count_archive
 from ray_app.scoring.run import score_archive
 from tests.make.cards import write_two
-from tests.make.small_run import NAME, read_by_sql
+from tests.make.small_run import NAME, new_run, read_by_sql
 from tests.scoring.made_run import DECODER, made_run, more_rows, properties_made, summary_of
 from tests.scoring.shifted import calibrated_card
 
@@ -249,6 +249,9 @@ def test_decide_compares_the_archive_unless_waived(tmp_path, card):
     assert rows_of(RunDirectory.open(str(tmp_path / "again"))) == rows_of(run)
     with pytest.raises(ConfigError, match="waived contains a run"):
         decide_run(run.store.url, plain, out)
+    new_run(tmp_path / "unfinished")
+    with pytest.raises(ConfigError, match="unfinished contains a run that is not finished"):
+        decide_run(run.store.url, plain, str(tmp_path / "unfinished"))
 
 
 def test_decide_at_operating_point_states_its_measured_rate(tmp_path, card, capsys):

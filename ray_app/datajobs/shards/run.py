@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import archives
+from ray_app.archives.manifest import get_folder
 from ray_app.archives.progress import ProgressLog
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, map_on_ray, named_cluster
@@ -188,7 +189,7 @@ def _list(
             store, archive, _BLOCKS, each=map_fn, progress=ProgressLog("listing").count, limit=limit
         )
     except ConfigError:  # Nothing was listed: release the directory for other commands.
-        store.clear("manifest")
+        store.clear(get_folder(0))
         store.delete(_CLAIM)
         raise
     if listing is not None and listing.closed_folders:
