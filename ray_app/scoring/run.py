@@ -172,7 +172,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 directory.claim(
                     settings.facts(spec), list(spec.cards), spec.ensemble.model_dump(mode="json")
                 )
-                with resumable(ClusterError):
+                with _explain_deletion(directory), resumable(ClusterError):
                     run = ScoringRun(settings, directory, lease, spec, start)
                     return run.execute(layout, groups)
 
@@ -219,6 +219,31 @@ def check_settings(settings: identity.Settings, directory: RunDirectory) -> None
             f"{directory.store.url}: Touchstone 0.25 did not finish the first listing of this run",
             hint="finish it with Touchstone 0.25, or score the source again with another --out",
         )
+
+
+@contextlib.contextmanager
+def _explain_deletion(directory: RunDirectory) -> Iterator[None]:
+    """Raise StorageError instead of an exception whose cause is that the run was deleted.
+
+    A ConfigError is raised unchanged, because a run with an empty source deletes itself.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        store, is_deleted, left = directory.store, False, []
+        # The error may come from the store that is read here.
+        with contextlib.suppress(StorageError):
+            is_deleted = not directory.exists()
+            left = [*store.folders(""), *store.names("")] if is_deleted else []
+        if not is_deleted:
+            raise
+        raise StorageError(
+            f"{store.url}: the run was deleted while this command scored; "
+            f"left in the directory: {', '.join(left) or 'nothing'}",
+            hint="restore the directory, or delete it, and run the same command again",
+        ) from error
 
 
 def _finish_unchanged(
@@ -551,7 +576,8 @@ class ScoringRun:
         except BaseException:
             # The error may come from the store that this is written to.
             with contextlib.suppress(StorageError):
-                self.session.log("interrupted")
+                if run.exists():
+                    self.session.log("interrupted")
             raise
         finally:
             progress.close()

@@ -213,7 +213,13 @@ class Lease:
         if not self._create(path, self.holder):
             return False
         if newest is not None and not newest[1].released:
-            _log.info("lease_taken_over host=%s pid=%d", newest[1].host, newest[1].pid)
+            _log.warning(
+                "lease_taken_over url=%s host=%s pid=%d reason=%r",
+                self._store.url,
+                newest[1].host,
+                newest[1].pid,
+                "the last command there ended without a message: it, or the Ray that it used, was killed",
+            )
         self.number = number
         return True
 

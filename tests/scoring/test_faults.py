@@ -3,6 +3,7 @@ exit code 5 and can be resumed.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 
@@ -53,6 +54,27 @@ def test_full_output_stops_the_run_which_resumes(
     finished, rows = score(archive, **SMALL)
     assert len(rows) == len(files_below(archive))
     assert finished.summary["session"]["rows"] == len(rows) - committed
+
+
+def test_deleted_run_directory_is_reported(score, archive, tmp_path, monkeypatch):
+    run, work = RunDirectory.open(str(tmp_path / "run")), BlockScorer.work
+
+    def delete_and_work(self, message):
+        if message.block == 1:
+            shutil.rmtree(run.store.url)
+        return work(self, message)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BlockScorer, "work", delete_and_work)
+        message = f"{run.store.url}: the run was deleted while this command scored; left in the directory: "
+        with pytest.raises(StorageError, match=message) as caught:
+            score(archive, **SMALL)
+    assert caught.value.exit_code is ExitCode.CLUSTER
+    assert RESUMABLE not in caught.value.__notes__
+    assert not run.store.names("sessions")
+    shutil.rmtree(run.store.url, ignore_errors=True)
+    _, rows = score(archive, **SMALL)
+    assert len(rows) == len(files_below(archive))
 
 
 def attempt(folder, block, lease=1):

@@ -3,6 +3,7 @@ completes, or the same command completes it, with the same scores.
 """
 
 import os
+import platform
 import random
 import shlex
 import signal
@@ -281,3 +282,27 @@ def test_run_survives_a_killed_scorer_and_gpu_node(photographs, undisturbed, tmp
     assert same(rows_of(tmp_path / "run")) == undisturbed
     session = run.read_json("summary.json")["session"]
     assert (session["layout"], session["number"]) == ("split", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["raylet/raylet", "gcs/gcs_server"])
+def test_run_whose_ray_was_killed_is_reported(server, photographs, undisturbed, tmp_path):
+    """Ray ends the driver from its own core, so only the next command can report it."""
+    run = RunDirectory.open(str(tmp_path / "run"))
+    process = start(str(photographs), run.store.url, f"block_members={BLOCK}")
+    try:
+        await_parts(run, process, 2)
+        [killed] = [pid for pid in family_of(process.pid) if server in title_of(pid).split(" ")[0]]
+        os.kill(killed, signal.SIGKILL)
+        process.communicate(timeout=200)
+    finally:
+        kill_family(process)
+    assert process.returncode != 0
+    assert not is_released(run.store)
+    committed = sum(table.num_rows for table in current_tables(run, unfinished=True))
+    errors = finish(start(str(photographs), run.store.url, f"block_members={BLOCK}"))
+    assert (
+        f"host={platform.node()} pid={process.pid} reason='the last command there ended" in errors
+    )
+    assert f"{committed} done before" in errors
+    assert same(rows_of(run.store.url)) == undisturbed

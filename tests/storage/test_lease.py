@@ -81,7 +81,7 @@ def test_directory_that_is_used_often_keeps_three_leases(store):
     assert store.names("lease") == ["00005.json", "00006.json", "00007.json"]
 
 
-def test_process_of_this_machine_is_replaced_when_it_is_dead(store):
+def test_process_of_this_machine_is_replaced_when_it_is_dead(store, caplog):
     store.write("run.json", b"{}")
     command, pipe = [sys.executable, "-c", HOLD, store.url], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:
@@ -98,6 +98,7 @@ def test_process_of_this_machine_is_replaced_when_it_is_dead(store):
         with Lease(store, sleep=pytest.fail) as lease:
             assert lease.number == 2
             assert read_lease(store)["token"] == lease.holder.token
+    assert f"pid={holder.pid} reason='the last command there ended without" in caplog.text
     assert is_released(store)
     assert is_running(*identify_process())
 
