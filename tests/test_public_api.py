@@ -133,7 +133,10 @@ def test_check_finds_private_names_and_patches(code, find):
 
 
 def test_private_names_still_exist():
+    from ray._private import services
+
     assert ray_private_api.memory_seen_by_ray() is not None
+    assert callable(services.canonicalize_bootstrap_address)
     assert EXECUTION_CALLBACKS
     from PIL import _imaging
 
@@ -144,8 +147,10 @@ def test_private_names_still_exist():
 
 
 def test_missing_private_names_have_fallbacks(monkeypatch):
-    from ray._private import state, utils
+    from ray._private import services, state, utils
 
+    monkeypatch.delattr(services, "canonicalize_bootstrap_address")
+    assert ray_private_api.find_current_cluster() is None
     monkeypatch.delattr(utils, "estimate_available_memory")
     assert ray_private_api.memory_seen_by_ray() is None
     monkeypatch.delattr(state, "state")

@@ -36,6 +36,26 @@ def draining_nodes() -> dict[str, int]:
     return notices
 
 
+def find_current_cluster() -> str | None:
+    """Return the address of the cluster that `ray.init(address="auto")` would join.
+
+    Reason: Ray has no public function for the address that `auto` stands for. If the cluster has
+    ended, `ray.init` waits for minutes, so its address is probed first. Fallback: None, and the
+    cluster is not probed.
+
+    Raises:
+        ConnectionError: If Ray finds no cluster on this machine.
+    """
+    try:
+        from ray._private.services import canonicalize_bootstrap_address
+
+        address: str | None = canonicalize_bootstrap_address("auto")  # type: ignore[no-untyped-call]
+    except (ImportError, AttributeError) as error:
+        _log.warning("this version of Ray does not report its current cluster: %s", error)
+        return None
+    return address
+
+
 def memory_seen_by_ray() -> tuple[int, int] | None:
     """Return the free memory and the free shared memory, in bytes, that Ray detects on this machine.
 

@@ -387,19 +387,30 @@ def require_head(address: str, wait_s: float = PROBE_S) -> None:
     Without this check, `ray.init` would try to connect for minutes.
 
     Args:
-        address: `HOST:PORT`, `ray://HOST:PORT`, or `auto`, which is not probed.
+        address: `HOST:PORT`, `ray://HOST:PORT`, or `auto`, the cluster that Ray finds on this
+            machine.
         wait_s: Seconds to wait for a connection.
     """
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdecimal():
-        return
+    hint = (
+        "check that the cluster is running, and that the address is that of its head (HOST:PORT, usually port 6379); "
+        "unset RAY_ADDRESS and cluster.address to start a local Ray"
+    )
+    name, head = address, address
     try:
-        socket.create_connection((host.strip("[]"), int(port)), wait_s).close()
-    except (OSError, OverflowError) as error:
+        if address == "auto":
+            hint = "run `ray stop` to forget a cluster that has ended; unset RAY_ADDRESS and cluster.address to start a local Ray"
+            head = private_api.find_current_cluster() or ""
+            name = f"auto ({head})" if head else name
+        host, separator, port = head.removeprefix("ray://").rpartition(":")
+        if separator and port.isdecimal():
+            socket.create_connection((host.strip("[]"), int(port)), wait_s).close()
+    except (
+        OSError,
+        OverflowError,
+        ValueError,
+    ) as error:  # Ray raises ValueError for a bad address.
         raise ClusterError(
-            f"cannot join the Ray cluster at {address}: {describe_error(error)}",
-            hint="check that the cluster is running, and that the address is that of its head (HOST:PORT, usually port 6379); "
-            "unset RAY_ADDRESS and cluster.address to start a local Ray",
+            f"cannot join the Ray cluster at {name}: {describe_error(error)}", hint=hint
         ) from error
 
 

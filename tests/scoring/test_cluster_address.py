@@ -35,10 +35,49 @@ def test_unreachable_head_is_reported_within_seconds(scheme):
     assert "6379" in caught.value.hint
 
 
-def test_listening_head_and_auto_are_left_to_ray():
+def test_listening_head_is_left_to_ray():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         ray_cluster.require_head(f"127.0.0.1:{listening.getsockname()[1]}")
-    ray_cluster.require_head("auto")
+
+
+@pytest.fixture
+def current_cluster(monkeypatch, tmp_path):
+    """The file in which `ray start` records the address of its cluster. Clusters that run on this
+    machine, such as those of other tests, are not seen.
+    """
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    (tmp_path / "ray").mkdir()
+    return tmp_path / "ray" / "ray_current_cluster"
+
+
+def test_auto_names_the_dead_cluster_within_seconds(current_cluster):
+    for head, reason in (
+        (f"127.0.0.1:{free_port()}", r"auto \({}\): ConnectionRefusedError"),
+        ("nonsense", "auto: ValueError"),
+        (None, "auto: ConnectionError"),
+    ):
+        current_cluster.unlink(missing_ok=True)
+        if head is not None:
+            current_cluster.write_text(head)
+        began = time.monotonic()
+        with (
+            pytest.raises(ClusterError, match=reason.format(head)) as caught,
+            ray_cluster.cluster(ClusterConfig(address="auto")),
+        ):
+            pytest.fail("joined")
+        assert time.monotonic() - began < ray_cluster.PROBE_S
+        assert caught.value.exit_code is ExitCode.CLUSTER
+        assert "run `ray stop`" in caught.value.hint
+        assert not ray.is_initialized()
+
+
+def test_auto_probes_the_current_cluster(current_cluster):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        current_cluster.write_text(f"127.0.0.1:{listening.getsockname()[1]}")
+        ray_cluster.require_head("auto")
+        listening.settimeout(5)
+        listening.accept()[0].close()
 
 
 def test_local_names_no_cluster(monkeypatch):
