@@ -20,7 +20,8 @@ EXIT_MEANING: dict[ExitCode, str] = {
     ExitCode.DONE: "done",
     ExitCode.BUG: "a bug in Touchstone",
     ExitCode.USAGE: "a command, a file, or a setting must be changed",
-    ExitCode.TOO_MANY_BAD: "finished, but more files could not be scored than `max_bad_fraction` allows, or no file could be read",
+    ExitCode.TOO_MANY_BAD: "finished, but more files could not be scored than `max_bad_fraction` allows, no file could be read, "
+    "or a check failed (`runs verify`, `data split --check`, `data index --complete`)",
     ExitCode.DETECTOR: "a detector, its weights, or its licence is missing or refused",
     ExitCode.CLUSTER: "storage or the cluster is unreachable, or the run makes no progress",
     ExitCode.INTERRUPTED: "interrupted; committed results are kept, and the same command resumes",

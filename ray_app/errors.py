@@ -7,6 +7,7 @@
     │  └─ SourceError           a row     the file of one image cannot be read
     ├─ DetectorError            exit 4    a detector cannot be used
     └─ ClusterError             exit 5    the cluster has no capacity, or a run makes no progress
+       ├─ VerificationError     exit 3    the rows of a run contradict its manifests or its summary
        └─ StorageError          exit 5    a source or a run directory cannot be reached
 
 A problem with one image does not stop a run: the image gets a result row with a status. The other
@@ -116,7 +117,8 @@ class ExitCode(IntEnum):
         DONE: The command has done its work.
         BUG: An unexpected exception, which is a bug in Touchstone.
         USAGE: An option, a file, or the run directory is wrong.
-        TOO_MANY_BAD: The run is finished, but too many files have no score.
+        TOO_MANY_BAD: The command is finished, but its result is not acceptable: too many files
+            have no score, or a check failed.
         DETECTOR: A detector cannot be used, for example because weights are missing.
         CLUSTER: The cluster or a storage failed.
         INTERRUPTED: The command was interrupted. The same command resumes the run.
@@ -239,6 +241,12 @@ class ClusterError(TouchstoneError):
     """The Ray cluster has no capacity, or a run made no progress."""
 
     exit_code = ExitCode.CLUSTER
+
+
+class VerificationError(ClusterError):
+    """The rows of a run contradict its manifests or its summary."""
+
+    exit_code = ExitCode.TOO_MANY_BAD
 
 
 class StorageError(ClusterError):

@@ -234,7 +234,7 @@ def _split_at_commas(
 @click.option(
     "--check",
     is_flag=True,
-    help="Write nothing; report what the splits of INDEX share, and exit with 2 if they share anything.",
+    help="Write nothing; report what the splits of INDEX share, and exit with 3 if they share anything.",
 )
 @options.json_option
 def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) -> int:
@@ -265,7 +265,8 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) 
         options.echo_document(
             report, map(escape_invisible, [*report["remarks"], *leak_lines(report)]), as_json
         )
-        return ExitCode.USAGE if any(leak["values"] for leak in report["leaks"]) else ExitCode.DONE
+        has_leak = any(leak["values"] for leak in report["leaks"])
+        return ExitCode.TOO_MANY_BAD if has_leak else ExitCode.DONE
     if not values["out"]:
         raise ConfigError(
             "--out DIR is missing: the split index needs a directory",
@@ -306,7 +307,7 @@ def split(at: str, check: bool, clip: str | None, as_json: bool, **values: Any) 
 @click.option(
     "--complete",
     is_flag=True,
-    help="Exit with 2 unless there are published counts and the index has the same counts.",
+    help="Exit with 3 if the index has other counts than the published ones, and with 2 if none are published.",
 )
 @options.overrides
 @options.json_option
@@ -330,7 +331,7 @@ def index(
     """
     from ray_app.archives.progress import ProgressLog
     from ray_app.datasets import DatasetSource, build_index
-    from ray_app.errors import ConfigError
+    from ray_app.errors import ConfigError, ExitCode
     from ray_app.reports.datasets import index_lines
     from ray_app.storage import Store
 
@@ -344,14 +345,12 @@ def index(
     faults = info.fault_lines()
     lines = [*index_lines(info), *(f"known fault: {line}" for line in faults)]
     options.echo_document(asdict(info) | {"known_faults": faults}, lines, as_json)
-    if complete and not info.agrees:
-        message = (
-            "there is no published count to compare with"
-            if info.agrees is None
-            else "the counts differ from the published ones"
-        )
+    if complete and info.agrees is None:
         raise ConfigError(
-            f"{out}: {message}",
-            hint="leave out --complete to accept these counts: the index has been written",
+            f"{out}: there is no published count to compare with",
+            hint="leave out --complete: the index has been written",
         )
+    if complete and not info.agrees:
+        click.echo(f"{out}: the counts differ from the published ones", err=True)
+        return ExitCode.TOO_MANY_BAD
     return 0

@@ -223,7 +223,7 @@ def touchstone() -> None:
     touchstone train quick --out mine                 train your own detector on labelled images
 
     Results go to stdout, logs and the progress line to stderr. Exit codes: 0 success · 1 a bug in Touchstone · 2 usage or config · 3 finished,
-    but too many bad files · 4 detector or weights · 5 storage or cluster · 130 interrupted; run the same command again to resume.
+    but too many bad files or a failed check · 4 detector or weights · 5 storage or cluster · 130 interrupted; run the same command again to resume.
     """
 
 

@@ -49,7 +49,7 @@ def find_current_cluster() -> str | None:
     try:
         from ray._private.services import canonicalize_bootstrap_address
 
-        address: str | None = canonicalize_bootstrap_address("auto")  # type: ignore[no-untyped-call]
+        address: str | None = canonicalize_bootstrap_address("auto")
     except (ImportError, AttributeError) as error:
         _log.warning("this version of Ray does not report its current cluster: %s", error)
         return None

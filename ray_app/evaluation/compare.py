@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.datasets.label_reader import open_labels
-from ray_app.errors import ConfigError, Status
+from ray_app.errors import ConfigError
 from ray_app.evaluation.join import LabelledRows, own_labels, read_labels
 from ray_app.evaluation.systems import ENSEMBLE, System, Systems, list_systems
 from ray_app.metrics.arrays import Floats
@@ -25,7 +25,8 @@ from ray_app.runs import RunDirectory, current_tables
 from ray_app.runs.directory import differing_keys
 
 By = Literal["image_id", "sha256"]
-STATUSES = [status.value for status in Status]
+# The status of a row without one.
+MISSING = "missing"
 MAX_LABELLED = 200_000
 """Maximum number of labelled images for metrics.
 
@@ -136,8 +137,9 @@ def _read_rows(run: RunDirectory, key: By, systems: Systems) -> pd.DataFrame:
         columns = {
             "key": keys,
             "image_id": table["image_id"],
-            "status": _encode(table["status"], STATUSES),
-            "verdict": _encode(table["verdict"], VERDICTS),
+            # A later version may have written a status that this version does not know.
+            "status": pc.fill_null(table["status"].cast(pa.string()), MISSING).dictionary_encode(),
+            "verdict": _encode_verdicts(table["verdict"], run),
         }
         scores = {f"score {name}": column for name, column in systems.read_scores(table).items()}
         tables.append(pa.table(columns | scores))
@@ -148,16 +150,26 @@ def _read_rows(run: RunDirectory, key: By, systems: Systems) -> pd.DataFrame:
         "verdict",
         *(f"score {system.name}" for system in systems.all),
     ]
-    rows = pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame(columns=names)
-    for name, categories in (("status", STATUSES), ("verdict", VERDICTS)):
-        rows[name] = pd.Categorical.from_codes(rows[name].astype(np.int8), categories)
+    rows = (
+        pa.concat_tables(tables).unify_dictionaries().to_pandas()
+        if tables
+        else pd.DataFrame(columns=names)
+    )
+    rows["verdict"] = pd.Categorical.from_codes(rows["verdict"].astype(np.int8), VERDICTS)
     return rows
 
 
-def _encode(column: pa.ChunkedArray, values: Sequence[str]) -> pa.ChunkedArray:
-    """Return the index of each value; the last index for a missing or unknown value."""
-    codes = pc.index_in(column.cast(pa.string()), pa.array(values))
-    return pc.fill_null(codes, len(values) - 1).cast(pa.int8())
+def _encode_verdicts(column: pa.ChunkedArray, run: RunDirectory) -> pa.ChunkedArray:
+    """Return the index of each verdict in VERDICTS, whose last entry is for rows without one."""
+    column = column.cast(pa.string())
+    codes = pc.index_in(column, pa.array(VERDICTS))
+    unknown = column.filter(pc.and_(pc.is_null(codes), pc.is_valid(column)))
+    if len(unknown):
+        raise ConfigError(
+            f"{run.store.url}: the verdict must be one of {', '.join(VERDICTS[:-1])}, got {unknown[0]}",
+            hint="compare the runs with the version of Touchstone that wrote this run",
+        )
+    return pc.fill_null(codes, len(VERDICTS) - 1).cast(pa.int8())
 
 
 def _match(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ray_app import archives
-from ray_app.errors import ClusterError
+from ray_app.errors import VerificationError
 from ray_app.runs import document, summary
 from ray_app.runs.current import CurrentRows, block_lists_in
 from ray_app.runs.directory import RunDirectory
@@ -64,8 +64,8 @@ def verify_run(
 
     Raises:
         ConfigError: If there is no run, or the run is not finished.
-        ClusterError: If a listed file has no row, a row belongs to no listed file, or the summary
-            has other counts.
+        VerificationError: If a listed file has no row, a row belongs to no listed file, or the
+            summary has other counts.
     """
     run_info = run.describe_finished()
     rows = CurrentRows.read(run)
@@ -109,8 +109,8 @@ def check_conservation(
         The number of files in these manifests.
 
     Raises:
-        ClusterError: If a manifest is not complete, a file has no row or more than one, or a row
-            belongs to no file of the manifest.
+        VerificationError: If a manifest is not complete, a file has no row or more than one, or a
+            row belongs to no file of the manifest.
     """
     spans: list[_Span] = []
     total = 0
@@ -138,7 +138,7 @@ def _spans(
         published: The published files that may contain its rows.
 
     Raises:
-        ClusterError: If blocks have no rows, or have rows twice.
+        VerificationError: If blocks have no rows, or have rows twice.
     """
     number = info.manifest
     files = [file for file in published if number in file.manifests()]
@@ -218,9 +218,9 @@ def _comparable(name: str, value: Any) -> Any:
     return value
 
 
-def _mismatch(run: RunDirectory, problem: str) -> ClusterError:
-    return ClusterError(f"{run.store.url}: {problem}", hint=_HINT)
+def _mismatch(run: RunDirectory, problem: str) -> VerificationError:
+    return VerificationError(f"{run.store.url}: {problem}", hint=_HINT)
 
 
-def _lost(run: RunDirectory, manifest: int, problem: str) -> ClusterError:
+def _lost(run: RunDirectory, manifest: int, problem: str) -> VerificationError:
     return _mismatch(run, f"manifest {manifest}: {problem}")

@@ -45,10 +45,12 @@ def test_index_complete_fails_if_counts_differ(folders, tmp_path, touchstone):
     line = f"data index {images} --layout dflip --complete --set arguments.file="
     assert touchstone(f"{line}{whole} --out {tmp_path / 'whole'}").code == 0
     ended = touchstone(f"{line}{part} --out {tmp_path / 'part'}")
-    assert ended.code == 2
+    assert ended.code == 3
     assert "all: 2 · published 3 · DIFFER" in ended.out
+    assert "the counts differ from the published ones" in ended.err
     assert len(read_index(str(tmp_path / "part"))) == 2
     ended = touchstone(f"data index {folders} --layout folders --out {tmp_path}/x --complete")
+    assert ended.code == 2
     assert "there is no published count to compare with" in ended.err
 
 

@@ -41,11 +41,11 @@ def test_split_prints_counts_and_next_commands(index, tmp_path, touchstone):
     assert touchstone(f"{line} --json").document == json.loads((out / "split.json").read_text())
 
 
-def test_check_exits_2_if_splits_share_images(index, tmp_path, touchstone):
+def test_check_exits_3_if_splits_share_images(index, tmp_path, touchstone):
     touchstone(f"data split {index} --out {tmp_path / 'leaky'} --by group,looks")
     ended = touchstone(f"data split {tmp_path / 'leaky'} --check")
     lines = ended.out.splitlines()
-    assert ended.code == 2
+    assert ended.code == 3
     assert any(line.startswith("LEAK by the same prompt: ") for line in lines)
     assert sum(line.startswith("  = /") for line in lines) == 5
     touchstone(f"data split {index} --out {tmp_path / 'whole'}")

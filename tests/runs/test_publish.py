@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.archives import read_blocks
-from ray_app.errors import ClusterError
+from ray_app.errors import ClusterError, ExitCode
 from ray_app.runs import RunDirectory, check_conservation, current_tables, parts
 from tests.archives.given import Dying, backwards
 from tests.make.small_run import begun
@@ -90,8 +90,9 @@ def test_publishing_interrupted_anywhere_keeps_every_row(step, scored, tmp_path,
 def test_missing_part_is_named(run):
     blocks = run.parts(0)
     run.store.delete(run.part_path(0, blocks[-1]))
-    with pytest.raises(ClusterError, match=r"manifest 0: \d+ of 100 files have no row"):
+    with pytest.raises(ClusterError, match=r"manifest 0: \d+ of 100 files have no row") as caught:
         check_conservation(run)
+    assert caught.value.exit_code is ExitCode.TOO_MANY_BAD
     run.store.delete(run.part_path(0, 4))
     with pytest.raises(ClusterError, match="manifest 0: blocks 4 to 4 have no row"):
         check_conservation(run)

@@ -1,6 +1,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
@@ -137,6 +139,34 @@ def test_moved_files_are_matched_by_their_bytes(tmp_path, first, scores):
     # The second run has no labels, and its rows are matched with those of the first.
     assert comparison.labelled == N
     assert compare(first, moved, by="image_id").shared == 0
+
+
+def rewrite(run_url, name, values):
+    """Replace the first values of a column in the published rows of a run."""
+    run = RunDirectory.open(run_url)
+    [path] = run.row_files([0])
+    file = run.store.local_path(path)
+    rows = pq.read_table(file)
+    column = pa.array([*values, *rows[name].to_pylist()[len(values) :]], pa.string())
+    pq.write_table(rows.set_column(rows.schema.get_field_index(name), name, column), file)
+
+
+def test_unknown_and_missing_statuses_stay_apart(first, other_run, scores):
+    later = other_run(scores, fails={name: Status.DETECTOR_FAILED for name in NAMES[-2:]})
+    rewrite(later, "status", ["of_a_later_version"] * 3 + [None] * 4)
+    assert sorted(compare(first, later).statuses) == [
+        ("ok", "detector_failed", 2),
+        ("ok", "missing", 4),
+        ("ok", "of_a_later_version", 3),
+    ]
+    assert not compare(later, later).statuses
+
+
+def test_unknown_verdict_is_refused(first, other_run, scores):
+    later = other_run(scores)
+    rewrite(later, "verdict", ["altered"])
+    with pytest.raises(ConfigError, match=f"{later}: the verdict must be one of .*, got altered"):
+        compare(first, later)
 
 
 def test_changed_statuses_are_counted(first, other_run, scores):
