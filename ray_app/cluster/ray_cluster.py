@@ -404,11 +404,8 @@ def require_head(address: str, wait_s: float = PROBE_S) -> None:
         host, separator, port = head.removeprefix("ray://").rpartition(":")
         if separator and port.isdecimal():
             socket.create_connection((host.strip("[]"), int(port)), wait_s).close()
-    except (
-        OSError,
-        OverflowError,
-        ValueError,
-    ) as error:  # Ray raises ValueError for a bad address.
+    # Ray raises ValueError if its record has an invalid address.
+    except (OSError, OverflowError, ValueError) as error:
         raise ClusterError(
             f"cannot join the Ray cluster at {name}: {describe_error(error)}", hint=hint
         ) from error

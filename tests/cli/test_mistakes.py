@@ -193,7 +193,7 @@ def test_output_that_cannot_be_written_exits_5(tmp_path, touchstone):
     with closed(out):
         ended = touchstone(f"score pictures --ensemble tiny --out {out}/run")
     assert ended.code == 5
-    assert f"{out}/run/manifest: Permission denied" in ended.err
+    assert f"{out}/run: Permission denied" in ended.err
     assert "check the permissions of that path" in ended.err
 
 
