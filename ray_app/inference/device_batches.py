@@ -7,6 +7,7 @@ the GPU: `DeviceMeter`, and the functions that create buffers and events.
 """
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ MAX_MEMORY = 0.4
 # A batch that takes longer is not doubled, since the cost of its launch is negligible.
 MAX_BATCH_S = 0.5
 ROUNDS = 3  # Passes that are timed. An untimed pass before them loads kernels.
+
+# A process with another id was forked from the one that imported torch.
+_FIRST_PID = os.getpid()
 
 
 class PinnedRing:
@@ -249,6 +253,15 @@ def resolve_device(device: str) -> str:
             f"device must be auto, cpu, cuda, or an indexed device such as cuda:0, got {device!r}"
         ) from None
     return device
+
+
+def limit_threads_after_fork() -> None:
+    """Limit torch to one thread in a forked process, as a DataLoader does in its workers.
+
+    A fork does not copy the threads of OpenMP, and an operation would wait for them permanently.
+    """
+    if os.getpid() != _FIRST_PID:
+        torch.set_num_threads(1)
 
 
 def release_memory(device: str) -> None:

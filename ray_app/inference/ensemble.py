@@ -29,7 +29,14 @@ from ray_app.ensembles import (
     find_origin,
     load_ensemble_card,
 )
-from ray_app.errors import ConfigError, InputError, Status, StorageError, describe_error
+from ray_app.errors import (
+    ConfigError,
+    DetectorError,
+    InputError,
+    Status,
+    StorageError,
+    describe_error,
+)
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
 from ray_app.images.provenance import ProvenanceConfig, attach_sidecar
@@ -81,7 +88,8 @@ class Ensemble:
 
     Several threads may share an ensemble, which then scores one call at a time. To score in
     parallel, give each thread its own `twin()`. A pickled ensemble loads its weights again when it
-    is unpickled.
+    is unpickled. A forked process may use an ensemble of its parent on a CPU, with one thread of
+    torch.
 
     Examples:
         >>> ensemble = Ensemble("default", device="cpu", batch_size=8)
@@ -143,6 +151,8 @@ class Ensemble:
                 slots=None if batch_size is None else _validate_batch_size(batch_size), waive_guarantee=waive_guarantee,
                 provenance=(provenance or ProvenanceConfig()).policy(),
             )  # fmt: skip
+        device_batches.limit_threads_after_fork()
+        self._pid = os.getpid()
         for detector in self.spec.cards.values():
             licences.require_accepted(detector, accept_licences)
             require_device(detector, device)
@@ -367,7 +377,17 @@ class Ensemble:
 
         Returns:
             One result for each image, in the same order.
+
+        Raises:
+            DetectorError: The ensemble is on a GPU, and this process is a fork of the one that
+                loaded it.
         """
+        if self._pid != os.getpid() and self.spec.device.startswith("cuda"):
+            raise DetectorError(
+                f"a forked process cannot use {self.spec.device} with the ensemble of its parent",
+                hint="load the ensemble in each process, and start processes with spawn, not fork",
+            )
+        device_batches.limit_threads_after_fork()
         outcomes = list[DecodeResult]()
         with self._lock:
             outputs = self._scorer.score(self._decode_batches(images, outcomes))

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,15 @@ class EndpointClient:
         headers = {"Authorization": f"Bearer {_validate_token(token)}"} if token else {}
         parsed = _parse_url(url)
         self._proxy = _find_proxy(parsed)
-        self._http = httpx.Client(
+        self._open_connections = partial(
+            httpx.Client,
             base_url=parsed,
             headers=headers,
             timeout=timeout_s,
             follow_redirects=False,
             mounts={f"{parsed.scheme}://": None} if self._proxy is None else None,
         )
+        self._http, self._pid = self._open_connections(), os.getpid()
         self._url, self._retries = strip_secrets(str(self._http.base_url)).rstrip("/"), patience
         self._description: Ensembles | None = None
 
@@ -310,6 +313,9 @@ class EndpointClient:
     def _attempt(
         self, method: str, path: str, request: dict[str, Any]
     ) -> tuple[httpx.Response | None, str]:
+        if self._pid != os.getpid():
+            # A forked process would receive answers to its parent on the parent's connections.
+            self._http, self._pid = self._open_connections(), os.getpid()
         try:
             response = self._http.request(method, path, **request)
         except httpx.RequestError as error:

@@ -17,6 +17,7 @@ from ray_app.storage import s3, urls
 # The extra of the package that each scheme needs. fsspec would cache the listings of these stores,
 # which `open_fsspec` switches off.
 _EXTRA = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_kept = set[fsspec.AbstractFileSystem]()
 
 
 def open_fsspec(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -48,7 +49,17 @@ def open_fsspec(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             hint="use a path, file://, s3://, gs://, az://, https://, or hf://",
         ) from None
     _disable_retries(fs)
+    keep_open(fs)
     return fs, path
+
+
+def keep_open(fs: fsspec.AbstractFileSystem) -> None:
+    """Keep a file system until this process and its forks exit.
+
+    A fork that drops it closes its connections, and its parent then gets no answers on them: both
+    share one epoll instance.
+    """
+    _kept.add(fs)
 
 
 def retrying_fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -8,10 +8,12 @@ header use the name.
 """
 
 import asyncio
+import os
 import re
 import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +24,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from ray_app.errors import SourceError, Status
+from ray_app.storage import object_store
 
 Resolver = Callable[[str, int], Awaitable[Sequence[tuple[str, int]]]]
 """A coroutine function that looks up a host name.
@@ -86,8 +89,14 @@ _CLOSED_6 = [
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the answers of DNS64 on networks without IPv4.
 _ISATAP = 0x00005EFE  # RFC 5214: upper half of an interface identifier, without its two flag bits.
 
-# Lookups have their own threads, since a slow name server would block those of asyncio.
-_lookups = ThreadPoolExecutor(16, thread_name_prefix="lookup")
+
+@lru_cache(maxsize=1)
+def _get_lookup_threads(pid: int) -> ThreadPoolExecutor:
+    """Return the threads for lookups, since a slow name server would block those of asyncio.
+
+    A forked process does not have the threads of its parent.
+    """
+    return ThreadPoolExecutor(16, thread_name_prefix="lookup")
 
 
 def is_address(text: str) -> bool:
@@ -138,7 +147,8 @@ async def system_resolver(host: str, port: int) -> list[tuple[str, int]]:
     # Without the dot, search domains apply: `db.prod` would find `db.prod.svc.cluster.local`.
     absolute = f"{host}."
     lookup = asyncio.get_running_loop().run_in_executor(
-        _lookups, lambda: socket.getaddrinfo(absolute, port, type=socket.SOCK_STREAM)
+        _get_lookup_threads(os.getpid()),
+        lambda: socket.getaddrinfo(absolute, port, type=socket.SOCK_STREAM),
     )
     return [(str(entry[4][0]), port) for entry in await lookup]
 
@@ -306,6 +316,7 @@ async def open_guarded_session() -> aiohttp.ClientSession:
     has no cookies. It ignores proxy variables, and the client settings of fsspec.
     """
     fs = fsspec.filesystem("http", get_client=_guarded_client)
+    object_store.keep_open(fs)
     session: aiohttp.ClientSession = await fs.set_session()
     return session
 

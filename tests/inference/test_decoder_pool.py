@@ -22,6 +22,7 @@ from ray_app.inference.decoder_pool import DecoderProcess, IsolatedDecoders, Pre
 from ray_app.inference.spec import ScoringSpec
 from tests.inference.children import LIMITS, TINY, request, state, stopped, wait_until
 from tests.make import images
+from tests.make.forking import run_in_fork
 
 # Pillow's, torch's and OpenCV's resize, crops, thumbnails, and one that keeps sizes.
 CARDS = ("touchstone-tiny", "community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake", "clip-d-10k-plus",
@@ -115,6 +116,19 @@ def test_callers_get_their_own_answers(shared):
     for data, answer in zip(files * 2, answers, strict=True):
         assert answer.facts.sha256 == inspect_bytes(data).sha256
         np.testing.assert_array_equal(answer.pixels[0], prepared(shared, data).pixels[0])
+
+
+def test_forked_process_starts_its_own_child():
+    first, second = images.png(), images.jpeg()
+    with closing(IsolatedDecoders(LIMITS, processes=1)) as pool:
+        prepared(pool, first)
+        pids = pids_of(pool)
+        digest, pids_in_fork = run_in_fork(
+            lambda: (prepared(pool, second).facts.sha256, pids_of(pool))
+        )
+        assert digest == inspect_bytes(second).sha256
+        assert pids_in_fork != pids == pids_of(pool)
+        assert prepared(pool, first).facts.sha256 == inspect_bytes(first).sha256
 
 
 def test_children_are_light_and_hold_no_secret(monkeypatch):

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,8 +18,9 @@ import torch
 from PIL import Image
 
 import ray_app
-from ray_app.errors import ConfigError, Reason, Status
+from ray_app.errors import ConfigError, DetectorError, Reason, Status
 from tests.make.cards import write_points
+from tests.make.forking import run_in_fork
 from tests.make.images import encoded, flat, photo
 from tests.make.servers.faulty import FaultyServer
 from tests.make.unprivileged import closed
@@ -360,6 +362,48 @@ def test_threads_and_copies_give_the_same_scores(ensemble, folder, expected):
     for other in (pickle.loads(pickle.dumps(ensemble)), copy.deepcopy(ensemble)):
         assert other.spec == ensemble.spec
         assert other.score(folder / "a.png").score == expected["a.png"]
+
+
+@pytest.fixture
+def two_threads():
+    """Give torch two threads, which a forked process does not have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_forked_process_scores_after_its_parent(ensemble, folder, expected):
+    def score_in_child():
+        fresh = pickle.loads(pickle.dumps(ensemble))
+        return [one.score(folder / "a.png").score for one in (ensemble, fresh, ensemble.twin())]
+
+    own = ensemble.score(folder / "a.png").score
+    in_fork = run_in_fork(score_in_child)
+    assert [own, *in_fork] == pytest.approx([expected["a.png"]] * 4, abs=1e-4)
+    assert ensemble.score(folder / "a.png").score == own
+
+
+def test_forked_process_reads_urls_after_its_parent(ensemble, folder, expected):
+    with FaultyServer() as web:
+        web.objects |= {f"/{name}": (folder / name).read_bytes() for name in TWO}
+        assert ensemble.score(f"{web.url}/a.png").score == expected["a.png"]
+        in_child = run_in_fork(lambda: ensemble.score(f"{web.url}/b.png").score)
+        assert ensemble.score(f"{web.url}/a.png").score == expected["a.png"]
+    assert in_child == pytest.approx(expected["b.png"], abs=1e-4)
+
+
+def test_forked_process_rejects_the_gpu_of_its_parent(ensemble, folder):
+    on_gpu = ensemble.twin()
+    on_gpu.spec = replace(on_gpu.spec, device="cuda:0")
+
+    def error_in_child():
+        with pytest.raises(DetectorError, match="forked process cannot use cuda:0") as caught:
+            on_gpu.score(folder / "a.png")
+        return caught.value.hint
+
+    assert "start processes with spawn" in run_in_fork(error_in_child)
 
 
 def test_detector_alone_is_an_ensemble(ensemble, folder, expected):

@@ -119,7 +119,9 @@ class ScriptedEndpoint:
         asked = {key: value for key, value in request.query_params.items() if key != "detector"}
         if detectors := request.query_params.getlist("detector"):
             asked["detector"] = detectors
-        self.told.append({"names": [name for name, _ in files], "query": asked})
+        self.told.append(
+            {"names": [name for name, _ in files], "query": asked, "client": request.client}
+        )
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
             return refuse(401, "unauthorized")()
         if self.script and (scripted := self.script.popleft()):

@@ -7,6 +7,7 @@ import pytest
 from ray_app.errors import ClusterError, ConfigError
 from ray_app.serving.client import EndpointClient, parse_retry_after
 from ray_app.storage import RetryPolicy
+from tests.make.forking import run_in_fork
 from tests.serving.scripted import TORN, ScriptedEndpoint, refuse, score_of
 
 QUICK = RetryPolicy(attempts=4, base_s=0.01, cap_s=0.02, deadline_s=5.0)
@@ -76,6 +77,14 @@ def test_proxy_that_cannot_reach_the_endpoint_is_named(endpoint, monkeypatch):
     endpoint.script = deque([refuse(502)] * QUICK.attempts)
     error = refused("http://scorer.test", ClusterError, f"502 through the proxy {endpoint.url}")
     assert "NO_PROXY=scorer.test" in error.hint
+
+
+def test_forked_process_opens_its_own_connection(endpoint):
+    with EndpointClient(endpoint.url, patience=QUICK) as client:
+        for call in (lambda run: run(), run_in_fork, lambda run: run()):
+            assert is_right(call(lambda: list(client.score(FILES[:1]))), FILES[:1])
+    first, in_fork, last = (request["client"] for request in endpoint.told)
+    assert in_fork != first == last
 
 
 def test_file_is_read_and_only_its_name_is_sent(endpoint, tmp_path):

@@ -22,7 +22,8 @@ from ray_app.storage.guarded_http import (
     fetch_image,
     parse_retry_after,
 )
-from ray_app.storage.ssrf import is_public_address
+from ray_app.storage.ssrf import is_public_address, system_resolver
+from tests.make.forking import run_in_fork
 from tests.make.servers.tls import IMAGE, Loopback, Names, answer, authority, redirect
 
 URL = "https://images.test/a.png"
@@ -254,6 +255,15 @@ def test_name_is_looked_up_absolute(monkeypatch):
     with pytest.raises(SourceError, match=NOT_PUBLIC):
         asyncio.run(fetch_image("https://db.prod/", 1))
     assert asked == [("db.prod.", 443)]
+
+
+def test_forked_process_looks_names_up_after_its_parent(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("10.0.0.1", 80))])
+
+    def look_up():
+        return asyncio.run(system_resolver("internal.test", 80))
+
+    assert look_up() == run_in_fork(look_up) == [("10.0.0.1", 80)]
 
 
 INTERNAL = r"""

@@ -28,6 +28,7 @@ from ray_app.detectors.callables.process import (
 from ray_app.errors import DetectorError
 from tests.detectors.callables.strange import added, card_path, of_width
 from tests.make.cards import write_ensemble
+from tests.make.forking import run_in_fork
 from tests.make.networks.fill import with_part
 
 # What a stranger might write; the width of an image says what becomes of it.
@@ -233,6 +234,16 @@ def test_callable_with_a_largest_side_is_added_within_it(own_place):
     card = added(own_place, "Small")
     assert card.valid_range.max_side_px == 300
     assert (card.golden[0].width, card.golden[0].height, card.golden[0].logit) == (300, 300, 3.0)
+
+
+def test_forked_process_starts_its_own_child(own_place):
+    with opened(added(own_place, "two", name="left")) as process:
+        images = [np.full((9, width, 3), 100, np.uint8) for width in (30, 40)]
+        expected, pid = scores(process, images), process.pid
+        in_fork = run_in_fork(lambda: (scores(process, images[::-1]), process.pid))
+        assert in_fork[0] == expected[::-1]
+        assert in_fork[1] != pid == process.pid
+        assert scores(process, images) == expected
 
 
 def test_a_child_dies_with_its_parent(own_place):
