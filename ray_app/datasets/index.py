@@ -43,7 +43,7 @@ from ray_app.datasets.labelling import (
     check_hashes,
     label_member,
 )
-from ray_app.datasets.labels import INPUT, Labels, with_input
+from ray_app.datasets.labels import INPUT, Labels, describe_spellings, with_input
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
 from ray_app.errors import ConfigError, IdentityError, StorageError
 from ray_app.images import ImageLimits
@@ -163,8 +163,8 @@ class IndexInfo:
         """Return lines that warn about problems of this data set, to print for the user.
 
         The lines name the documented faults that some rows may have, such as wrong prompts. They
-        also name images that were left out because of a fault, and folders that could not be
-        listed.
+        also name images that were left out because of a fault, folders that could not be listed,
+        and generators in several spellings.
 
         Args:
             split: The split whose rows count, or several, such as "train+test". None for all rows.
@@ -195,12 +195,13 @@ class IndexInfo:
             for entry in self.left_out
             if CLOSED_FOLDER in entry["why"]
         ]
-        return (
-            known_faults.fault_lines(
+        return [
+            *known_faults.fault_lines(
                 faults, strata, left_out=self.source.get("leave_out_faults", False)
-            )
-            + spoiled
-        )
+            ),
+            *spoiled,
+            *describe_spellings(generator for _, label, generator in strata if label == "fake"),
+        ]
 
     @property
     def agrees(self) -> bool | None:

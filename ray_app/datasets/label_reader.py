@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from ray_app.archives import load_guard, read_block, read_blocks
 from ray_app.archives.label_tables import LabelTable, is_label_table, match_columns
 from ray_app.datasets import index
-from ray_app.datasets.labels import INPUT, parse_label, texts
+from ray_app.datasets.labels import INPUT, drop_missing, parse_label, texts
 from ray_app.datasets.masks import may_lead
 from ray_app.errors import ConfigError
 from ray_app.storage import Guard, Store, canonicalize, local_path, strip_secrets, urls
@@ -101,7 +101,7 @@ class LabelFile:
             return parse_labels(column, self.name, first_row, self.words)
         if name == "image_id":
             return _to_ids(column, self.name)
-        values = _to_texts(column, name, self.name)
+        values = _to_labels(column, name, self.name)
         if name == "mask_uri":
             masks = _resolve_all(values, self._folder)
             self._check_masks(masks)
@@ -169,7 +169,9 @@ class LabelIndex:
             rows = read_block(store, block)
             yield pa.table(
                 {
-                    name: texts(rows, name) if name in INPUT.names else _to_plain_array(rows[name])
+                    name: _to_labels(texts(rows, name).combine_chunks(), name, self.name)
+                    if name in INPUT.names
+                    else _to_plain_array(rows[name])
                     for name in columns
                 }
             )
@@ -237,7 +239,7 @@ def read_input(
             labels[name] = (
                 parse_labels(column, where, first_row)
                 if name == "label"
-                else _to_texts(column, name, where)
+                else _to_labels(column, name, where)
             )
     return pa.table(labels)
 
@@ -287,6 +289,15 @@ def _to_texts(column: pa.Array, name: str, where: str) -> pa.Array:
         return column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(f"{where}: column '{name}' must have strings: {error}") from None
+
+
+def _to_labels(column: pa.Array, name: str, where: str) -> pa.Array:
+    """Return strings, with null for texts that stand for a missing value.
+
+    In a key of the image, and in a prompt, such a text may be the value.
+    """
+    values = _to_texts(column, name, where)
+    return values if name in (*KEYS, "label", "prompt") else drop_missing(values)
 
 
 def _to_ids(column: pa.Array, where: str) -> pa.Array:

@@ -6,8 +6,11 @@ of it as strings, and `coded` as integer codes. `fakes` returns whether each ima
 """
 
 import hashlib
+import logging
 import re
 import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,6 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.errors import ConfigError
+from ray_app.identification.generators import spelling_key
+
+_log = logging.getLogger(__name__)
 
 Label = Literal["real", "fake"]
 
@@ -50,6 +56,9 @@ _NAMES: dict[Any, Label] = {
 
 # pandas writes a column of 0 and 1 that has a gap as 0.0 and 1.0.
 _NUMBER = re.compile(r"([01])(?:[.,]0*)?")
+
+# Texts that pandas reads as a missing value, and writes for one (`astype(str)`), and a dash.
+_MISSING = ("", "nan", "none", "null", "n/a", "na", "<na>", "#n/a", "#na", "nat", "-")
 
 Codes = npt.NDArray[np.int32]
 
@@ -112,14 +121,55 @@ def name_real_generator(source: object) -> str:
     It is `real:<source>`, or `real` if the source is unknown.
     """
     name = "" if source is None else str(source).strip()
-    if name.lower() in ("", "real", "none"):
+    if is_missing(name) or name.lower() == "real":
         return "real"
     return name if name.startswith("real:") else f"real:{name}"
+
+
+def name_fake_generator(generator: str | None) -> str:
+    """Return the generator of a fake, or `unknown` if its name is missing."""
+    return "unknown" if generator is None or is_missing(generator) else generator
 
 
 def is_real_generator(generator: str) -> bool:
     """Return whether the name of a generator, such as `real` or `real:coco`, means real images."""
     return generator == "real" or generator.startswith("real:")
+
+
+def is_missing(name: str) -> bool:
+    """Return whether a text stands for a missing name of a generator, source, split, or group."""
+    return name.strip().lower() in _MISSING
+
+
+def drop_missing(names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return names with null for each text that stands for a missing name (`is_missing`)."""
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(names))
+    return pc.if_else(pc.is_in(words, pa.array(_MISSING)), None, names)
+
+
+def describe_spellings(generators: Iterable[str]) -> list[str]:
+    """Return a sentence that names generators which differ in letter case and separators only.
+
+    They are not merged: `gan-1-11` and `gan-11-1` may be two generators. The list is empty if there
+    are none.
+    """
+    spellings = defaultdict[str, set[str]](set)
+    for name in generators:
+        spellings[spelling_key(name)].add(name)
+    groups = [
+        ", ".join(sorted(names)) for key, names in spellings.items() if key and len(names) > 1
+    ]
+    if not groups:
+        return []
+    return [
+        f"names that may mean one generator count as different generators: {'; '.join(sorted(groups))}"
+    ]
+
+
+def warn_of_spellings(generators: Iterable[str], where: str) -> None:
+    """Log the sentence of `describe_spellings` about the labels that `where` names."""
+    for sentence in describe_spellings(generators):
+        _log.warning("%s: %s; write each generator in one spelling", where, sentence)
 
 
 def prompt_group(prompt: str | None) -> str | None:

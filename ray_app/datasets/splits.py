@@ -8,6 +8,7 @@ pair) and by generator. No image is read.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import filterfalse
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.datasets import config, near_duplicates
-from ray_app.datasets.labels import coded, fakes, texts
+from ray_app.datasets.labels import coded, fakes, is_real_generator, texts, warn_of_spellings
 from ray_app.datasets.splitter import Codes, Parts, group_keys, split
 from ray_app.errors import ConfigError
 
@@ -93,6 +94,8 @@ def make_splits(
     _refuse_test_rows(splits["validation"], data)
     for name, table in splits.items():
         _refuse_one_class(name, table, allowed=one_class)
+    all_names = (name for table in splits.values() for name in coded(table, "generator")[1])
+    warn_of_spellings(filterfalse(is_real_generator, all_names), "data")
     is_aside = pa.array(reasons != "")
     set_aside = rows.filter(is_aside).append_column(
         "why", pa.array(reasons[reasons != ""], pa.string())

@@ -11,7 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.datasets.labels import is_real_generator, name_real_generator, parse_label
+from ray_app.datasets.labels import (
+    is_real_generator,
+    name_fake_generator,
+    name_real_generator,
+    parse_label,
+)
 from ray_app.errors import ConfigError
 
 FAKE_KINDS = ("whole", "local")
@@ -130,7 +135,9 @@ class GroupCoder:
             )
         default_kind = "local" if mask else "whole"
         group = (
-            EvaluationGroup(_KINDS.get(kind.lower()) or default_kind, generator or "unknown")
+            EvaluationGroup(
+                _KINDS.get(kind.lower()) or default_kind, name_fake_generator(generator)
+            )
             if is_fake
             else EvaluationGroup("real", name_real_generator(generator))
         )

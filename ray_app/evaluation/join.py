@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from ray_app.archives import MapFunction
 from ray_app.archives.label_tables import columns_hint
 from ray_app.datasets.label_reader import TEXTS, TRUTH, Labels, read_input
+from ray_app.datasets.labels import warn_of_spellings
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError, StorageError
 from ray_app.evaluation.groups import GroupCoder
@@ -288,6 +289,8 @@ class LabelledRows:
             pa.table({"code": pa.array(range(len(self._coder.groups)), pa.int32()), **groups}),
         )
         self._count_matches()
+        fakes = (group.generator for group in self._coder.groups if group.label == "fake")
+        warn_of_spellings(fakes, self.name)
         return self
 
     def tables(

@@ -19,6 +19,7 @@ from ray_app.archives.progress import ProgressLog
 from ray_app.archives.uri_list_rows import ListEntries
 from ray_app.config import validate
 from ray_app.datasets.label_reader import LabelFile
+from ray_app.datasets.labels import warn_of_spellings
 from ray_app.detectors import DetectorCard, licences, load_card
 from ray_app.detectors import weights as weight_files
 from ray_app.detectors.card import Backbone
@@ -277,6 +278,7 @@ def read_labels(path: str, folds: str | None = None) -> list[LabelledImage]:
         _make_labelled(f"{path}, row {number}", row, entries, column)
         for number, row in enumerate(rows, 1)
     ]
+    warn_of_spellings((row.maker for row in labelled if row.label), path)
     if len({bool(row.group) for row in labelled}) > 1:
         raise ConfigError(
             f"{path}: some rows have a {column}, but others have none",

@@ -86,6 +86,16 @@ def test_index_gives_images_masks_and_labels(tmp_path):
     assert not [path for path in (tmp_path / "index/listing").rglob("*") if path.is_file()]
 
 
+def test_index_names_a_generator_in_several_spellings(tmp_path):
+    source = tmp_path / "set"
+    write_files(source, *(f"fake/{name}/1.png" for name in ("sd15", "SD15", "nan", "flux")))
+    _, info = indexed(tmp_path, source)
+    assert {entry["generator"] for entry in info.counts} == {"sd15", "SD15", "unknown", "flux"}
+    assert info.fault_lines() == [
+        "names that may mean one generator count as different generators: SD15, sd15"
+    ]
+
+
 def test_an_index_of_an_older_version_has_null_in_later_fields(tmp_path, monkeypatch):
     """Read, divided, joined with a newer one, and as labels of an evaluation."""
     older = pa.struct([one for one in INPUT if one.name != "architecture"])

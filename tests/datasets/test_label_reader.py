@@ -63,6 +63,17 @@ def test_labels_are_the_same_in_every_format(tmp_path, kind):
     assert open_labels(str(path)).find_columns() == [name for name in COLUMNS if name in ROWS[0]]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_missing_words_are_read_as_no_labels(tmp_path, kind):
+    names = ("generator", "source", "group", "split", "kind", "mask_uri")
+    rows = [
+        {"uri": "/nan", "label": "fake", "prompt": "none", **dict.fromkeys(names, word)}
+        for word in ("nan", "None", "NULL", "N/A", "", "-")
+    ]
+    for row in read(write(tmp_path, kind, rows)):
+        assert row == {**rows[0], **dict.fromkeys(names)}
+
+
 def test_labels_with_a_gap_are_read_from_pandas_floats(tmp_path):
     frame = pd.DataFrame({"image_id": [7, 8, np.nan], "label": [0, 1, np.nan]})
     frame.to_csv(tmp_path / "labels.csv")
@@ -212,6 +223,8 @@ def test_read_input_prefers_the_name_of_a_class_label():
         "mask_uri": [None, "/m.png"],
     }
     assert read_input(pa.table({"uri": ["/a"]}), "the run").column_names == []
+    missing = read_input(pa.table({"input": pa.array([{"generator": "nan"}])}), "the run")
+    assert missing["generator"].to_pylist() == [None]
 
 
 def test_read_input_checks_only_the_requested_columns():

@@ -3,6 +3,8 @@ import pytest
 
 from ray_app.datasets.labels import (
     coded,
+    describe_spellings,
+    drop_missing,
     fakes,
     name_real_generator,
     parse_label,
@@ -60,6 +62,25 @@ def test_parse_label_has_no_default(value):
         parse_label(value, "labels.csv, row 7")
     assert "labels.csv, row 7" in raised.value.message
     assert repr(value) in raised.value.message
+
+
+MISSING = ["", " ", "nan", "NaN", "None", "none", "NULL", "N/A", "NA", "<NA>", "-"]
+
+
+def test_missing_words_are_no_names():
+    assert drop_missing(pa.array([*MISSING, None, "flux", "nano"])).to_pylist() == [
+        *[None] * (len(MISSING) + 1),
+        "flux",
+        "nano",
+    ]
+    assert {name_real_generator(word) for word in MISSING} == {"real"}
+
+
+def test_spellings_of_one_generator_are_named():
+    assert describe_spellings(["sd15", "flux", "SD15", "sd-15", "flux", "..", "_"]) == [
+        "names that may mean one generator count as different generators: SD15, sd-15, sd15"
+    ]
+    assert describe_spellings(["sd15", "sd-1.6", "flux", "flux"]) == []
 
 
 def test_reals_are_never_mistaken_for_a_generator():

@@ -154,6 +154,15 @@ def test_findings_count_and_are_json():
     assert again["splits"]["train"]["digest"] != train["digest"]
 
 
+def test_generator_in_several_spellings_is_named(caplog):
+    data = Data(train=TRAIN, validation=VALIDATION)
+    split(data, train=prompts(3, "SD15", "flux"), validation=prompts(2, "sd-15", first=9))
+    assert (
+        "data: names that may mean one generator count as different generators: SD15, sd-15;"
+        in caplog.text
+    )
+
+
 @pytest.mark.parametrize("name", ["Test", "test_reddit"])
 def test_validation_on_a_test_split_is_refused(name):
     few, many = ([row | {"split": name} for row in prompts(count, "a")] for count in (2, 50))

@@ -134,6 +134,19 @@ def test_kinds_and_generators(tmp_path):
     ]  # fmt: skip
 
 
+def test_generator_in_several_spellings_is_named(tmp_path, caplog):
+    names = ["sd15", "SD15", "sd-15", "flux", "nan", None]
+    rows = [
+        {"uri": f"/{row}", "label": 1, "generator": name, "source": "None"}
+        for row, name in enumerate(names)
+    ]
+    run = run_of(tmp_path, {"uri": [row["uri"] for row in rows]})
+    found = joined(labels_of(tmp_path, rows), run, ["generator", "source"])
+    assert [row["generator"] for row in found] == [*names[:4], "unknown", "unknown"]
+    assert {row["source"] for row in found} == {None}
+    assert "count as different generators: SD15, sd-15, sd15; write" in caplog.text
+
+
 def test_joined_rows_carry_texts(tmp_path):
     rows = [
         {"uri": f"/{number}", "label": 1, "prompt": f"p{number}", "mask_uri": f"m{number}.png"}

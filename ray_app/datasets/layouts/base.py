@@ -25,7 +25,9 @@ from ray_app.config import Frozen
 from ray_app.datasets.labels import (
     Label,
     Labels,
+    is_missing,
     is_real_generator,
+    name_fake_generator,
     name_real_generator,
     parse_label,
     prompt_group,
@@ -203,7 +205,7 @@ class Folders(DatasetLayout):
             label,
             name_real_generator(generator_name)
             if label == "real"
-            else self.generator or generator_name or "unknown",
+            else self.generator or name_fake_generator(generator_name),
             split=split,
         )
 
@@ -268,15 +270,15 @@ class LabelColumns(DatasetLayout):
             )
         return Labels(
             label,
-            name_real_generator(generator) if label == "real" else generator or "unknown",
+            name_real_generator(generator) if label == "real" else name_fake_generator(generator),
             self._resolve_mask(item) if label == "fake" else None,
             prompt,
-            get_text(item.input, self.split),
-            get_text(item.input, self.group) or prompt_group(prompt),
+            get_name(item.input, self.split),
+            get_name(item.input, self.group) or prompt_group(prompt),
         )
 
     def _resolve_mask(self, item: ListedMember) -> str | None:
-        uri = get_text(item.input, f"{self.mask}_uri") or get_text(item.input, self.mask)
+        uri = get_name(item.input, f"{self.mask}_uri") or get_name(item.input, self.mask)
         if uri is None:
             return None
         if strip_secrets(uri) != uri:
@@ -402,6 +404,12 @@ def get_text(values: Mapping[str, Any], name: str) -> str | None:
     """Return `values[name]` as text. None if the value is missing, null, or blank."""
     value = values.get(name)
     return None if value is None or not str(value).strip() else str(value)
+
+
+def get_name(values: Mapping[str, Any], name: str) -> str | None:
+    """Return `values[name]` as text. None also for a text that stands for a missing name."""
+    value = get_text(values, name)
+    return None if value is None or is_missing(value) else value
 
 
 def read_class_label(item: ListedMember, name: str) -> Label:

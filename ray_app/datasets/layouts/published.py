@@ -63,13 +63,13 @@ class OpenFake(base.DatasetLayout):
         """
         base.get_column(item, "label")
         is_wild = (
-            base.get_text(item.input, "model") is None and base.parse_config(item.uri) == "reddit"
+            base.get_name(item.input, "model") is None and base.parse_config(item.uri) == "reddit"
         )
         row = {**item.input, "model": "reddit"} if is_wild else item.input
         return _read_labels(
             row,
             base.get_path(item),
-            base.parse_split(item.uri) or base.get_text(item.input, "split"),
+            base.parse_split(item.uri) or base.get_name(item.input, "split"),
             base.describe_member(item),
         )
 
@@ -142,7 +142,7 @@ class OpenFakeCsv(base.ListedLayout):
             )
         if "typ" not in row:
             return _read_labels(row, path, self.split, where)
-        if (kind := base.get_text(row, "typ")) is None:
+        if (kind := base.get_name(row, "typ")) is None:
             raise ConfigError(
                 f"{where}: the column 'typ' is empty",
                 hint="set typ to `real` or a generator's name",
@@ -174,7 +174,7 @@ class OpenFakeOod(base.DatasetLayout):
 
 
 def _read_labels(row: Mapping[str, Any], path: str, split: str | None, where: str) -> Labels:
-    value, model, prompt = row["label"], base.get_text(row, "model"), base.get_text(row, "prompt")
+    value, model, prompt = row["label"], base.get_name(row, "model"), base.get_text(row, "prompt")
     label: Label = (
         "fake"
         if str(value).strip().lower() in _FAKE_WORDS
@@ -363,22 +363,22 @@ class CommunityForensics(base.DatasetLayout):
         """Return the labels of a row. Raise ConfigError for a fake without a model's name."""
         label, model, prompt = (
             base.read_class_label(item, "label"),
-            base.get_text(item.input, "model_name"),
+            base.get_name(item.input, "model_name"),
             base.get_text(item.input, "prompt"),
         )
         if label == "fake" and (model is None or model.lower() == "real"):
             raise base.make_contradiction(item, f"labelled fake, but its model_name is {model!r}")
         generator = (
-            name_real_generator(base.get_text(item.input, "real_source") or model)
+            name_real_generator(base.get_name(item.input, "real_source") or model)
             if label == "real"
             else str(model)
         )
         split = (
             _FOLDERS.get(item.uri.split("/")[-2])
             or base.parse_split(item.uri)
-            or base.get_text(item.input, "split")
+            or base.get_name(item.input, "split")
         )
-        family = base.get_text(item.input, "architecture") if label == "fake" else None
+        family = base.get_name(item.input, "architecture") if label == "fake" else None
         return Labels(label, generator, None, prompt, split, prompt_group(prompt), family)
 
 
@@ -481,7 +481,7 @@ class OpenSdi(base.DatasetLayout):
             )
         if parts[2].lower() != label:
             raise base.make_contradiction(item, f"its label is {label}, but its key is '{key}'")
-        mask = base.get_text(item.input, "mask_uri") if label == "fake" else None
+        mask = base.get_name(item.input, "mask_uri") if label == "fake" else None
         if mask is not None and not may_name(item.uri, item.member, mask):
             raise base.make_contradiction(
                 item, f"its mask must be in the same table, but is at {mask}"
@@ -644,7 +644,7 @@ def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
         "real" if family is None else FAMILIES_V2[family],
         None,
         prompt,
-        base.get_text(record, "split"),
+        base.get_name(record, "split"),
         prompt_group(prompt),
     )
 

@@ -14,7 +14,13 @@ from pydantic import Field, field_validator
 
 from ray_app.archives import ListedMember
 from ray_app.config import Frozen
-from ray_app.datasets.labels import Label, Labels, name_real_generator, parse_label
+from ray_app.datasets.labels import (
+    Label,
+    Labels,
+    name_fake_generator,
+    name_real_generator,
+    parse_label,
+)
 from ray_app.datasets.layouts import base
 from ray_app.errors import ConfigError
 
@@ -79,7 +85,9 @@ class PathRules(base.DatasetLayout):
                 name = rule.generator or parts.get("generator")
                 return Labels(
                     rule.label,
-                    name_real_generator(name) if rule.label == "real" else name or "unknown",
+                    name_real_generator(name)
+                    if rule.label == "real"
+                    else name_fake_generator(name),
                     split=parts.get("split"),
                 )
         if self.others == "skip":
@@ -134,9 +142,9 @@ class TableRules(base.ListedLayout):
                 continue
             label = self.words.get(term) or parse_label(term, where)
             generator = (
-                base.get_text(row, self.generator) if self.generator else None
+                base.get_name(row, self.generator) if self.generator else None
             ) or self.generators
-            split = base.get_text(row, self.split) if self.split else None
+            split = base.get_name(row, self.split) if self.split else None
             path = "/".join(part for part in (self.folder, str(row[self.name])) if part)
             self._add(
                 base.join_path(root, path),

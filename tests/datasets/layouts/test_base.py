@@ -1,7 +1,7 @@
 import pytest
 
 from ray_app.archives import Archive, ListedMember
-from ray_app.datasets.labels import prompt_group
+from ray_app.datasets.labels import Labels, prompt_group
 from ray_app.datasets.layouts import make_layout
 from ray_app.errors import ConfigError
 from ray_app.storage.urls import get_scheme
@@ -59,6 +59,13 @@ def test_keys_of_masks_are_not_kept(mask):
     message = refused(make_layout("columns", {}), row(label="fake", mask=mask))
     assert "the URL of its mask https://host/m.png has a secret" in message
     assert "a1b2" not in message
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "N/A", "-", " "])
+def test_missing_words_of_columns_are_no_labels(word):
+    columns = dict.fromkeys(("generator", "mask", "split", "group"), word)
+    labels = make_layout("columns", {}).labels(row(label="fake", prompt="none", **columns))
+    assert labels == Labels("fake", "unknown", prompt="none", group=prompt_group("none"))
 
 
 def test_columns_without_valid_labels_are_refused():
