@@ -15,6 +15,7 @@ from pathlib import Path
 from ray_app.errors import ConfigError
 
 SEARCH_PATH, SAFE_PATH = "PYTHONPATH", "PYTHONSAFEPATH"
+UTF8_MODE = "PYTHONUTF8"
 PACKAGE = Path(__file__).resolve().parent
 
 # NVIDIA's libcusparseLt, which torch loads, has the search path `$ORIGIN:`. Its empty entry is the

@@ -5,6 +5,7 @@ removes the current folder from the search paths before it imports any other pac
 """
 
 import atexit
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from ray_app.errors import ExitCode
-from ray_app.import_path import remove_current_folder
+from ray_app.import_path import UTF8_MODE, remove_current_folder
 
 
 def script(
@@ -32,6 +33,7 @@ def script(
             with its arguments. An interrupted command prints it as the command that resumes. None
             for `touchstone` with `sys.argv`.
     """
+    _require_utf8()
     remove_current_folder()
     from ray_app.cli.main import main
 
@@ -50,6 +52,19 @@ def script(
     except SystemExit as exit_:  # Click exits after it answers a completion request of a shell.
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     sys.exit(code)
+
+
+def _require_utf8() -> None:
+    """Start this command again in Python's UTF-8 mode if the locale has another encoding.
+
+    Names of files in URIs and ids must not depend on the locale. All child processes inherit the
+    mode. stdout escapes characters that PYTHONIOENCODING lacks, as stderr does.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get(UTF8_MODE) != "1":
+        os.environ[UTF8_MODE] = "1"
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - The command itself.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 `fit` is in `ray_app.cli.train`, `calibrate` in `ray_app.cli.trust`.
 """
 
-import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -302,7 +301,7 @@ def verify(
             {"name": card.name, "ok": ok, "checks": [check._asdict() for check in checks]}
         )
     if as_json:
-        click.echo(json.dumps(results, indent=2, ensure_ascii=False))
+        click.echo(options.to_json(results, indent=2))
     return ExitCode.DONE if all(result["ok"] for result in results) else ExitCode.DETECTOR
 
 

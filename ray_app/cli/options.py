@@ -5,6 +5,7 @@ overrides the earlier ones.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -195,7 +196,8 @@ def to_json(
     """Return a document as JSON that is safe to print on a terminal.
 
     Non-ASCII characters stay as they are. If the text contains a character that is not printable,
-    such as one that moves the text of a terminal, all non-ASCII characters are escaped.
+    such as one that moves the text of a terminal, or that the encoding of stdout lacks, all
+    non-ASCII characters are escaped.
 
     Args:
         document: The document.
@@ -203,11 +205,16 @@ def to_json(
         default: Function that converts a value that `json.dumps` cannot represent.
     """
     text = json.dumps(document, indent=indent, default=default, ensure_ascii=False)
-    return (
-        text
-        if text.replace("\n", "").isprintable()
-        else json.dumps(document, indent=indent, default=default)
-    )
+    is_shown = text.replace("\n", "").isprintable() and _is_encodable(text)
+    return text if is_shown else json.dumps(document, indent=indent, default=default)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _accept(

@@ -52,7 +52,7 @@ def _make_commands(kind: str, noun: str, example: str) -> tuple[click.Command, c
 
         path = find_config(kind, name)
         if as_json:
-            click.echo(json.dumps(read_mapping(path), indent=2, ensure_ascii=False, default=str))
+            click.echo(options.to_json(read_mapping(path), indent=2, default=str))
         else:
             click.echo(f"# {path}\n{path.read_text(encoding='utf-8-sig')}", nl=False)
         return 0

@@ -16,10 +16,12 @@ from pathlib import Path
 from ray_app.child_process import SECRETS
 from ray_app.cluster.ray_folder import private_folder
 from ray_app.errors import ClusterError
+from ray_app.import_path import UTF8_MODE
 
 # Ray scores in a thread. With a heap of its own the thread would ignore what
-# ray_app.detectors.private_api sets.
-WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+# ray_app.detectors.private_api sets. Workers on a node with another locale must decode file names
+# as this process does.
+WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", UTF8_MODE: "1"}
 
 # Ray's switch for operating systems whose firewall would ask. With 0, all processes of a local Ray
 # bind to loopback.

@@ -1,5 +1,6 @@
 """Mistakes that users make: each command reports what is wrong, where, and what to do."""
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,8 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 from PIL import Image
 
+from ray_app.config import find_config
+from ray_app.datasets import read_index
 from ray_app.serving.client import EndpointClient
 from ray_app.storage import RetryPolicy, Store
 from tests.make.cards import write_ensemble, write_two
@@ -269,6 +272,36 @@ def test_process_exits_after_atexit_and_before_finalisation():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "handler\n", "")
+
+
+def test_locale_without_utf8_changes_no_uri(folder, tmp_path):
+    """An ASCII locale stands in for ISO 8859-1, which a machine may not have."""
+    image = tmp_path / "set/real/é“日.png"
+    image.parent.mkdir(parents=True)
+    image.symlink_to(folder / "pictures/0.png")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [*COMMAND, "data", "index", tmp_path / "set", "--layout", "folders", "--out", tmp_path / "out"],
+        env=os.environ | locale, check=True, capture_output=True,
+    )  # fmt: skip
+    assert read_index(str(tmp_path / "out"))["uri"].to_pylist() == [str(image)]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "iso-8859-15"])
+def test_stdout_without_utf8_escapes_other_characters(encoding, tmp_path):
+    card = tmp_path / "card.yaml"
+    card.write_text(
+        find_config("ensembles", "tiny").read_text() + "note: “日😀”\n", encoding="utf-8"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+
+    def run(*words):
+        return subprocess.run(
+            [*COMMAND, *words], env=environment, check=True, capture_output=True
+        ).stdout.decode(encoding)
+
+    assert "\\u201c\\u65e5" in run("ensembles", "show", card)
+    assert json.loads(run("ensembles", "show", card, "--json"))["note"] == "“日😀”"
 
 
 @pytest.mark.slow
