@@ -26,6 +26,7 @@ from ray_app.archives.members import (
     UnreadableFolder,
     VersionlessFile,
 )
+from ray_app.archives.saved_datasets import refuse_saved_dataset
 from ray_app.archives.selection import ListedEntry, Selection
 from ray_app.errors import StorageError
 from ray_app.storage import (
@@ -188,6 +189,8 @@ class ObjectPrefix:
                 )
                 continue
             path = self._relative_path(info.uri)
+            if self.kind is None:
+                refuse_saved_dataset(self.base_url, info.uri)
             item = classify_object(info, path, self.kind, self.columns, self.limits)
             stem = "" if table is None else table.uri.removesuffix(TABLE)
             described_by = None

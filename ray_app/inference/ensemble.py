@@ -20,6 +20,7 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image
 
+from ray_app.archives.saved_datasets import refuse_saved_dataset
 from ray_app.detectors import DetectorCard, licences
 from ray_app.detectors.callables.process import require_device
 from ray_app.ensembles import (
@@ -56,6 +57,7 @@ from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
 from ray_app.storage import (
     ClosedFolder,
     Fetcher,
+    canonicalize,
     errors,
     fetch,
     is_pattern,
@@ -605,14 +607,16 @@ class ImageInputs:
         """Return the sorted files of a folder or glob, and folders that cannot be listed.
 
         Raises:
-            ConfigError: There is no file.
+            ConfigError: There is no file, or `Dataset.save_to_disk` wrote the folder.
         """
         objects = list_objects(location)
+        first = next(objects)
+        refuse_saved_dataset(strip_secrets(canonicalize(location)), first.uri)
         sources = (
             image_inputs.ImageSource(info.uri, info.error, None)
             if isinstance(info, ClosedFolder)
             else image_inputs.make_source(info.uri)
-            for info in chain([next(objects)], objects)
+            for info in chain([first], objects)
         )
         return image_inputs.ManySources(sources, None)
 

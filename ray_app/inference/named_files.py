@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ray_app.archives.saved_datasets import refuse_saved_dataset
 from ray_app.errors import ConfigError, InputError, SourceError, Status
 from ray_app.images.provenance import attach_sidecar
 from ray_app.storage import Fetcher, guarded_http
@@ -73,7 +74,10 @@ def list_named_files(images: Sequence[str]) -> NamedFiles:
         path = local_path(image)
         if not os.path.lexists(path):
             raise make_missing_error(path)
-        names += _list_folder(path, closed) if os.path.isdir(path) else [path]
+        files = _list_folder(path, closed) if os.path.isdir(path) else [path]
+        for file in files:
+            refuse_saved_dataset(path, file)
+            names.append(file)
     if not names:
         raise ConfigError(
             f"nothing to check: there is no file in {', '.join(images)}",

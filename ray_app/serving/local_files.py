@@ -5,6 +5,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ray_app.archives.saved_datasets import refuse_saved_dataset
 from ray_app.errors import ConfigError
 from ray_app.serving.client import Source
 from ray_app.storage.errors import make_folder_error, make_unreachable_error
@@ -37,6 +38,7 @@ def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
         path = local_path(source)
         if not os.path.lexists(path):
             raise make_missing_error(path)
+        refuse_saved_dataset(path, path)
         for file in _list_folder(path) if os.path.isdir(path) else [Path(path)]:
             is_empty = False
             yield file
@@ -50,6 +52,7 @@ def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
 def _list_folder(folder: str) -> Iterator[Source]:
     try:
         for path, error in walk_folder(folder):
+            refuse_saved_dataset(folder, path)
             if error is not None:
                 yield path, make_folder_error(error)
             elif _may_be_regular(path):

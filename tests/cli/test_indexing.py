@@ -82,3 +82,18 @@ def test_index_names_known_faults_and_leaves_them_out(tmp_path, touchstone):
     ended = touchstone(line, tmp_path / "sparing", "--leave-out-faults")
     assert ended.out.startswith("7 labelled images")
     assert "left out: 1 × spoiled by a documented fault of the data" in ended.out
+
+
+@pytest.mark.parametrize("names", [("Au", "Tp"), ("real_coco_valid", "biggan_256")])
+def test_unknown_folder_names_hint_at_rules(names, tmp_path, touchstone):
+    source = write_files(tmp_path / "set", *(f"{name}/1.png" for name in names))
+    line = f"data index {source} --out {tmp_path / 'index'} --layout"
+    for layout in ("folders", "genimage"):
+        ended = touchstone(f"{line} {layout}")
+        assert ended.code == 2
+        hint = ended.err[ended.err.index("--layout paths") :]
+    for example, name in zip(("Au", "Tp"), names, strict=True):
+        hint = hint.replace(f'"{example}/*"', f'"{name}/*"')
+    ended = touchstone(f"{line} {hint.removeprefix('--layout')}")
+    assert ended.code == 0, ended.err
+    assert "all: 2" in ended.out

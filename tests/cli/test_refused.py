@@ -1,5 +1,6 @@
 """A command that exits with 2 leaves no directory, and starts no Ray."""
 
+import datasets
 import pytest
 import ray
 import torch
@@ -127,3 +128,31 @@ def test_listing_that_fails_late_gives_the_run_up(folder, tmp_path):
         score_archive(config)
     assert not contents(tmp_path / "out")
     RunDirectory.open(config.out).check_free()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders that `save_to_disk` of `datasets` wrote: one split, and several."""
+    folder = tmp_path_factory.mktemp("saved")
+    split = datasets.Dataset.from_dict({"label": [0, 1]})
+    split.save_to_disk(folder / "split")
+    datasets.DatasetDict(train=split, test=split).save_to_disk(folder / "splits")
+    return folder
+
+
+@pytest.mark.parametrize("source", ["split", "splits", "split/data-00000-of-00001.arrow"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "score {} --ensemble tiny --out {}/../run",
+        "score {} --endpoint http://localhost:9",
+        "plan {} --ensemble tiny",
+        "check {} --ensemble tiny",
+        "data index {} --layout columns --out {}/../index",
+    ],
+)
+def test_saved_dataset_is_refused_with_a_hint(line, source, saved, touchstone):
+    ended = touchstone(line.format(saved / source, saved))
+    assert ended.code == 2
+    assert "saved by Dataset.save_to_disk" in ended.err
+    assert "to_parquet" in ended.err

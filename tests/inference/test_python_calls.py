@@ -296,6 +296,12 @@ def test_wrong_type_names_what_is_accepted(ensemble, folder, given):
     assert isinstance(caught.value, ConfigError)
 
 
+def test_saved_dataset_is_refused(ensemble, folder, tmp_path):
+    hub(folder).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ConfigError, match=r"saved by Dataset\.save_to_disk"):
+        ensemble.score(tmp_path / "saved")
+
+
 def test_results_arrive_before_all_images_are_read(ensemble, folder):
     taken = []
 

@@ -53,6 +53,8 @@ FOLDER_LABELS: dict[str, Label] = {
     "1_fake": "fake",
 }
 
+RULES_HINT = """map folders to labels by --layout paths --set 'arguments.rules=[{path: "Au/*", label: real}, {path: "Tp/*", label: fake}]'"""
+
 # data/train-00000-of-00070.parquet, as the library `datasets` names files.
 _HUB_SHARD = re.compile(r"([^/]+?)-\d{3,}-of-\d{3,}[^/]*\.parquet$")
 # core/partial-train/0000.parquet, as on the branch refs/convert/parquet.
@@ -448,7 +450,7 @@ def find_labelled_folder(item: ListedMember) -> tuple[list[str], int]:
     if not indices:
         raise ConfigError(
             f"{describe_member(item)}: must be in a folder named {' or '.join(FOLDER_LABELS)}",
-            hint="move the file, or leave it out by --exclude",
+            hint=f"move the file, leave it out by --exclude, or {RULES_HINT}",
         )
     return folders, indices[-1]
 

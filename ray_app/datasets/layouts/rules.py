@@ -94,7 +94,7 @@ class PathRules(base.DatasetLayout):
             return None
         raise ConfigError(
             f"{base.describe_member(item)}: the path matches no rule of the layout",
-            hint=f"leave the file out by --exclude, or use one of the paths {', '.join(rule.path for rule in self.rules)}",
+            hint=f"leave the file out by --exclude, use one of the paths {', '.join(rule.path for rule in self.rules)}, or {base.RULES_HINT}",
         )
 
 
