@@ -13,6 +13,7 @@ import httpx
 from ray_app.errors import ClusterError, ConfigError
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import auth
+from ray_app.storage.urls import is_loopback
 
 START_TIMEOUT_S = 600.0  # The start may include a download of weights.
 
@@ -29,7 +30,7 @@ def require_tokens_or_loopback(config: ServeConfig, host: str) -> None:
         auth.BearerTokens(config.access).configured
         or config.access.anonymous
         or host == "localhost"
-        or auth.is_loopback(host)
+        or is_loopback(host)
     ):
         return
     raise ConfigError(

@@ -26,9 +26,9 @@ import httpx
 
 from ray_app.ensembles import check_rate
 from ray_app.errors import ClusterError, ConfigError, InputError, Status, describe_error
-from ray_app.serving.http.auth import is_loopback
 from ray_app.serving.http.schemas import EndpointLimits, Ensembles, ImageAnswer
 from ray_app.storage import RetryPolicy, errors, strip_secrets
+from ray_app.storage.urls import is_loopback
 
 Source = str | Path | tuple[str, bytes | InputError]
 Result = dict[str, Any]

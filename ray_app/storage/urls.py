@@ -11,6 +11,7 @@ names.
 """
 
 import glob
+import ipaddress
 import os
 import posixpath
 import re
@@ -61,6 +62,15 @@ _MAGIC = re.compile(r"[*?\[]")
 
 _CONTENT = ("ETag", "etag", "blob_id")
 _TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "created")
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether a text is a loopback IP address. An IPv4 address may be written as IPv6."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
 def get_scheme(url: str) -> str:

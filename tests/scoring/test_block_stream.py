@@ -38,7 +38,7 @@ def bucket(s3, monkeypatch):
 
 def test_failing_listing_is_scored_so_far_and_resumes(bucket, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(key_prefixes, "PATIENCE", RetryPolicy(attempts=1))
-    files = key_prefixes.RangeReader._iter_files
+    files = key_prefixes.PrefixReader._iter_files
 
     def failing(reader):
         for info in files(reader):
@@ -47,7 +47,7 @@ def test_failing_listing_is_scored_so_far_and_resumes(bucket, tmp_path, monkeypa
             yield info
 
     with monkeypatch.context() as patch:
-        patch.setattr(key_prefixes.RangeReader, "_iter_files", failing)
+        patch.setattr(key_prefixes.PrefixReader, "_iter_files", failing)
         with pytest.raises(StorageError, match="cannot list") as caught:
             score_here(tmp_path / "run", bucket)
     assert RESUMABLE in getattr(caught.value, "__notes__", [])

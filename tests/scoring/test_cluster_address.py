@@ -61,15 +61,11 @@ def test_auto_names_the_dead_cluster_within_seconds(current_cluster):
         if head is not None:
             current_cluster.write_text(head)
         began = time.monotonic()
-        with (
-            pytest.raises(ClusterError, match=reason.format(head)) as caught,
-            ray_cluster.cluster(ClusterConfig(address="auto")),
-        ):
-            pytest.fail("joined")
+        with pytest.raises(ClusterError, match=reason.format(head)) as caught:
+            ray_cluster.require_head("auto")
         assert time.monotonic() - began < ray_cluster.PROBE_S
         assert caught.value.exit_code is ExitCode.CLUSTER
         assert "run `ray stop`" in caught.value.hint
-        assert not ray.is_initialized()
 
 
 def test_auto_probes_the_current_cluster(current_cluster):

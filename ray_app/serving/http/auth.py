@@ -7,7 +7,6 @@
 
 import hashlib
 import hmac
-import ipaddress
 import logging
 import os
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from ray_app.errors import ConfigError
 from ray_app.serving.config import Access
 from ray_app.serving.http.errors import refuse
 from ray_app.serving.refusal import Refusal
+from ray_app.storage.urls import is_loopback
 
 _log = logging.getLogger(__name__)
 
@@ -246,15 +246,3 @@ def _is_from_this_machine(scope: Scope, headers: Headers) -> bool:
         and (name == "localhost" or is_loopback(name))
         and not any(key in headers for key in _FORWARDED)
     )
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether a text is a loopback IP address. An IPv4 address may be written as IPv6.
-
-    Return False if the text is not an IP address.
-    """
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
