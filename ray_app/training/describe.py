@@ -54,12 +54,7 @@ Rows = npt.NDArray[np.int64]
 
 
 class CaptionedRows(NamedTuple):
-    """Some images of a split, by row number, with their predicted prompts.
-
-    Attributes:
-        rows: Row numbers (n,) of the images in the split.
-        captions: The predicted prompts (n,), in the order of `rows`.
-    """
+    """Row numbers (n,) of images in a split, with their predicted prompts (n,) in this order."""
 
     rows: Rows
     captions: list[Caption]
@@ -73,19 +68,8 @@ def describe(
 ) -> dict[str, Any]:
     """Train a describer, which predicts the prompts of images, measure it, and write its card.
 
-    Args:
-        job: The job.
-        findings: Counts and digests of the splits, and leakage between them (`Splits.findings`).
-        claim: The content of `train.json`, which records the recipe and the data of the directory.
-        fit: Runs the training loop of a job until its last step is in a checkpoint.
-
-    Returns:
-        The content of `metrics.json`.
-
-    Raises:
-        ConfigError: The recipe's section `describe` is missing or invalid.
-        DetectorError: The tier needs embeddings, but the detector has none.
-        TouchstoneError: Too many images cannot be read, or the training loop failed.
+    `findings` are the `Splits.findings`, `claim` is the content of `train.json`, `fit` runs the
+    training loop, and the result is the content of `metrics.json`.
     """
     section, started_at = require_section(job.config), time.monotonic()
     if section.tier != "captioner":
@@ -119,16 +103,7 @@ def plan_describer(
 ) -> dict[str, Any]:
     """Return what `touchstone train --dry-run` shows for the method `describe`, as plain JSON.
 
-    Args:
-        config: The settings.
-        card: The card of the recipe's detector, with the changes that the recipe makes to it.
-        splits: The splits with prompts.
-        steps: Number of training steps.
-
-    Returns:
-        `method`, `name`, `tier`, `detector`, and `batch` of the recipe, and the number of `images`
-        by split. `data` has further counts and digests of the splits (`Splits.findings`). `steps`
-        is 0 for the tier retrieval, which trains no network.
+    `steps` is 0 for the tier retrieval, which trains no network.
     """
     section = require_section(config)
     counts = {name: facts["images"] for name, facts in splits.findings["splits"].items()}
@@ -170,13 +145,7 @@ def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
 
     Images without a stored embedding have no prediction. The embeddings of the training images with
     their prompts form an index. If the recipe's tier is retrieval, this index is the describer, and
-    is written to the training's directory.
-
-    Args:
-        job: The job, whose embeddings are in the training's directory.
-
-    Returns:
-        The predictions, by the name of the split.
+    is written to the training's directory. The result is by name of the split.
     """
     embedded = embeddings.read_embeddings(job.out, "train")
     prompts = embeddings.get_label_column(job.rows("train"), embedded.rows, "prompt")
@@ -190,16 +159,9 @@ def predict_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
 
 
 def predict_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
-    """Export the network of a checkpoint as a describer, and predict validation and test prompts.
+    """Export a checkpoint's network as a describer, and predict validation and test with it.
 
-    The describer is written to the training's directory.
-
-    Args:
-        job: The job.
-        folder: The checkpoint as a local folder.
-
-    Returns:
-        The predictions, by the name of the split.
+    The describer is written to the training's directory. The result is by name of the split.
     """
     from safetensors.torch import load_file
 
@@ -285,15 +247,8 @@ def write_index(
     """Write the card and the index of a describer that looks prompts up, and return the card.
 
     Such a describer (tier `retrieval`) has no network. It returns the prompt of the most similar
-    training image.
-
-    Args:
-        folder: A local folder, to which the files are written.
-        recipe: The recipe.
-        sees: The card's keys `detector` and `embedding`, which define the embeddings that the
-            describer reads.
-        vectors: Embeddings (n, d) of the training images.
-        prompts: Prompts (n,) of the training images.
+    training image. `sees` has the card's keys `detector` and `embedding`. The vectors (n, d) and
+    prompts (n,) are those of the training images.
     """
     from safetensors.numpy import save_file
 
@@ -310,19 +265,8 @@ def write_network(
 ) -> DescriberCard:
     """Write the card and the weights of a describer that predicts prompts by a network.
 
-    The file of the weights also contains the tokenizer.
-
-    Args:
-        folder: A local folder, to which the files are written.
-        recipe: The recipe.
-        plan: The architecture and tokenizer of the network.
-        sees: The keys of the card that define the input of the network, with their values. A
-            network that reads pixels has `preprocessing`. A network that reads embeddings has
-            `detector` and `embedding`.
-        state: The weights by name, as a checkpoint stores them.
-
-    Returns:
-        The card.
+    The file of the weights also contains the tokenizer. `sees` has the card's key `preprocessing`
+    if the network reads pixels, or `detector` and `embedding` if it reads embeddings.
     """
     write_safetensors(folder / WEIGHTS, state, {HEADER: plan.tokenizer.tokenizer.to_str()})
     section = require_section(recipe)
@@ -340,17 +284,8 @@ def write_describer(
 ) -> DescriberCard:
     """Write the card of a describer whose weights are in the folder, and read the card back.
 
-    A describer is a model that predicts the prompt of an image.
-
-    Args:
-        folder: A local folder with the weights.
-        recipe: The recipe, from which keys of the card such as `name` and `title` come.
-        facts: Further keys of the card, such as `tier` and `architecture`.
-        start: The card whose weights the training started from. Its licence may be inherited. None
-            for random weights.
-
-    Returns:
-        The card as loaded from the file.
+    `facts` are further keys of the card. The licence of `start`, whose weights the training started
+    from, may be inherited. `start` is None for random weights.
     """
     content = {
         **export.make_profile_facts(recipe, folder / WEIGHTS, recipe.name),
@@ -376,16 +311,7 @@ def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> by
     """Add the fraction of exactly predicted prompts to a describer's card as a published metric.
 
     A describer is the model that predicted the prompts. If no prompt could be compared, the card
-    gets no metric.
-
-    Args:
-        card: The card as YAML.
-        recipe: The recipe.
-        metrics: The metrics of the test split, as `measure_prompts` returns them. Without a
-            test split, the metrics of the validation split are used.
-
-    Returns:
-        The new card as YAML.
+    gets no metric. The metrics are those of the test split, or else of the validation split.
     """
     exact = metrics["exact"]
     published = {
@@ -403,18 +329,11 @@ def add_published(card: bytes, recipe: Recipe, metrics: Mapping[str, Any]) -> by
 def measure_prompts(
     truth: Sequence[str], predicted: Sequence[str] | str
 ) -> dict[str, dict[str, Any]]:
-    """Measure the fraction of predicted prompts that equal the true prompts.
+    """Measure the fraction of predicted prompts that equal the true prompts, as the metric `exact`.
 
-    If there are more than `MAX_IMAGES`, a random sample of that size is compared.
-
-    Args:
-        truth: True prompts (n,).
-        predicted: Predicted prompts (n,), or a text with the reason why there are none.
-
-    Returns:
-        A dict with one metric, `exact`, as plain JSON with its confidence interval: the fraction of
-        predictions that have the words of the true prompt in the same order. Letter case and
-        punctuation do not count. Without predictions, its value is None.
+    Letter case and punctuation do not count. If there are more than `MAX_IMAGES`, a random sample
+    of that size is compared. `predicted` may be the reason why there are no predictions. The metric
+    is then None.
     """
     if isinstance(predicted, str):
         return {"exact": values.undefined(predicted).to_dict()}
@@ -433,15 +352,9 @@ def _split_words(text: str) -> list[str]:
 
 
 def draw_prompts(train: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
-    """Return prompts for `count` images by two baselines that do not use the images.
+    """Return `count` prompts by two baselines that do not use the images.
 
-    Args:
-        train: The training prompts.
-        count: Number of images.
-        seed: Seed of the random prompts.
-
-    Returns:
-        `random`: random training prompts. `most_frequent`: the most frequent training prompt.
+    `random` draws training prompts, `most_frequent` repeats the most frequent one.
     """
     rows = np.random.default_rng([seed, _CHANCE]).integers(len(train), size=count)
     most_frequent = min(Counter(train).items(), key=lambda item: (-item[1], item[0]))[0]

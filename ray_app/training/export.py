@@ -86,18 +86,8 @@ def export(
     """Write weights, configuration files for timm or transformers, and the card; return the card.
 
     All files are first written to a temporary folder and loaded again. They are copied to `out`
-    only if the loaded tensors equal the trained tensors. `card.yaml` is copied last.
-
-    Args:
-        out: The directory of the training.
-        recipe: The recipe.
-        card: The training card, see `networks.training_card`.
-        network: The network as the card describes it, with the weights of the best checkpoint.
-        facts: The metrics and other results of the training, which the new card states.
-
-    Raises:
-        DetectorError: The network differs from the one that the card describes.
-        StorageError: The files cannot be written.
+    only if the loaded tensors equal the trained tensors. `card.yaml` is copied last. Raises
+    DetectorError if the network differs from the one that the card describes.
     """
     with tempfile.TemporaryDirectory(prefix="touchstone-export-") as scratch:
         folder = Path(scratch)
@@ -221,15 +211,8 @@ def data_name(recipe: config.Recipe) -> str:
 def make_profile_facts(recipe: config.Recipe, weights: Path, title: str) -> dict[str, Any]:
     """Return the keys that the cards of identifiers and of describers have in common.
 
-    An identifier names the generator of a fake, and a describer predicts the prompt of an image.
-
-    Args:
-        recipe: The recipe.
-        weights: The file of the weights, in the folder of the card.
-        title: The title if the recipe has none.
-
-    Returns:
-        The values of the keys `name`, `title`, `weights`, `training_data`, and `notes`.
+    The keys are `name`, `title`, `weights`, `training_data`, and `notes`. The title is used if the
+    recipe has none.
     """
     return {
         "name": recipe.name,
@@ -282,10 +265,8 @@ def _make_notes(recipe: config.Recipe, facts: reports.TrainingFacts) -> list[str
 class InheritedLicence(NamedTuple):
     """A licence that a card inherits.
 
-    Attributes:
-        licence: Name of the licence.
-        terms: The class of its terms, such as `permissive` or `non-commercial`.
-        note: Text that lists the licence of each part, such as the backbone and the data.
+    `terms` is the class of its terms, such as `permissive`, and `note` lists the licence of each
+    part.
     """
 
     licence: str
@@ -362,15 +343,8 @@ def make_card_figures(
 ) -> tuple[PublishedMetric, ...]:
     """Return the metrics of one split in the form in which a card publishes them.
 
-    Undefined metrics are left out.
-
-    Args:
-        figures: The metrics of the split and of its generators.
-        name: Name of the split on the card.
-        source: The command that measured the metrics, for the card.
-        note: A remark on every metric. None for no remark.
-        each_generator: Whether to add metrics of each generator, if there are at most
-            `MAX_GENERATORS`.
+    Undefined metrics are left out. Metrics of each generator are added for up to `MAX_GENERATORS`
+    generators.
     """
     rows = list(_iter_overall(figures, name, note))
     if each_generator and len(figures.generators) <= MAX_GENERATORS:
@@ -442,9 +416,7 @@ def find_best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry,
     """Return the stored checkpoint that is best by the recipe's metric, with the metric's value.
 
     The metric is `validation.metric`. Checkpoints that were not validated yet are validated first.
-
-    Raises:
-        ClusterError: No checkpoint has a value of the metric.
+    Raises ClusterError if no checkpoint has a value.
     """
     metric = job.config.validation.metric
     for checkpoint in validate.list_unjudged_checkpoints(job):
@@ -468,15 +440,8 @@ def finish(
 ) -> dict[str, Any]:
     """Choose the best checkpoint, calibrate and evaluate it, export it, and write the report.
 
-    Call this function when the last training step is in a checkpoint.
-
-    Args:
-        job: The job.
-        findings: Counts and digests of the splits, and leakage between them (`Splits.findings`).
-        claim: The content of `train.json`, which records the recipe and the data of the directory.
-
-    Returns:
-        The content of `metrics.json`.
+    Call this function when the last training step is in a checkpoint. `claim` is the content of
+    `train.json`, and the result that of `metrics.json`.
     """
     best, value = find_best_checkpoint(job)
     log = file_notes.FileLog(job.out)
@@ -571,13 +536,7 @@ def _downsample(
 
 
 def serialize_rows(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
-    """Return the bytes of a Parquet file with `image_id`, `uri`, `member`, and further columns.
-
-    Args:
-        rows: The labelled rows, from which the first three columns are taken. `member` is the path
-            of an image inside an archive, such as a tar file at `uri`.
-        columns: Further columns of the same length.
-    """
+    """Return the bytes of a Parquet file with `image_id`, `uri`, `member`, and further columns."""
     buffer = io.BytesIO()
     identifiers = {name: rows[name] for name in ("image_id", "uri", "member")}
     pq.write_table(pa.table({**identifiers, **columns}), buffer, compression="zstd")
@@ -587,13 +546,7 @@ def serialize_rows(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
 def write_curves(
     out: Store, history: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write the metrics of all steps to `metrics.jsonl`, and the validations for TensorBoard.
-
-    Args:
-        out: The directory of the training.
-        history: The metrics of each training step, such as `step` and `loss`.
-        validations: The metrics of each validation, with the `step` of the checkpoint.
-    """
+    """Write the metrics of all steps to `metrics.jsonl`, and the validations for TensorBoard."""
     out.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history).encode())
     lines = [
         {
@@ -610,16 +563,9 @@ def push(folder: str | Path, target: str) -> str:
     """Copy card, weights, metrics, and report of a training to a URL, and return the new URL.
 
     A repository that does not exist on the hub is created as a private one. The hub is that of
-    $HF_ENDPOINT, with the login that huggingface_hub finds.
-
-    Args:
-        folder: The directory of the training: a path or any fsspec URL.
-        target: Any fsspec URL, to which the card is written last, or hf://ORGANISATION/NAME. On the
-            hub, all files are one commit.
-
-    Raises:
-        ConfigError: The folder has no card, or the target is not a valid URL.
-        StorageError: The files cannot be copied.
+    $HF_ENDPOINT, with the login that huggingface_hub finds. On the hub, all files are one commit.
+    Elsewhere, the card is written last. Raises ConfigError if the folder has no card, or the target
+    is not a valid URL.
     """
     source = Store.open(str(folder))
     names = [name for name in source.names("") if name in PUSHED or name.endswith(_WEIGHTS)]

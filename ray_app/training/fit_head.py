@@ -56,7 +56,6 @@ class LabelledImage(NamedTuple):
     """One image of a labels file.
 
     Attributes:
-        uri: The absolute URI.
         label: 1 for fake, 0 for real.
         group: Images with the same group are in the same fold of the cross-validation. "" if the
             file has no groups.
@@ -73,15 +72,9 @@ class FittedHead(NamedTuple):
     """A fitted head, and the facts that its card states.
 
     Attributes:
-        name: Name of the new detector.
-        base: The card of the detector whose backbone computed the features.
         classifier: The linear classifier, `svm` or `logistic`.
-        labels: Name of the labels file.
-        real: Number of real images.
-        fake: Number of fakes.
         aucs: The ROC AUC of each fold of the cross-validation. Folds with images of only one class
             are left out.
-        seen: Generators and sources of the images that the head was fitted to.
         groups: Number of groups of images. All images of a group are in the same fold. 0 if the
             labels have no groups.
     """
@@ -104,10 +97,8 @@ class FittedHead(NamedTuple):
     def lines(self, card: Path, installed: Path | None) -> list[str]:
         """Return the result as lines for the terminal.
 
-        Args:
-            card: The path of the new card.
-            installed: The path at which the head was installed as the head of `base`. None if it
-                was not installed.
+        `installed` is where the head was installed as the head of `base`. None if it was not
+        installed.
         """
         lines = [
             f"{self.name}: fitted to {self.real} real and {self.fake} fake images, written to {card}"
@@ -132,16 +123,7 @@ class FittedHead(NamedTuple):
 def fit_labelled_images(config: FitHeadConfig, progress: Callable[[str], None]) -> list[str]:
     """Fit a linear head to labelled images, and write its card, its weights, and the features.
 
-    Args:
-        config: The card with the backbone, the labels, and the classifier.
-        progress: Receives lines about rows and images that are left out.
-
-    Returns:
-        The result, as lines for the terminal.
-
-    Raises:
-        ConfigError: The labels are invalid, or too few images of a class can be read.
-        DetectorError: Weights are missing, or their licence is not accepted.
+    `progress` receives lines about images that are left out. The result is lines for the terminal.
     """
     base = load_card(config.card)
     licences.require_accepted(base, config.accept_licences)
@@ -211,17 +193,7 @@ def load_backbone_detector(
     """Load the backbone of a card as a detector that computes embeddings.
 
     The head of the card is not loaded and need not exist, so the scores of the detector mean
-    nothing.
-
-    Args:
-        card: A card with a backbone.
-        device: `cpu`, `cuda`, or `cuda:N`.
-        precision: `auto`, `bf16`, or `fp32`.
-
-    Raises:
-        ConfigError: The card has no backbone, or its `family` is not one of `HEADS`, which are
-            `clip-linear` and `frozen-linear`.
-        DetectorError: The weights of the backbone are missing or do not fit.
+    nothing. Raises ConfigError unless the card has a backbone and its family is one of `HEADS`.
     """
     if card.family not in HEADS or card.backbone is None:
         raise ConfigError(
@@ -249,13 +221,8 @@ def find_labels(path: str) -> str:
 def read_labels(path: str, folds: str | None = None) -> list[LabelledImage]:
     """Read the rows of a labels file, with every `uri` made absolute.
 
-    Args:
-        path: Path or fsspec URL of the file.
-        folds: The column whose values are the groups that the cross-validation does not divide. By
-            default the first of `GROUPINGS` that the file has.
-
-    Raises:
-        ConfigError: The file cannot be read, or a row is invalid. The message names file and row.
+    `folds` is the column whose groups the cross-validation does not divide, by default the first of
+    `GROUPINGS` that the file has. Raises ConfigError with file and row if a row is invalid.
     """
     if not is_label_table(path):
         raise ConfigError(
@@ -309,23 +276,11 @@ def gather_features(
     labels: str,
     progress: Callable[[str], None],
 ) -> Mapping[str, LabelledImage]:
-    """Compute the features of labelled images that are not stored yet.
+    """Compute features that are not stored yet, and return the readable images by SHA-256.
 
-    If the work is interrupted, the features that were computed so far are stored.
-
-    Args:
-        rows: The images.
-        card: The card with the preprocessing of the backbone.
-        features: The folder that receives the features.
-        labels: The file that names the images. Images may be fetched from its web server and from
-            all servers on the public Internet.
-        progress: Receives lines about rows and images that are left out.
-
-    Returns:
-        The readable images by the SHA-256 of their bytes.
-
-    Raises:
-        ConfigError: The same bytes are labelled both real and fake.
+    If the work is interrupted, the features that were computed so far are stored. Images may be
+    fetched from the web server of `labels` and from all servers on the public Internet. Raises
+    ConfigError if bytes are labelled both real and fake.
     """
     fetcher, limits = Fetcher(signed=[labels]), ImageLimits()
     used: dict[str, LabelledImage] = {}
@@ -379,13 +334,6 @@ def install_head(base: DetectorCard, weights: Path) -> Path:
 
     The card, and ensembles that name the card, then score with this head. It replaces a head that
     was installed before. Runs record the hash of the head.
-
-    Args:
-        base: The card, which describes the backbone.
-        weights: The file of the fitted head.
-
-    Returns:
-        The path in the cache.
     """
     path = weight_files.cached_path(weight_files.list_parts(base)[0])
     _write(path, weights.read_bytes())
@@ -410,14 +358,8 @@ _NOTES = {
 def write_head_card(path: Path, head: FittedHead, *, weights: Path, sha256: str) -> DetectorCard:
     """Write the card of a fitted head, with the backbone and preprocessing of the base card.
 
-    Args:
-        path: The path of the card.
-        head: The head.
-        weights: The file of its weights, in the same folder.
-        sha256: SHA-256 of that file.
-
-    Raises:
-        ConfigError: A card cannot have this name. Nothing is written.
+    `weights` must be in the same folder. Raises ConfigError, and writes nothing, if a card cannot
+    have this name.
     """
     base = head.base
     assert base.backbone is not None

@@ -53,11 +53,8 @@ def make_parameter_groups(
 ) -> list[dict[str, object]]:
     """Return the parameters that learn, in groups of equal weight decay, for a torch optimiser.
 
-    Args:
-        network: The network.
-        weight_decay: The weight decay.
-        spare: Whether parameters of one dimension or less, such as biases and norms, have no weight
-            decay, as in timm.
+    If `spare`, parameters of one dimension or less, such as biases and norms, have no weight decay,
+    as in timm.
     """
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not spare or not weight_decay:
@@ -72,11 +69,9 @@ def make_parameter_groups(
 
 
 class BatchLoss(NamedTuple):
-    """The loss of a batch.
+    """The loss of a batch, on which `backward` is called.
 
-    Attributes:
-        total: The loss, on which `backward` is called.
-        parts: Detached terms of the loss by name. The names are equal for every batch.
+    `parts` are its detached terms, whose names are equal for every batch.
     """
 
     total: torch.Tensor
@@ -86,11 +81,7 @@ class BatchLoss(NamedTuple):
 def compute_rate(schedule: Schedule, rate: float, step: int, total: int) -> float:
     """Return the learning rate of a step by the formula of `Schedule`.
 
-    Args:
-        schedule: The schedule.
-        rate: The rate after the warm-up.
-        step: Number of the step, from 0. From `total` on, the rate stays at the end of its curve.
-        total: Number of all steps.
+    Steps count from 0. From `total` on, the rate stays at the end of its curve.
     """
     warmup = count_warmup_steps(schedule, total)
     if step < warmup:
@@ -114,15 +105,10 @@ def _decay_factor(shape: str, progress: float) -> float:
 
 
 class StepMetrics(NamedTuple):
-    """The metrics of one step, equal in every process.
+    """The metrics of one step (from 0), equal in every process.
 
-    Attributes:
-        step: Number of the step, from 0.
-        loss: Mean loss of the whole batch, in which unusable images count as zero.
-        parts: Mean of each term of the loss over the whole batch, by name.
-        rate: Learning rate.
-        gradient_norm: Norm of the gradients before clipping.
-        unusable: Images of the whole batch that could not be read.
+    The losses are means over the whole batch, in which unusable images count as zero. The norm is
+    that of the gradients before clipping.
     """
 
     step: int
@@ -146,7 +132,6 @@ class Learner:
         network: The network that learns, without wrappers. If `is_divided`, its parameters are the
             parts of this process (FSDP2).
         step_number: Number of finished steps. It also decides which images come next.
-        precision: `bf16` or `fp32`, resolved from the recipe's setting for this device.
         is_divided: Whether the processes divide the network among them.
     """
 
@@ -162,18 +147,10 @@ class Learner:
         called: nn.Module | None = None,
         strategy: Strategy = "ddp",
     ) -> None:
-        """Prepare the network and its optimiser.
+        """Prepare the optimiser of a network that is already on its device.
 
-        Args:
-            recipe: The recipe.
-            network: The network, already on its device.
-            device: The device.
-            precision: `bf16` or `fp32`.
-            total_steps: Number of steps of the whole training.
-            rank: Rank of this process.
-            called: A module around the network whose `forward` is called instead. None calls the
-                network.
-            strategy: `ddp` if each process holds the whole network, `fsdp2` if they divide it.
+        `called` is a module around the network whose `forward` is called instead. `strategy` is
+        that of `distribute`.
         """
         self.recipe, self.network, self.device, self.precision = recipe, network, device, precision
         self.total_steps, self.rank, self.world, self.step_number = (
@@ -189,14 +166,10 @@ class Learner:
         self.optimiser = make_optimiser(recipe.optimiser, network)
 
     def prepare(self, batch: Batch) -> tuple[Batch, int]:
-        """Prepare the batch of a step before it is divided into micro-batches.
+        """Prepare this process's part of a step's batch before it is divided into micro-batches.
 
-        Args:
-            batch: This process's part of the batch of a step.
-
-        Returns:
-            The batch with the arrays that `answer` and `loss` need, and the divisor of the loss, by
-            default the number of images.
+        Returns the arrays that `answer` and `loss` need, and the divisor of the loss, by default
+        the number of images.
         """
         return batch, len(batch["usable"])
 
@@ -208,12 +181,8 @@ class Learner:
         """Return the loss of one micro-batch.
 
         The losses of all micro-batches add up to the loss of this process's batch. Unusable images
-        count as zero.
-
-        Args:
-            answer: The output of `answer` for this micro-batch.
-            part: The micro-batch: a slice of each array that `prepare` returned.
-            count: The divisor of the loss, as `prepare` returns it for the batch.
+        count as zero. `part` is a slice of each array that `prepare` returned, and `count` its
+        divisor.
         """
         raise NotImplementedError
 
@@ -228,19 +197,16 @@ class Learner:
         """Load weights and optimiser state from a checkpoint's folder. Every process calls it.
 
         Subclasses define this method. To resume a training, call `load` instead, which calls this
-        method and also sets `step_number`.
-
-        Raises:
-            DetectorError: The checkpoint is of another network.
+        method and also sets `step_number`. Raises DetectorError if the checkpoint is of another
+        network.
         """
         raise NotImplementedError
 
     def step(self, batch: Batch) -> StepMetrics:
         """Make one training step with this process's part of a batch. Every process calls it.
 
-        Raises:
-            TouchstoneError: The loss or the gradients are not finite. The weights are then those of
-                the step before.
+        Raises TouchstoneError if the loss or the gradients are not finite. The weights are then
+        those of the step before.
         """
         step = self.step_number
         rate = compute_rate(
@@ -319,9 +285,6 @@ class Learner:
         The files are `model.safetensors`, `optimiser.pt`, and `position.json`. The first contains
         the whole network as it learns, with adapters and norms, by parameter name. The files do
         not depend on the strategy (DDP or FSDP2) or on the number of processes.
-
-        Raises:
-            StorageError: A file cannot be written.
         """
         weights, optimiser = self.state()
         if self.rank != 0:
@@ -342,10 +305,8 @@ class Learner:
         """Load weights, optimiser state, and step number of a checkpoint, to continue from it.
 
         The checkpoint may be from DDP or FSDP2, and from any number of processes. Every process
-        calls this method with a local folder of its own.
-
-        Raises:
-            DetectorError: The checkpoint is of another network.
+        calls this method with a local folder of its own. Raises DetectorError if the checkpoint is
+        of another network.
         """
         self.restore(folder)
         self.step_number = json.loads((folder / POSITION).read_text(encoding="utf-8"))["step"]
@@ -376,14 +337,10 @@ def world_size() -> int:
 
 
 def distribute(network: nn.Module, strategy: Strategy, device: str) -> nn.Module:
-    """Wrap a network for training in several processes, and return the module to call.
+    """Wrap a network on its device for several processes, and return the module to call.
 
-    In one process, return the network itself.
-
-    Args:
-        network: The network, already on its device.
-        strategy: `ddp` if each process holds the whole network, `fsdp2` if the processes divide it.
-        device: The device.
+    In one process, return the network itself. With `ddp` each process holds the whole network, with
+    `fsdp2` the processes divide it.
     """
     if world_size() == 1:
         return network

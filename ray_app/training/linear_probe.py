@@ -28,12 +28,7 @@ if TYPE_CHECKING:
 
 
 def probe(job: TrainingJob) -> None:
-    """Compute missing embeddings, fit the head, and store the whole network as a checkpoint.
-
-    Raises:
-        ConfigError: The card has no head on features, or a class has too few images.
-        TouchstoneError: Too many images cannot be read.
-    """
+    """Compute missing embeddings, fit the head, and store the whole network as a checkpoint."""
     if job.card.family not in HEADS:
         raise ConfigError(
             f"{job.card.name}: a linear probe needs a card of the family {' or '.join(HEADS)}, got {job.card.family}",

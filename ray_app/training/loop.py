@@ -29,10 +29,8 @@ class Vote(IntEnum):
     """The vote of a worker on what all workers do next. The vote with the greatest number wins.
 
     Attributes:
-        STEP: Make the next training step.
         WAIT: Vote again, because a worker has no batch yet.
         CHECK_NOTICE: Check whether a machine will be taken away.
-        STOP: Save a checkpoint and stop.
     """
 
     STEP = 0
@@ -42,10 +40,10 @@ class Vote(IntEnum):
 
 
 def train(job: TrainingJob, worker: Worker) -> bool:
-    """Train from the last complete checkpoint to the last step. All workers call it.
+    """Train from the last complete checkpoint, and return whether the training is complete.
 
-    Returns:
-        Whether the training is complete. Otherwise it was asked to stop, and saved a checkpoint.
+    All workers call this function. If the training is not complete, it was asked to stop, and saved
+    a checkpoint.
     """
     job.prepare_process()
     latest = _find_checkpoint(job, worker)
@@ -98,9 +96,6 @@ def _find_checkpoint(job: TrainingJob, worker: Worker) -> CheckpointEntry | None
     """Return the last complete checkpoint, after the validations that an earlier session missed.
 
     Rank 0 decides for all, because listings of one folder may differ between machines for a moment.
-
-    Raises:
-        ConfigError: A worker does not see the directory of the training.
     """
     if not job.out.exists(run_directory.FILE):
         raise ConfigError(
@@ -189,9 +184,8 @@ class _Training:
     def _save(self, *, at_once: bool) -> str:
         """Write the log, and a checkpoint if there were steps since the last one; return its name.
 
-        Args:
-            at_once: Wait until the last checkpoint is in storage. It may be one whose upload began
-                before this call.
+        If `at_once`, wait until the last checkpoint is in storage, which may be one whose upload
+        began before this call.
         """
         written: str | None = ""
         if self._learner.step_number != self._saved_step:

@@ -81,10 +81,7 @@ MEASURED_REALS = 2000
 def list_milestones(order: sampling.SampleOrder, total: int, every: int | None) -> frozenset[int]:
     """Return the steps after which the network is validated, which include the last step.
 
-    Args:
-        order: The order of the samples.
-        total: Number of steps.
-        every: Number of steps between two validations. None validates at the end of each epoch.
+    The steps are `every` steps apart. None validates at the end of each epoch.
     """
     if every is not None:
         return frozenset([*range(every, total, every), total])
@@ -106,9 +103,7 @@ class PreparedTraining:
     """The data of a training, as `prepare_data` returns them.
 
     Attributes:
-        splits: The splits with their labelled rows.
         order: Computes which training rows a step loads.
-        total_steps: Number of training steps.
         milestones: Steps after which the network is validated.
         guard: The web servers from which images may be fetched, if a list of images names their
             URLs.
@@ -149,15 +144,8 @@ def _check_prerequisites(
 ) -> None:
     """Check licences, weights, sources, and the statistics file before anything is started.
 
-    Args:
-        config: The settings.
-        card: The training card.
-        out: The directory of the training.
-        claim: The claim of an earlier session. If it has the data already, neither the sources nor
-            the statistics file are checked.
-
-    Raises:
-        ConfigError, DetectorError, StorageError: As in `train`.
+    If the claim of an earlier session has the data, neither the sources nor the statistics file are
+    checked.
     """
     for initial_card in list_initial_cards(config, card):
         licences.require_accepted(initial_card, config.accept_licences)
@@ -183,21 +171,8 @@ def prepare_data(
 
     The list of a source, its index, is stored below `data/` in the training's directory. A source
     that has an index is not listed again. If the method is `describe`, all images have prompts, and
-    no prompt is in two splits.
-
-    Args:
-        config: The settings.
-        out: The directory of the training.
-        each: A function like `map` that applies the tasks of indexing to items, in this process or
-            on Ray.
-        reading: A function like `each`, for tasks that read images.
-
-    Returns:
-        The splits, and the steps that follow from their size.
-
-    Raises:
-        ConfigError: The sources do not make valid splits.
-        StorageError: A source cannot be read.
+    no prompt is in two splits. `each` and `reading` are functions like `map`. `reading` is for
+    tasks that read images. Raises ConfigError if the sources do not make valid splits.
     """
     guards: list[Guard] = []
     open_source = make_opener(out, each, reading, guards)
@@ -226,15 +201,9 @@ def make_opener(
     """Return a function that takes a data source and returns its labelled rows.
 
     The function lists the images of the source if the training's directory has no index of them.
-    Sources that read the same files share an index, even if they are for different splits.
-
-    Args:
-        out: The directory of the training.
-        each: A function like `map` that applies the tasks of indexing to items, in this process or
-            on Ray.
-        reading: A function like `each`, for tasks that read images.
-        guards: A list to which the function adds the web servers that each source may fetch images
-            from.
+    Sources that read the same files share an index, even if they are for different splits. The
+    function appends the web servers that each source may fetch images from to `guards`. `each` and
+    `reading` are as in `prepare_data`.
     """
 
     def open_source(source: DatasetSource) -> pa.Table:
@@ -273,19 +242,8 @@ def make_job(
 ) -> TrainingJob:
     """Return the job, which contains everything that the workers of a training need.
 
-    Args:
-        config: The settings.
-        card: The card of the network to train, see `networks.training_card`.
-        out: The directory of the training.
-        layout: The number of workers and their resources.
-        prepared: The data.
-        is_on_ray: Whether the processes are those of a Ray cluster.
-
-    Returns:
-        The job. If other machines take part, its initial weights are copied to storage for them.
-
-    Raises:
-        ConfigError: The batch cannot be divided equally among the workers.
+    If other machines take part, its initial weights are copied to storage for them. Raises
+    ConfigError if the batch cannot be divided equally among the workers.
     """
     for workers in range(layout.least, layout.workers + 1):
         prepared.order.shard(0, 0, workers)
@@ -365,7 +323,6 @@ class TrainingResult(NamedTuple):
     Attributes:
         facts: The content of `metrics.json`, or of the plan of a dry run.
         was_complete: Whether an earlier session had finished the training.
-        is_plan: Whether this was a dry run.
     """
 
     facts: dict[str, Any]
@@ -397,23 +354,10 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> TrainingResult:
     """Train by a recipe into `config.out`, and resume if an earlier session was interrupted.
 
     An error after which the same call resumes the training has the note `errors.RESUMABLE`, which
-    the command line prints.
-
-    Args:
-        config: The settings.
-        dry_run: Return only the plan. A dry run starts no cluster and trains nothing. It needs no
-            `out`. If there is one, the list of the labelled images is written there.
-
-    Returns:
-        The result. Under torchrun, the result of every rank but 0 has empty `facts`.
-
-    Raises:
-        ConfigError: The recipe or its data are invalid.
-        IdentityError: The directory belongs to another recipe, or is in use.
-        DetectorError: Weights are missing or do not fit.
-        StorageError: A store cannot be read or written.
-        ClusterError: Ray gave up.
-        KeyboardInterrupt: The training was asked to stop.
+    the command line prints. A dry run returns only the plan, starts no cluster, and needs no `out`.
+    If there is an `out`, the list of the labelled images is written there. Under torchrun, `facts`
+    of every rank but 0 are empty. Raises IdentityError if the directory belongs to another recipe
+    or is in use, and KeyboardInterrupt if the training was asked to stop.
     """
     if dry_run:
         return TrainingResult(_make_plan(config), is_plan=True)

@@ -46,11 +46,6 @@ class HistoryWriter:
     """Collects JSON lines of one rank, and writes them to one history file per checkpoint.
 
     A line is a JSON object about one step or image, such as the metrics of a step.
-
-    Args:
-        out: The directory of the training.
-        folder: Folder of the history files.
-        rank: Rank of the worker.
     """
 
     def __init__(self, out: Store, folder: str, rank: int) -> None:
@@ -62,15 +57,9 @@ class HistoryWriter:
         self._lines.append(line)
 
     def write(self, first: int) -> list[Line]:
-        """Write a history file with the lines that were added after the previous call.
+        """Write and return the lines that were added after the previous call.
 
-        If no line was added, no file is written.
-
-        Args:
-            first: The first step that the lines are about, which names the file.
-
-        Returns:
-            The written lines.
+        The first step that they are about names the file. If no line was added, no file is written.
         """
         lines, self._lines = self._lines, []
         if lines:
@@ -115,28 +104,18 @@ def read_history(out: Store, folder: str) -> Iterator[dict[str, Any]]:
 def write_events(out: Store, first: int, lines: Iterable[Line], *, prefix: str = "train") -> None:
     """Write the metrics of steps to a TensorBoard event file in the training's directory.
 
-    There is one curve per number in the lines, except `step` and `time`.
-
-    Args:
-        out: The directory of the training.
-        first: The first step of the lines, for the name of the file.
-        lines: The metrics of each step, by name.
-        prefix: The start of the names of the curves, such as `train` in `train/loss`.
+    There is one curve per number in the lines, except `step` and `time`. `first` names the file,
+    and `prefix` begins the names of the curves, such as `train` in `train/loss`.
     """
     name = f"{_EVENTS}{first:08d}.{prefix}"
     out.write(f"{TENSORBOARD}/{name}", make_event_file(lines, prefix))
 
 
 def make_event_file(lines: Iterable[Line], prefix: str) -> bytes:
-    """Make a TensorBoard event file with a curve for each metric.
+    """Make the bytes of a TensorBoard event file with a curve for each metric.
 
-    Args:
-        lines: The metrics of each step, by name. Each finite number becomes a scalar, except `step`
-            and `time`.
-        prefix: The start of the names of the curves, such as `train` in `train/loss`.
-
-    Returns:
-        The bytes of the file.
+    Each finite number becomes a scalar, except `step` and `time`. `prefix` begins the names of the
+    curves, such as `train` in `train/loss`.
     """
     from tensorboardX import SummaryWriter
 
@@ -199,12 +178,8 @@ def restore_config(config: TrainConfig, out: Store) -> TrainConfig:
 def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
     """Check that a directory is free or belongs to this recipe, and return its `train.json`.
 
-    Returns:
-        The content of `train.json`. None if no training has used the directory.
-
-    Raises:
-        ConfigError: The directory belongs to another command, such as `touchstone score`.
-        IdentityError: The directory belongs to another recipe.
+    The result is None if no training has used the directory. Raises ConfigError if the directory
+    belongs to another command, and IdentityError if it belongs to another recipe.
     """
     claim = read_claim(out)
     if claim is None:
@@ -217,16 +192,10 @@ def check_claim(out: Store, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
-    """Record in `train.json` that a directory belongs to this recipe.
+    """Record in `train.json` that a directory belongs to this recipe, and return its content.
 
-    If the file exists, check that it records the same recipe.
-
-    Returns:
-        The content of `train.json`.
-
-    Raises:
-        ConfigError: The directory belongs to another command, such as `touchstone score`.
-        IdentityError: The directory belongs to another recipe.
+    If the file exists, check that it records the same recipe. Raises ConfigError if the directory
+    belongs to another command, and IdentityError if it belongs to another recipe.
     """
     claim = check_claim(out, config)
     if claim is None:
@@ -242,18 +211,10 @@ def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
 
 
 def claim_data(out: Store, claim: dict[str, Any], findings: Mapping[str, Any]) -> None:
-    """Record in `train.json` which data the directory's training uses.
+    """Record in `train.json` which data the directory's training uses, and update `claim`.
 
-    The data are recorded as a digest of each split. If the file has digests, check that they are
-    equal.
-
-    Args:
-        out: The directory of the training.
-        claim: The content of `train.json`, which is updated.
-        findings: Counts and digests of the splits (`Splits.findings`).
-
-    Raises:
-        IdentityError: The data differ from the recorded ones, because a source has changed.
+    The data are recorded as a digest of each split. Raises IdentityError if the file has other
+    digests, because a source has changed.
     """
     digests = {name: split["digest"] for name, split in findings["splits"].items()}
     if "data" not in claim["identity"]:

@@ -65,7 +65,6 @@ class SessionReport:
     """The state of a training session, as its workers reported it to the driver.
 
     Attributes:
-        line: The metrics of the last reported step, such as `step` and `loss`.
         steps: Number of training steps that this session has reported.
         beats: Number of times that a worker reported that a validation advances.
         said: Lines for the user that the driver has not read yet.
@@ -117,9 +116,7 @@ class TrainingSession:
     def report(self, line: dict[str, Any], steps: int) -> None:
         """Store the metrics of rank 0's latest step, which the driver shows.
 
-        Args:
-            line: The metrics of the step.
-            steps: Number of steps since the last report.
+        `steps` counts those since the last report.
         """
         self._report = replace(self._report, line=line, steps=self._report.steps + steps)
 
@@ -137,11 +134,8 @@ class TrainingSession:
     def fail(self, failure: bytes, *, only_before_steps: bool = False) -> None:
         """Store the error of a worker that a restart of the worker would raise again.
 
-        The driver then ends the session. Only the first error is stored.
-
-        Args:
-            failure: The pickled error.
-            only_before_steps: Ignore the error if this session has made a step.
+        The driver then ends the session. Only the first error is stored. With `only_before_steps`,
+        an error after this session's first step is ignored.
         """
         if self._report.failure is None and not (only_before_steps and self._report.steps):
             self._report = replace(self._report, failure=failure)
@@ -167,11 +161,9 @@ class TrainingSession:
 def fit(job: TrainingJob) -> None:
     """Train in workers of Ray Train until the last step is in a complete checkpoint.
 
-    Raises:
-        TouchstoneError: A worker raised it.
-        ClusterError: Ray Train gave up, or there was no progress for too long.
-        KeyboardInterrupt: A signal requested to stop. The workers had `cluster.grace_s` seconds to
-            save a checkpoint, unless a second signal came.
+    After a signal, the workers have `cluster.grace_s` seconds to save a checkpoint, and
+    KeyboardInterrupt is raised. Raises ClusterError if Ray Train gave up, or there was no progress
+    for too long.
     """
     remote: Any = ray.remote
     actor = remote(num_cpus=0, concurrency_groups={"fit": 1}, label_selector=select_current_node())
@@ -217,9 +209,7 @@ class _Watch:
     def wait(self) -> None:
         """Wait until the trainer ends.
 
-        Raises:
-            TouchstoneError: A worker reported it.
-            ClusterError: There was no progress for too long.
+        Raises the error that a worker reported, and ClusterError without progress for too long.
         """
         while not self._is_over(POLL_S):
             self._check()
@@ -236,8 +226,7 @@ class _Watch:
     def wait_for_checkpoint(self) -> None:
         """Ask the workers to save and stop, and wait for them; a second signal ends the wait.
 
-        Raises:
-            TouchstoneError: A worker reported it, for example because it cannot save.
+        Raises the error that a worker reported, for example because it cannot save.
         """
         deadline = time.monotonic() + self._grace_s
         if not self._read().steps:
@@ -340,12 +329,6 @@ def join_process_group(
     """Connect this worker of Ray Train with the others in a process group of torch.
 
     The TCPStore of rank 0 listens only on the address of its node.
-
-    Args:
-        rank: Rank of this worker.
-        world_size: Number of workers.
-        backend: `nccl` or `gloo`.
-        timeout: Timeout of an operation of the group.
     """
     listener = open_listener(ray.util.get_node_ip_address()) if rank == 0 else None  # type: ignore[no-untyped-call]
     host, port = broadcast_from_rank_zero(None if listener is None else listener.getsockname()[:2])
@@ -365,13 +348,8 @@ def open_store(
 ) -> TCPStore:
     """Return torch's TCPStore, by which the workers find each other.
 
-    Args:
-        host: Address of the server.
-        port: Port of the server.
-        world_size: Number of workers.
-        timeout: Timeout of an operation.
-        listener: The socket of the server, in the worker that runs it. None in other workers, which
-            get a client.
+    `listener` is the socket of the server, in the worker that runs it. None in other workers, which
+    get a client.
     """
     if listener is None:
         return TCPStore(host, port, world_size, is_master=False, timeout=timeout)
@@ -381,12 +359,7 @@ def open_store(
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Run the training loop in a worker of Ray Train.
-
-    Args:
-        config: `job`, a reference to the TrainingJob, and `session`, the handle of the
-            TrainingSession.
-    """
+    """Run the training loop in a worker of Ray Train, with `job` and `session` as references."""
     job, session = ray.get(config["job"]), config["session"]
     try:
         worker = RayWorker(session)

@@ -47,7 +47,6 @@ class SplitEvaluation:
 
     Attributes:
         judged: The scores of the images, before calibration.
-        figures: The metrics of the calibrated scores, by name.
         mistakes: The wrongly judged images whose calibrated log-odds are furthest from 0. Each is a
             dict with a thumbnail and facts such as the label.
     """
@@ -62,10 +61,8 @@ class CheckpointEvaluation:
     """The calibration of the best checkpoint, and its evaluation with this calibration.
 
     Attributes:
-        splits: The scores and metrics by the name of the split.
         calibration: Platt scaling, fitted on the validation split. None if that is impossible.
         calibration_note: Reason why there is no calibration. None if there is one.
-        device: Name of the device that computed the scores.
     """
 
     splits: Mapping[str, SplitEvaluation]
@@ -77,17 +74,10 @@ class CheckpointEvaluation:
 def validate_checkpoint(
     job: TrainingJob, checkpoint: checkpoints.CheckpointEntry, worker: Worker
 ) -> bool:
-    """Score a checkpoint on the validation rows that the recipe selects, and store the metrics.
+    """Score a checkpoint on the recipe's validation rows, and return whether metrics are stored.
 
-    All workers call this function, and each scores its part of the rows.
-
-    Args:
-        job: The job.
-        checkpoint: A complete checkpoint.
-        worker: This worker.
-
-    Returns:
-        True if the metrics are stored. False if the training was asked to stop meanwhile.
+    All workers call this function, and each scores its part of the rows. False means that the
+    training was asked to stop meanwhile.
     """
     with checkpoints.fetch_checkpoint(job.out, checkpoint.name, [WEIGHTS]) as folder:
         rows = np.array_split(select_validation_rows(job), worker.world)[worker.rank]
@@ -138,10 +128,6 @@ def evaluate_splits(job: TrainingJob, folder: Path) -> CheckpointEvaluation:
     """Calibrate the network of a checkpoint on validation, and measure validation and test with it.
 
     The metrics are therefore those of the exported detector.
-
-    Args:
-        job: The job.
-        folder: The checkpoint as a local folder.
     """
     evaluations: dict[str, SplitEvaluation] = {}
     calibration, why_not = None, None
@@ -184,13 +170,7 @@ def _calibrate(judged: "ScoredRows") -> tuple[Platt | None, str | None]:
 def compute_metrics(job: TrainingJob, split: str, judged: "ScoredRows") -> dict[str, Any]:
     """Return the metrics of a split, with those of masks if `judged` has them.
 
-    Args:
-        job: The job.
-        split: Name of the split.
-        judged: The scores of its images.
-
-    Returns:
-        Metrics by name, such as `auc`. `unreadable` counts the rows without a score.
+    `unreadable` counts the rows without a score.
     """
     generators = (
         job.rows(split)["input"].combine_chunks().field("generator").take(judged.rows).to_pylist()
@@ -207,18 +187,7 @@ def run_on_device(job: TrainingJob, function: Callable[..., Any], *args: Any) ->
     """Call `function(job, *args)` on a machine that has the device of the job's workers.
 
     For a job on Ray, the function runs as a Ray task with the resources of a worker. Otherwise it
-    runs in this process.
-
-    Args:
-        job: The job.
-        function: A function at the top level of a module.
-        *args: Further arguments of the function.
-
-    Returns:
-        The result of the function.
-
-    Raises:
-        TouchstoneError: The function raised it.
+    runs in this process. The function must be at the top level of a module.
     """
     if not job.is_on_ray:
         job.prepare_process()
@@ -248,15 +217,7 @@ def run_on_checkpoint(
 ) -> Any:
     """Call `function(job, folder)` with a stored checkpoint as a local folder.
 
-    The function runs where `run_on_device` runs it.
-
-    Args:
-        job: The job.
-        name: Name of the checkpoint.
-        function: A function at the top level of a module.
-
-    Returns:
-        The result of the function.
+    The function, at the top level of a module, runs where `run_on_device` runs it.
     """
     return run_on_device(job, _with_folder, name, function)
 
@@ -397,13 +358,7 @@ def remove_superseded_checkpoints(job: TrainingJob) -> None:
 
 
 def is_better(metric: str, value: float, other: float) -> bool:
-    """Return whether a value of a metric is better than another value.
-
-    Args:
-        metric: Name of the metric, a key of `FIGURES`.
-        value: The value.
-        other: The other value.
-    """
+    """Return whether a value of a metric of `FIGURES` is better than another value."""
     return value > other if FIGURES[metric] == "max" else value < other
 
 
@@ -438,7 +393,6 @@ class ScoredRows(NamedTuple):
         unreadable: int64 numbers of the rows whose images could not be read. They have no score.
         pixels: Metrics of the predicted masks (`metrics.pixel_figures`) over all images with a
             mask. None if the detector predicts no masks.
-        reasons: The reason why a row has no score, by row number.
         odd_masks: "empty" or "full" by row number, for fakes whose stored mask marks nothing or
             everything.
     """
@@ -483,14 +437,8 @@ def build_detector(
     """Build a detector around a trained network, to score images before the network is exported.
 
     Its scores are those that `load_detector` will compute from the exported files. The network then
-    belongs to the detector.
-
-    Args:
-        card: The card of the detector.
-        network: A network as the card describes it, such as that of `load_trained`.
-        device: `cpu`, `cuda`, or `cuda:N`.
-        precision: `auto`, `bf16`, or `fp32`.
-        slots: Images of a forward pass. None for the default of the device.
+    belongs to the detector. `slots` is the number of images of a forward pass. None is the default
+    of the device.
     """
     return Detector(
         card, network, fake=0 if card.output.sign is not None else card.output.index_among(card.output.labels), device=device,
@@ -505,10 +453,8 @@ def score_batches(
     """Score batches of any sizes, as `BatchLoader.load` returns them.
 
     One batch is in memory at a time. If the detector predicts masks and the batches have masks, the
-    predicted masks are compared with those of the batches.
-
-    Raises:
-        TouchstoneError: A score is not finite.
+    predicted masks are compared with those of the batches. Raises TouchstoneError if a score is not
+    finite.
     """
     chunks: list[tuple[npt.NDArray[Any], ...]] = [(np.empty(0, np.int64),) * 4]
     pixel_metrics, reasons, odd_masks = [], dict[int, str](), dict[int, str]()

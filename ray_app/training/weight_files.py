@@ -45,15 +45,8 @@ def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weigh
     """Write `model.safetensors`, and the configuration files that timm or transformers needs.
 
     Tensors are written in fp32 under the names that timm or transformers itself writes. If the card
-    names a backbone, its tensors are left out, because the backbone is a file of its own.
-
-    Args:
-        network: The network as `families.build_network(card)` builds it.
-        card: The training card, see `networks.training_card`.
-        folder: A local folder.
-
-    Returns:
-        The section `weights` of the new card, with the file's name and SHA-256.
+    names a backbone, its tensors are left out, because the backbone is a file of its own. The
+    result is the section `weights` of the new card.
     """
     if card.family == "transformers-classifier":
         _write_transformers(network, card, folder)
@@ -76,10 +69,8 @@ def measure_size(card: DetectorCard) -> Size | None:
 
     The image has the card's input size, or one megapixel if the card keeps the size of images. The
     multiply-adds are those of convolutions and matrix products, counted without weight data (meta
-    device).
-
-    Returns:
-        The counts. None for a network that does not run on the meta device, such as MaskCLIP.
+    device). The result is None for a network that does not run on the meta device, such as
+    MaskCLIP.
     """
     height, width = card.preprocessing.shape or _MEGAPIXEL
     try:
@@ -112,11 +103,8 @@ def make_processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None
 
     transformers 5.23 uses its torchvision backend even if the configuration asks for another one.
     If the card resizes with Pillow, `AutoImageProcessor.from_pretrained(folder, backend="pil")`
-    gives the same resize.
-
-    Returns:
-        The configuration. None if image processors cannot do the preprocessing: a resize to a
-        thumbnail, OpenCV's filter, or a crop whose `pad` is not `black`.
+    gives the same resize. The result is None if image processors cannot do the preprocessing: a
+    resize to a thumbnail, OpenCV's filter, or a crop whose `pad` is not `black`.
     """
     resize, crop = preprocessing.resize, preprocessing.center_crop
     if (
