@@ -13,17 +13,10 @@ from ray_app.errors import DetectorError
 
 
 class AddedWeights(NamedTuple):
-    """Weights of a detector or backbone that were copied to the cache.
+    """Weights of a detector or backbone that were copied to the cache, by their main file.
 
-    A backbone is a part of a network that several detectors share and that has its own files.
-
-    Attributes:
-        part: Name of the detector or backbone.
-        sha256: SHA-256 of the main file, in hex.
-        path: Path of the main file in the cache.
-        lacking: Weights that are still missing on this machine, for each detector that uses the
-            added weights. A key is the name of a detector. A value lists the detector's own name,
-            its backbone's name, or both. It is empty if the detector has all files.
+    `lacking` lists what is still missing on this machine for each detector that uses the weights:
+    its own name, its backbone's name, or both. The list is empty if the detector has all files.
     """
 
     part: str
@@ -53,19 +46,9 @@ def add_weights(name: str, file: Path, cards: Sequence[DetectorCard] | None = No
 
     The files are checked against the card that has these weights. If the card states a SHA-256, the
     file must have it. If the card states none for the main file, the keys and shapes of the file
-    must fit the network.
-
-    Args:
-        name: The detector or backbone that the weights are for.
-        file: The main file. The other files of the same weights must be in the same folder.
-        cards: The cards to search. None means the shipped ones and their variants.
-
-    Returns:
-        The weights in the cache.
-
-    Raises:
-        DetectorError: If no card has `name`, if a file is missing, if a SHA-256 differs from the
-            one on the card, if a key or shape does not fit, or if a file cannot be copied.
+    must fit the network. The other files must be in the same folder. `cards` are by default the
+    shipped ones and their variants. Raises DetectorError if no card has `name`, or a file is
+    missing or does not fit.
     """
     cards = _shipped_cards() if cards is None else cards
     matches = [

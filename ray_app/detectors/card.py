@@ -464,10 +464,7 @@ def apply_run_settings(card: DetectorCard, facts: Mapping[str, Any]) -> Detector
 
     A scoring run records the settings that affect scores. If the card has changed since, the
     recorded settings replace those of the card. Weights and descriptions stay those of the card.
-
-    Args:
-        card: The card as it is now.
-        facts: The `scoring_facts` that the run recorded. Empty if the run recorded none.
+    `facts` are the recorded `scoring_facts`, empty if there are none.
     """
     current = {"abstains": {}, **card.scoring_facts}
     recorded = {**current, "abstains": {}, **facts} if facts else current
@@ -496,13 +493,6 @@ def share_folder(card: DetectorCard, other: DetectorCard) -> DetectorCard:
     The folder of a card is the one that contains its file. Relative paths of weights are relative
     to it. Only `load_card` sets it, so call this function for a card that you built from the data
     of a loaded card.
-
-    Args:
-        card: The card that is changed.
-        other: The card that `load_card` returned.
-
-    Returns:
-        The changed card.
     """
     card._folder, card._loaded_as = other._folder, other._loaded_as
     if card.backbone is not None and other.backbone is not None:
@@ -555,11 +545,7 @@ def load_card(name_or_path: str | Path, changes: Mapping[str, Any] | None = None
 
 
 def list_cards() -> list[DetectorCard]:
-    """Read all detector cards that are shipped with Touchstone, without their variants.
-
-    Returns:
-        The cards, sorted by name.
-    """
+    """Read all shipped detector cards, without their variants, sorted by name."""
     return [load_card(path) for path in named_configs("detectors").values()]
 
 
@@ -578,12 +564,6 @@ def list_variants(card: DetectorCard) -> Iterator[DetectorCard]:
     """Load each variant of a shipped detector card as a card of its own.
 
     A variant has the name NAME:VARIANT and differs from the card in a few keys.
-
-    Args:
-        card: A shipped card.
-
-    Yields:
-        A card per variant.
     """
     for variant in card.variants:
         yield load_card(f"{card.name}:{variant}")
@@ -598,15 +578,10 @@ def strip_variant(name: str) -> str:
 
 
 def split_variant(name_or_path: str | Path) -> tuple[str | Path, str | None]:
-    """Split `:VARIANT` from the name or path of a detector card.
+    """Split `:VARIANT` from the name, path, or URL of a detector card, such as "npr:native".
 
-    Args:
-        name_or_path: A name, path, or URL, such as "npr:native".
-
-    Returns:
-        The name or path, and the variant or None, such as ("npr", "native"). The variant is None if
-            the whole text is the path of an existing file, unless the text before `:VARIANT` is the
-            name of a shipped or added detector.
+    The variant is None if the whole text is the path of an existing file, unless the text before
+    `:VARIANT` is the name of a shipped or added detector.
     """
     base, _, variant = str(name_or_path).rpartition(":")
     is_variant = bool(base and _VARIANT.fullmatch(variant)) and (

@@ -128,12 +128,7 @@ class FactBound(Frozen):
     def describe_mismatch(self, name: FactName, value: float) -> str:
         """Return a phrase that states why an image is outside the limits.
 
-        Args:
-            name: The property, such as "jpeg_quality".
-            value: Value of the property for the image. It must be outside the limits.
-
-        Returns:
-            The phrase, such as "JPEG quality 20, below the valid range (30)".
+        An example is "JPEG quality 20, below the valid range (30)".
         """
         is_low = self.below is not None and value < self.below
         bound = self.below if is_low else self.above
@@ -197,27 +192,16 @@ class Fragility(Frozen):
 
         A run that is resumed keeps its limits, even if the card has changed. The texts that
         describe limits are not recorded, so they are taken from the present card.
-
-        Args:
-            facts: The limits that the run recorded: `Fragility.facts` when the run was started.
-
-        Returns:
-            The section `fragility` of a card.
         """
         descriptions = {str(name): bound.what for name, bound in self.abstains.items()}
         bounds = {name: {"what": descriptions.get(name), **bound} for name, bound in facts.items()}
         return {**self.model_dump(mode="json"), "abstains": bounds}
 
     def describe_mismatches(self, facts: Facts) -> dict[int, str]:
-        """Find the images outside the limits.
+        """Return a phrase for each image outside the limits, by its index, that states the reason.
 
-        Args:
-            facts: By property, such as "jpeg_quality", one value per image. None means that the
-                value is unknown, which counts as within the limits.
-
-        Returns:
-            By index of the image, a phrase that states why the image is outside the limits. Images
-                within the limits are left out.
+        `facts` has one value per image by property. None means unknown, which counts as within the
+        limits.
         """
         reasons: dict[int, str] = {}
         for name, bound in self.abstains.items():
@@ -262,16 +246,11 @@ class TrainingData(Frozen):
 
 
 class SeenNames(NamedTuple):
-    """Names of the generators and image sources that a detector's weights were trained on.
+    """Glob patterns of the generators and image sources that a detector's weights were trained on.
 
     A generator is a model that made fakes. A source is the origin of real images, such as a camera.
-    The names go into the section `training_data` of a card.
-
-    Attributes:
-        generators: Glob patterns that match the names of the generators.
-        sources: Glob patterns that match the names of the sources.
-        complete: Whether `generators` covers all generators and `sources` covers all sources. If
-            `sources` is empty, only `generators` counts.
+    The names go into the section `training_data` of a card. `complete` means that all are covered.
+    If `sources` is empty, only `generators` counts.
     """
 
     generators: tuple[str, ...]
@@ -280,17 +259,11 @@ class SeenNames(NamedTuple):
 
     @classmethod
     def from_labels(cls, makers: Iterable[str], sources: Iterable[str]) -> Self:
-        """Collect the names of generators and sources from the labels of training images.
+        """Collect generators and sources from the labels of all fakes and of all real images.
 
-        A label "", "real", or "unknown" means that the name is not known.
-
-        Args:
-            makers: Name of the generator, for every fake.
-            sources: Name of the source, for every real image, such as `real:camera` or `camera`.
-
-        Returns:
-            The distinct names that are known, as glob patterns. `complete` is False if no generator
-                or not every generator is known, or if only some of the sources are known.
+        A source may have the prefix `real:`. A label "", "real", or "unknown" means that the name
+        is not known. `complete` is False if no generator or not every generator is known, or if
+        only some of the sources are known.
         """
         generators, all_generators_known = _globs(makers)
         source_globs, all_sources_known = _globs(source.removeprefix("real:") for source in sources)
@@ -303,12 +276,8 @@ class SeenNames(NamedTuple):
     def merge(self, base: TrainingData) -> Self:
         """Add the names of the original weights to those of the fine-tuning, which are in `self`.
 
-        Args:
-            base: Training data of the original weights, from their card.
-
-        Returns:
-            The names of both. `complete` is False if either of them is incomplete. It is also False
-                if only one lists sources, because those of the other are then not known.
+        `complete` is False if either of them is incomplete. It is also False if only one lists
+        sources, because those of the other are then not known.
         """
         complete = base.complete and self.complete and bool(base.sources) == bool(self.sources)
         generators, sources = (

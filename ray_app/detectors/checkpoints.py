@@ -39,17 +39,7 @@ def read_state_dict(path: Path, weights: Weights) -> "dict[str, torch.Tensor]":
     """Read the state dict of a checkpoint file, with the key names of the network.
 
     A warning is logged if the file also has averaged weights that `weights.unwrap` does not name.
-
-    Args:
-        path: The file.
-        weights: The section `weights` of a card. It states the format of the file, under which keys
-            the state dict is, and how key names change.
-
-    Returns:
-        The tensors by key.
-
-    Raises:
-        DetectorError: If the file is unreadable or contains no state dict.
+    Raises DetectorError if the file is unreadable or contains no state dict.
     """
     import torch
 
@@ -191,20 +181,11 @@ def _strip_prefixes(
 
 
 def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
-    """Read the configuration that was published with a checkpoint, such as config.json.
+    """Read the configuration next to a checkpoint that the card's `weights.config` names.
 
     It may have the labels of the logits. Call `fake_index` to check that it does not contradict the
-    card.
-
-    Args:
-        card: The detector card, whose `weights.config` names the file.
-        weights: Path of the main weight file. The configuration is in its folder.
-
-    Returns:
-        The configuration. Empty if the card names no file or the file does not exist.
-
-    Raises:
-        DetectorError: If the file is unreadable.
+    card. The result is empty if the card names no file or the file does not exist. Raises
+    DetectorError if the file is unreadable.
     """
     path = weights.parent / (card.weights.config or "")
     if not path.is_file():
@@ -228,18 +209,9 @@ def require_fit(
 ) -> "dict[str, torch.Tensor]":
     """Check that a state dict has exactly the keys and shapes of a network.
 
-    Args:
-        network: The network.
-        state: The tensors of a file, with the network's key names.
-        where: The file, for the error message.
-        without: Prefix of a submodule that is loaded from another file. None if there is none.
-
-    Returns:
-        The tensors that the network has now, by key, not those of the file. The tensors of the
-            submodule `without` are left out.
-
-    Raises:
-        DetectorError: If a key or shape does not fit. The message names it.
+    Returns the tensors that the network has now, without the submodule of the prefix `without`,
+    which is loaded from another file. Raises DetectorError with the name if a key or shape does not
+    fit.
     """
     tensors = {
         key: tensor
@@ -277,14 +249,8 @@ def load_strictly(
 ) -> None:
     """Load a state dict into a network, if it has exactly the keys and shapes of the network.
 
-    Args:
-        network: The network.
-        state: The tensors of a file, with the network's key names.
-        where: The file, for the error message.
-        without: Prefix of a submodule that is loaded from another file. None if there is none.
-
-    Raises:
-        DetectorError: If a key or shape does not fit. The message names it.
+    The submodule of the prefix `without` is loaded from another file. Raises DetectorError with the
+    name if a key or shape does not fit.
     """
     tensors = require_fit(network, state, where, without=without)
     network.load_state_dict(
@@ -318,7 +284,6 @@ class FileKind(NamedTuple):
 
     Attributes:
         name: "torch", "safetensors", "json", or "" for any other type.
-        what: Description of the type.
         hint: Instruction for the user who gave a file of this type as a checkpoint.
     """
 
@@ -392,15 +357,6 @@ def unreadable(
     The message states the reason, for example that the file is a Git LFS pointer. A hint states how
     to correct it. The text of torch's own error is left out if it
     advises to open the file without `weights_only`, because the file could then run code.
-
-    Args:
-        path: The file.
-        expected: Description of the expected content.
-        error: The exception.
-        name: Name of the expected file type, as in `FileKind`.
-
-    Returns:
-        The error, for the caller to raise.
     """
     try:
         kind = detect_file_kind(path)

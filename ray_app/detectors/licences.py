@@ -68,16 +68,8 @@ def is_accepted(card_name: str, licence: str, terms: str, accepted: Collection[s
 
     A licence can be accepted in `accepted` or in the config file. The config file records the name
     of a detector with the licence that its card had at that time. If the licence changes, it must
-    be accepted again. A card without a licence can only be accepted by its own name.
-
-    Args:
-        card_name: Name of the model's card.
-        licence: Licence on the card.
-        terms: Kind of the licence, a key of `TERMS_IN_WORDS` such as "non-commercial".
-        accepted: Names of cards or licences that the user accepts for this call.
-
-    Returns:
-        Whether the model may be used.
+    be accepted again. A card without a licence can only be accepted by its own name. `terms` is a
+    key of `TERMS_IN_WORDS`. `accepted` has names of cards or licences.
     """
     if terms == "permissive":
         return True
@@ -116,12 +108,9 @@ def require_accepted(card: DetectorCard, accepted: Collection[str] = ()) -> None
 
 @dataclass(frozen=True)
 class Acceptance:
-    """A licence that the user accepted.
+    """A licence that the user accepted, under the name of a card or of the licence itself.
 
-    Attributes:
-        name: Name under which the licence is recorded: that of a card, or of the licence itself.
-        licence: The licence.
-        file: The config file that records the licence. None if the file could not be written.
+    `file` is the config file that records it. None if the file could not be written.
     """
 
     name: str

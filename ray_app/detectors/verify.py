@@ -39,14 +39,10 @@ Outcome = Literal["ok", "failed", "skipped"]
 
 
 class DetectorCheck(NamedTuple):
-    """A check of a detector on this machine, and its result.
+    """A check of a detector on this machine, such as "golden", and its result.
 
-    Attributes:
-        name: Name of the check, such as "sha256" or "golden".
-        outcome: "ok", "failed", or "skipped".
-        told: The result as text for people. For a skipped check, the reason why it was skipped.
-        part: Name of the detector or backbone whose files were checked. "" for a check of the
-            detector as a whole.
+    `outcome` is "ok", "failed", or "skipped", and `told` is the result or the reason as text.
+    `part` is the detector or backbone whose files were checked, "" for the detector as a whole.
     """
 
     name: str
@@ -64,18 +60,9 @@ def verify_detector(card: DetectorCard, images: Path | None = None) -> Iterator[
     The checks of a part are: its files are present, their SHA-256 is the one on the card, and their
     keys and shapes fit the network. If a part is missing or wrong, the other parts are still
     checked, but checks that need all parts are skipped. Files that are not on this machine are
-    fetched only from the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names.
-
-    Args:
-        card: The detector card.
-        images: A folder with the images of published golden scores. Images are found by their
-            SHA-256, so they may have any name. None skips these scores.
-
-    Yields:
-        The result of each check.
-
-    Raises:
-        DetectorError: If the card's network cannot be built, or if this user may not read a file.
+    fetched only from the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names. `images` is a folder with
+    the images of published golden scores, found by their SHA-256. None skips these scores. Raises
+    DetectorError if the card's network cannot be built, or if this user may not read a file.
     """
     from ray_app.detectors.detector import build_bare_network
 
@@ -153,19 +140,9 @@ def _compare(name: str, is_equal: bool, detail: str, part: str = "") -> Detector
 def check_keys(
     card: DetectorCard, part: WeightSet, path: Path, network: "nn.Module | None" = None
 ) -> str:
-    """Read a part's file and compare its keys and shapes with the card's network.
+    """Read a part's main file, compare it with the network, and return the result as a sentence.
 
-    Args:
-        card: The detector card.
-        part: The part that the file belongs to: the detector's own weights or its backbone's.
-        path: The main file of the part.
-        network: The card's network. None builds it.
-
-    Returns:
-        The result as a sentence for people.
-
-    Raises:
-        DetectorError: If the file is unreadable, or if a key or shape does not fit.
+    Raises DetectorError if the file is unreadable, or if a key or shape does not fit.
     """
     from ray_app.detectors.detector import BACKBONE, build_bare_network, rename_keys
 

@@ -46,7 +46,6 @@ class WeightSet:
 
     Attributes:
         name: Name of the detector without its variant, or name of the backbone.
-        weights: The section `weights` of the detector's or backbone's card.
         folder: Folder of the card, to which a relative `uri` is relative.
         owner: Name of the detector card, for messages.
     """
@@ -62,13 +61,9 @@ class WeightSet:
         return urlsplit(self.weights.uri).path.rpartition("/")[2]
 
     def at(self, path: Path) -> dict[Path, str | None]:
-        """List the files of the set in a folder, each with the SHA-256 that the card states for it.
+        """List the files of the set next to a main file, which comes first, with their SHA-256.
 
-        Args:
-            path: Path of the main file. The other files are in the same folder.
-
-        Returns:
-            The SHA-256 by path, or None if the card states none. The main file comes first.
+        The SHA-256 is None if the card states none.
         """
         others = self.weights.beside.items()
         return {path: self.weights.sha256} | {path.parent / name: sha256 for name, sha256 in others}
@@ -106,18 +101,9 @@ def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
     """Return the path of a detector's own main weight file on this machine, after verification.
 
     Missing files are fetched, with those of the card's backbone. Call `resolve_parts` if you also
-    need the path of the backbone.
-
-    Args:
-        card: The detector card.
-        offline: Whether to skip the origin that the card names. None means `is_offline()`. The
-            mirror in $TOUCHSTONE_WEIGHTS_MIRROR, which `publish_weights` fills, is always used.
-
-    Returns:
-        The path of the main file.
-
-    Raises:
-        DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
+    need the path of the backbone. If `offline`, by default `is_offline()`, files are fetched only
+    from the mirror in $TOUCHSTONE_WEIGHTS_MIRROR, which `publish_weights` fills. Raises
+    DetectorError if a file is missing, unreachable, or has another SHA-256 than the card.
     """
     (_, path), *_ = resolve_parts(card, offline)
     return path
@@ -126,17 +112,8 @@ def resolve_weights(card: DetectorCard, offline: bool | None = None) -> Path:
 def resolve_parts(card: DetectorCard, offline: bool | None = None) -> list[tuple[WeightSet, Path]]:
     """Return each weight set of a card with its verified main file, and fetch missing files.
 
-    Args:
-        card: The detector card.
-        offline: Whether to fetch only from the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names, and
-            not from the origin that the card names. None means `is_offline()`.
-
-    Returns:
-        The detector's own weight set, then that of its backbone, if any, each with the path of its
-            main file.
-
-    Raises:
-        DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
+    The detector's own set comes first, then that of its backbone. `offline` and errors are those of
+    `resolve_weights`.
     """
     return [(part, resolve_part(part, offline)) for part in list_parts(card)]
 
@@ -144,16 +121,7 @@ def resolve_parts(card: DetectorCard, offline: bool | None = None) -> list[tuple
 def resolve_part(part: WeightSet, offline: bool | None = None) -> Path:
     """Return the verified main file of a weight set, and fetch missing files.
 
-    Args:
-        part: The weight set.
-        offline: Whether to fetch only from the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names, and
-            not from the origin that the card names. None means `is_offline()`.
-
-    Returns:
-        The path of the main file. The other files of the set are in the same folder.
-
-    Raises:
-        DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
+    The other files are in the same folder. `offline` and errors are those of `resolve_weights`.
     """
     offline = is_offline() if offline is None else offline
     path = _find_local(part) or _copy_from_mirror(part) or _fetch_from_origin(part, offline)
@@ -176,14 +144,9 @@ def find_local_file(part: WeightSet) -> Path | None:
 
 
 def find_missing_files(part: WeightSet) -> tuple[Path, list[str]] | None:
-    """Find a weight set on this machine that has its main file, but lacks other files.
+    """Find a main file of a weight set on this machine that lacks other files, and name them.
 
-    Args:
-        part: The weight set.
-
-    Returns:
-        The path of the main file and the names of the missing files. None if no file is missing, or
-            if the main file is missing too.
+    The result is None if no file is missing, or if the main file is missing too.
     """
     for path in filter(_is_file, _list_candidates(part)):
         if missing := [file.name for file in part.at(path) if not _is_file(file)]:
@@ -275,16 +238,10 @@ def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
 
 
 def weights_digest(card: DetectorCard) -> str:
-    """Return one SHA-256 for all weight files of a detector.
+    """Return one SHA-256 in hex for all weight files of a detector.
 
-    Args:
-        card: The detector card.
-
-    Returns:
-        The SHA-256 in hex. For several files, it is computed from the SHA-256 of each file.
-
-    Raises:
-        DetectorError: If a file is missing, unreachable, or has another SHA-256 than the card.
+    For several files, the result is computed from the SHA-256 of each file. Errors are those of
+    `resolve_weights`.
     """
     return combine_digests([verify_part(*file) for file in resolve_parts(card)])
 
@@ -304,17 +261,9 @@ def combine_stated_digests(card: DetectorCard) -> str | None:
 
 
 def verify_weights(card: DetectorCard, path: Path) -> str:
-    """Verify that files on this machine are the detector's own weights, by their SHA-256.
+    """Verify the detector's main file and the files next to it, and return their SHA-256 in hex.
 
-    Args:
-        card: The detector card.
-        path: The main file. The other files are in the same folder.
-
-    Returns:
-        The SHA-256 of the detector's own weights, in hex.
-
-    Raises:
-        DetectorError: If a file has another SHA-256 than the card.
+    Raises DetectorError if a file has another SHA-256 than the card.
     """
     return verify_part(list_parts(card)[0], path)
 
@@ -323,17 +272,8 @@ def verify_part(part: WeightSet, path: Path) -> str:
     """Verify the files of a weight set by their SHA-256, and return one SHA-256 for all of them.
 
     If the card states no SHA-256 for a file in the cache of the Hugging Face hub, the hub's own
-    SHA-256 is used.
-
-    Args:
-        part: The weight set.
-        path: The main file. The other files are in the same folder.
-
-    Returns:
-        The SHA-256 in hex. For several files, it is computed from the SHA-256 of each file.
-
-    Raises:
-        DetectorError: If a file has another SHA-256.
+    SHA-256 is used. For several files, the result is computed from the SHA-256 of each file. Raises
+    DetectorError if a file has another SHA-256.
     """
     main = _check_digest(part, path, part.weights.sha256)
     others = {
@@ -478,14 +418,8 @@ def _fetch_from_hub(part: WeightSet, offline: bool) -> Path:
 def hub_file(part: WeightSet, name: str, offline: bool, *, dry_run: bool = False) -> Any:
     """Return the path of a file in the Hugging Face hub's cache, and fetch the file if missing.
 
-    Args:
-        part: The weight set that the file belongs to. Its uri is an hf:// URL.
-        name: Name of the file.
-        offline: Whether to use only the cache.
-        dry_run: Whether to fetch nothing and return the hub's `DryRunFileInfo` instead of a path.
-
-    Raises:
-        DetectorError: If the file is not available.
+    The uri of the weight set is an hf:// URL. If `dry_run`, nothing is fetched, and the hub's
+    `DryRunFileInfo` is returned. Raises DetectorError if the file is not available.
     """
     import huggingface_hub
 
@@ -555,18 +489,11 @@ def _missing(part: WeightSet, reason: str) -> DetectorError:
 def use_earlier_weights(
     card: DetectorCard, digest: str, mirrors: Sequence[str]
 ) -> DetectorCard | None:
-    """Return a card with the weights that a scoring run was started with.
+    """Return a card with the weights that a scoring run was started with, found by their SHA-256.
 
-    A run that is resumed needs these weights, even if the card names other weights by now.
-
-    Args:
-        card: The card as it is now.
-        digest: The SHA-256 of the weights that the run was started with.
-        mirrors: URLs of folders with copies of weights to search, after the cache.
-
-    Returns:
-        The changed card. None if no file with this SHA-256 is available. Also None if the card has
-            several weight files or a backbone, because `digest` is then not that of one file.
+    A run that is resumed needs these weights, even if the card names other weights by now. The
+    cache is searched first. The result is None if no such file is available, or if the card has
+    several weight files or a backbone, because `digest` is then not that of one file.
     """
     [main, *others] = list_parts(card)
     if others or main.weights.beside:
@@ -587,38 +514,19 @@ def use_earlier_weights(
 
 
 def publish_weights(card: DetectorCard, mirror: str) -> str:
-    """Copy the weight files of a card to a mirror, from which workers read them.
+    """Copy the weight files of a card to a mirror, and return the URL of its main file there.
 
-    Files that are not on this machine are fetched first.
-
-    Args:
-        card: The detector card.
-        mirror: The mirror: a shared folder, or the fsspec URL of a bucket.
-
-    Returns:
-        The URL that the detector's main file has on the mirror.
-
-    Raises:
-        DetectorError: If a file is not available or cannot be written.
+    Workers read them from the mirror, a shared folder or the fsspec URL of a bucket. Files that are
+    not on this machine are fetched first.
     """
     url, *_ = [publish_part(part, mirror) for part in list_parts(card)]
     return url
 
 
 def publish_part(part: WeightSet, mirror: str) -> str:
-    """Copy the files of a weight set to a mirror.
+    """Copy the files of a weight set to a mirror, and return the URL of its main file there.
 
     Files that are not on this machine are fetched first.
-
-    Args:
-        part: The weight set.
-        mirror: The mirror: a shared folder, or the fsspec URL of a bucket.
-
-    Returns:
-        The URL of the main file on the mirror.
-
-    Raises:
-        DetectorError: If a file is not available or cannot be written.
     """
     from ray_app.storage.object_store import retrying_fsspec_for
 

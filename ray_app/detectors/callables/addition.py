@@ -46,7 +46,6 @@ class CallableAddition(NamedTuple):
             fake. None means log-odds.
         images: Type of the images that the callable gets: NumPy "arrays" or "pil" images.
         limit_s: Maximum seconds per batch.
-        licence: Licence of the callable. None means not stated.
     """
 
     target: str
@@ -66,8 +65,6 @@ class AddedCard(NamedTuple):
     generated images.
 
     Attributes:
-        card: The card.
-        path: Path of the card.
         opened: Report of the callable's process: the versions and digests that identify the
             callable, versions of libraries, and the size limit of images.
         score: Log-odds of fake of the last test image. None if the callable returned no score.
@@ -124,17 +121,8 @@ def is_callable(name: str) -> bool:
 def add_callable(request: CallableAddition) -> AddedCard:
     """Start a callable once, let it score three generated images, and write its card.
 
-    Args:
-        request: The request.
-
-    Returns:
-        The card and the result of the test.
-
-    Raises:
-        ConfigError: If a shipped detector has the name, if the name is not valid for a card, or if
-            the user has neither a home folder nor a config file, next to which cards are written.
-        DetectorError: If the Python interpreter is not found, if the callable cannot be loaded, or
-            if it returns neither a score nor a valid mask.
+    Raises ConfigError if a shipped detector has the name, or the name is not valid for a card, and
+    DetectorError if the callable cannot be loaded or returns neither a score nor a valid mask.
     """
     request = request._replace(python=_find_python(request.python), folder=request.folder.resolve())
     name = request.name or _card_name(request)

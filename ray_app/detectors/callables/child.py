@@ -49,11 +49,7 @@ Score = Callable[[Sequence[Any]], Any]
 
 
 class UnusableError(Exception):
-    """The callable or its output cannot be used.
-
-    Attributes:
-        hint: Instruction for the user.
-    """
+    """The callable or its output cannot be used; `hint` is an instruction for the user."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -162,12 +158,8 @@ def _answer(
 def _read_output(output: Any, size: tuple[int, int], meaning: str) -> tuple[float, Any]:
     """Return the score of an image, and its mask as uint8, empty if there is none.
 
-    The score of a mask alone is its largest value.
-
-    Args:
-        output: The output for the image: a score, a mask, or a pair of mask and score.
-        size: Height and width of the image.
-        meaning: Meaning of scores, "log-odds" or "probability".
+    The output is a score, a mask, or a pair of mask and score. The score of a mask alone is its
+    largest value. The size is (height, width).
     """
     import numpy
 

