@@ -31,14 +31,12 @@ class MemberLocation:
     """The location of a member in its container, from which it can be read without other members.
 
     Attributes:
-        kind: The container's format (`ray_app.archives.containers`).
         offset: The first byte of the data in an (unpacked) tar, the first byte of the local header
             in a zip, or the row number in a Parquet file.
         length: The number of bytes from the offset that hold the member, -1 if the format does not
             state it.
         group: The number of the Parquet row group, whose members are read together; 0 in other
             formats.
-        column: The column of a table that holds the image.
     """
 
     kind: str
@@ -50,12 +48,7 @@ class MemberLocation:
 
 @dataclass(frozen=True, slots=True)
 class RefusedMember:
-    """The reason why a member must not or cannot be read, found when its archive is listed.
-
-    Attributes:
-        status: The status of the member in the results, such as `unsafe_member`.
-        detail: The reason as text.
-    """
+    """The reason why a member must not or cannot be read, found when its archive is listed."""
 
     status: Status
     detail: str
@@ -143,23 +136,10 @@ def is_unreadable_folder(item: "ListedMember | ManifestMember") -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ManifestMember:
-    """One row of a manifest: a listed file with its id and its fixed position in a block.
+    """One row of a manifest: a `ListedMember` with its id and its fixed position in a block.
 
-    A block is a fixed list of files that is scored as a unit.
-
-    Attributes:
-        image_id: The id of the file, unique in its run (see the function `image_id`).
-        uri: The file, or the container that holds it.
-        member: The name within the container, None for a separate file.
-        occurrence: 0, 1, … for members of equal names in one container; the row of a list, from 1,
-            whose uri is refused because of its secret.
-        version: The version of the file or container, "" if unknown.
-        size_bytes: The size of the encoded file, -1 if unknown.
-        block: The number of the block in the manifest.
-        slot: The position of the file in the block.
-        input: Values of the user's own columns for this file, by column name.
-        place: The location within the container, None for a separate file.
-        refused: The reason why the member must not be read, None if it may be.
+    A block is a fixed list of files that is scored as a unit. The id is unique in a run (see the
+    function `image_id`). `slot` is the position in the block.
     """
 
     image_id: int
@@ -178,25 +158,14 @@ class ManifestMember:
 def to_manifest_member(item: ListedMember, slot: int = 0) -> ManifestMember:
     """Convert a listed file into a manifest member, so that `MemberReader` can read it.
 
-    Use this to read files before a manifest exists.
-
-    Args:
-        item: The file as its source lists it.
-        slot: The number of the file in the listing.
-
-    Returns:
-        The member, as if it were at position `slot` of block 0.
+    Use this to read files before a manifest exists. The member is at position `slot` of block 0.
     """
     identity = (item.uri, item.member, item.occurrence, item.version, item.size_bytes)
     return ManifestMember(image_id(item), *identity, 0, slot, item.input, item.place, item.refused)
 
 
 def to_listed_member(member: ListedMember | ManifestMember) -> ListedMember:
-    """Convert a member of a manifest back to the form in which its source listed it.
-
-    Args:
-        member: A member of a manifest; a `ListedMember` is also allowed.
-    """
+    """Convert a member of a manifest back to the form in which its source listed it."""
     return ListedMember(
         member.uri,
         member.member,
@@ -214,18 +183,11 @@ Digest = Callable[[ListedMember, int], bytes]
 
 
 def identity_digest(item: ListedMember, counter: int = 0) -> bytes:
-    """Return the SHA-256 of a member's identity: (uri, member, occurrence, version).
+    """Return the SHA-256 of a member's identity: (uri, member, occurrence, version), 32 bytes.
 
     The length of each text is hashed before the text, so that no two members have the same
-    encoding.
-
-    Args:
-        item: The file as its source lists it.
-        counter: 0 for the first digest. If another member already has the id in it, 1, 2, … give
-            further digests with other ids.
-
-    Returns:
-        The 32 bytes of the digest.
+    encoding. If another member already has the id in the digest of counter 0, the counters 1, 2, …
+    give digests with other ids.
     """
     parts = [
         _encode(item.uri),
@@ -241,9 +203,7 @@ def identity_digest(item: ListedMember, counter: int = 0) -> bytes:
 def image_id(item: ListedMember, counter: int = 0) -> int:
     """Return the id of a member: the first 8 bytes of its digest, as a signed 64-bit integer.
 
-    Args:
-        item: The file as its source lists it.
-        counter: 0 for the first id; 1, 2, … for further ids if another member has the first id.
+    Counters above 0 give further ids if another member has the first id.
     """
     return first_word(identity_digest(item, counter))
 
@@ -308,9 +268,6 @@ def iter_block_sizes(plan: BlockPlan) -> Iterator[int]:
     members, but at least one batch. The size doubles after every `blocks_per_doubling` blocks, up
     to the plan's limit. A limit below one batch means one batch. The caller shortens the last block
     of a list to the members that are left.
-
-    Args:
-        plan: The sizes of batches and blocks.
     """
     slots, limit = plan.batch_slots, plan.largest_block
     yield slots
@@ -338,26 +295,11 @@ class MapFunction(Protocol):
     ) -> Generator[R, None, None]:
         """Yield the results in the order of the items, whichever processes compute them.
 
-        A caller that may stop early must close the generator.
-
-        Args:
-            function: The picklable function.
-            items: The arguments of its calls.
-
-        Raises:
-            TouchstoneError: Raised by the function; it arrives unchanged. Other exceptions may be
-                wrapped.
+        A caller that may stop early must close the generator. The function must be picklable. A
+        TouchstoneError of the function arrives unchanged, other exceptions may be wrapped.
         """
 
 
 def map_serial(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
-    """Apply a function to items one after another, in this process.
-
-    Args:
-        function: The function.
-        items: The arguments of its calls.
-
-    Returns:
-        A generator of the results in the order of the items.
-    """
+    """Apply a function to items one after another in this process, and yield results in order."""
     return (function(item) for item in items)

@@ -72,17 +72,7 @@ class SidecarTable:
         The row of an image is found by its name without the ending, which is in the column `key`.
         Columns that the member already has are not changed. Sidecar texts (`.json`, `.txt`, `.cls`)
         get no columns. Columns that name mask files are left out, because an untrusted table must
-        not lead to other files.
-
-        Args:
-            item: The member.
-            name: The path of the member in the shard or folder.
-
-        Returns:
-            The member with the columns; unchanged if the table has no row for it.
-
-        Raises:
-            StorageError: The store did not answer.
+        not lead to other files. `name` is the path of the member in the shard or folder.
         """
         if self._rows is None:
             self._rows = read_rows_by("key", self._table, self._fetcher, max_cells=_MAX_CELLS)
@@ -109,11 +99,8 @@ class ObjectPrefix:
     """A source of files: a folder, a key prefix, a pattern that files match, or a single file.
 
     Attributes:
-        url: The folder, prefix, pattern, or file.
         kind: The container format that is assumed for every file, whatever its name. "files" opens
             no file as a container. None uses the format that the name of each file announces.
-        columns: The columns of images or uris that the user named, if any.
-        limits: Limits on the members and unpacked bytes of a container.
         selection: The patterns of the archive. Folders that it leaves out are not listed.
     """
 
@@ -138,11 +125,7 @@ class ObjectPrefix:
 
     @property
     def is_pattern(self) -> bool:
-        """Whether the URL is a pattern, and not the literal name of an object or a prefix.
-
-        Raises:
-            StorageError: The store is unreachable.
-        """
+        """Whether the URL is a pattern, and not the literal name of an object or a prefix."""
         return self._split[1] is not None
 
     @cached_property
@@ -168,14 +151,9 @@ class ObjectPrefix:
     ) -> Iterator[ListedEntry]:
         """Convert objects of the store to members, or to unopened containers if they are archives.
 
-        Args:
-            objects: The objects, in the order of their uris.
-            fetcher: Reads sidecar tables, which have columns for the images next to them.
-            table: The sidecar table of the folder in which `objects` begin, if the table itself is
-                not among `objects`. Otherwise None.
-
-        Yields:
-            Tuples of the path relative to the source, and the member or container.
+        The objects are in the order of their uris. Each result has its path relative to the source.
+        `table` is the sidecar table of the folder in which `objects` begin, if the table itself is
+        not among them.
         """
         named_uri = None if self.is_pattern else strip_secrets(canonicalize(self.url))
         sidecar: SidecarTable | None = None
@@ -215,11 +193,7 @@ class ObjectPrefix:
             yield path, item
 
     def _require_order(self, objects: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
-        """Yield the objects, and refuse tables that their store may list after what they describe.
-
-        Raises:
-            StorageError: There are tables and other objects, and they are not in the order of uris.
-        """
+        """Yield the objects; refuse tables that their store may list after what they describe."""
         previous, is_sorted, has_table, has_others = "", True, False, False
         for info in objects:
             is_table = info.uri.endswith(TABLE)
@@ -237,12 +211,7 @@ class ObjectPrefix:
 
 @dataclass(frozen=True)
 class PrefixSection:
-    """A part of a large S3 prefix, which one task lists.
-
-    Attributes:
-        source: The whole prefix.
-        keys: The part of its keys.
-    """
+    """A part of a large S3 prefix, which one task lists."""
 
     source: ObjectPrefix
     keys: KeyPrefix
@@ -262,11 +231,7 @@ class PrefixSection:
         )
 
     def _table_before(self, uri: str) -> ObjectInfo | None:
-        """Return the sidecar table of the first object or of its folder, if it is in the source.
-
-        Raises:
-            StorageError: The store is unreachable.
-        """
+        """Return the sidecar table of the first object or of its folder, if it is in the source."""
         stem = uri.removesuffix(_SHARD) if uri.endswith(_SHARD) else uri.rpartition("/")[0]
         table_uri, base_url = stem + TABLE, self.source.base_url
         matches = (
@@ -283,11 +248,8 @@ class PartialSection:
     """The beginning of a section of an S3 prefix, up to about `max_members` members.
 
     A large section is listed in steps: first this part, then parts of `remaining`. Each container
-    counts as a number of members that is estimated from its size.
-
-    Args:
-        section: The section.
-        max_members: The number of members after which the listing stops at the end of a page.
+    counts as a number of members that is estimated from its size. The listing stops at the end of a
+    page.
     """
 
     def __init__(self, section: PrefixSection, max_members: int) -> None:
@@ -318,16 +280,8 @@ def classify_object(
 ) -> ListedMember | Container:
     """Decide whether an object is a container or a single file.
 
-    Args:
-        info: The object.
-        path: The path that the user's patterns are compared with.
-        kind: The format of the container, "files" for a single file, or None for the format that
-            the name announces.
-        columns: The columns of images or uris that the user named, if any.
-        limits: Limits on the members and unpacked bytes of the container.
-
-    Returns:
-        An unopened container, or a member for a single file.
+    `kind` is a format, "files" for a single file, or None for the format that the name announces.
+    The user's patterns are compared with `path`.
     """
     kind = detect_kind(path) if kind is None else kind
     if kind is not None and kind in CONTAINERS:

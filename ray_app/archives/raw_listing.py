@@ -43,18 +43,15 @@ _CLOSED_TYPES = (members.UnreadableFolder, members.VersionlessFile, Unopened)
 class RawFile:
     """A Parquet file with consecutive members of one section, before they are cut into blocks.
 
-    The column `check` has a further word
-    of each member's digest, which differs if two members have the same id.
+    The column `check` has a further word of each member's digest, which differs if two members have
+    the same id.
 
     Attributes:
-        rows: The number of members.
-        largest_bytes: The size of the largest member in bytes.
         has_groups: Whether some members are in containers. Such members are best read together with
             their neighbours.
         as_text: Whether columns whose types clash become texts (`merge_input_types`).
         input_type: The type of the column `input`, which has the user's own columns. None if there
             are none.
-        path: The path of the file in the store.
         data: The content of a small file, which is not stored at `path`; None if it is stored.
     """
 
@@ -94,10 +91,7 @@ class RawFile:
 class ClosedPlace:
     """A folder, file, or container whose members could not be listed.
 
-    Attributes:
-        uri: The folder, file, or container.
-        version: The version of the file or container; None for a folder, "" if the version is
-            unknown.
+    The version is None for a folder, "" if it is unknown.
     """
 
     uri: str
@@ -112,14 +106,12 @@ class SectionListing:
         found: The number of members before the user's patterns are applied.
         kept: The number of members that the patterns let pass.
         files: The raw files with the members that passed, which are not cut into blocks yet.
-        containers: The containers to open.
         digest: The sum, modulo 2**256, of the SHA-256 digests of all members and containers that
             passed. If a section is listed in parts, the digests of the parts add up to the same
             sum.
         settled: Whether each member that passed is inside a container, or is refused for a lasting
             reason, such as damage. If so, an unchanged container still has the same members.
         linked: The number of symbolic links to folders, which were not followed, and an example.
-        closed: Folders, files, and containers whose members the store refused to list.
         rest: The part of a section of an S3 prefix that was not listed, because only its beginning was
             requested. None if the section was listed to its end.
     """
@@ -139,19 +131,12 @@ class SectionListing:
 class SectionLister:
     """Lists sections of one archive into raw files. It is picklable, so that tasks can use it.
 
-    A raw file has members that are not
-    cut into blocks yet.
+    A raw file has members that are not cut into blocks yet.
 
     Attributes:
-        store: The run directory.
-        folder: The folder of raw files in the run directory.
-        selection: The patterns with which the user includes and excludes paths.
-        fetcher: Reads the sources.
-        digest: Computes the digest of a member.
         raw_rows: The maximum number of members of a raw file.
         limit: The maximum number of members that pass the patterns, None for all.
         most: About how many objects to list of each section of an S3 prefix, None for all.
-        progress: A function that is called with the number of members listed so far.
         batch: The number of members that are hashed at once.
     """
 
@@ -169,12 +154,7 @@ class SectionLister:
     def __call__(self, item: tuple[int, Sequence[sources.SourceSection]]) -> list[SectionListing]:
         """List sections in parallel, each in a thread.
 
-        Args:
-            item: A tuple of a number for the names of the raw files, and the sections.
-
-        Raises:
-            ConfigError: A source is not valid.
-            StorageError: A source is unreachable.
+        The number is for the names of the raw files.
         """
         number, sections = item
         part = replace(
@@ -248,11 +228,7 @@ class SectionLister:
 
 
 class _RawWriter:
-    """Streams members into raw files, and holds one file in memory.
-
-    Attributes:
-        digest: The sum of the digests of all members.
-    """
+    """Streams members into raw files, holds one file in memory, and sums the digests."""
 
     def __init__(self, store: Store, stem: str, raw_rows: int) -> None:
         self._store, self._stem, self._raw_rows = store, stem, raw_rows

@@ -69,11 +69,7 @@ Sections = Callable[[Fetcher], Iterator[SourceSection]]
 
 @dataclass(frozen=True)
 class Opened:
-    """A part of an archive (section) that consists of the members of some containers.
-
-    Attributes:
-        containers: The containers to open.
-    """
+    """A part of an archive (section) that consists of the members of some containers."""
 
     containers: tuple[Container, ...]
 
@@ -108,23 +104,11 @@ class Archive:
 
     Iterating yields the files in order, then the members of containers in order. Nothing is
     accessed before the first iteration. Each iteration lists the sources again in the same order.
-    To list an archive with many processes, use the results of `sections`.
-
-    Args:
-        sources: URLs or paths. A prefix `KIND::`, as in `tar::URL`, states the format.
-        include: Patterns as in `ray_app.storage.urls`; if there are any, a path must match one.
-        exclude: Patterns of paths that are left out.
-        skip: URLs that are never listed, such as the run directory in its own source.
-        columns: The columns of tables that the user named.
-        limits: Limits on the members and unpacked bytes of a container.
-        allow_private: Whether lists may name any web server, also in private networks. It has no
-            effect if `fetcher` is given.
-        fetcher: Reads the sources; None for the result of `create_fetcher`.
-
-    Raises:
-        ConfigError: There is no source, a KIND:: is unknown, or a pattern has braces. Iterating
-            raises it if no file passes the patterns.
-        StorageError: Raised by iterating if a source is unreachable.
+    To list an archive with many processes, use the results of `sections`. A source may have a
+    prefix `KIND::`, as in `tar::URL`, which states the format. URLs in `skip` are never listed,
+    such as the run directory in its own source. If `allow_private`, lists may name any web server,
+    also in private networks. This argument has no effect if `fetcher` is given. Raises ConfigError
+    if a source or pattern is invalid. Iterating raises ConfigError if no file passes the patterns.
     """
 
     def __init__(
@@ -169,24 +153,16 @@ class Archive:
             yield section
 
     def numbered_sections(self) -> Iterator[tuple[int, int, SourceSection]]:
-        """Yield the sections of all sources in order, each with its numbers in the archive.
+        """Yield the number of the source, the section's number in it, and the section, in order.
 
         A section is a part of a source, such as a folder of a large S3 prefix.
-
-        Yields:
-            Tuples (number of the source, number of the section in the source, section).
         """
         for source_index, source in enumerate(self._sources):
             for ordinal, section in enumerate(source(self.fetcher)):
                 yield source_index, ordinal, section
 
     def prefix_section(self, source: int, keys: KeyPrefix) -> object_prefix.PrefixSection:
-        """Return the section of an S3 source that an interrupted listing has not listed yet.
-
-        Args:
-            source: The number of the source, from 0.
-            keys: The keys of the section.
-        """
+        """Return the section of an S3 source that an interrupted listing has not listed yet."""
         kind, url = urls.split_kind(self._urls[source])
         return object_prefix.PrefixSection(
             object_prefix.ObjectPrefix(
@@ -233,11 +209,8 @@ class Archive:
     def check(self) -> None:
         """Check that each source exists and that at least one member passes the patterns.
 
-        Listing stops as soon as both are known.
-
-        Raises:
-            ConfigError: A source does not exist, or no file passes the patterns.
-            StorageError: A source is unreachable.
+        Listing stops as soon as both are known. Raises ConfigError if a source does not exist, or
+        no file passes the patterns.
         """
         if len(self._sources) > 1:
             for source in self._sources:
@@ -254,9 +227,7 @@ class Archive:
     def empty_error(self, found: int, opened: int) -> ConfigError:
         """Return the error to raise if no file of the archive passes the patterns.
 
-        Args:
-            found: The number of files before patterns are applied, including members of containers.
-            opened: The number of containers that were opened.
+        `found` counts the files before patterns are applied, including members of containers.
         """
         names = ", ".join(self._names)
         if not found and opened:
@@ -348,11 +319,7 @@ def _read_ahead(
 
 
 def strip_kinds(sources: Sequence[str]) -> list[str]:
-    """Return the URLs of sources without the format in KIND::URL. Secrets in the URLs are kept.
-
-    Args:
-        sources: The sources, with or without KIND::.
-    """
+    """Return the URLs of sources without the format in KIND::URL. Secrets in the URLs are kept."""
     return [urls.split_kind(source)[1] for source in sources]
 
 
@@ -361,11 +328,7 @@ def create_fetcher(
 ) -> Fetcher:
     """Create the fetcher that reads the files of some sources and their members.
 
-    Args:
-        sources: The sources as the user gave them.
-        policy: The policy for retries, None for the default.
-        allow_private: Whether lists in the sources may name any web server, also in private
-            networks. Otherwise they may name only web servers on the public Internet.
+    Lists may name only web servers on the public Internet, or any server if `allow_private`.
     """
     urls = strip_kinds(sources)
     return Fetcher(policy, signed=urls, guard=Guard.from_urls(urls, allow_private=allow_private))
@@ -376,9 +339,6 @@ def canonical_name(source: str) -> str:
 
     The prefix `KIND::` of a source, which states its format, is kept. A run stores the result, and
     compares it with the sources of later commands.
-
-    Args:
-        source: The source as the user gave it.
     """
     kind, url = urls.split_kind(source)
     return (f"{kind}::" if kind else "") + strip_secrets(canonicalize(url))

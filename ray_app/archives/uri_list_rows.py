@@ -33,10 +33,6 @@ class ListEntries:
     A relative uri is resolved against the list's folder. The optional columns `version` (or `etag`)
     and `size_bytes` must have the values that the file's store states for it. Every other column is
     kept for the results in the member's `input`.
-
-    Args:
-        list_uri: The uri of the list.
-        column: The column of the list that has the uris.
     """
 
     def __init__(self, list_uri: str, column: str) -> None:
@@ -49,11 +45,7 @@ class ListEntries:
     def members(self, rows: Iterable[dict[str, Any]]) -> Iterator[ListedMember]:
         """Yield a member per row.
 
-        Args:
-            rows: The rows, by column name.
-
-        Raises:
-            ConfigError: A row has no uri. The message names the list and the row.
+        Raises ConfigError with the list and the row if a row has no uri.
         """
         for row in rows:
             self._row += 1

@@ -57,10 +57,7 @@ _ASSUMED_MEMBERS = (
 class PendingSection:
     """A section of a source, such as a folder, that is not listed yet or only in part.
 
-    Attributes:
-        source: The number of the section's source.
-        ordinal: The number of the section in the source.
-        section: The section, without the part that is already listed.
+    `ordinal` is its number in the source. `section` is without the part that is already listed.
     """
 
     source: int
@@ -92,12 +89,8 @@ class ArchiveWalker:
     listing ends.
 
     Attributes:
-        lister: Lists sections (parts of sources) into raw files.
-        archive: The archive.
-        each: Applies the lister to sections, in this process or in tasks.
         limit: The maximum number of members to list; None for all. The first members that pass the
             user's include and exclude patterns are listed.
-        progress: Called with the number of members listed so far.
         found: The number of members before the patterns are applied.
         listed: The number of members that passed the patterns.
         kept: The number of members that passed the patterns since the last portion.
@@ -143,10 +136,7 @@ class ArchiveWalker:
         """List the sources to their end, or until `limit` members are found.
 
         Files are written into the raw files of this object. Containers are noted, and not opened.
-
-        Args:
-            in_order: Whether to list one section (part of a source) after another, with no more
-                requests than necessary.
+        With `in_order`, one section is listed after another, with no more requests than necessary.
         """
         if in_order or self.limit is not None:
             self._add_listings(self._list_in_order(self._pending_sections()))
@@ -157,9 +147,8 @@ class ArchiveWalker:
     def step(self, *, is_portion: bool = True) -> None:
         """List a part of every S3 prefix, and some of the other sections (parts of sources).
 
-        Args:
-            is_portion: Whether to stop when this step has made the total number of members about
-                `GROWTH` times as large. Otherwise all other sections are listed to their end.
+        A portion ends when the number of members is about `GROWTH` times as large. Otherwise all
+        other sections are listed to their end.
         """
         pending = list(self._pending_sections())
         target = self._portion_size()
@@ -180,11 +169,8 @@ class ArchiveWalker:
     def containers(self, *, is_portion: bool = False) -> None:
         """Open the containers that were found but not opened yet, and add their members to `files`.
 
-        Containers that are found in these containers are opened, too.
-
-        Args:
-            is_portion: Whether to stop when there are enough members for one portion, a part of a
-                manifest that is written before the listing ends. The other containers stay pending.
+        Containers that are found in these containers are opened, too. A portion stops when there
+        are enough members for one part of a manifest. The other containers stay pending.
         """
         pending = [
             container
@@ -423,11 +409,8 @@ class ArchiveWalker:
     ) -> None:
         """Count and keep the members and containers of listings.
 
-        Args:
-            listings: The listings of sections.
-            remaining: Gets the parts of sections that were not listed yet.
-            order: The order of the members of containers, which come last; None for sections of
-                sources.
+        `remaining` gets the parts of sections that were not listed yet. Only members of containers,
+        which come last, have an `order`.
         """
         for pending, listing in listings:
             self.found += listing.found

@@ -69,15 +69,8 @@ def list_container(container: Container, fetcher: Fetcher) -> Iterator[ListedMem
     """Yield every member of a container in the container's order.
 
     If the file does not have the format that its name announces, the only member represents the
-    file itself. Its `refused.detail` names the actual format if that is known.
-
-    Args:
-        container: The container.
-        fetcher: Reads the container.
-
-    Raises:
-        ConfigError: The user named a table as a source, and must choose the column with the images.
-        StorageError: The store is unreachable.
+    file itself. Its `refused.detail` names the actual format if that is known. Raises ConfigError
+    if the user named a table as a source, and must choose the column with the images.
     """
     members = CONTAINERS[container.kind].index(container, fetcher)
     first = next(members, None)
@@ -92,16 +85,8 @@ def recognise_container(item: Unopened, container: Container, fetcher: Fetcher) 
     """Name the actual format of a container that cannot be opened because its ending is wrong.
 
     A tar that is named `.zip` is an example. The first bytes of the file show the format. If they
-    show none, the file may be a part of an archive, if its name is numbered.
-
-    Args:
-        item: The member that represents the unopened container in a listing.
-        container: The container.
-        fetcher: Reads the first bytes.
-
-    Returns:
-        The member, whose `refused.detail` names the actual format. It is returned unchanged if its
-        status is not that of a damaged file, or if neither first bytes nor name show what it is.
+    show none, the file may be a part of an archive, if its name is numbered. Any other member is
+    returned unchanged.
     """
     refused = item.refused
     if refused is None or refused.status not in (Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE):

@@ -70,14 +70,11 @@ class Container:
     """A file that holds many members, such as a tar, as its store lists it, before it is opened.
 
     Attributes:
-        uri: The uri of the container.
         version: The version of the object, "" if unknown.
         size_bytes: The size of the object in bytes, -1 if unknown.
         kind: The format, a key of `CONTAINERS`.
         path: The path of the container below its source. The user's patterns are compared with this
             path and the name of a member, as in `a/b.tar/c.jpg`.
-        columns: The columns of images or uris that the user named, if any.
-        limits: Limits on the members and unpacked bytes of the container.
         named: Whether the user gave this file itself as a source. A table may be a list of uris
             only in this case; uris in other containers are not followed.
         samples: The table that img2dataset writes next to a shard, with columns for its members
@@ -134,13 +131,6 @@ class ContainerFormat(Protocol):
 
         A member that must not be read has `refused` set. If the container cannot be opened or ends
         early, the last member is `container.as_unopened(reason)`.
-
-        Args:
-            container: The container.
-            fetcher: Reads the container.
-
-        Raises:
-            StorageError: The store is unreachable.
         """
 
     def reader(self, fetcher: Fetcher, max_bytes: int) -> Reader:
@@ -220,12 +210,8 @@ class _Window:
 class WindowReader:
     """A `Reader` for formats such as tar, in which each member is a range of bytes.
 
-    Neighbouring members are read with one request.
-
-    Args:
-        fetcher: Reads the ranges.
-        max_bytes: The maximum size of a member.
-        unpack: Converts the bytes of a member's range into the member, or into an error.
+    Neighbouring members are read with one request. `unpack` converts the bytes of a member's range
+    into the member, or into an error.
     """
 
     def __init__(
@@ -299,16 +285,8 @@ def _span(member: ManifestMember) -> tuple[int, int]:
 def sidecar_column(name: str, size_bytes: int) -> str | None:
     """Return the name of the column for the text of a sidecar; None for any other file.
 
-    A sidecar is a small text file that describes the image of the same name. Its text becomes a
-    column of the image's `input`, a dict of the user's own columns. For example, `json` is the
-    column for `a/7.json`, which describes `a/7.jpg`.
-
-    Args:
-        name: The name of the member. The name of a sidecar is a key and `.json`, `.cls`, or `.txt`.
-        size_bytes: The size of the member. A sidecar has at most `MAX_SIDECAR_BYTES` (64 KiB).
-
-    Returns:
-        `json`, `cls`, or `txt`; None if the file is not a sidecar.
+    A sidecar is named by a key and `.json`, `.cls`, or `.txt`, and has at most `MAX_SIDECAR_BYTES`.
+    `join_sidecars` describes how its text becomes a column.
     """
     key, ending = _split(name)
     is_sidecar = (
@@ -343,13 +321,8 @@ def join_sidecars(entries: Iterable[tuple[ListedMember, str | None]]) -> Iterato
 
     The sidecar `a/7.json` describes neighbours with the same key, such as `a/7.jpg`. Its text
     becomes the column `json` of the image's `input`, a dict of the user's own columns. A sidecar
-    without an image, or a second sidecar for the same column, stays a member.
-
-    Args:
-        entries: Each member in order, with its text if it is a sidecar.
-
-    Yields:
-        The members in order, without the joined sidecars.
+    without an image, or a second sidecar for the same column, stays a member. `entries` has each
+    member in order, with its text if it is a sidecar.
     """
     for _, sample in groupby(entries, key=lambda item: sample_key(item[0].member or "")):
         while part := list(islice(sample, _MAX_FILES_PER_KEY)):
@@ -383,8 +356,6 @@ class ContainerEntry:
     """One file in the listing of a container, before its name is checked.
 
     Attributes:
-        name: The name within the container.
-        size_bytes: The size of the file.
         place: The location of its data, None if the data cannot be read.
         refused: The reason why the file must not be read, None if it may be.
         text: The content of a sidecar, a small text file that may describe an image. None for other
@@ -401,17 +372,9 @@ class ContainerEntry:
 def explain_refusal(container: Container, error: InputError) -> RefusedMember:
     """Return the reason to store in the row of a container that was not listed to its end.
 
-    Args:
-        container: The container.
-        error: The error that ended the listing of its members.
-
-    Returns:
-        The status and the detail of the error.
-
-    Raises:
-        StorageError: The store throttled the requests or did not answer in time. Other containers
-            would fail, too. A timeout of a local disk is not raised, because it may concern only
-            one damaged file.
+    Raises StorageError if the store throttled the requests or did not answer in time, because other
+    containers would fail, too. A timeout of a local disk is not raised, because it may concern only
+    one damaged file.
     """
     is_damaged = error.status == Status.SOURCE_TIMEOUT and urls.get_scheme(container.uri) == "file"
     if error.status in (Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT) and not is_damaged:
@@ -425,15 +388,8 @@ def explain_refusal(container: Container, error: InputError) -> RefusedMember:
 def find_size(container: Container, fetcher: Fetcher) -> int:
     """Return a container's size in bytes. The store is asked if the listing does not have the size.
 
-    Args:
-        container: The container.
-        fetcher: Requests the size.
-
-    Returns:
-        The size, which is above 0.
-
-    Raises:
-        InputError: The container is empty, or the store refuses to state the size.
+    The size is above 0. Raises InputError if the container is empty, or the store refuses to state
+    the size.
     """
     size = (
         container.size_bytes
@@ -451,13 +407,6 @@ def iter_members(container: Container, entries: Iterator[ContainerEntry]) -> Ite
     A file with an unsafe name becomes a member that must not be read. The listing ends if `entries`
     raises an InputError, or if there are more than `max_members` files. Then the last member
     represents the container itself, with the reason.
-
-    Args:
-        container: The container of the entries.
-        entries: The files in the listing of the container.
-
-    Raises:
-        StorageError: The store did not answer.
     """
     reasons: list[RefusedMember] = []
     yield from join_sidecars(_iter_limited(container, entries, reasons))

@@ -114,7 +114,6 @@ class Directory:
     """The position and properties of the central directory of a zip.
 
     Attributes:
-        start: The first byte of the directory.
         end: The first byte behind the directory.
         entries: The number of entries that the end record states.
         shift: The number of bytes before the archive, such as the program of a self-extracting
@@ -135,15 +134,11 @@ class ZipEntry:
     """One entry of the central directory of a zip.
 
     Attributes:
-        name: The decoded name.
         name_bytes: The length of the encoded name.
-        flags: The general purpose bit flags.
-        method: The compression method.
         packed: The packed size in bytes.
         size: The unpacked size in bytes.
         offset: The position of the entry's local header in the file.
         made_on_unix: Whether `attributes` has a Unix file mode.
-        attributes: The external file attributes.
     """
 
     name: str
@@ -160,12 +155,7 @@ class ZipEntry:
 def find_directory(file: ranged.RangedFile, size: int) -> Directory:
     """Return the position of the central directory, which the end record of a zip states.
 
-    Args:
-        file: The archive.
-        size: The size of the archive in bytes.
-
-    Raises:
-        InputError: truncated_image if the archive ends too early, otherwise corrupt_image.
+    Raises InputError: truncated_image if the archive ends too early, otherwise corrupt_image.
     """
     file.seek(max(0, size - _END.size - _MAX_COMMENT_BYTES))
     tail_start = file.tell()
@@ -217,13 +207,8 @@ def _read_zip64_end(
 def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipEntry]:
     """Yield every entry of the central directory in the directory's order.
 
-    Args:
-        file: The archive.
-        directory: The position of the directory.
-
-    Raises:
-        InputError: corrupt_image if the directory is damaged, or has another number of entries than
-            the end record states.
+    Raises InputError (corrupt_image) if the directory is damaged, or has another number of entries
+    than the end record states.
     """
     file.seek(directory.start)
     count = 0
@@ -326,13 +311,8 @@ def _unreadable(reason: str) -> InputError:
 def unpack_member(data: bytes, size: int) -> bytes | InputError:
     """Unpack one member of a zip from the bytes of its range, which begin with its local header.
 
-    Args:
-        data: The bytes of the range; bytes after the member are ignored.
-        size: The unpacked size that the directory states.
-
-    Returns:
-        The content of the member, or an InputError: corrupt_image, truncated_image,
-        encrypted_member, or unsupported_format.
+    Bytes after the member are ignored. The error is corrupt_image, truncated_image,
+    encrypted_member, or unsupported_format.
     """
     if len(data) < HEADER.size or not data.startswith(_LOCAL_SIGNATURE):
         return InputError(
@@ -404,10 +384,8 @@ METHODS: dict[int, Callable[[bytes, int], tuple[bytes, bytes]]] = {
 class _Spans:
     """The positions of all entries, from a first pass over the directory: 25 bytes per entry.
 
-    Args:
-        file: The archive, to read the directory from.
-        directory: The position of the directory.
-        probe: The archive, to look for local headers in an archive whose offsets start again at 0.
+    `file` is for the directory, `probe` for local headers in an archive whose offsets start again
+    at 0.
     """
 
     def __init__(
@@ -451,10 +429,7 @@ def _restore_offsets(
     The entries must follow each other. An offset below the one before it is in the next 4 GiB. A
     file over 4 GiB may hide such a step, and the position of the directory shows that a step is
     hidden. The first entry without a local header at its position is then the first entry behind
-    the step.
-
-    Returns:
-        The offsets; None if the entries are in another order.
+    the step. The result is None if the entries are in another order.
     """
     low_offsets = np.append(offsets, directory.start % _WRAP)
     wraps = np.cumsum(np.append(0, np.diff(low_offsets) < 0))
