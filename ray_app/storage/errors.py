@@ -140,12 +140,7 @@ class ShortReadError(OSError):
 
 
 def require_version(listed: str, current: str) -> None:
-    """Raise ObjectChangedError if a file changed since it was listed.
-
-    Args:
-        listed: The version that the listing found. "" accepts any current version.
-        current: The version that the file has now. "" if the store states no version.
-    """
+    """Raise ObjectChangedError if a file changed since it was listed; "" accepts any version."""
     if listed and current != listed:
         raise ObjectChangedError(
             f"changed since listing: version {listed} was listed, now {current or 'without a version'}"
@@ -155,9 +150,7 @@ def require_version(listed: str, current: str) -> None:
 def require_length(received: int, announced: int | None) -> None:
     """Raise ShortReadError if a response is not as long as its headers announced.
 
-    Args:
-        received: The number of bytes that were received.
-        announced: The number of bytes in the headers of the response. None checks nothing.
+    None checks nothing.
     """
     if announced is not None and received != announced:
         raise ShortReadError(f"received {received} of {announced} bytes")
@@ -190,17 +183,8 @@ def make_too_large_error(size: int, max_bytes: int) -> InputError:
 def translate(error: BaseException, uri: str) -> SourceError:
     """Convert an exception of a library into the error for one file that cannot be read.
 
-    The result row of the file shows the status and the text of this error.
-
-    Args:
-        error: The exception.
-        uri: The uri of the file, which the text of the error begins with.
-
-    Returns:
-        The error.
-
-    Raises:
-        BaseException: The exception itself, if it is not about storage.
+    The result row of the file shows the status and the text of this error. The text begins with the
+    uri. An exception that is not about storage is raised.
     """
     if isinstance(error, SourceError):
         return error
@@ -213,11 +197,8 @@ def translate(error: BaseException, uri: str) -> SourceError:
 def make_folder_error(error: BaseException) -> SourceError:
     """Convert an exception of a library into the error for a folder that cannot be listed.
 
-    Returns:
-        The error. Its text has the reason, but does not begin with the name of the folder.
-
-    Raises:
-        BaseException: The exception itself, if it is not about storage.
+    The text does not begin with the name of the folder. An exception that is not about storage is
+    raised.
     """
     status = _classify(error)
     if status is None:
@@ -302,15 +283,8 @@ def make_unreachable_error(error: BaseException, url: str, doing: str) -> Storag
     """Convert an exception into the error that a command raises for an unreachable source or store.
 
     The message is one line. The hint states what the user can do, for example which environment
-    variable to set.
-
-    Args:
-        error: The exception of a library.
-        url: The source or the run directory.
-        doing: The verb for the failed operation in the message, such as `read`.
-
-    Raises:
-        BaseException: The exception itself, if it is not about storage.
+    variable to set. `doing` is the verb for the failed operation, such as `read`. An exception that
+    is not about storage is raised.
     """
     status = _classify(error)
     if status is None:
@@ -325,9 +299,7 @@ def make_unreachable_error(error: BaseException, url: str, doing: str) -> Storag
 def make_settings_error(error: BaseException) -> ConfigError:
     """Convert an exception that botocore raises before any request into one about its settings.
 
-    Raises:
-        BaseException: The exception itself, if it is not about the settings: a service that has the
-            credentials may answer later.
+    Any other exception is raised: a service that has the credentials may answer later.
     """
     if isinstance(error, ConfigError) or is_transient(error):
         raise error

@@ -34,17 +34,10 @@ def read_ahead(
 ) -> Iterator[T | InputError]:
     """Run jobs in threads before their results are needed, and yield the results in order.
 
-    A job usually reads one file. The limit on bytes bounds the memory for results.
-
-    Args:
-        jobs: Pairs of the number of bytes to reserve and the function to call. The function gets an
-            event, which is set when the iterator ends or is closed.
-        depth_bytes: The maximum number of reserved bytes of jobs that run or whose results are not
-            yielded yet. A larger job runs alone.
-        threads: The number of threads.
-
-    Yields:
-        The result of each job, or the InputError that it raised.
+    A job, which usually reads one file, is a number of bytes to reserve, and a function. The
+    function gets an event, which is set when the iterator ends or is closed. At most `depth_bytes`
+    are reserved for jobs that run or whose results are not yielded yet. A larger job runs alone. An
+    InputError of a job is its result.
     """
     cancelled = threading.Event()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
@@ -95,21 +88,10 @@ class Fetchable(Protocol):
 class Fetcher:
     """Reads files of any storage with retries, and counts requests.
 
-    Create one fetcher per process. Threads may share it.
-
-    Args:
-        policy: How requests are retried. None uses the default policy.
-        signed: The URLs that the user gave, with their secrets, such as the signature of a
-            presigned URL. Listings contain URLs without secrets. To read such a URL, the fetcher
-            adds the secrets again.
-        guard: The web servers that may be requested. None for the servers of `signed` and the
-            public Internet.
-        retrier: The object that retries requests. None creates one for `policy`.
-        gate: Limits concurrent requests over a network. None creates a limiter for this fetcher
-            alone.
-
-    Raises:
-        ConfigError: Two URLs of `signed` are equal without their secrets.
+    Create one fetcher per process. Threads may share it. `signed` are the URLs that the user gave,
+    with their secrets, which the fetcher adds to the URLs of listings. Raises ConfigError if two of
+    them are equal without their secrets. `guard` allows by default their servers and the public
+    Internet.
     """
 
     def __init__(
@@ -174,19 +156,11 @@ class Fetcher:
     def fetch(
         self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None = None
     ) -> bytes:
-        """Return all bytes of an object.
+        """Return all bytes of an object; a version "" accepts any.
 
-        Args:
-            uri: The uri of the object.
-            version: The version that the object must have. "" accepts any version.
-            max_bytes: The maximum size of the object.
-            cancelled: An event. No further request is made after it is set.
-
-        Raises:
-            SourceError: The object is missing, denied, throttled, or changed, or the request timed
-                out.
-            InputError: The object is over `max_bytes`. It is raised before the body is read if the
-                store states the size. From a web server, up to `max_bytes` are read first.
+        No request is made after `cancelled` is set. Raises SourceError if the object is not
+        available or changed, and InputError if it is over `max_bytes`, before its body is read if
+        the store states the size.
         """
         backend, url = self._find(uri)
         for attempt in self._attempts(backend, url, cancelled):
@@ -201,14 +175,9 @@ class Fetcher:
     ) -> Iterator[bytes | InputError]:
         """Read files before they are needed, and yield their bytes in order.
 
-        Args:
-            members: The files, which are all in the same kind of store.
-            depth_bytes: The maximum total size of the files that are requested and not yielded yet.
-                A larger file is read alone.
-            max_bytes: The maximum size of a file. A larger file is refused without a request.
-
-        Yields:
-            The bytes of a file, or the error if it cannot be read.
+        The files are all in the same kind of store. At most `depth_bytes` are requested and not
+        yielded yet, and a larger file is read alone. A file over `max_bytes` is refused without a
+        request.
         """
         remaining = iter(members)
         first = next(remaining, None)
@@ -227,16 +196,7 @@ class Fetcher:
     ) -> bytes:
         """Return `length` bytes of an object from `start`, fewer only if the object ends.
 
-        Args:
-            uri: The uri of the object.
-            version: The version that the object must have. "" accepts any version.
-            start: The position of the first byte.
-            length: The number of bytes.
-            cancelled: An event. No further request is made after it is set.
-
-        Raises:
-            SourceError: The object is missing, denied, throttled, or changed, or the request timed
-                out.
+        The version, `cancelled`, and SourceError are as in `fetch`.
         """
         if not length:
             return b""
@@ -253,15 +213,8 @@ class Fetcher:
     ) -> Iterator[bytes | InputError]:
         """Read ranges of one object before they are needed, and yield their bytes in order.
 
-        Args:
-            uri: The uri of the object.
-            version: The version that the object must have. "" accepts any version.
-            ranges: Pairs of the start and the length of a range.
-            depth_bytes: The maximum total length of the ranges that are requested and not yielded
-                yet. A longer range is read alone.
-
-        Returns:
-            An iterator over the bytes of each range, or the error if the range cannot be read.
+        A range is (start, length). At most `depth_bytes` are requested and not yielded yet, and a
+        longer range is read alone.
         """
         jobs = (
             (length, partial(self.fetch_range, uri, version, start, length))
@@ -272,8 +225,7 @@ class Fetcher:
     def size(self, uri: str, version: str) -> int:
         """Return the size of an object in bytes, as its store states it.
 
-        Raises:
-            SourceError: The size cannot be read, or the store does not state it.
+        Raises SourceError if the size is unknown.
         """
         backend, url = self._find(uri)
         for attempt in self._attempts(backend, url):
@@ -286,13 +238,8 @@ class Fetcher:
     ) -> ranged.RangedFile:
         """Open an object as a seekable file, which one thread reads window by window.
 
-        Each read may raise the exceptions of `fetch_range`.
-
-        Args:
-            uri: The uri of the object.
-            version: The version that the object must have. "" accepts any version.
-            size_bytes: The size in bytes, -1 if it is unknown. A known size saves a request.
-            window: The size of a window in bytes.
+        Each read may raise the exceptions of `fetch_range`. A size of -1 is unknown. A known size
+        saves a request.
         """
         size = size_bytes if size_bytes >= 0 else self.size(uri, version)
         return ranged.RangedFile(partial(self.fetch_range, uri, version), size, window)
@@ -321,11 +268,7 @@ class Fetcher:
     def _attempts(
         self, backend: Backend, url: str, cancelled: threading.Event | None = None
     ) -> Iterator[Attempt]:
-        """Yield attempts at a request for one member until one succeeds.
-
-        Raises:
-            InputError: The reason of the last attempt, or that the request was cancelled.
-        """
+        """Yield attempts at a request for one member until one succeeds."""
         gate = None if isinstance(backend, Local) else self._gate
         try:
             yield from self._retrier.attempts(cancelled, gate)

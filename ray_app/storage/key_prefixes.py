@@ -34,8 +34,6 @@ class KeyPrefix:
     """The keys of an S3 bucket that begin with a prefix, or the part of them that is not listed yet.
 
     Attributes:
-        bucket: The bucket.
-        prefix: The prefix.
         is_flat: Whether only keys without a slash after the prefix belong to it.
         pattern: A pattern that the path below `root` must match. None accepts all keys.
         root: The prefix of the source, at which the paths of the pattern begin.
@@ -67,11 +65,7 @@ def list_prefix(url: str) -> Iterator[ObjectInfo]:
 
 
 def find_object(url: str) -> ObjectInfo | None:
-    """Return the object with a name as a listing would return it, or None if there is none.
-
-    Raises:
-        StorageError: The store is unreachable.
-    """
+    """Return the object with a name as a listing would return it, or None if there is none."""
     bucket, key = urls.split_bucket(url)
     try:
         head = _head(bucket, key, Retrier(PATIENCE))
@@ -86,12 +80,8 @@ def find_object(url: str) -> ObjectInfo | None:
 def divide_prefix(source: str) -> list[KeyPrefix]:
     """Divide a large S3 prefix at its folders into prefixes that can be listed in parallel.
 
-    Returns:
-        The prefixes in their order, which together have each key of the source once. Empty if the
-        source is not on S3, or if its listing has only one page.
-
-    Raises:
-        StorageError: The store is unreachable or refuses the request.
+    The prefixes have each key once, in order. The list is empty if the source is not on S3, or if
+    its listing has only one page.
     """
     url = urls.canonicalize(source)
     if urls.get_scheme(url) != "s3":
@@ -110,11 +100,8 @@ class PrefixReader:
     """An iterable of the files with one prefix, as the store orders them. It can be iterated once.
 
     Pages of the listing (up to 1000 keys each) are read until the end of the prefix, or until
-    `stop` is called. After `stop`, another reader of `rest` yields the remaining files. Iterating
-    raises ConfigError or StorageError if the listing fails.
-
-    Attributes:
-        rest: The part of the prefix that was not read after `stop`. None if it was read to its end.
+    `stop` is called. Another reader of `rest` then yields the remaining files. Iterating raises
+    ConfigError or StorageError if the listing fails.
     """
 
     def __init__(self, keys: KeyPrefix) -> None:

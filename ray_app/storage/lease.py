@@ -45,14 +45,11 @@ class Holder:
     A file in the folder `lease` of the directory has these values as JSON.
 
     Attributes:
-        host: The name of the process's machine.
         machine: The identity of the machine (see `host_identity`).
-        pid: The process id.
         started: The start time of the process, which distinguishes it from other processes with the
             same id.
         token: Random hex digits, by which a process recognises the file that it wrote itself.
         beat: The number of heartbeats so far. It shows other machines that the process is alive.
-        released: Whether the process has released the directory.
     """
 
     host: str
@@ -96,18 +93,8 @@ class Lease:
     `number` is the number of this claim: 1 for the first claim of a directory, and higher for each
     later claim. The event `lost` is set when another process has claimed the directory, or when the
     claim was not renewed for `ttl_s`. `is_guarded` is False if the store does not exclude a second
-    writer.
-
-    Args:
-        store: The directory to claim.
-        ttl_s: The seconds without a heartbeat after which a holder on another machine counts as
-            dead.
-        beat_s: The seconds between two heartbeats of this process.
-        poll_s: The seconds between two checks for a heartbeat of another holder.
-        clock: A function that returns the time in seconds.
-        sleep: A function that waits for a number of seconds.
-        holder: The process that holds the lease. Defaults to this process.
-        unguarded: Whether to accept a store without conditional writes.
+    writer. A holder on another machine counts as dead after `ttl_s` without a heartbeat.
+    `unguarded` accepts a store without conditional writes.
     """
 
     def __init__(
@@ -147,11 +134,8 @@ class Lease:
     def acquire(self) -> None:
         """Claim the directory, and start the heartbeat that renews the claim.
 
-        Raises:
-            IdentityError: Another process holds the directory and is alive, or a lease file is
-                invalid.
-            StorageError: The store is unreachable. Or it does not exclude a second writer, and
-                `unguarded` is not set.
+        Raises IdentityError if another process holds the directory and is alive, or a lease file is
+        invalid, and StorageError if the store does not exclude a second writer.
         """
         self._remove_old_lease()
         while not self._claim_next_number():
@@ -268,10 +252,8 @@ class Lease:
     def _is_over(self, path: str, other: Holder) -> bool:
         """Return whether a holder released its claim or is dead.
 
-        It is False if another process has taken over the file.
-
-        Raises:
-            IdentityError: The holder is alive.
+        It is False if another process has taken over the file. Raises IdentityError if the holder
+        is alive.
         """
         if other.released or other.died_here():
             return True
@@ -306,8 +288,7 @@ class Lease:
     def _remove_old_lease(self) -> None:
         """Remove the lease of an older version whose holder is dead.
 
-        Raises:
-            IdentityError: The holder is alive.
+        Raises IdentityError if the holder is alive.
         """
         while (other := self._read(_OLD_PATH)) is not None:
             if self._is_over(_OLD_PATH, other):

@@ -24,9 +24,7 @@ def open_fsspec(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the fsspec file system for a URL, and the path in it.
 
     The clients of S3, Azure, and Google do not retry requests, because `Store` and `Fetcher` do.
-
-    Raises:
-        ConfigError: The scheme is unknown, or its package is missing.
+    Raises ConfigError if the scheme is unknown, or its package is missing.
     """
     options: dict[str, Any] = (
         {"use_listings_cache": False} if urls.get_scheme(url) in _EXTRA else {}
@@ -99,15 +97,6 @@ def open_for_reading(url: str) -> tuple[Any, str]:
 
     A repository of the Hugging Face Hub is opened at the commit that this process saw first, so
     that all reads see one state. Exceptions of the hub's client are raised unchanged.
-
-    Args:
-        url: The URL.
-
-    Returns:
-        The file system and the path.
-
-    Raises:
-        ConfigError: The scheme is unknown, or its package is missing.
     """
     return (filesystem(), pin_commit(url)) if urls.get_scheme(url) == "hf" else open_fsspec(url)
 
@@ -132,17 +121,8 @@ def pin_commit(url: str) -> str:
     """Return the path of an hf:// URL in HfFileSystem, with its branch replaced by a commit.
 
     The branch pointed to this commit when the process first called this function for it. Thus all
-    reads of the process see one state of the repository.
-
-    Args:
-        url: The URL of a file or folder in a repository.
-
-    Returns:
-        The path with the commit. The path of a bucket, which has no commits, is unchanged.
-
-    Raises:
-        FileNotFoundError: The repository or the branch does not exist. Exceptions of httpx are
-            raised unchanged.
+    reads of the process see one state of the repository. Raises FileNotFoundError if the repository
+    or the branch does not exist. Exceptions of httpx are raised unchanged.
     """
     fs = filesystem()
     resolved = fs.resolve_path(url)

@@ -18,11 +18,8 @@ KINDS = {
 def refuse_others(store: Store, name: str) -> None:
     """Raise ConfigError if the output directory contains the results of another kind of command.
 
-    Each kind of command writes a file with a name of its own, such as `train.json`.
-
-    Args:
-        store: The directory.
-        name: The file that the calling kind of command writes, a key of `KINDS`.
+    Each kind of command writes a file with a name of its own, such as `train.json`. `name` is the
+    file of the calling kind of command, a key of `KINDS`.
     """
     for other, description in KINDS.items():
         if other != name and store.exists(other):

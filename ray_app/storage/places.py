@@ -32,17 +32,10 @@ _FLAT = frozenset({"s3", "gs", "gcs", "hf", "az", "abfs", "abfss"})
 def choose_backend(url: str, guard: Guard, *, pins_commits: bool = False) -> Backend:
     """Return the storage backend for a URL, which its scheme decides.
 
-    All other code uses this function to choose a backend.
-
-    Args:
-        url: A path or URL.
-        guard: The web servers that may be requested.
-        pins_commits: Whether each repository of the Hugging Face Hub is read at the commit that
-            this process saw first. Use it only for reading.
-
-    Raises:
-        ConfigError: The scheme is unknown, or its package is missing. With `pins_commits`, the
-            first request of the backend raises this error, not this function.
+    All other code uses this function to choose a backend. If `pins_commits`, each repository of the
+    Hugging Face Hub is read at the commit that this process saw first, only for reading. Raises
+    ConfigError if the scheme is unknown or its package missing. With `pins_commits`, the first
+    request raises this error.
     """
     scheme = urls.get_scheme(url)
     if scheme == "file":
@@ -60,10 +53,6 @@ class Fsspec(Backend):
     """The backend for stores that fsspec opens, such as Google Cloud, Azure, or Hugging Face Hub.
 
     A write is atomic only if the store makes it atomic.
-
-    Args:
-        scheme: The scheme of the store's URLs, such as `gs`.
-        pins_commits: See `choose_backend`.
     """
 
     max_deletes = 1
@@ -317,9 +306,6 @@ class Web(Fsspec):
     A server that `guard` does not trust is requested only if its address is public. This also
     applies to targets of redirects. `copy_to` and `list` work only for trusted servers, because
     fsspec makes these requests itself, without that check.
-
-    Args:
-        guard: The web servers that may be requested.
     """
 
     def __init__(self, guard: Guard) -> None:
@@ -405,8 +391,7 @@ def _refuse_to_write(path: str) -> NoReturn:
 def _request(fs: Any, name: str, timeout_s: float, *args: Any, **kwargs: Any) -> Any:
     """Call a method of a file system, within `timeout_s` seconds if it can be interrupted.
 
-    Raises:
-        FSTimeoutError: The method took too long.
+    Raises FSTimeoutError if the method took too long.
     """
     if not fs.async_impl:
         return getattr(fs, name)(*args, **kwargs)

@@ -126,13 +126,10 @@ def apply_s3_settings(function: Callable[Concatenate[C, P], T]) -> Callable[Conc
 
 
 def get_worker_variables() -> dict[str, str]:
-    """Return the environment variables with which other processes make the same requests to S3.
+    """Return the set environment variables with which other processes make the same S3 requests.
 
     An example is AWS_REQUEST_PAYER. Pass them to workers on other machines. They contain no
     secrets.
-
-    Returns:
-        The values by name. Variables that are not set are left out.
     """
     return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
 
@@ -140,11 +137,8 @@ def get_worker_variables() -> dict[str, str]:
 def filesystem() -> Any:
     """Return this process's s3fs file system for the current AWS environment variables.
 
-    Returns:
-        The file system. Its options contain no secrets, so it can be pickled.
-
-    Raises:
-        ConfigError: An environment variable or a configuration file has an invalid value.
+    Its options contain no secrets, so it can be pickled. Raises ConfigError if an environment
+    variable or a configuration file has an invalid value.
     """
     identity = tuple(map(os.environ.get, _IDENTITY))
     with _opening:  # Threads that start at the same time must share one client.
@@ -154,11 +148,7 @@ def filesystem() -> Any:
 def fsspec_options() -> dict[str, Any]:
     """Return the options for creating an s3fs file system with the settings of `filesystem`.
 
-    Returns:
-        The endpoint, whether the requester pays, and the settings of checksums, but no secrets.
-
-    Raises:
-        ConfigError: An environment variable or a configuration file has an invalid value.
+    The options contain no secrets.
     """
     _refuse_white_space()
     options = _get_configured_options()
@@ -211,11 +201,7 @@ def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]
 
 
 async def _connect(set_session: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
-    """Return the client of s3fs, which its `set_session` creates for the first request.
-
-    Raises:
-        ConfigError: botocore does not accept an environment variable or a configuration file.
-    """
+    """Return the client of s3fs, which its `set_session` creates for the first request."""
     with _settings_errors():
         return await set_session(*args)
 
@@ -257,11 +243,8 @@ def _require_certificates(path: str) -> None:
 def _get_configured_options() -> Mapping[str, Any]:
     """Return the options in FSSPEC_S3_* and in fsspec's configuration files.
 
-    s3fs uses them for arguments that it does not get.
-
-    Raises:
-        ConfigError: An option with several settings is not a JSON object, or has settings that
-            botocore does not accept.
+    s3fs uses them for arguments that it does not get. Raises ConfigError if an option is not a JSON
+    object, or has settings that botocore does not accept.
     """
     import fsspec.config
     from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
@@ -285,11 +268,7 @@ def _get_configured_options() -> Mapping[str, Any]:
 
 
 def _validate_checksum(value: Any, setting: str, variable: str) -> str:
-    """Return the value of a checksum setting in lower case.
-
-    Raises:
-        ConfigError: botocore does not know the value.
-    """
+    """Return the value of a checksum setting in lower case."""
     mode = str(value).lower()
     if mode not in _CHECKSUM_VALUES:
         name = variable if os.environ.get(variable) == value else setting
@@ -302,11 +281,7 @@ def _validate_checksum(value: Any, setting: str, variable: str) -> str:
 
 
 def _requester_pays(options: Mapping[str, Any]) -> bool:
-    """Return whether requests have the header `x-amz-request-payer`.
-
-    Raises:
-        ConfigError: The value of the variable is unknown.
-    """
+    """Return whether requests have the header `x-amz-request-payer`."""
     payer = os.environ.get(PAYER_VARIABLE, "")
     if payer not in ("", _REQUESTER):
         raise ConfigError(
@@ -380,8 +355,7 @@ def _use_md5(request: Any, **_: Any) -> None:
 def _send_request(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: float) -> T:
     """Run `request(client)` on the loop of s3fs.
 
-    Raises:
-        TimeoutError: The request took longer than `timeout_s`.
+    Raises TimeoutError after `timeout_s`.
     """
     fs = filesystem()
 
@@ -395,17 +369,9 @@ def _send_request(request: Callable[[Any], Coroutine[Any, Any, T]], timeout_s: f
 def get(
     bucket: str, key: str, *, timeout_s: float, version: str = "", max_bytes: int | None = None
 ) -> bytes:
-    """Read a whole object.
+    """Read a whole object, whose version must be that of `get_version`; "" accepts any.
 
-    Args:
-        bucket: The bucket.
-        key: The key.
-        timeout_s: Seconds for the request.
-        version: The version that the object must have (`get_version`). "" accepts any.
-        max_bytes: The maximum size of the object, None for no limit.
-
-    Raises:
-        InputError: The object is over `max_bytes`. It is raised before the body is read.
+    Raises InputError, before the body is read, if the object is over `max_bytes`. None is no limit.
     """
     condition = _make_condition(version)
 
@@ -432,13 +398,7 @@ def get_range(
 ) -> bytes:
     """Read `length` bytes of an object from `start`, fewer if the object ends.
 
-    Args:
-        bucket: The bucket.
-        key: The key.
-        start: The first byte.
-        length: The number of bytes.
-        timeout_s: Seconds for the request.
-        version: The version that the object must have (`get_version`). "" accepts any.
+    A version "" accepts any.
     """
     condition = _make_condition(version)
 
@@ -466,13 +426,7 @@ def get_range(
 
 
 def head(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any]:
-    """Return the response to a HEAD request for an object, which has its size and ETag.
-
-    Args:
-        bucket: The bucket.
-        key: The key.
-        timeout_s: Seconds for the request.
-    """
+    """Return the response to a HEAD request for an object, which has its size and ETag."""
     return _send_request(lambda client: client.head_object(Bucket=bucket, Key=key), timeout_s)
 
 
@@ -480,11 +434,6 @@ def find(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any] | None:
     """Return the response of `head`, or None if the object does not exist.
 
     If the bucket does not exist, an exception is raised.
-
-    Args:
-        bucket: The bucket.
-        key: The key.
-        timeout_s: Seconds for the request.
     """
     try:
         return head(bucket, key, timeout_s=timeout_s)
@@ -500,11 +449,6 @@ def delete_objects(bucket: str, keys: Sequence[str], *, timeout_s: float) -> Non
     Even a successful response can name objects that were not deleted. An exception is then raised
     for one of these objects, preferably one for which a retry does not help. Source:
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
-
-    Args:
-        bucket: The bucket.
-        keys: The keys.
-        timeout_s: Seconds for the request.
     """
 
     async def request(client: Any) -> None:
@@ -543,16 +487,8 @@ def page(
 ) -> dict[str, Any]:
     """Return one page of the listing of a prefix: the response to ListObjectsV2.
 
-    Args:
-        bucket: The bucket.
-        prefix: The prefix.
-        timeout_s: Seconds for the request.
-        delimiter: "/" lists one level. "" lists all keys below the prefix.
-        position: Where the page begins (`find_next`), None for the first page.
-        limit: The maximum number of keys on the page.
-
-    Raises:
-        StorageError: The page has keys of earlier pages.
+    "/" as delimiter lists one level. The page begins at `position` (`find_next`). Raises
+    StorageError if the page has keys of earlier pages.
     """
     position = position or {}
     response: dict[str, Any] = _send_request(
@@ -582,10 +518,8 @@ def find_next(bucket: str, prefix: str, response: Mapping[str, Any]) -> Position
 
     Stores that answer as in version 1 of the protocol name no continuation token. The listing then
     continues after the last key, if the keys are in the order of their bytes. Python compares texts
-    by code points, which is the order of their UTF-8.
-
-    Raises:
-        StorageError: Nothing shows where the next page begins.
+    by code points, which is the order of their UTF-8. Raises StorageError if nothing shows where
+    the next page begins.
     """
     if not response.get("IsTruncated"):
         return None
@@ -617,18 +551,8 @@ def pages(
 ) -> Iterator[tuple[dict[str, Any], Position | None]]:
     """Yield the pages of the listing of a prefix, each with the position of the next page.
 
-    Each page is retried by itself, so that a late failure does not restart the listing.
-
-    Args:
-        bucket: The bucket.
-        prefix: The prefix.
-        retrier: Retries requests.
-        gate: Limits concurrent requests.
-        delimiter: "/" lists one level. "" lists all keys below the prefix.
-        position: Where the first page begins, None for the beginning of the listing.
-
-    Raises:
-        StorageError: The store's listing cannot be read to its end.
+    Each page is retried by itself, so that a late failure does not restart the listing. "/" as
+    delimiter lists one level.
     """
     while True:
         for attempt in retrier.attempts(gate=gate):

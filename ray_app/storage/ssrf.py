@@ -139,11 +139,7 @@ def is_public_address(text: str) -> bool:
 
 
 async def system_resolver(host: str, port: int) -> list[tuple[str, int]]:
-    """Return every (address, port) of a domain name from the name service of this machine.
-
-    Raises:
-        OSError: The lookup failed.
-    """
+    """Return every (address, port) of a domain name from the name service of this machine."""
     # Without the dot, search domains apply: `db.prod` would find `db.prod.svc.cluster.local`.
     absolute = f"{host}."
     lookup = asyncio.get_running_loop().run_in_executor(
@@ -157,10 +153,6 @@ class CheckedResolver(AbstractResolver):
     """The resolver that aiohttp calls before it connects, which checks all addresses of a host.
 
     If one address of a host is not allowed, the host is refused.
-
-    Args:
-        resolver: A function that finds the addresses of a host name.
-        is_allowed: A function that decides whether an address is allowed.
     """
 
     def __init__(self, resolver: Resolver, is_allowed: Callable[[str], bool]) -> None:
@@ -171,15 +163,8 @@ class CheckedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         """Return every address of `host`, if all are allowed.
 
-        Args:
-            host: The host name.
-            port: The port.
-            family: The address family for the results.
-
-        Raises:
-            UrlRefused: An address is not allowed. The exception has no message.
-            NoAddress: The name has no address.
-            SourceError: The name service does not answer.
+        Raises UrlRefused without a message if an address is not allowed, NoAddress if the name has
+        no address, and SourceError if the name service does not answer.
         """
         try:
             addresses = await self._resolver(host, port)
@@ -213,11 +198,8 @@ class CheckedResolver(AbstractResolver):
 class UrlRefused(Exception):  # noqa: N818 - The name is that of a decision, not of an error.
     """The error for a URL that is refused before a request is made.
 
-    Args:
-        message: The reason, None if the reason must not be shown.
-        limit: The limit that was exceeded, such as the maximum length of a URL. None if the reason
-            is not a limit.
-        observed: The number that exceeded `limit`.
+    The message is None if the reason must not be shown. `observed` exceeded `limit`, such as the
+    maximum length of a URL. Both are None if the reason is not a limit.
     """
 
     def __init__(
@@ -247,19 +229,9 @@ def check_url(
     """Check a URL from an untrusted source, and return it without its fragment.
 
     Make the request with the returned object, so that no second parser can find another host in the
-    text.
-
-    Args:
-        text: The URL.
-        schemes: The allowed schemes.
-        port: The only allowed port. None allows any port.
-        is_literal_allowed: A function that decides whether an IP address may be the host of the
-            URL. It is necessary because resolvers are not called for addresses.
-        bare_names: Whether a host name may have no dot.
-        max_length: The maximum number of characters.
-
-    Raises:
-        UrlRefused: The URL is not allowed.
+    text. No `port` allows any port. `is_literal_allowed` decides on an IP address as the host,
+    because resolvers are not called for addresses. If `bare_names`, a host name may have no dot.
+    Raises UrlRefused if the URL is not allowed.
     """
     if len(text) > max_length:
         raise UrlRefused(
@@ -291,10 +263,8 @@ def check_public_url(text: str) -> URL:
     Such URLs come from a list of images, a file of labels, or a redirect.
 
     The scheme must be http or https. The host must be a full domain name or a public IP address.
-    The URL may have any port, and may have spaces.
-
-    Raises:
-        SourceError: The URL is not allowed (`source_denied`).
+    The URL may have any port, and may have spaces. Raises SourceError (`source_denied`) if the URL
+    is not allowed.
     """
     quoted = text.replace(" ", "%20")
     try:  # The host is checked below, with another message.
@@ -334,16 +304,7 @@ class _PublicResolver(CheckedResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return every address of `host`, if all are public.
-
-        Args:
-            host: The name.
-            port: The port.
-            family: The address family for the results.
-
-        Raises:
-            SourceError: There is no address, or an address is not public.
-        """
+        """Return every address of `host`, if all are public; otherwise raise SourceError."""
         try:
             return await super().resolve(host, port, family)
         except NoAddress:

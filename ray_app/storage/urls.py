@@ -87,11 +87,8 @@ def canonicalize(url: str) -> str:
     """Return the canonical spelling of a URL, with its secrets.
 
     A local location becomes an absolute path. Web URLs are returned unchanged. Other URLs lose
-    their trailing slashes.
-
-    Raises:
-        ConfigError: An s3:// URL has credentials or no valid bucket, or a file:// URL names another
-            host.
+    their trailing slashes. Raises ConfigError if an s3:// URL has credentials or no valid bucket,
+    or a file:// URL names another host.
     """
     if get_scheme(url) == "file":
         return os.path.abspath(local_path(url))
@@ -159,10 +156,7 @@ def local_path(url: str, folder: str = "") -> str:
 
     `file:///a`, `file://localhost/a`, and `file:/a` name `/a` (RFC 8089). `file:a` names `a` in
     `folder`, by default the working directory. Percent-encoding is decoded only if there is no file
-    with the literal name.
-
-    Raises:
-        ConfigError: The URL names another host.
+    with the literal name. Raises ConfigError if the URL names another host.
     """
     match = _FILE_URL.match(url) if url[:5].lower() == "file:" else None
     if match is None:
@@ -198,10 +192,8 @@ def local_uri(path: str) -> str:
 def split_bucket(url: str) -> tuple[str, str]:
     """Split s3://bucket/key into bucket and key. The bucket may be the ARN of an access point.
 
-    The key is not decoded, and keeps its slashes, question marks, and hashes.
-
-    Raises:
-        ConfigError: The bucket name is invalid.
+    The key is not decoded, and keeps its slashes, question marks, and hashes. Raises ConfigError if
+    the bucket name is invalid.
     """
     address = url.partition("://")[2]
     match = _BUCKET_AND_KEY.fullmatch(address)
