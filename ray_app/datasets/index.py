@@ -71,10 +71,6 @@ def report_nothing(doing: str, members: int) -> None:
     """Do nothing. This is the default of the argument `progress` of `index_source` and others.
 
     It is a named function because Ray tasks cannot pickle a lambda.
-
-    Args:
-        doing: The kind of work, such as `listed`.
-        members: The number of members so far.
     """
 
 
@@ -90,25 +86,10 @@ def index_source(
     """Return the labelled rows of a source that its `split` and `generators` select.
 
     If `source.at` names one or several indexes, their rows are read. Otherwise the source is first
-    indexed into `store`, unless `store` has its index already.
-
-    Args:
-        source: The images and their layout, or the indexes.
-        store: The folder of the index. It is not used if `source.at` names indexes.
-        each: Applies a function to parts of the work, like `map`, in this process or on Ray. It
-            lists files, and labels them if `reading` does not.
-        reading: Labels files instead of `each` if hashes are computed and there are several blocks
-            of files. Hashes require whole images to be read.
-        progress: Called with the kind of work, such as `labelled`, and the number of files so far.
-        requires_all_folders: Whether a folder that cannot be listed is an error.
-
-    Returns:
-        One row per image, as `read_index` returns them.
-
-    Raises:
-        ConfigError: The source cannot be labelled (see `write_index`), or has no such split or
-            generator.
-        IdentityError: `store` has the index of another source.
+    indexed into `store`, unless `store` has its index already. `each` and `reading` apply a
+    function to parts of the work, like `map`. `reading` labels files if hashes are computed, which
+    requires whole images to be read. The rows are as in `read_index`. Errors are those of
+    `build_index`, and ConfigError if the source has no such split or generator.
     """
     indexes = list_indexes(source)
     if not indexes:
@@ -132,9 +113,7 @@ class IndexInfo:
 
     Attributes:
         source: The settings of the source that decide the rows, without secrets.
-        layout: Name of the layout that read the labels.
         hashes: Names of the hashes that the rows have: `sha256`, `phash`, or none.
-        rows: Number of rows, one per image.
         digest: SHA-256 over ids and labels of all rows in order.
         counts: Number of rows for each combination of split, label, and generator.
         published: For each subset of the data set that has rows, such as a split, a dictionary with
@@ -144,7 +123,6 @@ class IndexInfo:
         unreadable: For each reason why images of rows cannot be read, a dictionary with the same
             keys as in `left_out`.
         repeated: Number of files that were left out because the source lists them repeatedly.
-        format: Version of the format of index.json.
     """
 
     source: Mapping[str, Any]
@@ -164,14 +142,8 @@ class IndexInfo:
 
         The lines name the documented faults that some rows may have, such as wrong prompts. They
         also name images that were left out because of a fault, folders that could not be listed,
-        and generators in several spellings.
-
-        Args:
-            split: The split whose rows count, or several, such as "train+test". None for all rows.
-            generators: The generators whose fakes count. Empty for all. Real images always count.
-
-        Returns:
-            The lines. Empty if no problem is known.
+        and generators in several spellings. `split` is the split whose rows count, or several, such
+        as "train+test". The fakes of `generators`, by default all, and all real images count.
         """
         counts = [
             entry for entry in self.counts if split is None or entry["split"] in split.split("+")
@@ -224,25 +196,10 @@ def build_index(
 ) -> IndexInfo:
     """Index a source into `store`, unless `store` has an index of the same source already.
 
-    Args:
-        source: The archive and its layout.
-        store: The folder of the index.
-        each: Applies a function to parts of the work, like `map`, in this process or on Ray. It
-            lists files, and labels them if `reading` does not.
-        reading: Labels files instead of `each` if hashes are computed and there are several blocks
-            of files. Hashes require whole images to be read.
-        progress: Called with the kind of work, such as `labelled`, and the number of files so far.
-        requires_all_folders: Whether a folder that cannot be listed is an error. A training sets
-            this, because it would otherwise miss images.
-
-    Returns:
-        The summary of the new or existing index.
-
-    Raises:
-        ConfigError: The source is invalid, or cannot be labelled (see `write_index`). Also if
-            `store` has other files that an index would delete (`check_free`).
-        IdentityError: `store` has the index of another source.
-        StorageError: The source is unreachable, or a required folder cannot be listed.
+    `each` and `reading` are as in `index_source`. A training sets `requires_all_folders`, because
+    it would otherwise miss images. Raises ConfigError if the source is invalid or cannot be
+    labelled (`write_index`), or `store` has other files (`check_free`), and IdentityError if
+    `store` has the index of another source.
     """
     description = describe_source(source)
     if (info := read_info(store)) is not None:
@@ -272,9 +229,8 @@ def build_index(
 def check_free(store: Store) -> None:
     """Check that an index can be written to a folder without deleting other files.
 
-    Raises:
-        ConfigError: The folder has results of another kind of command, or a folder with the name of
-            one that an index deletes.
+    Raises ConfigError if the folder has results of another kind of command, or a folder with the
+    name of one that an index deletes.
     """
     refuse_others(store, "index.json")
     for folder, own in _UNFINISHED.items():
@@ -293,16 +249,8 @@ def _clear_unfinished(store: Store) -> None:
 def check_source(source: DatasetSource, store: Store) -> None:
     """Check that a source can be indexed, by reading only its beginning. Nothing is written.
 
-    If the source itself is an index, only its summary is read.
-
-    Args:
-        source: The source.
-        store: The folder for the index. If it is inside the source, the files in it are ignored.
-
-    Raises:
-        ConfigError: The settings of the source are invalid, it does not exist, or no file passes
-            its patterns.
-        StorageError: The source is unreachable.
+    If the source itself is an index, only its summary is read. Files of the source that are in
+    `store` are ignored. Raises ConfigError if the source is invalid or no file passes its patterns.
     """
     if not list_indexes(source):
         archive, _ = open_archive(source, store)
@@ -312,14 +260,9 @@ def check_source(source: DatasetSource, store: Store) -> None:
 def get_source_guard(source: DatasetSource, store: Store) -> Guard:
     """Return the guard of an indexed source: the web servers from which its images may be fetched.
 
-    Args:
-        source: The source.
-        store: The folder of its index. It is not used if the source itself is an index.
-
-    Returns:
-        The guard. It allows the servers that the user named and all servers with a public address.
-        It also allows servers in private networks if `source.allow_private` is set, or was set when
-        the index was made.
+    It allows the servers that the user named and all servers with a public address. It also allows
+    private networks if `source.allow_private` is set, or was set when the index in `store` was
+    made.
     """
     stores = [Store.open(path) for path in list_indexes(source)] or [store]
     return reduce(
@@ -343,28 +286,9 @@ def write_index(
 ) -> IndexInfo:
     """List the files of an archive, label them, and write the index. Replace an unfinished index.
 
-    Args:
-        store: The folder of the index.
-        archive: The archive.
-        layout: The layout that reads the labels of the files.
-        hashes: Names of the hashes to compute, which reads every image. Empty for none.
-        limits: Limits on the images that are hashed.
-        limit: Maximum number of files. None for all.
-        source: Settings of the source to record, for `IndexInfo.source`.
-        requires_all_folders: Whether a folder that cannot be listed is an error.
-        each: Applies a function to parts of the work, like `map`, in this process or on Ray. It
-            lists files, and labels them if `reading` does not.
-        reading: Labels files instead of `each` if hashes are computed and there are several blocks
-            of files.
-        progress: Called with the kind of work, such as `labelled`, and the number of files so far.
-
-    Returns:
-        The summary of the index.
-
-    Raises:
-        ConfigError: A hash cannot be computed, or no image has a label. Also if the label of an
-            image is unknown, or if it is listed twice with different labels.
-        StorageError: The source is unreachable, or a required folder cannot be listed.
+    `hashes` are computed from every image. `source` is for `IndexInfo.source`. `each` and `reading`
+    are as in `index_source`. Raises ConfigError if no image has a label, the label of an image is
+    unknown, or an image is listed twice with different labels.
     """
     check_hashes(hashes)
     _clear_unfinished(store)
@@ -424,10 +348,6 @@ def closed_folders_error(count: int, example: str) -> StorageError:
     """Return the error for folders of training data that cannot be listed.
 
     Such folders are an error, because the training run would miss their images.
-
-    Args:
-        count: Number of these folders.
-        example: The path of one of them.
     """
     more = f", and {count - 1} more" if count > 1 else ""
     hint = f"check the permissions of the path, or leave the folder out with exclude: ['{urls.make_folder_pattern(example)}']"
@@ -435,17 +355,10 @@ def closed_folders_error(count: int, example: str) -> StorageError:
 
 
 def read_index(path: str) -> pa.Table:
-    """Return all rows of an index in order.
+    """Return all rows of an index in order, one per image.
 
-    Args:
-        path: Path or fsspec URL of the index.
-
-    Returns:
-        One row per image. The column `input` has its labels, as a struct with the fields of INPUT.
-        The other columns, such as `image_id` and `uri`, identify the image.
-
-    Raises:
-        ConfigError: There is no index at this path or URL.
+    The column `input` has its labels, as a struct with the fields of INPUT. The other columns, such
+    as `image_id` and `uri`, identify the image. Raises ConfigError if there is no index.
     """
     store = Store.open(path)
     if not has_index(store) or read_info(store) is None:
@@ -461,14 +374,8 @@ def read_index(path: str) -> pa.Table:
 def read_info(store: Store) -> IndexInfo | None:
     """Read the summary of an index from its file index.json.
 
-    Args:
-        store: The folder of the index.
-
-    Returns:
-        The summary. None if there is no index, or an unfinished one.
-
-    Raises:
-        ConfigError: The file index.json is not of an index, or of another version.
+    The result is None if there is no index, or an unfinished one. Raises ConfigError if index.json
+    is not of an index, or of another version.
     """
     try:
         fields = json.loads(store.read("index.json"))
@@ -512,18 +419,10 @@ def has_index(store: Store) -> bool:
 def write_split_index(
     store: Store, original: Store, splits: pa.Array, source: Mapping[str, Any]
 ) -> IndexInfo:
-    """Write a copy of an index in which each row has a new split.
+    """Write a copy of an index in which each row has a new split (rows,), null for no split.
 
-    An index that already is in `store` is replaced.
-
-    Args:
-        store: The folder of the copy.
-        original: The folder of the index to copy.
-        splits: New split of each row (rows,), such as "train". Null for a row in no split.
-        source: Entries to add to `IndexInfo.source` of the copy.
-
-    Returns:
-        The summary of the copy.
+    An index that already is in `store` is replaced. `source` has entries to add to
+    `IndexInfo.source` of the copy.
     """
     info = read_info(original)
     assert info is not None, "the caller has read the index"
@@ -636,16 +535,8 @@ def compare_counts(published: Mapping[str, int], counts: Mapping[str, int]) -> l
     """Compare the rows of an index with the numbers that the authors of the data set published.
 
     The numbers are compared per subset, such as a split. A published subset without rows is left
-    out, because it was not requested.
-
-    Args:
-        published: The published numbers by subset, from the layout.
-        counts: The number of rows by subset.
-
-    Returns:
-        A dictionary per subset. Its keys are `subset` (the name), `rows` (the number of rows),
-        `published` (the published number), and `agrees` (whether both numbers are equal).
-        `published` and `agrees` are None if no number is published.
+    out, because it was not requested. The keys of the result are `subset`, `rows`, `published`, and
+    `agrees`. The last two are None if no number is published.
     """
     return [
         {
@@ -661,15 +552,7 @@ def compare_counts(published: Mapping[str, int], counts: Mapping[str, int]) -> l
 def open_archive(source: DatasetSource, store: Store) -> tuple[archives.Archive, DatasetLayout]:
     """Return the archive of a source, which lists its files, and the layout that labels them.
 
-    Args:
-        source: The source.
-        store: The folder for its index. The archive skips files in this folder.
-
-    Returns:
-        The archive and the layout.
-
-    Raises:
-        ConfigError: The source is invalid.
+    The archive skips files in `store`.
     """
     settings: dict[str, Any] = {
         "skip": [store.url],
@@ -689,10 +572,9 @@ def open_archive(source: DatasetSource, store: Store) -> tuple[archives.Archive,
 def list_indexes(source: DatasetSource) -> Sequence[str]:
     """Return the paths of a source if all of them are indexes, or an empty list if none is.
 
-    Raises:
-        ConfigError: Only some paths are indexes, or an index lacks a hash that the source requires.
-            Also if the source sets `arguments`, `include`, `exclude`, `limit`, or
-            `leave_out_faults`. These keys apply only when an index is built.
+    Raises ConfigError if only some paths are indexes, or an index lacks a hash that the source
+    requires, or the source sets `arguments`, `include`, `exclude`, `limit`, or `leave_out_faults`,
+    which apply only when an index is built.
     """
     indexes = [path for path in source.at if is_index(path)]
     if indexes and len(indexes) < len(source.at):
@@ -777,13 +659,7 @@ def require_names(
 ) -> None:
     """Raise ConfigError if a requested split or generator does not exist.
 
-    The hint lists similar names, or else up to 20 existing names.
-
-    Args:
-        source: The source, for the message.
-        kind: `split` or `generator`, for the message.
-        requested: The requested names.
-        existing: The existing names.
+    The hint lists similar names, or else up to 20 existing names. `kind` is `split` or `generator`.
     """
     names = sorted(filter(None, existing))
     for name in set(requested) - set(names):

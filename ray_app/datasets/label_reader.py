@@ -33,7 +33,6 @@ class LabelFile:
     """A CSV, JSON lines, or Parquet file with labels of images. It may be read more than once.
 
     Attributes:
-        place: The path or fsspec URL of the file.
         words: Values of the column `label`, in lower case, that are valid in addition to real and
             fake. An example is "unsure", in an audit by people. `tables` returns these values in
             lower case.
@@ -63,30 +62,21 @@ class LabelFile:
         return LabelTable(self.place)
 
     def list_columns(self) -> list[str]:
-        """Return the names of all columns of the file.
-
-        Raises:
-            ConfigError: The file cannot be read.
-        """
+        """Return the names of all columns of the file."""
         return self._table.column_names
 
     def find_columns(self, names: Sequence[str] = COLUMNS) -> list[str]:
         """Return those of `names` that the file has as columns. Letter case does not matter.
 
-        Raises:
-            ConfigError: The file cannot be read, or two of its columns match one name.
+        Raises ConfigError if two columns match one name.
         """
         return list(match_columns(self.list_columns(), names, self.name))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield tables with the given columns, which together have all rows in order.
 
-        Args:
-            columns: Names that `find_columns` has returned.
-
-        Raises:
-            ConfigError: A value is invalid. The message names the file and, if the value is a
-                label, its row.
+        The names are results of `find_columns`. Raises ConfigError with the file and a label's row
+        if a value is invalid.
         """
         first_row = 1
         for table in self._table.tables(columns):
@@ -127,11 +117,7 @@ class LabelFile:
 
 @dataclass(frozen=True)
 class LabelIndex:
-    """The labels in an index that `touchstone data index` wrote, keyed by `image_id`.
-
-    Attributes:
-        place: The path or fsspec URL of the index directory.
-    """
+    """The labels in an index that `touchstone data index` wrote, keyed by `image_id`."""
 
     place: str
 
@@ -181,18 +167,10 @@ Labels = LabelFile | LabelIndex
 
 
 def open_labels(place: str, words: Collection[str] = ()) -> Labels:
-    """Open the labels at a path or fsspec URL.
+    """Open the labels of a file, or of an index that `touchstone data index` wrote.
 
-    Args:
-        place: A file of labels, or the directory of an index that `touchstone data index` wrote.
-        words: Values of the column `label`, in lower case, that a file may have in addition to
-            real and fake.
-
-    Returns:
-        A `LabelFile` or a `LabelIndex`. Both have the same methods to read labels.
-
-    Raises:
-        ConfigError: The path is neither a file of labels nor an index.
+    `words` are values of the column `label`, in lower case, that a file may have in addition to
+    real and fake. Raises ConfigError if the path is neither.
     """
     if is_label_table(place):
         return LabelFile(place, words)
@@ -209,22 +187,11 @@ def read_input(
 ) -> pa.Table:
     """Return the labels that rows of a scoring run have in their column `input`.
 
-    The column `input` is a struct with the columns that the source of an image has, such as
-    `label` and `prompt`.
-
-    Args:
-        rows: Rows of a run or an archive.
-        where: Name of the rows in messages.
-        columns: Names of the labels to return, such as `label`, `generator`, or `prompt`.
-        first_row: Number of the first row in messages.
-
-    Returns:
-        A table with those of the columns that `input` has. It has no columns if `input` is missing.
-        `label` is read from `label_name`, the name of a ClassLabel, if that field exists.
-        `mask_uri` is read from `mask` if the field `mask_uri` is missing.
-
-    Raises:
-        ConfigError: A label is invalid.
+    The column `input` is a struct with the columns that the source of an image has, such as `label`
+    and `prompt`. `where` and `first_row` are for messages. The result has those of the columns that
+    `input` has, none if `input` is missing. `label` is read from `label_name`, the name of a
+    ClassLabel, and `mask_uri` from `mask` if there is no `mask_uri`. Raises ConfigError if a label
+    is invalid.
     """
     inputs = rows["input"].combine_chunks() if "input" in rows.column_names else None
     if inputs is None or not pa.types.is_struct(inputs.type):
@@ -249,20 +216,9 @@ def parse_labels(
 ) -> pa.Array:
     """Return `real` or `fake` for each label of a column, or null for a blank value.
 
-    `parse_label` lists the accepted values, such as 1 for fake.
-
-    Args:
-        column: Labels as strings, numbers, or booleans.
-        where: Name of the table in messages.
-        first_row: Number of the first row in messages.
-        words: Values, in lower case, that are accepted in addition to labels. They are returned
-            in lower case.
-
-    Returns:
-        An array of strings with one value per row.
-
-    Raises:
-        ConfigError: A value is not a label. The message names the row and the value.
+    `parse_label` lists the accepted values, such as 1 for fake. `words` are further values, in
+    lower case, which are returned in lower case. Raises ConfigError with the row and the value if a
+    value is not a label.
     """
     values = pc.utf8_trim_whitespace(_to_texts(_to_plain_array(column), "label", where))
     encoded = values.dictionary_encode()

@@ -72,7 +72,6 @@ class Labels:
         generator: The generator of a fake; `real` or `real:<source>` for a real image.
         mask_uri: The URI of the mask that marks the altered part. A fake without a mask is
             generated as a whole.
-        prompt: The prompt. None if it is unknown.
         split: The split that the data set assigns. None if there is none.
         group: Images of one group (a prompt, a scene, a pair) are never divided between splits.
             None makes the image a group of its own.
@@ -97,13 +96,7 @@ def parse_label(value: object, where: str) -> Label:
     """Return `real` or `fake` for a label as text, number, or truth value, in any case.
 
     Accepted values are real, 0, 0.0, and false, and fake, 1, 1.0, and true. There is no default.
-
-    Args:
-        value: The label.
-        where: The file and row, for the error.
-
-    Raises:
-        ConfigError: The value is none of these, or None.
+    Raises ConfigError for any other value and for None.
     """
     text = str(value).strip().lower()
     number = _NUMBER.fullmatch(text)
@@ -190,11 +183,7 @@ def plain_prompt(prompt: str | None) -> str:
 
 
 def texts(rows: pa.Table, field: str) -> pa.ChunkedArray:
-    """Return a field of the column `input` for all rows, null if a row has no value.
-
-    Raises:
-        ConfigError: The rows have no column `input`.
-    """
+    """Return a field of the column `input` for all rows, null if a row has no value."""
     if "input" not in rows.schema.names:
         raise ConfigError(
             "the images have no labels",
@@ -212,10 +201,6 @@ def with_input(rows: pa.Table, **fields: pa.Array) -> pa.Table:
     """Return rows with new values in some fields of their column `input`.
 
     The new column has all fields of INPUT. A field that an older index does not have is null.
-
-    Args:
-        rows: Rows of an index.
-        **fields: New values (N,) by field.
     """
     columns = [
         fields[name] if name in fields else texts(rows, name).combine_chunks()
@@ -239,8 +224,7 @@ def coded(rows: pa.Table, field: str) -> tuple[Codes, list[str]]:
 def fakes(rows: pa.Table) -> npt.NDArray[np.bool_]:
     """Return whether each row is labelled fake (N,).
 
-    Raises:
-        ConfigError: A row is neither real nor fake.
+    Raises ConfigError if a row is neither real nor fake.
     """
     labels = texts(rows, "label")
     is_fake = pc.equal(labels, "fake").fill_null(False)

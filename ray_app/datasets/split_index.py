@@ -86,19 +86,10 @@ def split_index(
 ) -> dict[str, Any]:
     """Divide an index into splits, write it to `config.out`, and return the content of split.json.
 
-    Args:
-        config: The settings.
-        remarks: Called without arguments when the rows are divided. The warnings that it returns
-            are added to `remarks` in split.json.
-
-    Returns:
-        The content of split.json: counts per split, images that splits share (`leaks`), and
-        warnings for the user (`remarks`).
-
-    Raises:
-        ConfigError: There is no index, a split stays empty, `out` is the index itself, or `out` has
-            other files (`index.check_free`).
-        IdentityError: `out` has another index, or one that was divided by other settings.
+    The content has counts per split, images that splits share (`leaks`), and warnings for the user
+    (`remarks`), to which the results of `remarks`, called when the rows are divided, are added.
+    Raises ConfigError if a split stays empty or `out` has other files, and IdentityError if `out`
+    has another index.
     """
     original, out = Store.open(config.at), Store.open(config.out)
     rows = _read(original)
@@ -164,15 +155,8 @@ def divide(
       held-out generators in another split are put aside, in no split. This also applies to pinned
       fakes.
 
-    Args:
-        rows: Rows of an index.
-        groups: (N,) number of each row's group.
-        pins: (N,) index in SPLITS of the split of a pinned row, FREE for all other rows.
-        held_out: Generators whose fakes may be in test only.
-        config: Fractions, seed, and whether each label and generator is divided evenly.
-
-    Returns:
-        (N,) index in SPLITS of each row's split: train, validation, test, or aside.
+    `groups` (N,) are numbers. `pins` (N,) and the result (N,) are indexes in SPLITS. A row that is
+    not pinned has FREE.
     """
     strata = number_strata(rows)[0] if config.even else None
     split_codes = split(group_keys(rows, groups), strata, config.shares, config.seed)
@@ -193,14 +177,9 @@ def divide(
 def choose_generators(rows: pa.Table, requested: Sequence[str], seed: int) -> tuple[str, ...]:
     """Return the names of the generators to hold out: their fakes may be in the test split only.
 
-    Args:
-        rows: Rows of an index.
-        requested: Names of generators, or fractions of all generators between 0 and 1. For a
-            fraction, generators are chosen at random, at least one.
-        seed: Seed of the random choice.
-
-    Raises:
-        ConfigError: No fake is by a named generator, or no generator is left to learn from.
+    `requested` has names, or fractions of all generators between 0 and 1, for which at least one is
+    chosen at random. Raises ConfigError if no fake is by a named generator, or no generator is left
+    to learn from.
     """
     codes, all_names = labels.coded(rows, "generator")
     names = sorted(all_names[code] for code in np.unique(codes[labels.fakes(rows)]) if code >= 0)
@@ -259,19 +238,9 @@ def check_splits(
 ) -> dict[str, Any]:
     """Return how many images of an index have a duplicate in another split.
 
-    Args:
-        at: Path or URL of the index.
-        kinds: The properties by which images are duplicates, such as "bytes" or "prompt".
-
-    Returns:
-        `schema`: the version of this format.
-        `index`: the URL of the index.
-        `images`: the number of images by split.
-        `leaks`: the images that splits share, as `near_duplicates.find_leaks` returns them, with
-        names of images (`examples`) instead of row numbers (`rows`).
-
-    Raises:
-        ConfigError: The index has fewer than two splits.
+    `images` counts them by split. `leaks` are the results of `near_duplicates.find_leaks`, with
+    names of images (`examples`) instead of row numbers (`rows`). Raises ConfigError if the index
+    has fewer than two splits.
     """
     store = Store.open(at)
     rows = _read(store)

@@ -40,8 +40,6 @@ class Splits:
     split. `findings` counts shared rows under `leakage`.
 
     Attributes:
-        train: The training rows.
-        validation: The validation rows.
         test: The test rows. None if there is no test split.
         set_aside: Rows of the training sources that are in no split. The column `why` has the
             reason.
@@ -67,19 +65,10 @@ def make_splits(
 ) -> Splits:
     """Read the data sources of a training run, and divide their rows into splits.
 
-    Args:
-        data: The section `data` of the run's config.
-        open_source: Returns the labelled table of a source.
-        one_class: Whether a split may have fakes only, or reals only. True for networks that
-            predict the generator or the prompt instead of real or fake.
-
-    Returns:
-        The splits.
-
-    Raises:
-        ConfigError: A split has no source, is empty, or has one class only. Also if a held-out
-            generator does not exist, or if a validation row is labelled with a test split. The
-            checkpoint is selected on validation, which must not have test images.
+    `one_class` allows splits of one class, for networks that predict the generator or the prompt.
+    Raises ConfigError if a split is empty or has one class only, a held-out generator does not
+    exist, or a validation row is labelled with a test split. The checkpoint is selected on
+    validation, which must not have test images.
     """
     require_sources(data)
     rows = _concatenate(data.train, open_source)
@@ -188,11 +177,7 @@ def _divide(rows: pa.Table, data: config.Data) -> tuple[Parts, npt.NDArray[np.ob
 
 
 def _is_by(rows: pa.Table, generators: Sequence[str]) -> Rows:
-    """Return (N,) whether a row is of one of these generators.
-
-    Raises:
-        ConfigError: No row is of one of them.
-    """
+    """Return (N,) whether a row is of one of these generators; raise ConfigError if none is."""
     codes, names = coded(rows, "generator")
     if missing := sorted(set(generators) - set(names)):
         hint = f"use one of {', '.join(sorted(names)[:20])}"

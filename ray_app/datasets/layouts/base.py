@@ -92,30 +92,18 @@ class DatasetLayout(Frozen):
         """Return a layout that has seen all members, before any member is labelled.
 
         A layout overrides this method if a label depends on other members. An example is an image
-        whose mask is another file. The default returns the layout unchanged.
-
-        Args:
-            members: All listed files of the archive.
-
-        Returns:
-            The layout to label the members with.
-
-        Raises:
-            ConfigError: The members contradict one another.
+        whose mask is another file. The default returns the layout unchanged. Raises ConfigError if
+        the members contradict one another.
         """
         return self
 
     def labels(self, item: ListedMember) -> Labels | None:
         """Return the true labels of a member, one listed file of an archive.
 
-        A label is never assumed: an image without one is an error.
-
-        Returns:
-            The labels. None if the member is not an image of this data set, such as a table, a
-            mask, or an image that the data set's own list does not name.
-
-        Raises:
-            ConfigError: A label is unknown or contradictory. The message names the member.
+        A label is never assumed: an image without one is an error. The result is None if the member
+        is not an image of this data set, such as a table, a mask, or an image that the data set's
+        own list does not name. Raises ConfigError with the member if a label is unknown or
+        contradictory.
         """
         raise NotImplementedError
 
@@ -123,13 +111,6 @@ class DatasetLayout(Frozen):
         """Return the name of the subset in which a member is counted, such as its split.
 
         The number of images in each subset is compared with `published`.
-
-        Args:
-            item: The member.
-            labels: Its labels.
-
-        Returns:
-            A key of `published`, or another name if no number is published for the subset.
         """
         return labels.split or "all"
 
@@ -142,10 +123,7 @@ class ListedLayout(DatasetLayout):
     """Base of layouts that read labels from a label file, which lists images with their labels.
 
     The source is the images, and the label file is an argument. Images that the file does not list
-    are left out.
-
-    Args:
-        root: Folder to which paths in the label file are relative. None for the folder of the file.
+    are left out. Relative paths are relative to `root`, by default the folder of the file.
     """
 
     root: str | None = None
@@ -161,13 +139,7 @@ class ListedLayout(DatasetLayout):
         return self._listed.get(get_path(item))
 
     def _add(self, path: str, labels: Labels, file: str) -> None:
-        """Record the labels that a file states for an image. Raise ConfigError if they differ.
-
-        Args:
-            path: Path or URL of the image.
-            labels: Its labels.
-            file: Name of the file in messages.
-        """
+        """Record the labels that a file states for an image. Raise ConfigError if they differ."""
         if self._listed.setdefault(path, labels) != labels:
             raise ConfigError(
                 f"{file}: {path} is listed twice, with different labels: [{self._listed[path]}] and [{labels}]",
@@ -354,8 +326,7 @@ def is_not_image(name: str) -> bool:
 def get_column(item: ListedMember, name: str) -> Any:
     """Return the value that a member has in a column of its source.
 
-    Raises:
-        ConfigError: There is no column of that name. The hint lists the existing columns.
+    Raises ConfigError if there is no such column. The hint lists the existing columns.
     """
     if name not in item.input:
         hint = (
@@ -382,11 +353,7 @@ def rename_columns(item: ListedMember, names: tuple[str, ...]) -> ListedMember:
 
 
 def add_sidecar_columns(item: ListedMember) -> ListedMember:
-    """Return the member with the fields of its JSON sidecar (WebDataset) as further columns.
-
-    Raises:
-        ConfigError: The sidecar is not a JSON object.
-    """
+    """Return the member with the fields of its JSON sidecar (WebDataset) as further columns."""
     if item.member is None or _is_row(item) or "json" not in item.input:
         return item
     columns = dict(item.input)
@@ -442,8 +409,7 @@ def make_contradiction(item: ListedMember, reason: str) -> ConfigError:
 def find_labelled_folder(item: ListedMember) -> tuple[list[str], int]:
     """Return a member's folders, and the index of the innermost folder whose name is a label.
 
-    Raises:
-        ConfigError: No folder has a label as its name.
+    Raises ConfigError if no folder has a label as its name.
     """
     folders = list_folders(item)
     indices = [number for number, name in enumerate(folders) if name.lower() in FOLDER_LABELS]
@@ -491,13 +457,9 @@ def read_json(path: str) -> Any:
 
 
 def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a label file, such as a CSV, as dictionaries by column.
+    """Yield the row number, from 1, and the values by column of each row of a label file.
 
-    Yields:
-        The number of the row, from 1, and its values. An empty cell is "".
-
-    Raises:
-        ConfigError: The file cannot be read.
+    An empty cell is "".
     """
     table, number = LabelTable(path), 0
     for chunk in table.tables(table.column_names):
@@ -517,9 +479,7 @@ def redact(path: str) -> str:
 def join_path(root: str, path: str) -> str:
     """Return the absolute path or URL of a file that a row of a label file names.
 
-    Args:
-        root: Folder to which relative paths are relative.
-        path: A relative path, an absolute path, or a URL.
+    Relative paths are relative to `root`.
     """
     path = urls.local_path(path)
     if "://" in path or path.startswith("/"):

@@ -56,11 +56,7 @@ class OpenFake(base.DatasetLayout):
         return _PUBLISHED[self.version] if self.version else {}
 
     def labels(self, item: ListedMember) -> Labels:
-        """Return the labels of a row.
-
-        Raises:
-            ConfigError: A label is unknown, or a fake has no model.
-        """
+        """Return the labels of a row."""
         base.get_column(item, "label")
         is_wild = (
             base.get_name(item.input, "model") is None and base.parse_config(item.uri) == "reddit"
@@ -275,9 +271,8 @@ class ImdlbencoFolder(base.DatasetLayout):
     def prepare(self, members: Iterable[ListedMember]) -> Self:
         """Return a layout that has the mask of each image, by pairing the file names.
 
-        Raises:
-            ConfigError: No image is found, an image or a mask has no partner, two files have one
-                name, or files are in a zip or tar.
+        Raises ConfigError if no image is found, a file has no partner, two files have one name, or
+        files are in a zip or tar.
         """
         images: dict[str, str] = {}
         masks: dict[str, str] = {}
@@ -402,9 +397,7 @@ class OpenDeepfakePreview(base.DatasetLayout):
     def labels(self, item: ListedMember) -> Labels:
         """Return the labels of a row.
 
-        Raises:
-            ConfigError: A label is not 0 or 1, or the table's name for it is not Fake for 0 or Real
-                for 1.
+        Raises ConfigError if the table's name for a label is not Fake for 0 or Real for 1.
         """
         number, label_name = base.get_column(item, "label"), item.input.get("label_name")
         label = _NAMES.get(number) if type(number) is int else None
@@ -576,9 +569,7 @@ class Dflip(base.ListedLayout):
 
         They are found by the image's id in version 1 of the data set, by its path in version 2. The
         id is the file's name up to the first dot. Images in shards are labelled by their folders.
-
-        Raises:
-            ConfigError: The folders of a shard name no label, or no known family of a fake.
+        Raises ConfigError if the folders of a shard name no label, or no known family of a fake.
         """
         path = base.get_path(item)
         if base.is_not_image(path):
