@@ -28,16 +28,10 @@ def to_rgb(image: Image.Image, flags: set[str], sample_bits: int) -> Image.Image
 
     Alpha is composited on white. Samples of more than 8 bits keep the high 8 that are used. CMYK is
     converted by its own profile, or without one by Pillow's default. Lab is converted to sRGB. The
-    profile of an RGB image is not applied, because the detectors' authors do not apply it.
-
-    Args:
-        image: The decoded image.
-        flags: A set to which a flag is added for each conversion: `grayscale`, `alpha`, `cmyk`, or
-            `broken_icc` for a profile that cannot be used.
-        sample_bits: The bits per sample in the file.
-
-    Raises:
-        InputError: The samples have no agreed values for black and white, such as floats.
+    profile of an RGB image is not applied, because the detectors' authors do not apply it. Each
+    conversion adds a flag: `grayscale`, `alpha`, `cmyk`, or `broken_icc` for a profile that cannot
+    be used. Raises InputError if the samples have no agreed values for black and white, such as
+    floats.
     """
     mode = image.mode
     if mode in _GREY or mode.startswith("I;16"):
@@ -71,10 +65,7 @@ def find_used_bits(max_value: int) -> int:
 def merge_low_bytes(image: Image.Image, low: Image.Image, used_bits: int) -> None:
     """Give the colours of an RGB or RGBA image the high 8 of the bits that are used, in place.
 
-    Args:
-        image: The high bytes of samples of 16 bits.
-        low: Their low bytes.
-        used_bits: The bits of a sample that are used, as `find_used_bits` returns them.
+    The image has the high bytes of samples of 16 bits. `used_bits` is from `find_used_bits`.
     """
     shift, alpha_count, values = used_bits - 8, len(image.getbands()) - 3, range(256)
     high_table = [value << (8 - shift) & 255 for value in values] * 3 + [*values] * alpha_count

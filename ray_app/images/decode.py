@@ -224,12 +224,7 @@ class _FactsBuilder:
     def set_size(self, width: int, height: int) -> None:
         """Set the size that the file states, or None for an impossible size.
 
-        Args:
-            width: The width in pixels.
-            height: The height in pixels.
-
-        Raises:
-            InputError: corrupt_image for a size that a row cannot hold.
+        Raises InputError (corrupt_image) for a size that a row cannot hold.
         """
         self.width = self.height = None
         if not (0 <= width <= MAX_VALUES["width"] and 0 <= height <= MAX_VALUES["height"]):
@@ -245,11 +240,7 @@ class _FactsBuilder:
 
 
 class PeekedImage:
-    """An image that is not decoded yet. Its header was read, and it is within the `ImageLimits`.
-
-    Attributes:
-        demand: The estimated memory and number of pixels of the decode.
-    """
+    """An image that is not decoded yet. Its header was read, and it is within the `ImageLimits`."""
 
     def __init__(
         self,
@@ -273,16 +264,9 @@ class PeekedImage:
     def decode(self, *, convert: Converter | None = None) -> DecodedImage:
         """Decode every pixel of the image. Call this only once.
 
-        A file that ends early is refused. Missing pixels are never filled in.
-
-        Args:
-            convert: A function that converts the pixels in place of `colour.to_rgb`, for files that
-                are not photographs. Its arguments are the image in its stored mode, a set of flags
-                to add to, and the bits per sample.
-
-        Raises:
-            ImageRefused: The file cannot be decoded; the error has the facts known so far. No other
-                exception is raised, whatever the bytes are.
+        A file that ends early is refused. Missing pixels are never filled in. For files that are
+        not photographs, `convert` replaces `colour.to_rgb`. Whatever the bytes are, the only
+        exception is ImageRefused, with the facts known so far.
         """
         data, flags = self._data, self._builder.flags
         try:
@@ -408,19 +392,8 @@ def decode_image(
 
     EXIF orientation is recorded and not applied, except for TIFF and HEIC, whose decoders apply it.
     No colour profile is applied, except for CMYK. All limits are checked before pixels are decoded.
-
-    Args:
-        data: The encoded file.
-        limits: The limits on the size of files and images.
-        convert: A function that converts the pixels in place of `colour.to_rgb`; see
-            `PeekedImage.decode`.
-
-    Returns:
-        The pixels and the facts.
-
-    Raises:
-        ImageRefused: The file cannot be decoded; the error has the facts known so far. No other
-            exception is raised, whatever the bytes are.
+    For files that are not photographs, `convert` replaces `colour.to_rgb`. Whatever the bytes are,
+    the only exception is ImageRefused, with the facts known so far.
     """
     return peek_image(data, limits).decode(convert=convert)
 
@@ -428,18 +401,8 @@ def decode_image(
 def peek_image(data: bytes, limits: ImageLimits) -> PeekedImage:
     """Read the header of an encoded image and check all limits.
 
-    Callers can reserve the memory for decoding before they call `PeekedImage.decode`.
-
-    Args:
-        data: The encoded file.
-        limits: The limits on the size of files and images.
-
-    Returns:
-        The image, which is not decoded yet, with the cost of decoding it.
-
-    Raises:
-        ImageRefused: The file is over a limit or cannot be read; the error has the facts known so
-            far. No other exception is raised, whatever the bytes are.
+    Callers can reserve the memory for decoding before they call `PeekedImage.decode`. Whatever the
+    bytes are, the only exception is ImageRefused, with the facts known so far.
     """
     _quieten_pillow()
     builder = _FactsBuilder(hashlib.sha256(data).hexdigest(), formats.sniff_format(data))
@@ -479,11 +442,7 @@ def _peek(data: bytes, limits: ImageLimits, builder: _FactsBuilder) -> PeekedIma
 
 
 def _open(data: bytes, limits: ImageLimits, builder: _FactsBuilder, format_name: str) -> _Header:
-    """Open an image file and set the facts of its header.
-
-    Raises:
-        InputError: The file is over a limit or cannot be read.
-    """
+    """Open an image file and set the facts of its header."""
     image_format = FORMATS[format_name]
     with _translate_errors(data, format_name):
         image = image_format.open(data, builder.flags, limits.max_text_bytes)
@@ -501,13 +460,10 @@ def _read_header(
     builder: _FactsBuilder,
     max_text_bytes: int,
 ) -> int:
-    """Set the facts of the header.
+    """Set the facts of the header, and return the bits per sample in the file.
 
-    Returns:
-        The bits per sample in the file, which Pillow does not report for colour.
-
-    Raises:
-        InputError: The size is impossible, or the metadata is over the limit and the pixels need it.
+    Pillow does not report these bits for colour. Raises InputError if the size is impossible, or
+    the metadata is over the limit and the pixels need it.
     """
     builder.set_size(*image.size)
     builder.mode = image.mode
@@ -551,10 +507,8 @@ def _read_header(
 def _check_metadata(image: ImageFile, flags: set[str], max_text_bytes: int) -> None:
     """Flag metadata over the limit, or refuse it if the pixels need it.
 
-    Only the pixels of printing colours need metadata: they are converted by their profile.
-
-    Raises:
-        InputError: metadata_too_large.
+    Only the pixels of printing colours need metadata: they are converted by their profile. The
+    error is an InputError, metadata_too_large.
     """
     profile = image.info.get("icc_profile") or b""
     size = len(profile)
@@ -637,9 +591,6 @@ def get_decoder_name(format_name: str) -> str:
     """Return the name and version of the library that decodes a format.
 
     Another version may decode the same file to other pixels.
-
-    Args:
-        format_name: The format, as `sniff_format` names it.
     """
     if library := further_formats.find_library(format_name):
         return library

@@ -59,17 +59,10 @@ class ImageFileFacts:
     A fact is None if reading ended before it was known, or if its value in the file is not valid.
 
     Attributes:
-        sha256: The SHA-256 of the file, in hexadecimal digits.
-        format: The sniffed format.
-        width: The width in pixels.
-        height: The height in pixels.
         mode: The mode of the stored pixels, by Pillow's name.
-        frames: The number of frames or pages.
         orientation: The EXIF orientation, with which the pixels would be turned upright. It is 1 if
             the file has none, and for TIFF and HEIC, whose decoders apply the orientation.
-        icc: Whether the file has a colour profile.
         flags: Notes on the file, such as `animated` or `cmyk`, sorted. `FLAG_MEANING` lists them.
-        decoder: The library that decoded the file, and its version.
         quality: The quality of a JPEG, 1 … 100 (`jpeg_quality`).
         texture: The mean difference of neighbouring pixels, 0 … 255 (`measure_texture`). None if
             not measured.
@@ -96,10 +89,7 @@ class ImageFileFacts:
 class DecodedImage:
     """The RGB pixels of one decoded image, with the facts of its file.
 
-    Attributes:
-        pixels: The pixels, loaded, in mode RGB. EXIF orientation is not applied, and the file's
-            metadata is not attached.
-        facts: The facts of the file.
+    EXIF orientation is not applied, and the file's metadata is not attached.
     """
 
     pixels: Image.Image
@@ -109,14 +99,8 @@ class DecodedImage:
 class ImageRefused(InputError):  # noqa: N818 - it names a decision, not a failure
     """The error for an image file that cannot be decoded or exceeds a limit.
 
-    The image gets a result row with a status and no score.
-
-    Args:
-        status: The status of the image's row, such as `corrupt_image`.
-        detail: The reason, as text.
-        facts: The facts of the file that are known so far.
-        limit: The limit that the image exceeds. None for other reasons.
-        observed: The value that exceeds the limit. None for other reasons.
+    The image gets a result row with a status and no score. `observed` exceeds `limit`. Both are
+    None for other reasons.
     """
 
     def __init__(
@@ -146,12 +130,6 @@ def inspect_bytes(data: bytes) -> ImageFileFacts:
     """Return the facts of a file that need no decoding: its SHA-256 and its sniffed format.
 
     This works for all bytes, and never raises an exception.
-
-    Args:
-        data: The bytes of the file.
-
-    Returns:
-        The facts. All other facts are None, and there are no flags.
     """
     return ImageFileFacts(hashlib.sha256(data).hexdigest(), sniff_format(data))
 
@@ -167,11 +145,7 @@ def perceptual_hash(pixels: Image.Image) -> str:
 
 
 def require_perceptual_hash() -> None:
-    """Check that the library that computes the perceptual hash is installed.
-
-    Raises:
-        ConfigError: The library is not installed.
-    """
+    """Raise ConfigError unless the library that computes the perceptual hash is installed."""
     if find_spec("imagehash") is None:
         raise ConfigError(
             "the perceptual hash (phash) requires the package ImageHash",
@@ -197,9 +171,9 @@ def measure_texture(pixels: Image.Image) -> tuple[float, float]:
     """Measure how textured an RGB image is, and how much it looks like a drawing or screenshot.
 
     Both values are computed from steps. A step is the difference between two neighbouring pixels of
-    a row, the largest of any channel, from 0 to 255. The image is first reduced to at most
-    256 × 256 of its pixels. It is not averaged, because that would remove the noise by which
-    photographs differ from drawings.
+    a row, the largest of any channel, from 0 to 255. The image is first reduced to at most 256 ×
+    256 of its pixels. It is not averaged, because that would remove the noise by which photographs
+    differ from drawings.
 
     `texture` is the mean step. A wall or a sky has 1 to 2, an ordinary photograph 13.
 
@@ -214,13 +188,8 @@ def measure_texture(pixels: Image.Image) -> tuple[float, float]:
     above 0.55 for 36 unchanged and 30 compressed screenshots and diagrams. In a test on other
     images, it was above 0.55 for none of 222 photographs of 11 sources. It was above 0.55 for 24
     unchanged and 19 compressed images of 44 screenshots and diagrams. Posters that are painted or
-    photographed are not recognised. In a gallery of generated posters, 1 of 60 was.
-
-    Args:
-        pixels: The RGB image.
-
-    Returns:
-        `texture` and `graphics`, rounded to 4 digits. Both are 0 if the image is one pixel wide.
+    photographed are not recognised. In a gallery of generated posters, 1 of 60 was. Both values are
+    rounded to 4 digits, and 0 if the image is one pixel wide.
     """
     width, height = pixels.size
     sample = np.asarray(

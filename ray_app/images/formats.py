@@ -110,9 +110,6 @@ def sniff_format(data: bytes) -> str | None:
 
     The formats are JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG2000, PNM, and RAW (of a
     camera). The remaining bytes are not checked and may be damaged.
-
-    Args:
-        data: The file.
     """
     for format_name, starts in _STARTS.items():
         if data.startswith(starts):
@@ -294,15 +291,9 @@ def count_gif_frames(data: bytes) -> int:
 def iter_gif_blocks(data: bytes, max_blocks: int) -> Iterator[tuple[bool, int, int, int | None]]:
     """Yield the images and extensions of a GIF.
 
-    Args:
-        data: The file.
-        max_blocks: The maximum number of sub-blocks to read.
-
-    Yields:
-        For each image or extension: whether it is an image, its label, the start of its sub-blocks,
-        and the position of their terminator. The label is the type of an extension, and has no
-        meaning for an image. The position is None for the last item, if the file ends before the
-        terminator or if `max_blocks` sub-blocks were read.
+    Each has whether it is an image, its label (the type of an extension), the start of its
+    sub-blocks, and the position of their terminator. The position is None for the last item, if the
+    file ends before the terminator or if `max_blocks` sub-blocks were read.
     """
     blocks = 0
     with suppress(IndexError):  # Raised at the end of the file.
@@ -401,8 +392,6 @@ class TiffEntry(NamedTuple):
     """The value of one TIFF tag.
 
     Attributes:
-        kind: The TIFF type of the values.
-        value_count: The number of values.
         inline: The last field of the tag, of 4 bytes (8 in BigTIFF). It has the values if they fit
             into it, and otherwise their offset in the file.
     """
@@ -413,10 +402,9 @@ class TiffEntry(NamedTuple):
 
 
 class Tiff:
-    """Reads the header and directories of a TIFF or BigTIFF. All methods may raise TiffError.
+    """Reads the header and directories of a TIFF or BigTIFF, or of an EXIF block.
 
-    Args:
-        data: The file, or an EXIF block.
+    All methods may raise TiffError.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -566,13 +554,9 @@ class Tiff:
 def read_exif_orientation(exif: bytes) -> int:
     """Return the orientation that an EXIF block states, from 1 to 8.
 
-    The result is 1 if the block states no orientation, or states 0 (unknown).
-
-    Args:
-        exif: The EXIF block, with or without its prefix.
-
-    Raises:
-        TiffError: The block cannot be read, or the stated orientation is not a number from 0 to 8.
+    The result is 1 if the block states no orientation, or states 0 (unknown). The block may have
+    its prefix. Raises TiffError if the block cannot be read, or the orientation is not a number
+    from 0 to 8.
     """
     # Some writers write the prefix twice.
     tiff = Tiff(exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0"))

@@ -127,14 +127,7 @@ class ImageLimits(Frozen):
     )
 
     def check_bytes(self, size_bytes: int) -> None:
-        """Check the size of an encoded file, and raise an error if it is over the limit.
-
-        Args:
-            size_bytes: The size of the encoded file.
-
-        Raises:
-            InputError: The file is over the limit. The error has the limit and the observed value.
-        """
+        """Raise an InputError with limit and observed value if an encoded file is too large."""
         if size_bytes > self.max_bytes:
             reason = f"{size_bytes} bytes is over max_bytes ({self.max_bytes})"
             raise InputError(
@@ -144,16 +137,9 @@ class ImageLimits(Frozen):
     def check_size(
         self, width: int, height: int, size_bytes: int, format_name: str | None = None
     ) -> None:
-        """Check the size in pixels that a file declares, and raise an error if it is over a limit.
+        """Check the size in pixels that a file declares against the limits.
 
-        Args:
-            width: The declared width in pixels.
-            height: The declared height in pixels.
-            size_bytes: The size of the encoded file.
-            format_name: The format, as `sniff_format` names it; None if unknown.
-
-        Raises:
-            InputError: The size is over a limit. The error has the limit and the observed value.
+        Raises InputError with the limit and the observed value.
         """
         short, long = sorted((width, height))
         pixels = width * height
@@ -234,11 +220,9 @@ class BatchLimits(ImageLimits):
 
 
 class DecodeCost(NamedTuple):
-    """The estimated cost of decoding one image.
+    """The estimated number of pixels and peak memory of decoding one image.
 
-    Attributes:
-        pixels: The number of pixels, width × height.
-        peak_bytes: The peak memory in bytes, in addition to the encoded file.
+    The encoded file is not part of `peak_bytes`.
     """
 
     pixels: int
@@ -277,14 +261,7 @@ def worst_bytes(limits: ImageLimits) -> int:
 def estimate_demand(
     image: ImageFile, data: bytes, format_name: str, sample_bits: int
 ) -> DecodeCost:
-    """Estimate the memory and pixels of decoding an image that is open but not decoded yet.
-
-    Args:
-        image: The open image.
-        data: The encoded file.
-        format_name: The format, as `sniff_format` names it.
-        sample_bits: The bits per sample in the file.
-    """
+    """Estimate the memory and pixels of decoding an image that is open but not decoded yet."""
     pixels, mode = image.width * image.height, image.mode
     is_deep_grey = mode.startswith("I;16")
     stored = 1 if mode in _ONE_CHANNEL else 2 if is_deep_grey else 4
@@ -333,15 +310,9 @@ class CrashMarker:
 
     If a decode crashes, its process ends without running any `except`. A record in a memory-mapped
     file survives this, because the kernel keeps it. The file is named by process id and process
-    start time, so that a later process with the same id is not mistaken for this one.
-
-    Args:
-        folder: The folder for the file, on the node's own disk.
-
-    Attributes:
-        path: The path of the file.
-        count: The number of calls of `note` and `clear`. It is odd while an image is being decoded.
-        patience: The factor by which the time limit of the current decode is multiplied.
+    start time, so that a later process with the same id is not mistaken for this one. The folder is
+    on the node's own disk. `count` counts calls of `note` and `clear`, so the count is odd while an
+    image is being decoded. `patience` multiplies the time limit of the current decode.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -359,9 +330,7 @@ class CrashMarker:
     def note(self, image_id: int, patience: float = 1.0) -> None:
         """Record that the decode of an image begins.
 
-        Args:
-            image_id: The id of the image.
-            patience: The factor by which the watchdog's wall limit is multiplied for this image.
+        `patience` multiplies the watchdog's wall limit for this image.
         """
         self._fields[0] = image_id
         self.patience = patience
@@ -383,9 +352,7 @@ class CrashMarker:
     def read_crashed_ids(folder: Path, *, own: Path | None = None) -> set[int]:
         """Return the ids of the images that processes were decoding when they died.
 
-        Args:
-            folder: The folder of the crash markers.
-            own: The file of a crash marker to ignore, None for no file.
+        The file `own` is ignored.
         """
         image_ids: set[int] = set()
         for path in folder.glob("*" + _SUFFIX):
@@ -409,10 +376,6 @@ class Watchdog:
 
     The thread can run because all decoders release the interpreter lock. `re` does not release it,
     so searches in a file must take at most linear time.
-
-    Args:
-        crumb: The crash marker of the thread that decodes.
-        wall_limit_s: The maximum wall time of one decode, in seconds.
     """
 
     EXIT_CODE = 86

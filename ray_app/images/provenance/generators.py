@@ -109,11 +109,8 @@ def read_generator(
 ) -> Generator | None:
     """Return the image generator that a file's metadata names, with its parameters, or None.
 
-    Args:
-        texts: The texts of the metadata by keyword, in any case.
-        software: The program that wrote the file, as EXIF, PNG, or XMP names it.
-        make: The maker of the camera according to EXIF (Make).
-        model: The model of the camera according to EXIF (Model).
+    Keywords may have any case. `make` and `model` are those of a camera in EXIF, `software` is the
+    program in EXIF, PNG, or XMP.
     """
     merged = merge_texts(texts, {"software": software})
     for keywords, read in _READERS:
@@ -217,12 +214,7 @@ def _is_generator_name(model: str) -> bool:
 
 
 class _GeneratorNames(NamedTuple):
-    """All names in configs/generators.yaml, normalised.
-
-    Attributes:
-        names: The names of generators and families.
-        makers: The names of their makers.
-    """
+    """All names of generators, families, and makers in configs/generators.yaml, normalised."""
 
     names: frozenset[str]
     makers: frozenset[str]

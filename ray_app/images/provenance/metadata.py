@@ -88,10 +88,7 @@ class ExifStatements:
     """The statements of an EXIF block about the origin of its file.
 
     Attributes:
-        make: The maker of the camera.
-        model: The model of the camera.
         taken: The local time at which the photograph was taken, as EXIF writes it.
-        software: The program that wrote the file.
         texts: Texts in which a generator may have written its parameters, by the keyword that PNG
             uses, such as `parameters`. A text may also be a person's remark.
         is_whole: Whether all texts were read in full.
@@ -111,11 +108,8 @@ class ExifStatements:
 def read_exif(block: bytes, max_bytes: int = MAX_TEXT_BYTES) -> ExifStatements:
     """Read the statements of an EXIF block about the origin of its file.
 
-    If the block is damaged, the statements before the damage are returned.
-
-    Args:
-        block: The EXIF block.
-        max_bytes: The maximum size of all texts together.
+    If the block is damaged, the statements before the damage are returned. `max_bytes` limits all
+    texts together.
     """
     statements = ExifStatements(left_bytes=max_bytes)
     try:
@@ -241,11 +235,7 @@ def find_iptc(segment: bytes) -> bytes:
 
 
 def read_program(records: bytes) -> str:
-    """Return the originating program and its version from IPTC-IIM records, "" if not stated.
-
-    Args:
-        records: The records that `find_iptc` returned.
-    """
+    """Return the program and its version from records of `find_iptc`, "" if not stated."""
     statements: dict[tuple[int, int], str] = {}
     position = 0
     for _ in range(MAX_DATASETS):

@@ -101,10 +101,8 @@ class ProvenanceConfig(Frozen):
     def policy(self) -> ProvenancePolicy | None:
         """Return the settings for `ProvenanceReader`, with the certificates from the trust lists.
 
-        The result is None if `read` is False, so that no statements are read.
-
-        Raises:
-            ConfigError: A trust list has no certificates.
+        The result is None if `read` is False, so that no statements are read. Raises ConfigError if
+        a trust list has no certificates.
         """
         if not self.read:
             return None
@@ -115,12 +113,7 @@ class ProvenanceConfig(Frozen):
 
 
 class ProvenanceReader:
-    """Reads the statements that files contain about their origin.
-
-    Args:
-        policy: The trust lists, and whether pixels are searched for watermarks.
-        max_text_bytes: The maximum size of the metadata that is read from one file.
-    """
+    """Reads the statements that files contain about their origin."""
 
     def __init__(
         self, policy: ProvenancePolicy, max_text_bytes: int = statement.MAX_TEXT_BYTES
@@ -139,16 +132,9 @@ class ProvenanceReader:
         """Read the statements of a file about its origin. Never raise an exception.
 
         The statements are camera, software, generator, source type, C2PA manifest, and watermark.
-
-        Args:
-            data: The file.
-            format_name: The sniffed format, None if unknown.
-            native: Whether native code may read a C2PA manifest. Use False for a file that crashed
-                a process before; its manifest is then noted as unread.
-            pixels: The decoded image (RGB) in which to search for a watermark. None for no search.
-
-        Returns:
-            The statements; None if the file makes none.
+        The result is None if there are none. Use `native=False` for a file that crashed a process
+        before; its C2PA manifest is then noted as unread. A watermark is searched for in `pixels`
+        (RGB).
         """
         blocks = containers.locate(data, format_name, self._max_text_bytes)
         sidecar = get_sidecar(data)
@@ -218,10 +204,6 @@ def has_manifest(data: bytes, format_name: str | None) -> bool:
     """Return whether a file or its sidecar has a C2PA manifest store: signed Content Credentials.
 
     The store is not checked. Compressed texts are not unpacked for this.
-
-    Args:
-        data: The file.
-        format_name: The sniffed format, None if unknown.
     """
     return (
         bool(get_sidecar(data))
@@ -240,9 +222,7 @@ def build_unread(reason: str) -> statement.ContentCredentials:
 class CredentialsReader:
     """Reads C2PA manifests, the signed statements of files, and checks their signatures.
 
-    Args:
-        trust_lists: The trust lists, in the order in which a signature is checked against them. If
-            there are none, no signature is trusted.
+    A signature is checked against the lists in order. If there are none, no signature is trusted.
     """
 
     def __init__(self, trust_lists: Sequence[TrustList]) -> None:
@@ -256,11 +236,6 @@ class CredentialsReader:
         Only their names connect the two files. A store that is not valid for the image, for example
         because it has the hash of another file, states nothing about this image. The state of the
         result is then `unreadable`. Errors are noted in the result, and no exception is raised.
-
-        Args:
-            data: The image file.
-            format_name: The sniffed format of the image.
-            store: The manifest store.
         """
         if not statement.is_manifest_store(store[:48]):
             credentials = build_unread("the sidecar is not a C2PA manifest store")
@@ -278,14 +253,8 @@ class CredentialsReader:
         """Read the C2PA manifest store of a file, and check its signature.
 
         If the file or the store was changed after signing, the state of the result is `invalid`.
-        Errors are noted in the result, and no exception is raised.
-
-        Args:
-            data: The file.
-            format_name: The sniffed format of the file.
-            store_bytes: The size of the manifest store. A store above MAX_STORE_BYTES is not read;
-                the state is then `unreadable`.
-            store: The manifest store, None if it is in the file.
+        Errors are noted in the result, and no exception is raised. A store above MAX_STORE_BYTES is
+        not read; the state is then `unreadable`. `store` is None if it is in the file.
         """
         if store_bytes > MAX_STORE_BYTES:
             return build_unread(

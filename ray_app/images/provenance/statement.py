@@ -208,10 +208,6 @@ def describe_signer(state: str, trust_lists: Sequence[str] = ()) -> str:
     """Return a phrase that states whether the signer of a C2PA manifest is on a trust list.
 
     The result is empty if the signature is not valid.
-
-    Args:
-        state: The field `state` of `ContentCredentials`, such as "trusted".
-        trust_lists: The names of the trust lists, from the same `ContentCredentials`.
     """
     if state == "trusted":
         return f"on the {trust_lists[0]}" if trust_lists else "on the trust list"
@@ -250,14 +246,7 @@ class Provenance(Frozen):
 
     @classmethod
     def from_statements(cls, **statements: Any) -> "Provenance | None":
-        """Create a `Provenance`, and compute its field `ai_declared`.
-
-        Args:
-            **statements: Values of the other fields, such as `camera`.
-
-        Returns:
-            The statements. None if all fields are empty.
-        """
+        """Create a `Provenance` with the field `ai_declared`; None if all fields are empty."""
         provenance = cls(**statements, ai_declared=False)
         if provenance == _NO_STATEMENTS:
             return None
@@ -322,8 +311,6 @@ class MetadataBlocks:
 
     Attributes:
         exif: The EXIF block, which starts with a TIFF header.
-        xmp: The XMP packets.
-        iptc: The IPTC-IIM records.
         texts: The texts of PNG and the comments of other formats, by keyword.
         manifest_bytes: The size of the C2PA manifest store, 0 if there is none.
         unread: A description of each block that was not read because of a limit.
@@ -350,11 +337,7 @@ class MetadataBlocks:
             self.unread.append(description)
 
     def note_over_limit(self, block_name: str) -> None:
-        """Note in `unread` that a block was not fully read, because metadata is over the limit.
-
-        Args:
-            block_name: The name of the block for the note, such as "EXIF".
-        """
+        """Note in `unread` that a block, such as "EXIF", is not fully read because of the limit."""
         self.note_unread(f"{block_name}: over max_text_bytes ({self.max_bytes})")
 
     def add_exif(self, block: bytes) -> None:
@@ -393,11 +376,6 @@ class MetadataBlocks:
 
         A text that is longer than `left_bytes` is not added. `left_bytes` is then 0, so that no
         further blocks can be added.
-
-        Args:
-            keyword: The keyword.
-            text: The encoded text.
-            encoding: The encoding of the text.
         """
         if keyword in self.texts or not self.has_room(keyword, is_xmp=False):
             return
@@ -422,11 +400,8 @@ class MetadataBlocks:
     def add_jumbf(self, start: bytes, size: int) -> None:
         """Add the size of a JUMBF superbox to `manifest_bytes` if it is a C2PA manifest store.
 
-        JUMBF superboxes are containers for metadata. Those with other content are ignored.
-
-        Args:
-            start: The first 48 bytes of the superbox.
-            size: The size of the superbox in bytes.
+        JUMBF superboxes are containers for metadata. Those with other content are ignored. `start`
+        has the first 48 bytes of the superbox, and `size` all its bytes.
         """
         if is_manifest_store(start):
             self.manifest_bytes += size
