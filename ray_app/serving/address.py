@@ -21,10 +21,8 @@ START_TIMEOUT_S = 600.0  # The start may include a download of weights.
 def require_tokens_or_loopback(config: ServeConfig, host: str) -> None:
     """Check that an endpoint that other machines can reach requires a token from its clients.
 
-    The check passes without a token if `access.anonymous` is set.
-
-    Raises:
-        ConfigError: The host is reachable from other machines, and no token is set.
+    The check passes without a token if `access.anonymous` is set. Raises ConfigError if a required
+    token is not set.
     """
     if (
         auth.BearerTokens(config.access).configured
@@ -49,8 +47,7 @@ def make_url(host: str, port: int) -> str:
 def bind_socket(host: str, port: int) -> socket.socket:
     """Return a socket that is bound to a host and port. The caller closes it.
 
-    Raises:
-        ConfigError: The address is in use or not allowed.
+    Raises ConfigError if the address is in use or not allowed.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -77,8 +74,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
 def await_ready(url: str) -> None:
     """Wait until an endpoint is ready to score images, according to its path /readyz.
 
-    Raises:
-        ClusterError: The endpoint is not ready after START_TIMEOUT_S.
+    Raises ClusterError after START_TIMEOUT_S.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     with httpx.Client(timeout=15.0, trust_env=False) as client:

@@ -53,12 +53,9 @@ NOT_AN_ENDPOINT = "pass the URL of the endpoint without /v1, for example http://
 
 @dataclass(frozen=True)
 class _File:
-    """One file, with either its bytes or a result that is already known.
+    """One file, with its bytes, or with a known result if the file is not sent.
 
-    Attributes:
-        caller_name: The name or path as the caller passed it.
-        data: The bytes.
-        result: The result, if the file is not sent.
+    `caller_name` is the name or path as the caller passed it.
     """
 
     caller_name: str
@@ -281,16 +278,9 @@ class EndpointClient:
     ) -> httpx.Response:
         """Send a request, retry it, and return the response.
 
-        Args:
-            method: The HTTP method.
-            path: The path below the URL of the endpoint.
-            no_retry_statuses: Statuses that are returned without a retry. 500 and 504 are returned after all
-                attempts.
-            **request: Arguments of `httpx.Client.request`.
-
-        Raises:
-            ConfigError: The endpoint does not allow the request.
-            ClusterError: The endpoint is unreachable or stays busy.
+        `no_retry_statuses` are returned without a retry, 500 and 504 after all attempts. Raises
+        ConfigError if the endpoint does not allow the request, and ClusterError if it stays
+        unreachable or busy.
         """
         deadline = time.monotonic() + self._retries.deadline_s
         pauses = self._retries.pauses(random.random)

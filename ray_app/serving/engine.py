@@ -53,15 +53,10 @@ class ScoreRequest:
     """One image to score, and the options that the client set for this image.
 
     Attributes:
-        data: The encoded file.
-        name: The name of the file as the client sent it.
-        ensemble: Name of the ensemble. None for the first ensemble.
         fpr: Decide with the thresholds that the ensemble has for this false-positive rate. None for
             its main thresholds.
         detectors: Names of optional detectors that also score the image. They have no part in the
             verdict.
-        masks: Whether the answer has masks of altered pixels.
-        request_id: The id of the HTTP request.
         is_alone: Whether the HTTP request has no other image. If the image is refused, the whole
             request is then answered with an error status.
         arrived_s: The time at which the image arrived, from `time.monotonic`.
@@ -85,11 +80,8 @@ class EncodedAnswer:
     An image is refused if it cannot be scored, for example because its file is corrupt.
 
     Attributes:
-        status: The HTTP status.
         body: The JSON of an `ImageAnswer`. If a refused image is alone in its request, or after an
             internal error, the JSON of an `Error`.
-        ensemble: Name of the ensemble.
-        verdict: The verdict. None for a refused image.
         refused: The reason for the refusal as a code, such as `corrupt_image`. None for a scored
             image.
         timings: Seconds for decoding, waiting, and scoring. None for a refused image.
@@ -108,13 +100,8 @@ class PendingImage:
     """An image of a request, which is decoded and waits to be scored.
 
     Attributes:
-        request: The image file, and the options that the client set.
-        ensemble: The ensemble that the request selects, with the thresholds that it selects.
-        prepared: The decoded image. None if it was refused.
         pixels: The pixels of the image by preprocessing. None for a preprocessing that does not
             resize. The image is then decoded when a detector reads it.
-        refused: The reason why the image is refused. None if it is not refused.
-        decode_s: Seconds that decoding took so far.
     """
 
     request: ScoreRequest
@@ -136,17 +123,9 @@ class Engine:
 
     Call `decode` for each image, and then `answer` for a batch of decoded images. Several threads
     may call `decode` at the same time, but only one may call `answer`. Call `close` at the end.
-
-    Args:
-        config: The settings of the endpoint.
-        plan: The settings of its ensembles. None reads their cards.
-
-    Raises:
-        ConfigError: The ensembles cannot be served together, for example because they were
-            calibrated with different settings.
-        DetectorError: A licence is not accepted, weights are missing, or a detector gives no score
-            for the built-in test image.
-        TouchstoneError: A decoder process did not start.
+    `plan` has the settings of the ensembles, whose cards are otherwise read. Raises ConfigError if
+    the ensembles cannot be served together, and DetectorError if a licence is not accepted, weights
+    are missing, or a detector gives no score for the built-in test image.
     """
 
     def __init__(self, config: ServeConfig, plan: EnsemblePlan | None = None) -> None:
@@ -209,18 +188,8 @@ class Engine:
 
         These detectors are the first stage of the ensemble, and the optional detectors that the
         request names. The second stage of a cascade, which scores only undecided images, is not
-        included.
-
-        Args:
-            request: The request with the bytes of the image.
-
-        Returns:
-            The decoded image. If decoding fails, the reason is in `refused`, and no exception is
-            raised.
-
-        Raises:
-            KeyError: The ensemble or a detector is not served, or the ensemble has no thresholds
-                for the requested false-positive rate.
+        included. If decoding fails, the reason is in `refused`, and no exception is raised. Raises
+        KeyError if the ensemble, a detector, or the false-positive rate is not served.
         """
         image = PendingImage(request, self.served.find(request.ensemble, request.fpr))
         spec = image.ensemble.spec
@@ -236,13 +205,8 @@ class Engine:
         """Score decoded images, and return their answers.
 
         Images whose requests have equal options are scored as one batch. These options are the
-        ensemble, the false-positive rate, and the optional detectors.
-
-        Args:
-            images: Up to `slots` images.
-
-        Returns:
-            One answer per image, in order.
+        ensemble, the false-positive rate, and the optional detectors. There are up to `slots`
+        images, and the answers have their order.
         """
         answer_by_row: dict[int, EncodedAnswer] = {}
         for rows in _group_alike(images):
@@ -438,11 +402,7 @@ class Engine:
         self.silent_images = 0 if has_score.any() else self.silent_images + count
 
     def _require_golden_scores(self) -> None:
-        """Check that weights, precision, and device work together.
-
-        Raises:
-            DetectorError: A detector gives no score for an ordinary image.
-        """
+        """Raise DetectorError unless weights, precision, and device work together."""
         spec = self._spec
         image = PendingImage(ScoreRequest(golden_image()), self.served.find(None, None))
         self._decode(image, spec.preprocessings)

@@ -34,7 +34,6 @@ class ServedEnsemble:
     An operating point is a pair of thresholds for one false-positive rate.
 
     Attributes:
-        spec: All settings that determine scores and verdicts.
         fingerprint: SHA-256 of the settings that determine scores and verdicts. Equal fingerprints
             give equal scores and verdicts, also in a batch run.
         error_rates: A sentence on the measured error rates, to show with the verdicts.
@@ -81,7 +80,6 @@ class ServedEnsembles:
     An operating point is a pair of thresholds for one false-positive rate.
 
     Attributes:
-        plan: The scoring settings of the ensembles.
         points: The operating points of each ensemble, by name. The first point is used for requests
             without `fpr`. The other points can be selected by `fpr`.
     """
@@ -92,15 +90,8 @@ class ServedEnsembles:
     def find(self, name: str | None, fpr: float | None) -> ServedEnsemble:
         """Return the ensemble that a request selects, with the thresholds that it selects.
 
-        Args:
-            name: The name of the ensemble. None selects the first ensemble.
-            fpr: The false-positive rate of the thresholds. None selects the default thresholds.
-
-        Returns:
-            The ensemble with its thresholds.
-
-        Raises:
-            KeyError: The ensemble is not served, or has no thresholds for `fpr`.
+        Without a name, it is the first ensemble, and without `fpr`, its default thresholds. Raises
+        KeyError if the ensemble or `fpr` is not served.
         """
         points = self.points[name or next(iter(self.points))]
         if fpr is None:
@@ -114,12 +105,10 @@ class ServedEnsembles:
 def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
     """Read the cards (YAML files) of an endpoint's ensembles, and return their scoring settings.
 
-    No weights are read, so this also checks a config on a machine without the weights.
-
-    Raises:
-        ConfigError: The ensembles cannot be served together, for example because they were
-            calibrated with different settings. Or a card has no thresholds for `config.fpr`.
-        DetectorError: A licence is not accepted.
+    No weights are read, so this also checks a config on a machine without the weights. Raises
+    ConfigError if the ensembles cannot be served together, for example because they were calibrated
+    with different settings, or a card has no thresholds for `config.fpr`, and DetectorError if a
+    licence is not accepted.
     """
     cards = [load_ensemble_card(name) for name in config.ensembles]
     names = [card.name for card in cards]
@@ -149,11 +138,7 @@ def load_ensembles(config: ServeConfig, plan: EnsemblePlan | None = None) -> Ser
 
     If `plan` is given, no card is read. A fingerprint is the SHA-256 of all settings that determine
     scores and verdicts. It depends on the hashes of the weights, so the weights must be available.
-
-    Raises:
-        ConfigError: The ensembles cannot be served together, for example because they were
-            calibrated with different settings. Or a card has no thresholds for `config.fpr`.
-        DetectorError: A licence is not accepted, or weights are missing.
+    The errors are those of `plan_ensembles`, and DetectorError if weights are missing.
     """
     plan = plan or plan_ensembles(config)
     return ServedEnsembles(
@@ -166,12 +151,8 @@ def fetch_weights(config: ServeConfig) -> None:
     """Fetch those weights of an endpoint that are missing on this machine.
 
     They are those of the detectors, identifiers, and describers. Its worker processes cannot fetch
-    them, because they have no credentials.
-
-    Raises:
-        ConfigError: The ensembles cannot be served together, for example because they were
-            calibrated with different settings.
-        DetectorError: A licence is not accepted, or weights cannot be fetched.
+    them, because they have no credentials. Raises DetectorError if a licence is not accepted, or
+    weights cannot be fetched.
     """
     plan = plan_ensembles(config)
     for card in plan.spec.cards.values():
@@ -209,10 +190,8 @@ def _make_spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:
 def _align_settings(specs: Sequence[ScoringSpec]) -> list[ScoringSpec]:
     """Return the specs with the same resize mode, and the same precision for each detector.
 
-    Calibrated ensembles determine them, and the others adopt their settings.
-
-    Raises:
-        ConfigError: Two ensembles were calibrated under different settings.
+    Calibrated ensembles determine them, and the others adopt their settings. Raises ConfigError if
+    two ensembles were calibrated under different settings.
     """
     precision: dict[str, Precision] = {}
     calibrated = [spec for spec in specs if spec.ensemble.settings is not None]

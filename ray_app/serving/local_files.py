@@ -18,11 +18,8 @@ def find_local_files(sources: Sequence[str]) -> Iterator[Source]:
     """Yield the files to send to an endpoint: the given files, and the regular files below folders.
 
     A file is yielded as its path. A subfolder that cannot be listed is yielded as (path, error), so
-    that it appears in the results.
-
-    Raises:
-        ConfigError: A source is not local or does not exist, or no file exists.
-        StorageError: A folder among the sources cannot be listed.
+    that it appears in the results. Raises ConfigError if a source is not local or does not exist,
+    or no file exists, and StorageError if a folder among the sources cannot be listed.
     """
     if not sources:
         raise ConfigError(

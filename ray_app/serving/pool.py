@@ -47,20 +47,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageQuery:
-    """The options that a client set for one image.
+    """The options that a client set for one image, as in `ScoreRequest`.
 
     The HTTP process sends them to a worker, which adds the file to make a `ScoreRequest`.
-
-    Attributes:
-        name: The name of the file.
-        ensemble: Name of the ensemble. None for the first ensemble.
-        fpr: Decide with the thresholds that the ensemble has for this false-positive rate. None for
-            its main thresholds.
-        detectors: Names of optional detectors that also score the image. They have no part in the
-            verdict.
-        masks: Whether the answer has masks of altered pixels.
-        request_id: The id of the HTTP request.
-        is_alone: Whether the HTTP request has no other image.
     """
 
     name: str | None = None
@@ -74,13 +63,10 @@ class ImageQuery:
 
 @dataclass(frozen=True)
 class ImageReply:
-    """The answer of a worker for one image.
+    """The answer of a worker for one image: an HTTP status and the JSON for the client.
 
-    Attributes:
-        status: The HTTP status.
-        body: The JSON for the client.
-        refused: The reason for a refusal as a code, such as `corrupt_image`. None for a scored
-            image.
+    `refused` is the reason for a refusal as a code, such as `corrupt_image`. None for a scored
+    image.
     """
 
     status: int
@@ -178,9 +164,8 @@ class WorkerProcess:
     def await_ready(self) -> Served:
         """Wait until the worker has loaded its detectors, and return what it serves.
 
-        Raises:
-            ConfigError: The ensembles cannot be served together.
-            DetectorError: The worker could not load the detectors.
+        Raises ConfigError if the ensembles cannot be served together, and DetectorError if the
+        worker could not load the detectors.
         """
         self.frames.connection.settimeout(START_TIMEOUT_S)
         try:
@@ -215,14 +200,9 @@ class WorkerProcess:
 
 
 def start_workers(config: ServeConfig, count: int) -> tuple[list[WorkerProcess], Served]:
-    """Start worker processes, and wait until all of them have loaded their detectors.
+    """Start worker processes, and wait until all have loaded their detectors, which are returned.
 
-    Returns:
-        The workers, and the ensembles and detectors that each of them serves.
-
-    Raises:
-        ConfigError: The ensembles cannot be served together.
-        DetectorError: A worker could not load the detectors.
+    The errors are those of `WorkerProcess.await_ready`.
     """
     plan = pickle.dumps(plan_ensembles(config))
     workers = [WorkerProcess(config, plan) for _ in range(count)]
@@ -246,13 +226,9 @@ class _AttachedWorker:
 
 
 class WorkerPool:
-    """Score images in worker processes, and replace workers that die.
+    """Score images in worker processes that are ready, and replace workers that die.
 
-    Args:
-        config: The settings of the endpoint.
-        workers: Workers that have loaded their detectors.
-        served: The ensembles and detectors of the workers.
-        meter: Counts images and batches.
+    `meter` counts images and batches.
     """
 
     def __init__(
@@ -295,9 +271,8 @@ class WorkerPool:
     async def answer(self, data: bytes, request: ImageQuery) -> ImageReply:
         """Score one image, and return its answer. There is no time limit.
 
-        Raises:
-            Refusal: `Served.check` refuses the options. Or `MAX_DEATHS` workers have died while
-                they processed the image.
+        Raises Refusal if `Served.check` refuses the options, or `MAX_DEATHS` workers have died
+        while they processed the image.
         """
         self.served.check(request)
         self._count_in_flight(+1)

@@ -43,10 +43,7 @@ _log = logging.getLogger("ray_app.serving.worker")
 class EndpointWorker:
     """Score the images that the HTTP process sends through a socket, and send back the answers.
 
-    Args:
-        engine: The engine that scores the images.
-        connection: The socket to the HTTP process.
-        decoders: Number of images that are decoded at the same time.
+    `decoders` images are decoded at the same time.
     """
 
     def __init__(self, engine: Engine, connection: FrameSocket, decoders: int) -> None:
@@ -145,13 +142,8 @@ def main(descriptor: int) -> int:
     """Run a worker process: load the detectors of the endpoint, then score images.
 
     The HTTP process sends the settings of the endpoint, and those of its ensembles, in its first
-    message.
-
-    Args:
-        descriptor: File descriptor of the socket to the HTTP process.
-
-    Returns:
-        The exit code: 1 if the detectors cannot be loaded, else 0.
+    message. `descriptor` is that of the socket to the HTTP process. The exit code is 1 if the
+    detectors cannot be loaded.
     """
     # Ctrl-C reaches all processes of a terminal. The HTTP process ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -48,15 +48,10 @@ class BearerTokens:
 
     Tokens come from digests in the config and from an environment variable, which are read once.
     Further tokens come from a file, which is read again when it changes. Each line of the file is a
-    token, except empty lines and lines that begin with #. If the file cannot be read or has no token,
-    this is logged, and only tokens from the other sources are accepted. If the file gets a token that
-    is too short, this token is ignored and logged.
-
-    Args:
-        access: The settings of the endpoint.
-
-    Raises:
-        ConfigError: A token is shorter than 16 characters.
+    token, except empty lines and lines that begin with #. If the file cannot be read or has no
+    token, this is logged, and only tokens from the other sources are accepted. If the file gets a
+    token that is too short, this token is ignored and logged. Raises ConfigError if another token
+    is shorter than 16 characters.
     """
 
     def __init__(self, access: Access) -> None:
@@ -119,10 +114,8 @@ def with_token_digests(access: Access) -> Access:
     """Return access settings in which digests replace the tokens of the environment variable.
 
     Pass these settings to processes that do not inherit the variable, such as replicas on Ray. A
-    digest is the SHA-256 of a token, and checks the token without containing it.
-
-    Raises:
-        ConfigError: A token is shorter than 16 characters.
+    digest is the SHA-256 of a token, and checks the token without containing it. Raises ConfigError
+    if a token is shorter than 16 characters.
     """
     digests = (digest.hex() for digest in _read_environment(access))
     return access.model_copy(update={"tokens_sha256": (*access.tokens_sha256, *digests)})
@@ -162,14 +155,10 @@ class AccessGuard:
 
     If the endpoint has no tokens and `access.anonymous` is set, requests from all machines are
     accepted. A request without a required token is answered with 401. A request from a web page of
-    another site is answered with 403, because the browser's user may not know of the request. Origins
-    in `access.cors_origins` are exempt from this rule. For an accepted request,
+    another site is answered with 403, because the browser's user may not know of the request.
+    Origins in `access.cors_origins` are exempt from this rule. For an accepted request,
     `scope["state"]["owner"]` is the name of the token, or `anonymous`. WebSockets are closed.
-
-    Args:
-        app: The application behind the guard.
-        tokens: The tokens of the endpoint.
-        open_paths: Paths that are not checked.
+    `open_paths` are not checked.
     """
 
     def __init__(self, app: ASGIApp, tokens: BearerTokens, open_paths: Paths) -> None:

@@ -32,23 +32,12 @@ Images = list[tuple[str | None, bytes]]
 async def read_images(request: Request, *, max_files: int, max_file_bytes: int) -> Images:
     """Read the images of a request. A raw body is one image, and each part of a form is one image.
 
-    The image in a raw body (any content type) has no name. All parts of a `multipart/form-data` body
-    must be named `file`. Text before the first boundary and after the last boundary is ignored.
-    Nothing is written to disk.
-
-    Args:
-        request: The request. Its body must be unread.
-        max_files: Maximum number of parts of a form.
-        max_file_bytes: Maximum size of one image in bytes.
-
-    Returns:
-        The name and the bytes of each image, in the order of the request. The name is None if the
-        client sent none.
-
-    Raises:
-        Refusal: `too_many_files` or `file_too_large` before the body has ended, or
-            `malformed_request`, also for a file that `curl -d` has damaged.
-        InputError: A raw body is empty.
+    The image in a raw body (any content type) has no name. All parts of a `multipart/form-data`
+    body must be named `file`. Text before the first boundary and after the last boundary is
+    ignored. Nothing is written to disk. The result is in the order of the request. The name is None
+    if the client sent none. Raises Refusal, `too_many_files` or `file_too_large` before the body
+    has ended, or `malformed_request`, also for a file that `curl -d` has damaged, and InputError if
+    a raw body is empty.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
