@@ -32,16 +32,10 @@ MEMBER_BYTES = "member_bytes"  # The name of a count.
 class BlockReader:
     """Fetch and decode the members of blocks on one core.
 
-    A member is one file of the archive. A block is a group of members that one task scores.
-
-    Args:
-        spec: Determines how many members are in a batch, and whether the sidecar of a file is read,
-            which states the file's origin.
-        clock: Counts the seconds of fetching.
-        fetcher: Reads the bytes of the members.
-        decoder: Decodes these bytes. `close` of the reader closes the decoder.
-        decode_bytes: Memory in bytes that all processes of this node together may take to decode
-            large images. None for a quarter of the node's memory.
+    A member is one file of the archive. A block is a group of members that one task scores. The
+    clock counts the seconds of fetching. `close` of the reader closes the decoder. `decode_bytes`
+    is the memory that all processes of this node together may take to decode large images, by
+    default a quarter of the node's memory.
     """
 
     def __init__(
@@ -81,15 +75,8 @@ class BlockReader:
     ) -> Iterator[Batch]:
         """Yield the members of a block in decoded batches, in the order of `members`.
 
-        A member that cannot be read or decoded leaves its slot of the batch empty.
-
-        Args:
-            members: The members of the block.
-            results: A list to which the decoding result of each member is appended. None if the
-                results are not needed.
-
-        Yields:
-            A batch of up to `spec.slots` members.
+        A member that cannot be read or decoded leaves its slot of the batch empty. The decoding
+        result of each member is appended to `results`.
         """
         from ray_app.archives.split_archives import explain_part
         from ray_app.archives.uri_lists import looks_like_list

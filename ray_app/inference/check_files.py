@@ -24,13 +24,10 @@ _MAX_SMALL_PARAMETERS = 100_000_000
 
 
 class CheckedFile(NamedTuple):
-    """The result of one file.
+    """The result of one file, and a small copy of the image as JPEG.
 
-    Attributes:
-        row: The result as JSON values. It has the keys of `Result.to_dict`, but `uri` in place of
-            `source`, and also `provenance`.
-        picture: A small copy of the image as JPEG. None if small copies are not requested, or if
-            the file does not decode.
+    The row has the keys of `Result.to_dict`, but `uri` in place of `source`, and also `provenance`.
+    The copy is None if it is not requested, or if the file does not decode.
     """
 
     row: dict[str, Any]
@@ -46,16 +43,8 @@ def check_files(
 ) -> Generator[CheckedFile, None, None]:
     """Score files with an ensemble, and yield the result row of each file in order.
 
-    Child processes decode the files, so that a file cannot crash this process.
-
-    Args:
-        files: The files to score.
-        spec: The ensemble, its settings, and the limits on images.
-        accept_licences: Names of detectors, or licences, whose terms the user accepts.
-        picture_size: The size of the small image of each file. None makes no small images.
-
-    Yields:
-        The result row and the small image of one file.
+    Child processes decode the files, so that a file cannot crash this process. `accept_licences`
+    has names of detectors or licences. No `picture_size` makes no small images.
     """
     isolated = IsolatedFiles(
         spec,

@@ -36,13 +36,10 @@ class PinnedRing:
     """Reusable buffers of pinned host memory, from which a GPU copies asynchronously.
 
     Buffers are reused, because pinning memory takes longer than copying from it. The size of a
-    buffer is a power of two, so that batches of many shapes share a few buffers.
-
-    Args:
-        allocate: Given a number of bytes, returns a flat uint8 tensor of that size.
-        event: Returns an event that marks the end of a copy, such as a `torch.cuda.Event`. Its
-            `synchronize()` must return immediately if nothing was recorded.
-        depth: Number of buffers of each size.
+    buffer is a power of two, so that batches of many shapes share a few buffers. `allocate` returns
+    a flat uint8 tensor of a number of bytes. `event` returns an event that marks the end of a copy,
+    such as a `torch.cuda.Event`, whose `synchronize()` must return immediately if nothing was
+    recorded. There are `depth` buffers of each size.
     """
 
     def __init__(
@@ -143,12 +140,9 @@ class DeviceMeter:
 
 
 class MeasuredBatch(NamedTuple):
-    """The speed and memory of a detector's forward pass at one batch size.
+    """Images per second and peak memory of a detector's forward pass at one batch size.
 
-    Attributes:
-        size: Images in the batch.
-        rate: Images per second.
-        memory_share: Peak memory, as a fraction of the device's memory.
+    The memory is a fraction of the device's memory.
     """
 
     size: int
@@ -162,13 +156,6 @@ def batch_sizes(slots: int, max_size: int) -> list[int]:
     They are an eighth, a quarter, and a half of `slots`, as far as these are integers. Then come
     `slots` and its multiples by 2, 4, 8, …, up to `max_size`. For 64 and 256, the result is 8, 16,
     32, 64, 128, and 256.
-
-    Args:
-        slots: The number of images in a decoded batch.
-        max_size: The maximum for the multiples of `slots`. `slots` itself is always included.
-
-    Returns:
-        The batch sizes.
     """
     parts = [slots // part for part in (8, 4, 2, 1) if slots % part == 0]
     while 2 * parts[-1] <= max_size:
@@ -184,19 +171,8 @@ def measure_batches(
     Measuring stops at a batch that is too large, or after one that takes over `MAX_BATCH_S`
     seconds. A batch is too large if it takes more than the fraction `MAX_MEMORY` of the device's
     memory. It is also too large if memory is exhausted, or if a kernel cannot index it with 32
-    bits.
-
-    Args:
-        sizes: The batch sizes to measure, ascending.
-        run: Runs one batch of the given size.
-        meter: Measures time and memory of the device.
-
-    Returns:
-        One measurement per batch size, up to the size at which measuring stopped. A batch that is
-        too large has no measurement, unless it has the smallest size.
-
-    Raises:
-        RuntimeError: Even the smallest batch fails.
+    bits. Sizes ascend. A batch that is too large has no measurement, unless it has the smallest
+    size. RuntimeError is raised if even the smallest batch fails.
     """
     measurements: list[MeasuredBatch] = []
     meter.measure_peak_fraction()
@@ -221,10 +197,8 @@ def measure_batches(
 def choose_batch_size(measurements: Sequence[MeasuredBatch], pieces: Sequence[int] = ()) -> int:
     """Return the smallest batch size whose rate is within 5 % of the best rate.
 
-    Args:
-        measurements: The measured batch sizes.
-        pieces: The typical numbers of images that are scored together. Each number is split into
-            batches, and padding in the last batch lowers the rate. Empty to ignore padding.
+    `pieces` are typical numbers of images that are scored together. Each is split into batches, and
+    padding in the last batch lowers the rate.
     """
     rates: Mapping[int, float] = {
         measurement.size: measurement.rate * _compute_fill(measurement.size, pieces)
@@ -241,8 +215,7 @@ def _compute_fill(size: int, pieces: Sequence[int]) -> float:
 def resolve_device(device: str) -> str:
     """Return the name of a device, resolving `auto` to a GPU if this process has one, else the CPU.
 
-    Raises:
-        ConfigError: PyTorch does not know the device.
+    Raises ConfigError if PyTorch does not know the device.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

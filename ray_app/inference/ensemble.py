@@ -370,19 +370,10 @@ class Ensemble:
     def _score_images(
         self, images: LoadedImages, sources: Iterable[tuple[str | int | None, Any]]
     ) -> list[result.Result]:
-        """Score images, and log a failure that is a bug in Touchstone.
+        """Score images in order, and log a failure that is a bug in Touchstone.
 
-        Args:
-            images: The images.
-            sources: For each image, its name and the image for display. They may be added while
-                `images` is read.
-
-        Returns:
-            One result for each image, in the same order.
-
-        Raises:
-            DetectorError: The ensemble is on a GPU, and this process is a fork of the one that
-                loaded it.
+        `sources` has for each image its name and the image for display, and may grow while `images`
+        is read. Raises DetectorError on a GPU in a fork of the process that loaded the ensemble.
         """
         if self._pid != os.getpid() and self.spec.device.startswith("cuda"):
             raise DetectorError(
@@ -456,8 +447,7 @@ class Ensemble:
 class ImageInputs:
     """Read the images of callers, whether they are paths, URLs, files, or arrays.
 
-    Args:
-        max_bytes: Maximum size of a file. A larger file is rejected.
+    A file over `max_bytes` is rejected.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -468,18 +458,8 @@ class ImageInputs:
 
         The items of a list or tuple are checked here. The items of any other iterable are checked
         when they are read. For a URL, a request may be sent to find out whether it is one file or a
-        prefix of many.
-
-        Args:
-            inputs: One image, or many images.
-
-        Returns:
-            An `ImageSource` for one image, `ManySources` for many.
-
-        Raises:
-            UnknownInputError: The type of an image is not supported.
-            ConfigError: A folder or glob has no file.
-            StorageError: A folder or glob cannot be listed.
+        prefix of many. Raises UnknownInputError if the type of an image is not supported, and
+        ConfigError if a folder or glob has no file.
         """
         if not isinstance(inputs, str | os.PathLike):
             source = image_inputs.parse_image(inputs, None, keeps=True)
@@ -527,18 +507,12 @@ class ImageInputs:
     def read_all(
         self, sources: Iterable[image_inputs.ImageSource], names: SourceList
     ) -> LoadedImages:
-        """Read all sources, and yield their images in order.
+        """Read all sources, and yield pairs for `BatchDecoder.decode` in order.
 
-        If the first source is on another machine, several sources are read at the same time.
-
-        Args:
-            sources: The sources of the images.
-            names: A list to which the pair `name` and `picture` of each source is appended before
-                its image is yielded. The second value is an image or path for display.
-
-        Yields:
-            A pair for `BatchDecoder.decode`. The first value is the image id, which is always 0
-            here. The second is the image, or the error if it cannot be read.
+        A pair is an image id, which is always 0 here, and the image, or the error if it cannot be
+        read. Before that, the source's `name` and its `picture`, an image or path for display, are
+        appended to `names`. If the first source is on another machine, several sources are read at
+        the same time.
         """
         remaining = iter(sources)
         first = next(remaining, None)
@@ -606,8 +580,7 @@ class ImageInputs:
     def _list_files(self, location: str) -> image_inputs.ManySources:
         """Return the sorted files of a folder or glob, and folders that cannot be listed.
 
-        Raises:
-            ConfigError: There is no file, or `Dataset.save_to_disk` wrote the folder.
+        Raises ConfigError if there is no file, or `Dataset.save_to_disk` wrote the folder.
         """
         objects = list_objects(location)
         first = next(objects)

@@ -23,12 +23,10 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class NamedFiles:
-    """Files in the order in which the user named them.
+    """Files in the order in which the user named them: paths, URLs, and `-` for standard input.
 
-    Attributes:
-        names: Paths, URLs, and `-` for standard input. A folder is replaced by the files below it.
-            Folders that cannot be listed are also in `names`.
-        closed: The errors for the folders that cannot be listed, by path.
+    A folder is replaced by the files below it. Folders that cannot be listed are also in `names`,
+    and their errors in `closed`.
     """
 
     names: Sequence[str]
@@ -38,10 +36,8 @@ class NamedFiles:
         """Return the content of a file that the user named.
 
         A web URL must use https, and its host must have a public address. If a local file has a
-        sidecar, a second file with statements on its origin, the content includes it.
-
-        Raises:
-            InputError: The file cannot be read, or is larger than `max_bytes`.
+        sidecar, a second file with statements on its origin, the content includes it. Raises
+        InputError if the file cannot be read, or is larger than `max_bytes`.
         """
         if name in self.closed:
             raise self.closed[name]
@@ -59,8 +55,7 @@ class NamedFiles:
 def list_named_files(images: Sequence[str]) -> NamedFiles:
     """List the files that a user names. A folder is replaced by all files below it.
 
-    Raises:
-        ConfigError: A path does not exist, or the folders contain no file.
+    Raises ConfigError if a path does not exist, or the folders contain no file.
     """
     if images.count(STDIN) > 1:
         raise ConfigError(
@@ -125,12 +120,9 @@ def _read_stdin(max_bytes: int) -> bytes:
 
 
 def _require_file(name: str) -> None:
-    """Check that a path is a regular file.
+    """Raise InputError unless a path is a regular file.
 
     A pipe would block its reader, and a link to a folder is not followed.
-
-    Raises:
-        InputError: It is not a regular file.
     """
     try:
         os.stat(name)
