@@ -43,18 +43,9 @@ def compact_run(url: str, out: str, *, unguarded: bool = False) -> dict[str, Any
 
     A file has one current row, which is its newest row. Rows of unfinished listings do not count.
     Rows of files that the last listing no longer found are left out. `touchstone score` with the
-    same source and `--out OUT` continues the new run; it scores no file again.
-
-    Args:
-        url: The run to read.
-        out: The new run directory.
-        unguarded: Accept a store without conditional writes.
-
-    Returns:
-        The content of the new `summary.json`.
-
-    Raises:
-        ConfigError: If the run is not finished, or `out` is in use.
+    same source and `--out OUT` continues the new run; it scores no file again. `unguarded` accepts
+    a store without conditional writes. The result is the new `summary.json`. Raises ConfigError if
+    the run is not finished, or `out` is in use.
     """
     run, target = RunDirectory.open(url), RunDirectory.open(out)
     run_info = run.describe_finished()
@@ -80,17 +71,9 @@ def claim_copy(
 ) -> Iterator[dict[str, Any]]:
     """Claim a directory for the copy of a run for the `with` block, and yield its `run.json`.
 
-    Files that an interrupted copy of the same run left in the directory are removed.
-
-    Args:
-        target: The new run.
-        run_info: The content of `run.json` of the copy. The versions of the row schema and of the
-            directory's layout are added.
-        url: The run to copy.
-        unguarded: Accept a store without conditional writes.
-
-    Raises:
-        ConfigError: If the directory contains another run, or another command's files.
+    Files that an interrupted copy of the same run left in the directory are removed. The versions
+    of the row schema and of the directory's layout are added to `run_info`. Raises ConfigError if
+    the directory contains another run, or another command's files.
     """
     fields = {key: value for key, value in run_info.items() if key not in ("unlike", "deciding")}
     new_info = fields | {
@@ -115,12 +98,8 @@ def copy_rows(
 ) -> None:
     """Write current rows, with their manifest, masks, and embeddings, into a new run directory.
 
-    The current row of a file is its newest row.
-
-    Args:
-        rows: The rows to copy.
-        target: The new run, which `claim_copy` claimed.
-        spec: The ensemble that computes new verdicts. None keeps the verdicts of the rows.
+    The current row of a file is its newest row. `spec` computes new verdicts. None keeps the
+    verdicts of the rows.
     """
     for folder in _COPIED:
         _copy_files(rows.run, target, folder)
@@ -137,16 +116,9 @@ def copy_rows(
 def finish_copy(
     target: RunDirectory, run_info: Mapping[str, Any], content: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the summary, `run.json`, and the report of a copied run.
+    """Write the summary, `run.json`, and the report of a copied run, and return the summary.
 
-    Args:
-        target: The new run.
-        run_info: The content of `run.json`, which `claim_copy` returned.
-        content: The keys of `summary.json`, such as the counts of the new run. The keys that
-            identify the run are set by this function.
-
-    Returns:
-        The content of `summary.json`.
+    `content` has the keys of `summary.json` that do not identify the run, such as counts.
     """
     identity = run_info["identity"]
     summary = document.RunSummary.model_validate(

@@ -35,26 +35,12 @@ def decide_run(
 
     `touchstone score` with that ensemble can continue the new run, and scores no file again.
     Predicted generators and prompts are copied unchanged. A file that only the new card flags has
-    no prompt. The summary's section `profile` counts how many files have a prompt.
-
-    Args:
-        url: The run to read.
-        ensemble: The name or the path of the card.
-        out: The new run directory.
-        fpr: Decide at the card's operating point for this false-positive rate, such as 0.05. None
-            uses the thresholds of the card.
-        waive_guarantee: Keep verdicts that the card's guarantee, a maximum false-positive rate,
-            does not cover.
-        unguarded: Accept a store without conditional writes.
-
-    Returns:
-        The content of the new `summary.json`.
-
-    Raises:
-        ConfigError: If the run is not finished or lacks scores of a detector of the card. Also if
-            the card names other models for generators and prompts (`profile`) than the run, or
-            lacks the operating point. Also if the card was not calibrated for the run's settings,
-            unless `waive_guarantee` is set.
+    no prompt. The summary's section `profile` counts how many files have a prompt. The verdicts are
+    those of the operating point for `fpr`, by default of the card's thresholds. `waive_guarantee`
+    keeps verdicts that the card's maximum false-positive rate does not cover. The result is the new
+    `summary.json`. Raises ConfigError if the run is not finished or lacks scores of a detector of
+    the card, or the card lacks the operating point, has another `profile`, or was not calibrated
+    for the run's settings.
     """
     run, target = RunDirectory.open(url), RunDirectory.open(out)
     run_info = run.describe_finished()

@@ -100,11 +100,9 @@ def today() -> date:
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """The result of `score_archive`.
+    """The result of `score_archive`, with the content of `summary.json`.
 
-    Attributes:
-        exit_code: `DONE`, or `TOO_MANY_BAD` if too many files have no score.
-        summary: The content of `summary.json`.
+    The exit code is `TOO_MANY_BAD` if too many files have no score.
     """
 
     exit_code: ExitCode
@@ -121,23 +119,10 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
     `config.follow`, the run continues until it is stopped.
 
     If the same call can resume after an exception, the exception has the note
-    `ray_app.errors.RESUMABLE`.
-
-    Args:
-        config: The settings of the run, with `source` and `out`.
-
-    Returns:
-        The exit code and the summary.
-
-    Raises:
-        ConfigError: If a setting is wrong, a card is missing, or the source is missing or empty.
-        IdentityError: If the directory is used by another command or another run is writing to it.
-        DetectorError: If weights are missing, a licence was not accepted, or a detector's process
-            cannot be started.
-        StorageError: If the source or the run directory is unreachable.
-        ClusterError: If the cluster has no capacity, or no block is finished for too long.
-        KeyboardInterrupt: If a signal, `max_hours`, or `max_cost` stopped the run before all files
-            were listed and scored.
+    `ray_app.errors.RESUMABLE`. Raises IdentityError if the directory is used by another command or
+    another run is writing to it, ClusterError if the cluster has no capacity, or no block is
+    finished for too long, and KeyboardInterrupt if a signal, `max_hours`, or `max_cost` stopped the
+    run before all files were listed and scored.
     """
     if not config.source or not config.out:
         raise ConfigError(
@@ -251,8 +236,7 @@ def _finish_unchanged(
 ) -> ScoringResult | None:
     """Finish a session on a finished run whose source has not changed, without starting a cluster.
 
-    Returns:
-        None if there may be something to do.
+    The result is None if there may be something to do.
     """
     config = settings.config
     if (
@@ -279,12 +263,7 @@ def _finish_unchanged(
 class ScoringRun:
     """Run one scoring session: the work of one command on a run directory.
 
-    Args:
-        settings: The settings of the command.
-        directory: The run directory.
-        lease: The lease, which allows only this command to write to the directory.
-        spec: The scoring specification: detectors, precision, limits, and device.
-        start: The monotonic time at which the user's command started.
+    `start` is the monotonic time at which the user's command started.
     """
 
     def __init__(
@@ -316,13 +295,7 @@ class ScoringRun:
     def execute(self, layout: ScoringLayout, groups: DetectorGroups | None) -> ScoringResult:
         """List the archive, score it, and publish its rows, on the Ray cluster of this process.
 
-        Args:
-            layout: The kinds and numbers of worker processes to start.
-            groups: Groups of detectors that take turns in these processes. None if all detectors
-                fit into memory together.
-
-        Returns:
-            The exit code and the summary.
+        The groups take turns in the processes. None if all detectors fit into memory together.
         """
         self.layout, self.groups = layout, groups
         nodes = ray_cluster.working_nodes(self.config.cluster.labels)
@@ -348,14 +321,9 @@ class ScoringRun:
     def score_listed(self, plan: BlockPlan) -> None:
         """Score the pending files of the run. If none are pending, list and score new files.
 
-        A listing that an earlier command did not finish is continued.
-
-        Args:
-            plan: The sizes of blocks into which listed files are cut.
-
-        Raises:
-            ConfigError: If the source is empty. If the run has never listed a file, the run is
-                deleted, so that other commands can use the directory.
+        A listing that an earlier command did not finish is continued. Raises ConfigError if the
+        source is empty. If the run has never listed a file, the run is deleted, so that other
+        commands can use the directory.
         """
         run = self.directory
         # A command that followed the source may have left it open.
@@ -378,9 +346,6 @@ class ScoringRun:
 
         If an earlier command left some blocks unscored, only these blocks are scored. Otherwise all
         embeddings are scored that this run has not scored yet.
-
-        Args:
-            embeddings: The embeddings of the other run.
         """
         work, copied_at = find_work(self.directory), time.monotonic()
         # The first block is scored after all manifests are copied. If no block is scored, a killed
@@ -394,13 +359,8 @@ class ScoringRun:
         """Score files again whose current (newest) row has one of the statuses in `config.rescore`.
 
         The source is not listed. If an earlier command did not finish a retry, that retry is
-        continued instead.
-
-        Args:
-            plan: The sizes of blocks into which the files to score again are cut.
-
-        Raises:
-            ConfigError: If some files of the last listing have not been scored.
+        continued instead. Raises ConfigError if some files of the last listing have not been
+        scored.
         """
         run, statuses = self.directory, [status.value for status in self.config.rescore]
         finish_manifest(run.store, self.lease.number)
@@ -440,13 +400,7 @@ class ScoringRun:
 
         The manifest, which is the list of files, and the session are finished at the end of each
         day in UTC. If the run is stopped after all listed files are scored, the current manifest is
-        also finished.
-
-        Args:
-            plan: The sizes of blocks into which listed files are cut.
-
-        Raises:
-            KeyboardInterrupt: When the run is stopped.
+        also finished. KeyboardInterrupt is raised then.
         """
         # Otherwise a few hundred images would become a dozen blocks.
         often = plan.model_copy(update={"blocks_per_doubling": self.layout.workers})
@@ -480,9 +434,6 @@ class ScoringRun:
 
         This finishes the manifests, which are the lists of files. The verification proves that
         every file has exactly one row.
-
-        Returns:
-            The exit code and the summary.
         """
         unfinished = find_work(self.directory).manifests
         self.publish()
@@ -497,14 +448,8 @@ class ScoringRun:
     def score(self, listing: ListingProcess | None) -> None:
         """Score the pending blocks of the run, and the files that are listed at the same time.
 
-        Args:
-            listing: The process that lists the source, or None.
-
-        Raises:
-            KeyboardInterrupt: If a stop was requested while blocks were pending.
-            ClusterError: If Ray gave up, a block killed its workers, or the listing ended early.
-            StorageError: If the store or a source is unreachable.
-            TouchstoneError: If a worker failed in another way.
+        Raises KeyboardInterrupt if a stop was requested while blocks were pending, and ClusterError
+        if Ray gave up, a block killed its workers, or the listing ended early.
         """
         is_listing = listing is not None and listing.is_running
         if is_listing or find_work(self.directory).pending:
@@ -584,13 +529,9 @@ class ScoringRun:
             meter.export(is_over=True)
 
     def _next_turn(self, state: "_TurnState") -> Turn | None:
-        """Start the next turn once blocks are pending.
+        """Start the next turn once blocks are pending; None if there is nothing left to do.
 
-        Returns:
-            None if there is nothing left to do.
-
-        Raises:
-            KeyboardInterrupt: If a stop was requested and something is left to do.
+        Raises KeyboardInterrupt if a stop was requested and something is left to do.
         """
         run, listing = self.directory, state.listing
         while True:
@@ -632,9 +573,6 @@ class ScoringRun:
         An existing report is kept, because a new report would fetch its thumbnails again. A new
         report is written only if there is none for the last listing, or if the config sets a prior
         (the expected fraction of fakes), which the report uses.
-
-        Returns:
-            The exit code and the summary.
         """
         run, finished = self.directory, self.directory.last_finished()
         has_report = run.store.exists("report.html") and (
@@ -693,10 +631,7 @@ class ScoringRun:
         """Check the lease, the listing, the limits of time and cost, and nodes that are taken away.
 
         The watchdog calls this every second. Except for a lost lease, each finding requests a stop
-        or the end of the turn.
-
-        Raises:
-            StorageError: If the lease is lost.
+        or the end of the turn. A lost lease raises StorageError.
         """
         stopper = state.stopper
         state.progress.redraw()
@@ -792,12 +727,6 @@ class _TurnState:
     """The state that changes from turn to turn.
 
     Attributes:
-        listing: The process that lists the source, or None.
-        progress: The progress line.
-        meter: The metrics of the run.
-        stopper: The reasons to stop.
-        orders: The orders to workers.
-        scored: The blocks that were reported.
         following: The next manifest and portion for the progress.
         members: The members of the open manifest that the progress counts.
         blocks: The blocks of the open manifest that the progress counts.
@@ -826,15 +755,8 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
     """Return the URL from which all workers can load the weights of an ensemble.
 
     If $TOUCHSTONE_WEIGHTS_MIRROR is not set, the weights are copied to the run directory. Only the
-    driver fetches weights from a hub, because a hub would refuse a thousand workers at once.
-
-    Args:
-        spec: The detectors, and the cards of the models that predict generators and prompts.
-        run: The run directory.
-
-    Returns:
-        $TOUCHSTONE_WEIGHTS_MIRROR if it is set, or else the URL of the copy. None if all weights are
-        shipped with Touchstone, so that workers need no copy.
+    driver fetches weights from a hub, because a hub would refuse a thousand workers at once. The
+    result is None if all weights are shipped with Touchstone, so that workers need no copy.
     """
     if weights.MIRROR_VARIABLE in os.environ:
         return os.environ[weights.MIRROR_VARIABLE]
@@ -866,22 +788,10 @@ def groups_for(
 ) -> DetectorGroups | None:
     """Divide the detectors of a run into groups, if not all fit into the memory of a process.
 
-    The groups take turns: a process loads one group after another for each block of images.
-
-    Args:
-        config: The settings of the run.
-        spec: The scoring specification, with the detectors.
-        cpus: The cores of all nodes.
-        gpus: The GPUs of all nodes.
-        nodes: The number of nodes.
-        node_bytes: The memory of the smallest node. None if it is not known.
-
-    Returns:
-        The groups; None if all detectors fit together.
-
-    Raises:
-        ConfigError: If the detectors have to fit together (`compiled`), or if one alone does not
-            fit.
+    The groups take turns: a process loads one group after another for each block of images. `cpus`
+    and `gpus` are those of all nodes, `node_bytes` is the memory of the smallest node. The result
+    is None if all detectors fit together. Raises ConfigError if the detectors have to fit together
+    (`compiled`), or if one alone does not fit.
     """
     if spec.reads_embeddings:
         return None
@@ -913,16 +823,8 @@ def layout_for(
 ) -> ScoringLayout:
     """Choose the kinds and numbers of processes for a run on a cluster.
 
-    Args:
-        config: The settings of the run.
-        spec: The scoring specification, with the detectors.
-        groups: Groups of detectors that take turns in a process; None if all fit together.
-        cpus: The number of cores of the cluster.
-        gpus: The number of GPUs of the cluster.
-        memory_bytes: The bytes of memory that Ray schedules on in the whole cluster.
-
-    Raises:
-        ClusterError: If the cluster has less than one CPU.
+    `memory_bytes` is what Ray schedules on in the whole cluster. Raises ClusterError if the cluster
+    has less than one CPU.
     """
     is_local = ray_cluster.named_cluster(config.cluster.address) is None
     store_bytes = (
@@ -953,17 +855,8 @@ def estimate_memory(
 ) -> document.Memory:
     """Estimate the memory that the processes of a layout need on each node.
 
-    Args:
-        config: The settings of the run.
-        spec: The scoring specification, with the detectors.
-        groups: Groups of detectors that take turns in a process; None if all fit together.
-        layout: The processes of the run.
-        nodes: The number of nodes.
-        node_bytes: The bytes of memory of the smallest node. None if they are not known.
-
-    Returns:
-        The bytes for detectors, for decoding large images, and for encoded files. Sizes that depend
-        on an unknown `node_bytes` are None.
+    `node_bytes` is the memory of the smallest node. Sizes that depend on an unknown `node_bytes`
+    are None.
     """
     decode_bytes = config.cluster.decode_bytes or (
         node_budget.compute_budget(node_bytes) if node_bytes else None
@@ -991,16 +884,9 @@ def check_detectors(settings: identity.Settings) -> None:
     """Check that all detectors of a command can be used on this machine. Fetches weights.
 
     The licences must be accepted and the weights available. Detectors that run in a Python process
-    of their own (family `callable`) are started for a test.
-
-    Args:
-        settings: The settings of the command.
-
-    Raises:
-        ConfigError: If the card of the identifier (which names generators) or of the describer
-            (which predicts prompts) is missing or does not fit.
-        DetectorError: If a licence was not accepted, weights are missing, or a detector's process
-            cannot be started.
+    of their own (family `callable`) are started for a test. Raises ConfigError if the card of the
+    identifier (which names generators) or of the describer (which predicts prompts) is missing or
+    does not fit, and DetectorError if a detector cannot be used.
     """
     cards = {card.name: card for card in settings.cards}
     for card in cards.values():
