@@ -54,11 +54,7 @@ LEFT_OUT: Identity = {
 def add_defaults(identity: Identity) -> dict[str, Any]:
     """Complete the stored identity of a run that a version before 0.25 may have started.
 
-    Args:
-        identity: The settings that change a score or a verdict, as stored in `run.json`.
-
-    Returns:
-        The identity, with default values for the keys that these versions left out.
+    The keys that these versions left out get default values.
     """
     return merge_mappings(LEFT_OUT, identity)
 
@@ -117,19 +113,10 @@ def claim_directory(store: Store, name: str, identity: Mapping[str, Any], *, sam
     """Claim a directory for this command, or check that this command has already claimed it.
 
     A claimed directory has a JSON file with the identity of the command, the settings that decide
-    its results. A command with another identity cannot write to the directory.
-
-    Args:
-        store: The directory.
-        name: The name of the JSON file, a key of `KINDS` such as "generate.json".
-        identity: The identity of this command.
-        same: The settings that a user has to keep, such as "source and form". The hint of the
-            error names them.
-
-    Raises:
-        ConfigError: If the directory contains the results of another kind of command.
-        IdentityError: If a command with another identity claimed the directory. The message lists
-            the differences.
+    its results. A command with another identity cannot write to the directory. The file's name is a
+    key of `KINDS` such as "generate.json". The hint of the error names `same`, the settings that a
+    user has to keep, such as "source and form". Raises ConfigError if the directory contains the
+    results of another kind of command, and IdentityError with the differences.
     """
     if not is_claimed(store, name, identity, same=same):
         store.write(name, json.dumps(identity, indent=2, ensure_ascii=False).encode())
@@ -150,22 +137,7 @@ def read_claiming_identity(store: Store, name: str) -> dict[str, Any] | None:
 def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: str) -> bool:
     """Return whether a command with this identity has claimed a directory. Writes nothing.
 
-    The identity consists of the settings that decide the command's results (`claim_directory`).
-
-    Args:
-        store: The directory.
-        name: The name of the JSON file with the identity, a key of `KINDS` such as "generate.json".
-        identity: The identity of this command.
-        same: The settings that a user has to keep, such as "source and form". The hint of the
-            error names them.
-
-    Returns:
-        True if the directory has this identity, False if no command has claimed it.
-
-    Raises:
-        ConfigError: If the directory contains the results of another kind of command.
-        IdentityError: If a command with another identity claimed the directory. The message lists
-            the differences.
+    Arguments and errors are those of `claim_directory`.
     """
     stored = read_claiming_identity(store, name)
     if stored is None:
@@ -246,11 +218,9 @@ class RunDirectory(PartTable):
     def describe(self) -> dict[str, Any]:
         """Return the content of `run.json`: detectors, ensemble, identity, and schema.
 
-        The identity consists of the settings that decide scores and verdicts.
-
-        Raises:
-            FileNotFoundError: If there is no run.
-            ConfigError: If a version before 0.20 started the run.
+        The identity consists of the settings that decide scores and verdicts. Raises
+        FileNotFoundError if there is no run, and ConfigError if a version before 0.20 started the
+        run.
         """
         run_info = self.read_json("run.json")
         if run_info["schema"] < OLDEST_SCHEMA:
@@ -272,9 +242,6 @@ class RunDirectory(PartTable):
 
         This is the case if a command of a version before 0.25 was interrupted while it worked on
         the run. A finished run of such a version is readable.
-
-        Args:
-            run_info: The content of `run.json`.
         """
         if run_info.get("layout", 1) >= LAYOUT:
             return
@@ -289,10 +256,8 @@ class RunDirectory(PartTable):
     def check_writable(self) -> None:
         """Check that this version can add rows to the run.
 
-        Raises:
-            ConfigError: If a version before 0.25 wrote the run, so that it is read-only. Also if it
-                is a copy that is not finished, if a later version wrote rows, or if the run used a
-                retired option (`check_known`).
+        Raises ConfigError if a version before 0.25 wrote the run, so that it is read-only, it is a
+        copy that is not finished, or `check_known` fails.
         """
         self.check_known()
         run_info = self.describe()
@@ -309,11 +274,8 @@ class RunDirectory(PartTable):
         """Check that this version knows all columns of the run's rows, so that it can write them.
 
         This check is sufficient for a command that copies the rows to another directory. A command
-        that adds rows to the run calls `check_writable`.
-
-        Raises:
-            ConfigError: If a later version wrote rows, or if the run used the retired option
-                `--stability`.
+        that adds rows to the run calls `check_writable`. Raises ConfigError if a later version
+        wrote rows, or if the run used the retired option `--stability`.
         """
         run_info = self.describe()
         if "stability" in run_info["identity"]:
@@ -333,9 +295,8 @@ class RunDirectory(PartTable):
     def _version(self, before: str) -> str:
         """Return the version of the last command that worked on the run.
 
-        Args:
-            before: The first version that would not have written this run, for a run without
-                sessions.
+        `before` is the first version that would not have written this run, for a run without
+        sessions.
         """
         sessions = self.store.names("sessions")
         return (
@@ -347,8 +308,7 @@ class RunDirectory(PartTable):
     def describe_finished(self) -> dict[str, Any]:
         """Return the content of `run.json` of a finished run.
 
-        Raises:
-            ConfigError: If there is no run, or if no listing of it has been scored completely.
+        Raises ConfigError if there is no run, or if no listing of it has been scored completely.
         """
         is_finished = self.store.exists("summary.json")
         if not is_finished and not self.exists():
@@ -372,13 +332,9 @@ class RunDirectory(PartTable):
     def check_copy(self, run_info: Mapping[str, Any]) -> None:
         """Check that a run can be copied to this directory. Writes nothing.
 
-        The directory has to be free, or contain an interrupted copy that is the same.
-
-        Args:
-            run_info: The content of the new `run.json`, with the key `COPY_OF`.
-
-        Raises:
-            ConfigError: If the directory contains another run, or another command's files.
+        The directory has to be free, or contain an interrupted copy that is the same. `run_info`
+        has the key `COPY_OF`. Raises ConfigError if the directory contains another run, or another
+        command's files.
         """
         self.check_free()
         if not self.exists():
@@ -397,16 +353,9 @@ class RunDirectory(PartTable):
     def claim(self, identity: Identity, detectors: list[str], ensemble: dict[str, Any]) -> None:
         """Start a run in the directory, or check that the run in it has the same settings.
 
-        A directory without a run gets the file `run.json`.
-
-        Args:
-            identity: The settings that decide scores and verdicts.
-            detectors: The names of the detectors.
-            ensemble: The card of the ensemble.
-
-        Raises:
-            ConfigError: If the directory contains the results of another kind of command.
-            IdentityError: If the run has other settings. The message lists the differences.
+        A directory without a run gets the file `run.json`. Raises ConfigError if the directory
+        contains the results of another kind of command, and IdentityError with the differences if
+        the run has other settings.
         """
         self.check_free()
         if not self.exists():
@@ -462,9 +411,7 @@ class RunDirectory(PartTable):
     def mismatch(self, differing: list[str], *, hint: str | None = None) -> IdentityError:
         """Return the error to raise if the settings of a command differ from those of the run.
 
-        Args:
-            differing: A line for each setting that differs, as `compare_identity` returns them.
-            hint: The hint of the error. None for a hint that suits most commands.
+        The lines are those of `compare_identity`. None is a hint that suits most commands.
         """
         usual = (
             "set another --out, or use the same source, detectors and settings; settings that a command leaves out are those of the run; "
@@ -501,12 +448,6 @@ class RunDirectory(PartTable):
         data that is too large for the result rows. It is not compressed, because its bytes can
         hardly be compressed. Call this method before the result rows of the block are written, so
         that every finished block has its sidecar files.
-
-        Args:
-            folder: The folder of these files in the run, such as "masks".
-            manifest: The number of the manifest, a list of files to score.
-            block: The number of the block in the manifest.
-            rows: The masks or embeddings.
         """
         buffer = io.BytesIO()
         # A dictionary of embeddings would repeat most of them.
@@ -514,18 +455,7 @@ class RunDirectory(PartTable):
         self.store.write(_sidecar_path(folder, manifest, block), buffer.getvalue())
 
     def read_sidecar(self, folder: str, manifest: int, block: int) -> pa.Table | None:
-        """Return the masks or the embeddings of a block from its sidecar file.
-
-        A block is a fixed range of files that is scored and stored together.
-
-        Args:
-            folder: The folder of these files in the run, such as "masks".
-            manifest: The number of the manifest, a list of files to score.
-            block: The number of the block in the manifest.
-
-        Returns:
-            The table, or None if the block has no such file.
-        """
+        """Return the masks or the embeddings of a block from its sidecar file, if it exists."""
         try:
             return pq.read_table(
                 pa.BufferReader(self.store.read(_sidecar_path(folder, manifest, block)))
@@ -538,13 +468,7 @@ class RunDirectory(PartTable):
 
         The tables have the columns of `schema.MASK_SCHEMA`. If the run also scored perturbed copies
         of the images, their masks are included. The additional column `view` names the
-        perturbation.
-
-        Args:
-            manifest: The number of the manifest, a list of files to score.
-
-        Yields:
-            A table with a row per mask, in the order of the manifest.
+        perturbation. There is a row per mask, in the order of the manifest.
         """
         for name in sorted(self.store.names(f"masks/{manifest:05d}")):
             yield from self.rows_in(f"masks/{manifest:05d}/{name}", None)

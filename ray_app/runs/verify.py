@@ -30,7 +30,6 @@ class VerifiedRun:
     Attributes:
         manifests: The number of finished manifests. A manifest is a list of files to score, which a
             listing of the archive or a retry wrote.
-        members: The number of entries in these manifests, each of which has exactly one row.
         current: The number of current rows: the last row of each file that the last listing found.
     """
 
@@ -55,17 +54,9 @@ def verify_run(
 ) -> VerifiedRun:
     """Recount a finished run from its rows, and compare it with its manifests and its summary.
 
-    Args:
-        run: The run directory.
-        each: Maps the comparison over ranges of files to score, for example as Ray tasks.
-
-    Returns:
-        The numbers of manifests, of their files, and of current rows.
-
-    Raises:
-        ConfigError: If there is no run, or the run is not finished.
-        VerificationError: If a listed file has no row, a row belongs to no listed file, or the
-            summary has other counts.
+    `each` maps the comparison over ranges of files, for example as Ray tasks. Raises ConfigError if
+    the run is not finished, and VerificationError if a listed file has no row, a row belongs to no
+    listed file, or the summary has other counts.
     """
     run_info = run.describe_finished()
     rows = CurrentRows.read(run)
@@ -97,20 +88,10 @@ def check_conservation(
     """Check that every file of a manifest has exactly one row, so that no file was lost.
 
     Each manifest, a list of files to score, is compared with its rows in `scores/` and `parts/`.
-    Both must have the same ids in the same order.
-
-    Args:
-        run: The run directory.
-        manifests: The numbers of the manifests to compare. None compares all complete manifests, to
-            which a listing or a retry adds no more files.
-        each: Maps the comparison over ranges of files to score, for example as Ray tasks.
-
-    Returns:
-        The number of files in these manifests.
-
-    Raises:
-        VerificationError: If a manifest is not complete, a file has no row or more than one, or a
-            row belongs to no file of the manifest.
+    Both must have the same ids in the same order. By default, all complete manifests are compared,
+    to which a listing or a retry adds no more files. The result is the number of files in the
+    manifests. `each` is as in `verify_run`. Raises VerificationError if rows and files differ, or a
+    manifest is not complete.
     """
     spans: list[_Span] = []
     total = 0
@@ -132,13 +113,7 @@ def _spans(
 ) -> list[_Span]:
     """Return all blocks of a manifest in their order.
 
-    Args:
-        run: The run directory.
-        info: The manifest.
-        published: The published files that may contain its rows.
-
-    Raises:
-        VerificationError: If blocks have no rows, or have rows twice.
+    Raises VerificationError if blocks have no rows in the published files, or have rows twice.
     """
     number = info.manifest
     files = [file for file in published if number in file.manifests()]
