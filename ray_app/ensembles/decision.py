@@ -49,9 +49,7 @@ class Decisions:
         score: Ensemble scores (n,), log-odds of fake. NaN if a required detector has no score. All
             detectors of the ensemble are required. In a cascade, an image that does not enter the
             second stage requires only those of the first stage.
-        probability: Probabilities of fake (n,). NaN if `score` is NaN.
         calibrated: Whether the probabilities are calibrated.
-        verdict: Per image "fake", "real", or "abstain".
         reason: Per image the reason why the verdict is abstain, or None for other verdicts.
         detail: Per image the variable part of the reason, such as names and numbers, or None.
         second_look: Per image why it enters the second stage of a cascade: "band" if its
@@ -80,28 +78,16 @@ def decide(
 ) -> Decisions:
     """Turn the scores of an ensemble's detectors into verdicts, for a batch of images.
 
-    The function applies the card's rule, calibration, and thresholds. If the score of a member (a
-    detector of the ensemble) is missing or out of range, the verdict is abstain, and
-    `Decisions.detail` names every such member. The other members are not reweighted. The verdict on
-    a blank image is abstain for all scores. In a cascade, an image that does not enter the second
-    stage needs only the scores of the first-stage detectors.
+    The function applies the card's rule, calibration, and thresholds to log-odds (n,) by member, in
+    the card's order, NaN for no score. If the score of a member (a detector of the ensemble) is
+    missing or out of range, the verdict is abstain, and `Decisions.detail` names every such member.
+    The other members are not reweighted. The verdict on a blank image is abstain for all scores. In
+    a cascade, an image that does not enter the second stage needs only the scores of the
+    first-stage detectors.
 
-    Args:
-        card: The ensemble card.
-        scores: Log-odds of fake of n images, one column (n,) per member, by name and in the card's
-            order. NaN means no score.
-        calibrations: Calibration per member, by name. None means not calibrated.
-        out_of_range: Per member and image, the reason why the image is outside the member's valid
-            range, or None if it is inside. The key `IMAGE` has the reasons for the ensemble as a
-            whole.
-        remarks: Per member and image, the reason why the member gave no score, or None if it gave a
-            score.
-        audited: Per image, whether the audit of a cascade selected it, see `select_audited`. Empty
-            means that it selected none.
-        blank: Per image, whether it has no content. Empty means that all images have content.
-
-    Returns:
-        The verdicts with their scores and reasons, in the order of the images.
+    `out_of_range` and `remarks` have reasons per member and image, or None; the key `IMAGE` of
+    `out_of_range` is for the ensemble as a whole. An empty `audited` (`select_audited`) or `blank`
+    applies to no image.
     """
     combined = combine(card, scores, calibrations, audited=audited)
     reasons = _abstain_reasons(scores, out_of_range or {}, remarks or {})
@@ -144,22 +130,12 @@ def combine(
     *,
     audited: Sequence[bool] = (),
 ) -> Column:
-    """Combine the scores of an ensemble's members into one score per image.
+    """Combine the scores of an ensemble's members into one score per image, log-odds of fake (n,).
 
     The steps are the members' calibrations, the rule, the bias, and the ensemble's calibration.
-
-    Args:
-        card: The ensemble card.
-        scores: Log-odds of fake of n images, one column (n,) per member, by name and in the card's
-            order. NaN means no score.
-        calibrations: Calibration per member, by name. None means not calibrated.
-        audited: Per image, whether the audit of a cascade selected it, see `select_audited`. Empty
-            means that it selected none.
-
-    Returns:
-        Log-odds of fake (n,). NaN if the score of a required member is missing or infinite. All
-        members are required. In a cascade, an image that does not enter the second stage requires
-        only the members of the first stage.
+    Arguments are those of `decide`. The result is NaN if the score of a required member is missing
+    or infinite. In a cascade, an image that does not enter the second stage requires only the
+    members of the first stage, otherwise all are required.
     """
     table = _table(scores, calibrations)
     if card.cascade is None:
@@ -179,20 +155,10 @@ def list_second_stage_reasons(
 ) -> list[str | None] | None:
     """Return for each image the reason why it enters the second stage of a cascade.
 
-    The second stage of a cascade runs all detectors of the ensemble.
-
-    Args:
-        card: The ensemble card.
-        scores: Log-odds of fake of n images, one column (n,) per member, by name. Only the columns
-            of the first-stage detectors are needed.
-        calibrations: Calibration per member, by name. None means not calibrated.
-        audited: Per image, whether the audit selected it, see `select_audited`. Empty means that it
-            selected none.
-
-    Returns:
-        Per image "band" if its first-stage score is uncertain, else "audit" if the audit selected
-        it, else None. None also if the first stage has no score. None instead of a list if the
-        ensemble is not a cascade.
+    The second stage of a cascade runs all detectors of the ensemble. Only scores of the first stage
+    are needed. The reason is "band" if the first-stage score is uncertain, else "audit" if the
+    audit selected the image (`select_audited`), else None. The result is None instead of a list if
+    the ensemble is not a cascade.
     """
     if card.cascade is None:
         return None
@@ -225,14 +191,8 @@ def is_audited(card: EnsembleCard, sha256: str) -> bool:
 def select_audited(card: EnsembleCard, digests: Sequence[str | None]) -> list[bool]:
     """Return which files the audit of a cascade selects.
 
-    The audit is a random sample of files that enter the second stage with any score.
-
-    Args:
-        card: The ensemble card.
-        digests: SHA-256 of each file, in hex. A file with None (unknown) is not selected.
-
-    Returns:
-        One bool per file. Empty if the ensemble is not a cascade.
+    The audit is a random sample of files that enter the second stage with any score. A file without
+    SHA-256 is not selected. The result is empty if the ensemble is not a cascade.
     """
     return (
         []
@@ -242,17 +202,10 @@ def select_audited(card: EnsembleCard, digests: Sequence[str | None]) -> list[bo
 
 
 def score_first_stage(card: EnsembleCard, table: Table) -> Column:
-    """Return the scores of images after the first stage of a cascade.
+    """Return the scores (n,) of images after the first stage of a cascade.
 
-    In the first stage, only the first detectors of the ensemble score the images.
-
-    Args:
-        card: The ensemble card, which must be a cascade.
-        table: Calibrated log-odds (n, members). Columns of detectors that score only in the second
-            stage are not used, and may be missing.
-
-    Returns:
-        Log-odds of fake (n,).
+    In the first stage, only the first detectors of the ensemble score the images. Their calibrated
+    log-odds are in the first columns of the table; further columns are not used.
     """
     assert card.cascade is not None
     return _score_stage(card.cascade.early, table[:, : card.first])
@@ -289,13 +242,6 @@ def is_calibrated(card: EnsembleCard, calibrations: Mapping[str, Platt | None]) 
 
     The calibration is the ensemble's own, or that of its only member. Calibrated members of a
     larger ensemble are not enough, because their combined score is no longer calibrated.
-
-    Args:
-        card: The ensemble card.
-        calibrations: Calibration per member. None means not calibrated.
-
-    Returns:
-        True if the probability is calibrated.
     """
     by_member = any(calibrations.values()) and card.is_passthrough
     return card.calibration is not None or by_member
@@ -306,10 +252,8 @@ def make_abstain_reason(
 ) -> AbstainReason | None:
     """Return why a detector's score of an image cannot be used, or None if it can be used.
 
-    Args:
-        has_score: Whether the detector gave a finite score.
-        outside: The reason why the image is outside the detector's valid range, or None.
-        remark: The reason why the detector gave no score, or None.
+    `outside` is the reason why the image is outside the detector's valid range, and `remark` why
+    there is no score.
     """
     if has_score:
         return None if outside is None else AbstainReason(Reason.OUT_OF_RANGE, outside)
@@ -320,27 +264,13 @@ def make_abstain_reason(
 
 
 def sigmoid(score: Column) -> Column:
-    """Convert log-odds to probabilities without overflow.
-
-    Args:
-        score: Log-odds. NaN stays NaN.
-
-    Returns:
-        Probabilities from 0 to 1, of the same shape.
-    """
+    """Convert log-odds to probabilities without overflow; NaN stays NaN."""
     with np.errstate(invalid="ignore"):
         return np.exp(-np.logaddexp(0.0, -score))
 
 
 def logit(probability: float) -> float:
-    """Convert a probability to log-odds.
-
-    Args:
-        probability: A probability greater than 0 and less than 1.
-
-    Returns:
-        log(p / (1 − p)).
-    """
+    """Convert a probability greater than 0 and less than 1 to log-odds: log(p / (1 − p))."""
     return math.log(probability) - math.log1p(-probability)
 
 
@@ -364,15 +294,7 @@ def _apply_rule(
 
 
 def calibrate(score: Column, calibration: Platt | None) -> Column:
-    """Apply a calibration to log-odds.
-
-    Args:
-        score: Log-odds.
-        calibration: The calibration. None returns the log-odds unchanged.
-
-    Returns:
-        Calibrated log-odds, of the same shape.
-    """
+    """Apply a calibration to log-odds; None returns them unchanged."""
     return score if calibration is None else calibration(score)
 
 
@@ -409,11 +331,7 @@ def _merge_reasons(doubts: Sequence[AbstainReason]) -> AbstainReason:
 def mean_probability(table: Table) -> Column:
     """Apply the rule `mean-probability`: average the probabilities of the detectors.
 
-    Args:
-        table: Calibrated log-odds of fake (n, detectors).
-
-    Returns:
-        Log-odds of the mean probability (n,).
+    Log-odds of fake (n, detectors) → (n,), as in all rules.
     """
     return log_sum_exp(_log_sigmoid(table)) - log_sum_exp(_log_sigmoid(-table))
 
@@ -424,12 +342,6 @@ def soft_or(table: Table) -> Column:
     The detectors are treated as independent. With their probabilities p of fake, the result is
     logit(1 − Π(1 − p)). It is computed from odds, without probabilities: the odds a and b of two
     detectors combine to a + b + ab.
-
-    Args:
-        table: Calibrated log-odds of fake (n, detectors).
-
-    Returns:
-        Combined log-odds (n,).
     """
     result = table[:, 0]
     for column in table.T[1:]:
@@ -440,11 +352,7 @@ def soft_or(table: Table) -> Column:
 def log_sum_exp(table: Table) -> Column:
     """Apply the rule `log-sum-exp`: add the odds of the detectors, and return the log of the sum.
 
-    Args:
-        table: Calibrated log-odds of fake (n, detectors).
-
-    Returns:
-        Combined log-odds (n,). They are not divided by the number of detectors.
+    The result is not divided by the number of detectors.
     """
     result: Column = np.logaddexp.reduce(table, axis=1)
     return result
@@ -453,12 +361,7 @@ def log_sum_exp(table: Table) -> Column:
 def weighted(table: Table, weights: Column) -> Column:
     """Apply the rule `weighted`: return the weighted sum of the detectors' log-odds.
 
-    Args:
-        table: Calibrated log-odds of fake (n, detectors).
-        weights: Weight of each detector (detectors,). The weights need not sum to 1.
-
-    Returns:
-        Combined log-odds (n,).
+    The weights (detectors,) need not sum to 1.
     """
     result: Column = (table * weights).sum(axis=1)
     return result
@@ -469,14 +372,7 @@ def gated_mean(table: Table, gate: OutlierGate) -> Column:
 
     A detector is an outlier if it is far from the median of all detectors (`OutlierGate`). So a
     single detector has a bounded influence. A higher score of one detector may lower the result, if
-    it makes the detector an outlier.
-
-    Args:
-        table: Calibrated log-odds of fake (n, detectors).
-        gate: The limits that define outliers.
-
-    Returns:
-        Combined log-odds (n,). NaN if any detector has no score for the image.
+    it makes the detector an outlier. The result is NaN if any detector has no score for the image.
     """
     distance = np.abs(table - np.median(table, axis=1, keepdims=True))
     spread = np.maximum(np.median(distance, axis=1, keepdims=True), gate.floor)
@@ -486,15 +382,7 @@ def gated_mean(table: Table, gate: OutlierGate) -> Column:
 
 
 def stacked(table: Table, stacking: Stacking) -> Column:
-    """Apply the rule `stacked`: a logistic regression on the detectors' standardised log-odds.
-
-    Args:
-        table: Calibrated log-odds of fake (n, detectors).
-        stacking: The parameters, from `fit_stacking`.
-
-    Returns:
-        Combined log-odds (n,).
-    """
+    """Apply the rule `stacked`: a logistic regression on the detectors' standardised log-odds."""
     standardised = (table - np.array(stacking.mean)) / np.array(stacking.scale)
     return weighted(standardised, np.array(stacking.coefficients)) + stacking.intercept
 
@@ -530,20 +418,9 @@ def fit_stacking(scores: Table, labels: Labels, seed: int = 0) -> Stacking:
 
     The log-odds that it predicts are calibrated for images with the same fraction of fakes as
     `labels`. A few scores of a detector far outside of the range of all others count as being at a
-    limit (`limit_outliers`).
-
-    Args:
-        scores: Calibrated log-odds of fake of labelled images (n, detectors), in the order of the
-            ensemble's members.
-        labels: Labels (n,), 1 = fake.
-        seed: Seed of the solver.
-
-    Returns:
-        The parameters, for the key `stacking` of an ensemble card.
-
-    Raises:
-        ConfigError: The shapes do not match, a score is missing, or the labels are not exactly 0
-            and 1, both present.
+    limit (`limit_outliers`). The scores are (n, detectors) in the order of the ensemble's members.
+    Raises ConfigError if the shapes do not match, a score is missing, or the labels are not exactly
+    0 and 1 (fake), both present.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler

@@ -100,13 +100,10 @@ class Ground(Frozen):
 
 
 class Finding(NamedTuple):
-    """The conclusion on the origin of a file, and the evidence for and against it.
+    """The conclusion on the origin of a file, and the evidence for and against it, strongest first.
 
-    Attributes:
-        finding: The conclusion, as text for people. None if the file was not scored and no
-            statement in it supports a conclusion.
-        grounds: The evidence, strongest first. Evidence that contradicts the finding is marked with
-            "against this".
+    The conclusion is None if the file was not scored and no statement in it supports one. Evidence
+    that contradicts the finding is marked with "against this".
     """
 
     finding: str | None
@@ -124,14 +121,8 @@ class _Statement(NamedTuple):
 def find_origin(provenance: str | None, verdict: str | None, thresholds: Thresholds) -> Finding:
     """Conclude the origin of a file from its own statements and from the detectors' verdict.
 
-    Args:
-        provenance: Statements in the file about its origin, such as Content Credentials, as JSON in
-            the form of `Provenance.row`. None if there are none.
-        verdict: The ensemble's verdict. None if the image has no score.
-        thresholds: The ensemble's thresholds with their measured rates.
-
-    Returns:
-        The conclusion, and the evidence for and against it.
+    The statements, such as Content Credentials, are JSON in the form of `Provenance.row`. The
+    verdict is None if the image has no score.
     """
     statements = (
         []
@@ -187,14 +178,7 @@ def describe_rates(thresholds: Thresholds) -> str:
 
 
 def describe_error_rates(card: EnsembleCard) -> str:
-    """Return sentences on the error rates of an ensemble, which are shown next to verdicts.
-
-    Args:
-        card: An ensemble card.
-
-    Returns:
-        Sentences for people, as `format_error_rates` returns them.
-    """
+    """Return sentences on the error rates of an ensemble, which are shown next to verdicts."""
     confidence = card.guarantee.confidence if card.guarantee else None
     return format_error_rates(card.name, card.thresholds, confidence)
 
@@ -205,16 +189,9 @@ def format_error_rates(
     """Return sentences on error rates, which are shown next to verdicts.
 
     The sentences state how often the ensemble flags real images and how many generated images it
-    finds, or that these rates were not measured.
-
-    Args:
-        ensemble: Name of the ensemble. "" if it has none.
-        thresholds: The thresholds with their rates. None if they are unknown.
-        confidence: The confidence of `thresholds.upper_bound`, the upper bound of the
-            false-positive rate, from 0 to 1. None means 0.95.
-
-    Returns:
-        Sentences for people.
+    finds, or that these rates were not measured. The name "" is an ensemble without a name.
+    `confidence` is that of `thresholds.upper_bound`, the upper bound of the false-positive rate, by
+    default 0.95.
     """
     measured = thresholds or Thresholds()
     prefix, article, demonstrative = "", "The", "This"
