@@ -47,23 +47,11 @@ def compare(
 ) -> Comparison:
     """Compare two runs on the images that both scored; differences are B minus A.
 
-    Args:
-        run_a: Path or URL of run A.
-        run_b: Path or URL of run B.
-        labels: A file or an index of labels; None for the labels in the runs' own columns.
-        by: The column that matches the rows of both runs; None for `image_id`, or `sha256` if the
-            runs share no id.
-        intervals: The images to which the 95 % intervals of metrics apply. With `generators`,
-            intervals also apply to generators and sources that the labels do not have, if the
-            labels name at least eight of them. With `images`, intervals apply only to further
-            images of the labelled generators and sources.
-
-    Returns:
-        The comparison, with counts, differences, and their intervals.
-
-    Raises:
-        ConfigError: A run does not exist or has no finished listing, `by` is invalid, or a label is
-            invalid.
+    Labels are by default in the runs' own columns. The rows are matched by `image_id`, or `sha256`
+    if the runs share no id. With `generators`, the 95 % intervals also apply to generators and
+    sources that the labels do not have, if the labels name at least eight of them. With `images`,
+    the intervals apply only to further images of the labelled generators and sources. Raises
+    ConfigError if a run has no finished listing, or `by` or a label is invalid.
     """
     if by is not None and by not in get_args(By):
         raise ConfigError(
@@ -250,10 +238,7 @@ def _add_labels(
 ) -> tuple[pd.DataFrame, str | None]:
     """Return the images with `label` and `group`, and the name of the labels.
 
-    Args:
-        both: The images in both runs.
-        runs: Runs A and B.
-        labels: A file or an index of labels; None for the labels that A, or else B, carries.
+    By default they are the labels that A, or else B, carries.
     """
     if labels is not None:
         with read_labels(open_labels(labels)) as label_rows:

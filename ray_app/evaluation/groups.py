@@ -59,10 +59,8 @@ class GroupCoder:
     """Assign a number to each group of labelled rows, so that an integer column can hold labels.
 
     A group has the rows of one kind (`real`, `whole`, or `local`) and one generator. Numbers are in
-    the order in which groups first occur, over all calls of `encode`.
-
-    Args:
-        source: The name of the labels in messages.
+    the order in which groups first occur, over all calls of `encode`. `source` is the name of the
+    labels in messages.
     """
 
     def __init__(self, source: str) -> None:
@@ -80,14 +78,8 @@ class GroupCoder:
 
         The number is -1 for a row without a label. A fake is of the kind `local` if the column
         `kind` has this value or a synonym, such as `inpainted`. A fake with a mask and without a
-        kind is also `local`.
-
-        Args:
-            table: Rows with `label`, and if known `generator`, `kind`, and `mask_uri`.
-            complete: Whether every row needs a label.
-
-        Raises:
-            ConfigError: A value is invalid. The message names the labels, the row, and the value.
+        kind is also `local`. If `complete`, every row needs a label. Raises ConfigError with
+        labels, row, and value if a value is invalid.
         """
         label, kind, mask, generator = (
             _read_texts(table, name) for name in ("label", "kind", "mask_uri", "generator")
@@ -106,12 +98,9 @@ class GroupCoder:
         return codes
 
     def _find_number(self, values: list[str], rows: npt.NDArray[np.bool_], complete: bool) -> int:
-        """Return the number of the group of some rows.
+        """Return the number of the group of the given rows (n,).
 
-        Args:
-            values: The label, kind, mask ("" for no mask), and generator of the rows.
-            rows: The rows (n,) of the table with these values.
-            complete: Whether every row needs a label.
+        `values` are their label, kind, mask ("" for no mask), and generator.
         """
         label, kind, mask, generator = values
         where = f"{self._source}, row {self._rows + int(np.argmax(rows)) + 1}"

@@ -48,8 +48,8 @@ _ROWS = 65_536
 class Database:
     """A DuckDB database that keeps data beyond its memory limit in a temporary folder.
 
-    Raises:
-        StorageError: A statement fails, for example because the folder has too little free space.
+    Raises StorageError if a statement fails, for example because the folder has too little free
+    space.
     """
 
     def __init__(self) -> None:
@@ -134,22 +134,14 @@ class LabelledRows:
     nothing can be read afterwards.
 
     Attributes:
-        name: Name of the labels in messages.
         key: The column that joins labels to rows, one of `KEYS` such as `sha256`. It is `INPUT_KEY`
             if the labels are in the run's own column `input`.
         guard: The web servers that may be requested to read true masks, if labels have their URLs.
-        split: The split whose labels are used; None for all labels.
-        rows: Number of labels read.
         doubled: Number of labels that repeat an earlier label of an image.
-        other_split: Number of labels of another split.
-        joined: Number of rows with a label.
-        others: Number of rows without a label.
         other: Key of the first row without a label; None if every row has one.
         other_image: Path of the image of the first row without a label.
-        unused: Number of labels without a row.
         unused_key: Key of the first label without a row; None if every label has one.
         faults: Sentences on known faults of the labelled data, if the labels are an index.
-        database: The database with labels and rows.
     """
 
     name: str
@@ -186,15 +178,8 @@ class LabelledRows:
         """Read all labels of a file or an index of labelled images into the database.
 
         Use `read_labels` instead, which creates the object and calls this method. If an image has
-        several equal labels, the first is kept.
-
-        Args:
-            source: The file or the index.
-            names: Names of all columns that `source` has.
-
-        Raises:
-            ConfigError: A key or a label is missing, the split has no label, or two labels of an
-                image differ.
+        several equal labels, the first is kept. Raises ConfigError if a key or a label is missing,
+        the split has no label, or two labels of an image differ.
         """
         split = self.split if "split" in names else None
         columns = [
@@ -237,24 +222,12 @@ class LabelledRows:
         systems: Systems | None = None,
         map_fn: MapFunction | None = None,
     ) -> "LabelledRows":
-        """Read the newest row of each file of a run, and join the rows with the labels.
+        """Read the newest row of each file of a run, join it with the labels, and return self.
 
-        Files that the last listing no longer found are left out.
-
-        Args:
-            run: The run.
-            columns: Columns of the run to read. `VIEWS` adds the scores of perturbed copies of
-                images.
-            systems: The detectors and the ensemble whose scores are added as columns, with the
-                names of `systems.read_score_columns`; None for no scores.
-            map_fn: Reads the files of the run in tasks; None to read them in this process.
-
-        Returns:
-            This object.
-
-        Raises:
-            ConfigError: The run does not exist or has no finished listing, or its own column has an
-                invalid label.
+        Files that the last listing no longer found are left out. `VIEWS` in `columns` adds the
+        scores of perturbed copies of images. Scores of `systems` are columns with the names of
+        `systems.read_score_columns`. Raises ConfigError if the run has no finished listing, or its
+        own column has an invalid label.
         """
         score_columns = ("scores", "score", *systems.columns) if systems else ()
         selected = dict.fromkeys(
@@ -298,16 +271,10 @@ class LabelledRows:
     ) -> Iterator[pa.Table]:
         """Yield the labelled rows in batches, in the order in which `join` read them.
 
-        Args:
-            columns: Names of the columns to yield. The labels have `label`, `generator`, `kind`,
-                and texts such as `mask_uri` and `prompt`. Other names are columns of the run. A
-                column that does not exist is null.
-            include_unlabelled: Whether to also yield rows without a label.
-
-        Raises:
-            ConfigError: The labels are from the archive itself (the run's column `input`), and one
-                names a mask that must not be read. An archive may be untrusted, so it may not name
-                private files (`may_name`).
+        The labels have `label`, `generator`, `kind`, and texts such as `mask_uri` and `prompt`.
+        Other names are columns of the run. A column that does not exist is null. Raises ConfigError
+        if a label from the archive itself (the run's column `input`) names a mask that must not be
+        read. An archive may be untrusted, so it may not name private files (`may_name`).
         """
         existing = self.database.list_columns("joined")
         checked = self.key == INPUT_KEY and "mask_uri" in columns
@@ -324,11 +291,7 @@ class LabelledRows:
             yield table.select(list(columns))
 
     def _drop_duplicates(self) -> None:
-        """Keep the first label of each image.
-
-        Raises:
-            ConfigError: Two labels of an image differ.
-        """
+        """Keep the first label of each image; raise ConfigError if two differ."""
         parts, n_doubled, differing = self.rows // _GROUP_BATCH_SIZE + 1, 0, None
         for part in range(parts):
             duplicates = f"SELECT key, count(*) - 1 AS more, min(code) <> max(code) AS differ FROM labels WHERE hash(key) % {parts} = {part}"
@@ -360,10 +323,7 @@ class LabelledRows:
     def _prepare_rows(self, table: pa.Table, row: int, source: str) -> pa.Table:
         """Return rows of a run with their numbers and with their keys or their own labels.
 
-        Args:
-            table: The rows.
-            row: The number of the first row, from zero.
-            source: The name of the rows in messages.
+        The first row has the number `row`, from zero.
         """
         names = (*TRUTH, *TEXTS) if self.key == INPUT_KEY else TEXTS
         fields = read_input(table, source, names, row + 1)
@@ -410,18 +370,9 @@ def read_labels(
 ) -> LabelledRows:
     """Read all labels of a file or an index of labelled images, to be joined with a run.
 
-    Args:
-        source: The file or the index.
-        key: The column that joins labels to rows; None for the first of `KEYS` that the labels
-            have.
-        split: Only labels of this split, if the labels have splits; None for all.
-
-    Returns:
-        The labels, to be used as a context manager.
-
-    Raises:
-        ConfigError: A key or a label is missing, two labels of an image differ, or the split does
-            not exist.
+    `key` is by default the first of `KEYS` that the labels have. The result is a context manager.
+    Raises ConfigError if a key or a label is missing, two labels of an image differ, or the split
+    does not exist.
     """
     names = source.find_columns()
     selected_key = key or next((name for name in KEYS if name in names), None)
@@ -442,13 +393,6 @@ def own_labels(url: str, split: str | None = None) -> LabelledRows:
     """Return an object for labels that the run itself has in its column `input`.
 
     The labels are read when `LabelledRows.join` reads the run.
-
-    Args:
-        url: Path or URL of the run, for messages.
-        split: Use only labels of this split, if the rows have splits; None for all.
-
-    Returns:
-        The object, without labels yet.
     """
     return LabelledRows(f"the columns of {url}", INPUT_KEY, Guard(), split)
 
@@ -553,8 +497,7 @@ def _is_in_split(table: pa.Table, split: str | None) -> pa.Array:
 def _check_masks(rows: pa.Table) -> None:
     """Check that the archives of images may name the paths of their masks.
 
-    Raises:
-        ConfigError: A mask is at a path or URL that its image's archive may not name.
+    Raises ConfigError otherwise.
     """
     for uri, member, mask in zip(
         *(rows[name].to_pylist() for name in ("uri", "member", "mask_uri")), strict=True

@@ -50,20 +50,9 @@ def labels_for(
     a rule that derives labels from the paths or tables of a source, can also give them. The config
     or else the protocol names the layout. The layout is applied to the source of the run. If `run`
     is None, it is applied to the source that the config names. Labels from a layout are written to
-    `out`/index, and reused if the evaluation is repeated.
-
-    Args:
-        config: The settings of the evaluation.
-        protocol: The rules for reproducing a published table, or None.
-        run: The run; None if the source is not scored yet.
-        out: The output directory of the evaluation.
-
-    Returns:
-        The labels. None if they would be in the run's own columns, but `run` is None.
-
-    Raises:
-        ConfigError: The labels or the layout are invalid, or `leave_out_faults` is set without a
-            layout.
+    `out`/index, and reused if the evaluation is repeated. The result is None if the labels would be
+    in the run's own columns, but `run` is None. Raises ConfigError if the labels or the layout are
+    invalid, or `leave_out_faults` is set without a layout.
     """
     split = _select_split(config, protocol)
     layout = config.layout or (protocol.layout if protocol else None)
@@ -106,15 +95,8 @@ def _read_labels(source: Labels, key: str | None, split: str | None) -> Labelled
 def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
     """Check that rows of a run have labels, and return warnings about those that do not match.
 
-    Args:
-        labels: The labels, joined with the run.
-        run: The run.
-
-    Returns:
-        The warnings as sentences, for example on rows without a label and on repeated labels.
-
-    Raises:
-        ConfigError: No row has a label. The message has an example of a label and of a row.
+    The warnings are, for example, on rows without a label and on repeated labels. Raises
+    ConfigError if no row has a label.
     """
     is_own = labels.key == INPUT_KEY
     if not labels.joined and is_own:
@@ -181,12 +163,10 @@ def _key_hint(key: str) -> str:
 
 @dataclass(frozen=True)
 class EvaluationOutcome:
-    """The outcome of an evaluation.
+    """The metrics of an evaluation, and the exit status of its command.
 
-    Attributes:
-        result: The metrics.
-        exit_code: Exit status of the command. TOO_MANY_BAD if the source was scored first and too
-            many files could not be scored, else DONE.
+    The status is TOO_MANY_BAD if the source was scored first and too many files could not be
+    scored, else DONE.
     """
 
     result: EvaluationResult
@@ -198,18 +178,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationOutcome:
     """Evaluate a run against labels, or a source of images that is first scored into `out`/run.
 
     The files metrics.json, metrics.csv, metrics.parquet, and report.html are written into `out`. If
-    scoring is interrupted, the same call resumes it.
-
-    Args:
-        config: The settings, with the run or source, the labels, and the output directory.
-
-    Returns:
-        The metrics, and the exit status.
-
-    Raises:
-        ConfigError: The settings or the protocol are invalid, there are no labels, or they do not
-            match the run. Also if the output directory has results of another kind of command.
-        TouchstoneError: Scoring fails.
+    scoring is interrupted, the same call resumes it. Raises ConfigError if the settings or the
+    protocol are invalid, the labels do not match the run, or `out` has results of another kind of
+    command.
     """
     with resumable(KeyboardInterrupt):
         return _evaluate(config)
@@ -256,17 +227,7 @@ def measure(
 ) -> EvaluationResult:
     """Join labels with a run and compute all metrics, without writing anything.
 
-    Args:
-        config: The settings of the evaluation.
-        protocol: The rules for reproducing a published table; None for the plain rules.
-        run: The run.
-        labels: The labels, not joined yet.
-
-    Returns:
-        The metrics, to be written by `write_result`.
-
-    Raises:
-        ConfigError: No row of the run has a label.
+    Raises ConfigError if no row of the run has a label.
     """
     systems = list_systems(
         run,
@@ -325,10 +286,9 @@ def _open_run(config: EvaluateConfig) -> RunDirectory | None:
 
 
 def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
-    """Reject detectors and perturbations that an existing run would have to be scored with.
+    """Raise ConfigError for settings that an existing run would have to be scored with.
 
-    Raises:
-        ConfigError: Detectors, an ensemble, or perturbations are requested.
+    These are detectors, an ensemble, and perturbations.
     """
     requested = (
         {"detectors", "ensemble", "perturb"} & config.score.model_fields_set
