@@ -90,16 +90,11 @@ class CheckFacts(NamedTuple):
     """Facts on the ensemble of detectors that gave the verdicts of `touchstone check`.
 
     Attributes:
-        name: Name of the ensemble.
-        title: Title of the ensemble.
         demonstration: Whether any of the detectors is only for demonstrations, so that the verdicts
             must not be used for decisions.
         blind_to: Sentences on what the detectors cannot detect.
-        thresholds: Thresholds of the ensemble and their error rates.
-        detectors: Titles of the detectors by name.
         fingerprint: Digest of all settings that determine scores and verdicts; "" if it was not
             computed.
-        made_at: Time of the check (ISO 8601).
         confidence: Confidence of the upper bound of the ensemble's false-positive rate, such as
             0.95. None if its card states none.
     """
@@ -138,12 +133,8 @@ class CheckFacts(NamedTuple):
 class SharedText(NamedTuple):
     """An explanation that several files share, such as the reason why they have no verdict.
 
-    The texts of the files may differ in their numbers.
-
-    Attributes:
-        text: The text of the first file.
-        first: Name of the first file.
-        files: Number of files that share the text.
+    The texts of the files may differ in their numbers. `text` and `first` are the text and the name
+    of the first file, and `files` is the number of files.
     """
 
     text: str
@@ -165,14 +156,10 @@ class SharedText(NamedTuple):
 
 
 def group_texts(texts: Iterable[tuple[str, str]]) -> dict[str, SharedText]:
-    """Group texts that differ only in numbers, so that each is shown once.
+    """Group texts of (name, text) pairs that differ only in numbers, so that each is shown once.
 
-    Args:
-        texts: (name of the file, text) pairs.
-
-    Returns:
-        The groups, the most frequent first. The key of a group is its text with each number
-        replaced by 0 (`mask_numbers`).
+    The most frequent group is first. The key of a group is its text with each number replaced by 0
+    (`mask_numbers`).
     """
     first, counts = dict[str, tuple[str, str]](), Counter[str]()
     for name, text in texts:
@@ -197,13 +184,8 @@ def choose_picture_size(files: int) -> ThumbnailLimits:
 def name_rows(rows: Sequence[Row], images: Sequence[str]) -> list[str]:
     """Return the name to show for each row.
 
-    Args:
-        rows: The rows.
-        images: The paths and URLs that the user named.
-
-    Returns:
-        Paths relative to the common folder of all named files, absolute paths if that folder is
-        `/`, and URIs of files that are not local.
+    Names are paths relative to the common folder of all named files, absolute paths if that folder
+    is `/`, and URIs of files that are not local.
     """
     folders = [
         os.path.dirname(os.path.abspath(local_path(image)))
@@ -232,16 +214,7 @@ def write_check_page(
 ) -> None:
     """Write the HTML page of `touchstone check --html` to a local file atomically.
 
-    Args:
-        page: Path of the file.
-        rows: The rows, as `touchstone check --json` prints them.
-        names: The name to show for each row.
-        pictures: JPEG bytes of the image of each row. None if it cannot be shown.
-        facts: Facts on the ensemble.
-        version: Version of Touchstone.
-
-    Raises:
-        ConfigError: If the file cannot be written.
+    Arguments are those of `render_check`. Raises ConfigError if the file cannot be written.
     """
     temporary = page.with_name(f".{page.name}.{os.getpid()}")
     try:
@@ -268,16 +241,9 @@ def render_check(
     """Yield the HTML page of `touchstone check` in chunks.
 
     The page has a tile for each row, which shows the image and its verdict. If there is only one
-    row, the page is a detailed report instead.
-
-    Args:
-        rows: The rows, as `touchstone check --json` prints them.
-        names: The name to show for each row.
-        pictures: JPEG bytes of the image of each row. None if it cannot be shown.
-        facts: Facts on the ensemble.
-        page: Path of the page. Links to local files are relative to it, so that they stay valid if
-            the page and the files are moved together.
-        version: Version of Touchstone.
+    row, the page is a detailed report instead. Rows are as `touchstone check --json` prints them.
+    Pictures are JPEG bytes, or None if an image cannot be shown. Links to local files are relative
+    to `page`, so that they stay valid if the page and the files are moved together.
     """
     from ray_app.reports.html import file_link, jpeg_uri, render_in_pieces, script_hash
     from ray_app.reports.tiles import sort_attributes, tile_texts, verdict_choices
@@ -383,13 +349,7 @@ def check_lines(
 
     The lines are a table of verdicts, explanations of missing verdicts, and the evidence for
     findings, such as a signed declaration in a file. Sentences on the error rates and the limits of
-    all verdicts follow.
-
-    Args:
-        rows: The rows, as `touchstone check --json` prints them.
-        names: The name to show for each row.
-        facts: Facts on the ensemble.
-        width: Width of the terminal in columns.
+    all verdicts follow. Rows are as `touchstone check --json` prints them. `width` is in columns.
     """
     rows = [{**row, "uri": name} for row, name in zip(rows, names, strict=True)]
     lines = [verdict_table(rows, width)]
@@ -404,12 +364,8 @@ def check_lines(
 def reason_lines(rows: Sequence[Row]) -> list[str]:
     """Return lines for the terminal on why rows have no score, or the verdict `abstain`.
 
-    Args:
-        rows: The rows. Their `uri` is the name of the file to show.
-
-    Returns:
-        A line for each reason, with the number of files and the name of the first. Empty if every
-        row has the verdict `fake` or `real`.
+    Each line has the number of files and the `uri` of the first. There is none if every row has the
+    verdict `fake` or `real`.
     """
     groups = list(
         group_texts((str(row["uri"]), text) for row in rows if (text := explain(row))).values()

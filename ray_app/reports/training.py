@@ -130,13 +130,8 @@ class Figures:
     def hardest(self, label: str) -> list[tuple[str, GeneratorFigures]]:
         """Return the generators or the sources in order, beginning with the lowest AUC.
 
-        Those without an AUC are last.
-
-        Args:
-            label: `fake` for generators, `real` for sources of real images.
-
-        Returns:
-            Names of the generators or sources, with their metrics.
+        Those without an AUC are last. `label` is `fake` for generators, `real` for sources of real
+        images.
         """
         selected = [
             (name, figures) for name, figures in self.generators.items() if figures.label == label
@@ -568,10 +563,7 @@ def file_warnings(
 ) -> list[str]:
     """Return lines for the terminal on unreadable files and on suspicious masks.
 
-    Args:
-        unreadable: The first files that could not be read. None if there are none.
-        mask_warning: Sentence on masks that mark nothing or everything. None if there are none.
-        out: Directory of the training, which has the full list of unreadable files.
+    `out` has the full list of unreadable files.
     """
     lines = [f"warning: {wording.escape_invisible(mask_warning)}"] if mask_warning else []
     if unreadable:
