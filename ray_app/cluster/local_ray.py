@@ -45,17 +45,10 @@ def private_ray(hidden: Iterable[str]) -> Iterator[Path]:
     """Let a Ray that starts inside the `with` block accept requests from this process only.
 
     Requests need a random token. It is only in the environment of this process and of Ray's
-    processes. The environment of this process is restored after the block.
-
-    Args:
-        hidden: Names of environment variables that Ray's processes do not inherit, in addition to
-            those with the tokens of `touchstone serve` (`SECRETS`).
-
-    Yields:
-        The folder for Ray's files.
-
-    Raises:
-        ClusterError: If Ray was imported before it could be restricted.
+    processes. The environment of this process is restored after the block. It yields the folder for
+    Ray's files. Ray's processes do not inherit the variables `hidden`, nor those with the tokens of
+    `touchstone serve` (`SECRETS`). Raises ClusterError if Ray was imported before it could be
+    restricted.
     """
     access = _restricted_access()
     left_out = ("RAY_AUTH_TOKEN_PATH", *SECRETS, *hidden)
@@ -96,10 +89,7 @@ def _restricted_access() -> dict[str, str]:
 def require_loopback() -> None:
     """Check that the local Ray listens only on loopback addresses.
 
-    If Ray listens on another address, it is shut down.
-
-    Raises:
-        ClusterError: Ray listens on an address that other machines can reach.
+    Otherwise it is shut down, and ClusterError is raised.
     """
     import ray
 
@@ -118,12 +108,7 @@ def require_loopback() -> None:
 
 @contextmanager
 def override_environment(changes: Mapping[str, str], removed: Iterable[str]) -> Iterator[None]:
-    """Change the environment variables of this process for the `with` block.
-
-    Args:
-        changes: The variables to set.
-        removed: The names of the variables to remove.
-    """
+    """Change the environment variables of this process for the `with` block."""
     previous = {name: os.environ.pop(name, None) for name in {*changes, *removed}}
     os.environ.update(changes)
     try:

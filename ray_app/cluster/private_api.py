@@ -11,15 +11,12 @@ _log = logging.getLogger(__name__)
 
 
 def draining_nodes() -> dict[str, int]:
-    """Return the nodes that will be taken away, with the time at which this happens.
+    """Return by node id when nodes will be taken away, in milliseconds since 1970, or 0.
 
     Reason: Ray publishes notices of preemption to the workers of Ray Train only
     (`ray.train.get_preemption_info`). A scoring run needs these notices to start no new work on
     such nodes. Ray Data, Train, and Serve read the same state. Fallback: no node counts as
     draining, and work on a lost node is repeated on another node.
-
-    Returns:
-        By node id, the time in milliseconds since 1970, or 0 without a deadline.
     """
     from ray.exceptions import RayError
 
@@ -41,10 +38,7 @@ def find_current_cluster() -> str | None:
 
     Reason: Ray has no public function for the address that `auto` stands for. If the cluster has
     ended, `ray.init` waits for minutes, so its address is probed first. Fallback: None, and the
-    cluster is not probed.
-
-    Raises:
-        ConnectionError: If Ray finds no cluster on this machine.
+    cluster is not probed. Raises ConnectionError if Ray finds no cluster on this machine.
     """
     try:
         from ray._private.services import canonicalize_bootstrap_address

@@ -91,16 +91,10 @@ def cluster(config: ClusterConfig, *, hidden: Iterable[str] = ()) -> Iterator[No
     """Connect this process to Ray for the `with` block.
 
     If the process is already connected to Ray, that connection is used. Otherwise it joins the
-    cluster that the config or RAY_ADDRESS names, or starts a local Ray if none is named.
-
-    Args:
-        config: The cluster to join, or the size of the local Ray.
-        hidden: Names of environment variables that a local Ray does not inherit.
-
-    Raises:
-        ClusterError: If the address does not answer, or nodes of the cluster run other versions than
-            this process. Also if the local Ray did not start, or listens on addresses other than
-            loopback.
+    cluster that the config or RAY_ADDRESS names, or starts a local Ray if none is named. A local
+    Ray does not inherit the variables `hidden`. Raises ClusterError if the address does not answer,
+    nodes run other versions than this process, or the local Ray did not start or listens on
+    addresses other than loopback.
     """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     # Without this, Ray prints an error about each pool of actors (ray-project/ray#53727). With it,
@@ -242,12 +236,8 @@ def resources(config: ClusterConfig) -> tuple[float, float, float]:
 def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
     """Return the number of living nodes with cores, and the memory of the smallest node in bytes.
 
-    Args:
-        labels: Ray label selectors. Only nodes that match all of them are counted.
-
-    Returns:
-        The number of nodes and the memory. If no matching node has cores, 1 and the memory of this
-        machine.
+    Only nodes that match all label selectors count. If no matching node has cores, the result is 1
+    and the memory of this machine.
     """
     import ray
 
@@ -265,15 +255,9 @@ def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
 def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | None]:
     """Estimate how many nodes a run on a number of cores will use, and the memory of the smallest.
 
-    An autoscaler may add nodes later. They are assumed to be like the present nodes.
-
-    Args:
-        labels: Ray label selectors. Only nodes that match all of them are counted.
-        cpus: The number of cores for which the run is planned.
-
-    Returns:
-        The number of nodes, and the memory of the smallest node in bytes. If no matching node has
-        started, they are 1 and None.
+    An autoscaler may add nodes later. They are assumed to be like the present nodes. Only nodes
+    that match all label selectors count. The memory is in bytes. If no matching node has started,
+    the result is 1 and None.
     """
     present = _present_resources(labels)["CPU"]
     count, smallest = working_nodes(labels)
@@ -285,20 +269,13 @@ def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | No
 def map_on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
     """Apply a function to each item in Ray tasks, and yield the results in the order of the items.
 
-    As many tasks run at the same time as the cluster has cores for (see `max_concurrency`). A result
-    waits until the results before it are consumed. If the generator is closed early, running tasks
-    are not cancelled but end by themselves: `ray.cancel` of a task that is just ending aborts the
-    driver (Ray 2.60, "Tried to complete task that was not pending").
-
-    Args:
-        function: The function. It is called again for an item whose machine died, so it must be safe
-            to repeat.
-        items: The items, which are iterated as tasks become free.
-
-    Raises:
-        TouchstoneError: If a task raised it. Any other exception of a task becomes a
-            TouchstoneError whose message contains the traceback.
-        ClusterError: If Ray could not complete a task.
+    As many tasks run at the same time as the cluster has cores for (see `max_concurrency`). A
+    result waits until the results before it are consumed. If the generator is closed early, running
+    tasks are not cancelled but end by themselves: `ray.cancel` of a task that is just ending aborts
+    the driver (Ray 2.60, "Tried to complete task that was not pending"). The function is called
+    again for an item whose machine died, so it must be safe to repeat. Items are iterated as tasks
+    become free. An exception of a task that is not a TouchstoneError becomes one whose message
+    contains the traceback. Raises ClusterError if Ray could not complete a task.
     """
     return _in_tasks(function, items)
 
@@ -351,12 +328,9 @@ def _kept_sigterm_handler() -> Iterator[None]:
 
 
 def get_draining_nodes() -> dict[str, float]:
-    """Return the nodes that will be taken away, for example after a spot notice or a scale-down.
+    """Return the seconds until nodes are taken away, for example after a spot notice, by node id.
 
-    It converts the deadlines of `private_api.draining_nodes` to seconds from now.
-
-    Returns:
-        The seconds until each node is taken away, by node id; inf if that time is unknown.
+    It converts the deadlines of `private_api.draining_nodes` to seconds from now, inf if unknown.
     """
     notices = private_api.draining_nodes()
     return {
@@ -384,12 +358,8 @@ def select_current_node() -> dict[str, str]:
 def require_head(address: str, wait_s: float = PROBE_S) -> None:
     """Raise ClusterError if no process listens at the address of a Ray head.
 
-    Without this check, `ray.init` would try to connect for minutes.
-
-    Args:
-        address: `HOST:PORT`, `ray://HOST:PORT`, or `auto`, the cluster that Ray finds on this
-            machine.
-        wait_s: Seconds to wait for a connection.
+    Without this check, `ray.init` would try to connect for minutes. The address is `HOST:PORT`,
+    `ray://HOST:PORT`, or `auto`, the cluster that Ray finds on this machine.
     """
     hint = (
         "check that the cluster is running, and that the address is that of its head (HOST:PORT, usually port 6379); "
