@@ -150,16 +150,9 @@ class PipelineCard(FileConfig):
 
 
 def load_pipeline_card(name_or_path: str | Path) -> PipelineCard:
-    """Load a shipped pipeline card by name, or a card from a file.
+    """Load a shipped pipeline card by name, such as "flux.1-dev", or a card from a YAML file.
 
-    Args:
-        name_or_path: Name of a shipped card, such as "flux.1-dev", or path of a YAML file.
-
-    Returns:
-        The validated card.
-
-    Raises:
-        ConfigError: If there is no such card, or it is invalid.
+    Raises ConfigError if there is no such card, or it is invalid.
     """
     card = load_yaml(find_config("generate", name_or_path), PipelineCard)
     card._loaded_as = str(name_or_path)
@@ -169,14 +162,8 @@ def load_pipeline_card(name_or_path: str | Path) -> PipelineCard:
 def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None:
     """Check that the licence of a pipeline may be used, before images are generated.
 
-    The licence must be permissive, or a person must have accepted it.
-
-    Args:
-        card: The card of the pipeline.
-        accepted: Names of pipelines and licences that are accepted for this call only.
-
-    Raises:
-        DetectorError: If the licence is not permissive and not accepted.
+    The licence must be permissive, or a person must have accepted it. `accepted` has names of
+    pipelines and licences for this call only. Raises DetectorError otherwise.
     """
     if is_accepted(card.name, card.licence, card.terms, accepted):
         return
@@ -189,16 +176,8 @@ def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None
 def accept(name: str) -> Acceptance:
     """Record in the user's config file that the licence of a pipeline is accepted.
 
-    Args:
-        name: Name of a pipeline, path of its card, or id of a licence. It may also be the name of a
-            detector, whose licence is then accepted.
-
-    Returns:
-        The recorded licence, and the config file that has the record.
-
-    Raises:
-        ConfigError: If there is no such pipeline, detector, or licence, or if the config file is
-            damaged.
+    `name` may be that of a pipeline or a detector, the path of a card, or the id of a licence.
+    Raises ConfigError if there is none, or if the config file is damaged.
     """
     cards = [load_pipeline_card(path) for path in named_configs("generate").values()]
     for licence in {

@@ -64,21 +64,10 @@ _MEANING = {
 def generate_images(config: GenerateConfig, *, retry: bool = False) -> dict[str, Any]:
     """Generate the images of a job in `config.out`, or resume an earlier call.
 
-    Args:
-        config: Settings of the job.
-        retry: Whether to generate blocks with failed images again. Images that the pipeline's
-            safety checker blanked do not count as failed.
-
-    Returns:
-        The content of `summary.json`. Its `made` is 0 if no image was generated.
-
-    Raises:
-        ConfigError: If a setting or a prompt is invalid.
-        IdentityError: If the directory belongs to another command.
-        DetectorError: If the licence is not accepted, or the model cannot be loaded.
-        StorageError: If the directory or the prompts are unreachable.
-        ClusterError: If the cluster fails. It has the RESUMABLE note: the same call resumes.
-        KeyboardInterrupt: If the command is interrupted, also with the RESUMABLE note.
+    `retry` generates blocks with failed images again. Images that the pipeline's safety checker
+    blanked do not count as failed. The result is the content of `summary.json`, whose `made` is 0
+    if no image was generated. ClusterError and KeyboardInterrupt have the RESUMABLE note: the same
+    call resumes.
     """
     if not config.out:
         raise ConfigError(
@@ -134,15 +123,6 @@ def resolve_card(config: GenerateConfig) -> PipelineCard:
     """Load the pipeline card that a job names.
 
     If the config sets a model or a revision, these replace those of the card.
-
-    Args:
-        config: Settings of the job.
-
-    Returns:
-        The card with the model and revision of the job.
-
-    Raises:
-        ConfigError: If the card does not exist or is invalid.
     """
     card = load_pipeline_card(config.pipeline)
     # Other values are ids on the hub.
@@ -157,8 +137,7 @@ def resolve_card(config: GenerateConfig) -> PipelineCard:
 def _write_tables(store: Store, total: int) -> dict[str, Any]:
     """Write the tables and return the counts.
 
-    Raises:
-        ClusterError: If there is not exactly one row for each of the `total` images.
+    Raises ClusterError if there is not exactly one row for each of the `total` images.
     """
     statuses, formats, generators, masks = Counter[str](), Counter[str](), Counter[str](), 0
     indices = set[int]()
@@ -298,13 +277,8 @@ def _count_local_gpus(config: GenerateConfig) -> int:
 def generate_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Return the lines of text that the command prints about generated and failed images.
 
-    If any image was generated, the last lines are commands that use the images.
-
-    Args:
-        summary: The result of `generate_images`.
-
-    Yields:
-        The label and the text of each line, which `format_labels` joins.
+    If any image was generated, the last lines are commands that use the images. Each line is a
+    label and a text, which `format_labels` joins.
     """
     out = text_format.escape_invisible(summary["out"])
     names = ", ".join(summary["generators"])

@@ -80,22 +80,10 @@ _SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
 def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     """Pack the files of `config.source` into shards in `config.out`, or resume an earlier call.
 
-    The source is listed once. To pack files that are added later, use another directory.
-
-    Args:
-        config: Source, output directory, and settings.
-        retry: Whether to rewrite the shards with members that could not be read from storage.
-            Folders that could not be listed are not listed again.
-
-    Returns:
-        The content of `summary.json`.
-
-    Raises:
-        ConfigError: If the source is empty or invalid.
-        IdentityError: If the directory belongs to another command.
-        StorageError: If the directory cannot be written.
-        ClusterError: If the cluster fails. The same call resumes.
-        KeyboardInterrupt: If the command is interrupted. The same call resumes.
+    The source is listed once. To pack files that are added later, use another directory. `retry`
+    rewrites the shards with members that could not be read from storage. Folders that could not be
+    listed are not listed again. The result is the content of `summary.json`. After a ClusterError
+    or a KeyboardInterrupt, the same call resumes.
     """
     store = Store.open(config.out)
     if (existing := read_claiming_identity(store, _CLAIM)) is not None:
@@ -220,14 +208,6 @@ def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
     is divided into blocks of files, which are not divided further. Consecutive blocks go into one
     shard, up to `shard_bytes` bytes and 65,536 files. A block above these limits is a shard of its
     own.
-
-    Args:
-        store: The store with the listing.
-        form: Format of the shards.
-        shard_bytes: Maximum size of the files in a shard in bytes, except in a shard of one block.
-
-    Returns:
-        The shards in order.
     """
     runs: list[list[archives.BlockRef]] = []
     size = members = 0
@@ -250,10 +230,8 @@ def _input_type(store: Store) -> pa.StructType | None:
 def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, Any]:
     """Write `unpacked.parquet`, check that no member was lost, and return the counts.
 
-    If `summary.json` exists, return its content.
-
-    Raises:
-        ClusterError: If a member is neither in a shard nor in `unpacked.parquet`.
+    If `summary.json` exists, return its content. Raises ClusterError if a member is neither in a
+    shard nor in `unpacked.parquet`.
     """
     if store.exists("summary.json"):
         return dict(json.loads(store.read("summary.json")))
@@ -283,13 +261,8 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
 def pack_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Return the lines of text that the command prints about packed and unpacked files.
 
-    The last line is Python code that reads the shards.
-
-    Args:
-        summary: The result of `pack_archive`.
-
-    Yields:
-        The label and the text of each line, which `format_labels` joins.
+    The last line is Python code that reads the shards. Each line is a label and a text, which
+    `format_labels` joins.
     """
     out = text_format.escape_invisible(summary["out"])
     shards = text_format.pluralize(summary["shards"], f"{_SHARDS[summary['form']]} shard")
