@@ -16,18 +16,9 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     The targets are those of Platt (1999). They replace 0 and 1 by values closer to ½, which depend
     on the size of each class, so that even scores that separate the classes get a finite slope. The
     probabilities are right for images with the same fraction of fakes as in `labels`. A few scores
-    far outside of the range of all others count as being at a limit (`limit_outliers`).
-
-    Args:
-        scores: Log-odds of fake (n,).
-        labels: Labels (n,), 1 for fake and 0 for real.
-
-    Returns:
-        The slope and intercept.
-
-    Raises:
-        ValueError: A class is missing, all scores are equal, fakes score no higher than reals, or
-            the input is invalid (`check_scores`).
+    far outside of the range of all others count as being at a limit (`limit_outliers`). Scores (n,)
+    are log-odds, and labels (n,) are 1 for fake. Raises ValueError if a class is missing, all
+    scores are equal, fakes score no higher than reals, or the input is invalid (`check_scores`).
     """
     values, fake = _check_classes(scores, labels)
     slope, intercept = _fit_logistic(limit_outliers(values, fake), fake)
@@ -45,14 +36,8 @@ def expected_calibration_error(
 
     The images are sorted into bins by P(fake). The error is the mean over bins of the distance
     between the mean P(fake) and the fraction of fakes in the bin, weighted by the number of images.
-
-    Args:
-        probabilities: P(fake) (n,).
-        labels: Labels (n,), 1 for fake and 0 for real.
-        bins: Number of bins of equal width.
-
-    Raises:
-        ValueError: A probability is outside 0 … 1, or the input is invalid (`check_scores`).
+    Bins have equal width. Labels (n,) are 1 for fake. Raises ValueError if a probability is outside
+    0 … 1, or the input is invalid (`check_scores`).
     """
     p_fake, fake = check_scores(probabilities, labels)
     if p_fake.min() < 0 or p_fake.max() > 1:
@@ -65,18 +50,10 @@ def expected_calibration_error(
 
 
 def bin_sums(p_fake: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:
-    """Sort weighted probabilities into bins of equal width, and sum them per bin.
+    """Sort weighted probabilities (k,) into bins of equal width, and sum them per bin.
 
-    A calibration error is computed from these sums.
-
-    Args:
-        p_fake: Probabilities 0 … 1 (k,).
-        weights: Weights (k,), such as 1 to count all images, or the labels to count fakes.
-        bins: Number of bins.
-
-    Returns:
-        The sum of the weights in each bin (bins,), and the sum of probability × weight in each bin
-        (bins,).
+    The sums (bins,) of the weights, and of probability × weight, are for a calibration error.
+    Weights are 1 to count all images, or the labels to count fakes.
     """
     bin_of = np.minimum((p_fake * bins).astype(np.int64), bins - 1)
     sums = [
