@@ -234,26 +234,15 @@ def list_ensembles() -> list[str]:
 def is_named(kind: str, name: str | Path) -> bool:
     """Return whether a name belongs to a YAML file that is shipped or that the user has added.
 
-    Args:
-        kind: The kind of the file, such as `detectors` or `ensembles`.
-        name: The name, such as `default`.
-
-    Returns:
-        True if there is such a file. A file in the current folder does not count.
+    A file in the current folder does not count.
     """
     return str(name) in named_configs(kind) or str(name) in added_configs(kind)
 
 
 def absolute_name(kind: str, name_or_path: str) -> str:
-    """Make a path absolute, but keep a name, so that a process in another folder finds the file.
+    """Make the path of an existing file absolute, so that processes in other folders find it.
 
-    Args:
-        kind: The kind of the file, such as `detectors` or `ensembles`.
-        name_or_path: A path, or the name of a file that is shipped or that the user has added.
-
-    Returns:
-        The absolute path if `name_or_path` is the path of an existing file. Otherwise
-        `name_or_path` unchanged.
+    Any other text, such as the name of a shipped file, is returned unchanged.
     """
     is_path = not is_named(kind, name_or_path) and os.path.exists(name_or_path)
     return os.path.abspath(name_or_path) if is_path else name_or_path
@@ -271,15 +260,8 @@ _MISTAKEN_FOR = {"detectors": "ensembles", "ensembles": "detectors"}
 def find_config(kind: str, name_or_path: str | Path) -> Path:
     """Find the YAML file that a user has named on the command line or in a config.
 
-    Args:
-        kind: The kind of the file, such as `detectors`, `ensembles`, or `train`.
-        name_or_path: The name of a file that is shipped or that the user has added, or a path.
-
-    Returns:
-        The path of the file. A name takes precedence over a file in the current folder.
-
-    Raises:
-        ConfigError: If such a file does not exist. The message suggests a similar name, if any.
+    A name takes precedence over a file in the current folder. Raises ConfigError, which suggests a
+    similar name, if there is no such file.
     """
     configs = added_configs(kind) | named_configs(kind)
     if str(name_or_path) in configs:
@@ -301,16 +283,9 @@ def find_config(kind: str, name_or_path: str | Path) -> Path:
 def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
     """Read a YAML file, apply overrides, and validate the result.
 
-    Args:
-        path: The file.
-        model: The model to validate against.
-        overrides: Texts such as `a.b=c`, whose values are YAML.
-
-    Returns:
-        The model. If it is a `FileConfig`, it knows the folder of the file.
-
-    Raises:
-        ConfigError: If the file cannot be read, is not YAML, or does not fit the model.
+    Overrides are texts such as `a.b=c`, whose values are YAML. If the model is a `FileConfig`, it
+    knows the folder of the file. Raises ConfigError if the file cannot be read, is not YAML, or
+    does not fit the model.
     """
     config = validate(read_mapping(path), model, where=str(path), overrides=overrides)
     if isinstance(config, FileConfig):
@@ -319,16 +294,9 @@ def load_yaml(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> 
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file without validating its keys.
+    """Read a YAML file without validating its keys; `{}` for an empty file.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The keys and values; `{}` for an empty file.
-
-    Raises:
-        ConfigError: If the file cannot be read, is not YAML, or is not a mapping.
+    Raises ConfigError if the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
         return parse_mapping(path.read_bytes(), str(path))
@@ -337,17 +305,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
-    """Parse YAML without validating its keys.
+    """Parse YAML without validating its keys; `{}` for an empty text.
 
-    Args:
-        content: The YAML text in UTF-8.
-        where: The name of its source, such as the path of the file, for errors.
-
-    Returns:
-        The keys and values; `{}` for an empty text.
-
-    Raises:
-        ConfigError: If the text is not YAML or is not a mapping.
+    Raises ConfigError if the text is not YAML or is not a mapping.
     """
     try:
         data = _yaml(content.decode())
@@ -394,20 +354,9 @@ def validate(
 ) -> Model:
     """Apply overrides to keys and values, and return them as a model.
 
-    `~` at the start of a text is replaced by the home folder (`expand_home`).
-
-    Args:
-        data: The keys and values. They are not changed.
-        model: The model to validate against.
-        where: The name of the file in errors.
-        overrides: Texts such as `a.b=c`, whose values are YAML.
-
-    Returns:
-        The model.
-
-    Raises:
-        ConfigError: If the data do not fit the model, with one line for each wrong key. Also if an
-            override is malformed.
+    `~` at the start of a text is replaced by the home folder (`expand_home`). Overrides are texts
+    such as `a.b=c`, whose values are YAML. Raises ConfigError with one line for each wrong key if
+    the data do not fit the model, or if an override is malformed.
     """
     merged = _copy_with_home(data)
     for override in overrides:
@@ -425,16 +374,9 @@ def complete_from_run(config: Model, begun: Mapping[str, Any], *, where: str) ->
 
     A job is a training or a `touchstone data` command, which can be continued in its output
     directory. Its values apply even if the defaults of Touchstone have changed since then. Keys
-    that the user wrote stay. Sections are completed key by key.
-
-    Args:
-        config: The config with the keys that the user wrote.
-        begun: The config that the job was started with, as plain JSON.
-        where: The name of the config's source, for error messages.
-
-    Returns:
-        The completed config, or `config` unchanged if the completed config would be invalid. So the
-        caller still has to check that it fits the job (`runs.directory.claim_directory`).
+    that the user wrote stay. Sections are completed key by key. The config is returned unchanged if
+    the completed config would be invalid. So the caller still has to check that it fits the job
+    (`runs.directory.claim_directory`).
     """
     try:
         return validate(merge_mappings(begun, get_set_values(config)), type(config), where=where)
