@@ -243,11 +243,16 @@ class ListingServer:
             loop.call_soon_threadsafe(self._server.close)
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
-            connections = asyncio.all_tasks(loop)
-            for connection in connections:
-                connection.cancel()
-            loop.run_until_complete(asyncio.gather(*connections, return_exceptions=True))
+            loop.run_until_complete(_end_connections())
             loop.close()
+
+
+async def _end_connections() -> None:
+    """Cancel what waits for requests, so that no coroutine outlives its loop."""
+    connections = asyncio.all_tasks() - {asyncio.current_task()}
+    for connection in connections:
+        connection.cancel()
+    await asyncio.gather(*connections, return_exceptions=True)
 
 
 def _after_all(prefix: str) -> bytes:

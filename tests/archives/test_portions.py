@@ -32,6 +32,7 @@ from ray_app.archives.dedup import IdTable
 from ray_app.errors import StorageError
 from ray_app.storage import RetryPolicy, Store, key_prefixes
 from tests.archives.given import Dying, all_members, backwards, files_below
+from tests.make.servers.odd_listing import ORDERS, OddListingServer
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=32, blocks_per_doubling=2)
 TINY = Portions(raw_rows=256, id_rows=64, run_rows=100, few=0)
@@ -121,6 +122,22 @@ def test_portions_list_what_one_listing_lists(server, monkeypatch, pages):
     assert [ref.block for ref in read_blocks(store, 0)] == list(range(infos[-1].blocks))
     unlisted = json.loads(store.read("manifest/0/00000/unlisted.json"))
     assert unlisted["listed"] == infos[0].listed
+
+
+@pytest.mark.parametrize("quirks", [(), ("twice",)], ids=["once", "twice"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_each_object_is_listed_once_in_any_order(server, monkeypatch, order, quirks):
+    """1.0 lost 50 of these objects in the order of a tree, and 263 in the order of hashes."""
+    folders = ("set", "set-a", "set-b", "set.old", "set2", "top")
+    keys = [f"photos/{folder}/{n:04}.jpg" for folder in folders for n in range(200)]
+    keys += [f"photos/{letter}{n:02}.jpg" for letter in "az" for n in range(50)]
+    odd_server = OddListingServer(keys, ORDERS[order], quirks, page=100)
+    store = fresh_store()
+    with odd_server.in_thread() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        list(list_source(store, open_source(["s3://bucket/photos"])))
+    assert paths(store) == sorted(keys)
+    assert len(ids_and_uris(store)) == 1300
 
 
 def test_first_portion_counts_before_the_listing_ends(server):
