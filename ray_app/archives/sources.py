@@ -248,7 +248,8 @@ class Archive:
         files = f"none of {found} file{'s' if found > 1 else ''}" if found else "no file"
         return ConfigError(
             f"{names}: {files} passes {patterns}",
-            hint="check the patterns: *.jpg does not match A.JPG; ** spans folders"
+            hint="check the patterns: *.jpg does not match A.JPG; ** spans folders; "
+            "the path of a file in an archive begins with the archive, as in b.zip/photos/**"
             + "; to select archives instead of their members, write the pattern into the source"
             * bool(opened),
         )

@@ -7,6 +7,8 @@ import zlib
 
 import pytest
 
+from ray_app.archives import open_source
+from ray_app.errors import ConfigError
 from ray_app.storage import Fetcher
 from tests.archives.containers import hazards
 from tests.archives.containers.hazards import (
@@ -211,6 +213,16 @@ def test_zip_from_windows_has_folders(tmp_path):
         ("day/1/a.jpg", 1),
     ]
     assert contents(listed) == [b"1", b"2", b"3", b"4"]
+
+
+def test_patterns_select_folders_of_a_zip_from_windows(tmp_path):
+    (tmp_path / "w.zip").write_bytes(windows_zip("day\\", "day\\1\\a.jpg", "b.jpg"))
+    for pattern in ("w.zip/day/**", "**/1/*"):
+        [item] = open_source([f"{tmp_path}/w.zip"], include=[pattern])
+        assert item.member == "day/1/a.jpg"
+    with pytest.raises(ConfigError) as caught:
+        list(open_source([f"{tmp_path}/w.zip"], include=["day/**"]))
+    assert "begins with the archive, as in b.zip/photos/**" in caught.value.hint
 
 
 def test_zip_from_another_system_keeps_backslashes(tmp_path):
