@@ -38,7 +38,10 @@ _PNM_START = re.compile(rb"P[1-6]\s[\s\d#]")
 _OTHER_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "a PDF document: extract its images first"),
     (b"%!PS", "a PostScript document"),
-    (b"PK\x03\x04", "a ZIP file, or an office document: name it .zip to score the images in it"),
+    (
+        b"PK\x03\x04",
+        "a ZIP file, or an office document: touchstone score reads the images in it if it is named .zip",
+    ),
     (b"\x1f\x8b", "a gzip file: unpack it, or if it is a tar, name it .tar.gz"),
     (b"\xfd7zXZ\0", "an xz file: unpack it, or if it is a tar, name it .tar.xz"),
     (b"\x28\xb5\x2f\xfd", "a zstd file: unpack it, or if it is a tar, name it .tar.zst"),
@@ -52,7 +55,7 @@ _OTHER_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\x01\0", "an icon file (ICO)"),
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
     (b"RIFF", "a RIFF file that is not WebP (audio or video)"),
-    (b"PAR1", "a Parquet file: name it .parquet to score the images in it"),
+    (b"PAR1", "a Parquet file: touchstone score reads the images in it if it is named .parquet"),
     (
         b"version https://git-lfs.github.com/spec/",
         "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository",
@@ -158,7 +161,7 @@ def describe_signature(data: bytes) -> str | None:
     ):
         return "an HTML page, perhaps an error page saved in place of the file"
     return (
-        "a tar archive: name it .tar to score the images in it"
+        "a tar archive: touchstone score reads the images in it if it is named .tar"
         if data[257:262] == b"ustar"
         else None
     )

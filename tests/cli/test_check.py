@@ -164,18 +164,20 @@ def test_check_table_names_files_reasons_and_error_rate(photos, touchstone):
     assert sum(line.startswith(rate) for line in lines) == 1
 
 
-def test_check_names_parts_of_archives_but_not_images(tmp_path, touchstone):
+def test_check_says_how_to_score_archives_and_their_parts(tmp_path, touchstone):
     folder = tmp_path / "parts"
     folder.mkdir()
     for name, data in {
         "a.tar.aa": picture(),
         "b.tar.aa": b"\x1f\x8b\x08",
         "b.tar.ab": b"\1\2",
+        "c.zip": b"PK\3\4",
     }.items():
         (folder / name).write_bytes(data)
     rows = touchstone("check --ensemble tiny --json", folder).rows
     advice = "a part of an archive: join the parts (cat b.tar.* > b.tar)"
-    assert [row["detail"] for row in rows] == [None, advice, advice]
+    assert [row["detail"] for row in rows[:3]] == [None, advice, advice]
+    assert "touchstone score reads the images in it" in rows[3]["detail"]
 
 
 def test_check_without_any_score_exits_3(photos, touchstone):
