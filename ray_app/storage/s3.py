@@ -77,6 +77,7 @@ _GZIP = b"\x1f\x8b"
 _opening = threading.Lock()
 
 MAX_DELETED = 1000  # Maximum number of objects in one DeleteObjects request.
+MAX_LISTED = 1000  # Maximum number of keys and folders on a page of a listing.
 _LAST = "\U0010ffff"  # Sorts after all other characters.
 _LISTING_HINT = "write the URLs of the files to a table, and give list::TABLE as source"
 
@@ -483,7 +484,6 @@ def page(
     timeout_s: float,
     delimiter: str = "",
     position: Position | None = None,
-    limit: int = 1000,
 ) -> dict[str, Any]:
     """Return one page of the listing of a prefix: the response to ListObjectsV2.
 
@@ -493,7 +493,7 @@ def page(
     position = position or {}
     response: dict[str, Any] = _send_request(
         lambda client: client.list_objects_v2(
-            Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **position
+            Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=MAX_LISTED, **position
         ),
         timeout_s,
     )

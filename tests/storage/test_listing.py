@@ -248,17 +248,8 @@ def test_s3_prefix_with_pattern_letters_is_literal(s3, name):
     assert split_source(f"{bucket}/nothing {name}") == (bucket, f"nothing {name}")
 
 
-def pages_of(size, monkeypatch):
-    page = s3_requests.page
-
-    def answer(*args, limit=1000, **more):
-        return page(*args, limit=min(limit, size), **more)
-
-    monkeypatch.setattr(s3_requests, "page", answer)
-
-
 def test_s3_prefix_is_listed_page_by_page(bucket, monkeypatch):
-    pages_of(2, monkeypatch)
+    monkeypatch.setattr(s3_requests, "MAX_LISTED", 2)
     expected = below(bucket, sorted(NAMES))
     assert names(f"{bucket}/archive") == expected
     assert names(bucket) == [*expected, f"{bucket}/archive2/other.jpg"]
@@ -312,7 +303,7 @@ def divided(s3):
 @pytest.mark.parametrize("source", ["", "/in", "/in/**/x/*.jpg", "/in/?/**"])
 @pytest.mark.parametrize("enough", [1, 2, 64])
 def test_divided_prefix_lists_what_one_listing_lists(divided, monkeypatch, source, enough):
-    pages_of(10, monkeypatch)
+    monkeypatch.setattr(s3_requests, "MAX_LISTED", 10)
     monkeypatch.setattr(key_prefixes, "_ENOUGH_PREFIXES", enough)
     prefixes = divide_prefix(divided + source)
     found = [info for keys in pickle.loads(pickle.dumps(prefixes)) for info in PrefixReader(keys)]
@@ -320,6 +311,6 @@ def test_divided_prefix_lists_what_one_listing_lists(divided, monkeypatch, sourc
 
 
 def test_source_that_is_small_is_not_divided(divided, monkeypatch, tmp_path):
-    pages_of(10, monkeypatch)
+    monkeypatch.setattr(s3_requests, "MAX_LISTED", 10)
     for place in (f"{divided}/in/000.jpg", str(tmp_path), f"{divided}/in/[a]"):
         assert divide_prefix(place) == []

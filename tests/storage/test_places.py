@@ -68,8 +68,7 @@ def test_each_place_refuses_alike(folder):
 
 
 def test_folder_of_several_pages_is_listed_whole(s3, monkeypatch):
-    page = requests.page
-    monkeypatch.setattr(requests, "page", lambda *args, **more: page(*args, **more, limit=2))
+    monkeypatch.setattr(requests, "MAX_LISTED", 2)
     store = Store.open(f"{s3.bucket('places')}/pages")
     for number in range(5):
         store.write(f"{number}.json", b"{}")
