@@ -107,12 +107,11 @@ def small_pages(monkeypatch, before=lambda prefix, delimiter, position: None, si
     """The store answers with `size` keys at a time, and calls `before` first."""
     page = requests.page
 
-    def answer(bucket, prefix, *, limit=1000, delimiter="", position=None, **more):
+    def answer(bucket, prefix, *, delimiter="", position=None, **more):
         before(prefix, delimiter, position)
-        return page(
-            bucket, prefix, limit=min(limit, size), delimiter=delimiter, position=position, **more
-        )
+        return page(bucket, prefix, delimiter=delimiter, position=position, **more)
 
+    monkeypatch.setattr(requests, "MAX_LISTED", size)
     monkeypatch.setattr(requests, "page", answer)
 
 

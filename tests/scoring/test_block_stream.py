@@ -24,12 +24,7 @@ def bucket(s3, monkeypatch):
     """Sixty images in a flat prefix, listed ten to a page and twenty to a portion."""
     monkeypatch.setattr(walk, "FIRST_STEP", 20)
     monkeypatch.setattr(walk, "_PAGE", 10)
-    page = requests.page
-
-    def short_page(*args, limit=1000, **more):
-        return page(*args, limit=min(limit, 10), **more)
-
-    monkeypatch.setattr(requests, "page", short_page)
+    monkeypatch.setattr(requests, "MAX_LISTED", 10)
     flat = Store.open(s3.bucket("arriving") + "/flat")
     for number in range(60):
         flat.write(f"{number:03}.png", encoded(photo(16, 16, number), "PNG"))
