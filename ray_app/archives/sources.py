@@ -249,7 +249,7 @@ class Archive:
         return ConfigError(
             f"{names}: {files} passes {patterns}",
             hint="check the patterns: *.jpg does not match A.JPG; ** spans folders; "
-            "the path of a file in an archive begins with the archive, as in b.zip/photos/**"
+            "the path of a file in an archive begins with the archive's name, as in b.zip/photos/**"
             + "; to select archives instead of their members, write the pattern into the source"
             * bool(opened),
         )

@@ -40,12 +40,21 @@ _OTHER_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"%!PS", "a PostScript document"),
     (
         b"PK\x03\x04",
-        "a ZIP file, or an office document: touchstone score reads the images in it if it is named .zip",
+        "a ZIP file, or an office document: touchstone score reads the images in files named .zip",
     ),
-    (b"\x1f\x8b", "a gzip file: unpack it, or if it is a tar, name it .tar.gz"),
-    (b"\xfd7zXZ\0", "an xz file: unpack it, or if it is a tar, name it .tar.xz"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file: unpack it, or if it is a tar, name it .tar.zst"),
-    (b"BZh", "a bzip2 file: unpack it, or if it is a tar, name it .tar.bz2"),
+    (
+        b"\x1f\x8b",
+        "a gzip file: unpack it; touchstone score reads the images in tars named .tar.gz",
+    ),
+    (
+        b"\xfd7zXZ\0",
+        "an xz file: unpack it; touchstone score reads the images in tars named .tar.xz",
+    ),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "a zstd file: unpack it; touchstone score reads the images in tars named .tar.zst",
+    ),
+    (b"BZh", "a bzip2 file: unpack it; touchstone score reads the images in tars named .tar.bz2"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
     (b"Rar!", "a RAR archive: unpack it first"),
     (b"\x89PNG", "a PNG with a damaged signature, as by FTP in ASCII mode: fetch it again"),
@@ -55,7 +64,7 @@ _OTHER_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\0\0\x01\0", "an icon file (ICO)"),
     (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
     (b"RIFF", "a RIFF file that is not WebP (audio or video)"),
-    (b"PAR1", "a Parquet file: touchstone score reads the images in it if it is named .parquet"),
+    (b"PAR1", "a Parquet file: touchstone score reads the images in files named .parquet"),
     (
         b"version https://git-lfs.github.com/spec/",
         "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository",
@@ -161,7 +170,7 @@ def describe_signature(data: bytes) -> str | None:
     ):
         return "an HTML page, perhaps an error page saved in place of the file"
     return (
-        "a tar archive: touchstone score reads the images in it if it is named .tar"
+        "a tar archive: touchstone score reads the images in files named .tar"
         if data[257:262] == b"ustar"
         else None
     )

@@ -177,7 +177,7 @@ def test_check_says_how_to_score_archives_and_their_parts(tmp_path, touchstone):
     rows = touchstone("check --ensemble tiny --json", folder).rows
     advice = "a part of an archive: join the parts (cat b.tar.* > b.tar)"
     assert [row["detail"] for row in rows[:3]] == [None, advice, advice]
-    assert "touchstone score reads the images in it" in rows[3]["detail"]
+    assert "touchstone score reads the images in files named .zip" in rows[3]["detail"]
 
 
 def test_check_without_any_score_exits_3(photos, touchstone):
