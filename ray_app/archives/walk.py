@@ -25,7 +25,7 @@ from ray_app.archives import object_prefix, raw_listing
 from ray_app.archives.containers import Container
 from ray_app.archives.members import MapFunction, map_serial
 from ray_app.archives.sources import Archive, Opened, SourceSection
-from ray_app.storage import KeyPrefix, NotedFolders
+from ray_app.storage import KeyPrefix, NotedFolders, s3
 
 # The position of a section: its source, its number there, and the keys listed before this part.
 Order = tuple[float, int, int]
@@ -44,7 +44,6 @@ _CARRIED_BYTES = 16 * 2**20
 
 # The number of members of the first step, and the factor by which each step increases the total.
 FIRST_STEP, GROWTH = 50_000, 4
-_PAGE = 1000
 # One process reads several prefixes at once: a core handles some 40 pages per second, and a store
 # needs 50 to 200 ms for one.
 _PREFIXES_PER_TASK = 5
@@ -153,7 +152,7 @@ class ArchiveWalker:
         pending = list(self._pending_sections())
         target = self._portion_size()
         prefixes = sum(section.keys is not None for section in pending)
-        max_members = math.ceil(target / max(prefixes, 1) / _PAGE) * _PAGE
+        max_members = math.ceil(target / max(prefixes, 1) / s3.MAX_LISTED) * s3.MAX_LISTED
         remaining: list[PendingSection] = []
         found_before = self.found
         while pending and (not is_portion or self.found - found_before < target):

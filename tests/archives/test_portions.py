@@ -30,7 +30,7 @@ from ray_app.archives import (
 )
 from ray_app.archives.dedup import IdTable
 from ray_app.errors import StorageError
-from ray_app.storage import RetryPolicy, Store, key_prefixes
+from ray_app.storage import RetryPolicy, Store, key_prefixes, s3
 from tests.archives.given import Dying, all_members, backwards, files_below
 from tests.make.servers.odd_listing import ORDERS, OddListingServer
 
@@ -60,8 +60,8 @@ def server(running, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    for name, value in {"_PAGE": 10, "FIRST_STEP": 40}.items():
-        monkeypatch.setattr(walk, name, value)
+    monkeypatch.setattr(s3, "MAX_LISTED", 10)
+    monkeypatch.setattr(walk, "FIRST_STEP", 40)
     return server
 
 

@@ -23,7 +23,6 @@ from tests.make.stages import without_ray
 def bucket(s3, monkeypatch):
     """Sixty images in a flat prefix, listed ten to a page and twenty to a portion."""
     monkeypatch.setattr(walk, "FIRST_STEP", 20)
-    monkeypatch.setattr(walk, "_PAGE", 10)
     monkeypatch.setattr(requests, "MAX_LISTED", 10)
     flat = Store.open(s3.bucket("arriving") + "/flat")
     for number in range(60):

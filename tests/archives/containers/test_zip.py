@@ -222,7 +222,7 @@ def test_patterns_select_folders_of_a_zip_from_windows(tmp_path):
         assert item.member == "day/1/a.jpg"
     with pytest.raises(ConfigError) as caught:
         list(open_source([f"{tmp_path}/w.zip"], include=["day/**"]))
-    assert "begins with the archive's name, as in b.zip/photos/**" in caught.value.hint
+    assert "begins with the archive's name" in caught.value.hint
 
 
 def test_zip_from_another_system_keeps_backslashes(tmp_path):
