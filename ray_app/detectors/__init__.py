@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ray_app.detectors.card import load_card as load_card
     from ray_app.detectors.detector import Detector, load_detector
     from ray_app.detectors.preprocessing import Preprocessing as Preprocessing
-    from ray_app.detectors.preprocessing import ResizeMode
+    from ray_app.detectors.preprocessing import RequestedResize, ResizeMode, choose_resize
     from ray_app.detectors.weights import (
         MIRROR_VARIABLE,
         publish_weights,

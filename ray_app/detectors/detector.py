@@ -35,7 +35,13 @@ from ray_app.detectors.precision import (
     lower_to_bf16,
     resolve_precision,
 )
-from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
+from ray_app.detectors.preprocessing import (
+    Pixels,
+    Preprocessing,
+    RequestedResize,
+    ResizeMode,
+    choose_resize,
+)
 from ray_app.detectors.private_api import keep_freed_memory
 from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES
 from ray_app.errors import DetectorError
@@ -255,7 +261,7 @@ class Detector:
         fake: Index of the logit that means fake.
         device: Device, such as "cpu" or "cuda:0".
         precision: "bf16" or "fp32".
-        resize: "exact" or "fast", see `Preprocessing.prepare`.
+        resize: "exact" or "fast", see `Preprocessing.with_resize`.
         slots: Images per batch, if all images have the same size.
         weights_sha256: SHA-256 of the weights, for `fingerprint`.
         compiled: Whether to compile the network with `torch.compile`.
@@ -264,6 +270,7 @@ class Detector:
 
     Attributes:
         network: The network on the device.
+        preprocessing: The preprocessing of the card, with the kernel of `resize`.
         normalise: Module that converts pixels to the input of `read`.
         fingerprint: All settings that affect a score, as plain JSON.
         kinds: The fields of `BatchPrediction` that this detector can fill, such as "scores" and
@@ -294,6 +301,7 @@ class Detector:
             resize,
             slots,
         )
+        self.preprocessing = card.preprocessing.with_resize(resize)
         self._fake, self._device_type = fake, torch.device(device).type
         self.kinds = (
             "scores",
@@ -330,7 +338,7 @@ class Detector:
 
         Raises InputError if the resized image would not fit into memory.
         """
-        return self.card.preprocessing.prepare(image, self.resize)
+        return self.preprocessing.prepare(image)
 
     def keep_embeddings(self) -> None:
         """Make `read` also return embeddings: the inputs of the network's last linear layer.
@@ -486,7 +494,7 @@ def load_detector(
     *,
     device: str = "cpu",
     precision: Precision = "auto",
-    resize: ResizeMode = "exact",
+    resize: RequestedResize = "auto",
     slots: int | None = None,
     offline: bool | None = None,
     compiled: bool = False,
@@ -498,7 +506,8 @@ def load_detector(
         device: Device, such as "cpu", "cuda", or "cuda:0".
         precision: "fp32", "bf16", or "auto". "auto" means bf16 if the device multiplies bf16 faster
             than fp32 and the card allows bf16, else fp32.
-        resize: "exact" or "fast", see `Preprocessing.prepare`.
+        resize: "exact", "fast", or "auto", which is "fast" in bf16 and "exact" in fp32. See
+            `Preprocessing.with_resize`.
         slots: Images per batch. None means 4 on a CPU and 64 on a GPU.
         offline: Whether to use only weights on this machine or on the mirror that
             $TOUCHSTONE_WEIGHTS_MIRROR names. None reads $TOUCHSTONE_OFFLINE and $HF_HUB_OFFLINE.
@@ -526,9 +535,10 @@ def load_detector(
         raise DetectorError(f"{card.name}: compiled requires a GPU, got device {device}")
     files = weights.resolve_parts(card, offline)
     fake = fake_index(card, checkpoint_config(card, files[0][1]))
+    resolved = resolve_precision(precision, device, card.precision)
     return Detector(
         card, load_network(card, files), fake=fake, device=device,
-        precision=resolve_precision(precision, device, card.precision), resize=resize, slots=slots or default_slots(device),
+        precision=resolved, resize=choose_resize(resize, resolved), slots=slots or default_slots(device),
         weights_sha256=weights.combine_digests([weights.verify_part(*file) for file in files]), compiled=compiled,
     )  # fmt: skip
 

@@ -98,7 +98,7 @@ def embedding_facts(
     Args:
         card: The detector card.
         precision: Precision of the network.
-        resize: "exact" or "fast", see `Preprocessing.prepare`.
+        resize: "exact" or "fast", see `Preprocessing.with_resize`.
 
     Returns:
         The settings. `sha256` is the digest of all weights before the head, with those of the

@@ -326,8 +326,9 @@ class CalibrationSettings(Frozen):
     precision: Mapping[str, Literal["bf16", "fp32"]] = Field(
         description="numeric precision of each detector, by name"
     )
-    resize: Literal["exact", "fast"] = Field(
-        default="exact", description="resize mode of the detectors"
+    resize: Literal["auto", "exact", "fast"] = Field(
+        default="exact",
+        description="resize mode of the detectors; auto = fast for detectors in bf16",
     )
     decoders: tuple[str, ...] = Field(
         default=(), description="names and versions of the image decoders"

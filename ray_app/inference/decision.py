@@ -276,7 +276,8 @@ def require_embeddings(spec: ScoringSpec) -> None:
 
     The identifier predicts the generator of an image, and the describer its prompt. Both may read
     the embeddings of a detector. They must have been fitted on embeddings with the detector and
-    settings of the spec. Embeddings in bf16 and in fp32 are treated as equal.
+    settings of the spec. Embeddings in bf16 and in fp32, and of both resize modes, are treated as
+    equal.
 
     Raises:
         ConfigError: The embeddings differ. The message lists the differences.
@@ -290,9 +291,15 @@ def require_embeddings(spec: ScoringSpec) -> None:
 
         detector = spec.cards[card.detector]
         actual = embedding_facts(
-            detector, precision=spec.precision[card.detector], resize=spec.resize
+            detector,
+            precision=spec.precision[card.detector],
+            resize=spec.choose_resize(card.detector),
         )
-        expected = {key: value for key, value in card.embedding.items() if key != "precision"}
+        expected = {
+            key: value
+            for key, value in card.embedding.items()
+            if key not in ("precision", "resize")
+        }
         differing = [
             key for key, value in expected.items() if _plain(value) != _plain(actual.get(key))
         ]

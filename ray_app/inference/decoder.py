@@ -509,7 +509,7 @@ class BatchDecoder:
             self._spec.is_scored(name, *image.size) for name in target.detectors
         ):
             return None
-        return target.preprocessing.prepare(image, self._spec.resize)
+        return target.preprocessing.prepare(image)
 
     def open_file(
         self, image_id: int, data: File | InputError
@@ -604,7 +604,7 @@ def _detector_inputs(spec: ScoringSpec) -> list[DetectorInput]:
         DetectorInput(
             preprocessing,
             preprocessing.shape,
-            tuple(name for name, card in spec.cards.items() if card.preprocessing == preprocessing),
+            tuple(name for name, used in spec.inputs.items() if used == preprocessing),
             preprocessing == spec.describer_preprocessing,
         )
         for preprocessing in spec.preprocessings
@@ -640,7 +640,7 @@ def _count_bytes_per_pixel(spec: ScoringSpec) -> int:
 
     It counts the RGB image, and the views and arrays that are made from it.
     """
-    makes_arrays = spec.resize == "fast" or any(
+    makes_arrays = any(
         preprocessing.resampler != "pillow" or preprocessing.shape is None
         for preprocessing in spec.preprocessings
     )

@@ -51,7 +51,7 @@ from pydantic import Field, FiniteFloat
 
 from ray_app.child_messages import READY, read_request, write_answer
 from ray_app.config import Frozen
-from ray_app.detectors.preprocessing import Preprocessing, Resize, ResizeMode
+from ray_app.detectors.preprocessing import Preprocessing, Resize
 from ray_app.errors import InputError, Status
 from ray_app.images.decode import PeekedImage, peek_image
 from ray_app.images.facts import ImageFileFacts, ImageRefused, add_texture
@@ -73,8 +73,6 @@ class DecodeRequest(Frozen):
     Attributes:
         preprocessings: The preprocessings to apply. Each preprocessing that resizes gives one
             tensor. None requests the RGB pixels instead of tensors.
-        resize: `exact` resizes with the library of a detector's authors. `fast` replaces Pillow's
-            bilinear filter by that of torch.
         provenance: How to read what the file states about its origin. None does not read it.
         native: Whether native code may read a C2PA manifest. False for a file on which the child
             crashed or took too long before.
@@ -85,7 +83,6 @@ class DecodeRequest(Frozen):
     """
 
     preprocessings: tuple[Preprocessing, ...] | None = None
-    resize: ResizeMode = "exact"
     provenance: ProvenancePolicy | None = None
     native: bool = True
     measured: bool = False
@@ -110,8 +107,7 @@ class DecodeRequest(Frozen):
         when it starts, before the first request.
         """
         return any(
-            preprocessing.resampler == "torch" or self.resize == "fast"
-            for preprocessing in self.preprocessings or ()
+            preprocessing.resampler == "torch" for preprocessing in self.preprocessings or ()
         )
 
 
@@ -218,7 +214,7 @@ def _decode_request(
     facts = add_texture(image).facts if request.measured else image.facts
     try:
         tensors = [
-            preprocessing.prepare(image.pixels, request.resize).data.cast("B")
+            preprocessing.prepare(image.pixels).data.cast("B")
             for preprocessing in request.preprocessings or ()
             if preprocessing.shape
         ]

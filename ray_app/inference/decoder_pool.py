@@ -24,7 +24,7 @@ from PIL import Image
 
 from ray_app.child_messages import ANSWER, READY, pack_request
 from ray_app.child_process import ChildDeadline, ChildProcess
-from ray_app.detectors import Preprocessing, ResizeMode
+from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, TouchstoneError, describe_error
 from ray_app.images import (
     FLAG_MEANING,
@@ -498,15 +498,13 @@ class IsolatedDecoders:
             self._idle.put(child)
         self._large_image_lock = threading.Lock()
 
-    def start(
-        self, preprocessings: Sequence[Preprocessing] = (), resize: ResizeMode = "exact"
-    ) -> None:
+    def start(self, preprocessings: Sequence[Preprocessing] = ()) -> None:
         """Start every child with the libraries that these preprocessings need.
 
         Raises:
             TouchstoneError: A child does not start.
         """
-        request = DecodeRequest(preprocessings=tuple(preprocessings), resize=resize)
+        request = DecodeRequest(preprocessings=tuple(preprocessings))
         with ThreadPoolExecutor(len(self._children)) as threads:
             for started in [threads.submit(child.start, request) for child in self._children]:
                 started.result()

@@ -76,7 +76,6 @@ class IsolatedFiles:
         self._extra = len(small_images)
         self._request = DecodeRequest(
             preprocessings=(*stage.preprocessings, *small_images),
-            resize=spec.resize,
             provenance=provenance,
             measured=bool(spec.for_stage(stage).measured),
         )

@@ -281,7 +281,7 @@ class LoadedDetectors:
                     card,
                     device=spec.device,
                     precision=precision,
-                    resize=spec.resize,
+                    resize=spec.choose_resize(name),
                     slots=spec.slots,
                 )
                 # Deduplicate after each load, so that memory holds at most two copies of a backbone
@@ -383,7 +383,7 @@ class EnsembleScorer:
             users = [
                 detector
                 for detector in self._detectors.values()
-                if detector.card.preprocessing == preprocessing
+                if detector.preprocessing == preprocessing
             ]
             if (
                 preprocessing.shape is None
@@ -461,9 +461,7 @@ class EnsembleScorer:
 
     def _get_step(self, detector: Detector) -> int:
         """Return how many images a detector processes at a time."""
-        return self._loaded.steps.get(
-            (self._spec.slots, detector.card.preprocessing), self._spec.slots
-        )
+        return self._loaded.steps.get((self._spec.slots, detector.preprocessing), self._spec.slots)
 
     @property
     def _max_joined(self) -> int:
@@ -515,7 +513,7 @@ class EnsembleScorer:
         The groups are smaller if a card limits its batch.
         """
         members, slots = len(views[0].sizes), self._spec.slots
-        step = self._loaded.steps.get((slots, users[0].card.preprocessing), slots)
+        step = self._loaded.steps.get((slots, users[0].preprocessing), slots)
         for detector in users:
             step = min(step, detector.card.batch or step)
         for first in range(0, members, step):
@@ -630,7 +628,7 @@ def _group_by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[S
 def _group_by_preprocessing(detectors: Iterable[Detector]) -> dict[Preprocessing, list[Detector]]:
     users: dict[Preprocessing, list[Detector]] = defaultdict(list)
     for detector in detectors:
-        users[detector.card.preprocessing].append(detector)
+        users[detector.preprocessing].append(detector)
     return dict(users)
 
 

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from ray_app.detectors import DetectorCard, Preprocessing, ResizeMode, load_card
+from ray_app.detectors import (
+    DetectorCard,
+    Preprocessing,
+    RequestedResize,
+    ResizeMode,
+    choose_resize,
+    load_card,
+)
 from ray_app.detectors.card import Platt, default_slots
 from ray_app.detectors.card_sections import MEASURED, FactName, Facts
 from ray_app.detectors.cpu import cpu_precision
@@ -29,7 +36,6 @@ from ray_app.images.provenance import ProvenancePolicy
 from ray_app.transforms.perturbations import Perturbation
 
 RequestedPrecision = Literal["auto", "bf16", "fp32"]
-RequestedResize = Literal["auto", "exact", "fast"]
 Precisions = Mapping[str, Literal["bf16", "fp32"]]
 
 
@@ -40,10 +46,11 @@ def resolve_settings(
     resize: RequestedResize,
     *,
     waived: bool = False,
-) -> tuple[Precisions, ResizeMode]:
+) -> tuple[Precisions, RequestedResize]:
     """Choose the precision of each detector and the resize mode for an ensemble.
 
-    `auto` selects the settings with which the card was calibrated.
+    `auto` selects the settings with which the card was calibrated. Without a calibration, the
+    resize mode `auto` follows the precision of each detector (`choose_resize`).
 
     Args:
         card: The card of the ensemble.
@@ -53,7 +60,8 @@ def resolve_settings(
         waived: Whether settings that differ from those of the calibration are allowed.
 
     Returns:
-        The precision of each detector, and the resize mode.
+        The precision of each detector, and the resize mode. It is `auto` only if detectors of this
+            ensemble have different modes.
 
     Raises:
         ConfigError: The requested settings differ from those of the calibration, and `waived` is
@@ -61,13 +69,13 @@ def resolve_settings(
     """
     settings = card.settings
     if settings is None:
-        return defaults, "exact" if resize == "auto" else resize
+        return defaults, unite_resize(resize, defaults)
     precisions = (
         {name: settings.precision.get(name, default) for name, default in defaults.items()}
         if precision == "auto"
         else defaults
     )
-    mode = settings.resize if resize == "auto" else resize
+    mode = unite_resize(settings.resize if resize == "auto" else resize, precisions)
     differences = departures(settings, precisions, mode)
     if differences and not waived:
         raise ConfigError(
@@ -78,8 +86,14 @@ def resolve_settings(
     return precisions, mode
 
 
+def unite_resize(resize: RequestedResize, precision: Precisions) -> RequestedResize:
+    """Return the resize mode that all detectors have, or `auto` if their modes differ."""
+    modes = {choose_resize(resize, actual) for actual in precision.values()}
+    return modes.pop() if len(modes) == 1 else resize
+
+
 def departures(
-    settings: CalibrationSettings | None, precision: Precisions, resize: str
+    settings: CalibrationSettings | None, precision: Precisions, resize: RequestedResize
 ) -> list[str]:
     """Describe how precision and resize mode differ from those of a calibration.
 
@@ -98,10 +112,14 @@ def departures(
         for name, actual in precision.items()
         if settings.precision.get(name, actual) != actual
     ]
+    is_resized_otherwise = any(
+        choose_resize(resize, actual) != choose_resize(settings.resize, calibrated)
+        for actual, calibrated in (
+            (actual, settings.precision.get(name, actual)) for name, actual in precision.items()
+        )
+    )
     return differences + (
-        [f"resize {resize} (calibrated with {settings.resize})"]
-        if resize != settings.resize
-        else []
+        [f"resize {resize} (calibrated with {settings.resize})"] if is_resized_otherwise else []
     )
 
 
@@ -189,8 +207,8 @@ class ScoringSpec:
         cards: The detector cards by name, in the order of the ensemble.
         limits: Limits on the size of an image.
         precision: The precision (bf16 or fp32) by detector.
-        resize: `exact` resizes with the library of a detector's authors. `fast` replaces Pillow's
-            bilinear filter by that of torch.
+        resize: `exact` resizes with the library of a detector's authors. `fast` replaces Pillow by
+            torch. `auto` is fast for detectors in bf16, and exact for those in fp32.
         slots: The fixed number of images per batch.
         device: The PyTorch device of the detectors, such as `cuda`.
         provenance: How to read what files state about their origin. This adds a column and changes
@@ -215,7 +233,7 @@ class ScoringSpec:
     cards: Mapping[str, DetectorCard]
     limits: ImageLimits
     precision: Mapping[str, Precision]
-    resize: ResizeMode
+    resize: RequestedResize
     slots: int
     device: str
     provenance: ProvenancePolicy | None = field(default=None, compare=False)
@@ -282,13 +300,14 @@ class ScoringSpec:
         )
 
     def for_embeddings(
-        self, precision: Mapping[str, Precision], resize: ResizeMode
+        self, precision: Mapping[str, Precision], resize: RequestedResize
     ) -> "ScoringSpec":
         """Return the spec for scoring stored embeddings with the heads of the detectors.
 
         Args:
             precision: The precision in which the embeddings of each detector were computed.
-            resize: The resize mode of the images from which the embeddings were computed.
+            resize: The resize mode of the images from which the embeddings were computed. `auto` if
+                those of several detectors differ.
         """
         return replace(self, precision=precision, resize=resize, reads_embeddings=True)
 
@@ -305,6 +324,18 @@ class ScoringSpec:
             if card and card.detector
         }
         return {name: facts["width"] for name, facts in self.features.items()} | profiled
+
+    def choose_resize(self, name: str) -> ResizeMode:
+        """Return the resize mode of a detector."""
+        return choose_resize(self.resize, self.precision[name])
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Preprocessing]:
+        """The preprocessing of each detector, with the kernel of its resize mode."""
+        return {
+            name: card.preprocessing.with_resize(self.choose_resize(name))
+            for name, card in self.cards.items()
+        }
 
     @cached_property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
@@ -331,7 +362,11 @@ class ScoringSpec:
 
         None if the ensemble has no describer, or if the describer reads embeddings.
         """
-        return self.describer.preprocessing if self.describer else None
+        describer = self.describer
+        if describer is None or describer.preprocessing is None:
+            return None
+        precision = describer.precision_on(self.device)
+        return describer.preprocessing.with_resize(choose_resize(self.resize, precision))
 
     @cached_property
     def has_describer_pool(self) -> bool:
@@ -462,7 +497,7 @@ def _build_stages(spec: ScoringSpec) -> tuple[StageSpec, ...]:
     stages = []
     for index, detectors in enumerate((names[:count], names[count:]) if is_cascade else (names,)):
         cards = {name: spec.cards[name] for name in detectors}
-        scored = _deduplicate(card.preprocessing for card in cards.values())
+        scored = _deduplicate(spec.inputs[name] for name in cards)
         describer_input = spec.describer_preprocessing if index == 0 else None
         stages.append(
             StageSpec(
@@ -507,7 +542,8 @@ def make_spec(
         limits: Limits on the size of an image.
         device: The device of the detectors.
         precision: The requested precision. `auto` uses that of the calibration or of the device.
-        resize: The requested resize mode. `auto` uses that of the calibration.
+        resize: The requested resize mode. `auto` uses that of the calibration, or else is fast for
+            detectors in bf16.
         slots: Images per batch. None chooses the default of the device.
         provenance: How to read what files state about their origin. None does not read it.
         views: Perturbations. Each image is also scored after each of these.
@@ -764,7 +800,7 @@ def _estimate_pool_gmac(
     fractions = dict.fromkeys(spec.late, second_stage)
     sizes = {name: fractions.get(name, 1.0) * card.gmac for name, card in spec.cards.items()}
     sizes = count_shared_once(
-        sizes, spec, lambda card: (card.preprocessing, card.own_pool, card.name in fractions)
+        sizes, spec, lambda card: (spec.inputs[card.name], card.own_pool, card.name in fractions)
     )
     describer_gmac = described_fraction * (spec.describer.gmac or 0.0) if spec.describer else 0.0
     *others, last = (spec.passes * sum(sizes[name] for name in pool) for pool in spec.pools)

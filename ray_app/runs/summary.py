@@ -329,7 +329,7 @@ def bottleneck(seconds: Mapping[str, float]) -> document.Bottleneck | None:
 _ADVICE = {
     "fetch": "reading from storage; run closer to the bucket, or use more workers",
     "decode": "decoding images; add CPU cores: decoding scales with cores, with or without a GPU",
-    "prepare": "resizing and cropping; add CPU cores, or allow --set resize=fast",
+    "prepare": "resizing and cropping; add CPU cores, or, if images are resized exactly, --set resize=fast",
     "wait": "waiting for memory for large images; raise cluster.decode_bytes, or use nodes with more memory",
     "load": "loading detectors that do not fit together; raise cluster.worker_bytes, or use fewer detectors",
     "score": "the detectors themselves; add cores or a GPU, or use a lighter ensemble",

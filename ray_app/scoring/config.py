@@ -100,7 +100,8 @@ class ScoreConfig(Frozen):
     )
     resize: Literal["auto", "exact", "fast"] = Field(
         default="auto",
-        description="exact = as published; fast = at most one grey level away; auto = as the ensemble was calibrated, or exact",
+        description="exact = as published; fast = by torch, at most two grey levels away; auto = as the ensemble was calibrated, "
+        "or fast for detectors in bf16",
     )
     waive_guarantee: bool = Field(
         default=False,

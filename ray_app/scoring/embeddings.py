@@ -37,7 +37,9 @@ def select_embeddings(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, 
     for detector, card in spec.cards.items():
         names = [name for name, detectors in detectors_by_name.items() if detector in detectors]
         if names:
-            facts = embedding_facts(card, precision=spec.precision[detector], resize=spec.resize)
+            facts = embedding_facts(
+                card, precision=spec.precision[detector], resize=spec.choose_resize(detector)
+            )
             if detector in names or facts not in selected.values():
                 selected[detector] = facts
     return selected

@@ -482,9 +482,9 @@ def _described_fraction(spec: ScoringSpec, work: SampleWork | None) -> float | N
 
 def _tensors(spec: ScoringSpec) -> list[plan_model.PlannedTensor]:
     """Return each distinct preprocessing with the detectors that share its tensor."""
-    users = [(name, card.preprocessing) for name, card in spec.cards.items()]
-    if spec.describer and spec.describer.preprocessing:
-        users.append((spec.describer.name, spec.describer.preprocessing))
+    users = list(spec.inputs.items())
+    if spec.describer and spec.describer_preprocessing:
+        users.append((spec.describer.name, spec.describer_preprocessing))
     return [
         plan_model.PlannedTensor(
             preprocessing=preprocessing.model_dump(mode="json", exclude_defaults=True),
@@ -500,7 +500,7 @@ def _backbones(spec: ScoringSpec) -> list[plan_model.PlannedBackbone]:
     groups: dict[str, dict[object, list[str]]] = {}
     for name, card in spec.cards.items():
         if card.backbone is not None:
-            key = (card.preprocessing, spec.precision[name])
+            key = (spec.inputs[name], spec.precision[name])
             groups.setdefault(card.backbone.name, {}).setdefault(key, []).append(name)
     return [
         plan_model.PlannedBackbone(name=name, runs_once_for=list(users.values()))

@@ -22,7 +22,7 @@ MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
 # Seconds to commit a block to a store, which a sample on the local disk does not measure.
 PUT_S = 0.1
 
-_RESIZES = "or, if a grey level does not matter, --set resize=fast"
+_RESIZES = "or, if images are resized exactly, --set resize=fast"
 _FASTER = "make blocks larger: --set block_members=4096; or put the run directory on faster storage"
 _FEWER_WORDS = (
     "describe only flagged images (profile.describe), with fewer beams, or with a cheaper describer"

@@ -22,7 +22,7 @@ import numpy as np
 
 from ray_app.archives import BlockRef, Ids, copy_manifest, list_complete_manifests
 from ray_app.archives.sources import EMBEDDINGS
-from ray_app.detectors import DetectorCard
+from ray_app.detectors import DetectorCard, RequestedResize
 from ray_app.errors import ConfigError
 from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, StageClock
 from ray_app.inference.embedding_scorer import EmbeddingScorer
@@ -184,7 +184,8 @@ class StoredHeads:
             ConfigError: If the ensemble was calibrated on other embeddings, or needs images.
         """
         precision = {name: head.facts["precision"] for name, head in self.heads.items()}
-        resize = next(iter(self.heads.values())).facts["resize"]
+        modes = {head.facts["resize"] for head in self.heads.values()}
+        resize: RequestedResize = modes.pop() if len(modes) == 1 else "auto"
         departing = departures(spec.ensemble.settings, precision, resize)
         if departing and not waived:
             raise ConfigError(

@@ -182,7 +182,8 @@ class ServeConfig(Frozen):
         default="auto", description="auto = as calibrated, or as the cards of the detectors state"
     )
     resize: Literal["auto", "exact", "fast"] = Field(
-        default="auto", description="auto = as the ensembles were calibrated, or exact"
+        default="auto",
+        description="auto = as the ensembles were calibrated, or fast for detectors in bf16",
     )
     waive_guarantee: bool = Field(
         default=False,

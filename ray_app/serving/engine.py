@@ -150,7 +150,7 @@ class Engine:
         served = load_ensembles(config, plan)
         spec = served.plan.spec
         with ThreadPoolExecutor(1) as starting:
-            started = starting.submit(self._decoders.start, spec.preprocessings, spec.resize)
+            started = starting.submit(self._decoders.start, spec.preprocessings)
             # These imports load torch while the decoders start.
             from ray_app.inference.scorer import ImageDescriber
             from ray_app.inference.worker import open_scorer
@@ -193,10 +193,9 @@ class Engine:
         """
         image = PendingImage(request, self.served.find(request.ensemble, request.fpr))
         spec = image.ensemble.spec
-        cards = [self._spec.cards[name] for name in request.detectors]
         preprocessings = (
             *spec.stages[0].preprocessings,
-            *(card.preprocessing for card in cards),
+            *(self._spec.inputs[name] for name in request.detectors),
         )
         self._decode(image, preprocessings, with_provenance=True)
         return image
@@ -227,7 +226,6 @@ class Engine:
         """Add the pixels of some preprocessings to an image, or the error that refuses it."""
         decode_request = DecodeRequest(
             preprocessings=tuple(dict.fromkeys(preprocessings)),
-            resize=self._spec.resize,
             provenance=self._provenance if with_provenance else None,
             measured=bool(self._spec.measured),
         )
@@ -360,7 +358,7 @@ class Engine:
         if not rows or not names:
             return DetectorOutputs()
         for row in rows:
-            self._decode(images[row], [spec.cards[name].preprocessing for name in names])
+            self._decode(images[row], [spec.inputs[name] for name in names])
         rows = [row for row in rows if images[row].refused is None]
         if not rows:
             return DetectorOutputs()

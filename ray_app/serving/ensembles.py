@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ray_app.detectors import DetectorCard, licences, resolve_weights
+from ray_app.detectors import DetectorCard, RequestedResize, licences, resolve_weights
 from ray_app.detectors.callables.process import require_device
 from ray_app.detectors.weights import resolve_part
 from ray_app.ensembles import (
@@ -21,7 +21,7 @@ from ray_app.ensembles import (
 )
 from ray_app.errors import ConfigError
 from ray_app.inference import ScoringSpec
-from ray_app.inference.spec import Precision, make_spec
+from ray_app.inference.spec import Precision, make_spec, unite_resize
 from ray_app.runs import fingerprint
 from ray_app.scoring.identity import scoring_facts
 from ray_app.serving.config import ServeConfig
@@ -125,7 +125,7 @@ def plan_ensembles(config: ServeConfig) -> EnsemblePlan:
             name for name in further.cards if not any(name in spec.cards for spec in specs)
         )
         specs.append(further)
-    specs = _align_settings(specs)
+    specs = _align_settings(specs, config.resize)
     merged = _merge_specs(specs)
     for card in merged.cards.values():
         licences.require_accepted(card, config.accept_licences)
@@ -187,11 +187,12 @@ def _make_spec(card: EnsembleCard, config: ServeConfig) -> ScoringSpec:
     )
 
 
-def _align_settings(specs: Sequence[ScoringSpec]) -> list[ScoringSpec]:
+def _align_settings(specs: Sequence[ScoringSpec], requested: RequestedResize) -> list[ScoringSpec]:
     """Return the specs with the same resize mode, and the same precision for each detector.
 
-    Calibrated ensembles determine them, and the others adopt their settings. Raises ConfigError if
-    two ensembles were calibrated under different settings.
+    Calibrated ensembles determine them, and the others adopt their settings. Without a calibrated
+    ensemble, `requested` is the resize mode. Raises ConfigError if two ensembles were calibrated
+    under different settings.
     """
     precision: dict[str, Precision] = {}
     calibrated = [spec for spec in specs if spec.ensemble.settings is not None]
@@ -208,15 +209,11 @@ def _align_settings(specs: Sequence[ScoringSpec]) -> list[ScoringSpec]:
             f"{' and '.join(resize.values())} were calibrated under different resize modes",
             hint="serve them from separate endpoints",
         )
-    mode = next(iter(resize), specs[0].resize)
+    for spec in specs:
+        precision = {**spec.precision, **precision}
+    mode = unite_resize(next(iter(resize), requested), precision)
     return [
-        replace(
-            spec,
-            precision={
-                name: precision.get(name, default) for name, default in spec.precision.items()
-            },
-            resize=mode,
-        )
+        replace(spec, precision={name: precision[name] for name in spec.precision}, resize=mode)
         for spec in specs
     ]
 

@@ -81,7 +81,7 @@ def load_scoring_detector(job: TrainingJob) -> "Detector":
     """Load the detector of the job's card on the workers' device, as `touchstone score` does."""
     from ray_app.detectors import load_detector
 
-    return load_detector(job.card, device=job.layout.device)
+    return load_detector(job.card, device=job.layout.device, resize="exact")
 
 
 def compute_embeddings(

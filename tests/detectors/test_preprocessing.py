@@ -19,6 +19,9 @@ SQUASHES = [
     for mode in ("bilinear", "bicubic")
 ]
 
+# torch rounds the weights of its filter to 16 bits.
+MOST_LEVELS = {"bilinear": 1, "bicubic": 2}
+
 # Of Pillow 12.3's Image.thumbnail((256, 256), BILINEAR): (width, height), and the first 16 digits
 # of the pixels' SHA-256. Sides of 1024 px and more are first reduced by whole blocks; for the last
 # shape Pillow 13 takes columns before rows.
@@ -115,7 +118,7 @@ RESIZES = (
 )
 def test_every_size_gives_the_promised_array(height, width, crop, resize, resampler, speed, pad):
     preprocessing = Preprocessing(resize=resize, center_crop=crop, resampler=resampler, pad=pad)
-    pixels = preprocessing.prepare(image(height, width), speed)
+    pixels = preprocessing.with_resize(speed).prepare(image(height, width))
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     assert pixels.flags.writeable
@@ -138,10 +141,25 @@ def test_portraits_are_pillow_12_s_under_every_version(mode):
         assert sha(pixels) == digest, (height, width, size, filter)
 
 
-def test_a_strip_that_would_not_fit_into_memory_is_refused():
-    with pytest.raises(InputError) as caught:
-        SHORT440.prepare(Image.new("RGB", (1, 60_000)))
-    assert caught.value.status is Status.IMAGE_TOO_LARGE
+@pytest.mark.parametrize("resize", ["exact", "fast"])
+def test_strip_that_would_not_fit_into_memory_is_refused(resize):
+    wide = Preprocessing(resize=Resize(mode="squash", size=1100))
+    for preprocessing in (SHORT440, wide):
+        with pytest.raises(InputError) as caught:
+            preprocessing.with_resize(resize).prepare(Image.new("RGB", (1, 62_000)))
+        assert caught.value.status is Status.IMAGE_TOO_LARGE
+
+
+def test_fast_resize_replaces_pillow_alone():
+    for preprocessing in (SHORT440, *SQUASHES):
+        assert preprocessing.with_resize("exact") is preprocessing
+        assert preprocessing.with_resize("fast").resampler == "torch"
+    for kept in (
+        Preprocessing(resize=Resize(mode="thumbnail", size=256)),
+        Preprocessing(center_crop=224),
+        SHORT440.model_copy(update={"resampler": "opencv"}),
+    ):
+        assert kept.with_resize("fast") is kept
 
 
 def test_thumbnails_are_pillow_s_under_every_version():
@@ -179,13 +197,14 @@ def test_kept_sizes_are_ragged():
     [SHORT440, *SQUASHES],
     ids=lambda p: f"{p.resize.mode}{p.resize.size}-{p.filter}",
 )
-def test_fast_is_at_most_one_grey_level_away(preprocessing):
+def test_fast_resize_is_at_most_two_grey_levels_away(preprocessing):
+    fast, levels_away = preprocessing.with_resize("fast"), MOST_LEVELS[preprocessing.filter]
     noise = Image.effect_noise((1024, 768), 60).convert("RGB")
     apart = []
     for source in (image(300, 400), image(640, 480), image(97, 61), noise):
         exact = preprocessing.prepare(source).astype(int)
-        apart.append(np.abs(exact - preprocessing.prepare(source, "fast")))
-    assert max(levels.max() for levels in apart) <= 1
+        apart.append(np.abs(exact - fast.prepare(source)))
+    assert max(levels.max() for levels in apart) <= levels_away
     assert np.mean([levels.mean() for levels in apart]) < 0.03
 
 

@@ -45,7 +45,7 @@ def scripted(script: str) -> type[DecoderProcess]:
 
 
 def request(*preprocessings, **options) -> DecodeRequest:
-    return DecodeRequest(preprocessings=preprocessings or (TINY,), resize="exact", **options)
+    return DecodeRequest(preprocessings=preprocessings or (TINY,), **options)
 
 
 def state(pid: int) -> str:

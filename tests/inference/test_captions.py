@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.detectors import load_card
+from ray_app.detectors import Preprocessing, load_card
 from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles import Thresholds, build_ensemble
 from ray_app.ensembles.card import EnsembleProfile
@@ -111,7 +111,7 @@ def test_prompts_of_all_images_are_those_of_the_describer(written, files, descri
     for row in set(range(len(files))) - {BAD}:
         given = vectors[row]
         if sees is not None:
-            given = sees.prepare(decode_image(files[row], spec.limits).pixels, "exact")
+            given = sees.prepare(decode_image(files[row], spec.limits).pixels)
         (expected,) = alone.describe(given[None])
         found = scored.outputs.captions[row]
         assert found.text == expected.text
@@ -197,8 +197,9 @@ def test_library_names_generator_and_prompt(written, files, middle):
 def test_identifier_of_other_embeddings_is_rejected(written):
     spec = spec_of(written)
     require_embeddings(spec)
-    require_embeddings(replace(spec, precision=dict.fromkeys(spec.cards, "bf16")))
-    with pytest.raises(ConfigError, match="resize: fitted on exact, now fast"):
-        require_embeddings(replace(spec, resize="fast"))
+    require_embeddings(replace(spec, precision=dict.fromkeys(spec.cards, "bf16"), resize="fast"))
+    other_size = spec.cards["cheap"].model_copy(update={"preprocessing": Preprocessing()})
+    with pytest.raises(ConfigError, match="preprocessing: fitted on"):
+        require_embeddings(replace(spec, cards={**spec.cards, "cheap": other_size}))
     with pytest.raises(ConfigError, match="cheap, which does not score every image"):
         spec_of(written | {"detectors": written["detectors"][1:]}, None)

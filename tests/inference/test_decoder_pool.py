@@ -47,7 +47,7 @@ def pids_of(pool):
 def shared():
     """Two children without torch; tests may kill them."""
     with closing(IsolatedDecoders(LIMITS, processes=2, wall_limit_s=20)) as pool:
-        pool.start((TINY,), "exact")
+        pool.start((TINY,))
         yield pool
 
 
@@ -64,15 +64,17 @@ def refusal(pool: IsolatedDecoders, data: bytes) -> ImageRefused:
 def test_pool_prepares_the_pixels_of_the_batch_job():
     cards = MappingProxyType({name: load_card(name) for name in CARDS})
     with closing(IsolatedDecoders(LIMITS, processes=1, wall_limit_s=60)) as pool:
-        pool.start(ALL, "exact")
         exact = [(name, "exact") for name in PICTURES]
         for name, resize in [*exact, ("large", "fast"), ("tiny", "fast")]:
             data = PICTURES[name]()
-            spec = ScoringSpec(load_ensemble_card("tiny"), cards, LIMITS, {}, resize, 1, "cpu")
-            assert spec.preprocessings == ALL
+            precision = dict.fromkeys(cards, "fp32")
+            spec = ScoringSpec(
+                load_ensemble_card("tiny"), cards, LIMITS, precision, resize, 1, "cpu"
+            )
+            wanted = tuple(preprocessing.with_resize(resize) for preprocessing in ALL)
+            assert spec.preprocessings == wanted
             expected = BatchDecoder(spec, StageClock()).decode([(0, data)])
-            wanted = DecodeRequest(preprocessings=ALL, resize=resize)
-            found = pool.prepare(data, wanted)
+            found = pool.prepare(data, DecodeRequest(preprocessings=wanted))
             assert found.facts == expected.outcomes[0].facts
             for preprocessing, mine, batch in zip(ALL, found.pixels, expected.pixels, strict=True):
                 if preprocessing.shape is None:  # Images that keep their size do not travel.

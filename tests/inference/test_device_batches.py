@@ -169,7 +169,7 @@ def test_split_stages_stay_on_the_gpu(monkeypatch):
     networks, devices = {card.name: bare(card) for card in cards}, []
 
     def loaded(card, *, device, precision, resize, slots):
-        return detector_on_cuda(card, networks[card.name], precision, slots)
+        return detector_on_cuda(card, networks[card.name], precision, slots, resize)
 
     def gathered(block):
         devices.extend(part.device.type for parts in block.parts.values() for part in parts)

@@ -5,7 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from ray_app.ensembles import CalibrationSettings, EnsembleCard, EnsembleMember, load_ensemble_card
+from ray_app.ensembles import (
+    CalibrationSettings,
+    EnsembleCard,
+    EnsembleMember,
+    build_ensemble,
+    load_ensemble_card,
+)
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
@@ -28,7 +34,8 @@ def spec(settings, **asked):
 
 def test_auto_is_the_setting_of_the_calibration():
     assert (spec(FAST).precision[TINY], spec(FAST).resize) == ("bf16", "fast")
-    assert spec(None).resize == "exact"
+    assert spec(None, precision="fp32").resize == "exact"
+    assert spec(None, precision="bf16").resize == "fast"
     asked = spec(None, resize="fast", precision="fp32")
     assert (asked.resize, asked.precision[TINY]) == ("fast", "fp32")
     assert (
@@ -53,6 +60,25 @@ def test_other_setting_needs_a_waived_guarantee(asked, said):
     assert "waive_guarantee" in refused.value.hint
     waived = spec(FAST, **asked, waive_guarantee=True)
     assert departures(FAST, waived.precision, waived.resize)
+
+
+def test_auto_resize_follows_the_precision_of_each_detector():
+    names = ["community-forensics-vits384", "clip-cues"]  # The card of the second sets fp32.
+    mixed = make_spec(build_ensemble(names), limits=ImageLimits(), device="cuda")
+    assert mixed.resize == "auto"
+    assert [mixed.choose_resize(name) for name in names] == ["fast", "exact"]
+    first, second = (mixed.inputs[name] for name in names)
+    assert (first.resampler, second) == ("torch", mixed.cards["clip-cues"].preprocessing)
+    assert mixed.preprocessings == (first, second)
+    assert (
+        departures(
+            CalibrationSettings(precision=mixed.precision, resize="auto"), mixed.precision, "auto"
+        )
+        == []
+    )
+    assert departures(CalibrationSettings(precision=mixed.precision), mixed.precision, "auto") == [
+        "resize auto (calibrated with exact)"
+    ]
 
 
 def test_library_follows_the_card():

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.detector import Detector, build_network
+from ray_app.detectors.preprocessing import ResizeMode
 from tests.make.networks.fill import Undrawn
 
 
@@ -81,7 +82,11 @@ def on_fake_cpu(network: nn.Module) -> nn.Module:
 
 
 def detector_on_cuda(
-    card: DetectorCard, network: nn.Module, precision: str, slots: int = 2
+    card: DetectorCard,
+    network: nn.Module,
+    precision: str,
+    slots: int = 2,
+    resize: ResizeMode = "exact",
 ) -> Detector:
     """Inside `fake_cuda`: the detector as `load_detector` makes it once its weights are read."""
     fake = 0 if card.output.sign else card.output.index_among(card.output.labels)
@@ -91,7 +96,7 @@ def detector_on_cuda(
         fake=fake,
         device="cuda",
         precision=precision,
-        resize="exact",
+        resize=resize,
         slots=slots,
         weights_sha256="0",
     )

@@ -178,7 +178,7 @@ def test_plan_of_an_unfinished_run_has_the_blocks_left(archive, tmp_path):
     assert (run["blocks_left"], run["members_left"]) == left
     assert plan["members"] == info.members - 8
     with pytest.raises(IdentityError, match="another command"):
-        plan_here(config.model_copy(update={"resize": "fast"}))
+        plan_here(config.model_copy(update={"batch_slots": 3}))
     RunDirectory.open(config.out).store.delete("manifest/0/_complete")
     plan = plan_here(config, probe=0)
     assert (plan.run.state, plan.members) == ("begun", info.members)

@@ -119,8 +119,8 @@ def test_finished_run_scores_what_is_new_or_changed(score, archive, monkeypatch)
 
 def test_run_refuses_other_settings_and_a_second_command(score, sample_archive, copied):
     with pytest.raises(IdentityError) as caught:
-        score(sample_archive, out=copied, resize="fast")
-    assert 'resize: this command "fast", the run "exact"' in str(caught.value)
+        score(sample_archive, out=copied, batch_slots=3)
+    assert "batch_slots: this command 3, the run 4" in str(caught.value)
     assert caught.value.exit_code is ExitCode.USAGE
     finished, _ = score(sample_archive, out=copied, cluster=ClusterConfig(workers=1))
     assert finished.summary["session"]["rows"] == 0, "other workers are no other settings"

@@ -82,7 +82,9 @@ def test_settings_of_a_calibrated_ensemble_are_for_all(tmp_path):
     assert {(one.resize, one.precision["touchstone-tiny"]) for one in plan.ensembles.values()} == {
         ("fast", "fp32")
     }
-    assert plan_ensembles(ServeConfig(ensembles=("tiny",))).spec.resize == "exact"
+    for precision, resize in (("fp32", "exact"), ("bf16", "fast")):
+        config = ServeConfig(ensembles=("tiny",), precision=precision)
+        assert plan_ensembles(config).spec.resize == resize
 
 
 def test_ensembles_calibrated_otherwise_are_rejected(tmp_path):
