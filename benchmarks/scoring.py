@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.contenders.contender import Contender, Record
-from benchmarks.contenders.touchstone import default_command
+from benchmarks.contenders.touchstone import another_checkout, default_command
 from benchmarks.environments import FOLDER
 from benchmarks.figures import Measurement, figures, table
 from benchmarks.machine import Steal, machine, versions
@@ -47,6 +47,12 @@ COUNTS: dict[bool, dict[str, dict[str, int]]] = {
             "daft_guide": 1600,
             "": 960,
         },
+        "default_ensemble": {
+            "limit": 200,
+            "touchstone": 1200,
+            "touchstone_before": 1000,
+            "": 900,
+        },
         "compute_bound": {
             "limit": 40,
             "touchstone": 160,
@@ -65,6 +71,12 @@ COUNTS: dict[bool, dict[str, dict[str, int]]] = {
             "daft_guide": 3000,
             "": 1600,
         },
+        "default_ensemble": {
+            "limit": 400,
+            "touchstone": 2400,
+            "touchstone_before": 2000,
+            "": 1800,
+        },
         "compute_bound": {
             "limit": 60,
             "touchstone": 320,
@@ -81,6 +93,10 @@ PACKAGES = ("touchstone", "torch", "torchvision", "ray", "pillow", "timm", "nump
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
+    if options.before:
+        before = another_checkout(options.before.resolve())
+        CONTENDERS[before.name] = before
+        options.contenders = [*options.contenders, before.name]
     left_out = _left_out(options.contenders, options.environments)
     options.contenders = [name for name in options.contenders if name not in left_out]
     counts = {
@@ -290,6 +306,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=FOLDER,
         help="where contenders' own environments are kept  [%(default)s]",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="CHECKOUT",
+        help="also measure `touchstone score` of another checkout with its own .venv",
     )
     parser.add_argument(
         "--scale", type=float, default=1.0, help="times as many images, for trying it out"

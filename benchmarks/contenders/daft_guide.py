@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.contenders.contender import Contender, InEnvironment, Record, arguments, printed
 from benchmarks.environments import Environment
 from benchmarks.measuring import cumulative
-from benchmarks.work import cores
+from benchmarks.work import Work, cores
 
 BATCH = 16
 ENVIRONMENT = Environment("daft", ("daft==0.7.26",))
@@ -27,7 +27,7 @@ def main() -> None:
     from daft import DataType, col
     from daft.functions import download
 
-    from ray_app.detectors import load_card, load_detector
+    from benchmarks.contenders.detectors import load_all
     from ray_app.images import ImageLimits, decode_image
 
     work, count, _ = arguments()
@@ -36,28 +36,29 @@ def main() -> None:
 
     @daft.cls(max_concurrency=cores())
     class Model:
-        def __init__(self, card: str) -> None:
+        def __init__(self, work: Work) -> None:
             torch.set_num_threads(1)
-            self.detector, self.limits = load_detector(load_card(card)), ImageLimits()
+            self.detectors, self.limits = load_all(work), ImageLimits()
 
         @daft.method.batch(return_dtype=said, batch_size=BATCH)
         def score(self, files: daft.Series) -> list[dict[str, float]]:
-            detector, scores = self.detector, []
-            data = files.to_pylist()
-            for start in range(0, len(data), detector.slots):
-                prepared = [
-                    detector.prepare(decode_image(one, self.limits).pixels)
-                    for one in data[start : start + detector.slots]
+            scores: list[float] = []
+            data, slots = files.to_pylist(), self.detectors[0].slots
+            for start in range(0, len(data), slots):
+                images = [
+                    decode_image(one, self.limits).pixels for one in data[start : start + slots]
                 ]
-                empty = [np.zeros_like(prepared[0])] * (detector.slots - len(prepared))
-                scores += detector.score(np.stack(prepared + empty))[: len(prepared)].tolist()
+                columns = []
+                for detector in self.detectors:
+                    prepared = [detector.prepare(image) for image in images]
+                    empty = [np.zeros_like(prepared[0])] * (slots - len(prepared))
+                    columns.append(detector.score(np.stack(prepared + empty))[: len(prepared)])
+                scores += np.mean(columns, axis=0).tolist()
             finished_at = time.time()
             return [{"score": score, "finished_at": finished_at} for score in scores]
 
     photographs = daft.from_pydict({"path": [str(path) for path in work.files(count)]})
-    predictions = photographs.select(
-        "path", Model(work.card).score(download(col("path"))).alias("said")
-    )
+    predictions = photographs.select("path", Model(work).score(download(col("path"))).alias("said"))
     batches: Counter[float] = Counter()
     scores = {}
     for row in predictions.iter_rows():
@@ -73,6 +74,7 @@ DAFT_GUIDE = Contender(
     _APART.command,
     printed,
     lacks=_APART.lacks,
+    works=("decode_bound", "default_ensemble", "compute_bound", "clip_bound"),
 )
 
 if __name__ == "__main__":

@@ -7,14 +7,20 @@ in static slots and sends nothing but scores.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.contenders.contender import Contender, Record, arguments, printed, script, without
 from benchmarks.measuring import cumulative
-from benchmarks.work import Work, cores
+from benchmarks.work import DETECTORS, Work, cores
 
+if TYPE_CHECKING:
+    from ray_app.detectors import Detector
+
+# Of one detector with one logit.
+SINGLE = ("decode_bound", "compute_bound")
 # AHEAD is torch's own default: batches that each worker prepares in advance
 WORKERS, BATCH, AHEAD = 2, 32, 2
 Scored = list[tuple[str, float]]
@@ -64,14 +70,36 @@ def plain(work: Work, count: int, precision: str) -> Record:
     return Record(cumulative(batches), scores, {"imported": imported, "model loaded": loaded})
 
 
-def tuned(work: Work, count: int) -> Record:
-    """Score `count` images in one process per core."""
+def score_batches(
+    detectors: "Sequence[Detector]", paths: Iterator[Path]
+) -> Iterator[tuple[float, Scored]]:
+    """Yield the time at which each batch is scored, with the mean log-odds of its images."""
     import numpy as np
+
+    from ray_app.images import ImageLimits, decode_image
+
+    limits = ImageLimits()
+    while batch := list(islice(paths, detectors[0].slots)):
+        arrays: list[list[Any]] = [[] for _ in detectors]
+        for path in batch:
+            image = decode_image(path.read_bytes(), limits).pixels
+            for detector, prepared in zip(detectors, arrays, strict=True):
+                prepared.append(detector.prepare(image))
+        columns = [
+            detector.score(np.stack(prepared))
+            for detector, prepared in zip(detectors, arrays, strict=True)
+        ]
+        scores = np.mean(columns, axis=0).tolist()
+        named = [(path.name, score) for path, score in zip(batch, scores, strict=True)]
+        yield time.time(), named
+
+
+def tuned(work: Work, count: int, *, is_exact: bool) -> Record:
+    """Score `count` images in one process per core."""
     import torch
     from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-    from ray_app.detectors import load_card, load_detector
-    from ray_app.images import ImageLimits, decode_image
+    from benchmarks.contenders.detectors import load_all
 
     imported = time.time()
 
@@ -82,22 +110,10 @@ def tuned(work: Work, count: int) -> Record:
             self.paths = paths
 
         def __iter__(self) -> Iterator[tuple[float, Scored]]:
-            worker, limits = get_worker_info(), ImageLimits()
+            worker = get_worker_info()
             torch.set_num_threads(1)
-            detector = load_detector(load_card(work.card))
-            mine = iter(self.paths[worker.id :: worker.num_workers])
-            while batch := list(islice(mine, detector.slots)):
-                pixels = np.stack(
-                    [
-                        detector.prepare(decode_image(path.read_bytes(), limits).pixels)
-                        for path in batch
-                    ]
-                )
-                scores = detector.score(pixels).tolist()
-                yield (
-                    time.time(),
-                    [(path.name, score) for path, score in zip(batch, scores, strict=True)],
-                )
+            detectors = load_all(work, is_exact=is_exact)
+            yield from score_batches(detectors, iter(self.paths[worker.id :: worker.num_workers]))
 
     batches, scores = [], {}
     for finished_at, scored in DataLoader(
@@ -110,7 +126,10 @@ def tuned(work: Work, count: int) -> Record:
 
 def main() -> None:
     work, count, (variant,) = arguments()
-    (tuned(work, count) if variant == "tuned" else plain(work, count, variant)).print()
+    if variant.startswith("tuned"):
+        tuned(work, count, is_exact=variant == "tuned_pillow").print()
+    else:
+        plain(work, count, variant).print()
 
 
 DATALOADERS = tuple(
@@ -120,11 +139,23 @@ DATALOADERS = tuple(
         script("benchmarks.contenders.dataloader", variant),
         printed,
         lacks=without("torch", "torchvision"),
+        works=works,
     )
-    for name, variant, says in (
-        ("tuned", "tuned", "a DataLoader given all of our own tricks"),
-        ("plain_bf16", "bf16", "the DataLoader script that people write, under autocast bf16"),
-        ("plain_fp32", "fp32", "the DataLoader script that people write, in fp32"),
+    for name, variant, says, works in (
+        ("tuned", "tuned", "a DataLoader given all of our own tricks", tuple(DETECTORS)),
+        (
+            "tuned_pillow",
+            "tuned_pillow",
+            "the same, but with Pillow's resize",
+            ("default_ensemble", "compute_bound"),
+        ),
+        (
+            "plain_bf16",
+            "bf16",
+            "the DataLoader script that people write, under autocast bf16",
+            SINGLE,
+        ),
+        ("plain_fp32", "fp32", "the DataLoader script that people write, in fp32", SINGLE),
     )
 )
 

@@ -6,6 +6,7 @@ one process with nothing beside it.
 
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 
@@ -18,33 +19,41 @@ WARM_UP = 2  # batches: oneDNN prepares its kernels in the first
 def main() -> None:
     import torch
 
-    from ray_app.detectors import load_card, load_detector
+    from benchmarks.contenders.detectors import load_all
     from ray_app.images import ImageLimits, decode_image
 
     work, count, _ = arguments()
     torch.set_num_threads(1)
     imported = time.time()
-    detector, limits = load_detector(load_card(work.card)), ImageLimits()
+    detectors, limits = load_all(work), ImageLimits()
+    slots = detectors[0].slots
     loaded = time.time()
     scores: dict[str, float] = {}
     decoding, preparing, scoring = [], [], []
     files = work.files(count)
-    for start in range(0, len(files) // detector.slots * detector.slots, detector.slots):
-        batch = files[start : start + detector.slots]
-        prepared = []
+    for start in range(0, len(files) // slots * slots, slots):
+        batch = files[start : start + slots]
+        prepared: list[list[Any]] = [[] for _ in detectors]
         for path in batch:
             data = path.read_bytes()
             begin = time.perf_counter()
             image = decode_image(data, limits)
             decoded = time.perf_counter()
-            prepared.append(detector.prepare(image.pixels))
+            for detector, arrays in zip(detectors, prepared, strict=True):
+                arrays.append(detector.prepare(image.pixels))
             decoding.append(decoded - begin)
             preparing.append(time.perf_counter() - decoded)
         begin = time.perf_counter()
-        scored = detector.score(np.stack(prepared))
+        scored = np.mean(
+            [
+                detector.score(np.stack(arrays))
+                for detector, arrays in zip(detectors, prepared, strict=True)
+            ],
+            axis=0,
+        )
         scoring.append((time.perf_counter() - begin) / len(batch))
         scores |= {path.name: float(score) for path, score in zip(batch, scored, strict=True)}
-    images = WARM_UP * detector.slots
+    images = WARM_UP * slots
     stages = {
         "decode_s": decoding[images:],
         "prepare_s": preparing[images:],

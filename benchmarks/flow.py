@@ -1,0 +1,320 @@
+"""How busy the engine keeps decoders and scorers, simulated without a GPU.
+
+    python -m benchmarks.flow --json FILE [--decoders 15 31 63] [--scorers 1 4] [--stores local s3]
+
+The engine is the real one: its pools on a local Ray with logical cores and GPUs, its stages with
+their messages at full size, its manifest, and its commits to a local disk or an S3 server. Only
+reading a block and scoring it are replaced, by sleeping for `--decode-s` and `--score-s`. Every
+case runs in a fresh process. The fractions are those of the time between the moment at which all
+decoders work and the start of the last block.
+"""
+
+import argparse
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+
+from benchmarks.machine import machine
+from ray_app.archives import BlockList, ListedMember, manifest
+from ray_app.archives.members import image_id
+from ray_app.detectors.card import default_slots
+from ray_app.ensembles import build_ensemble
+from ray_app.errors import Status
+from ray_app.images import BatchLimits
+from ray_app.images.facts import ImageFileFacts
+from ray_app.inference import DecodeResult, DetectorOutputs, ResourceEstimate, make_spec
+from ray_app.inference.batch import Batch
+from ray_app.inference.decision import CLEAN, SCORES, OutputKey
+from ray_app.runs import RunDirectory
+from ray_app.scoring import engine
+from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.layout import plan_layout
+from ray_app.scoring.orders import OrderWriter
+from ray_app.scoring.stages import BlockDecoder, ScoringJob, TensorScorer
+from ray_app.scoring.turns import Turn
+from ray_app.storage import Fetcher
+from tests.make.servers.s3 import S3Server
+
+DETECTOR = "community-forensics-vits384"  # Its message of 64 images has 28 MB.
+BLOCKS_PER_DECODER = 30
+LEASE = 1
+# A block takes up to this fraction more or less time than the mean.
+SPREAD = 0.2
+# Environment variables for the workers: mean seconds of each stage, and the folder of their events.
+DECODE_S, SCORE_S, EVENTS = "FLOW_DECODE_S", "FLOW_SCORE_S", "FLOW_EVENTS"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One simulated machine.
+
+    Attributes:
+        decoders: The number of decoders.
+        scorers: The number of GPUs.
+        store: `local` or `s3`, where the run directory is.
+        decode_s: Seconds in which a decoder reads a block.
+        score_s: Seconds in which a scorer scores a block.
+        store_bytes: The size of the object store.
+        blocks_per_decoder: The length of the run.
+    """
+
+    decoders: int
+    scorers: int
+    store: str
+    decode_s: float
+    score_s: float
+    store_bytes: int
+    blocks_per_decoder: int = BLOCKS_PER_DECODER
+
+
+class Event(NamedTuple):
+    """The work of one process on one block, in seconds of the monotonic clock of the machine."""
+
+    stage: str
+    process: int
+    block: int
+    begin: float
+    end: float
+
+
+def sleep_over(stage: str, mean_s: float, block: int) -> None:
+    """Sleep as long as a block takes a stage, and record the event."""
+    varying = 1 + SPREAD * (2 * np.random.default_rng(block).random() - 1)
+    begin = time.monotonic()
+    time.sleep(mean_s * varying)
+    event = Event(stage, os.getpid(), block, begin, time.monotonic())
+    with Path(os.environ[EVENTS], f"{event.process}.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+
+
+class SleepingReader:
+    """In place of `BlockReader`: sleeps, and gives as many pixels as a block has."""
+
+    def __init__(self, job: ScoringJob) -> None:
+        [preprocessing] = job.spec.preprocessings
+        self._shape, self._slots = preprocessing.shape, job.spec.slots
+
+    def read(self, members: Sequence[Any]) -> Iterator[Batch]:
+        sleep_over("decode", float(os.environ[DECODE_S]), members[0].size_bytes)
+        facts = ImageFileFacts("0" * 64, "JPEG", 1024, 768, "RGB", 1, 1, False)
+        for start in range(0, len(members), self._slots):
+            count = len(members[start : start + self._slots])
+            pixels = np.zeros((self._slots, *self._shape, 3), np.uint8)
+            outcomes = (DecodeResult(Status.OK, None, facts, None),) * count
+            yield Batch(outcomes, (pixels,), ((1024, 768),) * count)
+
+
+class SleepingDecoder(BlockDecoder):
+    """`BlockDecoder` with a reader that sleeps."""
+
+    def _load(self) -> None:
+        self._reading = SleepingReader(self._job)  # type: ignore[assignment]
+
+
+class SleepingScorer(TensorScorer):
+    """`TensorScorer` with detectors that sleep."""
+
+    def _load(self) -> None:
+        self._describing = None
+        self._decoding = self._scoring = self  # type: ignore[assignment]
+
+    def complete(self, batch: Batch) -> Batch:
+        return batch
+
+    def score(self, batches: Iterable[Batch]) -> DetectorOutputs:
+        count = sum(len(batch.outcomes) for batch in batches)
+        sleep_over("score", float(os.environ[SCORE_S]), count)
+        return DetectorOutputs({OutputKey(CLEAN, DETECTOR, SCORES): np.zeros(count, np.float32)})
+
+
+def run_case(case: Case, folder: Path) -> dict[str, Any]:
+    """Run one case in this process, and return its metrics."""
+    import ray
+
+    events = folder / "events"
+    events.mkdir()
+    os.environ |= {DECODE_S: str(case.decode_s), SCORE_S: str(case.score_s), EVENTS: str(events)}
+    cores = case.decoders + case.scorers
+    spec = make_spec(build_ensemble([DETECTOR]), limits=BatchLimits(), device="cuda")
+    layout = plan_layout(
+        ResourceEstimate.from_spec(spec),
+        slots=default_slots("cuda"),
+        cpus=cores,
+        gpus=case.scorers,
+        workers=None,
+        block_members=ScoreConfig().block_members,
+        store_bytes=case.store_bytes,
+    )
+    with ExitStack() as ending:
+        run = RunDirectory.open(_open_store(case.store, folder, ending))
+        count = case.decoders * case.blocks_per_decoder
+        blocks = write_manifest(run, count, layout.block_members)
+        job = ScoringJob(
+            run, spec, Fetcher(), 1, folder, None, lease=LEASE, members=layout.block_members
+        )
+        orders = OrderWriter(run.store, LEASE, layout.max_open_blocks)
+        ray.init(
+            address="local", num_cpus=cores, num_gpus=case.scorers, include_dashboard=False,
+            object_store_memory=case.store_bytes, logging_level="ERROR", log_to_driver=False,
+        )  # fmt: skip
+        ending.callback(ray.shutdown)
+        replaced = {
+            "BlockDecoder": SleepingDecoder,
+            "scorer_stages": lambda job: [(SleepingScorer, job.spec.pools)],
+        }
+        ending.enter_context(mock.patch.multiple(engine, **replaced))
+        begin, cpu_s = time.monotonic(), time.process_time()
+        turn = Turn(run, LEASE, orders.begin_turn(), blocks)
+        reports = [
+            time.monotonic() for _ in engine.score_turn(turn, job, layout, orders, _Unwatched())
+        ]
+        driver_s = time.process_time() - cpu_s
+        assert len(reports) == count, f"{len(reports)} reports for {count} blocks"
+        metrics = measure(read_events(events), case, begin, layout.block_members)
+    return metrics | {
+        "block_members": layout.block_members,
+        "message_mb": round(layout.block_members * 384 * 384 * 3 / 1e6, 1),
+        "driver_ms_per_block": round(1000 * driver_s / count, 1),
+        "first_result_s": round(reports[0] - begin, 1),
+    }
+
+
+class _Unwatched:
+    """In place of the watchdog of a run."""
+
+    def progressed(self) -> None:
+        pass
+
+
+def _open_store(kind: str, folder: Path, ending: ExitStack) -> str:
+    if kind == "local":
+        return str(folder / "run")
+    server = ending.enter_context(S3Server.start(folder))
+    os.environ |= server.environment
+    return server.bucket("flow") + "/run"
+
+
+def write_manifest(run: RunDirectory, count: int, members: int) -> BlockList:
+    """Write a manifest of blocks, one row group for each, and return the blocks."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = manifest.manifest_schema(None)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema) as writer:
+        for block in range(count):
+            # The size tells the sleeping reader which block it is.
+            listed = [
+                ListedMember(f"s3://bucket/{block}/{number}.jpg", None, 0, "v", block)
+                for number in range(members)
+            ]
+            ids = np.array([image_id(member) for member in listed], np.int64)
+            writer.write_table(manifest.cut_rows(manifest.listed_rows(ids, listed), block, schema))
+    run.store.write(manifest.path_in(0, "0.parquet"), sink.getvalue().to_pybytes())
+    columns = {
+        "block": pa.array(range(count), pa.int32()),
+        "file": pa.array(["0.parquet"] * count, pa.string()),
+        "row_group": pa.array(range(count), pa.int32()),
+        "members": pa.array([members] * count, pa.int32()),
+        "size_bytes": pa.array([members * 10**5] * count, pa.int64()),
+        "manifest": pa.array([0] * count, pa.int32()),
+    }
+    return BlockList(pa.table(columns))
+
+
+def read_events(folder: Path) -> list[Event]:
+    """Read the events of all processes."""
+    lines = [line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    return [Event(*json.loads(line)) for line in lines]
+
+
+def measure(
+    events: Sequence[Event], case: Case, begin: float, block_members: int
+) -> dict[str, Any]:
+    """Return the metrics of a case from what its processes did."""
+    decoding = [event for event in events if event.stage == "decode"]
+    scoring = [event for event in events if event.stage == "score"]
+    first = {
+        process: min(event.begin for event in decoding if event.process == process)
+        for process in {event.process for event in decoding}
+    }
+    window = max(first.values()), max(event.begin for event in decoding)
+    length = window[1] - window[0]
+    waiting = [(event.end, 1) for event in decoding] + [(event.end, -1) for event in scoring]
+    level = np.cumsum([step for _, step in sorted(waiting)])
+    return {
+        "decoders_started": len(first),
+        "all_decoders_work_after_s": round(window[0] - begin, 1),
+        "steady_s": round(length, 1),
+        "decoders_busy": round(_overlap(decoding, window) / length / case.decoders, 3),
+        "scorers_busy": round(_overlap(scoring, window) / length / case.scorers, 3),
+        "blocks_per_s": round(sum(window[0] <= event.end <= window[1] for event in decoding) / length, 1),
+        "most_messages_in_store": int(level.max()),
+    }  # fmt: skip
+
+
+def _overlap(events: Sequence[Event], window: tuple[float, float]) -> float:
+    return sum(
+        max(0.0, min(event.end, window[1]) - max(event.begin, window[0])) for event in events
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.flow", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--decoders", type=int, nargs="+", default=[15, 31, 63])
+    parser.add_argument("--scorers", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--stores", nargs="+", choices=["local", "s3"], default=["local", "s3"])
+    parser.add_argument("--decode-s", type=float, default=1.36, help="of a block [1.36]")
+    parser.add_argument("--score-s", type=float, default=0.013, help="of a block [0.013]")
+    parser.add_argument("--store-bytes", type=int, default=4 * 10**9)
+    parser.add_argument("--blocks", type=int, default=BLOCKS_PER_DECODER, help="per decoder [30]")
+    options = parser.parse_args(arguments)
+    results = []
+    for decoders in options.decoders:
+        for scorers in options.scorers:
+            for store in options.stores:
+                case = Case(decoders, scorers, store, options.decode_s, options.score_s, options.store_bytes, options.blocks)  # fmt: skip
+                results.append(asdict(case) | _run_apart(case))
+                print(json.dumps(results[-1]), flush=True)
+                content = {"machine": machine(), "cases": results}
+                options.json.write_text(json.dumps(content, indent=2))
+
+
+def _run_apart(case: Case) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="flow-", dir="/tmp") as folder:
+        command = [sys.executable, "-m", __spec__.name, "--case", json.dumps(asdict(case)), folder]
+        # Ray reads its token when it is imported.
+        environment = os.environ | {
+            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_BACKEND_LOG_LEVEL": "fatal",
+        }
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, env=environment, timeout=600, check=False
+        )
+        if done.returncode:
+            return {"failed": done.returncode}
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--case"]:
+        print(json.dumps(run_case(Case(**json.loads(sys.argv[2])), Path(sys.argv[3]))))
+    else:
+        main()
