@@ -43,7 +43,7 @@ PARTS: dict[str, str] = {
     "decision": r"inference/decision|ray_app/ensembles/",
     "row": r"runs/(rows|image_row|row_shape|schema)",
     "part": r"ray_app/runs/",
-    "attempts and orders": r"^Attempts|_may_start|scoring/orders",
+    "attempts and orders": r"scoring/control",
     "batch": r"inference/(decoder|batch|image_inputs|private_api)\.py|benchmarks/contenders",
     "block": r"scoring/stages|streams/stage",
 }
@@ -158,7 +158,6 @@ def _run_stages(work: Work, folder: Path, *, is_split: bool) -> Callable[[Sequen
     from ray_app.images.provenance import ProvenanceConfig
     from ray_app.inference import make_spec
     from ray_app.runs import RunDirectory
-    from ray_app.scoring.orders import OrderWriter
     from ray_app.scoring.stages import (
         BlockCommitter,
         BlockDecoder,
@@ -170,13 +169,11 @@ def _run_stages(work: Work, folder: Path, *, is_split: bool) -> Callable[[Sequen
     from ray_app.storage import Fetcher
     from ray_app.streams.stage import deserialize, serialize
 
-    lease = 1
     run = RunDirectory.open(str(folder / f"run-{'split' if is_split else 'fused'}"))
-    OrderWriter(run.store, lease, 10**6).begin_turn()
     spec = make_spec(
         work.ensemble_card(), limits=BatchLimits(), provenance=ProvenanceConfig().policy()
     )
-    job = ScoringJob(run, spec, Fetcher(), 1, folder / "markers", None, lease=lease, members=BLOCK)
+    job = ScoringJob(run, spec, Fetcher(), 1, folder / "markers", members=BLOCK)
     stages: list[BlockStage] = (
         [BlockDecoder(job), TensorScorer(job, spec.pools[0]), BlockCommitter(job)]
         if is_split

@@ -40,8 +40,8 @@ from ray_app.inference.decision import CLEAN, SCORES, OutputKey
 from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
 from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.control import start_control
 from ray_app.scoring.layout import plan_layout
-from ray_app.scoring.orders import OrderWriter
 from ray_app.scoring.stages import BlockDecoder, ScoringJob, TensorScorer
 from ray_app.scoring.turns import Turn
 from ray_app.storage import Fetcher
@@ -49,7 +49,6 @@ from tests.make.servers.s3 import S3Server
 
 DETECTOR = "community-forensics-vits384"  # Its message of 64 images has 28 MB.
 BLOCKS_PER_DECODER = 30
-LEASE = 1
 # A block takes up to this fraction more or less time than the mean.
 SPREAD = 0.2
 # Environment variables for the workers: mean seconds of each stage, and the folder of their events.
@@ -161,10 +160,6 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
         run = RunDirectory.open(_open_store(case.store, folder, ending))
         count = case.decoders * case.blocks_per_decoder
         blocks = write_manifest(run, count, layout.block_members)
-        job = ScoringJob(
-            run, spec, Fetcher(), 1, folder, None, lease=LEASE, members=layout.block_members
-        )
-        orders = OrderWriter(run.store, LEASE, layout.max_open_blocks)
         ray.init(
             address="local", num_cpus=cores, num_gpus=case.scorers, include_dashboard=False,
             object_store_memory=case.store_bytes, logging_level="ERROR", log_to_driver=False,
@@ -175,11 +170,11 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
             "scorer_stages": lambda job: [(SleepingScorer, job.spec.pools)],
         }
         ending.enter_context(mock.patch.multiple(engine, **replaced))
+        control = ending.enter_context(start_control(layout.max_open_blocks))
+        job = ScoringJob(run, spec, Fetcher(), 1, folder, control, members=layout.block_members)
         begin, cpu_s = time.monotonic(), time.process_time()
-        turn = Turn(run, LEASE, orders.begin_turn(), blocks)
-        reports = [
-            time.monotonic() for _ in engine.score_turn(turn, job, layout, orders, _Unwatched())
-        ]
+        turn = Turn(run, control, control.begin_turn(), blocks)
+        reports = [time.monotonic() for _ in engine.score_turn(turn, job, layout, _Unwatched())]
         driver_s = time.process_time() - cpu_s
         assert len(reports) == count, f"{len(reports)} reports for {count} blocks"
         metrics = measure(read_events(events), case, begin, layout.block_members)

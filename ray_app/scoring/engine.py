@@ -27,7 +27,6 @@ from typing import Any
 
 from ray_app.cluster.shutdown import StallWatchdog
 from ray_app.scoring.layout import COMMIT_CPUS, ScoringLayout
-from ray_app.scoring.orders import OrderWriter
 from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
@@ -43,7 +42,7 @@ from ray_app.streams.stage import Stage
 
 
 def score_turn(
-    turn: Turn, job: ScoringJob, layout: ScoringLayout, orders: OrderWriter, watch: StallWatchdog
+    turn: Turn, job: ScoringJob, layout: ScoringLayout, watch: StallWatchdog
 ) -> Iterator[BlockReport]:
     """Score the blocks of a turn in one Ray Data pipeline, and yield a report for each of them.
 
@@ -52,11 +51,9 @@ def score_turn(
     taken away. Such a block gets no report and stays pending.
 
     Args:
-        turn: The blocks to score.
+        turn: The blocks to score. Whenever blocks finish, this function releases more of them.
         job: The data that every worker process needs.
         layout: The kinds and numbers of worker processes.
-        orders: Tells the workers which blocks they may start. Whenever blocks finish, this function
-            releases more. `orders.window` limits how many blocks are in progress.
         watch: The watchdog, which stops a run without progress. It is informed of each message.
 
     Yields:
@@ -69,7 +66,7 @@ def score_turn(
     with closing(stream(turn, build_pools(job, layout), name="score")) as messages:
         for finished, message in enumerate(messages, 1):
             watch.progressed()
-            orders.release(finished)
+            turn.control.release(finished)
             if isinstance(message, BlockReport):
                 yield message
 

@@ -62,8 +62,8 @@ from ray_app.scoring.backlog import (
     report_folders,
 )
 from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.control import start_control
 from ray_app.scoring.layout import ScoringLayout, plan_groups, plan_layout
-from ray_app.scoring.orders import ORDERS, OrderWriter
 from ray_app.scoring.report import (
     bad_fraction,
     has_read_nothing,
@@ -76,7 +76,6 @@ from ray_app.scoring.session import ScoringSession, require_prices
 from ray_app.scoring.stored_embeddings import StoredEmbeddings
 from ray_app.scoring.turns import Turn
 from ray_app.storage import Lease, apply_s3_settings, node_budget, strip_secrets
-from ray_app.streams.stage import ATTEMPTS
 
 # A run ends if no block is finished for this many seconds.
 STALL_S = 900.0
@@ -303,9 +302,7 @@ class ScoringRun:
             layout, groups, estimate_memory(self.config, self.spec, groups, layout, *nodes)
         )
         plan = layout.block_plan(self.spec.slots)
-        # Remove the orders and attempts of a command that was killed.
-        self.directory.store.clear(ATTEMPTS)
-        try:
+        with start_control(layout.max_open_blocks) as self.control:
             if self.config.rescore:
                 self.retry(plan)
             elif self.config.follow is not None:
@@ -314,8 +311,6 @@ class ScoringRun:
                 self.score_embeddings(self.embeddings)
             else:
                 self.score_listed(plan)
-        finally:
-            self._tidy_up()
         return self.finish_manifests()
 
     def score_listed(self, plan: BlockPlan) -> None:
@@ -481,12 +476,11 @@ class ScoringRun:
             earlier = pluralize(self._settled_files() + n_done, "file")
             progress.say(f"listing; {earlier} done before; {layout.described}")
         stopper = ShutdownController(say=progress.say, grace_s=config.grace_s)
-        orders = OrderWriter(run.store, self.lease.number, layout.max_open_blocks)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         patience_s = config.stall_timeout_s or max(
             stall_s, layout.slowest_block_s(ResourceEstimate.from_spec(self.spec).worst_gmac)
         )
-        state = _TurnState(listing, progress, meter, stopper, orders)
+        state = _TurnState(listing, progress, meter, stopper)
         state.following = work.following
         state.expected = len(work.pending)
         # Workers load while the first portion is listed.
@@ -501,7 +495,7 @@ class ScoringRun:
             with self._job(run) as job, stopper.handle_signals(), watch:
                 while (turn := self._next_turn(state)) is not None:
                     before = len(state.scored)
-                    for report in score_turn(turn, job, layout, orders, watch):
+                    for report in score_turn(turn, job, layout, watch):
                         state.scored.add(report.ref.place)
                         state.active_at = time.monotonic()
                         for node in report.work.emulating - emulating:
@@ -549,9 +543,9 @@ class ScoringRun:
                 return None
             self._await_portion(*work.following, listing)
         following = work.following if is_listing else None
-        number = state.orders.begin_turn()
+        number = self.control.begin_turn()
         state.keeps_workers, state.active_at = True, time.monotonic()
-        return Turn(run, self.lease.number, number, left, following)
+        return Turn(run, self.control, number, left, following)
 
     def _await_portion(self, number: int, portion: int, listing: ListingProcess) -> None:
         """Wait until a portion is complete, the listing has ended, or the day is over."""
@@ -604,8 +598,8 @@ class ScoringRun:
                 config.source, config.retry, allow_private=config.allow_private
             )
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
-            yield stages.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, decode_bytes,
-                members=self.layout.block_members, compiled=config.compiled, lease=self.lease.number,
+            yield stages.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, self.control, mirror, limit_s, decode_bytes,
+                members=self.layout.block_members, compiled=config.compiled,
                 groups=self.groups, stored=self.heads)  # fmt: skip
         finally:
             shutil.rmtree(markers, ignore_errors=True)
@@ -657,10 +651,10 @@ class ScoringRun:
                     max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)),
                 )
             now = state.meter.set_layout(self._layout_now())
-            state.orders.window = now.max_open_blocks
+            self.control.set_window(now.max_open_blocks)
             self._note_listed(state)
             watch.is_idle = len(state.scored) >= state.expected
-        state.orders.stop(stopper.reason is not None, stopper.draining_nodes)
+        self.control.stop(stopper.reason is not None, stopper.draining_nodes)
 
     def _note_listed(self, state: "_TurnState") -> None:
         """Count the files that were listed meanwhile, and end the turn if no more come."""
@@ -684,7 +678,7 @@ class ScoringRun:
             state.progress.say(f"stopping workers: no new items for {idle_s:.0f} s")
             state.keeps_workers = False
         if not is_running or is_idle or self._is_day_over():
-            state.orders.end_turn()
+            self.control.end_turn()
 
     def _announce_listed(self, state: "_TurnState", listing: ListingProcess) -> None:
         """Print once what a finished listing found, or that it ended early.
@@ -715,12 +709,6 @@ class ScoringRun:
         except FileNotFoundError:
             return 0
 
-    def _tidy_up(self) -> None:
-        """Remove the orders to workers, and the attempts that they recorded."""
-        with contextlib.suppress(StorageError):
-            self.directory.store.delete(ORDERS)
-            self.directory.store.clear(ATTEMPTS)
-
 
 @dataclass
 class _TurnState:
@@ -740,7 +728,6 @@ class _TurnState:
     progress: Progress
     meter: RunMeter
     stopper: ShutdownController
-    orders: OrderWriter
     scored: set[tuple[int, int]] = field(default_factory=set)
     following: tuple[int, int] = (0, 0)
     members: int = 0

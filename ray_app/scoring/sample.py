@@ -39,8 +39,8 @@ from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.groups import DetectorGroups
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.control import MAX_DEATHS
 from ray_app.scoring.layout import ScoringLayout
-from ray_app.scoring.orders import OrderWriter
 from ray_app.scoring.stages import (
     BlockCommitter,
     BlockDecoder,
@@ -52,14 +52,13 @@ from ray_app.scoring.stages import (
 )
 from ray_app.scoring.survey import Item, spread
 from ray_app.storage import Fetcher, node_budget
-from ray_app.streams.stage import MAX_DEATHS, Stage, StageFailure
+from ray_app.streams.stage import Stage, StageFailure
 
 # If detectors are slow, fewer members than requested are scored, so that a plan takes about this
 # long.
 SAMPLE_S = 30.0
 # Each process takes seconds to start, and more processes do not slow each other down further.
 MAX_PROCESSES = 8
-_LEASE = 0  # The lease of the temporary run directory, which no other process uses.
 _MANIFEST = 0
 _END_S = 5.0  # For a process to exit after SIGTERM.
 # Ray sets this in a process that has one core.
@@ -136,7 +135,6 @@ def score_sample(
     has_scored = spec.device == "cpu" or _has_gpu()
     with tempfile.TemporaryDirectory(prefix="touchstone-plan-") as folder, ExitStack() as ending:
         run = RunDirectory.open(str(Path(folder, "run")))
-        OrderWriter(run.store, _LEASE, len(members)).begin_turn()
         job = ScoringJob(
             run,
             spec,
@@ -146,7 +144,6 @@ def score_sample(
             mirror=None,
             decode_limit_s=config.cluster.decode_limit_s,
             decode_bytes=decode_bytes,
-            lease=_LEASE,
             members=layout.block_members,
             groups=groups,
         )

@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,6 @@ import pyarrow as pa
 from ray_app import __version__
 from ray_app.archives import BlockRef, read_block, rows_to_members
 from ray_app.cluster import versions
-from ray_app.cluster.ray_cluster import current_node_id
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.detectors.card import default_slots
 from ray_app.detectors.cpu import cpu_precision
@@ -50,10 +50,10 @@ from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, CrashSafeDecoder
 from ray_app.inference.groups import DetectorGroups
 from ray_app.inference.worker import open_decoder, open_group_scorer
 from ray_app.runs import RunDirectory, block_tables, write_features
-from ray_app.scoring.orders import read_orders
+from ray_app.scoring.control import Control, attempt_block
 from ray_app.scoring.stored_embeddings import StoredBlocks, StoredHeads
 from ray_app.storage import Fetcher, node_budget
-from ray_app.streams.stage import Attempts, Stage, TerminalMessage
+from ray_app.streams.stage import Stage, TerminalMessage
 
 if TYPE_CHECKING:
     from ray_app.inference.batch import MemberFile
@@ -184,13 +184,13 @@ class ScoringJob:
         attempt: The number of the session, which rows store in the column `attempt`.
         marker_dir: A folder on the disk of each node. Its files name the images that are being
             decoded, so that after a crash the image that caused it is known.
+        control: The state of the command, which tells workers what they may start. None lets them
+            start every block.
         mirror: The URL from which workers load weights; None if the cluster has no other nodes, or
             if all weights are shipped with Touchstone.
         decode_limit_s: The maximum seconds for decoding an image.
         decode_bytes: Memory that large images may use together on a node. None allows a quarter of
             the node's memory.
-        lease: The number of the driver's claim on the run directory. Workers follow only the orders
-            of this lease, and count attempts at a block separately for each lease.
         members: The number of images of a full block, which a GPU gets together.
         compiled: Whether to compile networks on a GPU, if that does not change their scores.
         version: The version of Touchstone in the driver, to detect nodes with another version.
@@ -204,10 +204,10 @@ class ScoringJob:
     fetcher: Fetcher
     attempt: int
     marker_dir: Path
-    mirror: str | None
+    control: Control | None = None
+    mirror: str | None = None
     decode_limit_s: float = WALL_LIMIT_S
     decode_bytes: int | None = None
-    lease: int = 0
     members: int = 0
     compiled: bool = False
     version: str = __version__
@@ -231,7 +231,6 @@ class BlockStage(Stage):
         """
         versions.require_same(job.version)
         self._job, self._pool, self._clock = job, pool, StageClock()
-        self._attempts = Attempts(job.run.store, job.lease, type(self).__name__)
         self._counters: tuple[Any, ...] = ()  # Objects with a mapping `counts`.
         self._counted: Counter[str] = Counter()
         self._emulating = frozenset[str]()
@@ -242,12 +241,22 @@ class BlockStage(Stage):
     def _load(self) -> None:
         """Load what a subclass needs."""
 
-    def _may_start(self) -> bool:
-        """Return whether a block may start here and now, which the first stage of a block checks."""
-        orders = read_orders(self._job.run.store, self._job.lease)
-        if orders is None or orders.is_stopped:
-            return False
-        return not orders.avoided or current_node_id() not in orders.avoided
+    def _start_block(self, ref: BlockRef) -> AbstractContextManager[bool]:
+        """Record the first stage's attempt at a block; see `attempt_block`.
+
+        The context manager yields False if the block may not start here and now.
+        """
+
+        def first_uri() -> str:
+            return str(read_block(self._job.run.store, ref)["uri"][0])
+
+        return attempt_block(self._job.control, self._name(), ref, first_uri, is_first=True)
+
+    def _continue_block(self, block: OpenBlock) -> AbstractContextManager[bool]:
+        """Record a later stage's attempt at a block, which may always start."""
+        return attempt_block(
+            self._job.control, self._name(), block.ref, lambda: str(block.members["uri"][0])
+        )
 
     def _take_work(self) -> BlockWork:
         """Return the work since the last call."""
@@ -382,11 +391,11 @@ class BlockScorer(BlockStage):
 
         If the run stops or this node will be taken away, the block is returned as `NotStarted`.
         """
-        if not self._may_start():
-            return NotStarted(ref)
-        members = read_block(self._job.run.store, ref)
         outcomes: list[DecodeResult] = []
-        with self._attempts.count(ref, members["uri"][0].as_py()):
+        with self._start_block(ref) as may_start:
+            if not may_start:
+                return NotStarted(ref)
+            members = read_block(self._job.run.store, ref)
             outputs = self._scoring.score(self._reading.read(rows_to_members(members), outcomes))
         return self._commit(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
 
@@ -406,10 +415,10 @@ class StoredBlockScorer(BlockStage):
 
         If the run stops or this node will be taken away, the block is returned as `NotStarted`.
         """
-        if not self._may_start():
-            return NotStarted(ref)
-        members = read_block(self._job.run.store, ref)
-        with self._attempts.count(ref, members["uri"][0].as_py()):
+        with self._start_block(ref) as may_start:
+            if not may_start:
+                return NotStarted(ref)
+            members = read_block(self._job.run.store, ref)
             outcomes, outputs = self._stored.score(ref, members["image_id"].to_numpy())
         return self._commit(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
 
@@ -433,10 +442,10 @@ class BlockDecoder(BlockStage):
         original size, the result also contains the encoded files. If the run stops or this node
         will be taken away, the block is returned as `NotStarted`.
         """
-        if not self._may_start():
-            return NotStarted(ref)
-        members = read_block(self._job.run.store, ref)
-        with self._attempts.count(ref, members["uri"][0].as_py()):
+        with self._start_block(ref) as may_start:
+            if not may_start:
+                return NotStarted(ref)
+            members = read_block(self._job.run.store, ref)
             batches = tuple(self._reading.read(rows_to_members(members)))
         return OpenBlock(ref, members, self._take_work(), batches)
 
@@ -481,7 +490,7 @@ class TensorScorer(BlockStage):
         from ray_app.inference.scorer import describer_inputs
 
         spec, outcomes, describer_images = self._job.spec, block.outcomes, block.describer_images
-        with self._attempts.count(block.ref, block.members["uri"][0].as_py()):
+        with self._continue_block(block):
             if block.batches:
                 outcomes = [outcome for batch in block.batches for outcome in batch.outcomes]
                 describer_images = (
@@ -540,7 +549,7 @@ class GroupTensorScorer(BlockStage):
     def work(self, block: OpenBlock) -> OpenBlock:
         """Add the outputs of all detectors to a block, and drop its tensors."""
         outcomes = [outcome for batch in block.batches for outcome in batch.outcomes]
-        with self._attempts.count(block.ref, block.members["uri"][0].as_py()):
+        with self._continue_block(block):
             outputs = self._scoring.score(block.batches)
         return replace(block.add_results(self._take_work(), outcomes, outputs), batches=())
 
@@ -564,7 +573,7 @@ class BlockDescriber(BlockStage):
         The key `profile` of the ensemble's card determines for which images a prompt is predicted,
         for example only for flagged images.
         """
-        with self._attempts.count(block.ref, block.members["uri"][0].as_py()):
+        with self._continue_block(block):
             outputs = self._describing.add_captions(
                 block.outcomes, block.outputs, block.describer_images
             )

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from ray_app.archives import BlockList, BlockRef, read_blocks, read_complete
 from ray_app.runs import RunDirectory
-from ray_app.scoring.orders import read_orders
+from ray_app.scoring.control import Control
 
-_RELEASE_POLL_S = 0.25
 _PORTION_POLL_S = 1.0
 
 
@@ -26,15 +25,15 @@ class Turn:
 
     Attributes:
         run: The run directory.
-        lease: The number of the command's claim on the run directory.
-        number: The number of the turn, which `OrderWriter.begin_turn` returned.
+        control: The state of the command, which releases blocks.
+        number: The number of the turn, which `Control.begin_turn` returned.
         blocks: The blocks that are known when the turn starts.
         following: The first portion that the listing writes after `blocks`: the number of its
             manifest, and its own number. None if no listing is in progress.
     """
 
     run: RunDirectory
-    lease: int
+    control: Control
     number: int
     blocks: BlockList
     following: tuple[int, int] | None = None
@@ -43,13 +42,11 @@ class Turn:
         """Yield each block when the driver has released it, until the turn ends or is stopped."""
         released = 0
         for position, ref in enumerate(self._blocks()):
-            while released <= position:
-                orders = read_orders(self.run.store, self.lease)
-                if orders is None or orders.turn != self.number or orders.is_stopped:
+            if position >= released:
+                answer = self.control.await_release(self.number, position)
+                if answer is None:
                     return
-                released = orders.released
-                if released <= position:
-                    time.sleep(_RELEASE_POLL_S)
+                released = answer
             yield ref
 
     def _blocks(self) -> Iterator[BlockRef]:
@@ -64,12 +61,10 @@ class Turn:
     def _await_portion(self, number: int, portion: int) -> bool:
         """Wait until a portion is complete; return False if the turn ends first."""
         while True:
-            orders = read_orders(self.run.store, self.lease)
-            if orders is None or orders.turn != self.number or orders.is_stopped:
-                return False
-            # Read after the orders: what was listed before the turn ended belongs to it.
+            is_listing = self.control.is_listing(self.number)
+            # Read afterwards: what was listed before the turn ended belongs to it.
             if read_complete(self.run.store, number, portion) is not None:
                 return True
-            if orders.is_ended:
+            if not is_listing:
                 return False
             time.sleep(_PORTION_POLL_S)

@@ -1,8 +1,7 @@
 """Define one stage of a stream, and the format of the messages between stages.
 
 A `Stage` is a class that runs in a separate process, takes a message, and returns the next message.
-`serialize` turns a message into a Ray block. `Attempts` counts the processes that died while they
-worked on one block of images.
+`serialize` turns a message into a Ray block.
 
 A Ray block is a table with one row and three columns. The column `message` is a pickle. The column
 `buffers` has all arrays to which the pickle refers, one after another. The column `bounds` has the
@@ -12,22 +11,17 @@ Ray's object store in place.
 
 import pickle
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ray_app.archives import BlockRef
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_out_of_memory
-from ray_app.storage import Store
 
 # Messages of a process: one that it works on, and one that travels meanwhile.
 IN_FLIGHT = 2
 _ALIGNMENT = 64  # Bytes. NumPy and torch work best with buffers that are aligned like this.
-MAX_DEATHS = 3
 WORKER_LOGS_HINT = "run the same command again to resume; worker logs are in the Ray session folder"
 OUT_OF_MEMORY_HINT = (
     "run the same command again with fewer processes, --set cluster.workers=…, to resume; "
@@ -169,58 +163,3 @@ def to_touchstone_error(error: Exception, stage: str) -> TouchstoneError:
         f"{stage} failed:\n{traceback.format_exc()}",
         hint="report this as a bug in Touchstone; committed results are kept",
     )
-
-
-ATTEMPTS = "attempts"
-
-
-class Attempts:
-    """Stop a run if one block of images kills worker after worker.
-
-    A block is a group of images that one worker scores. Ray restarts a worker that died, and
-    repeats its block without a limit. This class raises an error after `MAX_DEATHS` deaths. It
-    writes a file to the run directory at the start of each attempt at a block, and deletes the file
-    at the end. The files that a new attempt finds are therefore those of workers that died.
-
-    Args:
-        store: The run directory.
-        lease: A number that differs for each command that works on the run directory
-            (`Lease.number`). Deaths of workers of earlier commands therefore do not count.
-        stage: The name of the stage.
-    """
-
-    def __init__(self, store: Store, lease: int, stage: str) -> None:
-        self._store, self._folder = store, f"{ATTEMPTS}/{lease:05d}/{stage}"
-
-    @contextmanager
-    def count(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
-        """Record an attempt at a block of images while the `with` block runs.
-
-        Args:
-            ref: The block of images.
-            first_uri: The URI of the block's first file, for error messages.
-
-        Raises:
-            ClusterError: Before the `with` block, if `MAX_DEATHS` workers already died while they
-                worked on this block of images. From the `with` block, if the attempt ran out of
-                memory.
-        """
-        block = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
-        folder = f"{self._folder}/{ref.manifest:05d}-{ref.block:08d}"
-        if (deaths := len(self._store.names(folder))) >= MAX_DEATHS:
-            raise ClusterError(
-                f"{block}: {deaths} workers died while they processed this block, most likely because memory ran out",
-                hint=OUT_OF_MEMORY_HINT,
-            )
-        path = f"{folder}/{deaths + 1}"
-        self._store.write(path, b"")
-        try:
-            yield
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise ClusterError(
-                    f"{block}: out of memory ({describe_error(error)})", hint=OUT_OF_MEMORY_HINT
-                ) from error
-            raise
-        finally:
-            self._store.delete(path)

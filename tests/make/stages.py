@@ -3,7 +3,9 @@ without Ray.
 """
 
 import math
+import pickle
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import cloudpickle
 import pytest
@@ -12,6 +14,7 @@ from ray_app.archives import map_serial
 from ray_app.archives.listing import ListingOutcome, list_archive
 from ray_app.errors import TouchstoneError
 from ray_app.scoring import sample
+from ray_app.scoring.control import Control
 from ray_app.scoring.plan import plan_run
 from ray_app.scoring.stages import (
     BlockCommitter,
@@ -59,6 +62,9 @@ def without_ray():
             ):
                 patch.setattr(f"{module}.{name}", stand_in, raising=False)
         patch.setattr("ray_app.scoring.engine.score_turn", _score_turn)
+        patch.setattr(
+            "ray_app.scoring.run.start_control", lambda window: nullcontext(Control(window))
+        )
         patch.setattr("ray_app.scoring.run.ListingProcess", ListingHere)
         yield
 
@@ -80,7 +86,7 @@ class ProbeHere:
     """A process of the probe, in this process."""
 
     def __init__(self, job, kind):
-        self._stages = sample._open_stages(cloudpickle.loads(cloudpickle.dumps(job)), kind)
+        self._stages = sample._open_stages(pickle.loads(pickle.dumps(job)), kind)
 
     def __enter__(self):
         return self
@@ -124,10 +130,10 @@ class ListingHere:
         return self._outcome
 
 
-def _score_turn(turn, job, layout, orders, watch):
+def _score_turn(turn, job, layout, watch):
     for finished, message in enumerate(_messages(turn(), job, layout.kind), 1):
         watch.progressed()
-        orders.release(finished)
+        turn.control.release(finished)
         if isinstance(message, BlockReport):
             yield message
 
@@ -139,7 +145,9 @@ def split_stages(job):
 
 def _messages(refs, job, kind):
     """What the last stage gives for each block; the job arrives as processes get it."""
-    job = cloudpickle.loads(cloudpickle.dumps(job))
+    job = replace(
+        cloudpickle.loads(cloudpickle.dumps(replace(job, control=None))), control=job.control
+    )
     fused = BlockScorer if job.stored is None else StoredBlockScorer
     stages = [fused(job)] if kind == "fused" else split_stages(job)
     try:

@@ -22,18 +22,20 @@ class CostlessScorer(BlockStage):
     """In place of `BlockScorer`; sleeps `job.decode_limit_s` per block."""
 
     def work(self, ref):
-        if not self._may_start():
-            return NotStarted(ref)
-        time.sleep(self._job.decode_limit_s)
-        return BlockReport(ref, 0, WORK)
+        with self._start_block(ref) as may_start:
+            if not may_start:
+                return NotStarted(ref)
+            time.sleep(self._job.decode_limit_s)
+            return BlockReport(ref, 0, WORK)
 
 
 class CostlessDecoder(BlockStage):
     """Gives as many bytes per image as `job.decode_bytes` says, all of them zero."""
 
     def work(self, ref):
-        if not self._may_start():
-            return NotStarted(ref)
+        with self._start_block(ref) as may_start:
+            if not may_start:
+                return NotStarted(ref)
         pixels = np.zeros((ref.members, self._job.decode_bytes), np.uint8)
         members = pa.table({"uri": ["s3://bucket/a.jpg"] * ref.members})
         return OpenBlock(ref, members, WORK, (Batch((), (pixels,), (), ()),))

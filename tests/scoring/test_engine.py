@@ -12,13 +12,11 @@ import pytest
 from ray_app.cluster.ray_cluster import current_node_id
 from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
+from ray_app.scoring.control import Control, start_control
 from ray_app.scoring.layout import ScoringLayout
-from ray_app.scoring.orders import OrderWriter
-from ray_app.scoring.stages import NotStarted, ScoringJob
+from ray_app.scoring.stages import ScoringJob
 from ray_app.scoring.turns import Turn
 from tests.scoring import costless
-
-LEASE = 7
 
 FUSED = ScoringLayout("fused", (2,), 0, 64, worker_cpus=0.4)
 SPLIT = ScoringLayout("split", (1,), 2, 64, worker_cpus=0.2, scorer_cpus=0.1)
@@ -36,19 +34,22 @@ def run_at(folder):
     return RunDirectory.open(str(folder / "run"))
 
 
-def job_in(folder, sleep_s=0.0):
+def job_in(folder, control, sleep_s=0.0):
     return ScoringJob(
-        run_at(folder), costless.ONE_POOL, None, 1, folder, None,
-        decode_limit_s=sleep_s, decode_bytes=100, lease=LEASE,
+        run_at(folder), costless.ONE_POOL, None, 1, folder, control,
+        decode_limit_s=sleep_s, decode_bytes=100,
     )  # fmt: skip
 
 
-def scored(blocks, layout, folder, *, orders=None, sleep_s=0.0, **stages):
+def scored(blocks, layout, folder, *, sleep_s=0.0, avoid_after_first=False, **stages):
     """The reports of one turn over these blocks, as the engine yields them."""
-    orders = orders or OrderWriter(run_at(folder).store, LEASE, layout.max_open_blocks)
-    turn = Turn(run_at(folder), LEASE, orders.begin_turn(), blocks)
-    with costless.costless(**stages):
-        yield from engine.score_turn(turn, job_in(folder, sleep_s), layout, orders, Quiet())
+    with start_control(layout.max_open_blocks) as control, costless.costless(**stages):
+        turn = Turn(run_at(folder), control, control.begin_turn(), blocks)
+        job = job_in(folder, control, sleep_s)
+        for report in engine.score_turn(turn, job, layout, Quiet()):
+            if avoid_after_first:
+                control.stop(False, [current_node_id()])
+            yield report
 
 
 def counted(*given, **stages):
@@ -61,10 +62,7 @@ def counted(*given, **stages):
     ids=["split", "fused"],
 )
 def test_engine_reports_every_block_once(ray_cluster, tmp_path, layout, blocks):
-    """More blocks than may be in progress. Orders of an earlier command stop nothing."""
-    earlier = OrderWriter(run_at(tmp_path).store, LEASE - 1, 5)
-    earlier.begin_turn()
-    earlier.stop(True, ())
+    """More blocks than may be in progress."""
     assert counted(costless.block_list(blocks, 40), layout, tmp_path) == Counter(range(blocks))
 
 
@@ -76,32 +74,29 @@ def test_turn_without_blocks_has_no_report(ray_cluster, tmp_path):
 @pytest.mark.slow
 def test_leaving_node_starts_no_further_block(ray_cluster, tmp_path):
     one = replace(FUSED, scorers=(1,))
-    orders = OrderWriter(run_at(tmp_path).store, LEASE, one.max_open_blocks)
-    reports = scored(costless.block_list(100, 40), one, tmp_path, orders=orders, sleep_s=0.05)
-    next(reports)
-    orders.stop(False, [current_node_id()])
-    assert len(list(reports)) < 3 * one.max_open_blocks
+    blocks = costless.block_list(100, 40)
+    reports = scored(blocks, one, tmp_path, avoid_after_first=True, sleep_s=0.05)
+    assert 0 < len(list(reports)) < 3 * one.max_open_blocks
 
 
-def test_worker_starts_a_block_only_if_orders_allow_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_app.scoring.stages.current_node_id", lambda: "here")
-    orders = OrderWriter(run_at(tmp_path).store, LEASE, 5)
-    worker = costless.CostlessScorer(job_in(tmp_path))
-    [block] = costless.block_list(1, 40)
+def test_worker_starts_a_block_only_if_the_control_allows_it(tmp_path):
+    control, [block] = Control(5), costless.block_list(1, 40)
 
-    def is_started():
-        return not isinstance(worker.work(block), NotStarted)
+    def is_started(node_id, *, is_first=True):
+        start = control.begin("BlockDecoder", block.place, is_first=is_first, node_id=node_id)
+        if start.is_allowed:
+            control.end("BlockDecoder", block.place)
+        return start.is_allowed
 
-    assert not is_started(), "no orders"
-    orders.begin_turn()
-    assert is_started()
     for is_stopped, avoided, expected in (
+        (False, [], True),
         (False, ["there"], True),
         (False, ["here", "there"], False),
         (True, (), False),
     ):
-        orders.stop(is_stopped, avoided)
-        assert is_started() == expected, (is_stopped, avoided)
+        control.stop(is_stopped, avoided)
+        assert is_started("here") == expected, (is_stopped, avoided)
+        assert is_started("here", is_first=False), "a block in progress is completed"
 
 
 def die_once(job, ref):

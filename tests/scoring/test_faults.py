@@ -14,9 +14,8 @@ from ray_app.archives import BlockRef
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory, current_tables
 from ray_app.scoring import engine
+from ray_app.scoring.control import MAX_DEATHS, Control, attempt_block
 from ray_app.scoring.stages import BlockScorer
-from ray_app.storage import Store
-from ray_app.streams.stage import MAX_DEATHS, Attempts
 from tests.make.leases import is_released
 from tests.make.runs import files_below
 
@@ -77,29 +76,23 @@ def test_deleted_run_directory_is_reported(score, archive, tmp_path, monkeypatch
     assert len(rows) == len(files_below(archive))
 
 
-def attempt(folder, block, lease=1):
+def attempt(control, block):
     ref = BlockRef(0, block, 2, 9, "blocks.parquet", 0)
-    return Attempts(Store.open(str(folder)), lease, "BlockScorer").count(ref, "a.jpg")
+    return attempt_block(control, "BlockScorer", ref, lambda: "a.jpg", is_first=True)
 
 
-def die_in_the_middle_of(folder, block):
-    if (child := os.fork()) == 0:
-        with attempt(folder, block):
-            os._exit(9)
-    os.waitpid(child, 0)
-
-
-def test_block_that_kills_its_workers_is_not_started_again(tmp_path):
+def test_block_that_kills_its_workers_is_not_started_again():
+    control = Control(5)
     for _ in range(MAX_DEATHS):
-        with attempt(tmp_path, 7), attempt(tmp_path, 8):
+        with attempt(control, 7), attempt(control, 8):
             pass
-        die_in_the_middle_of(tmp_path, 7)
+        control.begin("BlockScorer", (0, 7), is_first=True)  # A worker that dies never ends it.
     message = rf"block 7 of manifest 0 \(2 files from a.jpg on\): {MAX_DEATHS} workers died"
-    with pytest.raises(ClusterError, match=message) as caught, attempt(tmp_path, 7):
+    with pytest.raises(ClusterError, match=message) as caught, attempt(control, 7):
         pytest.fail("begun once more")
     assert "cluster.workers" in caught.value.hint
-    with attempt(tmp_path, 8), attempt(tmp_path, 7, lease=2):
-        pass  # The deaths of an earlier command do not count.
+    with attempt(control, 8):
+        pass
 
 
 class OutOfMemoryError(RuntimeError):
@@ -114,15 +107,16 @@ WANTS = [
 ]
 
 
-def test_out_of_memory_names_the_block_and_the_setting(tmp_path):
+def test_out_of_memory_names_the_block_and_the_setting():
+    control = Control(5)
     for error in WANTS:
         message = r"block 7 .*: out of memory"
-        with pytest.raises(ClusterError, match=message) as caught, attempt(tmp_path, 7):
+        with pytest.raises(ClusterError, match=message) as caught, attempt(control, 7):
             raise error
         assert caught.value.exit_code is ExitCode.CLUSTER
         for setting in ("cluster.workers", "batch_slots"):
             assert setting in caught.value.hint
-    with pytest.raises(ZeroDivisionError), attempt(tmp_path, 7):
+    with pytest.raises(ZeroDivisionError), attempt(control, 7):
         raise ZeroDivisionError
 
 
@@ -130,7 +124,7 @@ class DeadlyScorer(BlockScorer):
     """A worker that one block kills, every time, as the system's killer of processes would."""
 
     def work(self, message):
-        with self._attempts.count(message, "the first"):
+        with self._start_block(message):
             if message.block == DEADLY_BLOCK:
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().work(message)

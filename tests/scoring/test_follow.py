@@ -22,6 +22,7 @@ from ray_app.errors import ExitCode
 from ray_app.runs import RunDirectory, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import is_complete
+from ray_app.scoring.control import ControlActor
 from ray_app.scoring.run import score_archive
 from ray_app.storage import Store
 from tests.make.images import encoded, photo
@@ -59,8 +60,10 @@ def same(rows):
 def test_followed_days_end_as_one_command_over_what_is_there(folder, tmp_path, monkeypatch, capsys):
     run, errors = RunDirectory.open(str(tmp_path / "run")), []
     folder.add(*range(8))
-    day = [date(2026, 11, 26)]
+    day, ended = [date(2026, 11, 26)], threading.Event()
     monkeypatch.setattr("ray_app.scoring.run.today", lambda: day[0])
+    end_turn = ControlActor.end_turn
+    monkeypatch.setattr(ControlActor, "end_turn", lambda self: (end_turn(self), ended.set()))
 
     def have_rows(names):
         """Wait until the run has a row of each of these files and of no other."""
@@ -77,7 +80,7 @@ def test_followed_days_end_as_one_command_over_what_is_there(folder, tmp_path, m
             names = {f"{number}.png" for number in range(8)}
             have_rows(names)
             # Nothing comes for a second, so the turn ends, and the next file begins another one.
-            wait_until(lambda: run.read_json("orders.json")["is_ended"], 60)
+            wait_until(ended.is_set, 60)
             folder.add(8)
             (folder.path / "1.png").write_bytes(picture(9))
             (folder.path / "2.png").unlink()

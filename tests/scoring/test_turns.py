@@ -6,11 +6,9 @@ from contextlib import contextmanager
 import pytest
 
 from ray_app.archives import finish_manifest, list_portions, open_source, read_blocks
-from ray_app.scoring.orders import OrderWriter, read_orders
+from ray_app.scoring.control import Control
 from ray_app.scoring.turns import Turn
 from tests.make.small_run import PLAN, new_run, relist, write_files
-
-LEASE = 7
 
 
 @pytest.fixture
@@ -37,34 +35,36 @@ def reading(turn):
 
 
 def test_turn_gives_the_blocks_that_are_released(run):
-    blocks, orders = read_blocks(run.store, 0), OrderWriter(run.store, LEASE, 2)
-    turn = Turn(run, LEASE, orders.begin_turn(), blocks)
+    blocks, control = read_blocks(run.store, 0), Control(2)
+    turn = Turn(run, control, control.begin_turn(), blocks)
     with reading(turn) as given:
         released = iter(turn())
         assert [next(released).place for _ in range(2)] == places(blocks[:2])
-        orders.release(len(blocks))
+        control.release(len(blocks))
     assert given == places(blocks)
 
 
 def test_turn_read_again_gives_the_same_later_blocks(run, tmp_path):
-    first, orders = read_blocks(run.store, 0), OrderWriter(run.store, LEASE, 1000)
-    turn = Turn(run, LEASE, orders.begin_turn(), first[2:], following=(1, 0))
+    first, control = read_blocks(run.store, 0), Control(1000)
+    turn = Turn(run, control, control.begin_turn(), first[2:], following=(1, 0))
     with reading(turn) as given:
         for name in ("more", "last"):
             write_files(tmp_path / "archive", [f"{name}-{number}.jpg" for number in range(12)])
             list(list_portions(run.store, open_source([str(tmp_path / "archive")]), PLAN))
         finish_manifest(run.store)
         expected = places(first[2:]) + places(read_blocks(run.store, 1))
-        orders.end_turn()
+        control.end_turn()
     assert given == expected
     assert places(turn()) == expected
 
 
-def test_turn_ends_with_a_stop_and_without_orders(run):
-    blocks, orders = read_blocks(run.store, 0), OrderWriter(run.store, LEASE, 2)
-    turn = Turn(run, LEASE, orders.begin_turn(), blocks, following=(1, 0))
-    orders.stop(True, ())
+def test_turn_ends_with_a_stop_or_the_next_turn(run):
+    blocks, control = read_blocks(run.store, 0), Control(2)
+    turn = Turn(run, control, control.begin_turn(), blocks, following=(1, 0))
+    with reading(turn) as given:
+        control.stop(True, ())
+    assert given == places(blocks[: len(given)])
+    assert len(given) <= 2
+    control.stop(False, ())
+    control.begin_turn()
     assert places(turn()) == []
-    other = Turn(run, LEASE + 1, 1, blocks)
-    assert read_orders(run.store, LEASE + 1) is None
-    assert places(other()) == [], "orders of another command"
