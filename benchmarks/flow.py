@@ -4,7 +4,7 @@
 
 The engine is the real one: its pools on a local Ray with logical cores and GPUs, its stages with
 their messages at full size, its manifest, and its commits to a local disk or an S3 server. Only
-reading a block and scoring it are replaced, by sleeping for `--decode-s` and `--score-s`. Every
+reading a block and scoring it are replaced, by sleeping for `--decode-ms` and `--score-ms`. Every
 case runs in a fresh process. The fractions are those of the time between the moment at which all
 decoders work and the start of the last block.
 """
@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -39,7 +39,6 @@ from ray_app.inference.batch import Batch
 from ray_app.inference.decision import CLEAN, SCORES, OutputKey
 from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
-from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.control import start_control
 from ray_app.scoring.layout import plan_layout
 from ray_app.scoring.stages import BlockDecoder, ScoringJob, TensorScorer
@@ -47,12 +46,12 @@ from ray_app.scoring.turns import Turn
 from ray_app.storage import Fetcher
 from tests.make.servers.s3 import S3Server
 
-DETECTOR = "community-forensics-vits384"  # Its message of 64 images has 28 MB.
 BLOCKS_PER_DECODER = 30
 # A block takes up to this fraction more or less time than the mean.
 SPREAD = 0.2
-# Environment variables for the workers: mean seconds of each stage, and the folder of their events.
-DECODE_S, SCORE_S, EVENTS = "FLOW_DECODE_S", "FLOW_SCORE_S", "FLOW_EVENTS"
+# Environment variables for the workers: mean milliseconds of an image in each stage, and the folder
+# of their events.
+DECODE_MS, SCORE_MS, EVENTS = "FLOW_DECODE_MS", "FLOW_SCORE_MS", "FLOW_EVENTS"
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,10 @@ class Case:
         decoders: The number of decoders.
         scorers: The number of GPUs.
         store: `local` or `s3`, where the run directory is.
-        decode_s: Seconds in which a decoder reads a block.
-        score_s: Seconds in which a scorer scores a block.
+        detector: The detector, which determines the size of messages.
+        block_members: Images in a block.
+        decode_ms: Milliseconds in which a decoder reads an image.
+        score_ms: Milliseconds in which a scorer scores an image.
         store_bytes: The size of the object store.
         blocks_per_decoder: The length of the run.
     """
@@ -72,8 +73,10 @@ class Case:
     decoders: int
     scorers: int
     store: str
-    decode_s: float
-    score_s: float
+    detector: str
+    block_members: int
+    decode_ms: float
+    score_ms: float
     store_bytes: int
     blocks_per_decoder: int = BLOCKS_PER_DECODER
 
@@ -106,7 +109,8 @@ class SleepingReader:
         self._shape, self._slots = preprocessing.shape, job.spec.slots
 
     def read(self, members: Sequence[Any]) -> Iterator[Batch]:
-        sleep_over("decode", float(os.environ[DECODE_S]), members[0].size_bytes)
+        mean_s = len(members) * float(os.environ[DECODE_MS]) / 1000
+        sleep_over("decode", mean_s, members[0].size_bytes)
         facts = ImageFileFacts("0" * 64, "JPEG", 1024, 768, "RGB", 1, 1, False)
         for start in range(0, len(members), self._slots):
             count = len(members[start : start + self._slots])
@@ -134,8 +138,9 @@ class SleepingScorer(TensorScorer):
 
     def score(self, batches: Iterable[Batch]) -> DetectorOutputs:
         count = sum(len(batch.outcomes) for batch in batches)
-        sleep_over("score", float(os.environ[SCORE_S]), count)
-        return DetectorOutputs({OutputKey(CLEAN, DETECTOR, SCORES): np.zeros(count, np.float32)})
+        sleep_over("score", count * float(os.environ[SCORE_MS]) / 1000, count)
+        [name] = self._job.spec.cards
+        return DetectorOutputs({OutputKey(CLEAN, name, SCORES): np.zeros(count, np.float32)})
 
 
 def run_case(case: Case, folder: Path) -> dict[str, Any]:
@@ -144,18 +149,24 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
 
     events = folder / "events"
     events.mkdir()
-    os.environ |= {DECODE_S: str(case.decode_s), SCORE_S: str(case.score_s), EVENTS: str(events)}
+    os.environ |= {
+        DECODE_MS: str(case.decode_ms),
+        SCORE_MS: str(case.score_ms),
+        EVENTS: str(events),
+    }
     cores = case.decoders + case.scorers
-    spec = make_spec(build_ensemble([DETECTOR]), limits=BatchLimits(), device="cuda")
+    spec = make_spec(build_ensemble([case.detector]), limits=BatchLimits(), device="cuda")
     layout = plan_layout(
         ResourceEstimate.from_spec(spec),
         slots=default_slots("cuda"),
         cpus=cores,
         gpus=case.scorers,
         workers=None,
-        block_members=ScoreConfig().block_members,
+        block_members=case.block_members,
         store_bytes=case.store_bytes,
     )
+    # The object store of a machine with so many cores would be larger.
+    layout = replace(layout, block_members=case.block_members)
     with ExitStack() as ending:
         run = RunDirectory.open(_open_store(case.store, folder, ending))
         count = case.decoders * case.blocks_per_decoder
@@ -180,7 +191,9 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
         metrics = measure(read_events(events), case, begin, layout.block_members)
     return metrics | {
         "block_members": layout.block_members,
-        "message_mb": round(layout.block_members * 384 * 384 * 3 / 1e6, 1),
+        "message_mb": round(
+            layout.block_members * ResourceEstimate.from_spec(spec).tensor_bytes / 1e6, 1
+        ),
         "driver_ms_per_block": round(1000 * driver_s / count, 1),
         "first_result_s": round(reports[0] - begin, 1),
     }
@@ -245,7 +258,9 @@ def measure(
         process: min(event.begin for event in decoding if event.process == process)
         for process in {event.process for event in decoding}
     }
-    window = max(first.values()), max(event.begin for event in decoding)
+    # The last blocks, of which each decoder has two, are not divided evenly.
+    begins = sorted(event.begin for event in decoding)
+    window = max(first.values()), begins[-2 * case.decoders]
     length = window[1] - window[0]
     waiting = [(event.end, 1) for event in decoding] + [(event.end, -1) for event in scoring]
     level = np.cumsum([step for _, step in sorted(waiting)])
@@ -253,7 +268,7 @@ def measure(
         "decoders_started": len(first),
         "all_decoders_work_after_s": round(window[0] - begin, 1),
         "steady_s": round(length, 1),
-        "decoders_busy": round(_overlap(decoding, window) / length / case.decoders, 3),
+        "decoders_busy": round(_overlap(decoding, window) / length / len(first), 3),
         "scorers_busy": round(_overlap(scoring, window) / length / case.scorers, 3),
         "blocks_per_s": round(sum(window[0] <= event.end <= window[1] for event in decoding) / length, 1),
         "most_messages_in_store": int(level.max()),
@@ -274,8 +289,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--decoders", type=int, nargs="+", default=[15, 31, 63])
     parser.add_argument("--scorers", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--stores", nargs="+", choices=["local", "s3"], default=["local", "s3"])
-    parser.add_argument("--decode-s", type=float, default=1.36, help="of a block [1.36]")
-    parser.add_argument("--score-s", type=float, default=0.013, help="of a block [0.013]")
+    parser.add_argument("--detector", default="community-forensics-vits384", help="[%(default)s]")
+    parser.add_argument("--block-members", type=int, default=64, help="images of a block [64]")
+    parser.add_argument("--decode-ms", type=float, default=21.25, help="of an image [%(default)s]")
+    parser.add_argument("--score-ms", type=float, default=0.2, help="of an image [%(default)s]")
     parser.add_argument("--store-bytes", type=int, default=4 * 10**9)
     parser.add_argument("--blocks", type=int, default=BLOCKS_PER_DECODER, help="per decoder [30]")
     options = parser.parse_args(arguments)
@@ -283,7 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for decoders in options.decoders:
         for scorers in options.scorers:
             for store in options.stores:
-                case = Case(decoders, scorers, store, options.decode_s, options.score_s, options.store_bytes, options.blocks)  # fmt: skip
+                case = Case(
+                    decoders, scorers, store, options.detector, options.block_members, options.decode_ms, options.score_ms,
+                    options.store_bytes, options.blocks,
+                )  # fmt: skip
                 results.append(asdict(case) | _run_apart(case))
                 print(json.dumps(results[-1]), flush=True)
                 content = {"machine": machine(), "cases": results}

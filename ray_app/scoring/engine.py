@@ -38,7 +38,15 @@ from ray_app.scoring.stages import (
 )
 from ray_app.scoring.turns import Turn
 from ray_app.streams.pool import Pool, stream
-from ray_app.streams.stage import Stage
+from ray_app.streams.stage import IN_FLIGHT, Stage
+
+# Messages of a scorer or committer. It may take a block in 10 ms, and Ray Data needs several times as
+# long to give it the next one.
+SHORT_IN_FLIGHT = 8
+# A committer requests so little of a core that Ray Data would start hundreds. One takes 150 MB, and
+# commits 20 blocks per second to S3.
+MAX_COMMITTERS = 8
+RELEASES = 8  # While as many blocks finish as may be in progress.
 
 
 def score_turn(
@@ -63,10 +71,13 @@ def score_turn(
         ClusterError: If Ray gave up, for example because workers died repeatedly.
         TouchstoneError: If a stage raised this error.
     """
+    # A call to an actor costs the driver a millisecond.
+    at_once = max(1, layout.max_open_blocks // RELEASES)
     with closing(stream(turn, build_pools(job, layout), name="score")) as messages:
         for finished, message in enumerate(messages, 1):
             watch.progressed()
-            turn.control.release(finished)
+            if finished % at_once == 0:
+                turn.control.release(finished)
             if isinstance(message, BlockReport):
                 yield message
 
@@ -79,27 +90,47 @@ def build_pools(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
     """
 
     def pool(
-        stage: type[Stage], size: int, cpus: float, gpus: float = 0.0, *arguments: Any
+        stage: type[Stage],
+        size: int,
+        cpus: float,
+        gpus: float = 0.0,
+        *arguments: Any,
+        in_flight: int = IN_FLIGHT,
+        max_size: int | None = None,
     ) -> Pool:
         return Pool(
             stage,
             (job, *arguments),
             size,
-            None if layout.grows else size,
+            max_size if layout.grows else size,
             cpus,
             gpus,
             layout.labels,
+            in_flight,
         )
 
     if layout.kind == "fused":
         stage = BlockScorer if job.stored is None else StoredBlockScorer
         return [pool(stage, layout.scorers[0], layout.worker_cpus)]
     scorers = [
-        pool(stage, size, layout.scorer_cpus, layout.scorer_gpus, *arguments)
+        pool(
+            stage,
+            size,
+            layout.scorer_cpus,
+            layout.scorer_gpus,
+            *arguments,
+            in_flight=SHORT_IN_FLIGHT,
+        )
         for (stage, arguments), size in zip(scorer_stages(job), layout.scorers, strict=True)
     ]
     return [
         pool(BlockDecoder, layout.decoders, layout.worker_cpus),
         *scorers,
-        pool(BlockCommitter, layout.committers, COMMIT_CPUS),
+        pool(
+            BlockCommitter,
+            layout.committers,
+            COMMIT_CPUS,
+            in_flight=SHORT_IN_FLIGHT,
+            max_size=max(layout.committers, MAX_COMMITTERS),
+        ),
     ]

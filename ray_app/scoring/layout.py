@@ -31,6 +31,8 @@ WORKER_CPUS = 0.97
 GPU_SCORER_CPUS = 0.005
 COMMIT_CPUS = 0.001
 REFERENCES = 8  # References to blocks, per process.
+# Blocks per process whose images wait for the next process, or whose report is on its way.
+WAITING = 1
 # Per worker. A block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh.
 BLOCKS_PER_DOUBLING = 4
 TENSOR_BYTES = 2**29  # The maximum of prepared tensors of one block.
@@ -108,7 +110,8 @@ class ScoringLayout:
         fused layout lets more blocks wait, because a waiting block takes only about 100 bytes.
         Workers with small blocks then do not wait for the driver.
         """
-        return 1 + (IN_FLIGHT if self.kind == "split" else REFERENCES) * self.workers
+        each = IN_FLIGHT + WAITING if self.kind == "split" else REFERENCES
+        return 1 + each * self.workers
 
     def block_plan(self, slots: int) -> BlockPlan:
         """Return the sizes of blocks into which the list of files is cut for this layout.

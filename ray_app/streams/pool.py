@@ -47,12 +47,13 @@ class Pool:
     Attributes:
         stage: The class of which each process has one instance.
         stage_args: Arguments of `stage.start`.
-        size: Initial number of processes.
+        size: Initial and minimum number of processes.
         max_size: Maximum number of processes. None allows as many as fit on the nodes, including
             nodes that join later.
         cpus: CPUs of each process.
         gpus: GPUs of each process.
         labels: Labels that the nodes of the processes must have.
+        in_flight: Messages of each process: one that it works on, and those that wait for it.
     """
 
     stage: type[Stage]
@@ -62,14 +63,16 @@ class Pool:
     cpus: float = 1.0
     gpus: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    in_flight: int = IN_FLIGHT
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments with which Ray Data's `map_batches` starts this pool."""
+        # With a lower minimum, Ray Data ends processes of one pool when another one grows, and starts
+        # them again later.
         strategy = ActorPoolStrategy(
-            min_size=1,
-            initial_size=self.size,
+            min_size=self.size,
             max_size=self.max_size,
-            max_tasks_in_flight_per_actor=IN_FLIGHT,
+            max_tasks_in_flight_per_actor=self.in_flight,
         )
         options = {"fn_constructor_args": self.stage_args, "compute": strategy, "num_cpus": self.cpus, "batch_size": 1,
                    "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip

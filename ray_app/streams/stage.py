@@ -141,7 +141,11 @@ def deserialize(table: pa.Table) -> Any:
             f"a batch of the pipeline has {table.num_rows} rows, expected 1",
             hint="report this as a bug in Touchstone",
         )
-    data = table["buffers"][0].as_buffer()
+    # A scalar of Arrow would be a copy of the bytes.
+    [array] = filter(len, table["buffers"].chunks)
+    _, offsets, content = array.buffers()
+    start, end = np.frombuffer(offsets, np.int64)[array.offset : array.offset + 2].tolist()
+    data = content[start:end]
     bounds = table["bounds"][0].values.to_numpy().reshape(-1, 2).tolist()
     buffers = [data[start:end] for start, end in bounds]
     return pickle.loads(table["message"][0].as_buffer(), buffers=buffers)  # noqa: S301 - from a stage

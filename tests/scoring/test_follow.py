@@ -22,7 +22,7 @@ from ray_app.errors import ExitCode
 from ray_app.runs import RunDirectory, verify_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import is_complete
-from ray_app.scoring.control import ControlActor
+from ray_app.scoring.control import Control
 from ray_app.scoring.run import score_archive
 from ray_app.storage import Store
 from tests.make.images import encoded, photo
@@ -62,8 +62,8 @@ def test_followed_days_end_as_one_command_over_what_is_there(folder, tmp_path, m
     folder.add(*range(8))
     day, ended = [date(2026, 11, 26)], threading.Event()
     monkeypatch.setattr("ray_app.scoring.run.today", lambda: day[0])
-    end_turn = ControlActor.end_turn
-    monkeypatch.setattr(ControlActor, "end_turn", lambda self: (end_turn(self), ended.set()))
+    end_turn = Control.end_turn
+    monkeypatch.setattr(Control, "end_turn", lambda self: (end_turn(self), ended.set()))
 
     def have_rows(names):
         """Wait until the run has a row of each of these files and of no other."""
