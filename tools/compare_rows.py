@@ -206,7 +206,8 @@ def score(
         if ensemble.stem == "detectors"
         for option in ("--features", name)
     ]
-    settings = ["--set", f"precision={precision}", "--set", "provenance.watermarks=true"]
+    values = (f"precision={precision}", "resize=exact", "provenance.watermarks=true")
+    settings = [option for value in values for option in ("--set", value)]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     if not (run / "summary.json").exists():
         command = [

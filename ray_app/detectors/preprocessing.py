@@ -153,9 +153,9 @@ class Preprocessing(Frozen):
 
         Args:
             resize: "exact" keeps the library on the card. "fast" replaces Pillow by torch, which
-                takes a fifth of the time. Values differ by at most one grey level with the filter
-                bilinear, and by at most two with bicubic, because torch rounds its weights to 16
-                bits. Thumbnails and other libraries are kept.
+                takes a fifth of the time. One value in 500 differs, by one grey level and rarely by
+                two, because torch rounds its weights to 16 bits. Thumbnails and other libraries are
+                kept.
         """
         is_replaced = self.resampler == "pillow" and self.resize.mode in ("squash", "short_side")
         if resize == "exact" or not is_replaced:

@@ -171,8 +171,15 @@ class ControlActor(Control):
 
     def _ask(self, method: str, *arguments: Any, **named: Any) -> Any:
         import ray
+        from ray.exceptions import RayActorError
 
-        return ray.get(getattr(self._actor, method).remote(*arguments, **named))
+        try:
+            return ray.get(getattr(self._actor, method).remote(*arguments, **named))
+        except RayActorError as error:
+            raise ClusterError(
+                f"the control actor of this command ended: {describe_error(error)}",
+                hint="run the same command again to resume",
+            ) from error
 
 
 @contextmanager

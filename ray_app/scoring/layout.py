@@ -99,7 +99,7 @@ class ScoringLayout:
 
     @property
     def committers(self) -> int:
-        """The maximum number of blocks that are committed at the same time."""
+        """The number of committers at the start."""
         return self.scorers[-1]
 
     @property
