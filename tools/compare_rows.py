@@ -4,9 +4,9 @@
 
 OLD and NEW are roots of checkouts, each with its own .venv. Both score the demo archive, the files
 below --also, and the first --count photographs below --photos in the order of their SHA-256: once
-with seven detectors and once with a cascade, in fp32 and in bf16, with watermarks read. NEW's
-environment runs this program and writes the detector cards. Published networks get narrow layers
-and seeded weights in the published format.
+with seven detectors and once with a cascade, in fp32 and in bf16, resized exactly, with watermarks
+read. NEW's environment runs this program and writes the detector cards. Published networks get
+narrow layers and seeded weights in the published format.
 
 A file is identified by its path and its name in an archive; a row that only one side has is a
 difference in the column `row`. intended_differences.csv lists the intended differences with their
