@@ -23,7 +23,7 @@ def test_a_run_directory_becomes_a_record(tmp_path):
     rows = [
         {
             "uri": f"/a/{i}.jpg",
-            "score": None if i == 5 else i / 4,
+            "scores": {"one": None if i == 5 else i / 4},
             "scored_at": start + timedelta(seconds=i // 4),
         }
         for i in range(8)
