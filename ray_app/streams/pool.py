@@ -9,6 +9,7 @@ its work. docs/architecture.md has measurements.
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -146,6 +147,8 @@ def dataset(
         The pipeline. Each row is a serialised result.
     """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # The errors are raised, too.
+    # A source may have fewer items than a pool has processes.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     context = DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.memory_usage_poll_interval_s = None  # Stages measure their processes themselves.
