@@ -10,6 +10,7 @@ work of Ray's own processes is not among them: `benchmarks.scoring` has it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -43,7 +44,6 @@ PARTS: dict[str, str] = {
     "decision": r"inference/decision|ray_app/ensembles/",
     "row": r"runs/(rows|image_row|row_shape|schema)",
     "part": r"ray_app/runs/",
-    "attempts and orders": r"scoring/control",
     "batch": r"inference/(decoder|batch|image_inputs|private_api)\.py|benchmarks/contenders",
     "block": r"scoring/stages|streams/stage",
 }
@@ -106,8 +106,6 @@ def profile(work_on: Callable[[Sequence[Path]], None], files: Sequence[Path]) ->
         elapsed_s = time.process_time() - begin
         spy.send_signal(signal.SIGINT)
         spy.wait()
-        if folder := os.environ.get("BUDGET_STACKS"):
-            Path(folder, f"{sys.argv[1]}.txt").write_text(Path(stacks.name).read_text())
         samples = _count_samples(Path(stacks.name).read_text())
     milliseconds = 1000 * elapsed_s / (len(files) - WARM_UP * BLOCK)
     total = samples.total()
@@ -120,9 +118,7 @@ def _count_samples(stacks: str) -> Counter[str]:
     patterns = {part: re.compile(pattern) for part, pattern in PARTS.items()}
     for line in stacks.splitlines():
         stack, _, count = line.rpartition(" ")
-        frames = [
-            re.sub(r"\(\S*?(ray_app/|PIL/|pyarrow/)", r"(\1", frame) for frame in stack.split(";")
-        ]
+        frames = stack.split(";")
         if not _WAITS.search(frames[-1]):
             counted[_find_part(frames, patterns)] += int(count)
     return counted
@@ -152,8 +148,8 @@ def _run_script(work: Work) -> Callable[[Sequence[Path]], None]:
 
 def _run_stages(work: Work, folder: Path, *, is_split: bool) -> Callable[[Sequence[Path]], None]:
     """Return the work of the stages of a run, one after another in this thread."""
-    from ray_app.archives import BlockRef, ListedMember, manifest
-    from ray_app.archives.members import image_id
+    from benchmarks.blocks import write_block
+    from ray_app.archives import ListedMember
     from ray_app.images import BatchLimits
     from ray_app.images.provenance import ProvenanceConfig
     from ray_app.inference import make_spec
@@ -179,28 +175,14 @@ def _run_stages(work: Work, folder: Path, *, is_split: bool) -> Callable[[Sequen
         if is_split
         else [BlockScorer(job)]
     )
-    done = 0
-
-    def write_block(files: Sequence[Path]) -> BlockRef:
-        nonlocal done
-        members = [
-            ListedMember(f"file://{path}", None, 0, "", path.stat().st_size) for path in files
-        ]
-        rows = manifest.listed_rows(_ids(members), members)
-        table = manifest.cut_rows(rows, done, manifest.manifest_schema(None))
-        name = f"{done}.parquet"
-        run.store.write(manifest.path_in(0, name), manifest.to_parquet_bytes(table))
-        done += 1
-        return BlockRef(0, done - 1, len(members), 0, name, 0)
-
-    def _ids(members: Sequence[ListedMember]) -> Any:
-        import numpy as np
-
-        return np.array([image_id(member) for member in members], np.int64)
+    numbers = itertools.count()
 
     def work_on(files: Sequence[Path]) -> None:
         for block in _batched(files, BLOCK):
-            message: Any = write_block(block)
+            members = [
+                ListedMember(f"file://{path}", None, 0, "", path.stat().st_size) for path in block
+            ]
+            message: Any = write_block(run, next(numbers), members)
             for stage in stages:
                 message = stage.take(deserialize(serialize(message)))
             if hasattr(message, "error"):

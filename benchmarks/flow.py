@@ -26,9 +26,9 @@ from unittest import mock
 
 import numpy as np
 
+from benchmarks.blocks import write_block
 from benchmarks.machine import machine
-from ray_app.archives import BlockList, ListedMember, manifest
-from ray_app.archives.members import image_id
+from ray_app.archives import BlockList, ListedMember
 from ray_app.detectors.card import default_slots
 from ray_app.ensembles import build_ensemble
 from ray_app.errors import Status
@@ -215,31 +215,18 @@ def _open_store(kind: str, folder: Path, ending: ExitStack) -> str:
 
 
 def write_manifest(run: RunDirectory, count: int, members: int) -> BlockList:
-    """Write a manifest of blocks, one row group for each, and return the blocks."""
+    """Write a manifest of blocks, each in a file of its own, and return the blocks."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    schema = manifest.manifest_schema(None)
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema) as writer:
-        for block in range(count):
-            # The size tells the sleeping reader which block it is.
-            listed = [
-                ListedMember(f"s3://bucket/{block}/{number}.jpg", None, 0, "v", block)
-                for number in range(members)
-            ]
-            ids = np.array([image_id(member) for member in listed], np.int64)
-            writer.write_table(manifest.cut_rows(manifest.listed_rows(ids, listed), block, schema))
-    run.store.write(manifest.path_in(0, "0.parquet"), sink.getvalue().to_pybytes())
-    columns = {
-        "block": pa.array(range(count), pa.int32()),
-        "file": pa.array(["0.parquet"] * count, pa.string()),
-        "row_group": pa.array(range(count), pa.int32()),
-        "members": pa.array([members] * count, pa.int32()),
-        "size_bytes": pa.array([members * 10**5] * count, pa.int64()),
-        "manifest": pa.array([0] * count, pa.int32()),
-    }
-    return BlockList(pa.table(columns))
+    refs = []
+    for block in range(count):
+        # The size tells the sleeping reader which block it is.
+        listed = [
+            ListedMember(f"s3://bucket/{block}/{number}.jpg", None, 0, "v", block)
+            for number in range(members)
+        ]
+        refs.append(write_block(run, block, listed))
+    return BlockList(pa.Table.from_pylist([asdict(ref) for ref in refs]))
 
 
 def read_events(folder: Path) -> list[Event]:

@@ -229,7 +229,7 @@ class Preprocessing(Frozen):
 def choose_resize(resize: RequestedResize, precision: Literal["bf16", "fp32"]) -> ResizeMode:
     """Return the resize mode for a detector. `auto` is fast if the detector runs in bf16.
 
-    bf16 moves the scores of a detector by more than the fast resize does.
+    On average, bf16 moves the scores of a detector by more than the fast resize does.
     """
     if resize != "auto":
         return resize
