@@ -76,22 +76,25 @@ def score_batches(
     """Yield the time at which each batch is scored, with the mean log-odds of its images."""
     import numpy as np
 
+    from benchmarks.contenders.detectors import DECODED
     from ray_app.images import ImageLimits, decode_image
 
-    limits = ImageLimits()
-    while batch := list(islice(paths, detectors[0].slots)):
+    limits, slots = ImageLimits(), detectors[0].slots
+    while decoded := list(islice(paths, DECODED)):
         arrays: list[list[Any]] = [[] for _ in detectors]
-        for path in batch:
+        for path in decoded:
             image = decode_image(path.read_bytes(), limits).pixels
             for detector, prepared in zip(detectors, arrays, strict=True):
                 prepared.append(detector.prepare(image))
-        columns = [
-            detector.score(np.stack(prepared))
-            for detector, prepared in zip(detectors, arrays, strict=True)
-        ]
-        scores = np.mean(columns, axis=0).tolist()
-        named = [(path.name, score) for path, score in zip(batch, scores, strict=True)]
-        yield time.time(), named
+        for start in range(0, len(decoded), slots):
+            batch = slice(start, start + slots)
+            columns = [
+                detector.score(np.stack(prepared[batch]))
+                for detector, prepared in zip(detectors, arrays, strict=True)
+            ]
+            scores = np.mean(columns, axis=0).tolist()
+            named = [(path.name, score) for path, score in zip(decoded[batch], scores, strict=True)]
+            yield time.time(), named
 
 
 def tuned(work: Work, count: int, *, is_exact: bool) -> Record:

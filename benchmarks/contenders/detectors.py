@@ -7,6 +7,10 @@ from benchmarks.work import Work
 if TYPE_CHECKING:
     from ray_app.detectors import Detector
 
+# Images that are decoded before they are scored, as in a worker of a run on a CPU. Decoders and
+# networks that alternate after a few images evict each other from the caches.
+DECODED = 64
+
 
 def load_all(work: Work, *, is_exact: bool = False) -> "list[Detector]":
     """Load the detectors of a work. `is_exact` resizes with Pillow."""

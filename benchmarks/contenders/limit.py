@@ -19,7 +19,7 @@ WARM_UP = 2  # batches: oneDNN prepares its kernels in the first
 def main() -> None:
     import torch
 
-    from benchmarks.contenders.detectors import load_all
+    from benchmarks.contenders.detectors import DECODED, load_all
     from ray_app.images import ImageLimits, decode_image
 
     work, count, _ = arguments()
@@ -31,28 +31,31 @@ def main() -> None:
     scores: dict[str, float] = {}
     decoding, preparing, scoring = [], [], []
     files = work.files(count)
-    for start in range(0, len(files) // slots * slots, slots):
-        batch = files[start : start + slots]
+    for first in range(0, len(files), DECODED):
+        decoded = files[first : first + DECODED]
         prepared: list[list[Any]] = [[] for _ in detectors]
-        for path in batch:
+        for path in decoded:
             data = path.read_bytes()
             begin = time.perf_counter()
             image = decode_image(data, limits)
-            decoded = time.perf_counter()
+            after = time.perf_counter()
             for detector, arrays in zip(detectors, prepared, strict=True):
                 arrays.append(detector.prepare(image.pixels))
-            decoding.append(decoded - begin)
-            preparing.append(time.perf_counter() - decoded)
-        begin = time.perf_counter()
-        scored = np.mean(
-            [
-                detector.score(np.stack(arrays))
-                for detector, arrays in zip(detectors, prepared, strict=True)
-            ],
-            axis=0,
-        )
-        scoring.append((time.perf_counter() - begin) / len(batch))
-        scores |= {path.name: float(score) for path, score in zip(batch, scored, strict=True)}
+            decoding.append(after - begin)
+            preparing.append(time.perf_counter() - after)
+        for start in range(0, len(decoded), slots):
+            batch = slice(start, start + slots)
+            begin = time.perf_counter()
+            scored = np.mean(
+                [
+                    detector.score(np.stack(arrays[batch]))
+                    for detector, arrays in zip(detectors, prepared, strict=True)
+                ],
+                axis=0,
+            )
+            names = [path.name for path in decoded[batch]]
+            scoring.append((time.perf_counter() - begin) / len(names))
+            scores |= dict(zip(names, scored.tolist(), strict=True))
     images = WARM_UP * slots
     stages = {
         "decode_s": decoding[images:],
