@@ -74,8 +74,8 @@ def figures(
     ratios = {
         work: {
             peer: rates[work][OURS]["median"] / rates[work][peer]["median"]
-            for peer in (*PEERS, *DETAILS)
-            if peer in rates[work]
+            for peer in rates[work]
+            if peer != OURS
         }
         for work in works
         if OURS in rates[work]
@@ -225,11 +225,10 @@ _HEAD = f"  {'':<22}{'images/s':>9}{'rounds':>14}{'ours ÷':>8}{'first':>10}{'pe
 
 
 def _by_contender(measured: Sequence[Measurement], summary: Any) -> dict[str, Any]:
-    names = [
-        name
-        for name in ("limit", OURS, *PEERS[1:], *DETAILS)
-        if any(m.contender == name for m in measured)
-    ]
+    """Summarise each contender, in the usual order. Another checkout of ours comes last."""
+    present = dict.fromkeys(m.contender for m in measured)
+    usual = [name for name in ("limit", OURS, *PEERS[1:], *DETAILS) if name in present]
+    names = [*usual, *(name for name in present if name not in usual)]
     return {name: summary([m for m in measured if m.contender == name]) for name in names}
 
 

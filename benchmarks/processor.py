@@ -25,7 +25,6 @@ RAYS: dict[str, str] = {
     "ray-dashboard": "dashboard",
     "log_monitor.py": "log monitor",
     "autoscaler": "autoscaler",
-    "ray::IDLE": "idle workers",
 }
 _TICKS = os.sysconf("SC_CLK_TCK")
 
