@@ -4,7 +4,7 @@ The module works on PIL images and uint8 arrays. torch is imported only if it re
 """
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from pydantic import Field, model_validator
 from ray_app.config import Frozen, OptionalKey
 from ray_app.errors import InputError, Status
 from ray_app.transforms.ops import resize_rows_first
+
+if TYPE_CHECKING:
+    import torch
 
 Pixels = npt.NDArray[np.uint8]
 ResizeMode = Literal["exact", "fast"]
@@ -333,14 +336,30 @@ def _torch_resize(image: Image.Image, size: tuple[int, int], mode: str) -> Pixel
     import torch
 
     _require_memory(image, size)
-    # The view is channels-last, for which torch has a vector kernel: several times faster than
-    # Pillow or a (3, H, W) copy.
-    batch = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
+    # torch has a vector kernel for channels-last images, and recognises them by all four strides.
+    batch = _share_pixels(image).unsqueeze(0).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(
         batch, size=(size[1], size[0]), mode=mode, antialias=True, align_corners=False
     )
-    pixels: Pixels = resized[0].permute(1, 2, 0).numpy()
+    pixels: Pixels = resized[0].permute(1, 2, 0)[..., :3].numpy()
     return pixels
+
+
+def _share_pixels(image: Image.Image) -> "torch.Tensor":
+    """Return an RGB image as a tensor (height, width, 3 or 4), without a copy if possible.
+
+    Pillow keeps four bytes for each pixel of an RGB image.
+    """
+    import pyarrow as pa
+    import torch
+    from torch.utils.dlpack import from_dlpack
+
+    try:
+        stored = pa.array(image)
+    except ValueError:  # Pillow keeps an image of over 16 MiB in several pieces.
+        return torch.from_numpy(np.array(image))
+    values: torch.Tensor = from_dlpack(stored.flatten())
+    return values.view(image.height, image.width, 4)
 
 
 def _pad(pixels: Pixels, side: int, pad: str) -> Pixels:

@@ -313,6 +313,8 @@ def _describe_stages(plan: Plan, width: int) -> Lines:
             )
     if plan.bottleneck:
         yield "bottleneck", f"{plan.bottleneck.stage}: {plan.bottleneck.advice}"
+        if (cores := plan.bottleneck.cores_per_gpu) is not None:
+            yield "bottleneck", f"cores that keep one GPU busy: {max(cores, 1):,.0f}"
 
 
 def _describe_detectors(plan: Plan, width: int) -> Lines:

@@ -300,11 +300,14 @@ class PlannedBottleneck:
         advice: How to raise the rate.
         scorers_busy: Fraction of the time in which the scorers, the processes that run detectors,
             work. None if the run has no separate scorers.
+        cores_per_gpu: Number of cores that fetch and decode as many images as one GPU scores. None
+            without GPUs.
     """
 
     stage: str
     advice: str = ""
     scorers_busy: float | None = None
+    cores_per_gpu: float | None = None
 
 
 @dataclass(frozen=True)

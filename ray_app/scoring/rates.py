@@ -265,7 +265,14 @@ def find_bottleneck(
         prefix = f"{_FEWER_WORDS}; or " if slowest.slowest == "describe" else ""
         advice = prefix + _scoring_advice(layout, scoring, pools[0].images_per_s, machines)
     busy = None if math.isinf(scoring) else min(slowest.images_per_s / scoring, 1.0)
-    return PlannedBottleneck(stage=slowest.slowest, advice=advice, scorers_busy=busy)
+    on_gpus = bool(layout.scorer_gpus) and not math.isinf(scoring)
+    gpus = sum(pool.at_once for pool in pools[1:-1])
+    return PlannedBottleneck(
+        stage=slowest.slowest,
+        advice=advice,
+        scorers_busy=busy,
+        cores_per_gpu=pools[0].total_s * scoring / gpus if on_gpus else None,
+    )
 
 
 def _fused_advice(spec: ScoringSpec, pool: PlannedPool, machines: PlannedMachines) -> str:

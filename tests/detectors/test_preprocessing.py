@@ -2,6 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -206,6 +207,20 @@ def test_fast_resize_is_at_most_two_grey_levels_away(preprocessing):
         apart.append(np.abs(exact - fast.prepare(source)))
     assert max(levels.max() for levels in apart) <= levels_away
     assert np.mean([levels.mean() for levels in apart]) < 0.03
+
+
+# Pillow keeps the last image in several pieces.
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (97, 61), (2400, 2000)])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_fast_resize_is_torch_on_a_plain_tensor(height, width, mode):
+    source = image(height, width)
+    plain = torch.from_numpy(np.array(source).transpose(2, 0, 1).copy())[None]
+    wanted = torch.nn.functional.interpolate(plain, (224, 224), mode=mode, antialias=True)[0]
+    squash = Preprocessing(resize=Resize(mode="squash", size=224), filter=mode)
+    prepared = squash.with_resize("fast").prepare(source)
+    assert np.array_equal(prepared, wanted.numpy().transpose(1, 2, 0))
+    assert prepared.flags["C_CONTIGUOUS"]
+    assert prepared.flags["WRITEABLE"]
 
 
 def test_a_run_of_before_keeps_its_identity():

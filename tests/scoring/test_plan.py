@@ -102,9 +102,15 @@ def test_gpus_that_wait_for_decoding_are_too_many(sample_archive):
     nodes = (Nodes(count=1, cpus=16, gpus=8, price_per_hour=1.0),)
     described = ClusterDescription(nodes=nodes)
     config = tiny(sample_archive, block_members=4)
-    plan = plan_here(config, probe=4, cluster=described).to_dict()
+    planned = plan_here(config, probe=4, cluster=described)
+    plan = planned.to_dict()
     assert plan["bottleneck"]["stage"] in ("decode", "prepare")
     assert 0 < plan["bottleneck"]["scorers_busy"] < 0.2
+    seconds = {stage["stage"]: stage["seconds_per_image"] for stage in plan["stages"]}
+    on_core_s = sum(seconds[stage] for stage in seconds.keys() - {"score", "write"})
+    cores = plan["bottleneck"]["cores_per_gpu"]
+    assert cores == pytest.approx(on_core_s / seconds["score"])
+    assert f"cores that keep one GPU busy: {cores:,.0f}" in "\n".join(plan_lines(planned))
 
 
 def test_probe_reads_containers_and_reports_refused_files(tmp_path, sample_archive):
