@@ -9,7 +9,6 @@ GPU are needed.
 """
 
 import argparse
-import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from ray_app.images import BatchLimits
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.inference import ResourceEstimate, ScoringSpec, StageClock, make_spec
 from ray_app.inference.worker import open_decoder
-from ray_app.scoring.layout import GMAC_PER_S
+from ray_app.scoring.layout import GMAC_PER_S, MIN_GPU_S
 
 PHOTOGRAPHS, WARM_UP = 48, 8  # Decoded in batches of `WARM_UP`, of which the first is not measured.
 
@@ -57,11 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 slots=WARM_UP,
                 provenance=ProvenanceConfig().policy(),
             )
-            on_core_s, gmac = (
-                measure_decoder(spec, files),
-                sum(ResourceEstimate.from_spec(spec).pool_gmac),
-            )
-            rate = options.gmac / gmac if gmac else math.nan
+            on_core_s = measure_decoder(spec, files)
+            gmac = sum(ResourceEstimate.from_spec(spec).pool_gmac)
+            rate = 1 / max(gmac / options.gmac, MIN_GPU_S)
             print(
                 f"| `{name}` | {1000 * on_core_s:.1f} | {1 / on_core_s:.0f} | {rate:,.0f} "
                 f"| {max(1, rate * on_core_s):,.0f} |",

@@ -44,6 +44,9 @@ BLOCK_BYTES = 2**30
 BLOCK_S = 60.0  # The maximum for a block of slow detectors, since a kill loses the whole block.
 # Multiply-adds per second in bf16. A core does 60 to 130, a data-centre GPU more than this.
 GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}
+# Seconds of a GPU per image at least. A small network does not fill a GPU: none was faster than 18,300
+# images/s on an H100.
+MIN_GPU_S = 1 / 20_000
 DECODE_GMAC = 2.0  # Decoding a photograph takes a core as long as this many multiply-adds.
 SLACK = 4.0  # A shared core may be slower by this factor.
 # Bytes of fp32 weights per second, from the page cache, on one core: networks are built before their

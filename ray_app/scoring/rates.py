@@ -15,7 +15,7 @@ from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.block_reader import MEMBER_BYTES
 from ray_app.reports.format import number
 from ray_app.reports.plan_model import PlannedBottleneck, PlannedStage
-from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
+from ray_app.scoring.layout import GMAC_PER_S, MIN_GPU_S, ScoringLayout
 from ray_app.scoring.sample import SampleWork
 
 MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
@@ -223,7 +223,8 @@ def _estimate_s(spec: ScoringSpec, decode_s: float) -> list[float | None]:
         is_sized = all(card.size for card in cards) and (
             len(cards) == len(pool) or bool(spec.describer and spec.describer.gmac)
         )
-        seconds.append(gmac / GMAC_PER_S["gpu"] + decode_s * repeats if is_sized else None)
+        network_s = max(gmac / GMAC_PER_S["gpu"], MIN_GPU_S)
+        seconds.append(network_s + decode_s * repeats if is_sized else None)
     return seconds
 
 
