@@ -2,10 +2,10 @@
 
     python -m benchmarks.feeding [--photographs FOLDER] [--gmac 30000] [DETECTOR …]
 
-It prints a table in Markdown. The processor time of a decoder is measured on this machine: to
-fetch, check, decode, and prepare JPEG photographs of 1024 × 768, or those of a folder. The rate of
-a GPU is estimated from the multiply-adds on the card, as `touchstone plan` does. No weights and no
-GPU are needed.
+It prints a table in Markdown. The processor time of a decoder is measured on one core of this
+machine: to check, decode, and prepare JPEG photographs of 1024 × 768, or those of a folder. The
+rate of a GPU is estimated from the multiply-adds on the card, as `touchstone plan` does. No weights
+and no GPU are needed.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from benchmarks.photographs import write_photographs
 from ray_app.config import list_detectors
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="billions of multiply-adds that the GPU does per second in bf16 [%(default)s]",
     )
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # As in a decoder of a run.
     print(
         "| detector | decoder, ms of a core | one core, images/s | GPU, images/s | cores per GPU |"
     )

@@ -54,7 +54,7 @@ from ray_app.inference.spec import ScoringSpec
 # reads embeddings.
 DescriberInputs = Sequence[Pixels | None]
 
-# Decoders and networks evict each other from the caches of a core. `touchstone-tiny` takes 0.5 ms
+# Decoders and networks evict each other from the caches of a core. `touchstone-tiny` takes 0.4 ms
 # longer per image if they alternate after each batch.
 WAITING_BYTES = 32 * 2**20
 

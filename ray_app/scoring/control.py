@@ -9,16 +9,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from typing_extensions import override
 
+from ray_app.archives import BlockRef
 from ray_app.cluster.ray_cluster import current_node_id, select_current_node
 from ray_app.errors import ClusterError, describe_error, is_out_of_memory
 from ray_app.streams.stage import OUT_OF_MEMORY_HINT
-
-if TYPE_CHECKING:
-    from ray_app.archives import BlockRef
 
 MAX_DEATHS = 3
 _THREADS = 8  # The source waits in one of them.
@@ -204,7 +202,7 @@ def start_control(window: int) -> Iterator[Control]:
 def attempt_block(
     control: Control | None,
     stage: str,
-    ref: "BlockRef",
+    ref: BlockRef,
     first_uri: Callable[[], str],
     *,
     is_first: bool = False,
@@ -253,5 +251,5 @@ def attempt_block(
         control.end(stage, ref.place)
 
 
-def _describe(ref: "BlockRef", first_uri: str) -> str:
+def _describe(ref: BlockRef, first_uri: str) -> str:
     return f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
