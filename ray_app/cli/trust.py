@@ -15,6 +15,8 @@ _MIN_SAMPLE = 50  # Images in a sample of the whole archive.
     cls=ConfigCommand,
     config="ray_app.evaluation.calibrate.config:CalibrateConfig",
     fields={
+        "reals": "--reals FOLDER",
+        "ensemble": "--ensemble NAME|PATH",
         "labels": "--labels FILE|INDEX",
         "key": "--key",
         "split": "--split NAME",
@@ -32,7 +34,7 @@ _MIN_SAMPLE = 50  # Images in a sample of the whole archive.
         "seed": "--seed",
     },
 )
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="[RUN]", required=False)
 @click.option(
     "--out",
     metavar="CARD.yaml",
@@ -48,13 +50,16 @@ def calibrate(as_json: bool, **values: Any) -> int:
 
     \b
     touchstone detectors calibrate run --labels labels.csv --out mine.yaml
+    touchstone detectors calibrate --reals photos/ --detector npr --fpr 0.01 --out mine.yaml
     """
     from ray_app.evaluation.calibrate.config import CalibrateConfig
+    from ray_app.evaluation.calibrate.reals import calibrate_on_reals
     from ray_app.evaluation.calibrate.run import calibrate_run
     from ray_app.reports.calibration import calibration_lines
     from ray_app.reports.text import terminal_width
 
-    calibration = calibrate_run(options.load_config("calibrate", None, CalibrateConfig, values, ()))
+    config = options.load_config("calibrate", None, CalibrateConfig, values, ())
+    calibration = calibrate_run(config) if config.reals is None else calibrate_on_reals(config)
     options.echo_document(
         calibration.to_dict(), calibration_lines(calibration, terminal_width()), as_json
     )

@@ -65,10 +65,10 @@ class Weights(Frozen):
         default=None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file, in hex"
     )
     unverified: str | None = Field(default=None, description="why there is no sha256")
-    format: Literal["safetensors", "safetensors-index", "torch"] = Field(
+    format: Literal["safetensors", "safetensors-6bit", "safetensors-index", "torch"] = Field(
         default="safetensors",
         description="format of the file. With `safetensors-index`, `uri` names the index of a checkpoint in "
-        "several files",
+        "several files. With `safetensors-6bit`, matrices have 6 bits per value",
     )
     beside: Mapping[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None] = Field(
         default={},

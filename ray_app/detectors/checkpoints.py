@@ -147,8 +147,15 @@ def _read_torch(path: Path) -> Any:
         return torch.load(path, weights_only=True, map_location="cpu")
 
 
+def _read_packed(path: Path) -> "dict[str, torch.Tensor]":
+    from ray_app.detectors.packed_weights import unpack
+
+    return unpack(read_safetensors(path))
+
+
 _READERS = {
     "safetensors": read_safetensors,
+    "safetensors-6bit": _read_packed,
     "safetensors-index": _read_shards,
     "torch": _read_torch,
 }

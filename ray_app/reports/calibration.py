@@ -35,9 +35,10 @@ class Calibration:
         left_out: Number of labelled images that were not used, by reason.
         remarks: Sentences on the run and the labels, to print as notes.
         miss: Maximum fraction of fakes at or below the card's threshold `real_below`, which the
-            user requested. It is measured on held-out fakes.
-        held_out: Path of the labels of the held-out images, such as `calibrated.held-out.csv`.
-        commands: Commands that evaluate the card on the held-out images.
+            user requested. It is measured on held-out fakes. None if only real images were given.
+        held_out: Path of the labels of the held-out images, such as `calibrated.held-out.csv`. None
+            if only real images were given.
+        commands: Commands that evaluate the card on the held-out images, or that use it.
     """
 
     card: EnsembleCard
@@ -49,8 +50,8 @@ class Calibration:
     labelled: int
     left_out: Mapping[str, int]
     remarks: Sequence[str]
-    miss: float
-    held_out: str
+    miss: float | None
+    held_out: str | None
     commands: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +96,11 @@ def calibration_lines(calibration: Calibration, width: int = text.OUTPUT_WIDTH) 
     lines = [
         f"images: {calibration.used:,} of {calibration.labelled:,} labelled"
         + (f" (left out: {left_out})" if left_out else ""),
-        *text.table(["part", "real", "fake", "groups"], parts, width, right={1, 2, 3}),
+        *(
+            text.table(["part", "real", "fake", "groups"], parts, width, right={1, 2, 3})
+            if parts
+            else ()
+        ),
         "",
         *_guarantee_lines(calibration),
         "",
@@ -108,8 +113,14 @@ def calibration_lines(calibration: Calibration, width: int = text.OUTPUT_WIDTH) 
     return [
         *lines,
         f"card: {calibration.path}",
-        f"held-out part: {calibration.held_out}",
-        "evaluate the card on the held-out part:",
+        *(
+            ["use it:"]
+            if calibration.held_out is None
+            else [
+                f"held-out part: {calibration.held_out}",
+                "evaluate the card on the held-out part:",
+            ]
+        ),
         *(f"  {command}" for command in calibration.commands),
     ]
 
@@ -129,7 +140,7 @@ def _guarantee_lines(calibration: Calibration) -> list[str]:
             f"{_percent(guarantee.confidence)} confidence",
             f"  {guarantee.false_positives:,} of {guarantee.n_real:,} held-out reals reach it; "
             + (
-                "there are no held-out fakes"
+                "there are no fakes"
                 if recall is None
                 else f"it finds {_percent(recall)} of the fakes"
             ),
@@ -140,9 +151,13 @@ def _guarantee_lines(calibration: Calibration) -> list[str]:
             lines.append(
                 f"  all labelled reals are of {guarantee.groups:,} sources or looks, worth {guarantee.effective:,.0f} independent ones"
             )
+    passed = (
+        "no fakes were given, so how many are missed is not known"
+        if calibration.miss is None
+        else f"no more than {_percent(calibration.miss)} of the held-out fakes"
+    )
     lines.append(
-        f"real at {thresholds.real_below:.3f} and below: no more than {_percent(calibration.miss)} of the held-out fakes; "
-        "in between the verdict is abstain"
+        f"real at {thresholds.real_below:.3f} and below: {passed}; in between the verdict is abstain"
     )
     if population is not None:
         lines.append(

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.detector import BACKBONE
-from ray_app.detectors.families.clip_tower import build_tower
+from ray_app.detectors.families.clip_tower import StatisticsTower, build_tower
 from ray_app.detectors.families.efficientnet_lite import EfficientNetLite
 from ray_app.errors import DetectorError
 
@@ -224,7 +224,8 @@ def build_backbone(card: DetectorCard) -> Any:
     The `architecture.name` of the backbone selects the network. `timm/NAME` is a network of timm.
     `transformers/CLASS` is a CLIP-like class of transformers, with a name that ends in
     VisionModelWithProjection. `stages/NAME` is an EfficientNet-Lite with statistics of every stage.
-    Any name without a slash means CLIP's image tower, `VisionTower`. The result has `widths`, as
+    `clip/statistics` is a `StatisticsTower`, the first blocks of CLIP's image tower. Any name without
+    a slash means the whole tower, `VisionTower`. The result has `widths`, as
     `LibraryBackbone` has. Raises DetectorError if the card names no backbone, or if the backbone
     cannot be built.
     """
@@ -246,6 +247,8 @@ def build_backbone(card: DetectorCard) -> Any:
             return TimmBackbone(timm.create_model(name, pretrained=False, **arguments))
         if library == "stages":
             return StageBackbone(name, **arguments)
+        if (library, name) == ("clip", "statistics"):
+            return StatisticsTower(**arguments)
         if library == "transformers" and name.endswith(_PROJECTING):
             network = _build_with_transformers(name, arguments, backbone.name)
             if network is not None:
@@ -256,7 +259,8 @@ def build_backbone(card: DetectorCard) -> Any:
             hint="correct `architecture` of the backbone in its card",
         ) from error
     raise DetectorError(
-        f"{backbone.name}: architecture.name must be timm/…, stages/…, or transformers/…{_PROJECTING}, got {backbone.architecture.name!r}"
+        f"{backbone.name}: architecture.name must be timm/…, stages/…, clip/statistics, or transformers/…{_PROJECTING}, "
+        f"got {backbone.architecture.name!r}"
     )
 
 

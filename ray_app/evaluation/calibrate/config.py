@@ -9,15 +9,28 @@ from ray_app.ensembles.card import Rule
 
 MAX_FPR = 0.5
 """The requested false-positive rate must be below this value."""
+_WITH_REALS = frozenset(("reals", "ensemble", "detectors", "fpr", "confidence", "out"))
 
 
 class CalibrateConfig(Frozen):
     """Settings of `touchstone detectors calibrate`.
 
-    The command fits an ensemble on a labelled run, with a threshold that bounds false positives.
+    The command fits an ensemble on a labelled run, with a threshold that bounds false positives. With
+    `reals` instead of `run`, it scores real images, and only chooses thresholds.
     """
 
-    run: str = Field(description="the run with the scores of the labelled images")
+    run: str | None = Field(
+        default=None, description="the run with the scores of the labelled images"
+    )
+    reals: str | None = Field(
+        default=None,
+        description="instead of a labelled run: a folder of real images, with a subfolder for each source. They are scored, and choose only "
+        "the thresholds",
+    )
+    ensemble: str | None = Field(
+        default=None,
+        description="with --reals: the ensemble that gets the thresholds, if no --detector is given; null = default",
+    )
     out: str = Field(
         description="path of the card; the labels of the held-out part are written next to it"
     )
@@ -31,7 +44,8 @@ class CalibrateConfig(Frozen):
     )
     split: str | None = Field(default=None, description="use only labels of this split")
     detectors: tuple[str, ...] = Field(
-        default=(), description="use only these detectors of the run, in this order; empty = all"
+        default=(),
+        description="use only these detectors of the run, in this order; empty = all. With --reals: score with these detectors",
     )
     fpr: float = Field(
         default=0.01, gt=0, lt=MAX_FPR, description="fraction of reals that may be called fake"
@@ -83,6 +97,22 @@ class CalibrateConfig(Frozen):
     seed: int = Field(
         default=0, ge=0, description="seed by which the labelled images are divided into parts"
     )
+
+    @model_validator(mode="after")
+    def _check_images(self) -> "CalibrateConfig":
+        if (self.run is None) == (self.reals is None):
+            raise ValueError("give either a RUN with labels or --reals FOLDER")
+        if self.reals is None:
+            if self.ensemble is not None:
+                raise ValueError("--ensemble requires --reals; a run has its own ensemble")
+            return self
+        if other := sorted(self.model_fields_set - _WITH_REALS):
+            raise ValueError(
+                f"--{other[0].replace('_', '-')} requires labelled fakes, so it does not go with --reals"
+            )
+        if self.ensemble is not None and self.detectors:
+            raise ValueError("give either --ensemble or --detector")
+        return self
 
     @model_validator(mode="after")
     def _check_cascade_options(self) -> "CalibrateConfig":

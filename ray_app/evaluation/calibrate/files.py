@@ -94,7 +94,11 @@ def write_files(path: Path, card: EnsembleCard, run: str, held_out: CalibrationD
     labels = held_out_path(path)
     folder = Store.open(str(path.parent))
     folder.write(labels.name, _label_table(held_out).encode())
-    comment = _HEAD.format(run=run, labels=labels.name)
+    write_ensemble_card(path, card, _HEAD.format(run=run, labels=labels.name))
+
+
+def write_ensemble_card(path: Path, card: EnsembleCard, comment: str) -> None:
+    """Write an ensemble card below a comment, and check that it reads back as it was."""
     write_card(path, to_card_fields(card), comment=comment, is_compact=True)
     assert get_decision_settings(load_ensemble_card(path)) == get_decision_settings(card), (
         f"{path} differs from the fitted card"

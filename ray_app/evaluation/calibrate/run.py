@@ -48,6 +48,7 @@ def calibrate_run(config: CalibrateConfig) -> Calibration:
             class or generators are missing, a group is in several parts, or detectors cannot be
             calibrated.
     """
+    assert config.run is not None
     path = files.make_card_path(config.out)
     reading = data.read_labelled(
         config.run, config.labels, key=config.key, split=config.split, detectors=config.detectors
@@ -140,7 +141,7 @@ def _finish_card(
             effective=overall.effective,
             these_sources=config.share_sources,
         ),
-        "settings": _read_settings(reading),
+        "settings": read_settings(reading),
         "population": population,
         "notes": " ".join(_build_notes(reading, overall, config)),
     }
@@ -173,7 +174,7 @@ def _build_population(
                          prevalence=fitted.prevalence, generators=names)  # fmt: skip
 
 
-def _read_settings(reading: data.LabelledRun) -> CalibrationSettings | None:
+def read_settings(reading: data.LabelledRun) -> CalibrationSettings | None:
     """Return the settings under which the run made its scores; None if not recorded."""
     precision = reading.identity.get("precision")
     if precision is None:

@@ -1,0 +1,180 @@
+"""Choose thresholds by real images alone (`calibrate_on_reals`), for people who have no fakes.
+
+A threshold that bounds the false-positive rate needs real images only. How many fakes it finds, and
+calibrations, need fakes: the detectors and the ensemble keep theirs.
+"""
+
+import csv
+import io
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from ray_app import __version__
+from ray_app.ensembles import EnsembleCard, Guarantee, Thresholds
+from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate import data, files
+from ray_app.evaluation.calibrate.config import CalibrateConfig
+from ray_app.evaluation.calibrate.division import find_copies, group_images
+from ray_app.evaluation.calibrate.fit_card import RATES, CalibratedCard, LabelledScores
+from ray_app.evaluation.calibrate.run import read_settings
+from ray_app.reports.calibration import Calibration
+from ray_app.reports.format import percent
+from ray_app.runs import RunDirectory
+from ray_app.runs.scored_run import load_run
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.run import score_archive
+from ray_app.storage import Store
+
+ENOUGH_REALS, ENOUGH_SOURCES = 1000, 10
+"""With fewer images or sources, the command states what the bound is worth."""
+_HEAD = """# Written by `touchstone detectors calibrate --reals` from {run}. {labels} names the images.
+# Do not edit the numbers: the bound holds for exactly these.
+"""
+
+
+def calibrate_on_reals(config: CalibrateConfig) -> Calibration:
+    """Score a folder of real images, choose thresholds on it, and write an ensemble card.
+
+    The card is that of `config.ensemble` or of `config.detectors` with other thresholds. Each
+    subfolder of the folder is a source: a camera, an agency, or a site. Images of one source count
+    as fewer independent ones. Copies of an image count once. The run is kept next to the card, and
+    is resumed if the command is repeated.
+
+    Args:
+        config: The settings, with `reals`.
+
+    Returns:
+        The card, and facts for a report.
+
+    Raises:
+        ConfigError: The folder has no image that can be scored, or its images are of another run.
+    """
+    assert config.reals is not None
+    path = files.make_card_path(config.out)
+    run, labels = str(path.with_suffix(".reals")), path.with_suffix(".reals.csv")
+    score_archive(
+        ScoreConfig(
+            source=(config.reals,),
+            out=run,
+            ensemble=config.ensemble or "default",
+            detectors=config.detectors,
+        )
+    )
+    _write_labels(labels, run, config.reals)
+    reading = data.read_labelled(run, str(labels))
+    labelled = reading.labelled
+    before = reading.before.model_copy(
+        update={
+            "members": tuple(
+                files.name_from_card(path, member).model_copy(
+                    update={"calibration": reading.calibrations[name]}
+                )
+                for name, member in zip(reading.names, reading.before.members, strict=True)
+            )
+        }
+    )
+    scores = CalibratedCard(before, reading.names, prevalence=0.5).scores(labelled)
+    groups, is_new = group_images(labelled), ~find_copies(labelled)
+    reals = LabelledScores(
+        scores[is_new], np.empty(0), scores[is_new], groups[is_new], config.confidence
+    )
+    card = _set_thresholds(path.stem, before, reals, reading, config)
+    comment = _HEAD.format(run=run, labels=labels.name)
+    files.write_ensemble_card(path, card, comment)
+    following = ["touchstone", "score", "ARCHIVE", "--ensemble", str(path), "--out", "RUN"]
+    return Calibration(
+        card=card,
+        path=str(path),
+        run=reading.url,
+        labels=reading.labels,
+        detectors=reading.names,
+        used=len(labelled),
+        labelled=reading.joined,
+        left_out=reading.left_out,
+        remarks=reading.remarks,
+        miss=None,
+        held_out=None,
+        commands=(shlex.join(following),),
+    )
+
+
+def _set_thresholds(
+    name: str,
+    before: EnsembleCard,
+    reals: LabelledScores,
+    reading: data.LabelledRun,
+    config: CalibrateConfig,
+) -> EnsembleCard:
+    """Return a card with the lowest thresholds that keep the false-positive rates."""
+    lowest = before.thresholds.real_below
+    points = {point.rate: point for point in reals.measure({*RATES, config.fpr}, lowest)}
+    chosen = points[config.fpr]
+    size = reals.size(config.fpr)
+    n_reached = int((reals.reals >= chosen.threshold).sum())
+    thresholds = Thresholds(
+        real_below=min(lowest, chosen.threshold),
+        fake_above=chosen.threshold,
+        target_fpr=config.fpr,
+        false_positive_rate=chosen.false_positive_rate,
+        upper_bound=chosen.upper_bound,
+        abstain_real=chosen.abstain_real,
+        n_real=len(reals.reals),
+        measured_on=f"real images of {config.reals}",
+    )
+    facts = {
+        "name": name,
+        "title": f"{before.title}, with a threshold from real images",
+        "thresholds": thresholds,
+        "guarantee": Guarantee(
+            target_fpr=config.fpr,
+            confidence=config.confidence,
+            n_real=len(reals.reals),
+            false_positives=n_reached,
+            upper_bound=chosen.upper_bound,
+            groups=size.groups,
+            effective=size.effective,
+            these_sources=False,
+        ),
+        "operating_points": tuple(points.values()),
+        "settings": read_settings(reading),
+        "population": None,
+        "notes": _describe_worth(reals, size.groups, size.effective, chosen.upper_bound, config),
+    }
+    return EnsembleCard.model_validate(before.model_dump() | facts)
+
+
+def _describe_worth(
+    reals: LabelledScores, groups: int, effective: float, bound: float, config: CalibrateConfig
+) -> str:
+    """Return sentences on what the bound is worth."""
+    n = len(reals.reals)
+    sentences = [
+        f"Thresholds chosen by touchstone detectors calibrate --reals {__version__}.",
+        "No fakes were given, so it is not known how many fakes the thresholds find, and `real` only means that nothing was found.",
+    ]
+    if n < ENOUGH_REALS or groups < ENOUGH_SOURCES:
+        sentences.append(
+            f"{n:,} real images of {groups:,} sources or looks are worth {effective:,.0f} independent ones: further images like these exceed the "
+            f"threshold at a rate of at most {percent(bound, 3)} ({percent(config.confidence, 3)} confidence), and nothing is known about other "
+            f"sources. Give at least {ENOUGH_REALS:,} images of {ENOUGH_SOURCES} sources, each in a folder of its own."
+        )
+    return " ".join(sentences)
+
+
+def _write_labels(path: Path, run: str, folder: str) -> None:
+    """Write the labels of a run of real images, with the subfolder of each as its source."""
+    root = folder.rstrip("/") + "/"
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image_id", "label", "source"])
+    if not RunDirectory.open(run).exists():
+        raise ConfigError(f"{folder}: it has no images")
+    for rows in load_run(run).tables(["image_id", "uri"]):
+        for image_id, uri in zip(
+            rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True
+        ):
+            subfolder, slash, _ = uri.partition(root)[2].partition("/")
+            table.writerow([image_id, "real", subfolder if slash else ""])
+    Store.open(str(path.parent)).write(path.name, text.getvalue().encode())

@@ -1,0 +1,102 @@
+"""`touchstone detectors calibrate --reals`: a threshold from real images alone."""
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ray_app.ensembles import load_ensemble_card
+from ray_app.evaluation.calibrate.config import CalibrateConfig
+from ray_app.evaluation.calibrate.reals import calibrate_on_reals
+from ray_app.reports.calibration import calibration_lines
+from ray_app.runs.scored_run import load_run
+
+SOURCES, EACH = 12, 8
+
+
+@pytest.fixture(scope="module")
+def reals(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("reals"), np.random.default_rng(0)
+    for source in range(SOURCES):
+        (folder / f"camera-{source}").mkdir()
+        for number in range(EACH):
+            pixels = rng.integers(0, 256, (9 + source, 12, 3), dtype=np.uint8)
+            image = Image.fromarray(pixels).resize((240, 200), Image.Resampling.BICUBIC)
+            image.save(folder / f"camera-{source}" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(reals, tmp_path_factory):
+    out = tmp_path_factory.mktemp("card") / "mine.yaml"
+    return calibrate_on_reals(
+        CalibrateConfig(reals=str(reals), ensemble="tiny", fpr=0.2, out=str(out))
+    )
+
+
+def test_the_threshold_keeps_the_rate_on_the_images_that_chose_it(calibrated):
+    scores = load_run(calibrated.run).table(["score"])["score"].to_numpy()
+    card = load_ensemble_card(calibrated.path)
+
+    assert len(scores) == SOURCES * EACH
+    assert (scores >= card.thresholds.fake_above).mean() <= 0.2
+    assert card.guarantee.groups == SOURCES
+    assert card.guarantee.n_real == SOURCES * EACH
+    rates = [point.rate for point in card.operating_points]
+    assert 0.2 in rates
+    assert rates == sorted(rates)
+
+
+def test_the_other_settings_are_those_of_the_ensemble(calibrated):
+    before, after = load_ensemble_card("tiny"), load_ensemble_card(calibrated.path)
+    assert after.rule == before.rule
+    assert after.calibration == before.calibration
+    assert after.thresholds.real_below == min(
+        before.thresholds.real_below, after.thresholds.fake_above
+    )
+
+
+def test_the_report_says_what_few_images_are_worth(calibrated):
+    text = " ".join(" ".join(calibration_lines(calibrated)).split())
+    assert f"{SOURCES * EACH} real images of {SOURCES} sources" in text
+    assert "Give at least 1,000 images of 10 sources" in text
+    assert "it is not known how many fakes" in text
+
+
+def test_the_card_decides_a_run(calibrated, reals, tmp_path, touchstone):
+    out = tmp_path / "run"
+    ended = touchstone(f"score {reals}/camera-0 --ensemble {calibrated.path} --out {out}")
+    assert ended.code == 0
+    fake_above = load_ensemble_card(calibrated.path).thresholds.fake_above
+    rows = load_run(str(out)).table(["score", "verdict"]).to_pylist()
+    assert [row["verdict"] == "fake" for row in rows] == [
+        row["score"] >= fake_above for row in rows
+    ]
+
+
+def test_images_of_one_source_promise_nothing(reals, tmp_path):
+    calibration = calibrate_on_reals(
+        CalibrateConfig(
+            reals=str(reals / "camera-3"), ensemble="tiny", fpr=0.2, out=str(tmp_path / "one.yaml")
+        )
+    )
+    # Images at the top of the folder name no source, so they count as independent.
+    card = yaml.safe_load((tmp_path / "one.yaml").read_text())
+    assert card["guarantee"]["upper_bound"] > 0.2
+    assert "measured with" in " ".join(calibration_lines(calibration))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--out {out}", "either a RUN with labels or --reals"),
+        ("run --reals photos --out {out}", "either a RUN with labels or --reals"),
+        ("run --ensemble tiny --out {out}", "--ensemble requires --reals"),
+        ("--reals photos --rule stacked --out {out}", "--rule requires labelled fakes"),
+        ("--reals photos --ensemble tiny --detector npr --out {out}", "either --ensemble or"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(line, said, tmp_path, touchstone):
+    ended = touchstone(f"detectors calibrate {line.format(out=tmp_path / 'card.yaml')}")
+    assert ended.code == 2
+    assert said in " ".join(ended.err.split())

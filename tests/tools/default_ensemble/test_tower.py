@@ -1,0 +1,103 @@
+"""The tower that is tuned and the detector that is shipped give the same scores."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.card import Weights
+from ray_app.detectors.families.clip_tower import StatisticsTower, VisionTower
+from tools.default_ensemble import export_tower, tune_tower
+
+SHAPE = {"image_size": 224, "patch_size": 32, "width": 64, "heads": 2, "quick_gelu": True}
+DEPTHS = [1, 2]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    whole = VisionTower(layers=3, embed_dim=None, **SHAPE)
+    return tune_tower.TunedTower(whole.state_dict(), DEPTHS, rank=4, shape=SHAPE)
+
+
+def change(network):
+    """Change what a tuning changes, as a long one would."""
+    with torch.no_grad():
+        for tensor in network.parameters():
+            if tensor.requires_grad:
+                tensor += 0.05 * torch.randn_like(tensor)
+
+
+def views():
+    rng = np.random.default_rng(0)
+    images = [
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((400, 300))
+        for _ in range(3)
+    ]
+    return [tune_tower.VIEW.prepare(image) for image in images]
+
+
+def shipped(folder):
+    """The detector that reads the exported files."""
+    card = load_card("touchstone-photo")
+
+    def weights(name, kind):
+        return Weights(uri=str(folder / name), format=kind, unverified="of a test")
+
+    backbone = card.backbone.model_copy(
+        update={
+            "architecture": card.backbone.architecture.model_copy(
+                update={"name": "clip/statistics", "arguments": SHAPE | {"depths": DEPTHS}}
+            ),
+            "weights": weights("tower.safetensors", "safetensors-6bit"),
+        }
+    )
+    card = card.model_copy(
+        update={"backbone": backbone, "weights": weights("head.safetensors", "safetensors")}
+    )
+    return load_detector(card, precision="fp32", resize="fast")
+
+
+def test_the_detector_gives_the_scores_of_the_tuned_tower(network, tmp_path):
+    with torch.no_grad():
+        network.mean.normal_()
+        network.scale.uniform_(0.5, 2)
+    before, after = tmp_path / "before.safetensors", tmp_path / "after.safetensors"
+    save_file(network.learned(), before)
+    change(network)
+    save_file(network.learned(), after)
+    with torch.inference_mode():
+        expected = network(tune_tower.normalise(views())).numpy()
+
+    export_tower.export(network, before, after, 1.0, tmp_path)
+    scores = shipped(tmp_path).score(np.stack(views()))
+
+    # The matrices have 6 bits.
+    assert scores == pytest.approx(expected, abs=0.05 * float(np.abs(expected).max()))
+
+
+def test_additions_and_normalisation_are_merged_exactly(network):
+    change(network)
+    tower, head = network.plain()
+    plain = StatisticsTower(depths=DEPTHS, **SHAPE)
+    plain.load_state_dict(tower)
+    pixels = torch.from_numpy(np.stack(views())).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.inference_mode():
+        expected = network(tune_tower.normalise(views())).numpy()
+        scores = plain(pixels).statistics @ head["fc.weight"][0] + head["fc.bias"]
+    assert scores.numpy() == pytest.approx(expected, abs=1e-3)
+
+
+def test_half_of_a_tuning_has_half_of_the_additions(network, tmp_path):
+    before = {name: tensor.clone() for name, tensor in network.learned().items()}
+    change(network)
+    after = {name: tensor.clone() for name, tensor in network.learned().items()}
+    mixed = export_tower.mix(before, after, 0.5)
+    name = "tower.transformer.resblocks.1.attn.in_proj"
+    assert torch.allclose(
+        mixed[f"{name}.up"] @ mixed[f"{name}.down"],
+        (after[f"{name}.up"] @ after[f"{name}.down"]) / 2,
+    )
+    assert torch.allclose(mixed["head.weight"], (before["head.weight"] + after["head.weight"]) / 2)
