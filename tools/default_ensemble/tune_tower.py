@@ -199,10 +199,10 @@ class TunedTower(nn.Module):
         weights: Mapping[str, torch.Tensor],
         depths: list[int],
         rank: int,
-        shape: Mapping[str, Any] = TOWER,
+        shape: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.tower = StatisticsTower(depths=depths, **shape)
+        self.tower = StatisticsTower(depths=depths, **(shape or TOWER))
         self.tower.load_state_dict(
             {name: weights[name] for name in self.tower.state_dict()}, strict=True
         )
