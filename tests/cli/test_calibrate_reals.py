@@ -74,6 +74,17 @@ def test_the_card_decides_a_run(calibrated, reals, tmp_path, touchstone):
     ]
 
 
+def test_a_folder_inside_of_another_of_its_name_keeps_its_sources(reals, tmp_path, monkeypatch):
+    folder = tmp_path / "photos" / "mine" / "photos"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(reals)
+    monkeypatch.chdir(folder.parent)
+    calibrated = calibrate_on_reals(
+        CalibrateConfig(reals="photos", ensemble="tiny", fpr=0.2, out="card.yaml")
+    )
+    assert calibrated.card.guarantee.groups == SOURCES
+
+
 def test_images_of_one_source_promise_nothing(reals, tmp_path):
     calibration = calibrate_on_reals(
         CalibrateConfig(

@@ -50,7 +50,7 @@ if __name__ == "__main__":
     parser.add_argument("before", type=Path, help="untuned.safetensors of tune_tower")
     parser.add_argument("after", type=Path, help="tuned.safetensors of tune_tower")
     parser.add_argument("--share", type=float, required=True, help="of the tuned weights")
-    parser.add_argument("--depths", type=int, nargs="+", default=[6, 8])
+    parser.add_argument("--depths", type=int, nargs="+", default=[7, 8])
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()

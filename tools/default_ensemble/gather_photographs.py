@@ -79,8 +79,10 @@ INDEX = pa.schema(
 Row = dict[str, Any]
 
 
-def read_rules(path: str) -> list[Row]:
-    """The rows of a list. Raises ConfigError, with file and line, for what is no rule."""
+def read_rules(path: str, most_of_training: int = MOST_FILES) -> list[Row]:
+    """The rows of a list, with at most so many files of a source of the split `train`. Raises
+    ConfigError, with file and line, for what is no rule.
+    """
     found = []
     with open(path, newline="", encoding="utf-8-sig") as file:
         for row in (lines := csv.DictReader(file)):
@@ -102,7 +104,8 @@ def read_rules(path: str) -> list[Row]:
                     f"{where}: {rule['path_rule']!r} is no regular expression: {error}"
                 ) from None
             rule["is_sheet"] = rule["label"] == "grid2x2"
-            rule["cap"] = min(int(rule["cap"] or MOST_FILES), MOST_FILES)
+            most = most_of_training if rule["split"] == "train" else MOST_FILES
+            rule["cap"] = min(int(rule["cap"] or MOST_FILES), most)
             rule["label"] = "fake" if rule["is_sheet"] else parse_label(rule["label"], where)
             found.append(rule)
     return found
@@ -376,11 +379,18 @@ if __name__ == "__main__":
         type=Path,
         help="SHA-256 of files that are left out, one to a line",
     )
+    parser.add_argument(
+        "--most-of-training",
+        type=int,
+        default=MOST_FILES,
+        metavar="N",
+        help="at most so many files of a source of the split `train`",
+    )
     asked = parser.parse_args()
     print(
         json.dumps(
             gather(
-                read_rules(asked.rules),
+                read_rules(asked.rules, asked.most_of_training),
                 asked.mirror,
                 asked.out,
                 frozenset(asked.refuse.read_text().split()),

@@ -243,15 +243,17 @@ class TunedTower(nn.Module):
         self.scale.copy_(known.std(0) + 1e-3)
         fit_linear(self.head, (known - self.mean) / self.scale, wanted, sources, PENALTY)
 
+    @torch.no_grad()
     def plain(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """The tower as tensors with OpenAI's names, additions merged, and the head as one linear
         layer on the statistics as they come. The tower takes the pixels of `VIEW`, in −1…1, instead
         of CLIP's: scale and shift are in its first layer and in the positions of the patches.
         """
-        tower = {}
-        for name, tensor in self.tower.state_dict().items():
-            if not name.endswith((".down", ".up")):
-                tower[name] = tensor
+        tower = {
+            name: tensor
+            for name, tensor in self.tower.state_dict().items()
+            if not name.endswith((".down", ".up"))
+        }
         for name, layer in self.tower.named_modules():
             if isinstance(layer, LowRank):
                 place = (
@@ -267,8 +269,7 @@ class TunedTower(nn.Module):
         positions[1:] += (first * shift).sum(dim=(1, 2, 3))
         tower |= {"conv1.weight": first * scale, "positional_embedding": positions}
         weight = self.head.weight / self.scale
-        head = {"fc.weight": weight, "fc.bias": self.head.bias - weight @ self.mean}
-        return ({name: tensor.detach() for name, tensor in each.items()} for each in (tower, head))
+        return tower, {"fc.weight": weight, "fc.bias": self.head.bias - weight @ self.mean}
 
     def learned(self) -> dict[str, torch.Tensor]:
         """What the tuning changes, by name."""
@@ -383,7 +384,7 @@ def main() -> None:
     )
     parser.add_argument("weights", type=Path, help="the tower to begin with, of read_clip")
     parser.add_argument("--taesd", type=Path, required=True, help="a clone of madebyollin/taesd")
-    parser.add_argument("--depths", type=int, nargs="+", default=[6, 8])
+    parser.add_argument("--depths", type=int, nargs="+", default=[7, 8])
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=8, help="images, each seen twice")

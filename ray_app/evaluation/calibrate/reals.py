@@ -26,6 +26,7 @@ from ray_app.runs.scored_run import load_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
 from ray_app.storage import Store
+from ray_app.storage.urls import canonicalize
 
 ENOUGH_REALS, ENOUGH_SOURCES = 1000, 10
 """With fewer images or sources, the command states what the bound is worth."""
@@ -165,7 +166,7 @@ def _describe_worth(
 
 def _write_labels(path: Path, run: str, folder: str) -> None:
     """Write the labels of a run of real images, with the subfolder of each as its source."""
-    root = folder.rstrip("/") + "/"
+    root = f"{canonicalize(folder).rstrip('/')}/"
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image_id", "label", "source"])
@@ -175,6 +176,6 @@ def _write_labels(path: Path, run: str, folder: str) -> None:
         for image_id, uri in zip(
             rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True
         ):
-            subfolder, slash, _ = uri.partition(root)[2].partition("/")
+            subfolder, slash, _ = uri.removeprefix(root).partition("/")
             table.writerow([image_id, "real", subfolder if slash else ""])
     Store.open(str(path.parent)).write(path.name, text.getvalue().encode())
