@@ -1,7 +1,7 @@
 # Two images for endpoints and runs, which the Kubernetes manifests use; --build-arg EXTRAS=raw,zst adds extras of pyproject.toml:
 #
-#   docker build --target cpu  --build-arg TORCH_INDEX=URL --tag touchstone:1.2.0-cpu  .
-#   docker build --target cuda                             --tag touchstone:1.2.0-cuda .
+#   docker build --target cpu  --build-arg TORCH_INDEX=URL --tag touchstone:1.3.0-cpu  .
+#   docker build --target cuda                             --tag touchstone:1.3.0-cuda .
 #
 # PyPI's torch includes several gigabytes of CUDA libraries. TORCH_INDEX is the package index that has torch without them (its URL is
 # on PyTorch's installation page, under "CPU"), or your mirror of it. Without it, the build of `cpu` fails instead of being three times as large.

@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 else:
     __getattr__ = on_first_use(__name__)
 
-__version__ = "1.2.0"
+__version__ = "1.3.0"
 __all__ = [
     "load_ensemble", "load_detector", "load_run", "list_ensembles", "list_detectors",
     "Ensemble", "Result", "Results", "ScoredRun", "errors",

@@ -1,13 +1,14 @@
 """`touchstone detectors calibrate --reals`: a threshold from real images alone."""
 
+import json
+
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from ray_app.ensembles import load_ensemble_card
 from ray_app.evaluation.calibrate.config import CalibrateConfig
-from ray_app.evaluation.calibrate.reals import calibrate_on_reals
+from ray_app.evaluation.calibrate.reals import calibrate_on_reals, name_source
 from ray_app.reports.calibration import calibration_lines
 from ray_app.runs.scored_run import load_run
 
@@ -63,38 +64,23 @@ def test_the_report_says_what_few_images_are_worth(calibrated):
     assert "it is not known how many fakes" in text
 
 
-def test_the_card_decides_a_run(calibrated, reals, tmp_path, touchstone):
-    out = tmp_path / "run"
-    ended = touchstone(f"score {reals}/camera-0 --ensemble {calibrated.path} --out {out}")
-    assert ended.code == 0
+def test_the_card_decides_other_images(calibrated, reals, touchstone):
+    ended = touchstone(f"check {reals}/camera-0 --ensemble {calibrated.path} --json")
     fake_above = load_ensemble_card(calibrated.path).thresholds.fake_above
-    rows = load_run(str(out)).table(["score", "verdict"]).to_pylist()
-    assert [row["verdict"] == "fake" for row in rows] == [
-        row["score"] >= fake_above for row in rows
+    images = [json.loads(line) for line in ended.out.splitlines()]
+    assert len(images) == EACH
+    assert [image["verdict"] == "fake" for image in images] == [
+        image["score"] >= fake_above for image in images
     ]
 
 
-def test_a_folder_inside_of_another_of_its_name_keeps_its_sources(reals, tmp_path, monkeypatch):
-    folder = tmp_path / "photos" / "mine" / "photos"
-    folder.parent.mkdir(parents=True)
-    folder.symlink_to(reals)
-    monkeypatch.chdir(folder.parent)
-    calibrated = calibrate_on_reals(
-        CalibrateConfig(reals="photos", ensemble="tiny", fpr=0.2, out="card.yaml")
-    )
-    assert calibrated.card.guarantee.groups == SOURCES
-
-
-def test_images_of_one_source_promise_nothing(reals, tmp_path):
-    calibration = calibrate_on_reals(
-        CalibrateConfig(
-            reals=str(reals / "camera-3"), ensemble="tiny", fpr=0.2, out=str(tmp_path / "one.yaml")
-        )
-    )
-    # Images at the top of the folder name no source, so they count as independent.
-    card = yaml.safe_load((tmp_path / "one.yaml").read_text())
-    assert card["guarantee"]["upper_bound"] > 0.2
-    assert "measured with" in " ".join(calibration_lines(calibration))
+def test_the_source_is_the_first_folder_below_the_given_one(tmp_path, monkeypatch):
+    folder = tmp_path / "photos" / "mine"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert name_source(f"{folder}/photos/nikon/2019/1.jpg", "photos/") == "nikon"
+    assert name_source(f"{folder}/photos/1.jpg", "photos") == ""
+    assert name_source("s3://bucket/photos/nikon/1.jpg", "s3://bucket/photos/") == "nikon"
 
 
 @pytest.mark.parametrize(

@@ -164,9 +164,15 @@ def _describe_worth(
     return " ".join(sentences)
 
 
+def name_source(uri: str, folder: str) -> str:
+    """Return the name of the subfolder of a folder that an image is in, or "" for no subfolder."""
+    root = f"{canonicalize(folder).rstrip('/')}/"
+    subfolder, slash, _ = uri.removeprefix(root).partition("/")
+    return subfolder if slash else ""
+
+
 def _write_labels(path: Path, run: str, folder: str) -> None:
     """Write the labels of a run of real images, with the subfolder of each as its source."""
-    root = f"{canonicalize(folder).rstrip('/')}/"
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image_id", "label", "source"])
@@ -176,6 +182,5 @@ def _write_labels(path: Path, run: str, folder: str) -> None:
         for image_id, uri in zip(
             rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True
         ):
-            subfolder, slash, _ = uri.removeprefix(root).partition("/")
-            table.writerow([image_id, "real", subfolder if slash else ""])
+            table.writerow([image_id, "real", name_source(uri, folder)])
     Store.open(str(path.parent)).write(path.name, text.getvalue().encode())
