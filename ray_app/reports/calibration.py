@@ -135,10 +135,11 @@ def _guarantee_lines(calibration: Calibration) -> list[str]:
         bound = guarantee.target_fpr if is_kept else guarantee.upper_bound
         basis = "guaranteed" if is_kept else "measured"
         recall = thresholds.true_positive_rate
+        reals = "reals" if calibration.held_out is None else "held-out reals"
         lines += [
             f"fake at {thresholds.fake_above:.3f} and above: at most {_percent(bound)} of reals, {basis} with "
             f"{_percent(guarantee.confidence)} confidence",
-            f"  {guarantee.false_positives:,} of {guarantee.n_real:,} held-out reals reach it; "
+            f"  {guarantee.false_positives:,} of {guarantee.n_real:,} {reals} reach it; "
             + (
                 "there are no fakes"
                 if recall is None

@@ -35,7 +35,7 @@ def calibrated(reals, tmp_path_factory):
     )
 
 
-def test_the_threshold_keeps_the_rate_on_the_images_that_chose_it(calibrated):
+def test_threshold_keeps_the_rate_on_the_given_images(calibrated):
     scores = load_run(calibrated.run).table(["score"])["score"].to_numpy()
     card = load_ensemble_card(calibrated.path)
 
@@ -48,7 +48,7 @@ def test_the_threshold_keeps_the_rate_on_the_images_that_chose_it(calibrated):
     assert rates == sorted(rates)
 
 
-def test_the_other_settings_are_those_of_the_ensemble(calibrated):
+def test_other_settings_stay_those_of_the_ensemble(calibrated):
     before, after = load_ensemble_card("tiny"), load_ensemble_card(calibrated.path)
     assert after.rule == before.rule
     assert after.calibration == before.calibration
@@ -57,14 +57,14 @@ def test_the_other_settings_are_those_of_the_ensemble(calibrated):
     )
 
 
-def test_the_report_says_what_few_images_are_worth(calibrated):
+def test_report_shows_what_few_images_are_worth(calibrated):
     text = " ".join(" ".join(calibration_lines(calibrated)).split())
     assert f"{SOURCES * EACH} real images of {SOURCES} sources" in text
     assert "Give at least 1,000 images of 10 sources" in text
     assert "it is not known how many fakes" in text
 
 
-def test_the_card_decides_other_images(calibrated, reals, touchstone):
+def test_card_decides_other_images(calibrated, reals, touchstone):
     ended = touchstone(f"check {reals}/camera-0 --ensemble {calibrated.path} --json")
     fake_above = load_ensemble_card(calibrated.path).thresholds.fake_above
     images = [json.loads(line) for line in ended.out.splitlines()]
@@ -74,7 +74,7 @@ def test_the_card_decides_other_images(calibrated, reals, touchstone):
     ]
 
 
-def test_the_source_is_the_first_folder_below_the_given_one(tmp_path, monkeypatch):
+def test_source_is_the_first_folder_below_the_given_one(tmp_path, monkeypatch):
     folder = tmp_path / "photos" / "mine"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -93,7 +93,17 @@ def test_the_source_is_the_first_folder_below_the_given_one(tmp_path, monkeypatc
         ("--reals photos --ensemble tiny --detector npr --out {out}", "either --ensemble or"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(line, said, tmp_path, touchstone):
+def test_calibrate_rejects_contradicting_options(line, said, tmp_path, touchstone):
     ended = touchstone(f"detectors calibrate {line.format(out=tmp_path / 'card.yaml')}")
     assert ended.code == 2
     assert said in " ".join(ended.err.split())
+
+
+def test_calibrate_rejects_a_folder_without_images(tmp_path, touchstone):
+    (tmp_path / "empty").mkdir()
+    ended = touchstone(
+        f"detectors calibrate --reals {tmp_path}/empty --ensemble tiny --out {tmp_path}/card.yaml"
+    )
+    assert ended.code == 2
+    assert "empty" in ended.err
+    assert not (tmp_path / "card.yaml").exists()

@@ -15,22 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ray_app.detectors.packed_weights import pack
+from tools.default_ensemble.mix_weights import mix_tensors
 from tools.default_ensemble.tune_tower import TunedTower
 
 
 def mix(
     before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], share: float
 ) -> dict[str, torch.Tensor]:
-    """What the tuning changed, in part. The product of an addition's factors is mixed, not each."""
-    mixed = {}
-    for name, tensor in after.items():
-        if name.endswith(".down"):
-            mixed[name] = tensor
-        elif name.endswith(".up"):  # Zero before the tuning.
-            mixed[name] = share * tensor
-        else:
-            mixed[name] = (1 - share) * before[name] + share * tensor
-    return mixed
+    """Mix the learned tensors, and with them the products of the additions' factors.
+
+    The factor `up` is zero before the tuning, so the product is mixed if `down` stays.
+    """
+    kept = {name: tensor for name, tensor in after.items() if name.endswith(".down")}
+    return mix_tensors(before, after, share) | kept
 
 
 def export(network: TunedTower, before: Path, after: Path, share: float, out: Path) -> None:

@@ -11,20 +11,27 @@ tune_photographs writes: backbone.safetensors, whole.safetensors, detail.safeten
 import argparse
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 NAMES = ("backbone.safetensors", "whole.safetensors", "detail.safetensors")
 
 
+def mix_tensors(
+    before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], share: float
+) -> dict[str, torch.Tensor]:
+    """Return (1 − share) · before + share · after, tensor by tensor, in the types of `after`."""
+    return {
+        key: ((1 - share) * before[key].double() + share * tensor.double()).to(tensor.dtype)
+        for key, tensor in after.items()
+    }
+
+
 def mix(before: Path, after: Path, share: float, out: Path) -> None:
-    """Write (1 − share) · before + share · after, tensor by tensor, in the types of `after`."""
+    """Write the mixed weights of two folders."""
     out.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
-        old, new = load_file(before / name), load_file(after / name)
-        mixed = {
-            key: ((1 - share) * old[key].double() + share * tensor.double()).to(tensor.dtype)
-            for key, tensor in new.items()
-        }
+        mixed = mix_tensors(load_file(before / name), load_file(after / name), share)
         save_file(mixed, out / name, {"format": "pt"})
 
 

@@ -31,8 +31,10 @@ from torch import nn
 from torch.nn import functional
 
 from ray_app.detectors import load_card
+from ray_app.detectors.cpu import cpu_precision
 from ray_app.detectors.families.frozen import StageBackbone
 from ray_app.detectors.private_api import keep_freed_memory
+from ray_app.detectors.weights import write_aside
 from ray_app.images import ImageLimits, decode_image
 from ray_app.training.head import even_weights
 from ray_app.transforms import ops
@@ -47,6 +49,7 @@ HALF_BATCH = 16  # wholes, and as many crops
 # crops of a real source that get a twin, and the share of pairs in a batch of crops
 TWINS, PAIRED = 12, 0.25
 SAVED_EVERY = 100  # steps
+WARM_UP = 60  # steps
 # one is as found
 KINDS = {
     "whole": ("whole", "whole-wild", "whole-wild"),
@@ -84,15 +87,12 @@ class Views:
 
     def pair_with_twins(self, taesd: Path) -> None:
         """Have (real crop, twin) of some pictures of every real source: `batch` draws from them."""
-        sys.path.insert(0, str(taesd))
-        from taesd import TAESD
-
-        twin = TAESD(str(taesd / "taef2_encoder.pth"), str(taesd / "taef2_decoder.pth")).eval()
+        twin = load_autoencoder(taesd)
         for folder in self._sources[0]:
             crops = np.array(np.load(folder / "detail.npy", mmap_mode="r")[:TWINS])
             kept = folder / "twins.npy"
             if not kept.exists():
-                np.save(kept, np.stack([_decoded_again(twin, crop) for crop in crops]))
+                np.save(kept, np.stack([decode_again(twin, crop) for crop in crops]))
             self._pairs += zip(crops, np.load(kept), strict=True)
 
     def batch(self, kind: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,29 +174,14 @@ class Pair(nn.Module):
         by the root of their pictures.
         """
         features, labels, sources = [], [], []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), autocast():
             for pixels, label, source in views.degraded(kind):
                 features.append(self.backbone(pixels).statistics.float())
                 labels += [label] * len(pixels)
                 sources += [source] * len(pixels)
         known, wanted = torch.cat(features), torch.tensor(labels, dtype=torch.float32)
-        weights = torch.from_numpy(even_weights(np.array(labels), sources, 0.5)).float()
-        for chosen in (wanted == 0, wanted == 1):
-            weights[chosen] *= len(weights) / 2 / weights[chosen].sum()
         mean, scale = known.mean(0), known.std(0) + 1e-3
-        known, head = ((known - mean) / scale).clone(), self.heads[kind]
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        optimiser = torch.optim.LBFGS(head.parameters(), max_iter=40, line_search_fn="strong_wolfe")
-
-        def loss() -> torch.Tensor:
-            optimiser.zero_grad()
-            error = functional.binary_cross_entropy_with_logits(head(known)[:, 0], wanted, weights)
-            error = error + penalty * head.weight.square().sum()
-            error.backward()
-            return error
-
-        optimiser.step(loss)
+        fit_linear(self.heads[kind], (known - mean) / scale, wanted, sources, penalty)
         getattr(self, f"{kind}_mean").copy_(mean)
         getattr(self, f"{kind}_scale").copy_(scale)
 
@@ -226,9 +211,8 @@ class Tuning:
             "step": self.step,
             "random": json.dumps(self._rng.bit_generator.state),
         }
-        half = path.with_suffix(".half")
-        torch.save(state, half)
-        half.replace(path)
+        with write_aside(path) as aside:
+            torch.save(state, aside)
 
     def load(self, path: Path) -> None:
         """Continue from the state in a file."""
@@ -242,15 +226,11 @@ class Tuning:
         """Learn from a batch of wholes and a batch of crops. Returns their mean loss. Labels are
         smoothed by 0.03.
         """
-        share = (
-            min(1.0, (self.step + 1) / 60) * (1 + math.cos(math.pi * self.step / self.steps)) / 2
-        )
-        for group in self._optimiser.param_groups:
-            group["lr"] = group["base"] * share
+        set_rates(self._optimiser, self.step, self.steps)
         losses = 0.0
         for kind in KINDS:
             pixels, labels = views.batch(kind, self._rng)
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 logits = self.pair(pixels, kind)
             loss = functional.binary_cross_entropy_with_logits(
                 logits.float(), labels * 0.94 + 0.03
@@ -261,11 +241,68 @@ class Tuning:
         self._optimiser.step()
         self._optimiser.zero_grad()
         self.step += 1
-        kept = min(0.998, self.step / (self.step + 20))
-        with torch.no_grad():
-            for name, tensor in self.pair.state_dict().items():
-                self.average[name].mul_(kept).add_(tensor, alpha=1 - kept)
+        update_average(self.average, self.pair.state_dict(), self.step)
         return losses
+
+
+def autocast() -> torch.autocast:
+    """Return the context for bf16. It has no effect on a CPU that only emulates bf16, very slowly."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=cpu_precision() == "bf16")
+
+
+def fit_linear(
+    head: nn.Linear, known: torch.Tensor, wanted: torch.Tensor, sources: list[str], penalty: float
+) -> None:
+    """Logistic regression of labels (N,) on features (N, width) that are centred and scaled: classes
+    alike, sources by the root of their pictures.
+    """
+    known = known.clone()  # Features of inference mode have no gradients.
+    weights = torch.from_numpy(even_weights(wanted.numpy(), sources, 0.5)).float()
+    for chosen in (wanted == 0, wanted == 1):
+        weights[chosen] *= len(weights) / 2 / weights[chosen].sum()
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=40, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        error = functional.binary_cross_entropy_with_logits(head(known)[:, 0], wanted, weights)
+        error = error + penalty * head.weight.square().sum()
+        error.backward()
+        return error
+
+    optimiser.step(loss)
+
+
+def set_rates(optimiser: torch.optim.Optimizer, step: int, steps: int) -> None:
+    """Set the learning rates of a step: WARM_UP steps up to `base`, and down along a cosine."""
+    share = min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+    for group in optimiser.param_groups:
+        group["lr"] = group["base"] * share
+
+
+@torch.no_grad()
+def update_average(
+    average: dict[str, torch.Tensor], current: dict[str, torch.Tensor], step: int
+) -> None:
+    """Add the weights after a step to their moving average, which is shorter at the start."""
+    kept = min(0.998, step / (step + 20))
+    for name, tensor in current.items():
+        average[name].mul_(kept).add_(tensor, alpha=1 - kept)
+
+
+def degrade(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Degrade a whole picture `in-the-wild`. A large one is reduced first, which is faster."""
+    shrunk = image.reduce(min(image.size) // 512) if min(image.size) > 1024 else image
+    return InTheWild(short_side=(224, 512))(ops.ImageSample(shrunk, None, 0), rng).image
+
+
+def load_autoencoder(taesd: Path) -> nn.Module:
+    """Load FLUX.2's tiny autoencoder from a clone of madebyollin/taesd."""
+    sys.path.insert(0, str(taesd))
+    from taesd import TAESD
+
+    return TAESD(str(taesd / "taef2_encoder.pth"), str(taesd / "taef2_decoder.pth")).eval()
 
 
 def _views(data: bytes, seed: int) -> dict[str, np.ndarray]:
@@ -273,8 +310,7 @@ def _views(data: bytes, seed: int) -> dict[str, np.ndarray]:
         decode_image(data, ImageLimits(max_bytes=8_000_000)).pixels.convert("RGB"),
         np.random.default_rng(seed),
     )
-    shrunk = image.reduce(min(image.size) // 512) if min(image.size) > 1024 else image
-    wild = InTheWild(short_side=(224, 512))(ops.ImageSample(shrunk, None, 0), rng).image
+    wild = degrade(image, rng)
     part = InTheWild(crop=SIDE)(ops.ImageSample(image, None, 0), rng).image
     return {
         "whole": WHOLE.prepare(image),
@@ -284,9 +320,10 @@ def _views(data: bytes, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def _decoded_again(autoencoder: nn.Module, crop: np.ndarray) -> np.ndarray:
+def decode_again(autoencoder: nn.Module, crop: np.ndarray) -> np.ndarray:
+    """Encode and decode pixels (H, W, 3) uint8."""
     pixels = torch.from_numpy(crop).permute(2, 0, 1)[None].float().div(255)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), autocast():
         made = autoencoder.decoder(autoencoder.encoder(pixels)).float().clamp(0, 1)[0]
     return made.mul(255).round().permute(1, 2, 0).byte().numpy()
 

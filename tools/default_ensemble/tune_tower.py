@@ -17,8 +17,6 @@ on draws what it would have drawn.
 """
 
 import argparse
-import math
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,15 +31,23 @@ from torch import nn
 from torch.nn import functional
 
 from ray_app.detectors import load_card
-from ray_app.detectors.cpu import cpu_precision
-from ray_app.detectors.families.clip_tower import Attention, StatisticsTower
+from ray_app.detectors.families.clip_tower import Attention
+from ray_app.detectors.families.frozen import StatisticsTower
 from ray_app.detectors.families.mae import headwise_attention
 from ray_app.detectors.private_api import keep_freed_memory
+from ray_app.detectors.weights import write_aside
 from ray_app.images import ImageLimits, decode_image
-from ray_app.training.head import even_weights
 from ray_app.transforms import ops
 from ray_app.transforms.perturbations import Perturbation, load_perturbations
-from ray_app.transforms.policies.in_the_wild import InTheWild
+from tools.default_ensemble.tune_photographs import (
+    autocast,
+    decode_again,
+    degrade,
+    fit_linear,
+    load_autoencoder,
+    set_rates,
+    update_average,
+)
 
 # The tower reads the view of the small network, so an image is resized once for both.
 VIEW = load_card("touchstone-photo").preprocessing
@@ -53,7 +59,6 @@ EVERYDAY = 0.3  # Share of images with this damage.
 PAIRED = 1 / 8  # Share of images that are an aligned pair.
 LABEL_SMOOTHING = 0.03
 CONSISTENCY = 0.5  # Weight of the loss that keeps the scores of two views together.
-WARM_UP = 60  # Steps.
 PENALTY = 0.1  # Of the first head.
 
 
@@ -87,12 +92,7 @@ class Archive:
         roots = [np.sqrt([len(mine) for mine in sources]) for sources in self._sources]
         self._chances = [each / each.sum() for each in roots]
         self._damage = load_perturbations([DAMAGE])
-        sys.path.insert(0, str(taesd))
-        from taesd import TAESD
-
-        self._twin = TAESD(
-            str(taesd / "taef2_encoder.pth"), str(taesd / "taef2_decoder.pth")
-        ).eval()
+        self._twin = load_autoencoder(taesd)
 
     def batch(self, size: int, rng: np.random.Generator) -> Batch:
         """Draw a batch: half of it is generated, and some of it pairs of twins."""
@@ -143,8 +143,7 @@ class Archive:
         if rng.random() < EVERYDAY:
             damage: Perturbation = self._damage[rng.integers(len(self._damage))]
             return damage.apply(image, int(rng.integers(2**32)))
-        small = image.reduce(min(image.size) // 512) if min(image.size) > 1024 else image
-        return InTheWild(short_side=(224, 512))(ops.ImageSample(small, None, 0), rng).image
+        return degrade(image, rng)
 
     def _twins(self, image: Image.Image, rng: np.random.Generator) -> list[Image.Image]:
         """A real image and its twin, of a size that the autoencoder takes."""
@@ -153,11 +152,7 @@ class Archive:
             ops.ImageSample(image, None, 0), short, ops.Resampling.BICUBIC, rng
         ).image
         sample = sample.crop((0, 0, *(min(side, 512) // 16 * 16 for side in sample.size)))
-        pixels = torch.from_numpy(np.array(sample)).permute(2, 0, 1)[None].float().div(255)
-        with torch.inference_mode():
-            made = self._twin.decoder(self._twin.encoder(pixels)).clamp(0, 1)[0]
-        again = made.mul(255).round().permute(1, 2, 0).byte().numpy()
-        return [sample, Image.fromarray(again)]
+        return [sample, Image.fromarray(decode_again(self._twin, np.array(sample)))]
 
 
 class LowRank(nn.Module):
@@ -221,7 +216,7 @@ class TunedTower(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, 224, 224), normalised → (N,) log-odds of having been generated."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_precision() == "bf16"):
+        with autocast():
             statistics = self.tower(pixels).statistics
         return self.head((statistics.float() - self.mean) / self.scale)[:, 0]
 
@@ -232,7 +227,7 @@ class TunedTower(nn.Module):
         features, labels, sources = [], [], []
         with (
             torch.inference_mode(),
-            torch.autocast("cpu", torch.bfloat16, enabled=cpu_precision() == "bf16"),
+            autocast(),
         ):
             for pixels, label, source in archive.sample(most, seed=0):
                 features.append(self.tower(pixels).statistics.float())
@@ -281,27 +276,6 @@ class TunedTower(nn.Module):
         }
 
 
-def fit_linear(
-    head: nn.Linear, known: torch.Tensor, wanted: torch.Tensor, sources: list[str], penalty: float
-) -> None:
-    """Logistic regression of labels (N,) on features (N, width) that are centred and scaled."""
-    weights = torch.from_numpy(even_weights(wanted.numpy(), sources, 0.5)).float()
-    for chosen in (wanted == 0, wanted == 1):
-        weights[chosen] *= len(weights) / 2 / weights[chosen].sum()
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=60, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimiser.zero_grad()
-        error = functional.binary_cross_entropy_with_logits(head(known)[:, 0], wanted, weights)
-        error = error + penalty * head.weight.square().sum()
-        error.backward()
-        return error
-
-    optimiser.step(loss)
-
-
 class Tuning:
     """The tuning of a tower, which another process can continue: weights, their moving average, and
     the optimiser.
@@ -333,9 +307,8 @@ class Tuning:
             "optimiser": self._optimiser.state_dict(),
             "step": self.step,
         }
-        half = path.with_suffix(".half")
-        torch.save(state, half)
-        half.replace(path)
+        with write_aside(path) as aside:
+            torch.save(state, aside)
 
     def load(self, path: Path) -> None:
         """Continue from the state in a file."""
@@ -346,13 +319,7 @@ class Tuning:
 
     def take_step(self, batch: Batch) -> tuple[float, float]:
         """Learn from a batch. Returns the mean loss of both views, and that of consistency."""
-        share = (
-            min(1.0, (self.step + 1) / WARM_UP)
-            * (1 + math.cos(math.pi * self.step / self.steps))
-            / 2
-        )
-        for group in self._optimiser.param_groups:
-            group["lr"] = group["base"] * share
+        set_rates(self._optimiser, self.step, self.steps)
         logits = self.network(torch.cat([batch.found, batch.damaged]))
         smoothed = batch.labels * (1 - 2 * LABEL_SMOOTHING) + LABEL_SMOOTHING
         error = functional.binary_cross_entropy_with_logits(logits, smoothed.repeat(2))
@@ -365,14 +332,12 @@ class Tuning:
         self._optimiser.step()
         self._optimiser.zero_grad()
         self.step += 1
-        kept = min(0.998, self.step / (self.step + 20))
-        with torch.no_grad():
-            for name, tensor in self.network.learned().items():
-                self.average[name].mul_(kept).add_(tensor, alpha=1 - kept)
+        update_average(self.average, self.network.learned(), self.step)
         return error.item(), apart.item()
 
 
 def normalise(views: list[np.ndarray]) -> torch.Tensor:
+    """Return views (N, H, W, 3) uint8 as CLIP's input (N, 3, H, W)."""
     return torch.from_numpy((np.stack(views) - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
 
 

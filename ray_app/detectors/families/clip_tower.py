@@ -7,7 +7,7 @@ et al. 2021 (arXiv 2103.00020).
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -237,46 +237,6 @@ class VisionTower(nn.Module):
             "class-token": width,
             "projected": width if self.proj is None else self.proj.shape[1],
         }
-
-
-class TowerStatistics(NamedTuple):
-    """Statistics of tokens of several blocks (N, depths × 3 × width), float32."""
-
-    statistics: torch.Tensor
-
-
-class StatisticsTower(VisionTower):
-    """First blocks of CLIP's image tower, and statistics of their tokens.
-
-    Pixels (N, 3, image_size, image_size), normalised → `TowerStatistics`: for each depth the class
-    token, and mean and standard deviation of the tokens of all patches. Tokens of early blocks still
-    show how an image was generated, as in RINE (arXiv 2402.19091). The state dict has the keys of
-    `VisionTower` without `ln_post` and `proj`.
-
-    Args:
-        depths: After how many blocks the statistics are taken, ascending. There are as many blocks
-            as the last of them.
-        **tower: Arguments of `VisionTower`, except `layers`, `embed_dim`, and `taps`.
-    """
-
-    def __init__(self, *, depths: Sequence[int], **tower: Any) -> None:
-        super().__init__(layers=depths[-1], embed_dim=None, **tower)
-        self.depths, self.ln_post = tuple(depths), nn.Identity()
-
-    def forward(self, pixels: torch.Tensor) -> TowerStatistics:  # type: ignore[override]
-        """Return the statistics of normalised pixels (N, 3, image_size, image_size)."""
-        tokens, statistics = self.embed(pixels), []
-        for depth, block in enumerate(self.transformer.resblocks, start=1):
-            tokens, _ = block(tokens)
-            if depth in self.depths:
-                patches = tokens[:, 1:].float()
-                statistics += [tokens[:, 0].float(), patches.mean(dim=1), patches.std(dim=1)]
-        return TowerStatistics(torch.cat(statistics, dim=1))
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """Width of the feature "statistics"."""
-        return {"statistics": 3 * len(self.depths) * len(self.class_embedding)}
 
 
 class TextTower(nn.Module):

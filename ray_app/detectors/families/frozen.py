@@ -10,7 +10,7 @@ specialised detectors on real-world images (Zhou et al. 2026, arXiv 2602.01738, 
 2302.10174), CLIP-Cues (Willi et al. 2026, arXiv 2602.12381).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.detector import BACKBONE
-from ray_app.detectors.families.clip_tower import StatisticsTower, build_tower
+from ray_app.detectors.families.clip_tower import VisionTower, build_tower
 from ray_app.detectors.families.efficientnet_lite import EfficientNetLite
 from ray_app.errors import DetectorError
 
@@ -104,8 +104,8 @@ class ProjectingBackbone(LibraryBackbone):
         return BackboneFeatures(pooled, self.network.visual_projection(pooled))
 
 
-class StageFeatures(NamedTuple):
-    """Means and standard deviations (N, 2 × channels), float32, from a batch in all stages."""
+class Statistics(NamedTuple):
+    """Statistics of inner features of a batch of N images, (N, width) float32."""
 
     statistics: torch.Tensor
 
@@ -113,7 +113,7 @@ class StageFeatures(NamedTuple):
 class StageBackbone(LibraryBackbone):
     """Backbone that returns statistics of all stages of an EfficientNet-Lite.
 
-    Pixels (N, 3, H, W) → `StageFeatures`: mean and standard deviation of every channel after every
+    Pixels (N, 3, H, W) → `Statistics`: mean and standard deviation of every channel after every
     stage and after the last convolution. For each stage, the means come first. Early stages are
     included because their features still show how an image was generated. The network has no batch
     norms. If a weight file has batch norms, `folded` folds them into the convolutions.
@@ -124,9 +124,9 @@ class StageBackbone(LibraryBackbone):
         super().__init__(network, {"statistics": 2 * sum(network.widths)})
         self.name = name
 
-    def forward(self, pixels: torch.Tensor) -> StageFeatures:
+    def forward(self, pixels: torch.Tensor) -> Statistics:
         """Return the statistics of pixels (N, 3, H, W). H and W must be at least 32."""
-        return StageFeatures(
+        return Statistics(
             torch.cat(
                 [moment for features in self.network.maps(pixels) for moment in _moments(features)],
                 dim=1,
@@ -156,6 +156,40 @@ class StageBackbone(LibraryBackbone):
             )
         network.load_state_dict(dict(zip(expected, tensors, strict=True)), strict=False)
         return network.folded()
+
+
+class StatisticsTower(VisionTower):
+    """First blocks of CLIP's image tower, and statistics of their tokens.
+
+    Pixels (N, 3, image_size, image_size), normalised → `Statistics`: for each depth the class
+    token, and mean and standard deviation of the tokens of all patches. Tokens of early blocks still
+    show how an image was generated, as in RINE (arXiv 2402.19091). The state dict has the keys of
+    `VisionTower` without `ln_post` and `proj`.
+
+    Args:
+        depths: After how many blocks the statistics are taken, ascending. There are as many blocks
+            as the last of them.
+        **tower: Arguments of `VisionTower`, except `layers`, `embed_dim`, and `taps`.
+    """
+
+    def __init__(self, *, depths: Sequence[int], **tower: Any) -> None:
+        super().__init__(layers=depths[-1], embed_dim=None, **tower)
+        self.depths, self.ln_post = tuple(depths), nn.Identity()
+
+    def forward(self, pixels: torch.Tensor) -> Statistics:  # type: ignore[override]
+        """Return the statistics of normalised pixels (N, 3, image_size, image_size)."""
+        tokens, statistics = self.embed(pixels), []
+        for depth, block in enumerate(self.transformer.resblocks, start=1):
+            tokens, _ = block(tokens)
+            if depth in self.depths:
+                patches = tokens[:, 1:].float()
+                statistics += [tokens[:, 0].float(), patches.mean(dim=1), patches.std(dim=1)]
+        return Statistics(torch.cat(statistics, dim=1))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of the feature "statistics"."""
+        return {"statistics": 3 * len(self.depths) * len(self.class_embedding)}
 
 
 class FrozenLinear(nn.Module):

@@ -6,22 +6,20 @@ calibrations, need fakes: the detectors and the ensemble keep theirs.
 
 import csv
 import io
-import shlex
 from pathlib import Path
 
 import numpy as np
 
 from ray_app import __version__
 from ray_app.ensembles import EnsembleCard, Guarantee, Thresholds
-from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate import data, files
 from ray_app.evaluation.calibrate.config import CalibrateConfig
 from ray_app.evaluation.calibrate.division import find_copies, group_images
 from ray_app.evaluation.calibrate.fit_card import RATES, CalibratedCard, LabelledScores
-from ray_app.evaluation.calibrate.run import read_settings
+from ray_app.evaluation.calibrate.run import describe_calibration, read_settings
+from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
 from ray_app.reports.calibration import Calibration
 from ray_app.reports.format import percent
-from ray_app.runs import RunDirectory
 from ray_app.runs.scored_run import load_run
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
@@ -85,20 +83,7 @@ def calibrate_on_reals(config: CalibrateConfig) -> Calibration:
     comment = _HEAD.format(run=run, labels=labels.name)
     files.write_ensemble_card(path, card, comment)
     following = ["touchstone", "score", "ARCHIVE", "--ensemble", str(path), "--out", "RUN"]
-    return Calibration(
-        card=card,
-        path=str(path),
-        run=reading.url,
-        labels=reading.labels,
-        detectors=reading.names,
-        used=len(labelled),
-        labelled=reading.joined,
-        left_out=reading.left_out,
-        remarks=reading.remarks,
-        miss=None,
-        held_out=None,
-        commands=(shlex.join(following),),
-    )
+    return describe_calibration(card, path, reading, [following])
 
 
 def _set_thresholds(
@@ -112,8 +97,7 @@ def _set_thresholds(
     lowest = before.thresholds.real_below
     points = {point.rate: point for point in reals.measure({*RATES, config.fpr}, lowest)}
     chosen = points[config.fpr]
-    size = reals.size(config.fpr)
-    n_reached = int((reals.reals >= chosen.threshold).sum())
+    _, evaluated = reals.evaluate(chosen.threshold, reals.size(config.fpr))
     thresholds = Thresholds(
         real_below=min(lowest, chosen.threshold),
         fake_above=chosen.threshold,
@@ -121,7 +105,7 @@ def _set_thresholds(
         false_positive_rate=chosen.false_positive_rate,
         upper_bound=chosen.upper_bound,
         abstain_real=chosen.abstain_real,
-        n_real=len(reals.reals),
+        n_real=evaluated.n_real,
         measured_on=f"real images of {config.reals}",
     )
     facts = {
@@ -131,36 +115,33 @@ def _set_thresholds(
         "guarantee": Guarantee(
             target_fpr=config.fpr,
             confidence=config.confidence,
-            n_real=len(reals.reals),
-            false_positives=n_reached,
+            n_real=evaluated.n_real,
+            false_positives=evaluated.false_positives,
             upper_bound=chosen.upper_bound,
-            groups=size.groups,
-            effective=size.effective,
+            groups=evaluated.groups,
+            effective=evaluated.effective,
             these_sources=False,
         ),
         "operating_points": tuple(points.values()),
         "settings": read_settings(reading),
         "population": None,
-        "notes": _describe_worth(reals, size.groups, size.effective, chosen.upper_bound, config),
+        "notes": _describe_worth(evaluated, chosen.upper_bound, config.confidence),
     }
     return EnsembleCard.model_validate(before.model_dump() | facts)
 
 
-def _describe_worth(
-    reals: LabelledScores, groups: int, effective: float, bound: float, config: CalibrateConfig
-) -> str:
+def _describe_worth(evaluated: ChosenThreshold, bound: float, confidence: float) -> str:
     """Return sentences on what the bound is worth."""
-    n = len(reals.reals)
     sentences = [
         f"Thresholds chosen by touchstone detectors calibrate --reals {__version__}.",
-        "No fakes were given, so it is not known how many fakes the thresholds find, and `real` only means that nothing was found.",
+        "No fakes were given, so it is not known how many fakes the thresholds find. The verdict real only means that nothing was found.",
     ]
-    if n < ENOUGH_REALS or groups < ENOUGH_SOURCES:
-        sentences.append(
-            f"{n:,} real images of {groups:,} sources or looks are worth {effective:,.0f} independent ones: further images like these exceed the "
-            f"threshold at a rate of at most {percent(bound, 3)} ({percent(config.confidence, 3)} confidence), and nothing is known about other "
-            f"sources. Give at least {ENOUGH_REALS:,} images of {ENOUGH_SOURCES} sources, each in a folder of its own."
-        )
+    if evaluated.n_real < ENOUGH_REALS or evaluated.groups < ENOUGH_SOURCES:
+        sentences += [
+            f"{evaluated.n_real:,} real images of {evaluated.groups:,} sources or looks are worth {evaluated.effective:,.0f} independent images.",
+            f"At most {percent(bound, 3)} of further images like these reach the threshold ({percent(confidence, 3)} confidence).",
+            f"Nothing is known about other sources. Give at least {ENOUGH_REALS:,} images of {ENOUGH_SOURCES} sources, each in its own folder.",
+        ]
     return " ".join(sentences)
 
 
@@ -176,8 +157,6 @@ def _write_labels(path: Path, run: str, folder: str) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image_id", "label", "source"])
-    if not RunDirectory.open(run).exists():
-        raise ConfigError(f"{folder}: it has no images")
     for rows in load_run(run).tables(["image_id", "uri"]):
         for image_id, uri in zip(
             rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True

@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -89,17 +91,30 @@ def calibrate_run(config: CalibrateConfig) -> Calibration:
             f"{path.stem}-figures",
         ],
     )
+    return describe_calibration(card, path, reading, commands, miss=config.miss, held_out=held_out)
+
+
+def describe_calibration(
+    card: EnsembleCard,
+    path: Path,
+    reading: data.LabelledRun,
+    commands: Iterable[Sequence[str]],
+    *,
+    miss: float | None = None,
+    held_out: str | None = None,
+) -> Calibration:
+    """Return the result of a calibration for a report, with the commands that come next."""
     return Calibration(
         card=card,
         path=str(path),
         run=reading.url,
         labels=reading.labels,
         detectors=reading.names,
-        used=len(labelled),
+        used=len(reading.labelled),
         labelled=reading.joined,
         left_out=reading.left_out,
         remarks=reading.remarks,
-        miss=config.miss,
+        miss=miss,
         held_out=held_out,
         commands=tuple(map(shlex.join, commands)),
     )

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ray_app.detectors.families.clip_tower import StatisticsTower, VisionTower
+from ray_app.detectors.families.clip_tower import VisionTower
+from ray_app.detectors.families.frozen import StatisticsTower
 
 SHAPE = {"image_size": 32, "patch_size": 8, "width": 64, "heads": 2, "quick_gelu": True}
 

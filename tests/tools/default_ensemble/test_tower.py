@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.card import Weights
-from ray_app.detectors.families.clip_tower import StatisticsTower, VisionTower
+from ray_app.detectors.families.clip_tower import VisionTower
+from ray_app.detectors.families.frozen import StatisticsTower
 from tests.make.images import encoded, photo
 from tools.default_ensemble import export_tower, tune_tower
 
