@@ -1,16 +1,22 @@
 """How the ensemble `default` was calibrated and measured, on sources that no training has seen.
 
-    python -m tools.default_ensemble.measure_default list data/photos/index.parquet --out held-out.csv
-    touchstone score list::held-out.csv --ensemble default --perturb laundered \\
-        --perturb tools/default_ensemble/small.yaml --out run --set provenance.read=false
-    python -m tools.default_ensemble.measure_default measure data/photos/index.parquet run --out measured.json
+    python -m tools.default_ensemble.measure_default list data/photos/index.parquet \\
+        --splits validation thresholds --out held-out.csv
+    touchstone score list::held-out.csv --perturb laundered --out held-out --set provenance.read=false
+    python -m tools.default_ensemble.measure_default fit data/photos/index.parquet held-out --out fitted.json
 
-`list` names at most 40 files of each source of the splits `validation` and `test`. `measure` fits
-Platt scaling and chooses thresholds on `validation` alone, and measures rates on `test`. A family (owner
-or gallery) is the unit of every interval and bound: its pictures are alike.
+    python -m tools.default_ensemble.measure_default list data/photos/index.parquet --splits test --out test.csv
+    touchstone score list::test.csv --perturb laundered --perturb everyday \\
+        --perturb tools/default_ensemble/small.yaml --out test --set provenance.read=false
+    python -m tools.default_ensemble.measure_default measure data/photos/index.parquet held-out test \\
+        --against default-small --sources configs/photos/sources.csv --out measured.json
 
-The file that `measure` writes has the numbers of the cards (`calibrations`, `ensemble`) and the
-tables of docs/photographs.md.
+`list` names some files of each source. `fit` chooses nothing on `test`: the weights of the detectors
+come from one half of the families of `validation`, all calibrations from the other half, and the
+thresholds from the reals of that half and of the split `thresholds`, which has only reals. Its
+numbers go into the card of the ensemble. `measure` reads cards, and measures them on `test`.
+
+A family (owner or gallery) is the unit of every interval and bound: its pictures are alike.
 """
 
 import argparse
@@ -21,23 +27,33 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from sklearn.linear_model import LogisticRegression
 
 from ray_app import load_run
 from ray_app.detectors.card import Platt
+from ray_app.ensembles import EnsembleCard, combine, load_ensemble_card
 from ray_app.ensembles.decision import logit
 from ray_app.evaluation.calibrate.fit_card import fraction_between
 from ray_app.evaluation.calibrate.thresholds import evaluate_threshold, lowest_threshold
 from ray_app.metrics import calibration
 from ray_app.metrics.arrays import Bools, Floats
 from ray_app.metrics.clusters import effective_size
-from ray_app.metrics.registry import ScoredImages, auc, expected_calibration_error, tpr_at_fpr
+from ray_app.metrics.registry import (
+    ScoredImages,
+    UndefinedError,
+    auc,
+    expected_calibration_error,
+    tpr_at_fpr,
+)
 from ray_app.metrics.shortcut import shortcut_auc
 
 MOST = 40  # files of a source
@@ -65,6 +81,13 @@ GENERATORS = {
     "Ideogram, Leonardo, Firefly": r"Ideogram|Leonardo|Firefly",
     "GANs": r"GAN",
 }
+# Released in 2025 or 2026.
+RECENT = (
+    r"^(?!mixed).*(GPT-Image|gpt-image|GPT-4o|Nano|Gemini|Imagen 4|Seedream|Qwen|Z-Image|Hunyuan|FLUX\.2|"
+    r"Kontext|Lucid|Ideogram 3|Grok|HiDream|Midjourney v7)"
+)
+# Of strata: edges of the short side in pixels, and of the quality of JPEGs.
+SIDES, QUALITIES = (512, 768, 1024), (75, 85, 92, 96)
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,8 @@ class Pictures:
 
     Attributes:
         rows: Their rows in the index.
-        scores: Per view and detector, log-odds (n,). The view without a change is `AS_FOUND`.
+        scores: Per view and detector, log-odds (n,). The view without a change is `AS_FOUND`. NaN
+            if a picture was not scored in a view.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -98,31 +122,99 @@ class Pictures:
             },
         )
 
+    def of_view(self, view: str) -> "Pictures":
+        """Return those with scores in a view, and no other view."""
+        columns = self.scores[view]
+        some = self.take(np.isfinite(np.stack(list(columns.values()))).all(axis=0))
+        return Pictures(some.rows, {view: some.scores[view]})
+
     def of_split(self, split: str) -> "Pictures":
         """Return those of a split."""
         return self.take(np.array([row["split"] == split for row in self.rows], np.bool_))
 
 
-@dataclass(frozen=True)
-class Calibrated:
-    """The calibrations of an ensemble whose rule is the mean of the detectors' log-odds."""
+def score_with(card: EnsembleCard, columns: Mapping[str, Floats]) -> Floats:
+    """Return the score (n,) of an ensemble from the log-odds of its detectors."""
+    members = {member.detector: member.calibration for member in card.members}
+    chosen = {name: columns[name] for name in members}
+    return np.asarray(combine(card, chosen, members), np.float64)
 
-    detectors: Mapping[str, Platt]
-    ensemble: Platt
 
-    @classmethod
-    def fit(cls, pictures: Pictures) -> "Calibrated":
-        """Fit Platt scaling so that probabilities are right where half of the pictures are fake."""
-        columns = pictures.scores[AS_FOUND]
-        detectors = {name: _fit_even(column, pictures.fake) for name, column in columns.items()}
-        plain = cls(detectors, Platt(slope=1, intercept=0))
-        return cls(detectors, _fit_even(plain.score(columns), pictures.fake))
+def is_choosing(family: str) -> bool:
+    """Whether a family of `validation` is in the half on which weights are chosen."""
+    return hashlib.sha256(family.encode()).digest()[0] % 2 == 0
 
-    def score(self, columns: Mapping[str, Floats]) -> Floats:
-        """The ensemble's score (n,) from those of its detectors."""
-        calibrated = [platt(columns[name]) for name, platt in self.detectors.items()]
-        found: Floats = np.asarray(self.ensemble(np.mean(calibrated, axis=0)), np.float64)
-        return found
+
+def fit(pictures: Pictures) -> dict[str, Any]:
+    """Choose weights and thresholds of an ensemble of all detectors in a run. Returns the fields of
+    its card, and metrics of both halves.
+    """
+    held_out = pictures.of_split("validation")
+    chosen = np.array([is_choosing(row["family"]) for row in held_out.rows], np.bool_)
+    choosing, calibrating = held_out.take(chosen), held_out.take(~chosen)
+    platts = {
+        name: _fit_even(column, calibrating.fake)
+        for name, column in calibrating.scores[AS_FOUND].items()
+    }
+    weights = fit_weights(choosing, platts)
+    fields = {
+        "name": "fitted",
+        "title": "fitted",
+        "rule": "weighted",
+        "members": [
+            {"detector": name, "weight": weights[name], "calibration": platt.model_dump()}
+            for name, platt in platts.items()
+        ],
+    }
+    plain = EnsembleCard.model_validate(fields)
+    fields["calibration"] = _fit_even(
+        score_with(plain, calibrating.scores[AS_FOUND]), calibrating.fake
+    ).model_dump()
+    card = EnsembleCard.model_validate(fields)
+    others = pictures.of_split("thresholds")
+    scores = [score_with(card, each.scores[AS_FOUND]) for each in (calibrating, others)]
+    real_below, thresholds = choose_thresholds(
+        np.concatenate(scores), np.concatenate([calibrating.fake, others.fake])
+    )
+    halves = {"choosing": choosing, "calibrating": calibrating}
+    return {
+        "card": fields,
+        "real_below": real_below,
+        "thresholds": thresholds,
+        "reals": {
+            "images": int((~calibrating.fake).sum()) + len(others.rows),
+            "families": len(
+                {
+                    row["family"]
+                    for row in [*calibrating.rows, *others.rows]
+                    if row["label"] == "real"
+                }
+            ),
+        },
+        "metrics": {
+            half: {view: metrics_on(each, view, card) for view in each.scores}
+            for half, each in halves.items()
+        },
+    }
+
+
+def fit_weights(pictures: Pictures, platts: Mapping[str, Platt]) -> dict[str, float]:
+    """The weights of the detectors' calibrated log-odds, with sum 1: logistic regression on all
+    views, as found and changed.
+    """
+    known, wanted = [], []
+    for some in map(pictures.of_view, pictures.scores):
+        (columns,) = some.scores.values()
+        known.append(np.stack([platt(columns[name]) for name, platt in platts.items()], axis=1))
+        wanted.append(some.fake)
+    regression = LogisticRegression(class_weight="balanced")
+    found = regression.fit(np.concatenate(known), np.concatenate(wanted)).coef_[0]
+    if (found < 0).any():
+        raise ValueError(
+            f"a detector has a negative weight: {dict(zip(platts, found, strict=True))}"
+        )
+    shares = found / found.sum()
+    return {name: round(float(share), 3) for name, share in zip(platts, shares, strict=True)}
 
 
 def _fit_even(scores: Floats, fake: Bools) -> Platt:
@@ -181,12 +273,9 @@ def with_interval(
     measure: Callable[[ScoredImages], float], scores: Floats, fake: Bools, families: np.ndarray
 ) -> list[float]:
     """A metric with its 95 % interval, by bootstrap over families: value, low, high."""
-    rng = np.random.default_rng(0)
-    places = [np.flatnonzero(families == code) for code in np.unique(families)]
     drawn = []
-    for _ in range(DRAWS):
-        chosen = np.concatenate([places[i] for i in rng.integers(len(places), size=len(places))])
-        if fake[chosen].any() and not fake[chosen].all():
+    for chosen in draw_families(fake, families):
+        with suppress(UndefinedError):  # Too few reals in this draw.
             drawn.append(measure(ScoredImages.from_scores(scores[chosen], fake[chosen])))
     low, high = np.percentile(drawn, (2.5, 97.5))
     return [
@@ -195,15 +284,31 @@ def with_interval(
     ]
 
 
+def draw_families(fake: Bools, families: np.ndarray) -> Iterator[np.ndarray]:
+    """Bootstrap: the places of the pictures of as many families, drawn with replacement."""
+    rng = np.random.default_rng(0)
+    places = [np.flatnonzero(families == code) for code in np.unique(families)]
+    for _ in range(DRAWS):
+        chosen = np.concatenate([places[i] for i in rng.integers(len(places), size=len(places))])
+        if fake[chosen].any() and not fake[chosen].all():
+            yield chosen
+
+
 def metrics_of(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str, Any]:
-    """AUC and recall at false-positive rates of 1 % and 5 %, each with its interval."""
-    return {
+    """AUC and recall at false-positive rates of 1 % and 5 %, each with its interval. With fewer than
+    100 reals, there is no recall.
+    """
+    found = {
         "n_real": int((~fake).sum()),
         "n_fake": int(fake.sum()),
         "auc": with_interval(auc, scores, fake, families),
-        "recall_at_1": with_interval(partial(tpr_at_fpr, one_in=100), scores, fake, families),
-        "recall_at_5": with_interval(partial(tpr_at_fpr, one_in=20), scores, fake, families),
     }
+    if found["n_real"] >= 100:
+        for percent, one_in in ((1, 100), (5, 20)):
+            found[f"recall_at_{percent}"] = with_interval(
+                partial(tpr_at_fpr, one_in=one_in), scores, fake, families
+            )
+    return found
 
 
 def by_source(scores: Floats, pictures: Pictures) -> dict[str, dict[str, Any]]:
@@ -294,67 +399,144 @@ def check_bounds(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str,
     }
 
 
-def measure(pictures: Pictures) -> dict[str, Any]:
-    """Calibrate on `validation`, measure on `test`. Returns what the file holds."""
-    held_out, test = pictures.of_split("validation"), pictures.of_split("test")
-    fitted = Calibrated.fit(held_out)
-    real_below, thresholds = choose_thresholds(
-        fitted.score(held_out.scores[AS_FOUND]), held_out.fake
-    )
-    default = thresholds[DEFAULT_RATE]
-    families, fake = test.codes("family"), test.fake
-    scores = {view: fitted.score(columns) for view, columns in test.scores.items()}
-    found = scores[AS_FOUND]
-    sources = by_source(found, test)
-    both = pictures.take(
-        np.array([row["split"] in ("validation", "test") for row in pictures.rows])
-    )
+def measure(card: EnsembleCard, older: EnsembleCard, pictures: Pictures) -> dict[str, Any]:
+    """Measure an ensemble on `test`, next to another one. Returns what the file holds."""
+    test = pictures.of_split("test")
+    views = {view: test.of_view(view) for view in test.scores}
+    scores = {view: score_with(card, some.scores[view]) for view, some in views.items()}
+    before = {view: score_with(older, some.scores[view]) for view, some in views.items()}
+    thresholds = {point.rate: point.threshold for point in card.operating_points}
+    default, real_below = thresholds[DEFAULT_RATE], card.thresholds.real_below
+    found, test = scores[AS_FOUND], views[AS_FOUND]
+    sources = {view: by_source(scores[view], some) for view, some in views.items()}
     return {
-        "calibrations": {name: one.model_dump() for name, one in fitted.detectors.items()},
-        "ensemble": {
-            "calibration": fitted.ensemble.model_dump(),
-            "real_below": real_below,
-            "operating_points": measure_points(real_below, thresholds, test, found),
-        },
-        "validation": metrics_of(
-            fitted.score(held_out.scores[AS_FOUND]), held_out.fake, held_out.codes("family")
-        ),
+        "operating_points": measure_points(real_below, thresholds, test, found),
         "test": {
-            view: metrics_of(column, fake, families)
-            | {"mean_auc_of_sources": _mean(by_source(column, test))}
-            for view, column in scores.items()
+            view: metrics_on(some, view, card) | {"mean_auc_of_sources": _mean(sources[view])}
+            for view, some in views.items()
+        },
+        "older": {view: metrics_on(some, view, older) for view, some in views.items()},
+        "gain": {
+            view: gain_of(scores[view], before[view], some.fake, some.codes("family"))
+            for view, some in views.items()
         },
         "detectors": {
-            name: metrics_of(column, fake, families)
-            for name, column in test.scores[AS_FOUND].items()
+            view: {
+                name: metrics_of(column, some.fake, some.codes("family"))
+                for name, column in some.scores[view].items()
+            }
+            for view, some in views.items()
+        },
+        "subsets": {
+            name: compare_on(chosen, test, found, before[AS_FOUND])
+            for name, chosen in list_subsets(test).items()
         },
         "calibration_error": with_interval(
-            lambda images: expected_calibration_error(_even(images)), found, fake, families
+            lambda images: expected_calibration_error(_even(images)),
+            found,
+            test.fake,
+            test.codes("family"),
         ),
         "points_on_test": {
             f"{rate:g}": {
-                view: verdict_shares(column, fake, real_below, threshold)
-                for view, column in scores.items()
+                view: verdict_shares(scores[view], some.fake, real_below, threshold)
+                for view, some in views.items()
             }
             for rate, threshold in thresholds.items()
         },
-        "weakest_sources": sorted(
-            ({"source": name, **facts} for name, facts in sources.items()),
-            key=lambda one: one["auc"],
-        )[:10],
+        "weakest_tenth": {
+            name: _mean(weakest_sources(facts, 0.1))
+            for name, facts in (
+                ("new", sources[AS_FOUND]),
+                ("older", by_source(before[AS_FOUND], test)),
+            )
+        },
+        "weakest_sources": weakest_sources(sources[AS_FOUND], 10 / len(sources[AS_FOUND])),
         "by_generator": {
-            view: rates_by("generator", column, test, default) for view, column in scores.items()
+            view: rates_by("generator", scores[view], some, default) for view, some in views.items()
         },
         "by_kind": {
-            view: rates_by("kind", column, test, default) for view, column in scores.items()
+            view: rates_by("kind", scores[view], some, default) for view, some in views.items()
         },
         "file_facts_auc": shortcut_auc(
-            {name: [row[name] for row in test.rows] for name in FILE_FACTS}, fake
+            {name: [row[name] for row in test.rows] for name in FILE_FACTS}, test.fake
         ).value,
         "splits": check_bounds(
-            fitted.score(both.scores[AS_FOUND]), both.fake, both.codes("family")
+            score_with(card, pictures.scores[AS_FOUND]), pictures.fake, pictures.codes("family")
         ),
     }
+
+
+def metrics_on(pictures: Pictures, view: str, card: EnsembleCard) -> dict[str, Any]:
+    """The metrics of an ensemble in a view."""
+    some = pictures.of_view(view)
+    return metrics_of(score_with(card, some.scores[view]), some.fake, some.codes("family"))
+
+
+def gain_of(new: Floats, old: Floats, fake: Bools, families: np.ndarray) -> list[float]:
+    """The gain in AUC of scores over others of the same pictures, with its 95 % interval."""
+    draws = [
+        _auc(new[chosen], fake[chosen]) - _auc(old[chosen], fake[chosen])
+        for chosen in draw_families(fake, families)
+    ]
+    low, high = np.percentile(draws, (2.5, 97.5))
+    gain = _auc(new, fake) - _auc(old, fake)
+    return [round(number, 4) for number in (gain, float(low), float(high))]
+
+
+def list_subsets(pictures: Pictures) -> dict[str, Bools]:
+    """Pictures that are measured apart, by name: photographs, recent generators, and strata of files."""
+    rows = pictures.rows
+
+    def where(holds: Callable[[Mapping[str, Any]], bool]) -> Bools:
+        return np.array([holds(row) for row in rows], np.bool_)
+
+    subsets = {
+        "photographs": where(lambda row: row["kind"] == "photograph"),
+        "generators of 2025 and 2026": where(
+            lambda row: row["label"] == "real" or bool(re.search(RECENT, row["listed"]))
+        ),
+    }
+    for name in sorted({row["format"] for row in rows}):
+        subsets[f"format {name}"] = where(lambda row, name=name: row["format"] == name)
+    for low, high in pairwise((0, *SIDES, 100_000)):
+        subsets[f"short side {low} to {high - 1}"] = where(
+            lambda row, low=low, high=high: low <= min(row["width"], row["height"]) < high
+        )
+    for low, high in pairwise((0, *QUALITIES, 101)):
+        subsets[f"JPEG quality {low} to {high - 1}"] = where(
+            lambda row, low=low, high=high: (
+                row["format"] == "JPEG"
+                and row["quality"] is not None
+                and low <= row["quality"] < high
+            )
+        )
+    return subsets
+
+
+def compare_on(chosen: Bools, pictures: Pictures, new: Floats, old: Floats) -> dict[str, Any]:
+    """The metrics of two ensembles on some pictures; only their number if a class is missing."""
+    some = pictures.take(chosen)
+    counts = {"n_real": int((~some.fake).sum()), "n_fake": int(some.fake.sum())}
+    if not min(counts.values()):
+        return counts
+    families = some.codes("family")
+    return metrics_of(new[chosen], some.fake, families) | {
+        "older_auc": round(_auc(old[chosen], some.fake), 4),
+        "gain": gain_of(new[chosen], old[chosen], some.fake, families),
+    }
+
+
+def weakest_sources(
+    sources: Mapping[str, Mapping[str, Any]], share: float
+) -> dict[str, Mapping[str, Any]]:
+    """The share of the sources with the lowest AUC."""
+    ordered = sorted(sources.items(), key=lambda one: one[1]["auc"])
+    return dict(ordered[: max(1, round(share * len(ordered)))])
+
+
+def _auc(scores: Floats, fake: Bools) -> float:
+    return auc(ScoredImages.from_scores(scores, fake))
 
 
 def _mean(sources: Mapping[str, Mapping[str, Any]]) -> float:
@@ -369,46 +551,50 @@ def _even(images: ScoredImages) -> ScoredImages:
     return images.select(np.sort(np.concatenate(thinned)))
 
 
-def held_out_rows(index: Path) -> list[dict[str, Any]]:
-    """At most `MOST` rows of each source of `validation` and `test`, those whose SHA-256 of source
-    and file is lowest.
+def held_out_rows(index: Path, splits: Sequence[str], most: int = MOST) -> list[dict[str, Any]]:
+    """At most so many rows of each source of some splits, those whose SHA-256 of source and file is
+    lowest.
     """
     by_name: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in pq.read_table(index).to_pylist():
-        if row["split"] in ("validation", "test"):
-            by_name[row["source"]].append(row)
+    for row in pq.read_table(index, filters=[("split", "in", splits)]).to_pylist():
+        by_name[row["source"]].append(row)
 
     def order(row: Mapping[str, Any]) -> bytes:
         return hashlib.sha256(f"{row['source']}\n{row['sha256']}".encode()).digest()
 
-    return [row for name in sorted(by_name) for row in sorted(by_name[name], key=order)[:MOST]]
+    return [row for name in sorted(by_name) for row in sorted(by_name[name], key=order)[:most]]
 
 
-def read_pictures(index: Path, run: str, kinds: Mapping[str, str]) -> Pictures:
-    """The held-out rows of the index with their scores in a run. Those without a score are left
-    out, and named.
-    """
-    table = load_run(run).table()
-    rows_of = {row["sha256"]: row for row in table.to_pylist() if row["status"] == "ok"}
-    kept = list(_scored(held_out_rows(index), rows_of))
-    views: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in kept:
-        scored = rows_of[row["sha256"]]
-        for view, columns in {AS_FOUND: scored["scores"], **(scored.get("views") or {})}.items():
-            for name, score in columns.items():
-                views[view][name].append(math.nan if score is None else score)
+def read_pictures(index: Path, runs: Sequence[str], kinds: Mapping[str, str]) -> Pictures:
+    """The rows of the index with their scores in runs of the same detectors and perturbations."""
+    known = {row["sha256"]: row for row in pq.read_table(index).to_pylist()}
+    kept, views = [], []
+    for run in runs:
+        for scored in load_run(run).table().to_pylist():
+            row = known.get(scored["sha256"])
+            columns = {AS_FOUND: scored["scores"] or {}, **(scored.get("views") or {})}
+            scores = [score for one in columns.values() for score in one.values()]
+            if row is None or not scores or None in scores:
+                print(f"no score: {scored['uri']}")
+                continue
+            is_fake = row["label"] == "fake"
+            kept.append(
+                row
+                | {
+                    "kind": kinds.get(row["source"]),
+                    "listed": row["generator"],
+                    "generator": _generator(row["generator"]) if is_fake else None,
+                }
+            )
+            views.append(columns)
     return Pictures(
-        [
-            row
-            | {
-                "kind": kinds.get(row["source"]),
-                "generator": _generator(row["generator"]) if row["label"] == "fake" else None,
-            }
-            for row in kept
-        ],
+        kept,
         {
-            view: {name: np.array(column, np.float64) for name, column in columns.items()}
-            for view, columns in views.items()
+            view: {
+                name: np.array([one.get(view, {}).get(name, math.nan) for one in views])
+                for name in views[0][AS_FOUND]
+            }
+            for view in sorted({view for one in views for view in one})
         },
     )
 
@@ -418,32 +604,24 @@ def _generator(listed: str) -> str:
     return next(known, "others, unknown")
 
 
-def _scored(
-    rows: Sequence[dict[str, Any]], rows_of: Mapping[str, Mapping[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        scored = rows_of.get(row["sha256"])
-        columns = (
-            [] if scored is None else [scored["scores"], *(scored.get("views") or {}).values()]
-        )
-        if columns and all(score is not None for one in columns for score in one.values()):
-            yield row
-        else:
-            print(f"no score: {row['uri']}")
-
-
 def main() -> None:
     """As the module says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("list", "measure"):
-        command = commands.add_parser(name)
+    listing, fitting, measuring = (commands.add_parser(name) for name in ("list", "fit", "measure"))
+    for command in (listing, fitting, measuring):
         command.add_argument("index", type=Path, help="index.parquet of gather_photographs")
-        if name == "measure":
-            command.add_argument("run", help="run directory of touchstone score")
-            command.add_argument(
-                "--sources", type=Path, required=True, help="the list, for its column `kind`"
-            )
+    listing.add_argument("--splits", nargs="+", required=True)
+    listing.add_argument("--most", type=int, default=MOST, help="files of a source")
+    fitting.add_argument("run", help="run directory of touchstone score")
+    measuring.add_argument("runs", nargs="+", help="run directories; of them, only the split test")
+    measuring.add_argument("--ensemble", default="default")
+    measuring.add_argument("--against", required=True, help="an ensemble of detectors of the run")
+    for command in (fitting, measuring):
+        command.add_argument(
+            "--sources", type=Path, required=True, help="the list, for its column `kind`"
+        )
+    for command in (listing, fitting, measuring):
         command.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     if asked.command == "list":
@@ -451,13 +629,20 @@ def main() -> None:
             writer = csv.writer(file)
             writer.writerow(["uri"])
             folder = asked.index.resolve().parent
-            writer.writerows([str(folder / row["uri"])] for row in held_out_rows(asked.index))
+            rows = held_out_rows(asked.index, asked.splits, asked.most)
+            writer.writerows([str(folder / row["uri"])] for row in rows)
         return
     with asked.sources.open(newline="") as file:
         kinds = {row["source"]: row["kind"] for row in csv.DictReader(file)}
-    measured = measure(read_pictures(asked.index, asked.run, kinds))
-    asked.out.write_text(json.dumps(measured, indent=1) + "\n")
-    print(json.dumps({key: measured[key] for key in ("ensemble", "test", "splits")}, indent=1))
+    if asked.command == "fit":
+        found = fit(read_pictures(asked.index, [asked.run], kinds))
+    else:
+        found = measure(
+            load_ensemble_card(asked.ensemble),
+            load_ensemble_card(asked.against),
+            read_pictures(asked.index, asked.runs, kinds),
+        )
+    asked.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
