@@ -43,7 +43,8 @@ MAX_BYTES = 4_000_000
 MIN_SIDE, MAX_ASPECT = 256, 3.0
 # files of one source, unless its row says fewer
 MOST_FILES = 200
-HELD_OUT = ("test", "validation")
+# `thresholds`: reals for thresholds and nothing else.
+HELD_OUT = ("test", "thresholds", "validation")
 # Nobody is asked for a password, nothing of a foreign repository is run, and what a partial clone
 # lacks is not fetched one by one.
 QUIET = {
