@@ -93,8 +93,8 @@ def test_uploaded_package_is_small(tmp_path):
     package = tmp_path / "package.zip"
     create_package(str(ROOT), package, include_gitignore=True)
     files = zipfile.ZipFile(package).infolist()
-    # The two shipped backbones are 13.4 MB of it.
-    assert package.stat().st_size < 20 * 2**20, sorted(
+    # The three shipped backbones are 59 MB of it. Ray refuses more than 512 MiB.
+    assert package.stat().st_size < 75 * 2**20, sorted(
         (file.compress_size, file.filename) for file in files
     )[-5:]
     names = [file.filename for file in files]
