@@ -9,12 +9,13 @@
     touchstone score list::test.csv --perturb laundered --perturb everyday \\
         --perturb tools/default_ensemble/small.yaml --out test --set provenance.read=false
     python -m tools.default_ensemble.measure_default measure data/photos/index.parquet held-out test \\
-        --against default-small --sources configs/photos/sources.csv --out measured.json
+        --against OLDER --sources configs/photos/sources.csv --out measured.json
 
 `list` names some files of each source. `fit` chooses nothing on `test`: the weights of the detectors
 come from one half of the families of `validation`, all calibrations from the other half, and the
 thresholds from the reals of that half and of the split `thresholds`, which has only reals. Its
-numbers go into the card of the ensemble. `measure` reads cards, and measures them on `test`.
+numbers go into the card of the ensemble. `measure` reads the card, and compares it on `test` with an
+older ensemble of the same detectors or some of them.
 
 A family (owner or gallery) is the unit of every interval and bound: its pictures are alike.
 """
@@ -401,8 +402,7 @@ def check_bounds(scores: Floats, fake: Bools, families: np.ndarray) -> dict[str,
 
 def measure(card: EnsembleCard, older: EnsembleCard, pictures: Pictures) -> dict[str, Any]:
     """Measure an ensemble on `test`, next to another one. Returns what the file holds."""
-    test = pictures.of_split("test")
-    views = {view: test.of_view(view) for view in test.scores}
+    views = {view: pictures.of_split("test").of_view(view) for view in pictures.scores}
     scores = {view: score_with(card, some.scores[view]) for view, some in views.items()}
     before = {view: score_with(older, some.scores[view]) for view, some in views.items()}
     thresholds = {point.rate: point.threshold for point in card.operating_points}
@@ -487,30 +487,23 @@ def gain_of(new: Floats, old: Floats, fake: Bools, families: np.ndarray) -> list
 def list_subsets(pictures: Pictures) -> dict[str, Bools]:
     """Pictures that are measured apart, by name: photographs, recent generators, and strata of files."""
     rows = pictures.rows
-
-    def where(holds: Callable[[Mapping[str, Any]], bool]) -> Bools:
-        return np.array([holds(row) for row in rows], np.bool_)
-
+    kinds, formats = (np.array([row[name] for row in rows]) for name in ("kind", "format"))
+    is_recent = np.array([bool(re.search(RECENT, row["listed"])) for row in rows])
+    sides = np.array([min(row["width"], row["height"]) for row in rows])
+    # NaN is in no stratum.
+    qualities = np.array(
+        [row["quality"] if row["format"] == "JPEG" else None for row in rows], np.float64
+    )
     subsets = {
-        "photographs": where(lambda row: row["kind"] == "photograph"),
-        "generators of 2025 and 2026": where(
-            lambda row: row["label"] == "real" or bool(re.search(RECENT, row["listed"]))
-        ),
+        "photographs": kinds == "photograph",
+        "generators of 2025 and 2026": is_recent | ~pictures.fake,
     }
-    for name in sorted({row["format"] for row in rows}):
-        subsets[f"format {name}"] = where(lambda row, name=name: row["format"] == name)
+    for name in np.unique(formats):
+        subsets[f"format {name}"] = formats == name
     for low, high in pairwise((0, *SIDES, 100_000)):
-        subsets[f"short side {low} to {high - 1}"] = where(
-            lambda row, low=low, high=high: low <= min(row["width"], row["height"]) < high
-        )
+        subsets[f"short side {low} to {high - 1}"] = (low <= sides) & (sides < high)
     for low, high in pairwise((0, *QUALITIES, 101)):
-        subsets[f"JPEG quality {low} to {high - 1}"] = where(
-            lambda row, low=low, high=high: (
-                row["format"] == "JPEG"
-                and row["quality"] is not None
-                and low <= row["quality"] < high
-            )
-        )
+        subsets[f"JPEG quality {low} to {high - 1}"] = (low <= qualities) & (qualities < high)
     return subsets
 
 
@@ -566,7 +559,9 @@ def held_out_rows(index: Path, splits: Sequence[str], most: int = MOST) -> list[
 
 
 def read_pictures(index: Path, runs: Sequence[str], kinds: Mapping[str, str]) -> Pictures:
-    """The rows of the index with their scores in runs of the same detectors and perturbations."""
+    """The rows of the index with their scores in runs of the same detectors, and with the kind of
+    their source.
+    """
     known = {row["sha256"]: row for row in pq.read_table(index).to_pylist()}
     kept, views = [], []
     for run in runs:
@@ -614,13 +609,12 @@ def main() -> None:
     listing.add_argument("--splits", nargs="+", required=True)
     listing.add_argument("--most", type=int, default=MOST, help="files of a source")
     fitting.add_argument("run", help="run directory of touchstone score")
-    measuring.add_argument("runs", nargs="+", help="run directories; of them, only the split test")
+    measuring.add_argument("runs", nargs="+", help="run directories of touchstone score")
     measuring.add_argument("--ensemble", default="default")
     measuring.add_argument("--against", required=True, help="an ensemble of detectors of the run")
-    for command in (fitting, measuring):
-        command.add_argument(
-            "--sources", type=Path, required=True, help="the list, for its column `kind`"
-        )
+    measuring.add_argument(
+        "--sources", type=Path, required=True, help="the list, for its column `kind`"
+    )
     for command in (listing, fitting, measuring):
         command.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
@@ -632,11 +626,11 @@ def main() -> None:
             rows = held_out_rows(asked.index, asked.splits, asked.most)
             writer.writerows([str(folder / row["uri"])] for row in rows)
         return
-    with asked.sources.open(newline="") as file:
-        kinds = {row["source"]: row["kind"] for row in csv.DictReader(file)}
     if asked.command == "fit":
-        found = fit(read_pictures(asked.index, [asked.run], kinds))
+        found = fit(read_pictures(asked.index, [asked.run], kinds={}))
     else:
+        with asked.sources.open(newline="") as file:
+            kinds = {row["source"]: row["kind"] for row in csv.DictReader(file)}
         found = measure(
             load_ensemble_card(asked.ensemble),
             load_ensemble_card(asked.against),

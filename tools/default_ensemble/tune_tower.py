@@ -71,11 +71,14 @@ class Batch(NamedTuple):
         found: (N, 3, 224, 224), normalised.
         damaged: The same images, damaged.
         labels: 1 for generated (N,).
+        patches: Patches of each view that the step sees: first of all as found, then of all after
+            damage, (2 N, kept).
     """
 
     found: torch.Tensor
     damaged: torch.Tensor
     labels: torch.Tensor
+    patches: torch.Tensor
 
 
 class Archive:
@@ -112,8 +115,13 @@ class Archive:
                 # Twins are damaged alike.
                 damaged.append(VIEW.prepare(self._damaged(one, np.random.default_rng(seed))))
                 labels.append(label + place)
+        patches = (TOWER["image_size"] // TOWER["patch_size"]) ** 2
+        order = rng.random((2 * len(labels), patches)).argsort(axis=1)
         return Batch(
-            normalise(found), normalise(damaged), torch.tensor(labels, dtype=torch.float32)
+            normalise(found),
+            normalise(damaged),
+            torch.tensor(labels, dtype=torch.float32),
+            torch.from_numpy(order[:, : round(KEPT * patches)]),
         )
 
     def sample(self, most: int, seed: int) -> Iterator[tuple[torch.Tensor, int, str]]:
@@ -188,20 +196,6 @@ class TunedAttention(nn.Module):
         return self.out_proj(attended.flatten(2))
 
 
-class SparseTower(StatisticsTower):
-    """The tower, which sees only some patches of each view, if `patches` (N, kept) names them."""
-
-    patches: torch.Tensor | None = None
-
-    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the tokens (N, 1 + kept, width) before the first block."""
-        tokens = super().embed(pixels)
-        if self.patches is None:
-            return tokens
-        chosen = self.patches[..., None].expand(-1, -1, tokens.shape[2])
-        return torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, chosen)], dim=1)
-
-
 class TunedTower(nn.Module):
     """The tower with low-rank additions, and a linear head on centred and scaled statistics."""
 
@@ -213,7 +207,7 @@ class TunedTower(nn.Module):
         shape: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.tower = SparseTower(depths=depths, **(shape or TOWER))
+        self.tower = StatisticsTower(depths=depths, **(shape or TOWER))
         self.tower.load_state_dict(
             {name: weights[name] for name in self.tower.state_dict()}, strict=True
         )
@@ -230,10 +224,16 @@ class TunedTower(nn.Module):
         self.register_buffer("scale", torch.ones(width))
         self.head = nn.Linear(width, 1)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, 3, 224, 224), normalised → (N,) log-odds of having been generated."""
+    def forward(self, pixels: torch.Tensor, patches: torch.Tensor | None = None) -> torch.Tensor:
+        """(N, 3, 224, 224), normalised → (N,) log-odds of having been generated. If `patches`
+        (N, kept) is given, the tower sees only these patches of each view.
+        """
         with autocast():
-            statistics = self.tower(pixels).statistics
+            tokens = self.tower.embed(pixels)
+            if patches is not None:
+                chosen = patches[..., None].expand(-1, -1, tokens.shape[2])
+                tokens = torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, chosen)], dim=1)
+            statistics = self.tower.summarise(tokens).statistics
         return self.head((statistics.float() - self.mean) / self.scale)[:, 0]
 
     def fit_head(self, archive: Archive, most: int) -> None:
@@ -241,10 +241,7 @@ class TunedTower(nn.Module):
         root of their images.
         """
         features, labels, sources = [], [], []
-        with (
-            torch.inference_mode(),
-            autocast(),
-        ):
+        with torch.inference_mode(), autocast():
             for pixels, label, source in archive.sample(most, seed=0):
                 features.append(self.tower(pixels).statistics.float())
                 labels += [label] * len(pixels)
@@ -336,8 +333,7 @@ class Tuning:
     def take_step(self, batch: Batch) -> tuple[float, float]:
         """Learn from a batch. Returns the mean loss of both views, and that of consistency."""
         set_rates(self._optimiser, self.step, self.steps)
-        self.network.tower.patches = self._draw_patches(2 * len(batch.labels))
-        logits = self.network(torch.cat([batch.found, batch.damaged]))
+        logits = self.network(torch.cat([batch.found, batch.damaged]), batch.patches)
         smoothed = batch.labels * (1 - 2 * LABEL_SMOOTHING) + LABEL_SMOOTHING
         error = functional.binary_cross_entropy_with_logits(logits, smoothed.repeat(2))
         found, damaged = logits.chunk(2)
@@ -351,12 +347,6 @@ class Tuning:
         self.step += 1
         update_average(self.average, self.network.learned(), self.step)
         return error.item(), apart.item()
-
-    def _draw_patches(self, views: int) -> torch.Tensor:
-        """Draw the patches of each view that this step sees, (views, kept)."""
-        patches = len(self.network.tower.positional_embedding) - 1
-        order = torch.rand(views, patches, generator=torch.Generator().manual_seed(self.step))
-        return order.argsort(dim=1)[:, : round(KEPT * patches)]
 
 
 def normalise(views: list[np.ndarray]) -> torch.Tensor:

@@ -178,7 +178,11 @@ class StatisticsTower(VisionTower):
 
     def forward(self, pixels: torch.Tensor) -> Statistics:  # type: ignore[override]
         """Return the statistics of normalised pixels (N, 3, image_size, image_size)."""
-        tokens, statistics = self.embed(pixels), []
+        return self.summarise(self.embed(pixels))
+
+    def summarise(self, tokens: torch.Tensor) -> Statistics:
+        """Run the blocks on tokens (N, 1 + patches, width), and return their statistics."""
+        statistics = []
         for depth, block in enumerate(self.transformer.resblocks, start=1):
             tokens, _ = block(tokens)
             if depth in self.depths:

@@ -99,6 +99,22 @@ def test_additions_and_normalisation_are_merged_exactly(network):
     assert scores.numpy() == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_step_sees_only_the_patches_of_its_batch(network):
+    change(network)
+    pixels = tune_tower.normalise(views())
+    order = torch.rand(len(pixels), 49).argsort(dim=1)
+    with torch.inference_mode():
+        whole = network(pixels).numpy()
+        # Statistics do not depend on the order of the patches.
+        assert network(pixels, order).numpy() == pytest.approx(whole, abs=1e-4)
+        half = network(pixels, order[:, :24])
+        darker = pixels.clone()
+        row, column = divmod(int(order[0, -1]), 7)
+        darker[0, :, row * 32 : row * 32 + 32, column * 32 : column * 32 + 32] = -2
+        assert torch.equal(network(darker, order[:, :24]), half)
+        assert network(darker).numpy() != pytest.approx(whole, abs=1e-4)
+
+
 def test_half_of_a_tuning_has_half_of_the_additions(network, tmp_path):
     before = {name: tensor.clone() for name, tensor in network.learned().items()}
     change(network)
